@@ -1,0 +1,121 @@
+//! Actor-based multi-stage pipelines between queues that lose nothing.
+//!
+//! Write a component (a Rust function), name queues and stages in a pipeline file, run it:
+//!
+//! ```no_run
+//! use brigade::prelude::*;
+//!
+//! #[derive(serde::Deserialize)]
+//! struct Order { id: u64, total: f64 }
+//!
+//! #[derive(serde::Serialize, Output)]
+//! struct Invoice { order: u64, due: f64 }
+//!
+//! async fn bill(order: Order) -> Result<Invoice, Failure> {
+//!     if order.total < 0.0 {
+//!         return Err(Failure::reject("negative total"));
+//!     }
+//!     Ok(Invoice { order: order.id, due: order.total * 1.2 })
+//! }
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let registry = brigade::registry().component("bill", bill);
+//! let pipeline = Pipeline::from_file("pipelines/bills.yaml", &registry)?;
+//! let running = Supervisor::new().add(pipeline).start().await?;
+//! running.until_idle(None).await?;
+//! running.drain().await;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! With `brigade::main! { bill }` a program has the whole command line with its own components.
+
+pub use brigade_core::{
+    BoxError, Cause, CauseKind, DeadLetter, Failure, Headers, Message, MessageId, Timestamp,
+};
+pub use brigade_core::{component, connector, delivery, state};
+pub use brigade_embedded::{
+    Options as EmbeddedOptions, Store as EmbeddedStore, Sync as EmbeddedSync,
+};
+pub use brigade_macros::Output;
+pub use brigade_memory::{Memory, MemoryState};
+pub use brigade_pipeline as pipeline_file;
+pub use brigade_runtime::{
+    CommandError, Event, Events, LoadError, Pipeline, PipelineStatus, Registry, Running,
+    StageState, StageStatus, StartError, Stopped, Supervisor,
+};
+
+/// What programs with components usually need.
+pub mod prelude {
+    pub use crate::component::{BatchComponent, Component, Context, Emit, Raw, Setup};
+    pub use crate::{Failure, Message, Output, Pipeline, Supervisor};
+}
+
+#[doc(hidden)]
+#[cfg(feature = "cli")]
+pub use brigade_cli as cli;
+
+use std::sync::Arc;
+
+/// Everything that this crate brings: the connectors `embedded`, `file`, `generator` and `memory`,
+/// the built-in components, and the state on SQLite.
+pub fn registry() -> Registry {
+    let mut registry = Registry::new()
+        .connector(Arc::new(brigade_embedded::Embedded))
+        .connector(Arc::new(brigade_file::FileConnector))
+        .connector(Arc::new(brigade_generator::Generator))
+        .connector(Arc::new(Memory::new()))
+        .state(Arc::new(|directory| {
+            let opened = brigade_embedded::Store::open(directory, EmbeddedOptions::default());
+            Box::pin(async move { opened.map(|store| store as Arc<dyn state::StateStore>) })
+        }));
+    for factory in brigade_components::all() {
+        registry = registry.factory(factory);
+    }
+    registry
+}
+
+/// A program with the whole command line and these components.
+///
+/// ```no_run
+/// use brigade::prelude::*;
+///
+/// async fn check(number: u64) -> Result<(), Failure> { Ok(()) }
+///
+/// brigade::main! { check, twice: |number: u64| Ok::<_, Failure>(Emit::value(number * 2)) }
+/// ```
+///
+/// With `; schemas: [Flight]` at the end the Rust types named there, which implement
+/// `schemars::JsonSchema`, can be named as `schema:` of queues.
+#[cfg(feature = "cli")]
+#[macro_export]
+macro_rules! main {
+    (@add $registry:ident) => {};
+    (@add $registry:ident $(,)? ; schemas: [$($schema:ident),* $(,)?]) => {
+        $(let $registry = $registry.schema_of::<$schema>(stringify!($schema));)*
+    };
+    (@add $registry:ident $name:ident : $component:expr $(, $($rest:tt)*)?) => {
+        let $registry = $registry.component(stringify!($name), $component);
+        $crate::main!(@add $registry $($($rest)*)?);
+    };
+    (@add $registry:ident $name:ident : $component:expr ; $($rest:tt)*) => {
+        let $registry = $registry.component(stringify!($name), $component);
+        $crate::main!(@add $registry ; $($rest)*);
+    };
+    (@add $registry:ident $name:ident $(, $($rest:tt)*)?) => {
+        let $registry = $registry.component(stringify!($name), $name);
+        $crate::main!(@add $registry $($($rest)*)?);
+    };
+    (@add $registry:ident $name:ident ; $($rest:tt)*) => {
+        let $registry = $registry.component(stringify!($name), $name);
+        $crate::main!(@add $registry ; $($rest)*);
+    };
+    ($($components:tt)*) => {
+        fn main() -> ::std::process::ExitCode {
+            let registry = $crate::registry();
+            $crate::main!(@add registry $($components)*);
+            $crate::cli::main(registry)
+        }
+    };
+}

@@ -1,0 +1,123 @@
+//! What the commands share: loading a file, printing.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use brigade_core::connector::{ConnectorEnv, QueueAdmin, QueueSpec};
+use brigade_core::state::StateStore;
+use brigade_pipeline::{Loaded, Overrides, PipelineFile};
+use brigade_runtime::{Pipeline, Registry};
+use clap::Args;
+use comfy_table::{Table, TableStyle};
+
+/// A pipeline file, and what is laid over it.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct FileArguments {
+    /// The pipeline file: .yaml, .toml or .json.
+    pub(crate) file: PathBuf,
+    /// Set a key, as in `--set stages.check.workers=4`; may stand several times.
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// The directory of the pipeline's state, whatever the file says.
+    #[arg(long, value_name = "PATH")]
+    state: Option<PathBuf>,
+}
+
+impl FileArguments {
+    /// Loads and checks the file; what looks wrong is printed.
+    pub(crate) fn load(&self, registry: &Registry) -> anyhow::Result<Loaded> {
+        let overrides = Overrides { sets: self.set.clone(), ..Overrides::from_env() };
+        let loaded = PipelineFile::load(&self.file, &overrides, registry)?;
+        for warning in &loaded.warnings {
+            say(&format!("{warning}\n"));
+        }
+        Ok(loaded)
+    }
+
+    /// The pipeline with its code.
+    pub(crate) fn pipeline(&self, registry: &Registry) -> anyhow::Result<Pipeline> {
+        let pipeline = Pipeline::new(self.load(registry)?.topology, registry)?;
+        Ok(match &self.state {
+            Some(path) => pipeline.state_path(path),
+            None => pipeline,
+        })
+    }
+
+    /// The pipeline, and its state opened.
+    pub(crate) async fn open(&self, registry: &Registry) -> anyhow::Result<Opened> {
+        let pipeline = self.pipeline(registry)?;
+        let state = pipeline.open_state().await?;
+        Ok(Opened { pipeline, state })
+    }
+}
+
+/// A pipeline whose queues are looked into.
+pub(crate) struct Opened {
+    pub(crate) pipeline: Pipeline,
+    pub(crate) state: Arc<dyn StateStore>,
+}
+
+impl Opened {
+    /// A queue of the file, or one that the state keeps.
+    pub(crate) async fn queue(
+        &self,
+        name: &str,
+        registry: &Registry,
+    ) -> anyhow::Result<Arc<dyn QueueAdmin>> {
+        let topology = self.pipeline.topology();
+        if let Some(queue) = topology.queues.get(name) {
+            let connector = registry.connector_of(&queue.type_name);
+            let connector = connector.ok_or_else(|| anyhow::anyhow!("no connector"))?;
+            let env = ConnectorEnv { state: Arc::clone(&self.state) };
+            return Ok(connector.admin(&queue.spec, &env).await?);
+        }
+        let kept = self.state.queue_names(&topology.pipeline).await?;
+        anyhow::ensure!(
+            name.starts_with('~') || kept.iter().any(|kept| kept == name),
+            "no queue `{name}` in {}; there are: {}",
+            topology.pipeline,
+            topology.queues.keys().map(|name| name.to_string()).collect::<Vec<_>>().join(", ")
+        );
+        let spec = QueueSpec::new(&topology.pipeline, name, serde_json::json!({}));
+        Ok(self.state.queue_admin(&spec).await?)
+    }
+
+    /// Ends what was opened.
+    pub(crate) async fn close(self) -> anyhow::Result<()> {
+        Ok(self.state.shutdown().await?)
+    }
+}
+
+/// Prints to standard output; a reader that went away is no error.
+pub(crate) fn print(text: &str) {
+    let mut out = std::io::stdout().lock();
+    let _ = out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n"));
+}
+
+/// Says something beside the output.
+pub(crate) fn say(text: &str) {
+    let mut err = std::io::stderr().lock();
+    let _ = err.write_all(text.as_bytes()).and_then(|()| err.write_all(b"\n"));
+}
+
+/// Says what went wrong, with everything that caused it.
+pub(crate) fn complain(error: &anyhow::Error) {
+    let text = format!("{error:#}");
+    match text.starts_with("error") {
+        true => say(&text),
+        false => say(&format!("error: {text}")),
+    }
+}
+
+/// A table for a terminal.
+pub(crate) fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_style(TableStyle::new()).set_header(header.to_vec());
+    table
+}
+
+/// A number that may not be known.
+pub(crate) fn number(number: Option<u64>) -> String {
+    number.map_or_else(|| "?".to_owned(), |number| number.to_string())
+}

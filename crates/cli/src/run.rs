@@ -1,0 +1,135 @@
+use std::time::Duration;
+
+use brigade_core::Period;
+use brigade_pipeline::LogFormat;
+use brigade_runtime::{PipelineStatus, Registry, Running, Stopped, Supervisor};
+use clap::Args;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tokio::sync::mpsc;
+use tracing_subscriber::EnvFilter;
+
+use crate::Exit;
+use crate::common::{FileArguments, print, say, table};
+
+/// Run a pipeline until it is stopped, or until nothing is left to do.
+#[derive(Debug, Args)]
+pub(crate) struct Run {
+    #[command(flatten)]
+    file: FileArguments,
+    /// Run only these stages; the others run in other processes.
+    #[arg(long, value_name = "STAGES", value_delimiter = ',')]
+    stage: Vec<String>,
+    /// End when nothing is left to do. The quiet time is for queues that cannot tell whether they
+    /// are empty.
+    #[arg(long, value_name = "QUIET", num_args = 0..=1, require_equals = true)]
+    until_idle: Option<Option<Period>>,
+}
+
+/// Why a run ends.
+enum Ending {
+    Idle,
+    Signal,
+}
+
+impl Run {
+    pub(crate) async fn run(&self, registry: &Registry) -> anyhow::Result<Exit> {
+        let mut pipeline = self.file.pipeline(registry)?;
+        if !self.stage.is_empty() {
+            pipeline = pipeline.stages(&self.stage)?;
+        }
+        let topology = pipeline.topology();
+        log(topology.log_format, topology.log_level.as_deref())?;
+        let mut signals = signals()?;
+        let running = Supervisor::new().add(pipeline).start().await?;
+        let idle = async {
+            match &self.until_idle {
+                Some(quiet) => running.until_idle(quiet.map(|quiet| quiet.0)).await,
+                None => std::future::pending().await,
+            }
+        };
+        let ending = tokio::select! {
+            idle = idle => { idle?; Ending::Idle }
+            _ = signals.recv() => Ending::Signal,
+        };
+        if matches!(ending, Ending::Signal) {
+            tracing::info!("draining; a second signal aborts");
+        }
+        let status = running.status().await;
+        let stopped = tokio::select! {
+            stopped = end(running, &ending) => stopped,
+            _ = signals.recv() => {
+                say("aborted: what was in flight is handled again at the next start");
+                return Ok(Exit::Aborted);
+            }
+        };
+        summary(&status);
+        Ok(exit(&stopped))
+    }
+}
+
+async fn end(running: Running, ending: &Ending) -> Vec<Stopped> {
+    match ending {
+        // Nothing is in flight; this closes connections.
+        Ending::Idle => running.stop(Some(Duration::from_secs(10))).await,
+        Ending::Signal => running.stop(None).await,
+    }
+}
+
+fn exit(stopped: &[Stopped]) -> Exit {
+    for (stage, error) in stopped.iter().flat_map(|stopped| &stopped.failed) {
+        say(&format!("error: stage `{stage}` failed: {error}"));
+    }
+    if stopped.iter().any(|stopped| !stopped.failed.is_empty()) {
+        Exit::Failed
+    } else if stopped.iter().any(|stopped| stopped.dead_letters > 0) {
+        Exit::DeadLetters
+    } else {
+        Exit::Done
+    }
+}
+
+/// Tells what each stage did.
+fn summary(pipelines: &[PipelineStatus]) {
+    let header = ["stage", "received", "acked", "filtered", "dead letters", "requeued", "released"];
+    let mut rows = table(&header);
+    for stage in pipelines.iter().flat_map(|pipeline| &pipeline.stages) {
+        rows.add_row([
+            stage.stage.clone(),
+            stage.received.to_string(),
+            stage.acked.to_string(),
+            stage.filtered.to_string(),
+            stage.dead_lettered.to_string(),
+            stage.requeued.to_string(),
+            stage.released.to_string(),
+        ]);
+    }
+    print(&rows.to_string());
+}
+
+/// Signals as messages: the first drains, the second aborts.
+fn signals() -> anyhow::Result<mpsc::UnboundedReceiver<i32>> {
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let (sender, receiver) = mpsc::unbounded_channel();
+    std::thread::Builder::new().name("brigade-signals".to_owned()).spawn(move || {
+        for signal in signals.forever() {
+            if sender.send(signal).is_err() {
+                return;
+            }
+        }
+    })?;
+    Ok(receiver)
+}
+
+fn log(format: LogFormat, level: Option<&str>) -> anyhow::Result<()> {
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(directives) if !directives.is_empty() => EnvFilter::try_new(directives)?,
+        _ => EnvFilter::try_new(level.unwrap_or("info"))?,
+    };
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let set = match format {
+        LogFormat::Human => lines.with_target(false).try_init(),
+        LogFormat::Json => lines.json().try_init(),
+    };
+    set.map_err(|error| anyhow::anyhow!("logging cannot be set up: {error}"))
+}

@@ -1,0 +1,100 @@
+use std::time::{Duration, SystemTime};
+
+use brigade_core::component::{
+    AnyComponent, ComponentFactory, Context, Emit, HandleError, StageSite,
+};
+use brigade_core::connector::Problem;
+use brigade_core::field::FieldPath;
+use brigade_core::{Period, Timestamp};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::shared::{Inline, Inlined, forward, json, problem, reject, schema, settings};
+
+/// `delay`: passes messages on so that they are handed out only after a while, or at a time that
+/// stands in them. Its outputs are queues that can delay.
+///
+/// ```yaml
+/// component: { delay: { for: 5m } }
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct Delay;
+
+/// The settings of `delay`: one of the two.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Settings {
+    /// For this long.
+    #[serde(default, rename = "for")]
+    period: Option<Period>,
+    /// Until the time in this field: milliseconds since 1970, or RFC 3339.
+    #[serde(default)]
+    until: Option<String>,
+}
+
+#[derive(Clone)]
+enum Delaying {
+    For(Duration),
+    Until(FieldPath),
+}
+
+impl ComponentFactory for Delay {
+    fn name(&self) -> &'static str {
+        "delay"
+    }
+
+    fn schema(&self) -> Option<Value> {
+        schema::<Settings>()
+    }
+
+    fn build(&self, given: &Value, _: &StageSite) -> Result<Box<dyn AnyComponent>, Vec<Problem>> {
+        let settings: Settings = settings(given)?;
+        let delaying = match (settings.period, settings.until) {
+            (Some(period), None) => Delaying::For(period.0),
+            (None, Some(field)) => match field.parse() {
+                Ok(field) => Delaying::Until(field),
+                Err(error) => {
+                    let error: brigade_core::field::FieldPathError = error;
+                    return Err(vec![Problem::at("until", error.to_string())]);
+                }
+            },
+            _ => return Err(vec![problem("expected `for` or `until`, one of the two")]),
+        };
+        Ok(Box::new(Inlined(delaying)))
+    }
+}
+
+impl Inline for Delaying {
+    fn handle(&mut self, parsed: Option<Value>, cx: &Context) -> Result<Emit, HandleError> {
+        let delay = match self {
+            Self::For(period) => *period,
+            Self::Until(field) => {
+                let payload = json(parsed, cx)?;
+                let time = field.find(&payload).and_then(time);
+                let time = time.ok_or_else(|| {
+                    reject(format!("`{field}` is no time: expected milliseconds or RFC 3339"))
+                })?;
+                time.since(SystemTime::now().into())
+            }
+        };
+        let mut output = forward(cx.message(), None);
+        output.delay = (!delay.is_zero()).then_some(delay);
+        Ok(Emit::from(output))
+    }
+
+    fn delays(&self) -> bool {
+        true
+    }
+}
+
+fn time(value: &Value) -> Option<Timestamp> {
+    match value {
+        Value::Number(ms) => ms.as_i64().map(Timestamp),
+        Value::String(text) => {
+            let time: jiff::Timestamp = text.parse().ok()?;
+            Some(Timestamp(time.as_millisecond()))
+        }
+        _ => None,
+    }
+}

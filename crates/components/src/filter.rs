@@ -1,0 +1,51 @@
+use brigade_core::component::{
+    AnyComponent, ComponentFactory, Context, Emit, HandleError, StageSite,
+};
+use brigade_core::connector::Problem;
+use serde_json::Value;
+
+use crate::jq::{Expression, input};
+use crate::shared::{Inline, Inlined, forward, problem, schema};
+
+/// `filter`: keeps the messages of which a jq expression is true; the others are filtered. What is
+/// neither true nor false is rejected.
+///
+/// ```yaml
+/// component: { filter: ".delay > 15" }
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct Filter;
+
+#[derive(Clone)]
+struct Filtering(Expression);
+
+impl ComponentFactory for Filter {
+    fn name(&self) -> &'static str {
+        "filter"
+    }
+
+    fn schema(&self) -> Option<Value> {
+        schema::<String>()
+    }
+
+    fn build(
+        &self,
+        settings: &Value,
+        _: &StageSite,
+    ) -> Result<Box<dyn AnyComponent>, Vec<Problem>> {
+        let Value::String(text) = settings else {
+            return Err(vec![problem("expected a jq expression, as in `filter: \".delay > 15\"`")]);
+        };
+        let expression = Expression::new(text).map_err(|error| vec![problem(error)])?;
+        Ok(Box::new(Inlined(Filtering(expression))))
+    }
+}
+
+impl Inline for Filtering {
+    fn handle(&mut self, parsed: Option<Value>, cx: &Context) -> Result<Emit, HandleError> {
+        match self.0.test(input(parsed, cx)?)? {
+            true => Ok(Emit::from(forward(cx.message(), None))),
+            false => Ok(Emit::none()),
+        }
+    }
+}

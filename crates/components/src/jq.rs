@@ -1,0 +1,88 @@
+//! jq expressions, by the `jaq` crates.
+
+use std::sync::Arc;
+
+use brigade_core::component::{Context, DecodeError, HandleError};
+use jaq_core::data::JustLut;
+use jaq_core::load::{Arena, File, Loader};
+use jaq_core::{Compiler, Ctx, Vars, unwrap_valr};
+use jaq_json::Val;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::shared::{decode, reject};
+
+/// The most values one expression may make of one message.
+pub(crate) const VALUES_MAX: usize = 10_000;
+
+/// A compiled expression. Integers are exact up to 64 bits; larger ones are floating-point numbers.
+#[derive(Clone)]
+pub(crate) struct Expression {
+    filter: Arc<jaq_core::compile::Filter<jaq_core::Native<JustLut<Val>>>>,
+    text: Arc<str>,
+}
+
+impl Expression {
+    /// Compiles an expression.
+    pub(crate) fn new(text: &str) -> Result<Self, String> {
+        let definitions = jaq_core::defs().chain(jaq_std::defs()).chain(jaq_json::defs());
+        let functions = jaq_core::funs().chain(jaq_std::funs()).chain(jaq_json::funs());
+        let arena = Arena::default();
+        let loader = Loader::new(definitions);
+        let modules = loader.load(&arena, File { code: text, path: () }).map_err(|errors| {
+            let found = errors.first().map(|(_, error)| format!("{error:?}")).unwrap_or_default();
+            format!("`{text}` is no jq expression: {}", first_words(&found))
+        })?;
+        let filter =
+            Compiler::default().with_funs(functions).compile(modules).map_err(|errors| {
+                let undefined = errors.iter().flat_map(|(_, found)| found.iter());
+                let names: Vec<String> = undefined.map(|(name, _)| format!("`{name}`")).collect();
+                format!("`{text}` uses what is not defined: {}", names.join(", "))
+            })?;
+        Ok(Self { filter: Arc::new(filter), text: text.into() })
+    }
+
+    /// What the expression makes of a value.
+    pub(crate) fn run(&self, input: Val) -> Result<Vec<Val>, HandleError> {
+        let context = Ctx::<JustLut<Val>>::new(&self.filter.lut, Vars::new([]));
+        let mut values = Vec::new();
+        for value in self.filter.id.run((context, input)).map(unwrap_valr) {
+            let value = value.map_err(|error| reject(format!("`{}`: {error}", self.text)))?;
+            if values.len() >= VALUES_MAX {
+                let text = &self.text;
+                return Err(reject(format!("`{text}` makes more than {VALUES_MAX} values")));
+            }
+            values.push(value);
+        }
+        Ok(values)
+    }
+
+    /// Whether the expression is true of a value.
+    pub(crate) fn test(&self, input: Val) -> Result<bool, HandleError> {
+        match self.run(input)?.as_slice() {
+            [Val::Bool(verdict)] => Ok(*verdict),
+            [] => Ok(false),
+            [other] => {
+                Err(reject(format!("`{}`: expected true or false, found {other}", self.text)))
+            }
+            _ => Err(reject(format!("`{}`: expected one value, found several", self.text))),
+        }
+    }
+}
+
+/// The payload as a value of jq.
+pub(crate) fn input(parsed: Option<Value>, cx: &Context) -> Result<Val, HandleError> {
+    let wrong = |what: String| decode(DecodeError::new(format!("the payload is no JSON: {what}")));
+    match (parsed, &cx.message().payload) {
+        (Some(value), _) => Val::deserialize(value).map_err(|error| wrong(error.to_string())),
+        (None, Some(bytes)) => {
+            serde_json::from_slice(bytes).map_err(|error| wrong(error.to_string()))
+        }
+        (None, None) => Err(wrong("it is null".to_owned())),
+    }
+}
+
+fn first_words(text: &str) -> String {
+    const SHOWN_MAX: usize = 120;
+    text.chars().take(SHOWN_MAX).collect()
+}

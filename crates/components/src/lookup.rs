@@ -1,0 +1,246 @@
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use brigade_core::BoxError;
+use brigade_core::component::{
+    AnyComponent, ComponentFactory, Context, Emit, Emitted, HandleError, Handling, Kind, Setup,
+    StageSite,
+};
+use brigade_core::connector::Problem;
+use brigade_core::field::FieldPath;
+use futures_util::future::LocalBoxFuture;
+use indexmap::IndexMap;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::shared::{decode, json, problem, reject, schema, settings};
+
+/// `lookup`: adds fields from a CSV or JSON Lines file, found by a key. The file is read when the
+/// stage starts; at most 1,000,000 rows.
+///
+/// ```yaml
+/// component:
+///   lookup:
+///     file: airports.csv
+///     key: iata
+///     match:
+///       - { field: origin, add: { origin_city: city, origin_latitude: latitude } }
+///     types: { latitude: number }
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct Lookup;
+
+/// The settings of `lookup`.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Settings {
+    /// The table: `.csv` with a header line, anything else JSON Lines.
+    file: String,
+    /// The table's column that is searched; its values are distinct.
+    key: String,
+    /// What is looked up for each message.
+    #[serde(rename = "match")]
+    matches: Vec<Match>,
+    /// Types of CSV columns. Default: texts.
+    #[serde(default)]
+    types: IndexMap<String, ColumnType>,
+    /// What happens when a key is not in the table.
+    #[serde(default)]
+    on_miss: OnMiss,
+}
+
+/// One look-up.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Match {
+    /// Where the key stands in the message.
+    field: String,
+    /// The fields to add, each with the table's column.
+    add: IndexMap<String, String>,
+}
+
+/// The type of a column.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum ColumnType {
+    Text,
+    Number,
+    Boolean,
+}
+
+/// What happens when a key is not in the table.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+enum OnMiss {
+    /// The message becomes a dead letter.
+    #[default]
+    Reject,
+    /// The message passes without the fields.
+    Pass,
+}
+
+type Row = serde_json::Map<String, Value>;
+type Table = HashMap<String, Row>;
+
+/// The most rows of a table, so that a wrong file cannot fill the memory.
+const ROWS_MAX: usize = 1_000_000;
+
+#[derive(Clone)]
+struct Looking {
+    settings: Arc<Settings>,
+    fields: Vec<FieldPath>,
+    path: PathBuf,
+    /// Read by `init`; the workers of a lane share it.
+    table: Arc<Table>,
+}
+
+impl ComponentFactory for Lookup {
+    fn name(&self) -> &'static str {
+        "lookup"
+    }
+
+    fn schema(&self) -> Option<Value> {
+        schema::<Settings>()
+    }
+
+    fn build(
+        &self,
+        given: &Value,
+        site: &StageSite,
+    ) -> Result<Box<dyn AnyComponent>, Vec<Problem>> {
+        let settings: Settings = settings(given)?;
+        let fields = settings.matches.iter().map(|found| found.field.parse());
+        let fields = fields.collect::<Result<Vec<FieldPath>, _>>();
+        let fields = fields.map_err(|error| vec![problem(error.to_string())])?;
+        if site.outputs.len() > 1 && !site.copy {
+            let text =
+                format!("stage `{}` has several outputs, and `lookup` names none", site.stage);
+            return Err(vec![problem(text).help("set `copy: true`, or add a `route` stage")]);
+        }
+        let path = PathBuf::from(&settings.file);
+        let table = Arc::default();
+        Ok(Box::new(Looking { settings: Arc::new(settings), fields, path, table }))
+    }
+}
+
+impl Looking {
+    fn load(&self) -> Result<Table, BoxError> {
+        let place = self.path.display();
+        let csv = self.path.extension().is_some_and(|extension| extension == "csv");
+        let rows = if csv { self.csv() } else { self.json_lines() };
+        let mut table = Table::new();
+        for (at, row) in rows.map_err(|error| format!("{place}: {error}"))?.into_iter().enumerate()
+        {
+            let line = at + if csv { 2 } else { 1 };
+            let key = match row.get(&self.settings.key) {
+                Some(Value::String(key)) => key.clone(),
+                Some(other) => other.to_string(),
+                None => {
+                    return Err(format!("{place}:{line}: no column `{}`", self.settings.key).into());
+                }
+            };
+            let columns = self.settings.matches.iter().flat_map(|found| found.add.values());
+            if let Some(missing) = columns.into_iter().find(|column| !row.contains_key(*column)) {
+                return Err(format!("{place}:{line}: no column `{missing}`").into());
+            }
+            if table.contains_key(&key) {
+                return Err(format!("{place}:{line}: the key `{key}` stands twice").into());
+            }
+            if table.len() >= ROWS_MAX {
+                return Err(format!("{place}: more than {ROWS_MAX} rows").into());
+            }
+            table.insert(key, row);
+        }
+        Ok(table)
+    }
+
+    fn csv(&self) -> Result<Vec<Row>, BoxError> {
+        let mut reader = csv::Reader::from_path(&self.path)?;
+        let header = reader.headers()?.clone();
+        let mut rows = Vec::new();
+        for record in reader.records().take(ROWS_MAX + 1) {
+            let record = record?;
+            let line = record.position().map_or(0, csv::Position::line);
+            let mut row = Row::new();
+            for (column, text) in header.iter().zip(record.iter()) {
+                row.insert(column.to_owned(), self.typed(column, text, line)?);
+            }
+            rows.push(row);
+        }
+        Ok(rows)
+    }
+
+    fn typed(&self, column: &str, text: &str, line: u64) -> Result<Value, BoxError> {
+        let wrong = |kind: &str| format!("line {line}: `{text}` in column `{column}` is no {kind}");
+        match self.settings.types.get(column) {
+            None | Some(ColumnType::Text) => Ok(text.into()),
+            Some(ColumnType::Number) => {
+                let number: serde_json::Number = text.parse().map_err(|_| wrong("number"))?;
+                Ok(Value::Number(number))
+            }
+            Some(ColumnType::Boolean) => {
+                Ok(Value::Bool(text.parse().map_err(|_| wrong("boolean"))?))
+            }
+        }
+    }
+
+    fn json_lines(&self) -> Result<Vec<Row>, BoxError> {
+        let text = std::fs::read_to_string(&self.path)?;
+        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+        let row = |(at, line): (usize, &str)| {
+            serde_json::from_str(line).map_err(|error| format!("line {}: {error}", at + 1).into())
+        };
+        lines.take(ROWS_MAX + 1).map(row).collect()
+    }
+
+    fn look_up(&self, parsed: Option<Value>, cx: &Context) -> Result<Emit, HandleError> {
+        let mut payload = json(parsed, cx)?;
+        for (found, field) in self.settings.matches.iter().zip(&self.fields) {
+            let key = field.find(&payload).cloned();
+            let key = match &key {
+                Some(Value::String(key)) => key.clone(),
+                Some(Value::Null) | None => String::new(),
+                Some(other) => other.to_string(),
+            };
+            let Some(row) = self.table.get(&key) else {
+                if self.settings.on_miss == OnMiss::Pass {
+                    continue;
+                }
+                let table = self.path.display();
+                return Err(reject(format!("`{}`: `{key}` is not in {table}", found.field)));
+            };
+            let Value::Object(fields) = &mut payload else {
+                let text = "the payload is no JSON object, so no field can be added";
+                return Err(decode(brigade_core::component::DecodeError::new(text)));
+            };
+            for (name, column) in &found.add {
+                fields.insert(name.clone(), row[column].clone());
+            }
+        }
+        let payload = Some(payload.to_string().into());
+        Ok(Emit::from(Emitted { payload, ..Emitted::default() }))
+    }
+}
+
+impl AnyComponent for Looking {
+    fn kind(&self) -> Kind {
+        Kind::Sync
+    }
+
+    fn init<'a>(&'a mut self, _: &'a Setup) -> LocalBoxFuture<'a, Result<(), BoxError>> {
+        Box::pin(async {
+            self.table = Arc::new(self.load()?);
+            Ok(())
+        })
+    }
+
+    fn handle<'a>(&'a mut self, parsed: Option<Value>, cx: &'a Context) -> Handling<'a> {
+        Handling::Done(self.look_up(parsed, cx))
+    }
+
+    fn fresh(&self) -> Box<dyn AnyComponent> {
+        Box::new(self.clone())
+    }
+}

@@ -1,0 +1,108 @@
+use brigade_core::component::{
+    AnyComponent, ComponentFactory, Context, Emit, Emitted, HandleError, StageSite,
+};
+use brigade_core::connector::Problem;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::jq::{Expression, input};
+use crate::shared::{Inline, Inlined, problem, reject, schema};
+
+/// `map`: what a jq expression makes of each message. Every value becomes a message; none means
+/// filtered. At most 10,000 values, and 64 MiB, a message.
+///
+/// ```yaml
+/// component: { map: ". + { total: (.price * .count) }" }
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct Map;
+
+/// The settings of `map`.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(untagged)]
+#[schemars(description = "a jq expression, or `{jq: expression, key: expression}`")]
+enum Settings {
+    /// The expression.
+    Plain(String),
+    /// The expression, and one for the key.
+    Keyed(Keyed),
+}
+
+/// A `map` that sets the key too.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Keyed {
+    /// What each message becomes.
+    jq: String,
+    /// The key of what it becomes: a text, evaluated on each value that `jq` makes.
+    #[serde(default)]
+    key: Option<String>,
+}
+
+/// The most bytes that one message may become.
+const BYTES_MAX: usize = 64 << 20;
+
+#[derive(Clone)]
+struct Mapping {
+    value: Expression,
+    key: Option<Expression>,
+}
+
+impl ComponentFactory for Map {
+    fn name(&self) -> &'static str {
+        "map"
+    }
+
+    fn schema(&self) -> Option<Value> {
+        schema::<Settings>()
+    }
+
+    fn build(
+        &self,
+        given: &Value,
+        site: &StageSite,
+    ) -> Result<Box<dyn AnyComponent>, Vec<Problem>> {
+        let wrong = |text: String| vec![problem(text)];
+        let settings: Settings = serde_json::from_value(given.clone())
+            .map_err(|_| wrong("expected a jq expression, as in `map: \".items[]\"`".to_owned()))?;
+        let Keyed { jq, key } = match settings {
+            Settings::Plain(jq) => Keyed { jq, key: None },
+            Settings::Keyed(keyed) => keyed,
+        };
+        if site.outputs.len() > 1 && !site.copy {
+            return Err(vec![
+                problem(format!(
+                    "stage `{}` has several outputs, and `map` names none",
+                    site.stage
+                ))
+                .help("set `copy: true`, or use `route`"),
+            ]);
+        }
+        let value = Expression::new(&jq).map_err(wrong)?;
+        let key = key.map(|key| Expression::new(&key)).transpose().map_err(wrong)?;
+        Ok(Box::new(Inlined(Mapping { value, key })))
+    }
+}
+
+impl Inline for Mapping {
+    fn handle(&mut self, parsed: Option<Value>, cx: &Context) -> Result<Emit, HandleError> {
+        let (mut emit, mut bytes) = (Emit::none(), 0);
+        for value in self.value.run(input(parsed, cx)?)? {
+            let payload = value.to_string();
+            bytes += payload.len();
+            if bytes > BYTES_MAX {
+                return Err(reject(format!("makes more than {BYTES_MAX} bytes of one message")));
+            }
+            let mut output = Emitted { payload: Some(payload.into()), ..Emitted::default() };
+            if let Some(key) = &self.key {
+                output.key = Some(key.run(value)?.into_iter().next().map(|key| match key {
+                    jaq_json::Val::TStr(text) => text.to_vec().into(),
+                    other => other.to_string().into(),
+                }));
+            }
+            emit = emit.with(output);
+        }
+        Ok(emit)
+    }
+}

@@ -1,0 +1,91 @@
+use brigade_core::component::{
+    AnyComponent, ComponentFactory, Context, Emit, HandleError, StageSite,
+};
+use brigade_core::connector::Problem;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::jq::{Expression, input};
+use crate::shared::{Inline, Inlined, forward, problem, reject, schema};
+
+/// `route`: to one of several outputs, by jq expressions; the first rule that is true decides. A
+/// message for which none is true is rejected; end with a rule without `when` to take the rest.
+///
+/// ```yaml
+/// component: { route: [{ when: ".delay > 15", to: late }, { to: on_time }] }
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct Route;
+
+/// One rule.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Rule {
+    /// When it applies: a jq expression. Without it: always.
+    #[serde(default)]
+    when: Option<String>,
+    /// The output.
+    to: String,
+}
+
+#[derive(Clone)]
+struct Routing(Vec<(Option<Expression>, String)>);
+
+impl ComponentFactory for Route {
+    fn name(&self) -> &'static str {
+        "route"
+    }
+
+    fn schema(&self) -> Option<Value> {
+        schema::<Vec<Rule>>()
+    }
+
+    fn build(
+        &self,
+        given: &Value,
+        site: &StageSite,
+    ) -> Result<Box<dyn AnyComponent>, Vec<Problem>> {
+        let rules: Vec<Rule> = serde_json::from_value(given.clone()).map_err(|error| {
+            vec![problem(format!("expected a list of `{{when: expression, to: output}}`: {error}"))]
+        })?;
+        let (mut problems, mut routing) = (Vec::new(), Vec::new());
+        if rules.is_empty() {
+            problems.push(problem("there are no rules"));
+        }
+        for (at, rule) in rules.into_iter().enumerate() {
+            let mut wrong = |key: &str, message: String| {
+                let path = vec![at.to_string(), key.to_owned()];
+                problems.push(Problem { path, message, help: None });
+            };
+            if !site.outputs.iter().any(|output| **output == *rule.to) {
+                let stage = &site.stage;
+                wrong("to", format!("`{}` is no output of stage `{stage}`", rule.to));
+            }
+            match rule.when.as_deref().map(Expression::new).transpose() {
+                Ok(when) => routing.push((when, rule.to)),
+                Err(error) => wrong("when", error),
+            }
+        }
+        match problems.is_empty() {
+            true => Ok(Box::new(Inlined(Routing(routing)))),
+            false => Err(problems),
+        }
+    }
+}
+
+impl Inline for Routing {
+    fn handle(&mut self, parsed: Option<Value>, cx: &Context) -> Result<Emit, HandleError> {
+        let value = input(parsed, cx)?;
+        for (when, to) in &self.0 {
+            let applies = match when {
+                Some(when) => when.test(value.clone())?,
+                None => true,
+            };
+            if applies {
+                return Ok(Emit::from(forward(cx.message(), Some(to))));
+            }
+        }
+        Err(reject("no rule of `route` applies"))
+    }
+}

@@ -1,0 +1,88 @@
+//! What the components share.
+
+use brigade_core::component::{
+    AnyComponent, Context, DecodeError, Emit, Emitted, HandleError, Handling, Input, Kind, Setup,
+};
+use brigade_core::connector::Problem;
+use brigade_core::{BoxError, Failure, Message};
+use futures_util::future::LocalBoxFuture;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+/// A component that runs inline and keeps nothing.
+pub(crate) trait Inline: Clone + Send + 'static {
+    /// Handles one message.
+    fn handle(&mut self, parsed: Option<Value>, cx: &Context) -> Result<Emit, HandleError>;
+
+    /// Whether it emits with a delay.
+    fn delays(&self) -> bool {
+        false
+    }
+}
+
+/// An inline component as the runtime holds it.
+pub(crate) struct Inlined<C>(pub(crate) C);
+
+impl<C: Inline> AnyComponent for Inlined<C> {
+    fn kind(&self) -> Kind {
+        Kind::Sync
+    }
+
+    fn init<'a>(&'a mut self, _: &'a Setup) -> LocalBoxFuture<'a, Result<(), BoxError>> {
+        Box::pin(async { Ok(()) })
+    }
+
+    fn handle<'a>(&'a mut self, parsed: Option<Value>, cx: &'a Context) -> Handling<'a> {
+        Handling::Done(self.0.handle(parsed, cx))
+    }
+
+    fn delays(&self) -> bool {
+        self.0.delays()
+    }
+
+    fn fresh(&self) -> Box<dyn AnyComponent> {
+        Box::new(Self(self.0.clone()))
+    }
+}
+
+/// Reads settings into their type; a component without settings is the same as one with none.
+pub(crate) fn settings<T: DeserializeOwned>(settings: &Value) -> Result<T, Vec<Problem>> {
+    let settings = match settings {
+        Value::Null => Value::Object(serde_json::Map::new()),
+        other => other.clone(),
+    };
+    serde_json::from_value(settings).map_err(|error| vec![problem(error.to_string())])
+}
+
+pub(crate) fn problem(message: impl Into<String>) -> Problem {
+    Problem { path: Vec::new(), message: message.into(), help: None }
+}
+
+/// The payload as JSON.
+pub(crate) fn json(parsed: Option<Value>, cx: &Context) -> Result<Value, HandleError> {
+    Value::decode(cx.message(), parsed).map_err(decode)
+}
+
+pub(crate) fn decode(error: DecodeError) -> HandleError {
+    HandleError::Decode(error)
+}
+
+pub(crate) fn reject(why: impl Into<String>) -> HandleError {
+    HandleError::Failed(Failure::reject(why.into()))
+}
+
+/// The message as it is, for the output of this name or for the only one.
+pub(crate) fn forward(message: &Message, output: Option<&str>) -> Emitted {
+    Emitted {
+        output: output.map(|name| name.to_owned().into()),
+        payload: message.payload.clone(),
+        ..Emitted::default()
+    }
+}
+
+/// The JSON Schema of a type, for editors and for checks.
+pub(crate) fn schema<T: schemars::JsonSchema>() -> Option<Value> {
+    let settings = schemars::generate::SchemaSettings::draft2020_12();
+    let settings = settings.with(|settings| settings.inline_subschemas = true);
+    Some(settings.into_generator().into_root_schema_for::<T>().to_value())
+}

@@ -1,0 +1,133 @@
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use brigade_core::IncarnationId;
+use brigade_core::connector::{
+    ConnectorError, Outgoing, Peeked, QueueAdmin, QueueSpec, QueueStatus,
+};
+use rusqlite::{OptionalExtension, Row, params};
+
+use crate::consumer::lag;
+use crate::rows::{MESSAGE, Target, enqueue, message};
+use crate::store::Store;
+use crate::thread::{Requests, Work};
+
+/// An embedded queue as people look at it.
+pub(crate) struct EmbeddedAdmin {
+    requests: Requests,
+    target: Arc<Target>,
+    incarnation: IncarnationId,
+}
+
+impl EmbeddedAdmin {
+    pub(crate) fn open(store: &Store, queue: &QueueSpec) -> Self {
+        let (_, target) = store.enter(queue);
+        Self { requests: store.requests().clone(), target, incarnation: store.incarnation() }
+    }
+}
+
+/// The groups of a queue that were ever read or written: number, name, bytes.
+fn groups(work: &Work<'_>, target: &Target) -> rusqlite::Result<Vec<(i64, String, u64)>> {
+    let sql = "SELECT id, grp, bytes FROM queues WHERE pipeline = ?1 AND name = ?2 ORDER BY grp";
+    let mut groups = work.db.prepare_cached(sql)?;
+    let groups = groups.query_map(params![&*target.pipeline, &*target.name], |row| {
+        Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+    })?;
+    groups.collect()
+}
+
+fn peeked(row: &Row<'_>, incarnation: IncarnationId) -> rusqlite::Result<Peeked> {
+    let holder: i64 = row.get(9)?;
+    Ok(Peeked {
+        position: row.get(0)?,
+        message: message(row, incarnation)?,
+        attempts: row.get(6)?,
+        redeliveries: row.get(7)?,
+        group: row.get(8)?,
+        holder: (holder != 0).then(|| format!("process {holder}").into()),
+    })
+}
+
+fn select(rest: &str) -> String {
+    let columns: Vec<String> = MESSAGE.split(", ").map(|column| format!("m.{column}")).collect();
+    format!(
+        "SELECT {}, m.attempts, m.redeliveries, q.grp, m.holder FROM messages m
+         JOIN queues q ON q.id = m.queue WHERE q.pipeline = ?1 AND q.name = ?2 {rest}",
+        columns.join(", ")
+    )
+}
+
+/// Deletes the rows of a queue that nobody works on, all or one.
+fn delete(work: &Work<'_>, target: &Target, only: Option<u64>) -> rusqlite::Result<u64> {
+    let mut deleted = 0;
+    for (queue, _, _) in groups(work, target)? {
+        let sql = "DELETE FROM messages WHERE queue = ?1 AND state != 2 AND (?2 IS NULL OR id = ?2)
+                   RETURNING size";
+        let mut gone = work.db.prepare_cached(sql)?;
+        let gone = gone.query_map(params![queue, only], |row| row.get::<_, u64>(0))?;
+        let sizes: Vec<u64> = gone.collect::<rusqlite::Result<_>>()?;
+        let bytes: u64 = sizes.iter().sum();
+        let sql = "UPDATE queues SET messages = messages - ?2, bytes = bytes - ?3 WHERE id = ?1";
+        work.db.prepare_cached(sql)?.execute(params![queue, sizes.len(), bytes])?;
+        deleted += sizes.len() as u64;
+    }
+    Ok(deleted)
+}
+
+#[async_trait]
+impl QueueAdmin for EmbeddedAdmin {
+    async fn status(&self) -> Result<Vec<QueueStatus>, ConnectorError> {
+        let target = Arc::clone(&self.target);
+        let status = self.requests.ask(move |work| {
+            let mut all = Vec::new();
+            for (queue, group, bytes) in groups(work, &target)? {
+                all.push(QueueStatus { group, lag: lag(work, queue)?, bytes: Some(bytes) });
+            }
+            Ok(all)
+        });
+        status.await
+    }
+
+    async fn peek(&self, skip: u64, limit: u64) -> Result<Vec<Peeked>, ConnectorError> {
+        let (target, incarnation) = (Arc::clone(&self.target), self.incarnation);
+        let peek = self.requests.ask(move |work| {
+            let mut rows = work.db.prepare_cached(&select("ORDER BY m.id LIMIT ?3 OFFSET ?4"))?;
+            let values = params![&*target.pipeline, &*target.name, limit, skip];
+            let rows = rows.query_map(values, |row| peeked(row, incarnation))?;
+            Ok(rows.collect::<rusqlite::Result<_>>()?)
+        });
+        peek.await
+    }
+
+    async fn get(&self, position: u64) -> Result<Option<Peeked>, ConnectorError> {
+        let (target, incarnation) = (Arc::clone(&self.target), self.incarnation);
+        let get = self.requests.ask(move |work| {
+            let mut row = work.db.prepare_cached(&select("AND m.id = ?3"))?;
+            let values = params![&*target.pipeline, &*target.name, position];
+            Ok(row.query_row(values, |row| peeked(row, incarnation)).optional()?)
+        });
+        get.await
+    }
+
+    async fn put(&self, messages: Vec<Outgoing>) -> Result<(), ConnectorError> {
+        let target = Arc::clone(&self.target);
+        self.requests.ask(move |work| enqueue(work, &target, &messages)).await
+    }
+
+    async fn delete(&self, positions: &[u64]) -> Result<u64, ConnectorError> {
+        let (target, positions) = (Arc::clone(&self.target), positions.to_vec());
+        let deleted = self.requests.ask(move |work| {
+            let mut deleted = 0;
+            for position in positions {
+                deleted += delete(work, &target, Some(position))?;
+            }
+            Ok(deleted)
+        });
+        deleted.await
+    }
+
+    async fn purge(&self) -> Result<u64, ConnectorError> {
+        let target = Arc::clone(&self.target);
+        self.requests.ask(move |work| Ok(delete(work, &target, None)?)).await
+    }
+}

@@ -1,0 +1,217 @@
+//! Claims: which rows a consumer gets, under which lease.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use brigade_core::connector::{Defect, Incoming, Order, Receipt, Want};
+use brigade_core::{CauseKind, IncarnationId, Timestamp};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use crate::rows::{MESSAGE, message, now_ms};
+use crate::schema::READY;
+use crate::suspects::{Quarantine, Turn};
+use crate::thread::Work;
+
+/// The leases of this process, as its thread knows them without asking the file.
+#[derive(Debug, Default)]
+pub(crate) struct Leases {
+    /// By row: its queue, and whether it is a suspect.
+    held: HashMap<u64, (i64, bool)>,
+    quarantine: Quarantine,
+}
+
+impl Leases {
+    pub(crate) fn forget(&mut self, row: u64) {
+        self.held.remove(&row);
+    }
+
+    /// Reads them again from the file, after a transaction was lost.
+    pub(crate) fn reload(&mut self, db: &Connection, holder: i64) {
+        let read = || -> rusqlite::Result<HashMap<u64, (i64, bool)>> {
+            let sql = "SELECT id, queue, suspect FROM messages WHERE holder = ?1 AND state = 2";
+            let mut held = db.prepare_cached(sql)?;
+            let held =
+                held.query_map([holder], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))))?;
+            held.collect()
+        };
+        if let Ok(held) = read() {
+            self.held = held;
+        }
+    }
+
+    fn turn(&mut self, db: &Connection, queue: i64) -> rusqlite::Result<Turn> {
+        let waiting = "SELECT 1 FROM messages WHERE suspect = 1 AND state = 0 LIMIT 1";
+        let waiting = db.prepare_cached(waiting)?.exists([])?;
+        let here = waiting && first_suspect(db, queue)?.is_some();
+        let own = self.held.values().filter(|(at, _)| *at == queue).count();
+        let suspect = self.held.values().any(|(_, suspect)| *suspect);
+        let now = Instant::now();
+        Ok(self.quarantine.turn(now, waiting, here, self.held.len(), own, suspect))
+    }
+}
+
+fn first_suspect(db: &Connection, queue: i64) -> rusqlite::Result<Option<u64>> {
+    let sql = "SELECT id FROM messages WHERE queue = ?1 AND suspect = 1 AND state = 0
+               ORDER BY id LIMIT 1";
+    db.prepare_cached(sql)?.query_row([queue], |row| row.get(0)).optional()
+}
+
+/// What a claim gave.
+#[derive(Debug)]
+pub(crate) struct Claimed {
+    pub(crate) messages: Vec<Incoming>,
+    /// If it gave nothing: when it is worth to ask again though nobody says so, in milliseconds
+    /// since 1970.
+    pub(crate) again_at: Option<i64>,
+}
+
+/// How long a claim waits that suspects keep from the queue, in milliseconds.
+const QUARANTINE_LOOK_MS: i64 = 20;
+
+/// Claims rows of a queue.
+pub(crate) fn claim(
+    work: &mut Work<'_>,
+    queue: i64,
+    order: Order,
+    want: Want,
+    incarnation: IncarnationId,
+) -> rusqlite::Result<Claimed> {
+    wake_delayed(work.db, queue)?;
+    let rows = match work.leases.turn(work.db, queue)? {
+        Turn::Wait => {
+            let again_at = Some(now_ms() + QUARANTINE_LOOK_MS);
+            return Ok(Claimed { messages: Vec::new(), again_at });
+        }
+        Turn::Suspect => first_suspect(work.db, queue)?.into_iter().collect(),
+        Turn::Ordinary => match order {
+            Order::None => ready(work.db, queue, want)?,
+            Order::Key => runs(work.db, queue, want)?,
+            Order::Queue => head(work.db, queue)?,
+        },
+    };
+    let mut messages = Vec::with_capacity(rows.len());
+    for row in rows {
+        messages.push(lease(work, queue, row, incarnation)?);
+    }
+    let again_at = if messages.is_empty() { next_delayed(work.db, queue)? } else { None };
+    Ok(Claimed { messages, again_at })
+}
+
+/// Delayed rows whose time has come are ready.
+fn wake_delayed(db: &Connection, queue: i64) -> rusqlite::Result<()> {
+    let sql = "UPDATE messages SET state = 0 WHERE queue = ?1 AND state = 1 AND visible_at <= ?2";
+    db.prepare_cached(sql)?.execute(params![queue, now_ms()])?;
+    Ok(())
+}
+
+fn next_delayed(db: &Connection, queue: i64) -> rusqlite::Result<Option<i64>> {
+    let sql = "SELECT min(visible_at) FROM messages WHERE queue = ?1 AND state = 1";
+    db.prepare_cached(sql)?.query_row([queue], |row| row.get(0))
+}
+
+/// The first ready rows, as many as are wanted, at least one.
+fn ready(db: &Connection, queue: i64, want: Want) -> rusqlite::Result<Vec<u64>> {
+    let sql = "SELECT id, size FROM messages WHERE queue = ?1 AND state = 0 AND suspect = 0
+               ORDER BY id LIMIT ?2";
+    let mut rows = db.prepare_cached(sql)?;
+    let rows = rows.query_map(params![queue, want.messages], size_of)?;
+    let (mut taken, mut bytes) = (Vec::new(), 0);
+    for row in rows {
+        let (id, size) = row?;
+        bytes += size;
+        if bytes > want.bytes && !taken.is_empty() {
+            break;
+        }
+        taken.push(id);
+    }
+    Ok(taken)
+}
+
+fn size_of(row: &Row<'_>) -> rusqlite::Result<(u64, usize)> {
+    Ok((row.get(0)?, row.get(1)?))
+}
+
+/// The first ready rows, each with what follows it in its key. What is ready is the first of its
+/// key, so a lease on a run keeps the key from everybody else.
+fn runs(db: &Connection, queue: i64, want: Want) -> rusqlite::Result<Vec<u64>> {
+    let heads = ready(db, queue, want)?;
+    let mut taken = heads.clone();
+    let mut left = want.messages.saturating_sub(heads.len());
+    for head in heads {
+        if left == 0 {
+            break;
+        }
+        let sql = "SELECT behind.id FROM messages AS head JOIN messages AS behind
+                     ON behind.queue = head.queue AND behind.order_key = head.order_key
+                   WHERE head.id = ?1 AND head.order_key IS NOT NULL AND behind.id > head.id
+                   ORDER BY behind.id LIMIT ?2";
+        let mut run = db.prepare_cached(sql)?;
+        let run = run.query_map(params![head, left], |row| row.get(0))?;
+        let before = taken.len();
+        for row in run {
+            let row: u64 = row?;
+            // A row that waits for its time keeps those behind it.
+            let plain = "SELECT 1 FROM messages WHERE id = ?1 AND state = 3 AND suspect = 0
+                         AND visible_at <= ?2";
+            if !db.prepare_cached(plain)?.exists(params![row, now_ms()])? {
+                break;
+            }
+            taken.push(row);
+        }
+        left -= taken.len() - before;
+    }
+    Ok(taken)
+}
+
+/// The first row of the queue, if it is ready: in queue order whatever is first keeps the rest.
+fn head(db: &Connection, queue: i64) -> rusqlite::Result<Vec<u64>> {
+    let mut first: Option<(u64, i64)> = None;
+    // The index is by state and row, so the first of each state is at hand.
+    let sql = "SELECT id FROM messages WHERE queue = ?1 AND state = ?2 ORDER BY id LIMIT 1";
+    for state in 0..=3_i64 {
+        let row = db.prepare_cached(sql)?.query_row([queue, state], |row| row.get(0)).optional()?;
+        if let Some(row) = row {
+            if first.is_none_or(|(id, _)| row < id) {
+                first = Some((row, state));
+            }
+        }
+    }
+    Ok(first.filter(|(_, state)| *state == READY).map(|(id, _)| id).into_iter().collect())
+}
+
+fn lease(
+    work: &mut Work<'_>,
+    queue: i64,
+    row: u64,
+    incarnation: IncarnationId,
+) -> rusqlite::Result<Incoming> {
+    let sql = format!(
+        "UPDATE messages SET state = 2, holder = ?2, fence = fence + 1 WHERE id = ?1
+         RETURNING {MESSAGE}, fence, attempts, redeliveries, enqueued_at, first_failed_at, crashes,
+           suspect"
+    );
+    let limit = work.options.crash_limit;
+    let mut update = work.db.prepare_cached(&sql)?;
+    let (incoming, suspect) = update.query_row(params![row, work.holder], |row| {
+        let position = row.get(0)?;
+        let receipt = Receipt { position, fence: row.get(6)? };
+        let mut incoming = Incoming::new(message(row, incarnation)?, receipt);
+        incoming.attempts = row.get(7)?;
+        incoming.redeliveries = row.get(8)?;
+        incoming.enqueued_at = Some(Timestamp(row.get(9)?));
+        incoming.first_failed_at = row.get::<_, Option<i64>>(10)?.map(Timestamp);
+        let crashes: u32 = row.get(11)?;
+        incoming.defect = (crashes >= limit).then(|| Box::new(crashed(crashes)));
+        Ok((incoming, row.get::<_, bool>(12)?))
+    })?;
+    work.leases.held.insert(row, (queue, suspect));
+    Ok(incoming)
+}
+
+fn crashed(times: u32) -> Defect {
+    Defect {
+        kind: CauseKind::Crash,
+        message: format!("the process died {times} times while only this message was in flight"),
+        truncated: None,
+    }
+}

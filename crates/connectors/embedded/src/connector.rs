@@ -1,0 +1,107 @@
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use brigade_core::connector::{
+    Connector, ConnectorEnv, ConnectorError, Consumer, Features, Problem, Producer, QueueAdmin,
+    QueueSpec, Reader,
+};
+use brigade_core::state::StateStore;
+use serde_json::Value;
+
+use crate::settings::{Options, Settings};
+use crate::store::Store;
+
+/// What embedded queues can do.
+pub(crate) const FEATURES: Features = Features {
+    consume: true,
+    produce: true,
+    durable: true,
+    order: true,
+    key_order: true,
+    groups: true,
+    competing: true,
+    delay: true,
+    attempts: true,
+    key: true,
+    headers: true,
+    event_time: true,
+    message_id: true,
+    null_payload: true,
+    empty_payload: true,
+    binary: true,
+    settle_together: true,
+    ..Features::NONE
+};
+
+/// The connector of embedded queues, type `embedded`. Without `path` a queue lives in the
+/// pipeline's state.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Embedded;
+
+impl Embedded {
+    fn store(queue: &QueueSpec, env: &ConnectorEnv) -> Result<Arc<dyn StateStore>, ConnectorError> {
+        let settings: Settings = queue.settings()?;
+        match settings.path {
+            None => Ok(Arc::clone(&env.state)),
+            Some(path) => {
+                let sync = settings.sync.unwrap_or_default();
+                Ok(Store::open(&path, Options { sync, ..Options::default() })?)
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Connector for Embedded {
+    fn type_name(&self) -> &'static str {
+        "embedded"
+    }
+
+    fn features(&self, _: &Value) -> Features {
+        FEATURES
+    }
+
+    fn schema(&self) -> Value {
+        schemars::schema_for!(Settings).to_value()
+    }
+
+    fn check(&self, queue: &QueueSpec) -> Vec<Problem> {
+        match queue.settings::<Settings>() {
+            Ok(Settings { path: None, sync: Some(_) }) => {
+                vec![
+                    Problem::at("sync", "`sync` is a matter of the whole store")
+                        .help("give the queue a `path` of its own"),
+                ]
+            }
+            Ok(_) => Vec::new(),
+            Err(error) => {
+                vec![Problem { path: Vec::new(), message: error.to_string(), help: None }]
+            }
+        }
+    }
+
+    async fn consumer(
+        &self,
+        queue: &QueueSpec,
+        reader: &Reader,
+        env: &ConnectorEnv,
+    ) -> Result<Arc<dyn Consumer>, ConnectorError> {
+        Self::store(queue, env)?.queue_consumer(queue, reader).await
+    }
+
+    async fn producer(
+        &self,
+        queue: &QueueSpec,
+        env: &ConnectorEnv,
+    ) -> Result<Arc<dyn Producer>, ConnectorError> {
+        Self::store(queue, env)?.queue_producer(queue).await
+    }
+
+    async fn admin(
+        &self,
+        queue: &QueueSpec,
+        env: &ConnectorEnv,
+    ) -> Result<Arc<dyn QueueAdmin>, ConnectorError> {
+        Self::store(queue, env)?.queue_admin(queue).await
+    }
+}

@@ -1,0 +1,375 @@
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use brigade_core::IncarnationId;
+use brigade_core::connector::{
+    Acked, ConnectorError, Consumer, Failed, FailedReason, Features, Incoming, Lag, Order,
+    QueueSpec, Reader, Receipt, Want,
+};
+use brigade_core::state::{StateStore, StoreId, StoreOp};
+use rusqlite::{OptionalExtension, params};
+use tokio::sync::Notify;
+
+use crate::claim::{Claimed, claim};
+use crate::connector::FEATURES;
+use crate::rows::{delete_leased, now_ms, promote, queue_id};
+use crate::store::{Store, Targets, apply};
+use crate::thread::{Fault, Requests, Work};
+
+/// How long a consumer waits for a word before it looks by itself, in case one was lost.
+const LOOK_MAX: Duration = Duration::from_secs(5);
+
+/// Takes messages from an embedded queue.
+pub(crate) struct EmbeddedConsumer {
+    requests: Requests,
+    visible: Arc<Notify>,
+    store: StoreId,
+    targets: Arc<Targets>,
+    incarnation: IncarnationId,
+    name: Arc<str>,
+    queue: i64,
+    order: Order,
+    /// What this consumer holds, to give it back when it is dropped.
+    held: Arc<Mutex<HashSet<Receipt>>>,
+}
+
+impl EmbeddedConsumer {
+    pub(crate) async fn open(
+        store: &Store,
+        queue: &QueueSpec,
+        reader: &Reader,
+    ) -> Result<Self, ConnectorError> {
+        let (pipeline, name) = (Arc::clone(&queue.pipeline), Arc::clone(&queue.name));
+        let (group, groups) = (Arc::clone(&reader.group), queue.groups.clone());
+        let ordered = reader.order == Order::Key;
+        let opened = store.requests().ask(move |work| {
+            let id = queue_id(work.db, &pipeline, &name, &group)?;
+            adopt(work, &pipeline, &name, &groups)?;
+            set_key_order(work, id, ordered)?;
+            Ok(id)
+        });
+        let id = opened.await?;
+        Ok(Self {
+            requests: store.requests().clone(),
+            visible: Arc::clone(store.visible()),
+            store: store.store_id(),
+            targets: Arc::clone(store.targets()),
+            incarnation: store.incarnation(),
+            name: Arc::clone(&queue.name),
+            queue: id,
+            order: reader.order,
+            held: Arc::default(),
+        })
+    }
+
+    /// Claims in a task of its own, so that a claim whose asker is gone is given back and not
+    /// forgotten.
+    async fn claim(&self, want: Want) -> Result<Claimed, ConnectorError> {
+        let (queue, order, incarnation) = (self.queue, self.order, self.incarnation);
+        let (held, requests) = (Arc::clone(&self.held), self.requests.clone());
+        let answer = self.requests.send(move |work| {
+            let claimed = claim(work, queue, order, want, incarnation)?;
+            Ok(ClaimedGuard { claimed: Some(claimed), queue, requests })
+        });
+        let mut guard = answer.await.map_err(|_| ConnectorError::closed(&self.name))??;
+        let claimed = guard.claimed.take().expect("it was put there by the request");
+        let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.extend(claimed.messages.iter().map(|incoming| incoming.receipt));
+        Ok(claimed)
+    }
+
+    fn forget(&self, receipts: &[Receipt]) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        for receipt in receipts {
+            held.remove(receipt);
+        }
+    }
+
+    fn give_back(&self) -> tokio::sync::oneshot::Receiver<Result<(), ConnectorError>> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let receipts: Vec<Receipt> = held.drain().collect();
+        let queue = self.queue;
+        self.requests.send(move |work| Ok(release(work, queue, &receipts)?))
+    }
+}
+
+/// What was claimed and has not reached who asked: given back if it never does.
+struct ClaimedGuard {
+    claimed: Option<Claimed>,
+    queue: i64,
+    requests: Requests,
+}
+
+impl Drop for ClaimedGuard {
+    fn drop(&mut self) {
+        let Some(claimed) = self.claimed.take() else { return };
+        let receipts: Vec<Receipt> = claimed.messages.iter().map(|m| m.receipt).collect();
+        if !receipts.is_empty() {
+            let queue = self.queue;
+            drop(self.requests.send(move |work| Ok(undo(work, queue, &receipts)?)));
+        }
+    }
+}
+
+/// A claim that nobody saw did not happen.
+fn undo(work: &mut Work<'_>, queue: i64, receipts: &[Receipt]) -> rusqlite::Result<()> {
+    put_back(work, queue, receipts, 0)
+}
+
+/// Nobody decided on these: they can be handed out again at once.
+fn release(work: &mut Work<'_>, queue: i64, receipts: &[Receipt]) -> rusqlite::Result<()> {
+    put_back(work, queue, receipts, 1)
+}
+
+fn put_back(
+    work: &mut Work<'_>,
+    queue: i64,
+    receipts: &[Receipt],
+    redelivered: u32,
+) -> rusqlite::Result<()> {
+    for receipt in receipts {
+        let sql = "UPDATE messages SET holder = 0, redeliveries = redeliveries + ?4,
+                     state = CASE WHEN order_key IS NULL THEN 0 ELSE 3 END
+                   WHERE id = ?1 AND fence = ?2 AND state = 2 AND queue = ?3
+                   RETURNING order_key";
+        let values = params![receipt.position, receipt.fence, queue, redelivered];
+        let mut update = work.db.prepare_cached(sql)?;
+        let key = update.query_row(values, |row| row.get::<_, Option<Vec<u8>>>(0)).optional()?;
+        if let Some(Some(key)) = key {
+            promote(work.db, queue, &key)?;
+        }
+        work.leases.forget(receipt.position);
+    }
+    work.woke |= !receipts.is_empty();
+    Ok(())
+}
+
+/// Messages of groups that are not read any more: those of the only reader go to all that there are
+/// now; those of readers that are gone stay, and it is said.
+fn adopt(
+    work: &mut Work<'_>,
+    pipeline: &str,
+    name: &str,
+    groups: &[Arc<str>],
+) -> Result<(), Fault> {
+    let sql = "SELECT id, grp, messages FROM queues WHERE pipeline = ?1 AND name = ?2";
+    let mut known = work.db.prepare_cached(sql)?;
+    let known = known.query_map(params![pipeline, name], |row| {
+        Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?, row.get::<_, u64>(2)?))
+    })?;
+    let known: Vec<_> = known.collect::<rusqlite::Result<_>>()?;
+    let left = known.into_iter().filter(|(_, group, messages)| {
+        *messages > 0 && !groups.iter().any(|read| **read == **group)
+    });
+    for (id, group, messages) in left {
+        if !group.is_empty() {
+            tracing::warn!(
+                queue = name, stage = %group, messages,
+                "messages wait for a stage that does not read this queue any more; see `queues`"
+            );
+            continue;
+        }
+        let free = "SELECT 1 FROM messages WHERE queue = ?1 AND state = 2 LIMIT 1";
+        if work.db.prepare_cached(free)?.exists([id])? {
+            continue;
+        }
+        for group in groups {
+            let to = queue_id(work.db, pipeline, name, group)?;
+            work.db.prepare_cached(COPY)?.execute([to, id])?;
+            let sql = "UPDATE queues SET messages = messages + (SELECT messages FROM queues WHERE id = ?2),
+                         bytes = bytes + (SELECT bytes FROM queues WHERE id = ?2) WHERE id = ?1";
+            work.db.prepare_cached(sql)?.execute([to, id])?;
+        }
+        work.db.prepare_cached("DELETE FROM messages WHERE queue = ?1")?.execute([id])?;
+        let sql = "UPDATE queues SET messages = 0, bytes = 0 WHERE id = ?1";
+        work.db.prepare_cached(sql)?.execute([id])?;
+        tracing::info!(
+            queue = name,
+            messages,
+            "several stages read this queue now; each gets what it held"
+        );
+    }
+    Ok(())
+}
+
+const COPY: &str = "INSERT INTO messages
+  (queue, state, visible_at, order_key, suspect, attempts, redeliveries, crashes, first_failed_at,
+   enqueued_at, size, mid, key, headers, event_time, payload)
+  SELECT ?1, CASE WHEN state = 1 THEN 1 ELSE 0 END, visible_at, NULL, suspect, attempts,
+   redeliveries, crashes, first_failed_at, enqueued_at, size, mid, key, headers, event_time, payload
+  FROM messages WHERE queue = ?2 ORDER BY id";
+
+/// Has a queue keep its keys in order from now on, or no longer.
+fn set_key_order(work: &mut Work<'_>, queue: i64, ordered: bool) -> Result<(), Fault> {
+    let sql = "SELECT key_order FROM queues WHERE id = ?1";
+    let before: bool = work.db.prepare_cached(sql)?.query_row([queue], |row| row.get(0))?;
+    if before == ordered {
+        return Ok(());
+    }
+    work.db.execute("UPDATE queues SET key_order = ?2 WHERE id = ?1", params![queue, ordered])?;
+    if ordered {
+        work.db.execute("UPDATE messages SET order_key = key WHERE queue = ?1", [queue])?;
+        // The first row of each key keeps its state; all others wait behind it.
+        work.db.execute(
+            "UPDATE messages SET state = 3 WHERE queue = ?1 AND order_key IS NOT NULL AND state != 2
+               AND id NOT IN (SELECT min(id) FROM messages
+                              WHERE queue = ?1 AND order_key IS NOT NULL GROUP BY order_key)",
+            [queue],
+        )?;
+    } else {
+        work.db.execute(
+            "UPDATE messages SET order_key = NULL,
+               state = CASE WHEN state != 3 THEN state WHEN visible_at > ?2 THEN 1 ELSE 0 END
+             WHERE queue = ?1",
+            params![queue, now_ms()],
+        )?;
+    }
+    work.woke = true;
+    Ok(())
+}
+
+/// Puts a failed row back, to be handed out after its delay.
+fn fail(work: &mut Work<'_>, queue: i64, failed: &Failed) -> rusqlite::Result<bool> {
+    let FailedReason::Attempt { attempts, .. } = &failed.reason else {
+        let before = work.woke;
+        put_back(work, queue, &[failed.receipt], 1)?;
+        work.woke |= before;
+        return Ok(true);
+    };
+    let delay = i64::try_from(failed.delay.as_millis()).unwrap_or(i64::MAX);
+    let visible_at = now_ms().saturating_add(delay);
+    let sql = "UPDATE messages SET holder = 0, suspect = 0, crashes = 0, attempts = ?4,
+                 visible_at = ?5, first_failed_at = coalesce(first_failed_at, ?6),
+                 state = CASE WHEN order_key IS NOT NULL THEN 3 WHEN ?7 THEN 1 ELSE 0 END
+               WHERE id = ?1 AND fence = ?2 AND state = 2 AND queue = ?3 RETURNING order_key";
+    let Receipt { position, fence } = failed.receipt;
+    let values = params![position, fence, queue, attempts, visible_at, now_ms(), delay > 0];
+    let mut update = work.db.prepare_cached(sql)?;
+    let row = update.query_row(values, |row| row.get::<_, Option<Vec<u8>>>(0)).optional()?;
+    work.leases.forget(position);
+    if let Some(Some(key)) = &row {
+        promote(work.db, queue, key)?;
+    }
+    work.woke = true;
+    Ok(row.is_some())
+}
+
+#[async_trait]
+impl Consumer for EmbeddedConsumer {
+    fn features(&self) -> Features {
+        FEATURES
+    }
+
+    async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
+        loop {
+            // Listening begins before the look, so that no word between the two is missed.
+            let visible = self.visible.notified();
+            tokio::pin!(visible);
+            visible.as_mut().enable();
+            let claimed = self.claim(want).await?;
+            if !claimed.messages.is_empty() {
+                return Ok(claimed.messages);
+            }
+            let wait = claimed.again_at.map_or(LOOK_MAX, |at| {
+                let ms = u64::try_from(at - now_ms()).unwrap_or(0).max(1);
+                Duration::from_millis(ms).min(LOOK_MAX)
+            });
+            let _ = tokio::time::timeout(wait, visible).await;
+        }
+    }
+
+    async fn ack(
+        &self,
+        receipts: Vec<Receipt>,
+        ops: Vec<StoreOp>,
+    ) -> Result<Acked, ConnectorError> {
+        let ops = self.targets.resolve(ops)?;
+        let queue = self.queue;
+        let rows: Vec<(u64, u64)> = receipts.iter().map(|r| (r.position, r.fence)).collect();
+        let acked = self.requests.ask(move |work| {
+            // All or nothing: with a lost lease what the others became is not written either.
+            work.db.execute_batch("SAVEPOINT ack")?;
+            let fenced = delete_leased(work, queue, &rows)?;
+            if !fenced.is_empty() && !ops.is_empty() {
+                work.db.execute_batch("ROLLBACK TO ack; RELEASE ack")?;
+                return Ok(fenced);
+            }
+            apply(work, &ops)?;
+            work.db.execute_batch("RELEASE ack")?;
+            for (row, _) in &rows {
+                work.leases.forget(*row);
+            }
+            Ok(fenced)
+        });
+        let fenced = acked.await?;
+        let fenced: Vec<Receipt> =
+            receipts.iter().filter(|r| fenced.contains(&r.position)).copied().collect();
+        self.forget(if fenced.is_empty() { &receipts } else { &fenced });
+        Ok(Acked { fenced })
+    }
+
+    async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
+        let receipts: Vec<Receipt> = failed.iter().map(|failed| failed.receipt).collect();
+        let queue = self.queue;
+        let put_back = self.requests.ask(move |work| {
+            let mut fenced = Vec::new();
+            for failed in &failed {
+                if !fail(work, queue, failed)? {
+                    fenced.push(failed.receipt);
+                }
+            }
+            Ok(fenced)
+        });
+        let fenced = put_back.await?;
+        self.forget(&receipts);
+        Ok(Acked { fenced })
+    }
+
+    async fn lag(&self) -> Result<Lag, ConnectorError> {
+        let queue = self.queue;
+        self.requests.ask(move |work| Ok(lag(work, queue)?)).await
+    }
+
+    fn locate(&self, receipt: Receipt) -> String {
+        format!("{}#{}", self.name, receipt.position)
+    }
+
+    fn store(&self) -> Option<StoreId> {
+        Some(self.store.clone())
+    }
+
+    async fn shutdown(&self) -> Result<(), ConnectorError> {
+        // A store that is closed has given back everything.
+        self.give_back().await.unwrap_or(Ok(()))
+    }
+}
+
+impl Drop for EmbeddedConsumer {
+    fn drop(&mut self) {
+        drop(self.give_back());
+    }
+}
+
+/// How much a queue's group holds.
+pub(crate) fn lag(work: &Work<'_>, queue: i64) -> rusqlite::Result<Lag> {
+    let count = |state: i64| -> rusqlite::Result<u64> {
+        let sql = "SELECT count(*) FROM messages WHERE queue = ?1 AND state = ?2";
+        work.db.prepare_cached(sql)?.query_row([queue, state], |row| row.get(0))
+    };
+    let sql = "SELECT messages FROM queues WHERE id = ?1";
+    let all: u64 = work.db.prepare_cached(sql)?.query_row([queue], |row| row.get(0))?;
+    let (delayed, leased) = (count(crate::schema::DELAYED)?, count(crate::schema::LEASED)?);
+    let sql = "SELECT enqueued_at FROM messages WHERE queue = ?1 AND state = 0 ORDER BY id LIMIT 1";
+    let mut oldest = work.db.prepare_cached(sql)?;
+    let oldest: Option<i64> = oldest.query_row([queue], |row| row.get(0)).optional()?;
+    let age = oldest.map(|at| Duration::from_millis(u64::try_from(now_ms() - at).unwrap_or(0)));
+    Ok(Lag {
+        ready: Some(all.saturating_sub(delayed + leased)),
+        delayed: Some(delayed),
+        in_flight: Some(leased),
+        age,
+        at_end: false,
+    })
+}

@@ -1,0 +1,78 @@
+//! Headers as bytes. Version 1: the byte 1, then for each header its name's length (u32,
+//! little-endian), the name, its value's length (u32, little-endian; 2^32-1 is null), the value.
+
+use brigade_core::Headers;
+use bytes::Bytes;
+
+const VERSION: u8 = 1;
+const NULL: u32 = u32::MAX;
+
+/// Encodes headers; none is no bytes.
+pub(crate) fn encode(headers: &Headers) -> Option<Vec<u8>> {
+    if headers.is_empty() {
+        return None;
+    }
+    let mut bytes = vec![VERSION];
+    for (name, value) in headers.iter() {
+        put(&mut bytes, Some(name.as_bytes()));
+        put(&mut bytes, value.map(|value| &value[..]));
+    }
+    Some(bytes)
+}
+
+fn put(bytes: &mut Vec<u8>, part: Option<&[u8]>) {
+    let length =
+        part.map_or(NULL, |part| u32::try_from(part.len()).expect("a message is far below 4 GiB"));
+    bytes.extend_from_slice(&length.to_le_bytes());
+    bytes.extend_from_slice(part.unwrap_or_default());
+}
+
+/// Decodes headers; `None` if the bytes are no headers.
+pub(crate) fn decode(bytes: &[u8]) -> Option<Headers> {
+    let (version, mut rest) = bytes.split_first()?;
+    if *version != VERSION {
+        return None;
+    }
+    let mut headers = Headers::new();
+    while !rest.is_empty() {
+        let name = take(&mut rest)??;
+        let value = take(&mut rest)?;
+        headers.push(std::str::from_utf8(name).ok()?, value.map(Bytes::copy_from_slice));
+    }
+    Some(headers)
+}
+
+/// Takes one part; the inner `None` is a null.
+fn take<'b>(rest: &mut &'b [u8]) -> Option<Option<&'b [u8]>> {
+    let (length, after) = rest.split_first_chunk::<4>()?;
+    let length = u32::from_le_bytes(*length);
+    if length == NULL {
+        *rest = after;
+        return Some(None);
+    }
+    let length = usize::try_from(length).ok()?;
+    let part = after.get(..length)?;
+    *rest = &after[length..];
+    Some(Some(part))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn headers_survive(list in any::<Vec<(String, Option<Vec<u8>>)>>()) {
+            let headers: Headers =
+                list.into_iter().map(|(name, value)| (name, value.map(Bytes::from))).collect();
+            let decoded = encode(&headers).map_or_else(|| Some(Headers::new()), |b| decode(&b));
+            prop_assert_eq!(decoded, Some(headers));
+        }
+
+        #[test]
+        fn no_bytes_make_the_decoder_panic(bytes in any::<Vec<u8>>()) {
+            let _ = decode(&bytes);
+        }
+    }
+}

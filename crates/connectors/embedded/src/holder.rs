@@ -1,0 +1,172 @@
+//! Holders: the processes that have a store open, and what becomes of their leases.
+//!
+//! A holder is a row, and a file beside the database on which the process holds an
+//! operating-system lock for as long as it lives. Whoever can take that lock knows that the holder
+//! is dead, at once and without a clock.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use brigade_core::connector::ConnectorError;
+use rusqlite::{Connection, TransactionBehavior, params};
+
+use crate::rows::now_ms;
+use crate::schema::failed;
+
+/// This process, as a holder of leases.
+pub(crate) struct Holder {
+    pub(crate) id: i64,
+    directory: PathBuf,
+    name: String,
+    /// Locked for as long as the process lives.
+    _lock: File,
+    /// Where others send a byte when they have written.
+    pub(crate) socket: UdpSocket,
+}
+
+/// Another holder.
+struct Other {
+    id: i64,
+    lock: String,
+    seen_at: i64,
+}
+
+impl Holder {
+    /// Enters this process. `directory` is where the lock files are.
+    pub(crate) fn enter(db: &Connection, directory: &Path) -> Result<Self, ConnectorError> {
+        let io = |error: std::io::Error| {
+            let place = directory.display();
+            ConnectorError::permanent(format!("cannot lock a file in {place}: {error}"))
+        };
+        std::fs::create_dir_all(directory).map_err(io)?;
+        let name = format!("{:016x}.lock", fastrand::u64(..));
+        let path = directory.join(&name);
+        let lock = OpenOptions::new().write(true).create_new(true).open(&path).map_err(io)?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::Error(error) => io(error),
+            TryLockError::WouldBlock => io(std::io::ErrorKind::AlreadyExists.into()),
+        })?;
+        let socket = UdpSocket::bind(("127.0.0.1", 0)).map_err(io)?;
+        let port = socket.local_addr().map_err(io)?.port();
+        // The row comes after the lock, so that nobody takes a holder for dead that is being born.
+        let entered = db.execute(
+            "INSERT INTO holders (lock, port, pid, seen_at) VALUES (?1, ?2, ?3, ?4)",
+            params![name, port, std::process::id(), now_ms()],
+        );
+        entered.map_err(|error| failed(directory, error))?;
+        let id = db.last_insert_rowid();
+        Ok(Self { id, directory: directory.to_path_buf(), name, _lock: lock, socket })
+    }
+
+    /// Says that this process lives; enters it again if others had taken it for stopped.
+    pub(crate) fn seen(&self, db: &Connection) {
+        let sql = "INSERT INTO holders (id, lock, port, pid, seen_at) VALUES (?1, ?2, ?3, ?4, ?5)
+                   ON CONFLICT (id) DO UPDATE SET seen_at = excluded.seen_at";
+        let port = self.socket.local_addr().map_or(0, |address| address.port());
+        let values = params![self.id, self.name, port, std::process::id(), now_ms()];
+        if let Err(error) = db.execute(sql, values) {
+            tracing::debug!(%error, "a sign of life was not written");
+        }
+    }
+
+    /// Tells the other processes that something was written. A byte that is lost costs little: they
+    /// look by themselves several times a second.
+    pub(crate) fn wake_others(&self, db: &Connection) {
+        let ports = || -> rusqlite::Result<Vec<u16>> {
+            let mut others = db.prepare_cached("SELECT port FROM holders WHERE id != ?1")?;
+            others.query_map([self.id], |row| row.get(0))?.collect()
+        };
+        for port in ports().unwrap_or_default() {
+            let _ = self.socket.send_to(&[1], ("127.0.0.1", port));
+        }
+    }
+
+    /// Frees the leases of holders that are dead, or that have not been heard of for so long.
+    pub(crate) fn free_the_dead(
+        &mut self,
+        db: &mut Connection,
+        lease: Duration,
+    ) -> rusqlite::Result<usize> {
+        let others = self.others(db)?;
+        let mut freed = 0;
+        for other in others {
+            let path = self.directory.join(&other.lock);
+            let dead = is_dead(&path);
+            let silent =
+                now_ms() - other.seen_at > lease.as_millis().try_into().unwrap_or(i64::MAX);
+            if !dead && !silent {
+                continue;
+            }
+            freed += free(db, other.id)?;
+            if dead {
+                // The file goes last: while it is there, somebody else may still do this.
+                let _ = std::fs::remove_file(&path);
+            }
+        }
+        Ok(freed)
+    }
+
+    fn others(&self, db: &Connection) -> rusqlite::Result<Vec<Other>> {
+        let mut others =
+            db.prepare_cached("SELECT id, lock, seen_at FROM holders WHERE id != ?1")?;
+        let others = others.query_map([self.id], |row| {
+            Ok(Other { id: row.get(0)?, lock: row.get(1)?, seen_at: row.get(2)? })
+        })?;
+        others.collect()
+    }
+
+    /// Leaves: nothing is held any more.
+    pub(crate) fn leave(&self, db: &Connection) {
+        let left = || -> rusqlite::Result<()> {
+            // Consumers have given back what they held; this is for those that were forgotten.
+            let sql = "UPDATE messages SET holder = 0, suspect = 0,
+                         state = CASE WHEN order_key IS NULL THEN 0 ELSE 3 END
+                       WHERE holder = ?1 AND state = 2 RETURNING queue, order_key";
+            let mut freed = db.prepare(sql)?;
+            let freed = freed.query_map([self.id], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            let freed: Vec<(i64, Option<Vec<u8>>)> = freed.collect::<rusqlite::Result<_>>()?;
+            for (queue, key) in freed {
+                if let Some(key) = key {
+                    crate::rows::promote(db, queue, &key)?;
+                }
+            }
+            db.execute("DELETE FROM holders WHERE id = ?1", [self.id])?;
+            Ok(())
+        };
+        if let Err(error) = left() {
+            tracing::debug!(%error, "a holder did not leave; others will notice");
+        }
+        let _ = std::fs::remove_file(self.directory.join(&self.name));
+    }
+}
+
+/// Whether nobody holds the lock.
+fn is_dead(path: &Path) -> bool {
+    match OpenOptions::new().write(true).open(path) {
+        Ok(file) => file.try_lock().is_ok(),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    }
+}
+
+/// Frees a holder's leases. What was in flight is suspect; what was in flight alone has crashed.
+fn free(db: &mut Connection, holder: i64) -> rusqlite::Result<usize> {
+    let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let held: usize = transaction.query_row(
+        "SELECT count(*) FROM messages WHERE holder = ?1 AND state = 2",
+        [holder],
+        |row| row.get(0),
+    )?;
+    let crashed = i64::from(held == 1);
+    transaction.execute(
+        "UPDATE messages SET state = 0, holder = 0, suspect = 1, redeliveries = redeliveries + 1,
+           crashes = crashes + ?2
+         WHERE holder = ?1 AND state = 2",
+        params![holder, crashed],
+    )?;
+    crate::rows::put_keys_in_order(&transaction)?;
+    transaction.execute("DELETE FROM holders WHERE id = ?1", [holder])?;
+    transaction.commit()?;
+    Ok(held)
+}

@@ -1,0 +1,203 @@
+//! Rows: putting messages into the file and taking them out.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use brigade_core::connector::{ConnectorError, Limit, Outgoing};
+use brigade_core::{IncarnationId, Message, MessageId, Timestamp};
+use bytes::Bytes;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use crate::schema::{BEHIND, DELAYED, READY};
+use crate::thread::{Fault, Work};
+
+/// The time now in milliseconds since 1970.
+pub(crate) fn now_ms() -> i64 {
+    Timestamp::from(SystemTime::now()).0
+}
+
+/// A queue as a producer writes it.
+#[derive(Debug, Clone)]
+pub(crate) struct Target {
+    pub(crate) pipeline: Arc<str>,
+    pub(crate) name: Arc<str>,
+    pub(crate) groups: Vec<Arc<str>>,
+    pub(crate) limit: Limit,
+}
+
+/// The number of a queue's group, entered if it is new.
+pub(crate) fn queue_id(
+    db: &Connection,
+    pipeline: &str,
+    name: &str,
+    group: &str,
+) -> rusqlite::Result<i64> {
+    let find = "SELECT id FROM queues WHERE pipeline = ?1 AND name = ?2 AND grp = ?3";
+    let key = params![pipeline, name, group];
+    if let Some(id) = db.prepare_cached(find)?.query_row(key, |row| row.get(0)).optional()? {
+        return Ok(id);
+    }
+    let enter = "INSERT INTO queues (pipeline, name, grp) VALUES (?1, ?2, ?3)";
+    db.prepare_cached(enter)?.execute(key)?;
+    Ok(db.last_insert_rowid())
+}
+
+/// Puts messages on a queue, for each of its groups. With a full queue nothing is put.
+pub(crate) fn enqueue(
+    work: &mut Work<'_>,
+    target: &Target,
+    batch: &[Outgoing],
+) -> Result<(), Fault> {
+    for group in &target.groups {
+        let queue = queue_id(work.db, &target.pipeline, &target.name, group)?;
+        let sql = "SELECT key_order, messages, bytes FROM queues WHERE id = ?1";
+        let (ordered, messages, bytes) =
+            work.db.prepare_cached(sql)?.query_row([queue], |row| {
+                Ok((row.get::<_, bool>(0)?, row.get::<_, u64>(1)?, row.get::<_, u64>(2)?))
+            })?;
+        let size: u64 = batch.iter().map(|outgoing| outgoing.message.size() as u64).sum();
+        refuse_if_full(target, messages + batch.len() as u64, bytes + size)?;
+        for outgoing in batch {
+            insert(work.db, queue, ordered, outgoing)?;
+        }
+        let sql = "UPDATE queues SET messages = messages + ?2, bytes = bytes + ?3 WHERE id = ?1";
+        work.db.prepare_cached(sql)?.execute(params![queue, batch.len(), size])?;
+    }
+    work.woke = true;
+    Ok(())
+}
+
+fn refuse_if_full(target: &Target, messages: u64, bytes: u64) -> Result<(), ConnectorError> {
+    let limit = &target.limit;
+    let over = |what: &str, limit: u64| {
+        let name = &target.name;
+        Err(ConnectorError::transient(format!(
+            "queue `{name}` is full: its limit is {limit} {what}"
+        )))
+    };
+    match (limit.messages, limit.bytes) {
+        (Some(max), _) if messages > max => over("messages", max),
+        (_, Some(max)) if bytes > max.0 => over("bytes", max.0),
+        _ => Ok(()),
+    }
+}
+
+fn insert(db: &Connection, queue: i64, ordered: bool, outgoing: &Outgoing) -> rusqlite::Result<()> {
+    let (message, now) = (&outgoing.message, now_ms());
+    let delay = outgoing.delay.map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(i64::MAX));
+    let visible_at = now.saturating_add(delay);
+    let order_key = message.key.as_ref().filter(|_| ordered);
+    let behind = match order_key {
+        None => false,
+        Some(key) => {
+            let sql = "SELECT 1 FROM messages WHERE queue = ?1 AND order_key = ?2 LIMIT 1";
+            db.prepare_cached(sql)?.exists(params![queue, &key[..]])?
+        }
+    };
+    let state = match (behind, delay) {
+        (true, _) => BEHIND,
+        (false, 0) => READY,
+        (false, _) => DELAYED,
+    };
+    let sql = "INSERT INTO messages
+        (queue, state, visible_at, order_key, enqueued_at, size, mid, key, headers, event_time, payload)
+        VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)";
+    db.prepare_cached(sql)?.execute(params![
+        queue,
+        state,
+        visible_at,
+        order_key.map(|key| &key[..]),
+        now,
+        message.size(),
+        message.id.0.to_le_bytes(),
+        message.key.as_deref(),
+        crate::headers::encode(&message.headers),
+        message.event_time.map(|time| time.0),
+        message.payload.as_deref(),
+    ])?;
+    Ok(())
+}
+
+/// The columns that [`message`] reads, in its order.
+pub(crate) const MESSAGE: &str = "id, mid, key, headers, event_time, payload";
+
+/// Reads a message. One that was put without an id has one by its row.
+pub(crate) fn message(row: &Row<'_>, incarnation: IncarnationId) -> rusqlite::Result<Message> {
+    let bytes = |at: usize| row.get::<_, Option<Vec<u8>>>(at).map(|b| b.map(Bytes::from));
+    let position: u64 = row.get(0)?;
+    let id = u128::from_le_bytes(row.get(1)?);
+    let id = if id == 0 { MessageId::root(incarnation, position) } else { MessageId(id) };
+    let headers = row.get_ref(3)?.as_bytes_or_null()?.and_then(crate::headers::decode);
+    Ok(Message {
+        id,
+        key: bytes(2)?,
+        headers: headers.unwrap_or_default(),
+        event_time: row.get::<_, Option<i64>>(4)?.map(Timestamp),
+        payload: bytes(5)?,
+    })
+}
+
+/// Rows are done: they go. Answers with those whose fence is another by now.
+pub(crate) fn delete_leased(
+    work: &mut Work<'_>,
+    queue: i64,
+    rows: &[(u64, u64)],
+) -> rusqlite::Result<Vec<u64>> {
+    let (mut fenced, mut gone, mut bytes) = (Vec::new(), 0_u64, 0_u64);
+    let mut keys = BTreeMap::new();
+    let sql = "DELETE FROM messages WHERE id = ?1 AND fence = ?2 AND state = 2 AND queue = ?3
+               RETURNING size, order_key";
+    let mut delete = work.db.prepare_cached(sql)?;
+    for (id, fence) in rows {
+        let read = |row: &Row<'_>| Ok((row.get::<_, u64>(0)?, row.get::<_, Option<Vec<u8>>>(1)?));
+        match delete.query_row(params![id, fence, queue], read).optional()? {
+            Some((size, key)) => {
+                (gone, bytes) = (gone + 1, bytes + size);
+                if let Some(key) = key {
+                    keys.insert(key, ());
+                }
+            }
+            None => fenced.push(*id),
+        }
+    }
+    let sql = "UPDATE queues SET messages = messages - ?2, bytes = bytes - ?3 WHERE id = ?1";
+    work.db.prepare_cached(sql)?.execute(params![queue, gone, bytes])?;
+    for key in keys.keys() {
+        work.woke |= promote(work.db, queue, key)?;
+    }
+    Ok(fenced)
+}
+
+/// Makes the first row of a key ready if none of the key is handed out; says whether it did.
+pub(crate) fn promote(db: &Connection, queue: i64, key: &[u8]) -> rusqlite::Result<bool> {
+    let leased = "SELECT 1 FROM messages WHERE queue = ?1 AND order_key = ?2 AND state = 2 LIMIT 1";
+    if db.prepare_cached(leased)?.exists(params![queue, key])? {
+        return Ok(false);
+    }
+    let first = "SELECT id, state, visible_at FROM messages
+                 WHERE queue = ?1 AND order_key = ?2 ORDER BY id LIMIT 1";
+    let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
+    let first: Option<(i64, i64, i64)> =
+        db.prepare_cached(first)?.query_row(params![queue, key], read).optional()?;
+    let Some((id, BEHIND, visible_at)) = first else { return Ok(false) };
+    let state = if visible_at > now_ms() { DELAYED } else { READY };
+    db.prepare_cached("UPDATE messages SET state = ?2 WHERE id = ?1")?.execute([id, state])?;
+    Ok(true)
+}
+
+/// After leases were freed: of each key only the first row may be ready.
+pub(crate) fn put_keys_in_order(db: &Connection) -> rusqlite::Result<()> {
+    let freed = "SELECT DISTINCT queue, order_key FROM messages
+                 WHERE suspect = 1 AND order_key IS NOT NULL";
+    let mut freed = db.prepare_cached(freed)?;
+    let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?));
+    let keys: Vec<_> = freed.query_map([], read)?.collect::<rusqlite::Result<_>>()?;
+    for (queue, key) in keys {
+        let behind = "UPDATE messages SET state = 3
+                      WHERE queue = ?1 AND order_key = ?2 AND state IN (0, 1)";
+        db.prepare_cached(behind)?.execute(params![queue, key])?;
+        promote(db, queue, &key)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,175 @@
+//! The file: its tables, its version, and refusing what is none.
+
+use std::path::Path;
+use std::time::Duration;
+
+use brigade_core::connector::ConnectorError;
+use rusqlite::{Connection, ErrorCode, OptionalExtension};
+
+use crate::settings::Sync;
+
+/// "Brgd", so that tools can tell the file.
+const APPLICATION_ID: i32 = 0x4272_6764;
+/// The version of the tables.
+const VERSION: i32 = 1;
+/// How long a writer waits for other processes, in steps of a millisecond.
+const BUSY_MAX: Duration = Duration::from_secs(10);
+/// Files up to this size are checked as a whole when they are opened.
+const CHECKED_MAX: u64 = 64 << 20;
+
+/// The states of a row. `READY` can be handed out; `DELAYED` waits for its time; `LEASED` is handed
+/// out; `BEHIND` waits for an earlier row of its key.
+pub(crate) const READY: i64 = 0;
+pub(crate) const DELAYED: i64 = 1;
+pub(crate) const LEASED: i64 = 2;
+pub(crate) const BEHIND: i64 = 3;
+
+/// One row of `messages` for each message and group. Row numbers are never used again: they are
+/// positions. `order_key` is the key where the queue is read in the order of keys, and null
+/// elsewhere, so that only such queues pay for that index.
+const TABLES: &str = "
+CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE state (
+  space TEXT NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY (space, key)
+) WITHOUT ROWID;
+CREATE TABLE queues (
+  id INTEGER PRIMARY KEY, pipeline TEXT NOT NULL, name TEXT NOT NULL, grp TEXT NOT NULL,
+  key_order INTEGER NOT NULL DEFAULT 0, messages INTEGER NOT NULL DEFAULT 0,
+  bytes INTEGER NOT NULL DEFAULT 0, UNIQUE (pipeline, name, grp)
+);
+CREATE TABLE holders (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, lock TEXT NOT NULL, port INTEGER NOT NULL,
+  pid INTEGER NOT NULL, seen_at INTEGER NOT NULL
+);
+CREATE TABLE messages (
+  id INTEGER PRIMARY KEY AUTOINCREMENT, queue INTEGER NOT NULL, state INTEGER NOT NULL,
+  visible_at INTEGER NOT NULL, order_key BLOB, holder INTEGER NOT NULL DEFAULT 0,
+  fence INTEGER NOT NULL DEFAULT 0, suspect INTEGER NOT NULL DEFAULT 0,
+  attempts INTEGER NOT NULL DEFAULT 0, redeliveries INTEGER NOT NULL DEFAULT 0,
+  crashes INTEGER NOT NULL DEFAULT 0, first_failed_at INTEGER, enqueued_at INTEGER NOT NULL,
+  size INTEGER NOT NULL, mid BLOB NOT NULL, key BLOB, headers BLOB, event_time INTEGER, payload BLOB
+);
+CREATE INDEX by_state ON messages (queue, state, id);
+CREATE INDEX by_time ON messages (queue, visible_at) WHERE state = 1;
+CREATE INDEX by_key ON messages (queue, order_key, id) WHERE order_key IS NOT NULL;
+CREATE INDEX leased_keys ON messages (queue, order_key) WHERE state = 2 AND order_key IS NOT NULL;
+CREATE INDEX by_holder ON messages (holder) WHERE state = 2;
+CREATE INDEX suspects ON messages (queue, id) WHERE suspect = 1;
+";
+
+/// Opens the file, makes its tables, or upgrades them.
+pub(crate) fn open(path: &Path, sync: Sync) -> Result<Connection, ConnectorError> {
+    let wrong = |error: rusqlite::Error| failed(path, error);
+    let length = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    let mut connection = Connection::open(path).map_err(wrong)?;
+    connection.busy_handler(Some(wait)).map_err(wrong)?;
+    let sync = match sync {
+        Sync::Full => "FULL",
+        Sync::Normal => "NORMAL",
+    };
+    connection.pragma_update(None, "journal_mode", "WAL").map_err(wrong)?;
+    connection.pragma_update(None, "synchronous", sync).map_err(wrong)?;
+    connection.pragma_update(None, "wal_autocheckpoint", 4000).map_err(wrong)?;
+    connection.pragma_update(None, "cache_size", -16_384).map_err(wrong)?;
+    connection.set_prepared_statement_cache_capacity(128);
+    prepare(&mut connection, path)?;
+    if (1..=CHECKED_MAX).contains(&length) {
+        check(&connection, path)?;
+    }
+    Ok(connection)
+}
+
+fn prepare(connection: &mut Connection, path: &Path) -> Result<(), ConnectorError> {
+    let wrong = |error: rusqlite::Error| failed(path, error);
+    let behavior = rusqlite::TransactionBehavior::Immediate;
+    let transaction = connection.transaction_with_behavior(behavior).map_err(wrong)?;
+    let pragma =
+        |name: &str| transaction.pragma_query_value(None, name, |row| row.get::<_, i32>(0));
+    let application = pragma("application_id").map_err(wrong)?;
+    let version = pragma("user_version").map_err(wrong)?;
+    let tables: i64 = transaction
+        .query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))
+        .map_err(wrong)?;
+    match (application, version) {
+        (APPLICATION_ID, VERSION) => {}
+        (APPLICATION_ID, newer) if newer > VERSION => {
+            return Err(ConnectorError::permanent(format!(
+                "the state {} has version {newer}; this program knows version {VERSION}: use the \
+                 newer program, or another `state`",
+                path.display()
+            )));
+        }
+        (0, 0) if tables == 0 => {
+            transaction.execute_batch(TABLES).map_err(wrong)?;
+            let incarnation = fastrand::u128(..).to_le_bytes();
+            transaction
+                .execute("INSERT INTO meta VALUES ('incarnation', ?1)", [&incarnation[..]])
+                .map_err(wrong)?;
+            transaction.pragma_update(None, "application_id", APPLICATION_ID).map_err(wrong)?;
+            transaction.pragma_update(None, "user_version", VERSION).map_err(wrong)?;
+        }
+        _ => {
+            return Err(ConnectorError::permanent(format!(
+                "{} is an SQLite file, but not one of Brigade's: give another `state`",
+                path.display()
+            )));
+        }
+    }
+    transaction.commit().map_err(wrong)
+}
+
+fn check(connection: &Connection, path: &Path) -> Result<(), ConnectorError> {
+    let verdict: Option<String> = connection
+        .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+        .optional()
+        .map_err(|error| failed(path, error))?;
+    match verdict.as_deref() {
+        Some("ok") => Ok(()),
+        other => Err(corrupt(path, other.unwrap_or("it cannot be checked"))),
+    }
+}
+
+/// What went wrong, for people, and whether it may go better later.
+pub(crate) fn failed(path: &Path, error: rusqlite::Error) -> ConnectorError {
+    let place = path.display();
+    let code = error.sqlite_error_code();
+    match code {
+        Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
+            corrupt(path, &error.to_string())
+        }
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => ConnectorError::transient(
+            format!("the state {place} is held by another process for more than {BUSY_MAX:?}"),
+        ),
+        Some(ErrorCode::DiskFull) => ConnectorError::transient(format!(
+            "the disk of the state {place} is full: make room; nothing is lost meanwhile"
+        )),
+        Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
+            ConnectorError::permanent(format!(
+                "the state {place} cannot be written: {error}; check its owner and permissions"
+            ))
+        }
+        Some(ErrorCode::SystemIoFailure) => ConnectorError::transient(format!(
+            "the state {place} cannot be read or written: {error}"
+        )),
+        _ => ConnectorError::permanent(format!("the state {place}: {error}")),
+    }
+    .caused_by(error)
+}
+
+fn corrupt(path: &Path, what: &str) -> ConnectorError {
+    ConnectorError::permanent(format!(
+        "the state {0} is damaged ({what}): stop every process that uses it, keep a copy, and save \
+         what can be read with `sqlite3 {0} .recover`; or give another `state`",
+        path.display()
+    ))
+}
+
+/// Waits a millisecond for another process's transaction, up to a limit.
+fn wait(tries: i32) -> bool {
+    let limit = i32::try_from(BUSY_MAX.as_millis()).unwrap_or(i32::MAX);
+    if tries >= limit {
+        return false;
+    }
+    std::thread::sleep(Duration::from_millis(1));
+    true
+}

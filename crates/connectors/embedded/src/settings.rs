@@ -1,0 +1,46 @@
+use std::path::PathBuf;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The keys of an embedded queue.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Settings {
+    /// The directory of another store than the pipeline's state.
+    pub(crate) path: Option<PathBuf>,
+    /// When a write counts as done, for the store at `path`. Default: `full`.
+    pub(crate) sync: Option<Sync>,
+}
+
+/// When a write counts as done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Sync {
+    /// When the disk has it: survives the loss of power.
+    #[default]
+    Full,
+    /// When the operating system has it: survives the death of the process; the loss of power may
+    /// cost the last moments, but not the file.
+    Normal,
+}
+
+/// How a store is opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// When a write counts as done.
+    pub sync: Sync,
+    /// A process that has not been heard of for so long is taken for stopped, and its leases are
+    /// freed though it still lives. Default: 60 s.
+    pub lease: Duration,
+    /// How often a message may be alone in flight while its process dies before it is given up on.
+    /// Default: 5.
+    pub crash_limit: u32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { sync: Sync::Full, lease: Duration::from_secs(60), crash_limit: 5 }
+    }
+}

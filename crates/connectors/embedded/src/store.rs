@@ -1,0 +1,334 @@
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::thread::JoinHandle;
+
+use async_trait::async_trait;
+use brigade_core::IncarnationId;
+use brigade_core::connector::{ConnectorError, Consumer, Producer, QueueAdmin, QueueSpec, Reader};
+use brigade_core::state::{StateStore, StoreId, StoreOp};
+use bytes::Bytes;
+use rusqlite::{OptionalExtension, params};
+use tokio::sync::Notify;
+
+use crate::admin::EmbeddedAdmin;
+use crate::consumer::EmbeddedConsumer;
+use crate::holder::Holder;
+use crate::producer::EmbeddedProducer;
+use crate::rows::{Target, enqueue};
+use crate::schema;
+use crate::settings::Options;
+use crate::thread::{Fault, Requests, StoreThread, Work};
+
+/// The database's name in the state's directory.
+const FILE: &str = "brigade.db";
+/// Where the holders' locks are, in the state's directory.
+const HOLDERS: &str = "holders";
+
+/// One file of embedded queues and state. A process that opens it twice gets the same store.
+pub struct Store {
+    id: StoreId,
+    requests: Requests,
+    visible: Arc<Notify>,
+    incarnation: IncarnationId,
+    targets: Arc<Targets>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// The queues that producers have opened, by the names that operations use for them.
+#[derive(Default)]
+pub(crate) struct Targets(Mutex<HashMap<Arc<str>, Arc<Target>>>);
+
+/// The stores of this process, by their directories.
+static OPEN: LazyLock<Mutex<HashMap<PathBuf, Weak<Store>>>> = LazyLock::new(Mutex::default);
+
+impl Store {
+    /// Opens the store in this directory, made if it is not there.
+    ///
+    /// # Errors
+    /// The directory cannot be made or written, lies on a network file system, or holds a file that
+    /// is damaged, newer, or not Brigade's.
+    pub fn open(directory: &Path, options: Options) -> Result<Arc<Self>, ConnectorError> {
+        let io = |error: std::io::Error| {
+            ConnectorError::permanent(format!(
+                "the state's directory {} cannot be made: {error}",
+                directory.display()
+            ))
+        };
+        std::fs::create_dir_all(directory).map_err(io)?;
+        let directory = directory.canonicalize().map_err(io)?;
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(store) = open.get(&directory).and_then(Weak::upgrade) {
+            if store.is_open() {
+                return Ok(store);
+            }
+        }
+        let store = Self::start(&directory, options)?;
+        open.retain(|_, store| store.strong_count() > 0);
+        open.insert(directory, Arc::downgrade(&store));
+        Ok(store)
+    }
+
+    fn start(directory: &Path, options: Options) -> Result<Arc<Self>, ConnectorError> {
+        refuse_network(directory)?;
+        let path = directory.join(FILE);
+        let db = schema::open(&path, options.sync)?;
+        let wrong = |error| schema::failed(&path, error);
+        let sql = "SELECT value FROM meta WHERE name = 'incarnation'";
+        let incarnation: [u8; 16] = db.query_row(sql, [], |row| row.get(0)).map_err(wrong)?;
+        let mut holder = Holder::enter(&db, &directory.join(HOLDERS))?;
+        let mut db = db;
+        // Before the first claim, so that what a crash left is handed out first, and alone.
+        holder.free_the_dead(&mut db, options.lease).map_err(wrong)?;
+        let (requests, inbox) = Requests::new(path.clone());
+        listen(&holder, requests.clone())?;
+        let visible = Arc::new(Notify::new());
+        let thread = StoreThread { db, holder, options, path, visible: Arc::clone(&visible) };
+        let name = "brigade-state".to_owned();
+        let thread = std::thread::Builder::new().name(name).spawn(move || thread.run(inbox));
+        let thread = thread.map_err(|error| {
+            ConnectorError::transient(format!("no thread to be had for the state: {error}"))
+        })?;
+        Ok(Arc::new(Self {
+            id: StoreId::new(format!("embedded:{}", directory.display())),
+            requests,
+            visible,
+            incarnation: IncarnationId(u128::from_le_bytes(incarnation)),
+            targets: Arc::default(),
+            thread: Mutex::new(Some(thread)),
+        }))
+    }
+
+    fn is_open(&self) -> bool {
+        self.thread.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    pub(crate) fn requests(&self) -> &Requests {
+        &self.requests
+    }
+
+    pub(crate) fn visible(&self) -> &Arc<Notify> {
+        &self.visible
+    }
+
+    pub(crate) fn incarnation(&self) -> IncarnationId {
+        self.incarnation
+    }
+
+    /// Enters a queue that is going to be written; answers with the name for its operations.
+    pub(crate) fn enter(&self, queue: &QueueSpec) -> (Arc<str>, Arc<Target>) {
+        let name: Arc<str> = format!("{}/{}", queue.pipeline, queue.name).into();
+        let groups = match queue.groups.is_empty() {
+            true => vec!["".into()],
+            false => queue.groups.clone(),
+        };
+        let target = Arc::new(Target {
+            pipeline: Arc::clone(&queue.pipeline),
+            name: Arc::clone(&queue.name),
+            groups,
+            limit: queue.limit.clone(),
+        });
+        let mut targets = self.targets.0.lock().unwrap_or_else(PoisonError::into_inner);
+        targets.insert(Arc::clone(&name), Arc::clone(&target));
+        drop(targets);
+        (name, target)
+    }
+
+    pub(crate) fn targets(&self) -> &Arc<Targets> {
+        &self.targets
+    }
+}
+
+impl Targets {
+    /// Finds the queues that operations name.
+    pub(crate) fn resolve(&self, ops: Vec<StoreOp>) -> Result<Vec<Op>, ConnectorError> {
+        let targets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut resolved: Vec<Op> = Vec::with_capacity(ops.len());
+        for op in ops {
+            match op {
+                StoreOp::Put { space, key, value } => {
+                    resolved.push(Op::Put { space, key, value });
+                }
+                StoreOp::Delete { space, key } => resolved.push(Op::Delete { space, key }),
+                StoreOp::Enqueue { queue, outgoing } => {
+                    if let Some(Op::Enqueue { name, batch, .. }) = resolved.last_mut() {
+                        if *name == queue {
+                            batch.push(outgoing);
+                            continue;
+                        }
+                    }
+                    let target = targets.get(&queue).cloned().ok_or_else(|| {
+                        ConnectorError::permanent(format!("no producer of queue `{queue}` is open"))
+                    })?;
+                    resolved.push(Op::Enqueue { name: queue, target, batch: vec![outgoing] });
+                }
+            }
+        }
+        Ok(resolved)
+    }
+}
+
+/// An operation, with its queue; neighbours for one queue are one.
+pub(crate) enum Op {
+    Put { space: Arc<str>, key: String, value: Bytes },
+    Delete { space: Arc<str>, key: String },
+    Enqueue { name: Arc<str>, target: Arc<Target>, batch: Vec<brigade_core::connector::Outgoing> },
+}
+
+/// Does operations within the transaction.
+pub(crate) fn apply(work: &mut Work<'_>, ops: &[Op]) -> Result<(), Fault> {
+    for op in ops {
+        match op {
+            Op::Put { space, key, value } => {
+                let sql = "INSERT INTO state VALUES (?1, ?2, ?3)
+                           ON CONFLICT (space, key) DO UPDATE SET value = excluded.value";
+                work.db.prepare_cached(sql)?.execute(params![&**space, key, &value[..]])?;
+            }
+            Op::Delete { space, key } => {
+                let sql = "DELETE FROM state WHERE space = ?1 AND key = ?2";
+                work.db.prepare_cached(sql)?.execute(params![&**space, key])?;
+            }
+            Op::Enqueue { target, batch, .. } => enqueue(work, target, batch)?,
+        }
+    }
+    Ok(())
+}
+
+/// A thread that waits for other processes' bytes; it ends soon after the store does.
+fn listen(holder: &Holder, requests: Requests) -> Result<(), ConnectorError> {
+    let wrong = |error: std::io::Error| {
+        ConnectorError::transient(format!("cannot listen for other processes: {error}"))
+    };
+    const LOOK: std::time::Duration = std::time::Duration::from_millis(500);
+    let socket = holder.socket.try_clone().map_err(wrong)?;
+    socket.set_read_timeout(Some(LOOK)).map_err(wrong)?;
+    let listening = move || {
+        let mut byte = [0; 1];
+        loop {
+            let woken = socket.recv(&mut byte).is_ok();
+            let open = if woken { requests.wake() } else { requests.is_open() };
+            if !open {
+                return;
+            }
+        }
+    };
+    let name = "brigade-wake".to_owned();
+    std::thread::Builder::new().name(name).spawn(listening).map_err(wrong)?;
+    Ok(())
+}
+
+/// SQLite's locks do not work over a network.
+fn refuse_network(directory: &Path) -> Result<(), ConnectorError> {
+    const NETWORK: [&str; 8] = ["nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph"];
+    let Ok(mounts) = std::fs::read_to_string("/proc/self/mounts") else { return Ok(()) };
+    let fields = mounts.lines().filter_map(|line| {
+        let mut fields = line.split(' ');
+        Some((fields.nth(1)?, fields.next()?))
+    });
+    let holding = fields.filter(|(place, _)| directory.starts_with(place));
+    match holding.max_by_key(|(place, _)| place.len()) {
+        Some((place, kind)) if NETWORK.contains(&kind) => Err(ConnectorError::permanent(format!(
+            "the state {} lies on {place}, a network file system ({kind}), where locks cannot be \
+                 trusted: put it on a local disk",
+            directory.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
+#[async_trait]
+impl StateStore for Store {
+    fn store_id(&self) -> StoreId {
+        self.id.clone()
+    }
+
+    async fn load(&self, space: &str, key: &str) -> Result<Option<Bytes>, ConnectorError> {
+        let (space, key) = (space.to_owned(), key.to_owned());
+        self.requests
+            .ask(move |work| {
+                let sql = "SELECT value FROM state WHERE space = ?1 AND key = ?2";
+                let mut value = work.db.prepare_cached(sql)?;
+                let value = value.query_row(params![space, key], |row| row.get::<_, Vec<u8>>(0));
+                Ok(value.optional()?.map(Bytes::from))
+            })
+            .await
+    }
+
+    async fn scan(
+        &self,
+        space: &str,
+        prefix: &str,
+    ) -> Result<Vec<(String, Bytes)>, ConnectorError> {
+        let (space, prefix) = (space.to_owned(), prefix.to_owned());
+        self.requests
+            .ask(move |work| {
+                let sql = "SELECT key, value FROM state
+                           WHERE space = ?1 AND key >= ?2 AND substr(key, 1, length(?2)) = ?2
+                           ORDER BY key";
+                let mut rows = work.db.prepare_cached(sql)?;
+                let rows = rows.query_map(params![space, prefix], |row| {
+                    Ok((row.get(0)?, Bytes::from(row.get::<_, Vec<u8>>(1)?)))
+                })?;
+                Ok(rows.collect::<rusqlite::Result<_>>()?)
+            })
+            .await
+    }
+
+    async fn commit(&self, ops: Vec<StoreOp>) -> Result<(), ConnectorError> {
+        let ops = self.targets.resolve(ops)?;
+        self.requests.ask(move |work| apply(work, &ops)).await
+    }
+
+    async fn queue_consumer(
+        &self,
+        queue: &QueueSpec,
+        reader: &Reader,
+    ) -> Result<Arc<dyn Consumer>, ConnectorError> {
+        Ok(Arc::new(EmbeddedConsumer::open(self, queue, reader).await?))
+    }
+
+    async fn queue_producer(&self, queue: &QueueSpec) -> Result<Arc<dyn Producer>, ConnectorError> {
+        Ok(Arc::new(EmbeddedProducer::open(self, queue)))
+    }
+
+    async fn queue_admin(&self, queue: &QueueSpec) -> Result<Arc<dyn QueueAdmin>, ConnectorError> {
+        Ok(Arc::new(EmbeddedAdmin::open(self, queue)))
+    }
+
+    async fn queue_names(&self, pipeline: &str) -> Result<Vec<String>, ConnectorError> {
+        let pipeline = pipeline.to_owned();
+        self.requests
+            .ask(move |work| {
+                let sql = "SELECT DISTINCT name FROM queues WHERE pipeline = ?1 ORDER BY name";
+                let mut names = work.db.prepare_cached(sql)?;
+                let names = names.query_map([pipeline], |row| row.get(0))?;
+                Ok(names.collect::<rusqlite::Result<_>>()?)
+            })
+            .await
+    }
+
+    async fn shutdown(&self) -> Result<(), ConnectorError> {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(thread) = thread else { return Ok(()) };
+        self.requests.stop();
+        // Joining blocks, and this may be a lane.
+        let joined = tokio::task::spawn_blocking(move || thread.join()).await;
+        match joined {
+            Ok(Ok(())) => Ok(()),
+            _ => Err(ConnectorError::permanent("the state's thread ended badly")),
+        }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.requests.stop();
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Store").field(&self.id).finish()
+    }
+}

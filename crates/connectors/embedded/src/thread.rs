@@ -1,0 +1,285 @@
+//! The thread of a store: group commit, the watch over other processes, and waking.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
+use std::time::{Duration, Instant};
+
+use brigade_core::connector::ConnectorError;
+use rusqlite::{Connection, TransactionBehavior};
+use tokio::sync::{Notify, oneshot};
+
+use crate::claim::Leases;
+use crate::holder::Holder;
+use crate::schema::failed;
+use crate::settings::Options;
+
+/// The most requests in one transaction.
+const GROUP_MAX: usize = 256;
+/// How often other processes are looked at while nothing is to be done.
+const LOOK: Duration = Duration::from_millis(200);
+/// How often this process says that it lives.
+const SEEN: Duration = Duration::from_secs(5);
+
+/// What a request works with.
+pub(crate) struct Work<'w> {
+    pub(crate) db: &'w Connection,
+    pub(crate) holder: i64,
+    pub(crate) leases: &'w mut Leases,
+    pub(crate) options: &'w Options,
+    /// Set when rows have become visible, so that others are told after the commit.
+    pub(crate) woke: bool,
+}
+
+/// Something to be done in a transaction, answered after its commit.
+trait Job: Send {
+    fn run(&mut self, work: &mut Work<'_>) -> rusqlite::Result<()>;
+    fn answer(self: Box<Self>, committed: Result<(), ConnectorError>);
+}
+
+struct Request<F, T> {
+    run: Option<F>,
+    result: Option<Result<T, ConnectorError>>,
+    reply: oneshot::Sender<Result<T, ConnectorError>>,
+    path: Arc<PathBuf>,
+}
+
+impl<F, T> Job for Request<F, T>
+where
+    F: FnOnce(&mut Work<'_>) -> Result<T, Fault> + Send,
+    T: Send,
+{
+    fn run(&mut self, work: &mut Work<'_>) -> rusqlite::Result<()> {
+        let Some(run) = self.run.take() else { return Ok(()) };
+        // A request that fails part-way leaves nothing behind, and the others go on.
+        work.db.execute_batch("SAVEPOINT request")?;
+        match run(work) {
+            Ok(value) => {
+                work.db.execute_batch("RELEASE request")?;
+                self.result = Some(Ok(value));
+            }
+            Err(fault) => {
+                work.db.execute_batch("ROLLBACK TO request; RELEASE request")?;
+                self.result = Some(Err(match fault {
+                    Fault::Sql(error) => failed(&self.path, error),
+                    Fault::Told(error) => error,
+                }));
+            }
+        }
+        Ok(())
+    }
+
+    fn answer(self: Box<Self>, committed: Result<(), ConnectorError>) {
+        let own = self.result.unwrap_or_else(|| {
+            Err(ConnectorError::transient("the transaction ended before this request was done"))
+        });
+        // Who asked may have gone; what was committed stands.
+        let _ = self.reply.send(committed.and(own));
+    }
+}
+
+/// Why a request was not done.
+pub(crate) enum Fault {
+    Sql(rusqlite::Error),
+    Told(ConnectorError),
+}
+
+impl From<rusqlite::Error> for Fault {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
+impl From<ConnectorError> for Fault {
+    fn from(error: ConnectorError) -> Self {
+        Self::Told(error)
+    }
+}
+
+enum Told {
+    Job(Box<dyn Job>),
+    /// Another process has written.
+    Wake,
+    /// Only to see whether somebody listens.
+    Nothing,
+    Stop,
+}
+
+/// The way to a store's thread.
+///
+/// The channel itself has no bound; each consumer, producer and settlement waits for its answer, so
+/// there are never more requests than those times the few each has under way.
+#[derive(Clone)]
+pub(crate) struct Requests {
+    sender: Sender<Told>,
+    path: Arc<PathBuf>,
+}
+
+impl Requests {
+    pub(crate) fn new(path: PathBuf) -> (Self, Inbox) {
+        let (sender, receiver) = std::sync::mpsc::channel();
+        (Self { sender, path: Arc::new(path) }, Inbox(receiver))
+    }
+
+    /// Does something in the next transaction.
+    pub(crate) async fn ask<T: Send + 'static>(
+        &self,
+        run: impl FnOnce(&mut Work<'_>) -> Result<T, Fault> + Send + 'static,
+    ) -> Result<T, ConnectorError> {
+        let answer = self.send(run);
+        answer.await.unwrap_or_else(|_| Err(self.closed()))
+    }
+
+    /// Sends a request whose answer nobody has to wait for.
+    pub(crate) fn send<T: Send + 'static>(
+        &self,
+        run: impl FnOnce(&mut Work<'_>) -> Result<T, Fault> + Send + 'static,
+    ) -> oneshot::Receiver<Result<T, ConnectorError>> {
+        let (reply, answer) = oneshot::channel();
+        let path = Arc::clone(&self.path);
+        let request = Request { run: Some(run), result: None, reply, path };
+        // If the thread has ended, the reply is dropped, which says so.
+        let _ = self.sender.send(Told::Job(Box::new(request)));
+        answer
+    }
+
+    /// Has consumers look again; says whether the store is still open.
+    pub(crate) fn wake(&self) -> bool {
+        self.sender.send(Told::Wake).is_ok()
+    }
+
+    /// Whether the thread still lives.
+    pub(crate) fn is_open(&self) -> bool {
+        self.sender.send(Told::Nothing).is_ok()
+    }
+
+    pub(crate) fn stop(&self) {
+        let _ = self.sender.send(Told::Stop);
+    }
+
+    fn closed(&self) -> ConnectorError {
+        ConnectorError::closed(&self.path.display().to_string())
+    }
+}
+
+pub(crate) struct Inbox(Receiver<Told>);
+
+pub(crate) struct StoreThread {
+    pub(crate) db: Connection,
+    pub(crate) holder: Holder,
+    pub(crate) options: Options,
+    pub(crate) path: PathBuf,
+    /// Tells consumers to look again.
+    pub(crate) visible: Arc<Notify>,
+}
+
+impl StoreThread {
+    pub(crate) fn run(mut self, inbox: Inbox) {
+        let mut leases = Leases::default();
+        let (mut looked, mut seen) = (Instant::now(), Instant::now());
+        let mut data_version = self.data_version();
+        loop {
+            let first = match inbox.0.recv_timeout(LOOK) {
+                Ok(Told::Stop) | Err(RecvTimeoutError::Disconnected) => break,
+                Ok(told) => Some(told),
+                Err(RecvTimeoutError::Timeout) => None,
+            };
+            let mut stop = false;
+            let mut jobs = Vec::new();
+            let mut take = |told| match told {
+                Told::Job(job) => jobs.push(job),
+                Told::Wake => self.visible.notify_waiters(),
+                Told::Stop => stop = true,
+                Told::Nothing => {}
+            };
+            first.into_iter().for_each(&mut take);
+            for told in inbox.0.try_iter().take(GROUP_MAX) {
+                take(told);
+            }
+            if !jobs.is_empty() {
+                self.commit(jobs, &mut leases);
+            }
+            if looked.elapsed() >= LOOK {
+                looked = Instant::now();
+                let version = self.data_version();
+                if version != data_version {
+                    data_version = version;
+                    self.visible.notify_waiters();
+                }
+                self.look_after_others();
+            }
+            if seen.elapsed() >= SEEN {
+                seen = Instant::now();
+                self.holder.seen(&self.db);
+            }
+            if stop {
+                break;
+            }
+        }
+        self.holder.leave(&self.db);
+        // What is in the log goes into the file, so that a copy of the file is whole.
+        let _ = self.db.pragma_update(None, "wal_checkpoint", "TRUNCATE");
+    }
+
+    /// Does a group of jobs in one transaction, commits once, and answers all.
+    fn commit(&mut self, mut jobs: Vec<Box<dyn Job>>, leases: &mut Leases) {
+        let mut woke = false;
+        let committed = self.transact(&mut jobs, leases, &mut woke);
+        let failed = committed.err().map(|error| failed(&self.path, error));
+        for job in jobs {
+            job.answer(match &failed {
+                None => Ok(()),
+                Some(error) if error.is_transient() => {
+                    Err(ConnectorError::transient(error.to_string()))
+                }
+                Some(error) => Err(ConnectorError::permanent(error.to_string())),
+            });
+        }
+        if failed.is_some() {
+            // What was claimed in it was not; what was held before still is.
+            leases.reload(&self.db, self.holder.id);
+        } else if woke {
+            self.visible.notify_waiters();
+            self.holder.wake_others(&self.db);
+        }
+    }
+
+    fn transact(
+        &mut self,
+        jobs: &mut [Box<dyn Job>],
+        leases: &mut Leases,
+        woke: &mut bool,
+    ) -> rusqlite::Result<()> {
+        let transaction = self.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut work = Work {
+            db: &transaction,
+            holder: self.holder.id,
+            leases,
+            options: &self.options,
+            woke: false,
+        };
+        for job in jobs.iter_mut() {
+            job.run(&mut work)?;
+        }
+        *woke = work.woke;
+        transaction.commit()
+    }
+
+    /// Changes when another process has written.
+    fn data_version(&self) -> i64 {
+        self.db.pragma_query_value(None, "data_version", |row| row.get(0)).unwrap_or(0)
+    }
+
+    fn look_after_others(&mut self) {
+        match self.holder.free_the_dead(&mut self.db, self.options.lease) {
+            Ok(0) => {}
+            Ok(freed) => {
+                tracing::info!(state = %self.path.display(), freed, "leases of ended processes freed");
+                self.visible.notify_waiters();
+            }
+            Err(error) => {
+                tracing::warn!(state = %self.path.display(), %error, "cannot look after other processes");
+            }
+        }
+    }
+}

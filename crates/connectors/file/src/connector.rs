@@ -1,0 +1,89 @@
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use brigade_core::connector::{
+    Connector, ConnectorEnv, ConnectorError, Consumer, Features, Problem, Producer, QueueSpec,
+    Reader,
+};
+use serde_json::Value;
+
+use crate::consumer::FileConsumer;
+use crate::producer::FileProducer;
+use crate::settings::{Compression, FileFormat, Settings};
+
+/// The connector of files, type `file`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FileConnector;
+
+/// What a file with these settings can do.
+pub(crate) fn features(settings: &Settings) -> Features {
+    let csv = settings.format_of(&settings.path()) == FileFormat::Csv;
+    Features {
+        consume: true,
+        produce: !csv && !settings.is_glob() && !settings.follow,
+        finite: !settings.follow,
+        durable: !settings.is_standard(),
+        order: true,
+        groups: !settings.is_standard(),
+        replay: !settings.is_standard(),
+        settle_together: !settings.is_standard(),
+        ..Features::NONE
+    }
+}
+
+#[async_trait]
+impl Connector for FileConnector {
+    fn type_name(&self) -> &'static str {
+        "file"
+    }
+
+    fn features(&self, settings: &Value) -> Features {
+        serde_json::from_value(settings.clone()).map_or(Features::NONE, |s| features(&s))
+    }
+
+    fn schema(&self) -> Value {
+        schemars::schema_for!(Settings).to_value()
+    }
+
+    fn check(&self, queue: &QueueSpec) -> Vec<Problem> {
+        let settings: Settings = match queue.settings() {
+            Ok(settings) => settings,
+            Err(error) => {
+                return vec![Problem { path: Vec::new(), message: error.to_string(), help: None }];
+            }
+        };
+        let mut problems = Vec::new();
+        if settings.path.is_empty() {
+            problems.push(Problem::at("path", "the path is empty"));
+        }
+        let compressed = settings.compression_of(&settings.path()) != Compression::None;
+        let csv = settings.format_of(&settings.path()) == FileFormat::Csv;
+        if settings.follow && (compressed || csv || settings.is_standard()) {
+            let message = "only plain lines of a file can be followed";
+            problems.push(Problem::at("follow", message).help("remove `follow`"));
+        }
+        if settings.is_glob() {
+            if let Err(error) = glob::Pattern::new(&settings.path) {
+                problems.push(Problem::at("path", format!("not a glob: {error}")));
+            }
+        }
+        problems
+    }
+
+    async fn consumer(
+        &self,
+        queue: &QueueSpec,
+        reader: &Reader,
+        env: &ConnectorEnv,
+    ) -> Result<Arc<dyn Consumer>, ConnectorError> {
+        Ok(Arc::new(FileConsumer::open(queue, reader, &env.state).await?))
+    }
+
+    async fn producer(
+        &self,
+        queue: &QueueSpec,
+        env: &ConnectorEnv,
+    ) -> Result<Arc<dyn Producer>, ConnectorError> {
+        Ok(Arc::new(FileProducer::open(queue.settings()?, &env.state)?))
+    }
+}

@@ -1,0 +1,379 @@
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use brigade_core::connector::{
+    Acked, ConnectorError, Consumer, Defect, ErrorKind, Failed, FailedReason, Features, Incoming,
+    Lag, QueueSpec, Reader, Receipt, Want,
+};
+use brigade_core::state::{StateStore, StoreId, StoreOp};
+use brigade_core::{CauseKind, Message, MessageId};
+use tokio::sync::{Notify, mpsc};
+
+use crate::connector::features;
+use crate::ledger::{Position, Progress};
+use crate::lines::Record;
+use crate::reader::{Numbered, Reader as ReaderThread, Said};
+use crate::settings::Settings;
+
+/// Chunks that are read ahead; each is at most 256 records or about 1 MiB.
+const AHEAD: usize = 4;
+/// A receipt's position holds the file in its upper 16 bits and the record's number below.
+const RECORD_BITS: u32 = 48;
+
+/// Takes records from files.
+pub(crate) struct FileConsumer {
+    name: Arc<str>,
+    settings: Settings,
+    state: Arc<dyn StateStore>,
+    /// The space of the files' positions in the state.
+    space: Arc<str>,
+    said: tokio::sync::Mutex<mpsc::Receiver<Said>>,
+    shared: Mutex<Shared>,
+    /// Something was resolved or put back.
+    changed: Notify,
+    /// One ack writes at a time: each writes the position as a whole.
+    acking: tokio::sync::Mutex<()>,
+    stop: Arc<AtomicBool>,
+    /// Keeps other processes from reading the same queue for the same group.
+    _lock: Option<File>,
+}
+
+#[derive(Default)]
+struct Shared {
+    files: Vec<Progress>,
+    /// The file whose records the thread is reading.
+    current: usize,
+    /// Records read and not yet handed out.
+    ahead: std::collections::VecDeque<Incoming>,
+    out: HashMap<u64, Out>,
+    /// What was put back: when it may be handed out again.
+    returned: BTreeMap<(Instant, u64), ()>,
+    at_end: bool,
+    failed: Option<(ErrorKind, String)>,
+    closed: bool,
+}
+
+/// A message that is handed out or put back.
+struct Out {
+    incoming: Incoming,
+}
+
+impl FileConsumer {
+    pub(crate) async fn open(
+        queue: &QueueSpec,
+        reader: &Reader,
+        state: &Arc<dyn StateStore>,
+    ) -> Result<Self, ConnectorError> {
+        let settings: Settings = queue.settings()?;
+        let space = format!("file/{}/{}/{}", queue.pipeline, queue.name, reader.group);
+        let lock = if settings.is_standard() { None } else { Some(lock(queue, state, &space)?) };
+        let kept = state.scan(&space, "").await?;
+        let positions = kept.into_iter();
+        let positions = positions.filter_map(|(key, bytes)| Some((key, Position::decode(&bytes)?)));
+        let (say, said) = mpsc::channel(AHEAD);
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = ReaderThread {
+            queue: Arc::clone(&queue.name),
+            settings: settings.clone(),
+            positions: positions.collect(),
+            say,
+            stop: Arc::clone(&stop),
+        };
+        let name = format!("brigade-read-{}", queue.name);
+        std::thread::Builder::new().name(name).spawn(move || thread.run()).map_err(|error| {
+            ConnectorError::transient(format!(
+                "queue `{}`: no thread to be had: {error}",
+                queue.name
+            ))
+        })?;
+        Ok(Self {
+            name: Arc::clone(&queue.name),
+            settings,
+            state: Arc::clone(state),
+            space: space.into(),
+            said: tokio::sync::Mutex::new(said),
+            shared: Mutex::default(),
+            changed: Notify::new(),
+            acking: tokio::sync::Mutex::default(),
+            stop,
+            _lock: lock,
+        })
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters what the thread said.
+    fn hear(&self, said: Said) {
+        let shared = &mut *self.shared();
+        match said {
+            Said::File { key, position } => {
+                let goes_on = |file: &Progress| file.goes_on_at(key.as_deref(), &position);
+                shared.current = shared.files.iter().position(goes_on).unwrap_or_else(|| {
+                    shared.files.push(Progress::new(key, position));
+                    shared.files.len() - 1
+                });
+            }
+            Said::Records(records) => {
+                let file = shared.current;
+                let progress = &mut shared.files[file];
+                let identity = progress.key.clone().unwrap_or_default();
+                let incarnation = progress.position.incarnation(&identity);
+                let mut fresh = Vec::with_capacity(records.len());
+                for Numbered { number, record, resolved } in records {
+                    if resolved {
+                        progress.pass_over(number, record.to);
+                        continue;
+                    }
+                    progress.hand_out(number, record.from, record.to);
+                    let id = MessageId::root(incarnation, number);
+                    fresh.push(self.incoming(record, id, receipt(file, number)));
+                }
+                shared.ahead.extend(fresh);
+            }
+            Said::End => shared.at_end = true,
+            Said::Failed(error) => shared.failed = Some((error.kind(), error.to_string())),
+        }
+    }
+
+    fn incoming(&self, record: Record, id: MessageId, receipt: Receipt) -> Incoming {
+        let mut incoming = Incoming::new(Message::new(record.bytes).with_id(id), receipt);
+        incoming.defect = record.truncated.map(|truncated| {
+            let message = format!(
+                "{} bytes, longer than `max_message_bytes` ({}) of queue `{}`",
+                truncated.bytes, self.settings.max_message_bytes, self.name
+            );
+            Box::new(Defect { kind: CauseKind::TooLarge, message, truncated: Some(truncated) })
+        });
+        incoming
+    }
+
+    /// What can be handed out now, or until when to wait for what was put back.
+    fn take(&self, want: Want) -> Result<Taken, ConnectorError> {
+        let mut shared = self.shared();
+        if shared.closed {
+            return Err(ConnectorError::closed(&self.name));
+        }
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        let now = Instant::now();
+        while taken.len() < want.messages && (bytes < want.bytes || taken.is_empty()) {
+            let due = shared.returned.first_key_value().map(|((at, row), ())| (*at, *row));
+            if let Some((at, position)) = due.filter(|(at, _)| *at <= now) {
+                shared.returned.remove(&(at, position));
+                let out = &shared.out[&position];
+                bytes += out.incoming.message.size();
+                taken.push(out.incoming.clone());
+                continue;
+            }
+            let Some(incoming) = shared.ahead.pop_front() else { break };
+            bytes += incoming.message.size();
+            let out = Out { incoming: incoming.clone() };
+            shared.out.insert(incoming.receipt.position, out);
+            taken.push(incoming);
+        }
+        if !taken.is_empty() {
+            return Ok(Taken::Messages(taken));
+        }
+        if let Some((kind, text)) = shared.failed.clone() {
+            return Err(match kind {
+                ErrorKind::Transient => ConnectorError::transient(text),
+                _ => ConnectorError::permanent(text),
+            });
+        }
+        if shared.at_end && shared.out.is_empty() {
+            return Ok(Taken::End);
+        }
+        let until = shared.returned.first_key_value().map(|((at, _), ())| *at);
+        Ok(Taken::Nothing { until, at_end: shared.at_end })
+    }
+
+    /// The positions as they will be when these are resolved, as operations on the state, and the
+    /// files concerned.
+    fn resolved(&self, receipts: &[Receipt]) -> (Vec<(usize, Progress)>, Vec<StoreOp>) {
+        let shared = self.shared();
+        let mut changed: BTreeMap<usize, Progress> = BTreeMap::new();
+        for receipt in receipts {
+            let (file, record) = place(*receipt);
+            let Some(progress) = shared.files.get(file) else { continue };
+            let progress = changed.entry(file).or_insert_with(|| progress.clone());
+            if progress.is_open(record) {
+                progress.resolve(record);
+            }
+        }
+        let ops = changed.values().filter_map(|progress| {
+            Some(StoreOp::Put {
+                space: Arc::clone(&self.space),
+                key: progress.key.clone()?,
+                value: progress.position.encode().into(),
+            })
+        });
+        let ops = ops.collect();
+        (changed.into_iter().collect(), ops)
+    }
+}
+
+enum Taken {
+    Messages(Vec<Incoming>),
+    Nothing { until: Option<Instant>, at_end: bool },
+    End,
+}
+
+fn receipt(file: usize, record: u64) -> Receipt {
+    Receipt { position: (file as u64) << RECORD_BITS | record, fence: 0 }
+}
+
+fn place(receipt: Receipt) -> (usize, u64) {
+    let file = usize::try_from(receipt.position >> RECORD_BITS).expect("16 bits");
+    (file, receipt.position & ((1 << RECORD_BITS) - 1))
+}
+
+/// One reader of a queue at a time, over all processes of this machine.
+fn lock(
+    queue: &QueueSpec,
+    state: &Arc<dyn StateStore>,
+    space: &str,
+) -> Result<File, ConnectorError> {
+    let what = format!("{:?}/{space}", state.store_id());
+    let hash = twox_hash::XxHash3_128::oneshot(what.as_bytes());
+    let path = std::env::temp_dir().join(format!("brigade-{hash:032x}.lock"));
+    let file = File::options().create(true).append(true).open(&path);
+    let file = file.map_err(|error| {
+        let text = format!("queue `{}`: cannot lock {}: {error}", queue.name, path.display());
+        ConnectorError::permanent(text)
+    })?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(_) => Err(ConnectorError::transient(format!(
+            "queue `{}` is being read by another process, which has its position; this one takes \
+             over when that one ends",
+            queue.name
+        ))),
+    }
+}
+
+#[async_trait]
+impl Consumer for FileConsumer {
+    fn features(&self) -> Features {
+        features(&self.settings)
+    }
+
+    async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
+        loop {
+            let changed = self.changed.notified();
+            let (until, at_end) = match self.take(want)? {
+                Taken::Messages(messages) => return Ok(messages),
+                Taken::End => return Ok(Vec::new()),
+                Taken::Nothing { until, at_end } => (until, at_end),
+            };
+            let due = async {
+                match until {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let hear = async {
+                match at_end {
+                    true => std::future::pending().await,
+                    false => self.said.lock().await.recv().await,
+                }
+            };
+            tokio::select! {
+                said = hear => self.hear(said.unwrap_or(Said::End)),
+                () = due => {}
+                () = changed => {}
+            }
+        }
+    }
+
+    async fn ack(
+        &self,
+        receipts: Vec<Receipt>,
+        mut ops: Vec<StoreOp>,
+    ) -> Result<Acked, ConnectorError> {
+        let _one_at_a_time = self.acking.lock().await;
+        let (changed, positions) = self.resolved(&receipts);
+        ops.extend(positions);
+        if !ops.is_empty() {
+            self.state.commit(ops).await?;
+        }
+        let mut shared = self.shared();
+        for (file, resolved) in changed {
+            // Records may have been read meanwhile; only what was resolved is taken over.
+            let progress = &mut shared.files[file];
+            for receipt in receipts.iter().filter(|r| place(**r).0 == file) {
+                progress.resolve(place(*receipt).1);
+            }
+            debug_assert!(progress.position.records.low() >= resolved.position.records.low());
+        }
+        for receipt in &receipts {
+            shared.out.remove(&receipt.position);
+        }
+        drop(shared);
+        self.changed.notify_one();
+        Ok(Acked::default())
+    }
+
+    async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
+        let mut shared = self.shared();
+        let now = Instant::now();
+        for Failed { receipt, reason, delay } in failed {
+            let Some(out) = shared.out.get_mut(&receipt.position) else { continue };
+            match reason {
+                FailedReason::Attempt { attempts, .. } => out.incoming.attempts = attempts,
+                FailedReason::Released => out.incoming.redeliveries += 1,
+            }
+            let at = now.checked_add(delay).unwrap_or(now + Duration::from_secs(u32::MAX.into()));
+            shared.returned.insert((at, receipt.position), ());
+        }
+        drop(shared);
+        self.changed.notify_one();
+        Ok(Acked::default())
+    }
+
+    async fn lag(&self) -> Result<Lag, ConnectorError> {
+        let shared = self.shared();
+        let returned = shared.returned.len();
+        let out = shared.out.len() - returned;
+        let end = shared.at_end && shared.ahead.is_empty();
+        Ok(Lag {
+            ready: end.then_some(0),
+            delayed: Some(returned as u64),
+            in_flight: Some(out as u64),
+            age: None,
+            at_end: end,
+        })
+    }
+
+    fn locate(&self, receipt: Receipt) -> String {
+        let (file, record) = place(receipt);
+        let shared = self.shared();
+        let path = shared.files.get(file).map_or("?", |progress| &progress.position.path);
+        format!("{path}:record {}", record + 1)
+    }
+
+    fn store(&self) -> Option<StoreId> {
+        Some(self.state.store_id())
+    }
+
+    async fn shutdown(&self) -> Result<(), ConnectorError> {
+        self.stop.store(true, Ordering::Relaxed);
+        self.shared().closed = true;
+        // The thread may wait for room in the channel.
+        if let Ok(mut said) = self.said.try_lock() {
+            said.close();
+        }
+        self.changed.notify_one();
+        Ok(())
+    }
+}
+
+impl Drop for FileConsumer {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}

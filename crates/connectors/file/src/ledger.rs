@@ -1,0 +1,169 @@
+//! Which records of a file are resolved: what is kept in the state.
+
+use std::collections::BTreeMap;
+use std::fs::{File, Metadata};
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::MetadataExt;
+
+use brigade_core::IncarnationId;
+use brigade_core::watermark::Watermark;
+use serde::{Deserialize, Serialize};
+use twox_hash::XxHash3_128;
+
+/// How many of a file's first bytes make its fingerprint, at most.
+const FINGERPRINT_MAX: u64 = 1024;
+
+/// A file's position. Version 1 on the wire.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Position {
+    version: u32,
+    /// The file's name when it was first read, for people.
+    pub(crate) path: String,
+    /// The first bytes of the file: how many, and their XXH3-128.
+    fingerprint: (u64, String),
+    /// Which records are resolved.
+    pub(crate) records: Watermark,
+    /// Where to go on: the number of a record below which all are resolved, and where it begins, in
+    /// uncompressed bytes.
+    pub(crate) next: (u64, u64),
+}
+
+/// What tells a file from others, whatever its name: device and inode.
+pub(crate) fn identity(metadata: &Metadata) -> String {
+    format!("{}:{}", metadata.dev(), metadata.ino())
+}
+
+impl Position {
+    /// The beginning of a file.
+    pub(crate) fn beginning(path: &str, file: &mut File) -> std::io::Result<Self> {
+        let length = file.metadata()?.len().min(FINGERPRINT_MAX);
+        Ok(Self {
+            version: 1,
+            path: path.to_owned(),
+            fingerprint: (length, hash(file, length)?),
+            records: Watermark::default(),
+            next: (0, 0),
+        })
+    }
+
+    /// Reads what was kept; `None` if it is not of a version that is known.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        serde_json::from_slice(bytes).ok().filter(|position: &Self| position.version == 1)
+    }
+
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("numbers and texts always encode")
+    }
+
+    /// Whether the file is still the one that this was kept for: same beginning, not shorter.
+    pub(crate) fn is_of(&self, file: &mut File) -> std::io::Result<bool> {
+        let (length, expected) = &self.fingerprint;
+        let enough = file.metadata()?.len() >= *length;
+        Ok(enough && hash(file, *length)? == *expected)
+    }
+
+    /// Which life of the file this is, for message ids.
+    pub(crate) fn incarnation(&self, identity: &str) -> IncarnationId {
+        let (length, hash) = &self.fingerprint;
+        IncarnationId::of(format!("{identity}:{length}:{hash}").as_bytes())
+    }
+}
+
+fn hash(file: &mut File, length: u64) -> std::io::Result<String> {
+    let mut bytes = Vec::new();
+    file.seek(SeekFrom::Start(0))?;
+    file.by_ref().take(length).read_to_end(&mut bytes)?;
+    file.seek(SeekFrom::Start(0))?;
+    Ok(format!("{:032x}", XxHash3_128::oneshot(&bytes)))
+}
+
+/// A file that is being read: its position, and where what is handed out begins.
+#[derive(Debug, Clone)]
+pub(crate) struct Progress {
+    /// The key of its position in the state; none for standard input.
+    pub(crate) key: Option<String>,
+    pub(crate) position: Position,
+    /// Records handed out and not resolved: where each begins.
+    open: BTreeMap<u64, u64>,
+    /// The record that will be read next, and where it begins.
+    next: (u64, u64),
+}
+
+impl Progress {
+    pub(crate) fn new(key: Option<String>, position: Position) -> Self {
+        let next = position.next;
+        Self { key, position, open: BTreeMap::new(), next }
+    }
+
+    /// Whether reading on at this position goes on with this file.
+    pub(crate) fn goes_on_at(&self, key: Option<&str>, position: &Position) -> bool {
+        key.is_some() && self.key.as_deref() == key && self.next == position.next
+    }
+
+    /// A record was read and is to be handed out.
+    pub(crate) fn hand_out(&mut self, record: u64, from: u64, to: u64) {
+        self.open.insert(record, from);
+        self.next = (record + 1, to);
+    }
+
+    /// A record was read that was resolved in an earlier life.
+    pub(crate) fn pass_over(&mut self, record: u64, to: u64) {
+        self.next = (record + 1, to);
+    }
+
+    /// A record is resolved.
+    pub(crate) fn resolve(&mut self, record: u64) {
+        self.open.remove(&record);
+        self.position.records.resolve(record);
+        let first = self.open.first_key_value().map(|(record, from)| (*record, *from));
+        self.position.next = first.unwrap_or(self.next);
+    }
+
+    pub(crate) fn is_open(&self, record: u64) -> bool {
+        self.open.contains_key(&record)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        /// However records are resolved over several lives: no life hands out a record that an
+        /// earlier one resolved, and none is passed over that was not resolved.
+        #[test]
+        fn every_record_is_resolved_once_over_any_number_of_lives(
+            lives in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 1..6),
+        ) {
+            const RECORDS: u64 = 24;
+            let mut kept = Position {
+                version: 1, path: "f".into(), fingerprint: (0, String::new()),
+                records: Watermark::default(), next: (0, 0),
+            };
+            let mut resolved = std::collections::BTreeSet::new();
+            for life in lives {
+                let mut progress = Progress::new(Some("k".into()), kept.clone());
+                let (first, from) = kept.next;
+                prop_assert_eq!(from, first * 10, "numbers and offsets go together");
+                for record in first..RECORDS {
+                    if kept.records.is_resolved(record) {
+                        progress.pass_over(record, (record + 1) * 10);
+                    } else {
+                        prop_assert!(!resolved.contains(&record));
+                        progress.hand_out(record, record * 10, (record + 1) * 10);
+                    }
+                }
+                prop_assert!((0..first).all(|record| resolved.contains(&record)));
+                for pick in life {
+                    let record = u64::from(pick) % RECORDS;
+                    if progress.is_open(record) {
+                        prop_assert!(resolved.insert(record));
+                        progress.resolve(record);
+                    }
+                }
+                kept = Position::decode(&progress.position.encode()).expect("it was encoded");
+            }
+        }
+    }
+}

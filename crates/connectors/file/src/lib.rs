@@ -1,0 +1,22 @@
+//! Files as queues: JSON Lines, CSV, plain lines, gzip and zstd; a glob of files; a file that grows;
+//! `-` for standard input and output.
+//!
+//! Reading resumes at the smallest unresolved record, kept in the pipeline's state together with
+//! what is resolved beyond it, by device, inode and content fingerprint. Acks and outputs to the
+//! same state are one transaction, so `file -> embedded` hands every line on once.
+//!
+//! Writing appends whole lines under a lock on the file, syncs, and keeps the committed length in the
+//! state, in the transaction of the acks where the input lives there. What was appended and not
+//! committed is cut off by the next writer, so there is never a torn line. The file therefore
+//! belongs to the pipelines of one state: what others append to it may be cut off too.
+
+mod connector;
+mod consumer;
+mod ledger;
+mod lines;
+mod producer;
+mod reader;
+mod settings;
+mod writer;
+
+pub use connector::FileConnector;

@@ -1,0 +1,200 @@
+//! Bytes into lines, with bounded memory however long a line is.
+
+use std::io::{ErrorKind, Read};
+
+use brigade_core::Truncated;
+use bytes::{Bytes, BytesMut};
+use twox_hash::XxHash3_128;
+
+/// How much is read at once.
+const READ: usize = 64 << 10;
+/// How much is kept of a line that is too long.
+const PREFIX: usize = 64 << 10;
+
+/// One record of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Record {
+    /// Where it begins, in uncompressed bytes.
+    pub(crate) from: u64,
+    /// Where the next one begins.
+    pub(crate) to: u64,
+    /// Its bytes, without the line's end; only the first if it is too long.
+    pub(crate) bytes: Bytes,
+    /// Set if it is too long.
+    pub(crate) truncated: Option<Truncated>,
+}
+
+/// Splits what it reads into lines. Empty lines are passed over, a carriage return before a line's
+/// end belongs to the end, and a byte order mark at the beginning of the file to nothing.
+#[derive(Debug)]
+pub(crate) struct Lines<R> {
+    reader: R,
+    max: usize,
+    buffer: BytesMut,
+    /// Where the buffer begins, in the file.
+    offset: u64,
+    /// How much of the buffer has no line's end in it.
+    searched: usize,
+    /// Whether a last line without an end is a record; while a file is followed it is not.
+    pub(crate) unfinished: bool,
+}
+
+impl<R: Read> Lines<R> {
+    /// Lines of at most `max` bytes; the reader stands at `offset`.
+    pub(crate) fn new(reader: R, offset: u64, max: usize) -> Self {
+        let buffer = BytesMut::with_capacity(READ);
+        Self { reader, max, buffer, offset, searched: 0, unfinished: true }
+    }
+
+    /// The next line; `None` at the end, after which it may be asked again.
+    pub(crate) fn next(&mut self) -> std::io::Result<Option<Record>> {
+        loop {
+            if let Some(at) = memchr(&self.buffer[self.searched..]) {
+                let length = self.searched + at;
+                let from = self.offset;
+                let line = self.take(length, 1);
+                match self.record(line, from) {
+                    Some(record) => return Ok(Some(record)),
+                    None => continue,
+                }
+            }
+            self.searched = self.buffer.len();
+            if self.buffer.len() > self.max {
+                return self.too_long().map(Some);
+            }
+            if self.fill()? == 0 {
+                return Ok(self.last());
+            }
+        }
+    }
+
+    /// Takes a line out of the buffer, and so many bytes after it.
+    fn take(&mut self, length: usize, after: usize) -> Bytes {
+        let mut line = self.buffer.split_to(length + after);
+        line.truncate(length);
+        self.offset += (length + after) as u64;
+        self.searched = 0;
+        line.freeze()
+    }
+
+    fn record(&self, mut line: Bytes, from: u64) -> Option<Record> {
+        if line.last() == Some(&b'\r') {
+            line.truncate(line.len() - 1);
+        }
+        if from == 0 && line.starts_with(b"\xEF\xBB\xBF") {
+            line = line.slice(3..);
+        }
+        if line.is_empty() {
+            return None;
+        }
+        let truncated = (line.len() > self.max).then(|| Truncated {
+            bytes: line.len() as u64,
+            xxh3: format!("{:032x}", XxHash3_128::oneshot(&line)),
+            from,
+            to: from + line.len() as u64,
+        });
+        let bytes = if truncated.is_some() { line.slice(..PREFIX.min(line.len())) } else { line };
+        Some(Record { from, to: self.offset, bytes, truncated })
+    }
+
+    /// The rest at the end of the file.
+    fn last(&mut self) -> Option<Record> {
+        if !self.unfinished || self.buffer.is_empty() {
+            return None;
+        }
+        let (length, from) = (self.buffer.len(), self.offset);
+        let line = self.take(length, 0);
+        self.record(line, from)
+    }
+
+    /// Reads on to the end of a line that is too long, keeping only its beginning.
+    fn too_long(&mut self) -> std::io::Result<Record> {
+        let from = self.offset;
+        let mut hash = XxHash3_128::new();
+        let mut prefix: Option<Bytes> = None;
+        let mut bytes = 0;
+        loop {
+            let end = memchr(&self.buffer);
+            let length = end.unwrap_or(self.buffer.len());
+            let part = self.take(length, usize::from(end.is_some()));
+            hash.write(&part);
+            bytes += part.len() as u64;
+            prefix.get_or_insert_with(|| Bytes::copy_from_slice(&part[..PREFIX.min(part.len())]));
+            if end.is_some() || self.fill()? == 0 {
+                break;
+            }
+        }
+        let xxh3 = format!("{:032x}", hash.finish_128());
+        let truncated = Some(Truncated { bytes, xxh3, from, to: from + bytes });
+        Ok(Record { from, to: self.offset, bytes: prefix.unwrap_or_default(), truncated })
+    }
+
+    fn fill(&mut self) -> std::io::Result<usize> {
+        let length = self.buffer.len();
+        self.buffer.resize(length + READ, 0);
+        let read = loop {
+            match self.reader.read(&mut self.buffer[length..]) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                other => break other,
+            }
+        };
+        self.buffer.truncate(length + read.as_ref().map_or(0, |read| *read));
+        read
+    }
+}
+
+fn memchr(bytes: &[u8]) -> Option<usize> {
+    memchr::memchr(b'\n', bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn all(text: &[u8], max: usize) -> Vec<Record> {
+        let mut lines = Lines::new(text, 0, max);
+        std::iter::from_fn(|| lines.next().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_keeps_its_beginning_its_length_and_its_hash() {
+        let long = vec![b'x'; 200_000];
+        let text = [&b"{}\n"[..], &long, b"\nlast"].concat();
+        let records = all(&text, 1000);
+        assert_eq!(records.len(), 3);
+        let truncated = records[1].truncated.clone().unwrap();
+        assert_eq!((truncated.bytes, truncated.from, truncated.to), (200_000, 3, 200_003));
+        assert_eq!(truncated.xxh3, format!("{:032x}", XxHash3_128::oneshot(&long)));
+        assert_eq!(records[1].bytes.len(), PREFIX);
+        assert_eq!(records[2].bytes, "last");
+    }
+
+    proptest! {
+        #[test]
+        fn lines_are_those_between_line_ends(text in "[ab\r\n]{0,60}") {
+            let expected: Vec<&str> = text
+                .split('\n')
+                .map(|line| line.strip_suffix('\r').unwrap_or(line))
+                .filter(|line| !line.is_empty())
+                .collect();
+            let records = all(text.as_bytes(), 1000);
+            let found: Vec<_> =
+                records.iter().map(|r| std::str::from_utf8(&r.bytes).unwrap()).collect();
+            prop_assert_eq!(found, expected);
+            for pair in records.windows(2) {
+                prop_assert!(pair[0].to <= pair[1].from);
+            }
+        }
+
+        #[test]
+        fn reading_can_begin_again_after_any_record(text in "[ab\n]{0,60}", at in 0_usize..10) {
+            let records = all(text.as_bytes(), 1000);
+            let Some(record) = records.get(at) else { return Ok(()) };
+            let start = usize::try_from(record.to).unwrap();
+            let mut rest = Lines::new(&text.as_bytes()[start..], record.to, 1000);
+            let rest: Vec<_> = std::iter::from_fn(|| rest.next().unwrap()).collect();
+            prop_assert_eq!(&rest[..], &records[at + 1..]);
+        }
+    }
+}

@@ -1,0 +1,167 @@
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use brigade_core::CauseKind;
+use brigade_core::connector::{
+    ConnectorError, Features, Outgoing, Produced, Producer, Rejected, Staged,
+};
+use brigade_core::state::{StateStore, StoreId};
+
+use crate::connector::features;
+use crate::settings::{Compression, Settings};
+use crate::writer::{Appended, Writer, failed};
+
+/// Appends messages to a file, or to standard output.
+pub(crate) struct FileProducer {
+    settings: Settings,
+    compression: Compression,
+    /// None for standard output.
+    writer: Option<Arc<Writer>>,
+    state: Arc<dyn StateStore>,
+}
+
+/// A batch as bytes, and what cannot stand in a file.
+struct Encoded {
+    bytes: Vec<u8>,
+    rejected: Vec<(usize, Rejected)>,
+}
+
+impl FileProducer {
+    pub(crate) fn open(
+        settings: Settings,
+        state: &Arc<dyn StateStore>,
+    ) -> Result<Self, ConnectorError> {
+        let path = settings.path();
+        let compression = settings.compression_of(&path);
+        let writer = match settings.is_standard() {
+            true => None,
+            false => Some(Writer::of(&path, state)?),
+        };
+        Ok(Self { settings, compression, writer, state: Arc::clone(state) })
+    }
+
+    fn encode(&self, batch: &[Outgoing]) -> Result<Encoded, ConnectorError> {
+        let mut encoded = Encoded { bytes: Vec::new(), rejected: Vec::new() };
+        for (at, outgoing) in batch.iter().enumerate() {
+            let payload = outgoing.message.payload.as_deref();
+            match line(payload, self.settings.max_message_bytes()) {
+                Ok(line) => {
+                    encoded.bytes.extend_from_slice(&line);
+                    encoded.bytes.push(b'\n');
+                }
+                Err(rejected) => encoded.rejected.push((at, rejected)),
+            }
+        }
+        let path = Path::new(&self.settings.path);
+        encoded.bytes =
+            compress(encoded.bytes, self.compression).map_err(|error| failed(path, &error))?;
+        Ok(encoded)
+    }
+}
+
+/// A payload as one line.
+fn line(payload: Option<&[u8]>, max: usize) -> Result<std::borrow::Cow<'_, [u8]>, Rejected> {
+    let refuse = |kind, message: &str| Err(Rejected { kind, message: message.to_owned() });
+    let Some(payload) = payload.filter(|payload| !payload.is_empty()) else {
+        return refuse(
+            CauseKind::Refused,
+            "a null or empty payload cannot stand in a file of lines",
+        );
+    };
+    if payload.len() > max {
+        return refuse(CauseKind::TooLarge, "longer than `max_message_bytes`");
+    }
+    if !payload.contains(&b'\n') && payload.last() != Some(&b'\r') {
+        return Ok(payload.into());
+    }
+    // JSON means the same on one line; any other text would become several messages.
+    match serde_json::from_slice::<serde_json::Value>(payload) {
+        Ok(json) => Ok(json.to_string().into_bytes().into()),
+        Err(_) => refuse(CauseKind::Refused, "a payload of several lines that is not JSON"),
+    }
+}
+
+/// Compresses a batch as a member or frame of its own, which may follow others in one file.
+fn compress(bytes: Vec<u8>, compression: Compression) -> std::io::Result<Vec<u8>> {
+    match compression {
+        _ if bytes.is_empty() => Ok(bytes),
+        Compression::None => Ok(bytes),
+        Compression::Gzip => {
+            let level = flate2::Compression::default();
+            let mut encoder = flate2::write::GzEncoder::new(Vec::new(), level);
+            encoder.write_all(&bytes)?;
+            encoder.finish()
+        }
+        Compression::Zstd => zstd::encode_all(&bytes[..], 0),
+    }
+}
+
+#[async_trait]
+impl Producer for FileProducer {
+    fn features(&self) -> Features {
+        features(&self.settings)
+    }
+
+    async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
+        let Encoded { bytes, rejected } = self.encode(batch)?;
+        if !bytes.is_empty() {
+            match &self.writer {
+                Some(writer) => {
+                    let Appended { op, hold } = writer.append(bytes).await?;
+                    self.state.commit(vec![op]).await?;
+                    hold.commit();
+                }
+                None => print(bytes).await?,
+            }
+        }
+        let mut outcomes: Vec<Produced> = batch.iter().map(|_| Produced::Confirmed).collect();
+        for (at, why) in rejected {
+            outcomes[at] = Produced::Rejected(why);
+        }
+        Ok(outcomes)
+    }
+
+    async fn stage(&self, batch: &[Outgoing]) -> Result<Staged, ConnectorError> {
+        let Encoded { bytes, rejected } = self.encode(batch)?;
+        let Some(writer) = self.writer.as_ref().filter(|_| !bytes.is_empty()) else {
+            return Ok(Staged { ops: Vec::new(), rejected, hold: None });
+        };
+        if !rejected.is_empty() {
+            // They become dead letters first; the rest is staged again without them.
+            return Ok(Staged { ops: Vec::new(), rejected, hold: None });
+        }
+        let Appended { op, hold } = writer.append(bytes).await?;
+        Ok(Staged { ops: vec![op], rejected, hold: Some(hold) })
+    }
+
+    fn store(&self) -> Option<StoreId> {
+        self.writer.as_ref().map(|_| self.state.store_id())
+    }
+
+    fn stage_order(&self) -> &str {
+        self.writer.as_ref().map_or("", |writer| writer.name())
+    }
+
+    async fn shutdown(&self) -> Result<(), ConnectorError> {
+        Ok(())
+    }
+}
+
+async fn print(bytes: Vec<u8>) -> Result<(), ConnectorError> {
+    let print = move || {
+        let mut out = std::io::stdout().lock();
+        out.write_all(&bytes).and_then(|()| out.flush())
+    };
+    let printed = tokio::task::spawn_blocking(print).await;
+    match printed {
+        Ok(Ok(())) => Ok(()),
+        // Nobody reads any more: nothing can be done about that by waiting.
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
+            Err(ConnectorError::permanent("standard output was closed"))
+        }
+        Ok(Err(error)) => Err(failed(Path::new("standard output"), &error)),
+        Err(error) => Err(ConnectorError::transient(error.to_string())),
+    }
+}

@@ -1,0 +1,343 @@
+//! The thread that reads: files one after the other, from where they were left.
+
+use std::fs::File;
+use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use brigade_core::connector::ConnectorError;
+use brigade_core::watermark::Watermark;
+use bytes::Bytes;
+use tokio::sync::mpsc::Sender;
+
+use crate::ledger::{Position, identity};
+use crate::lines::{Lines, Record};
+use crate::settings::{Compression, FileFormat, Settings};
+
+/// The most records in one message to the consumer, and their bytes.
+const CHUNK: (usize, usize) = (256, 1 << 20);
+/// How often a file that is followed is looked at.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What the thread says.
+#[derive(Debug)]
+pub(crate) enum Said {
+    /// A file begins; its records follow. The key of its position, and the position.
+    File { key: Option<String>, position: Position },
+    /// Records of the last file, with their numbers, and whether they were resolved in an earlier
+    /// life.
+    Records(Vec<Numbered>),
+    /// There is nothing more, and never will be.
+    End,
+    /// It cannot go on.
+    Failed(ConnectorError),
+}
+
+pub(crate) struct Reader {
+    pub(crate) queue: Arc<str>,
+    pub(crate) settings: Settings,
+    /// Positions of an earlier life, by key.
+    pub(crate) positions: Vec<(String, Position)>,
+    pub(crate) say: Sender<Said>,
+    pub(crate) stop: Arc<AtomicBool>,
+}
+
+/// Why reading ended before its time.
+enum Ended {
+    /// Nobody listens any more.
+    Stopped,
+    Failed(ConnectorError),
+}
+
+type Step<T> = Result<T, Ended>;
+
+impl Reader {
+    pub(crate) fn run(mut self) {
+        let ended = if self.settings.is_standard() { self.standard() } else { self.files() };
+        let last = match ended {
+            Ok(()) => Said::End,
+            Err(Ended::Failed(error)) => Said::Failed(error),
+            Err(Ended::Stopped) => return,
+        };
+        // Who listens may be gone.
+        let _ = self.say.blocking_send(last);
+    }
+
+    fn standard(&mut self) -> Step<()> {
+        let position = Position::beginning("-", &mut self.empty()?);
+        let position = position.map_err(|error| self.wrong(Path::new("-"), &error))?;
+        self.say(Said::File { key: None, position })?;
+        let max = self.settings.max_message_bytes();
+        let mut lines = Lines::new(std::io::stdin().lock(), 0, max);
+        let mut count = Count { next: (0, 0), resolved: &|_| false };
+        self.drain(Path::new("-"), &mut || lines.next(), &mut count).map(drop)
+    }
+
+    /// A file with nothing in it, for a fingerprint of nothing.
+    fn empty(&self) -> Step<File> {
+        File::open("/dev/null").map_err(|error| self.wrong(Path::new("/dev/null"), &error))
+    }
+
+    fn files(&mut self) -> Step<()> {
+        let mut read: Vec<String> = Vec::new();
+        loop {
+            let paths = self.paths()?;
+            let mut fresh = false;
+            for path in paths {
+                let file = match File::open(&path) {
+                    Ok(file) => file,
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                        if self.settings.follow {
+                            continue;
+                        }
+                        return Err(self.wrong(&path, &error));
+                    }
+                    Err(error) => return Err(self.wrong(&path, &error)),
+                };
+                let metadata = file.metadata().map_err(|error| self.wrong(&path, &error))?;
+                let key = identity(&metadata);
+                if read.contains(&key) && !self.settings.follow {
+                    continue;
+                }
+                if self.file(&path, file, key.clone(), read.contains(&key))? {
+                    fresh = true;
+                }
+                if !read.contains(&key) {
+                    read.push(key);
+                }
+            }
+            if !self.settings.follow {
+                return Ok(());
+            }
+            if !fresh {
+                self.pause()?;
+            }
+        }
+    }
+
+    fn paths(&self) -> Step<Vec<PathBuf>> {
+        if !self.settings.is_glob() {
+            return Ok(vec![self.settings.path()]);
+        }
+        let wrong = |what: String| Ended::Failed(ConnectorError::permanent(what));
+        let found = glob::glob(&self.settings.path).map_err(|error| {
+            wrong(format!("queue `{}`: `{}` is no glob: {error}", self.queue, self.settings.path))
+        })?;
+        let mut paths: Vec<PathBuf> =
+            found.filter_map(Result::ok).filter(|p| p.is_file()).collect();
+        paths.sort();
+        Ok(paths)
+    }
+
+    /// Reads a file to its end, or for as long as it is followed; says whether there was anything.
+    fn file(&mut self, path: &Path, mut file: File, key: String, again: bool) -> Step<bool> {
+        let wrong = |reader: &Self, error: &std::io::Error| reader.wrong(path, error);
+        let name = path.display().to_string();
+        let found = self.positions.iter().position(|(known, _)| *known == key);
+        let length = file.metadata().map_err(|e| wrong(self, &e))?.len();
+        let plain = self.settings.compression_of(path) == Compression::None;
+        let kept = found.map(|at| self.positions[at].1.clone());
+        let kept = kept.filter(|position| !plain || position.next.1 <= length);
+        let position = match kept {
+            Some(position) if position.is_of(&mut file).map_err(|e| wrong(self, &e))? => position,
+            _ if found.is_some() => {
+                tracing::info!(queue = %self.queue, file = %name, "another file by the same name; read from its beginning");
+                Position::beginning(&name, &mut file).map_err(|e| wrong(self, &e))?
+            }
+            _ => Position::beginning(&name, &mut file).map_err(|e| wrong(self, &e))?,
+        };
+        if again && length <= position.next.1 {
+            return Ok(false);
+        }
+        self.say(Said::File { key: Some(key.clone()), position: position.clone() })?;
+        let end = self.records(path, file, &position)?;
+        // Where this life of the reader left it, should the file grow or come again.
+        let mut left = position;
+        left.next = end.next;
+        left.records = Watermark::starting_at(end.next.0);
+        match found {
+            Some(at) => self.positions[at].1 = left,
+            None => self.positions.push((key, left)),
+        }
+        Ok(end.any)
+    }
+
+    fn records(&self, path: &Path, mut file: File, position: &Position) -> Step<FileEnd> {
+        let wrong = |error: &std::io::Error| self.wrong(path, error);
+        let resolved = |record: u64| position.records.is_resolved(record);
+        let compression = self.settings.compression_of(path);
+        let max = self.settings.max_message_bytes();
+        let mut count = Count { next: (0, 0), resolved: &resolved };
+        if self.settings.format_of(path) == FileFormat::Csv {
+            let reader = decompress(file, compression).map_err(|e| wrong(&e))?;
+            let mut csv = CsvRecords::new(reader, max);
+            return self.drain(path, &mut || csv.next(), &mut count);
+        }
+        if compression != Compression::None {
+            // Compressed bytes cannot be skipped unread; records that are resolved are passed over.
+            let reader = decompress(file, compression).map_err(|e| wrong(&e))?;
+            let mut lines = Lines::new(reader, 0, max);
+            return self.drain(path, &mut || lines.next(), &mut count);
+        }
+        count.next = position.next;
+        file.seek(SeekFrom::Start(position.next.1)).map_err(|e| wrong(&e))?;
+        let watched = self.settings.follow.then(|| file.try_clone()).transpose();
+        let watched = watched.map_err(|e| wrong(&e))?;
+        let mut lines = Lines::new(file, position.next.1, max);
+        lines.unfinished = !self.settings.follow;
+        match watched {
+            None => self.drain(path, &mut || lines.next(), &mut count),
+            Some(watched) => self.follow(path, &watched, &mut lines, &mut count),
+        }
+    }
+
+    /// Reads on while the file grows, until it is another one or shorter than it was.
+    fn follow(
+        &self,
+        path: &Path,
+        watched: &File,
+        lines: &mut Lines<File>,
+        count: &mut Count<'_>,
+    ) -> Step<FileEnd> {
+        let wrong = |error: &std::io::Error| self.wrong(path, error);
+        let mut any = false;
+        loop {
+            any |= self.drain(path, &mut || lines.next(), count)?.any;
+            let end = FileEnd { next: count.next, any };
+            let own = watched.metadata().map_err(|e| wrong(&e))?;
+            let named = std::fs::metadata(path).ok();
+            let same = named.as_ref().is_some_and(|named| identity(named) == identity(&own));
+            if own.len() < count.next.1 {
+                tracing::info!(
+                    queue = %self.queue, file = %path.display(),
+                    "the file was cut; it is read from its beginning"
+                );
+                return Ok(end);
+            }
+            if !same {
+                // Rotated away: what is left of it is its end, finished or not.
+                lines.unfinished = true;
+                any |= self.drain(path, &mut || lines.next(), count)?.any;
+                return Ok(FileEnd { next: count.next, any });
+            }
+            if self.settings.is_glob() {
+                return Ok(end);
+            }
+            self.pause()?;
+        }
+    }
+
+    /// Says all records that there are now.
+    fn drain(
+        &self,
+        path: &Path,
+        next: &mut dyn FnMut() -> std::io::Result<Option<Record>>,
+        count: &mut Count<'_>,
+    ) -> Step<FileEnd> {
+        let (mut chunk, mut bytes, mut any) = (Vec::new(), 0, false);
+        loop {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(Ended::Stopped);
+            }
+            let record = next().map_err(|error| self.wrong(path, &error))?;
+            let full = chunk.len() >= CHUNK.0 || bytes >= CHUNK.1;
+            if (record.is_none() || full) && !chunk.is_empty() {
+                self.say(Said::Records(std::mem::take(&mut chunk)))?;
+                bytes = 0;
+            }
+            let Some(record) = record else { return Ok(FileEnd { next: count.next, any }) };
+            let number = count.next.0;
+            count.next = (number + 1, record.to);
+            any = true;
+            bytes += record.bytes.len();
+            chunk.push(Numbered { number, resolved: (count.resolved)(number), record });
+        }
+    }
+
+    fn say(&self, said: Said) -> Step<()> {
+        self.say.blocking_send(said).map_err(|_| Ended::Stopped)
+    }
+
+    fn pause(&self) -> Step<()> {
+        std::thread::sleep(LOOK);
+        match self.stop.load(Ordering::Relaxed) || self.say.is_closed() {
+            true => Err(Ended::Stopped),
+            false => Ok(()),
+        }
+    }
+
+    fn wrong(&self, path: &Path, error: &std::io::Error) -> Ended {
+        let (queue, path) = (&self.queue, path.display());
+        let text = format!("queue `{queue}`: cannot read {path}: {error}");
+        Ended::Failed(ConnectorError::permanent(text))
+    }
+}
+
+/// A record and its number.
+#[derive(Debug)]
+pub(crate) struct Numbered {
+    pub(crate) number: u64,
+    pub(crate) record: Record,
+    /// Whether it was resolved in an earlier life.
+    pub(crate) resolved: bool,
+}
+
+/// Numbers records, and knows which were resolved in an earlier life.
+struct Count<'r> {
+    /// The number of the next record, and where it begins.
+    next: (u64, u64),
+    resolved: &'r dyn Fn(u64) -> bool,
+}
+
+/// How far a file was read, and whether there was anything.
+struct FileEnd {
+    next: (u64, u64),
+    any: bool,
+}
+
+fn decompress(file: File, compression: Compression) -> std::io::Result<Box<dyn Read>> {
+    let file = BufReader::new(file);
+    Ok(match compression {
+        Compression::None => Box::new(file),
+        Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
+        Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(file)?),
+    })
+}
+
+/// CSV records as JSON objects of texts.
+struct CsvRecords<R> {
+    reader: csv::Reader<R>,
+    max: usize,
+}
+
+impl<R: Read> CsvRecords<R> {
+    fn new(reader: R, max: usize) -> Self {
+        let reader = csv::ReaderBuilder::new().flexible(true).from_reader(reader);
+        Self { reader, max }
+    }
+
+    fn next(&mut self) -> std::io::Result<Option<Record>> {
+        let header = self.reader.headers().map_err(std::io::Error::other)?.clone();
+        let mut row = csv::StringRecord::new();
+        let from = self.reader.position().byte();
+        if !self.reader.read_record(&mut row).map_err(std::io::Error::other)? {
+            return Ok(None);
+        }
+        let to = self.reader.position().byte();
+        let fields = header.iter().zip(row.iter());
+        let object: serde_json::Map<String, serde_json::Value> =
+            fields.map(|(name, value)| (name.to_owned(), value.into())).collect();
+        let json = serde_json::to_vec(&object).map_err(std::io::Error::other)?;
+        let truncated = (json.len() > self.max).then(|| brigade_core::Truncated {
+            bytes: to - from,
+            xxh3: format!("{:032x}", twox_hash::XxHash3_128::oneshot(&json)),
+            from,
+            to,
+        });
+        let kept = json.len().min(if truncated.is_some() { 64 << 10 } else { json.len() });
+        let bytes = Bytes::from(json).slice(..kept);
+        Ok(Some(Record { from, to, bytes, truncated }))
+    }
+}

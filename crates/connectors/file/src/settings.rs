@@ -1,0 +1,97 @@
+use std::path::{Path, PathBuf};
+
+use brigade_core::ByteSize;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The keys of a file queue.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Settings {
+    /// The file. `-` is standard input or output; for reading, a glob such as `in/*.jsonl`.
+    pub(crate) path: String,
+    /// How messages stand in it. Default: by extension: `.csv`; everything else lines.
+    #[serde(default)]
+    pub(crate) format: Option<FileFormat>,
+    /// Compression. Default: by extension: `.gz`, `.zst`.
+    #[serde(default)]
+    pub(crate) compression: Option<Compression>,
+    /// Whether to wait for more at the end, across rotation and truncation.
+    #[serde(default)]
+    pub(crate) follow: bool,
+    /// Longer lines become dead letters with their beginning, length, hash and byte range.
+    #[serde(default = "max_message_bytes")]
+    pub(crate) max_message_bytes: ByteSize,
+}
+
+/// How messages stand in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum FileFormat {
+    /// A JSON value a line.
+    JsonLines,
+    /// A header line, then a record a line; each becomes a JSON object of texts. Reading only.
+    Csv,
+    /// A text a line.
+    Lines,
+}
+
+/// Compression.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Compression {
+    /// None.
+    None,
+    /// gzip, of one or more members.
+    Gzip,
+    /// Zstandard, of one or more frames.
+    Zstd,
+}
+
+fn max_message_bytes() -> ByteSize {
+    ByteSize(16 << 20)
+}
+
+impl Settings {
+    pub(crate) fn is_standard(&self) -> bool {
+        self.path == "-"
+    }
+
+    /// Whether it may name several files.
+    pub(crate) fn is_glob(&self) -> bool {
+        self.path.contains(['*', '?', '['])
+    }
+
+    pub(crate) fn max_message_bytes(&self) -> usize {
+        usize::try_from(self.max_message_bytes.0).unwrap_or(usize::MAX).max(1)
+    }
+
+    pub(crate) fn path(&self) -> PathBuf {
+        PathBuf::from(&self.path)
+    }
+
+    pub(crate) fn compression_of(&self, path: &Path) -> Compression {
+        self.compression.unwrap_or_else(|| match extension(path).as_deref() {
+            Some("gz") => Compression::Gzip,
+            Some("zst") => Compression::Zstd,
+            _ => Compression::None,
+        })
+    }
+
+    pub(crate) fn format_of(&self, path: &Path) -> FileFormat {
+        self.format.unwrap_or_else(|| {
+            let inner = match extension(path).as_deref() {
+                Some("gz" | "zst") => path.with_extension(""),
+                _ => path.to_path_buf(),
+            };
+            match extension(&inner).as_deref() {
+                Some("csv") => FileFormat::Csv,
+                _ => FileFormat::JsonLines,
+            }
+        })
+    }
+}
+
+fn extension(path: &Path) -> Option<String> {
+    Some(path.extension()?.to_str()?.to_ascii_lowercase())
+}

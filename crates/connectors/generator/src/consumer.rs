@@ -1,0 +1,220 @@
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use brigade_core::connector::{
+    Acked, ConnectorError, Consumer, Failed, FailedReason, Features, Incoming, Lag, QueueSpec,
+    Reader, Receipt, Want,
+};
+use brigade_core::state::{StateStore, StoreId, StoreOp};
+use brigade_core::throttle::TokenBucket;
+use brigade_core::watermark::Watermark;
+use brigade_core::{IncarnationId, Message, MessageId};
+use std::time::{Duration, Instant};
+use tokio::sync::Notify;
+
+use crate::connector::{Settings, features};
+use crate::template::render;
+
+/// Makes messages, and resumes where it was left.
+pub(crate) struct GeneratorConsumer {
+    name: Arc<str>,
+    settings: Settings,
+    state: Arc<dyn StateStore>,
+    space: Arc<str>,
+    incarnation: IncarnationId,
+    shared: Mutex<Shared>,
+    changed: Notify,
+    /// One ack writes at a time: each writes the position as a whole.
+    acking: tokio::sync::Mutex<()>,
+}
+
+struct Shared {
+    resolved: Watermark,
+    next: u64,
+    /// Handed out or put back: attempts and redeliveries.
+    out: BTreeMap<u64, (u32, u32)>,
+    /// What was put back: when it may be handed out again.
+    returned: BTreeMap<(Instant, u64), ()>,
+    rate: Option<TokenBucket>,
+    closed: bool,
+}
+
+/// The key of the position in the state.
+const POSITION: &str = "position";
+
+impl GeneratorConsumer {
+    pub(crate) async fn open(
+        queue: &QueueSpec,
+        reader: &Reader,
+        state: &Arc<dyn StateStore>,
+    ) -> Result<Self, ConnectorError> {
+        let settings: Settings = queue.settings()?;
+        let space = format!("generator/{}/{}/{}", queue.pipeline, queue.name, reader.group);
+        let kept = state.load(&space, POSITION).await?;
+        let resolved: Watermark =
+            kept.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+        // A burst of a tenth of a second, so that messages come in batches.
+        let bucket = |rate: u32| TokenBucket::new(rate, Duration::from_secs(1), rate.div_ceil(10));
+        let what = format!("{}/{}/{}", queue.pipeline, queue.name, settings.seed);
+        let shared = Shared {
+            next: resolved.low(),
+            resolved,
+            out: BTreeMap::new(),
+            returned: BTreeMap::new(),
+            rate: settings.rate.map(bucket),
+            closed: false,
+        };
+        Ok(Self {
+            name: Arc::clone(&queue.name),
+            settings,
+            state: Arc::clone(state),
+            space: space.into(),
+            incarnation: IncarnationId::of(what.as_bytes()),
+            shared: Mutex::new(shared),
+            changed: Notify::new(),
+            acking: tokio::sync::Mutex::default(),
+        })
+    }
+
+    fn shared(&self) -> MutexGuard<'_, Shared> {
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn make(&self, n: u64, (attempts, redeliveries): (u32, u32)) -> Incoming {
+        let payload = render(&self.settings.template, self.settings.seed, n).to_string();
+        let message = Message::new(payload).with_id(MessageId::root(self.incarnation, n));
+        let mut incoming = Incoming::new(message, Receipt { position: n, fence: 0 });
+        (incoming.attempts, incoming.redeliveries) = (attempts, redeliveries);
+        incoming
+    }
+
+    /// What can be handed out now; otherwise until when to wait, if there is anything to wait for.
+    fn take(&self, want: Want) -> Result<(Vec<Incoming>, Option<Instant>, bool), ConnectorError> {
+        let shared = &mut *self.shared();
+        if shared.closed {
+            return Err(ConnectorError::closed(&self.name));
+        }
+        let (mut taken, mut bytes, now) = (Vec::new(), 0, Instant::now());
+        let mut until = None;
+        while taken.len() < want.messages && (bytes < want.bytes || taken.is_empty()) {
+            let due = shared.returned.first_key_value().map(|((at, n), ())| (*at, *n));
+            let n = match due {
+                Some((at, n)) if at <= now => {
+                    shared.returned.remove(&(at, n));
+                    n
+                }
+                _ => {
+                    while shared.resolved.is_resolved(shared.next) {
+                        shared.next += 1;
+                    }
+                    until = due.map(|(at, _)| at);
+                    if self.settings.count.is_some_and(|count| shared.next >= count) {
+                        break;
+                    }
+                    if let Some(Err(wait)) = shared.rate.as_mut().map(|rate| rate.take(now)) {
+                        until = Some(until.map_or(now + wait, |at| at.min(now + wait)));
+                        break;
+                    }
+                    shared.next += 1;
+                    shared.next - 1
+                }
+            };
+            let counts = *shared.out.entry(n).or_default();
+            let incoming = self.make(n, counts);
+            bytes += incoming.message.size();
+            taken.push(incoming);
+        }
+        let ended = taken.is_empty() && until.is_none() && shared.out.is_empty();
+        Ok((taken, until, ended))
+    }
+}
+
+#[async_trait]
+impl Consumer for GeneratorConsumer {
+    fn features(&self) -> Features {
+        features(&self.settings)
+    }
+
+    async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
+        loop {
+            let changed = self.changed.notified();
+            let (taken, until, ended) = self.take(want)?;
+            if !taken.is_empty() || ended {
+                return Ok(taken);
+            }
+            match until {
+                None => changed.await,
+                Some(at) => {
+                    let _ = tokio::time::timeout_at(at.into(), changed).await;
+                }
+            }
+        }
+    }
+
+    async fn ack(
+        &self,
+        receipts: Vec<Receipt>,
+        mut ops: Vec<StoreOp>,
+    ) -> Result<Acked, ConnectorError> {
+        let _one_at_a_time = self.acking.lock().await;
+        let mut resolved = self.shared().resolved.clone();
+        receipts.iter().for_each(|receipt| resolved.resolve(receipt.position));
+        let value = serde_json::to_vec(&resolved).expect("numbers always encode").into();
+        let (space, key) = (Arc::clone(&self.space), POSITION.to_owned());
+        ops.push(StoreOp::Put { space, key, value });
+        self.state.commit(ops).await?;
+        let mut shared = self.shared();
+        shared.resolved = resolved;
+        for receipt in receipts {
+            shared.out.remove(&receipt.position);
+        }
+        drop(shared);
+        self.changed.notify_one();
+        Ok(Acked::default())
+    }
+
+    async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
+        let mut shared = self.shared();
+        for Failed { receipt, reason, delay } in failed {
+            let Some((tried, redeliveries)) = shared.out.get_mut(&receipt.position) else {
+                continue;
+            };
+            match reason {
+                FailedReason::Attempt { attempts, .. } => *tried = attempts,
+                FailedReason::Released => *redeliveries += 1,
+            }
+            shared.returned.insert((Instant::now() + delay, receipt.position), ());
+        }
+        drop(shared);
+        self.changed.notify_one();
+        Ok(Acked::default())
+    }
+
+    async fn lag(&self) -> Result<Lag, ConnectorError> {
+        let shared = self.shared();
+        let returned = shared.returned.len() as u64;
+        let left = self.settings.count.map(|count| count.saturating_sub(shared.next));
+        Ok(Lag {
+            ready: left,
+            delayed: Some(returned),
+            in_flight: Some(shared.out.len() as u64 - returned),
+            age: None,
+            at_end: left == Some(0) && shared.out.is_empty(),
+        })
+    }
+
+    fn locate(&self, receipt: Receipt) -> String {
+        format!("{}#{}", self.name, receipt.position)
+    }
+
+    fn store(&self) -> Option<StoreId> {
+        Some(self.state.store_id())
+    }
+
+    async fn shutdown(&self) -> Result<(), ConnectorError> {
+        self.shared().closed = true;
+        self.changed.notify_one();
+        Ok(())
+    }
+}

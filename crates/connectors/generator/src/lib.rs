@@ -1,0 +1,8 @@
+//! Messages out of nothing, for trying things out and for benchmarks: seeded, so that the same file
+//! makes the same messages; limited in rate and number. See [`Generator`].
+
+mod connector;
+mod consumer;
+mod template;
+
+pub use connector::Generator;

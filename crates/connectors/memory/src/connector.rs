@@ -1,0 +1,186 @@
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use brigade_core::Message;
+use brigade_core::connector::{
+    Connector, ConnectorEnv, ConnectorError, Consumer, Features, Limit, Problem, Producer,
+    QueueSpec, Reader,
+};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::sync::Notify;
+
+use crate::consumer::MemoryConsumer;
+use crate::group::Group;
+use crate::producer::MemoryProducer;
+
+/// How many messages a queue holds whose `limit` says nothing.
+const CAPACITY: u64 = 100_000;
+
+/// What memory queues can do.
+pub(crate) const FEATURES: Features = Features {
+    consume: true,
+    produce: true,
+    order: true,
+    key_order: true,
+    groups: true,
+    competing: true,
+    delay: true,
+    attempts: true,
+    key: true,
+    headers: true,
+    event_time: true,
+    message_id: true,
+    null_payload: true,
+    empty_payload: true,
+    binary: true,
+    ..Features::NONE
+};
+
+/// The connector of memory queues, type `memory`. Queues live as long as the value and its clones;
+/// two values have nothing to do with each other. A queue without a `limit` holds 100,000 messages.
+#[derive(Debug, Clone)]
+pub struct Memory {
+    number: u64,
+    queues: Arc<Mutex<HashMap<(String, String), Arc<Queue>>>>,
+}
+
+/// A queue: its groups, and the way to wake who waits for it.
+#[derive(Debug, Default)]
+pub(crate) struct Queue {
+    groups: Mutex<HashMap<Arc<str>, Group>>,
+    /// Something can be handed out.
+    pub(crate) filled: Notify,
+    /// There is room.
+    pub(crate) emptied: Notify,
+}
+
+/// The keys of a memory queue: none.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Settings {}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Memory {
+    /// A connector with no queues yet.
+    pub fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self { number, queues: Arc::default() }
+    }
+
+    /// Puts messages on a queue that one stage reads, without regard to its limit.
+    pub fn put(&self, pipeline: &str, queue: &str, messages: impl IntoIterator<Item = Message>) {
+        let queue = self.queue(pipeline, queue);
+        let mut groups = queue.groups();
+        let known: Vec<Arc<str>> = match groups.is_empty() {
+            true => vec!["".into()],
+            false => groups.keys().cloned().collect(),
+        };
+        for message in messages {
+            for group in &known {
+                groups.entry(Arc::clone(group)).or_default().put(message.clone(), None);
+            }
+        }
+        drop(groups);
+        queue.filled.notify_waiters();
+    }
+
+    /// Copies of the messages that are on a queue and not handed out, those of all groups.
+    pub fn messages(&self, pipeline: &str, queue: &str) -> Vec<Message> {
+        self.queue(pipeline, queue).groups().values().flat_map(Group::messages).collect()
+    }
+
+    /// Takes all messages off a queue that are not handed out.
+    pub fn drain(&self, pipeline: &str, queue: &str) -> Vec<Message> {
+        let queue = self.queue(pipeline, queue);
+        let drained = queue.groups().values_mut().flat_map(Group::drain).collect();
+        queue.emptied.notify_waiters();
+        drained
+    }
+
+    /// Says that no more will be put on a queue: its consumers come to an end when it is empty.
+    pub fn close(&self, pipeline: &str, queue: &str) {
+        let queue = self.queue(pipeline, queue);
+        let mut groups = queue.groups();
+        groups.entry("".into()).or_default();
+        groups.values_mut().for_each(|group| group.closed = true);
+        drop(groups);
+        queue.filled.notify_waiters();
+    }
+
+    pub(crate) fn queue(&self, pipeline: &str, queue: &str) -> Arc<Queue> {
+        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (pipeline.to_owned(), queue.to_owned());
+        Arc::clone(queues.entry(key).or_default())
+    }
+
+    /// What tells it from others.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+}
+
+impl Queue {
+    pub(crate) fn groups(&self) -> MutexGuard<'_, HashMap<Arc<str>, Group>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The limit of a queue, with the default filled in.
+pub(crate) fn limit(queue: &QueueSpec) -> Limit {
+    let mut limit = queue.limit.clone();
+    if limit.messages.is_none() && limit.bytes.is_none() {
+        limit.messages = Some(CAPACITY);
+    }
+    limit
+}
+
+#[async_trait]
+impl Connector for Memory {
+    fn type_name(&self) -> &'static str {
+        "memory"
+    }
+
+    fn features(&self, _: &Value) -> Features {
+        FEATURES
+    }
+
+    fn schema(&self) -> Value {
+        schemars::schema_for!(Settings).to_value()
+    }
+
+    fn check(&self, queue: &QueueSpec) -> Vec<Problem> {
+        match queue.settings::<Settings>() {
+            Ok(Settings {}) => Vec::new(),
+            Err(error) => {
+                vec![Problem { path: Vec::new(), message: error.to_string(), help: None }]
+            }
+        }
+    }
+
+    async fn consumer(
+        &self,
+        queue: &QueueSpec,
+        reader: &Reader,
+        _: &ConnectorEnv,
+    ) -> Result<Arc<dyn Consumer>, ConnectorError> {
+        Ok(Arc::new(MemoryConsumer::open(self, queue, reader)))
+    }
+
+    async fn producer(
+        &self,
+        queue: &QueueSpec,
+        _: &ConnectorEnv,
+    ) -> Result<Arc<dyn Producer>, ConnectorError> {
+        Ok(Arc::new(MemoryProducer::open(self, queue)))
+    }
+}

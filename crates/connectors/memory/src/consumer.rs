@@ -1,0 +1,167 @@
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use brigade_core::connector::{
+    Acked, ConnectorError, Consumer, Failed, FailedReason, Features, Incoming, Lag, Order,
+    QueueSpec, Reader, Receipt, Want,
+};
+use brigade_core::state::StoreOp;
+use tokio::time::Instant;
+
+use crate::connector::{FEATURES, Memory, Queue};
+use crate::group::Group;
+
+/// Takes messages from a memory queue.
+pub(crate) struct MemoryConsumer {
+    name: Arc<str>,
+    queue: Arc<Queue>,
+    group: Arc<str>,
+    order: Order,
+    /// What this consumer holds, to give it back when it is dropped.
+    held: Mutex<Option<HashSet<Receipt>>>,
+}
+
+impl MemoryConsumer {
+    pub(crate) fn open(memory: &Memory, queue: &QueueSpec, reader: &Reader) -> Self {
+        let opened = memory.queue(&queue.pipeline, &queue.name);
+        opened.groups().entry(Arc::clone(&reader.group)).or_default();
+        Self {
+            name: Arc::clone(&queue.name),
+            queue: opened,
+            group: Arc::clone(&reader.group),
+            order: reader.order,
+            held: Mutex::new(Some(HashSet::new())),
+        }
+    }
+
+    fn with<T>(&self, run: impl FnOnce(&mut Group) -> T) -> T {
+        run(self.queue.groups().entry(Arc::clone(&self.group)).or_default())
+    }
+
+    fn held(&self) -> std::sync::MutexGuard<'_, Option<HashSet<Receipt>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn forget(&self, receipts: impl IntoIterator<Item = Receipt>) {
+        if let Some(held) = self.held().as_mut() {
+            for receipt in receipts {
+                held.remove(&receipt);
+            }
+        }
+    }
+
+    fn give_back(&self) {
+        let Some(held) = self.held().take() else { return };
+        let mut held: Vec<Receipt> = held.into_iter().collect();
+        // The last first, since each goes to the front.
+        held.sort_unstable_by(|a, b| b.cmp(a));
+        let now = Instant::now();
+        self.with(|group| {
+            for receipt in held {
+                let (reason, delay) = (FailedReason::Released, Duration::ZERO);
+                group.fail(&Failed { receipt, reason, delay }, now);
+            }
+        });
+        self.queue.filled.notify_waiters();
+    }
+}
+
+#[async_trait]
+impl Consumer for MemoryConsumer {
+    fn features(&self) -> Features {
+        FEATURES
+    }
+
+    async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
+        loop {
+            let filled = self.queue.filled.notified();
+            tokio::pin!(filled);
+            filled.as_mut().enable();
+            let now = Instant::now();
+            if self.held().is_none() {
+                return Err(ConnectorError::closed(&self.name));
+            }
+            let (taken, due, ended) = self.with(|group| {
+                let taken = group.take(want, self.order, now);
+                (taken, group.due(), group.closed && group.stored() == 0)
+            });
+            if !taken.is_empty() {
+                if let Some(held) = self.held().as_mut() {
+                    held.extend(taken.iter().map(|incoming| incoming.receipt));
+                }
+                return Ok(taken);
+            }
+            if ended {
+                return Ok(taken);
+            }
+            match due {
+                None => filled.await,
+                Some(due) => {
+                    let _ = tokio::time::timeout_at(due, filled).await;
+                }
+            }
+        }
+    }
+
+    async fn ack(
+        &self,
+        receipts: Vec<Receipt>,
+        ops: Vec<StoreOp>,
+    ) -> Result<Acked, ConnectorError> {
+        if !ops.is_empty() {
+            return Err(ConnectorError::unsupported("memory queues take no other writes"));
+        }
+        let mut fenced = Vec::new();
+        self.with(|group| {
+            for receipt in &receipts {
+                if !group.done(*receipt) {
+                    fenced.push(*receipt);
+                }
+            }
+        });
+        self.forget(receipts);
+        self.queue.filled.notify_waiters();
+        self.queue.emptied.notify_waiters();
+        Ok(Acked { fenced })
+    }
+
+    async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
+        let now = Instant::now();
+        let fenced = self.with(|group| {
+            let lost = failed.iter().rev().filter(|failed| !group.fail(failed, now));
+            lost.map(|failed| failed.receipt).collect()
+        });
+        self.forget(failed.iter().map(|failed| failed.receipt));
+        self.queue.filled.notify_waiters();
+        Ok(Acked { fenced })
+    }
+
+    async fn lag(&self) -> Result<Lag, ConnectorError> {
+        let (ready, delayed, in_flight) = self.with(|group| group.counts());
+        let at_end = self.with(|group| group.closed && group.stored() == 0);
+        Ok(Lag {
+            ready: Some(ready),
+            delayed: Some(delayed),
+            in_flight: Some(in_flight),
+            age: None,
+            at_end,
+        })
+    }
+
+    fn locate(&self, receipt: Receipt) -> String {
+        format!("{}#{}", self.name, receipt.position)
+    }
+
+    async fn shutdown(&self) -> Result<(), ConnectorError> {
+        self.give_back();
+        Ok(())
+    }
+}
+
+impl Drop for MemoryConsumer {
+    fn drop(&mut self) {
+        self.give_back();
+    }
+}

@@ -1,0 +1,98 @@
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use brigade_core::connector::{ConnectorError, Consumer, Producer, QueueAdmin, QueueSpec, Reader};
+use brigade_core::state::{StateStore, StoreId, StoreOp};
+use bytes::Bytes;
+
+use crate::connector::Memory;
+use crate::consumer::MemoryConsumer;
+use crate::producer::MemoryProducer;
+
+/// A state without durability, for tests: what it keeps ends with it.
+#[derive(Debug, Default)]
+pub struct MemoryState {
+    memory: Memory,
+    values: Mutex<BTreeMap<(String, String), Bytes>>,
+}
+
+impl MemoryState {
+    /// An empty state.
+    pub fn new() -> Arc<Self> {
+        Arc::default()
+    }
+
+    /// The queues that live in it: dead letters and redrives.
+    pub fn queues(&self) -> &Memory {
+        &self.memory
+    }
+
+    fn values(&self) -> MutexGuard<'_, BTreeMap<(String, String), Bytes>> {
+        self.values.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl StateStore for MemoryState {
+    fn store_id(&self) -> StoreId {
+        StoreId::new(format!("memory:{}", self.memory.number()))
+    }
+
+    async fn load(&self, space: &str, key: &str) -> Result<Option<Bytes>, ConnectorError> {
+        Ok(self.values().get(&(space.to_owned(), key.to_owned())).cloned())
+    }
+
+    async fn scan(
+        &self,
+        space: &str,
+        prefix: &str,
+    ) -> Result<Vec<(String, Bytes)>, ConnectorError> {
+        let values = self.values();
+        let found = values.iter().filter(|((at, key), _)| at == space && key.starts_with(prefix));
+        Ok(found.map(|((_, key), value)| (key.clone(), value.clone())).collect())
+    }
+
+    async fn commit(&self, ops: Vec<StoreOp>) -> Result<(), ConnectorError> {
+        let mut values = self.values();
+        for op in ops {
+            match op {
+                StoreOp::Put { space, key, value } => {
+                    values.insert((space.to_string(), key), value);
+                }
+                StoreOp::Delete { space, key } => {
+                    values.remove(&(space.to_string(), key));
+                }
+                StoreOp::Enqueue { queue, .. } => {
+                    let text = format!("queue `{queue}`: memory queues are written by producers");
+                    return Err(ConnectorError::unsupported(text));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn queue_consumer(
+        &self,
+        queue: &QueueSpec,
+        reader: &Reader,
+    ) -> Result<Arc<dyn Consumer>, ConnectorError> {
+        Ok(Arc::new(MemoryConsumer::open(&self.memory, queue, reader)))
+    }
+
+    async fn queue_producer(&self, queue: &QueueSpec) -> Result<Arc<dyn Producer>, ConnectorError> {
+        Ok(Arc::new(MemoryProducer::open(&self.memory, queue)))
+    }
+
+    async fn queue_admin(&self, queue: &QueueSpec) -> Result<Arc<dyn QueueAdmin>, ConnectorError> {
+        Err(ConnectorError::unsupported(format!("queue `{}` cannot be looked into", queue.name)))
+    }
+
+    async fn queue_names(&self, _: &str) -> Result<Vec<String>, ConnectorError> {
+        Ok(Vec::new())
+    }
+
+    async fn shutdown(&self) -> Result<(), ConnectorError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,221 @@
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::connector::{ConnectorError, Receipt};
+use crate::state::StateStore;
+use crate::{Headers, Message, MessageId, Timestamp};
+
+/// What a component may know of the message it handles and of where it runs.
+pub struct Context {
+    /// The message; the runtime lends it to the component.
+    message: Message,
+    attempt: u32,
+    redeliveries: u32,
+    receipt: Receipt,
+    queue: Arc<str>,
+    locate: Option<Arc<dyn Fn(Receipt) -> String + Send + Sync>>,
+    stage: Arc<StageContext>,
+}
+
+impl Context {
+    /// Lends a message to a component. Attempts count from 1.
+    pub fn new(stage: Arc<StageContext>, message: Message, attempt: u32) -> Self {
+        Self {
+            message,
+            attempt,
+            redeliveries: 0,
+            receipt: Receipt { position: 0, fence: 0 },
+            queue: Arc::clone(&stage.input),
+            locate: None,
+            stage,
+        }
+    }
+
+    /// The same context for a message that came from this queue, at this place.
+    #[must_use]
+    pub fn at(
+        self,
+        queue: Arc<str>,
+        receipt: Receipt,
+        redeliveries: u32,
+        locate: Arc<dyn Fn(Receipt) -> String + Send + Sync>,
+    ) -> Self {
+        Self { queue, receipt, redeliveries, locate: Some(locate), ..self }
+    }
+
+    /// Takes the message back.
+    pub fn into_message(self) -> Message {
+        self.message
+    }
+
+    /// The message itself.
+    pub fn message(&self) -> &Message {
+        &self.message
+    }
+
+    /// The message's id.
+    pub fn id(&self) -> MessageId {
+        self.message.id
+    }
+
+    /// The message's key.
+    pub fn key(&self) -> Option<&Bytes> {
+        self.message.key.as_ref()
+    }
+
+    /// The message's headers.
+    pub fn headers(&self) -> &Headers {
+        &self.message.headers
+    }
+
+    /// The message's event time.
+    pub fn event_time(&self) -> Option<Timestamp> {
+        self.message.event_time
+    }
+
+    /// Which attempt this is, from 1.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// How often the message was handed out before without an outcome (crashes).
+    pub fn redeliveries(&self) -> u32 {
+        self.redeliveries
+    }
+
+    /// The queue, or for a direct edge the stage, that it came from.
+    pub fn queue(&self) -> &str {
+        &self.queue
+    }
+
+    /// Where it stands there, for people.
+    pub fn position(&self) -> String {
+        match &self.locate {
+            Some(locate) => locate(self.receipt),
+            None => String::new(),
+        }
+    }
+
+    /// The stage.
+    pub fn stage(&self) -> &str {
+        &self.stage.stage
+    }
+
+    /// The pipeline.
+    pub fn pipeline(&self) -> &str {
+        &self.stage.pipeline
+    }
+
+    /// A value of the stage's `env`.
+    pub fn env(&self, name: &str) -> Option<&str> {
+        self.stage.env.get(name).map(String::as_str)
+    }
+
+    /// A counter of the component's own, with the labels `pipeline` and `stage`.
+    pub fn counter(&self, name: &'static str) -> metrics::Counter {
+        metrics::counter!(name, self.labels())
+    }
+
+    /// A gauge of the component's own, with the labels `pipeline` and `stage`.
+    pub fn gauge(&self, name: &'static str) -> metrics::Gauge {
+        metrics::gauge!(name, self.labels())
+    }
+
+    /// A histogram of the component's own, with the labels `pipeline` and `stage`.
+    pub fn histogram(&self, name: &'static str) -> metrics::Histogram {
+        metrics::histogram!(name, self.labels())
+    }
+
+    /// A span for what is done with this message; off unless somebody asks for `debug`.
+    pub fn span(&self) -> tracing::Span {
+        tracing::debug_span!(
+            "message",
+            pipeline = %self.stage.pipeline,
+            stage = %self.stage.stage,
+            id = %self.message.id,
+            attempt = self.attempt
+        )
+    }
+
+    /// A value that the stage stored with [`Emit::put_state`](super::Emit::put_state).
+    ///
+    /// # Errors
+    /// The state could not be read.
+    pub async fn load_state(&self, key: &str) -> Result<Option<Bytes>, ConnectorError> {
+        match &self.stage.state {
+            Some(state) => state.load(&self.stage.state_space, key).await,
+            None => Ok(None),
+        }
+    }
+
+    fn labels(&self) -> Vec<metrics::Label> {
+        vec![
+            metrics::Label::new("pipeline", self.stage.pipeline.to_string()),
+            metrics::Label::new("stage", self.stage.stage.to_string()),
+        ]
+    }
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("stage", &self.stage.stage)
+            .field("id", &self.message.id)
+            .field("attempt", &self.attempt)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What is the same for all messages of a stage.
+#[derive(Clone)]
+pub struct StageContext {
+    /// The pipeline.
+    pub pipeline: Arc<str>,
+    /// The stage.
+    pub stage: Arc<str>,
+    /// Its first input.
+    pub input: Arc<str>,
+    /// Its `env`.
+    pub env: BTreeMap<String, String>,
+    /// The space of the stage's own values in the state.
+    pub state_space: Arc<str>,
+    /// The state, where there is one.
+    pub state: Option<Arc<dyn StateStore>>,
+}
+
+impl StageContext {
+    /// A stage without state or `env`, for driving a component alone.
+    pub fn new(pipeline: &str, stage: &str) -> Self {
+        Self {
+            pipeline: pipeline.into(),
+            stage: stage.into(),
+            input: "".into(),
+            env: BTreeMap::new(),
+            state_space: format!("component/{pipeline}/{stage}").into(),
+            state: None,
+        }
+    }
+}
+
+impl fmt::Debug for StageContext {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StageContext")
+            .field("pipeline", &self.pipeline)
+            .field("stage", &self.stage)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a component is given when it starts.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The stage it is placed in.
+    pub stage: Arc<StageContext>,
+    /// The lane, from 0.
+    pub lane: usize,
+    /// How many workers the stage has on this lane.
+    pub workers: usize,
+}

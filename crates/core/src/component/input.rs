@@ -1,0 +1,69 @@
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::Message;
+
+/// What a component may take: anything that serde can read from JSON, [`Raw`] (the payload's bytes)
+/// or the whole [`Message`].
+#[diagnostic::on_unimplemented(
+    message = "a component cannot take `{Self}`",
+    note = "derive it: `#[derive(serde::Deserialize)]`, or take `Raw` or `Message`"
+)]
+pub trait Input: Sized + Send + 'static {
+    /// Decodes a message. `parsed` is its payload as JSON, if somebody parsed it already.
+    ///
+    /// # Errors
+    /// The payload is not what the component takes.
+    fn decode(message: &Message, parsed: Option<Value>) -> Result<Self, DecodeError>;
+}
+
+/// A payload that is not what the component takes.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct DecodeError(String);
+
+impl DecodeError {
+    /// With this explanation.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+}
+
+/// A payload's bytes as they are; `None` is a tombstone.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Raw(pub Option<Bytes>);
+
+impl<T: DeserializeOwned + Send + 'static> Input for T {
+    fn decode(message: &Message, parsed: Option<Value>) -> Result<Self, DecodeError> {
+        let wrong = |error: serde_json::Error| {
+            DecodeError(format!("the payload is no {}: {error}", short_name::<T>()))
+        };
+        match (parsed, &message.payload) {
+            (Some(value), _) => serde_json::from_value(value).map_err(wrong),
+            (None, Some(bytes)) => serde_json::from_slice(bytes).map_err(wrong),
+            (None, None) => Err(DecodeError(format!(
+                "the payload is null; the component takes {}",
+                short_name::<T>()
+            ))),
+        }
+    }
+}
+
+impl Input for Raw {
+    fn decode(message: &Message, _: Option<Value>) -> Result<Self, DecodeError> {
+        Ok(Self(message.payload.clone()))
+    }
+}
+
+impl Input for Message {
+    fn decode(message: &Message, _: Option<Value>) -> Result<Self, DecodeError> {
+        Ok(message.clone())
+    }
+}
+
+/// A type's name without its path, for error messages.
+fn short_name<T>() -> &'static str {
+    let name = std::any::type_name::<T>();
+    name.rsplit("::").next().unwrap_or(name)
+}

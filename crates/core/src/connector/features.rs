@@ -1,0 +1,78 @@
+use serde::Serialize;
+
+/// What a connector's queues can do, as data: `check` refuses what is not here, and the
+/// conformance suite tests what is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Features {
+    /// Messages can be taken from it.
+    pub consume: bool,
+    /// Messages can be put on it.
+    pub produce: bool,
+    /// A consumer comes to an end (a file that is not followed), rather than wait for more.
+    pub finite: bool,
+    /// What was confirmed survives the process.
+    pub durable: bool,
+    /// One consumer gets messages in the order in which they were put.
+    pub order: bool,
+    /// `order: key` holds across several consumers of one group: a key's next message is not
+    /// handed out before its last is resolved.
+    pub key_order: bool,
+    /// Several stages may read one queue, and each gets every message.
+    pub groups: bool,
+    /// Several consumers of one group share the messages. Without it the runtime opens one consumer
+    /// in the process and deals its messages to the lanes.
+    pub competing: bool,
+    /// A message can be put, or put back, so that it is handed out only after a while.
+    pub delay: bool,
+    /// Failed attempts and redeliveries are counted and kept with the message.
+    pub attempts: bool,
+    /// Messages that were resolved can be read again.
+    pub replay: bool,
+    /// A message put twice with the same id is stored once, within a stated memory.
+    pub dedup: bool,
+    /// Keeps a message's key.
+    pub key: bool,
+    /// Keeps a message's headers, their order, and several of one name.
+    pub headers: bool,
+    /// Keeps a message's event time.
+    pub event_time: bool,
+    /// Keeps a message's id, so that what is consumed has the id it was produced with.
+    pub message_id: bool,
+    /// Tells a null payload from an empty one.
+    pub null_payload: bool,
+    /// Keeps an empty payload.
+    pub empty_payload: bool,
+    /// Payloads may hold any bytes; without it, text of one line.
+    pub binary: bool,
+    /// The longest payload, if there is a bound that is not set in the pipeline file.
+    pub max_message_bytes: Option<u64>,
+    /// Acks, and outputs to the same store, can be one transaction.
+    pub settle_together: bool,
+}
+
+impl Features {
+    /// A connector that can do nothing: the start for a list of what it can.
+    pub const NONE: Self = Self {
+        consume: false,
+        produce: false,
+        finite: false,
+        durable: false,
+        order: false,
+        key_order: false,
+        groups: false,
+        competing: false,
+        delay: false,
+        attempts: false,
+        replay: false,
+        dedup: false,
+        key: false,
+        headers: false,
+        event_time: false,
+        message_id: false,
+        null_payload: false,
+        empty_payload: false,
+        binary: false,
+        max_message_bytes: None,
+        settle_together: false,
+    };
+}

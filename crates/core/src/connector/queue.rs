@@ -1,0 +1,278 @@
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::connector::{ConnectorError, Consumer, Features, Lag, Outgoing, Producer};
+use crate::field::FieldPath;
+use crate::state::StateStore;
+use crate::{ByteSize, Message};
+
+/// A technology that has queues.
+#[async_trait]
+pub trait Connector: Send + Sync {
+    /// The `type:` of its queues in a pipeline file.
+    fn type_name(&self) -> &'static str;
+
+    /// What a queue with these settings can do.
+    fn features(&self, settings: &Value) -> Features;
+
+    /// The JSON Schema of the keys that its queues have beside the common ones: made with schemars
+    /// from the type that [`check`](Connector::check) reads them into. An object schema.
+    fn schema(&self) -> Value;
+
+    /// What is wrong with a queue's settings beyond what the schema says. Does no IO.
+    fn check(&self, queue: &QueueSpec) -> Vec<Problem>;
+
+    /// Opens a consumer.
+    ///
+    /// # Errors
+    /// The queue cannot be opened; transient errors are tried again with back-off.
+    async fn consumer(
+        &self,
+        queue: &QueueSpec,
+        reader: &Reader,
+        env: &ConnectorEnv,
+    ) -> Result<Arc<dyn Consumer>, ConnectorError>;
+
+    /// Opens a producer.
+    ///
+    /// # Errors
+    /// The queue cannot be opened; transient errors are tried again with back-off.
+    async fn producer(
+        &self,
+        queue: &QueueSpec,
+        env: &ConnectorEnv,
+    ) -> Result<Arc<dyn Producer>, ConnectorError>;
+
+    /// Opens the queue for people: to look into it and to empty it.
+    ///
+    /// # Errors
+    /// By default: unsupported.
+    async fn admin(
+        &self,
+        queue: &QueueSpec,
+        env: &ConnectorEnv,
+    ) -> Result<Arc<dyn QueueAdmin>, ConnectorError> {
+        let _ = env;
+        let kind = self.type_name();
+        Err(ConnectorError::unsupported(format!(
+            "queue `{}` of type {kind} cannot be looked into",
+            queue.name
+        )))
+    }
+}
+
+/// A queue as the pipeline file declares it, checked.
+#[derive(Debug, Clone)]
+pub struct QueueSpec {
+    /// Its name in the file.
+    pub name: Arc<str>,
+    /// The pipeline it belongs to; two pipelines on one state path are kept apart by it.
+    pub pipeline: Arc<str>,
+    /// The groups that read it. Empty: nobody in this file. One stage: the group with the empty
+    /// name, so that renaming the stage loses nothing. Several: the stages' names.
+    pub groups: Vec<Arc<str>>,
+    /// Where a message's key stands in its payload; without it the queue's own key is the key.
+    pub key: Option<FieldPath>,
+    /// How much it may hold, if that is limited.
+    pub limit: Limit,
+    /// What is asked of it.
+    pub guarantee: Guarantee,
+    /// The keys of its type, as in the file, defaults not filled in.
+    pub settings: Value,
+}
+
+impl QueueSpec {
+    /// A queue without limits or settings, read by one stage.
+    pub fn new(pipeline: &str, name: &str, settings: Value) -> Self {
+        Self {
+            name: name.into(),
+            pipeline: pipeline.into(),
+            groups: vec!["".into()],
+            key: None,
+            limit: Limit::default(),
+            guarantee: Guarantee::default(),
+            settings,
+        }
+    }
+
+    /// Reads the settings into the connector's own type.
+    ///
+    /// # Errors
+    /// They do not fit; the message names the queue.
+    pub fn settings<T: serde::de::DeserializeOwned>(&self) -> Result<T, ConnectorError> {
+        serde_json::from_value(self.settings.clone())
+            .map_err(|error| ConnectorError::permanent(format!("queue `{}`: {error}", self.name)))
+    }
+}
+
+/// Who consumes.
+#[derive(Debug, Clone)]
+pub struct Reader {
+    /// The stage, for logs and locks.
+    pub stage: Arc<str>,
+    /// The group, one of the queue's [`groups`](QueueSpec::groups).
+    pub group: Arc<str>,
+    /// The order asked for.
+    pub order: Order,
+}
+
+/// What a connector is given to work with.
+#[derive(Clone)]
+pub struct ConnectorEnv {
+    /// Where it keeps what must survive: positions, lengths.
+    pub state: Arc<dyn StateStore>,
+}
+
+impl std::fmt::Debug for ConnectorEnv {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ConnectorEnv").field("state", &self.state.store_id()).finish()
+    }
+}
+
+/// In which order a stage gets a queue's messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Order {
+    /// In any.
+    #[default]
+    None,
+    /// One message of a key at a time, in order, also across retries and processes.
+    Key,
+    /// One message at a time, in the queue's order; a retry blocks the queue.
+    Queue,
+}
+
+/// What is asked of a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Guarantee {
+    /// Nothing is lost; after a crash a message may come twice. Where input and output live in one
+    /// embedded store it is once all the same.
+    #[default]
+    AtLeastOnce,
+    /// Outputs and acks are one transaction; refused where they do not live in one store.
+    ExactlyOnce,
+}
+
+/// How much a queue may hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Limit {
+    /// At most this many messages. Default: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub messages: Option<u64>,
+    /// At most this many bytes. Default: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<ByteSize>,
+    /// What a producer does when the queue is full.
+    #[serde(default)]
+    pub when_full: WhenFull,
+}
+
+/// What a producer does when the queue is full.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum WhenFull {
+    /// Wait until there is room: the stage is blocked, and its consumer stops pulling.
+    #[default]
+    Wait,
+    /// Refuse the message for good: it becomes a dead letter of the stage that sent it.
+    Refuse,
+}
+
+/// Something wrong with a queue's settings.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem {
+    /// Which key, from the queue downwards: `["path"]`. Empty: the queue as a whole.
+    pub path: Vec<String>,
+    /// What is wrong and what was expected.
+    pub message: String,
+    /// What to do, if there is something to say.
+    pub help: Option<String>,
+}
+
+impl Problem {
+    /// Something wrong with the value of one key.
+    pub fn at(key: &str, message: impl Into<String>) -> Self {
+        Self { path: vec![key.to_owned()], message: message.into(), help: None }
+    }
+
+    /// The same with advice.
+    #[must_use]
+    pub fn help(self, help: impl Into<String>) -> Self {
+        Self { help: Some(help.into()), ..self }
+    }
+}
+
+/// A queue as people look at it.
+#[async_trait]
+pub trait QueueAdmin: Send + Sync {
+    /// How much it holds, a row a group.
+    ///
+    /// # Errors
+    /// The queue could not be asked.
+    async fn status(&self) -> Result<Vec<QueueStatus>, ConnectorError>;
+
+    /// Its first messages, `skip` passed over, without taking them.
+    ///
+    /// # Errors
+    /// The queue could not be asked.
+    async fn peek(&self, skip: u64, limit: u64) -> Result<Vec<Peeked>, ConnectorError>;
+
+    /// The message at a position, if it is still there.
+    ///
+    /// # Errors
+    /// The queue could not be asked.
+    async fn get(&self, position: u64) -> Result<Option<Peeked>, ConnectorError>;
+
+    /// Puts messages on it, as a producer would.
+    ///
+    /// # Errors
+    /// The queue would not take them.
+    async fn put(&self, messages: Vec<Outgoing>) -> Result<(), ConnectorError>;
+
+    /// Deletes these messages, unless somebody works on them; says how many.
+    ///
+    /// # Errors
+    /// The queue could not be asked.
+    async fn delete(&self, positions: &[u64]) -> Result<u64, ConnectorError>;
+
+    /// Deletes every message that nobody works on; says how many.
+    ///
+    /// # Errors
+    /// The queue could not be asked.
+    async fn purge(&self) -> Result<u64, ConnectorError>;
+}
+
+/// What one group of a queue has before it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueStatus {
+    /// The group; empty for the only one.
+    pub group: String,
+    /// How much waits.
+    pub lag: Lag,
+    /// The bytes stored.
+    pub bytes: Option<u64>,
+}
+
+/// A message as people look at it.
+#[derive(Debug, Clone)]
+pub struct Peeked {
+    /// Where it stands; what [`QueueAdmin::get`] takes.
+    pub position: u64,
+    /// The group it waits for.
+    pub group: String,
+    /// The message.
+    pub message: Message,
+    /// Failed attempts so far.
+    pub attempts: u32,
+    /// Redeliveries so far.
+    pub redeliveries: u32,
+    /// What somebody who works on it holds it by, if anybody does.
+    pub holder: Option<Bytes>,
+}

@@ -1,0 +1,285 @@
+//! Deliveries: the duty to resolve a message, and what resolving it means.
+//!
+//! A [`Delivery`] is one handing-over of a message by a consumer. Its [`Guard`] tells the
+//! [`Origin`] how it ended, exactly once; a guard that is dropped (a panic, a lost mailbox, a dead
+//! actor) says [`Resolution::Dropped`]. Losing a message takes a deliberate act.
+
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::Value;
+use smallvec::SmallVec;
+
+use crate::component::StateWrite;
+use crate::connector::{Defect, Outgoing, Receipt};
+use crate::{Cause, Message, Timestamp};
+
+/// A message on its way through a stage, with the duty to resolve it.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The message.
+    pub message: Message,
+    /// Its payload as JSON, if somebody parsed it already.
+    pub parsed: Option<Value>,
+    /// How many attempts of this stage have failed.
+    pub attempts: u32,
+    /// How often it was handed out before without an outcome.
+    pub redeliveries: u32,
+    /// The queue it came from, by its number in the topology.
+    pub input: u16,
+    /// What the consumer knows it by.
+    pub receipt: Receipt,
+    /// When it was put on its queue.
+    pub enqueued_at: Option<Timestamp>,
+    /// When its first attempt failed.
+    pub first_failed_at: Option<Timestamp>,
+    /// Why no component may see it.
+    pub defect: Option<Box<Defect>>,
+    /// The duty.
+    pub guard: Guard,
+}
+
+/// The duty to resolve one delivery; dropping it resolves it as [`Resolution::Dropped`].
+pub struct Guard {
+    origin: Option<Arc<Origin>>,
+    slot: Slot,
+}
+
+/// A delivery's place in its consumer's list of what is in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Slot(pub u32);
+
+/// How a delivery ended.
+#[derive(Debug)]
+pub enum Resolution {
+    /// The component is done with it. Nothing emitted means filtered, on purpose.
+    Done(Done),
+    /// A failed attempt, to be put back on the queue and tried again later.
+    Requeued {
+        /// How many attempts have failed by now.
+        attempts: u32,
+        /// What went wrong.
+        error: String,
+        /// Not before this long.
+        delay: Duration,
+    },
+    /// Given up on, to be kept as a dead letter.
+    DeadLettered(Box<GivenUp>),
+    /// Given up on by policy, kept nowhere.
+    Discarded,
+    /// Given back undecided.
+    Released,
+    /// Nobody resolved it.
+    Dropped,
+}
+
+/// What a component made of a message.
+#[derive(Debug, Default)]
+pub struct Done {
+    /// The stage, by its number in the topology.
+    pub stage: u16,
+    /// The message itself, as long as an output may still be refused.
+    pub message: Option<Box<Message>>,
+    /// Attempts that failed before.
+    pub attempts: u32,
+    /// Outputs to queues.
+    pub outputs: Outputs,
+    /// Changes of the stage's own state.
+    pub writes: Vec<StateWrite>,
+    /// How many deliveries over direct edges it became; they share its slot.
+    pub children: u32,
+}
+
+/// Outputs to queues, each with the queue's number in the topology.
+pub type Outputs = SmallVec<[(u16, Outgoing); 1]>;
+
+/// A message that a stage gave up on.
+#[derive(Debug)]
+pub struct GivenUp {
+    /// The stage, by its number in the topology.
+    pub stage: u16,
+    /// The message.
+    pub message: Message,
+    /// Why.
+    pub cause: Cause,
+    /// How many attempts failed.
+    pub attempts: u32,
+    /// When the first failed.
+    pub first_failed_at: Option<Timestamp>,
+    /// What is known of the message if it is not whole.
+    pub truncated: Option<crate::Truncated>,
+}
+
+/// A resolution, and of what.
+#[derive(Debug)]
+pub struct Resolved {
+    /// Which delivery.
+    pub slot: Slot,
+    /// How it ended.
+    pub resolution: Resolution,
+}
+
+/// Where deliveries come from, and where their resolutions go: one for each life of a consumer
+/// actor, outside of it, so that nothing is lost with the actor.
+pub struct Origin {
+    resolved: Mutex<Vec<Resolved>>,
+    /// A count of live guards that is kept apart from the consumer's list: the two must agree.
+    live: AtomicU64,
+    locate: Locate,
+    wake: Box<dyn Fn() + Send + Sync>,
+}
+
+/// Tells where a message stands, for people.
+pub type Locate = Arc<dyn Fn(Receipt) -> String + Send + Sync>;
+
+impl Origin {
+    /// An origin that calls `wake` when there is something to [take](Origin::take) and there was
+    /// nothing before. `wake` must not panic and not block: it runs in destructors.
+    pub fn new(locate: Locate, wake: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
+        let (resolved, live) = (Mutex::default(), AtomicU64::new(0));
+        Arc::new(Self { resolved, live, locate, wake: Box::new(wake) })
+    }
+
+    /// The duty to resolve what is in `slot`.
+    pub fn guard(self: &Arc<Self>, slot: Slot) -> Guard {
+        self.live.fetch_add(1, Ordering::Relaxed);
+        Guard { origin: Some(Arc::clone(self)), slot }
+    }
+
+    /// Everything resolved since the last call, oldest first, into an empty vector.
+    pub fn take(&self, into: &mut Vec<Resolved>) {
+        debug_assert!(into.is_empty(), "the vector would be lost");
+        let mut resolved = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::swap(&mut *resolved, into);
+    }
+
+    /// How many guards live.
+    pub fn live(&self) -> u64 {
+        self.live.load(Ordering::Relaxed)
+    }
+
+    /// Calls `wake`, for what else the consumer has to be told.
+    pub fn wake(&self) {
+        (self.wake)();
+    }
+
+    fn resolve(&self, slot: Slot, resolution: Resolution) {
+        // A poisoned lock is harmless here: a push is all that is ever done under it.
+        let mut resolved = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
+        resolved.push(Resolved { slot, resolution });
+        let first = resolved.len() == 1;
+        drop(resolved);
+        self.live.fetch_sub(1, Ordering::Relaxed);
+        if first {
+            (self.wake)();
+        }
+    }
+}
+
+impl fmt::Debug for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Origin").field("live", &self.live()).finish_non_exhaustive()
+    }
+}
+
+impl Guard {
+    /// Says how the delivery ended.
+    pub fn resolve(mut self, resolution: Resolution) {
+        if let Some(origin) = self.origin.take() {
+            origin.resolve(self.slot, resolution);
+        }
+    }
+
+    /// Tells the consumer to look again: there is room for more, though nothing was resolved.
+    pub fn wake(&self) {
+        if let Some(origin) = &self.origin {
+            origin.wake();
+        }
+    }
+
+    /// What tells where the message stands.
+    pub fn locate(&self) -> Locate {
+        let origin = self.origin.as_ref().expect("only resolving takes the origin, and consumes");
+        Arc::clone(&origin.locate)
+    }
+
+    /// A guard for one of the `children` that [`Done`] announces. Made before the parent's is
+    /// resolved, so that its slot cannot end early.
+    pub fn child(&self) -> Guard {
+        let origin = self.origin.as_ref().expect("only resolving takes the origin, and consumes");
+        origin.guard(self.slot)
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(origin) = self.origin.take() {
+            origin.resolve(self.slot, Resolution::Dropped);
+        }
+    }
+}
+
+impl fmt::Debug for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Guard({})", self.slot.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    fn nowhere() -> Locate {
+        Arc::new(|_| String::new())
+    }
+
+    fn taken(origin: &Origin) -> Vec<Resolved> {
+        let mut resolved = Vec::new();
+        origin.take(&mut resolved);
+        resolved
+    }
+
+    #[test]
+    fn a_guard_lost_in_a_panic_is_resolved_as_dropped() {
+        let origin = Origin::new(nowhere(), || {});
+        let guard = origin.guard(Slot(3));
+        let result = catch_unwind(AssertUnwindSafe(move || {
+            let _held = guard;
+            panic!("user code");
+        }));
+        assert!(result.is_err());
+        let resolved = taken(&origin);
+        assert!(matches!(
+            resolved[..],
+            [Resolved { slot: Slot(3), resolution: Resolution::Dropped }]
+        ));
+        assert_eq!(origin.live(), 0);
+    }
+
+    #[test]
+    fn a_guard_resolves_once_and_wakes_only_for_the_first() {
+        let wakes = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&wakes);
+        let origin = Origin::new(nowhere(), move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        let guards: Vec<_> = (0..5).map(|slot| origin.guard(Slot(slot))).collect();
+        assert_eq!(origin.live(), 5);
+        for guard in guards {
+            guard.resolve(Resolution::Discarded);
+        }
+        assert_eq!(taken(&origin).len(), 5);
+        assert_eq!(wakes.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn a_guard_that_is_leaked_stays_in_the_count_of_live_guards() {
+        let origin = Origin::new(nowhere(), || {});
+        std::mem::forget(origin.guard(Slot(0)));
+        assert_eq!(origin.live(), 1);
+        assert!(taken(&origin).is_empty());
+    }
+}

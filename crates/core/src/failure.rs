@@ -1,0 +1,62 @@
+use std::time::Duration;
+
+/// Any error.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why a component could not handle a message, and so what happens to it next.
+///
+/// Deliberately not a `std::error::Error`, so that `?` lifts any error into [`Failure::Retry`].
+///
+/// ```
+/// use brigade_core::Failure;
+/// fn parse(text: &str) -> Result<u32, Failure> {
+///     if text.is_empty() {
+///         return Err(Failure::reject("no number")); // a dead letter, now
+///     }
+///     Ok(text.parse()?) // tried again, by the stage's `retry`
+/// }
+/// assert!(matches!(parse("x"), Err(Failure::Retry { .. })));
+/// assert!(matches!(parse(""), Err(Failure::Reject(_))));
+/// ```
+#[derive(Debug)]
+pub enum Failure {
+    /// May go better the next time: tried again by the stage's `retry`.
+    Retry {
+        /// What went wrong.
+        error: BoxError,
+        /// When to try again; without it the stage's back-off decides.
+        after: Option<Duration>,
+    },
+    /// Will never go better: given up now, by the stage's `on_exhausted`.
+    Reject(BoxError),
+}
+
+impl Failure {
+    /// Give up on this message now; it becomes a dead letter.
+    pub fn reject(why: impl Into<BoxError>) -> Self {
+        Self::Reject(why.into())
+    }
+
+    /// Try again by the stage's `retry`.
+    pub fn retry(why: impl Into<BoxError>) -> Self {
+        Self::Retry { error: why.into(), after: None }
+    }
+
+    /// Try again after this long; it counts as an attempt.
+    pub fn retry_after(after: Duration, why: impl Into<BoxError>) -> Self {
+        Self::Retry { error: why.into(), after: Some(after) }
+    }
+
+    /// The error inside.
+    pub fn error(&self) -> &(dyn std::error::Error + Send + Sync + 'static) {
+        match self {
+            Self::Retry { error, .. } | Self::Reject(error) => error.as_ref(),
+        }
+    }
+}
+
+impl<E: Into<BoxError>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::retry(error)
+    }
+}

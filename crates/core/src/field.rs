@@ -1,0 +1,59 @@
+//! Field paths: where in a JSON payload a key or an event time stands.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde_json::Value;
+
+/// A path into a JSON payload: names joined by dots, as in `customer.id`.
+///
+/// ```
+/// use brigade_core::field::FieldPath;
+/// let path: FieldPath = "customer.id".parse().unwrap();
+/// let order = serde_json::json!({ "customer": { "id": 7 } });
+/// assert_eq!(path.find(&order), Some(&serde_json::json!(7)));
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FieldPath(Box<[Box<str>]>);
+
+/// A path with no name, or with an empty one.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected a field path such as `customer.id`, found `{0}`")]
+pub struct FieldPathError(String);
+
+impl FieldPath {
+    /// What stands there, if anything does.
+    pub fn find<'v>(&self, payload: &'v Value) -> Option<&'v Value> {
+        self.0.iter().try_fold(payload, |value, name| match value {
+            Value::Array(items) => items.get(name.parse::<usize>().ok()?),
+            other => other.get(name.as_ref()),
+        })
+    }
+
+    /// What stands there as the bytes of a key: a string as it is, anything else as JSON.
+    pub fn key(&self, payload: &Value) -> Option<Vec<u8>> {
+        match self.find(payload)? {
+            Value::Null => None,
+            Value::String(text) => Some(text.clone().into_bytes()),
+            other => Some(other.to_string().into_bytes()),
+        }
+    }
+}
+
+impl FromStr for FieldPath {
+    type Err = FieldPathError;
+
+    fn from_str(text: &str) -> Result<Self, FieldPathError> {
+        let names: Box<[Box<str>]> = text.split('.').map(Into::into).collect();
+        if names.iter().any(|name| name.is_empty()) {
+            return Err(FieldPathError(text.to_owned()));
+        }
+        Ok(Self(names))
+    }
+}
+
+impl fmt::Display for FieldPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.join("."))
+    }
+}

@@ -1,0 +1,218 @@
+//! What a consumer has handed out: which message waits for how many resolutions, and what becomes
+//! of it when the last is in.
+
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use crate::component::StateWrite;
+use crate::connector::Receipt;
+use crate::delivery::{Done, GivenUp, Outputs, Resolution, Resolved, Slot};
+
+/// A consumer's messages in flight: handed out and not yet settled.
+///
+/// A message may become several deliveries over direct edges; it ends when the last of them is
+/// resolved. If any of them was given back or lost, all of it is given back: nothing it emitted
+/// leaves, and it runs again from its root.
+#[derive(Debug, Default)]
+pub struct Flights {
+    entries: Vec<Entry>,
+    free: Vec<Slot>,
+    messages: usize,
+    bytes: usize,
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    receipt: Option<Receipt>,
+    bytes: usize,
+    /// Deliveries not yet resolved.
+    open: u32,
+    end: End,
+}
+
+/// How a message ended.
+#[derive(Debug, Default)]
+pub struct End {
+    /// What the stages made of it, parent before child.
+    pub done: SmallVec<[Made; 1]>,
+    /// What stages gave up on: it, or its descendants.
+    pub given_up: Vec<GivenUp>,
+    /// Whether it was given up on without being kept.
+    pub discarded: bool,
+    /// A failed attempt, to be put back: attempts, error, delay.
+    pub requeued: Option<(u32, String, Duration)>,
+    /// Whether it is given back undecided.
+    pub released: bool,
+}
+
+/// What one stage made of a message.
+#[derive(Debug)]
+pub struct Made {
+    /// The stage.
+    pub stage: u16,
+    /// The message, as long as an output may still be refused.
+    pub message: Option<Box<crate::Message>>,
+    /// Attempts that failed before.
+    pub attempts: u32,
+    /// Outputs to queues.
+    pub outputs: Outputs,
+    /// Changes of the stage's state.
+    pub writes: Vec<StateWrite>,
+}
+
+/// A message whose last delivery is resolved.
+#[derive(Debug)]
+pub struct Finished {
+    /// Its slot, taken until it is [settled](Flights::settled).
+    pub slot: Slot,
+    /// What acks it.
+    pub receipt: Receipt,
+    /// How it ended.
+    pub end: End,
+}
+
+impl Flights {
+    /// A message of this size is handed out, as one delivery.
+    pub fn hand_out(&mut self, receipt: Receipt, bytes: usize) -> Slot {
+        let slot = self.free.pop().unwrap_or_else(|| {
+            let next = u32::try_from(self.entries.len()).expect("credit is far below 2^32");
+            self.entries.push(Entry::default());
+            Slot(next)
+        });
+        let end = End::default();
+        self.entries[slot.0 as usize] = Entry { receipt: Some(receipt), bytes, open: 1, end };
+        self.messages += 1;
+        self.bytes += bytes;
+        slot
+    }
+
+    /// A delivery is resolved; answers with the message if it was its last.
+    pub fn resolve(&mut self, resolved: Resolved) -> Option<Finished> {
+        let Resolved { slot, resolution } = resolved;
+        let entry = &mut self.entries[slot.0 as usize];
+        let receipt = entry.receipt.expect("a guard resolves once, and only then is a slot freed");
+        match resolution {
+            Resolution::Done(done) => {
+                entry.open += done.children;
+                self.messages += done.children as usize;
+                let Done { stage, message, attempts, outputs, writes, .. } = done;
+                let bytes: usize = outputs.iter().map(|(_, out)| out.message.size()).sum();
+                entry.bytes += bytes;
+                self.bytes += bytes;
+                // A stage that made nothing has nothing to settle.
+                if !outputs.is_empty() || !writes.is_empty() {
+                    entry.end.done.push(Made { stage, message, attempts, outputs, writes });
+                }
+            }
+            Resolution::DeadLettered(given_up) => entry.end.given_up.push(*given_up),
+            Resolution::Discarded => entry.end.discarded = true,
+            Resolution::Requeued { attempts, error, delay } => {
+                entry.end.requeued = Some((attempts, error, delay));
+            }
+            Resolution::Released | Resolution::Dropped => entry.end.released = true,
+        }
+        entry.open -= 1;
+        if entry.open > 0 {
+            self.messages -= 1;
+            return None;
+        }
+        Some(Finished { slot, receipt, end: std::mem::take(&mut entry.end) })
+    }
+
+    /// A finished message is settled: its slot and its credit are free.
+    pub fn settled(&mut self, slot: Slot) {
+        let entry = &mut self.entries[slot.0 as usize];
+        debug_assert_eq!(entry.open, 0, "only what is finished is settled");
+        if entry.receipt.take().is_some() {
+            self.messages -= 1;
+            self.bytes -= entry.bytes;
+            self.free.push(slot);
+        }
+    }
+
+    /// Deliveries and finished messages that are not settled, descendants counted.
+    pub fn messages(&self) -> usize {
+        self.messages
+    }
+
+    /// Their bytes, outputs that wait to be settled counted.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether nothing is in flight.
+    pub fn is_empty(&self) -> bool {
+        self.messages == 0
+    }
+
+    /// What acks the messages in flight, to extend their leases.
+    pub fn receipts(&self) -> Vec<Receipt> {
+        self.entries.iter().filter_map(|entry| entry.receipt).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const RECEIPT: Receipt = Receipt { position: 1, fence: 1 };
+
+    fn done(children: u32) -> Resolution {
+        Resolution::Done(Done { children, ..Done::default() })
+    }
+
+    #[test]
+    fn a_message_ends_with_the_last_of_its_descendants() {
+        let mut flights = Flights::default();
+        let slot = flights.hand_out(RECEIPT, 10);
+        assert!(flights.resolve(Resolved { slot, resolution: done(2) }).is_none());
+        assert_eq!(flights.messages(), 2);
+        assert!(flights.resolve(Resolved { slot, resolution: done(0) }).is_none());
+        let finished = flights.resolve(Resolved { slot, resolution: done(0) });
+        assert!(!finished.expect("the last one").end.released);
+        assert_eq!(flights.messages(), 1, "its credit is kept until it is settled");
+        flights.settled(slot);
+        assert!(flights.is_empty());
+        assert_eq!(flights.bytes(), 0);
+    }
+
+    #[test]
+    fn a_lost_child_gives_the_whole_message_back() {
+        let mut flights = Flights::default();
+        let slot = flights.hand_out(RECEIPT, 10);
+        flights.resolve(Resolved { slot, resolution: done(1) });
+        let resolved = Resolved { slot, resolution: Resolution::Dropped };
+        assert!(flights.resolve(resolved).expect("the last one").end.released);
+    }
+
+    proptest! {
+        /// Whatever the tree of descendants and the order of their resolutions: one end a message,
+        /// after as many resolutions as there were deliveries, and nothing is left in the counts.
+        #[test]
+        fn counts_come_back_to_zero(children in prop::collection::vec(0_u32..4, 1..200)) {
+            let mut flights = Flights::default();
+            let (mut open, mut ended, mut begun) = (Vec::new(), 0, 0);
+            let mut children = children.into_iter();
+            loop {
+                if open.is_empty() {
+                    let Some(_) = children.next() else { break };
+                    begun += 1;
+                    open.push(flights.hand_out(RECEIPT, 7));
+                }
+                let slot = open.swap_remove(open.len() / 2);
+                let n = children.next().unwrap_or(0);
+                open.extend((0..n).map(|_| slot));
+                if let Some(finished) = flights.resolve(Resolved { slot, resolution: done(n) }) {
+                    ended += 1;
+                    flights.settled(finished.slot);
+                }
+            }
+            prop_assert_eq!(begun, ended);
+            prop_assert!(flights.is_empty());
+            prop_assert_eq!(flights.bytes(), 0);
+            prop_assert!(flights.receipts().is_empty());
+        }
+    }
+}

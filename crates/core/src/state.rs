@@ -1,0 +1,119 @@
+//! The port to what must survive: positions, lengths, windows, and the queues Brigade keeps for
+//! itself (dead letters, redrives).
+
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::connector::{
+    ConnectorError, Consumer, Outgoing, Producer, QueueAdmin, QueueSpec, Reader,
+};
+
+/// A pipeline's durable state. `brigade-embedded` implements it on SQLite, `brigade-memory` without
+/// durability for tests.
+#[async_trait]
+pub trait StateStore: Send + Sync {
+    /// Which store this is; consumers and producers of the same store settle together.
+    fn store_id(&self) -> StoreId;
+
+    /// The value of a key.
+    ///
+    /// # Errors
+    /// The store could not be read.
+    async fn load(&self, space: &str, key: &str) -> Result<Option<Bytes>, ConnectorError>;
+
+    /// All keys of a space that begin so, with their values, by key.
+    ///
+    /// # Errors
+    /// The store could not be read.
+    async fn scan(&self, space: &str, prefix: &str)
+    -> Result<Vec<(String, Bytes)>, ConnectorError>;
+
+    /// Does all of it, durably, or nothing.
+    ///
+    /// # Errors
+    /// Nothing was done, unless the error is transient: then it may have been, and doing it again
+    /// is harmless for puts and deletes, and for messages within the queue's memory of ids.
+    async fn commit(&self, ops: Vec<StoreOp>) -> Result<(), ConnectorError>;
+
+    /// Opens a consumer of a queue that lives in this store.
+    ///
+    /// # Errors
+    /// As for [`Connector::consumer`](crate::connector::Connector::consumer).
+    async fn queue_consumer(
+        &self,
+        queue: &QueueSpec,
+        reader: &Reader,
+    ) -> Result<Arc<dyn Consumer>, ConnectorError>;
+
+    /// Opens a producer of a queue that lives in this store.
+    ///
+    /// # Errors
+    /// As for [`Connector::producer`](crate::connector::Connector::producer).
+    async fn queue_producer(&self, queue: &QueueSpec) -> Result<Arc<dyn Producer>, ConnectorError>;
+
+    /// Opens a queue that lives in this store for people.
+    ///
+    /// # Errors
+    /// As for [`Connector::admin`](crate::connector::Connector::admin).
+    async fn queue_admin(&self, queue: &QueueSpec) -> Result<Arc<dyn QueueAdmin>, ConnectorError>;
+
+    /// The names of the queues of a pipeline that hold messages in this store.
+    ///
+    /// # Errors
+    /// The store could not be read.
+    async fn queue_names(&self, pipeline: &str) -> Result<Vec<String>, ConnectorError>;
+
+    /// Closes it; everything opened from it is unusable then. May be called twice.
+    ///
+    /// # Errors
+    /// Something could not be written; what was committed stays.
+    async fn shutdown(&self) -> Result<(), ConnectorError>;
+}
+
+/// Which store something lives in: two that are equal share transactions.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct StoreId(Arc<str>);
+
+impl StoreId {
+    /// The store with this name: its kind and what tells it from others of the kind.
+    pub fn new(name: impl AsRef<str>) -> Self {
+        Self(name.as_ref().into())
+    }
+}
+
+impl fmt::Debug for StoreId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// One write of a transaction.
+#[derive(Debug, Clone)]
+pub enum StoreOp {
+    /// Sets a key.
+    Put {
+        /// Who keeps the key: `file/position`, `stage/finished`.
+        space: Arc<str>,
+        /// The key.
+        key: String,
+        /// Its value.
+        value: Bytes,
+    },
+    /// Removes a key; one that is not there is no error.
+    Delete {
+        /// Who keeps the key.
+        space: Arc<str>,
+        /// The key.
+        key: String,
+    },
+    /// Puts a message on a queue of this store.
+    Enqueue {
+        /// Which queue, as its own producer names it.
+        queue: Arc<str>,
+        /// The message.
+        outgoing: Outgoing,
+    },
+}

@@ -1,0 +1,90 @@
+//! Watermark: the smallest unresolved position of a queue that is read in order, and what is
+//! resolved beyond it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Positions 0, 1, 2 ... that are resolved in any order.
+///
+/// Kept as ranges, so it is small however many positions are resolved; its serialised form is what
+/// a connector stores to resume from.
+///
+/// ```
+/// let mut watermark = brigade_core::watermark::Watermark::default();
+/// watermark.resolve(0);
+/// watermark.resolve(2);
+/// assert_eq!(watermark.low(), 1);
+/// assert!(watermark.is_resolved(2) && !watermark.is_resolved(1));
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watermark {
+    /// Everything below is resolved.
+    low: u64,
+    /// Resolved ranges above `low`: first to past-the-last. They neither touch nor overlap.
+    beyond: BTreeMap<u64, u64>,
+}
+
+impl Watermark {
+    /// Everything below this position is resolved.
+    pub fn starting_at(low: u64) -> Self {
+        Self { low, beyond: BTreeMap::new() }
+    }
+
+    /// This position is resolved. Once more is harmless.
+    pub fn resolve(&mut self, position: u64) {
+        if self.is_resolved(position) {
+            return;
+        }
+        let end = self.beyond.remove(&(position + 1)).unwrap_or(position + 1);
+        if position == self.low {
+            self.low = end;
+            return;
+        }
+        match self.beyond.range_mut(..position).next_back() {
+            Some((_, past)) if *past == position => *past = end,
+            _ => drop(self.beyond.insert(position, end)),
+        }
+    }
+
+    /// The smallest position that is not resolved.
+    pub fn low(&self) -> u64 {
+        self.low
+    }
+
+    /// Whether this position is resolved.
+    pub fn is_resolved(&self, position: u64) -> bool {
+        position < self.low
+            || self.beyond.range(..=position).next_back().is_some_and(|(_, past)| position < *past)
+    }
+
+    /// How many ranges are resolved beyond the smallest unresolved position.
+    pub fn ranges(&self) -> usize {
+        self.beyond.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeSet;
+
+    proptest! {
+        #[test]
+        fn it_agrees_with_a_plain_set(positions in prop::collection::vec(0_u64..60, 0..120)) {
+            let (mut watermark, mut set) = (Watermark::default(), BTreeSet::new());
+            for position in positions {
+                watermark.resolve(position);
+                set.insert(position);
+                let low = (0..).find(|p| !set.contains(p)).unwrap();
+                prop_assert_eq!(watermark.low(), low);
+                for p in 0..61 {
+                    prop_assert_eq!(watermark.is_resolved(p), set.contains(&p));
+                }
+            }
+            let json = serde_json::to_string(&watermark).unwrap();
+            prop_assert_eq!(serde_json::from_str::<Watermark>(&json).unwrap(), watermark);
+        }
+    }
+}

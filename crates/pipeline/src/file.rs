@@ -1,0 +1,356 @@
+//! The keys of a pipeline file. The comments here are their reference.
+
+use std::collections::BTreeMap;
+
+use brigade_core::connector::{Guarantee, Limit, Order};
+use brigade_core::{ByteSize, Period};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+/// A pipeline file, decoded and not yet checked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PipelineFile {
+    /// The pipeline's name, a label in logs, metrics and the state.
+    pub pipeline: String,
+    /// The directory where the pipeline keeps what must survive: embedded queues, file positions,
+    /// dead letters. Default: the user's state directory.
+    #[serde(default)]
+    pub state: Option<String>,
+    /// Threads that carry the pipeline. Default: the number of cores.
+    #[serde(default)]
+    #[schemars(range(min = 1, max = 256))]
+    pub lanes: Option<u16>,
+    /// How often, and how soon, what died is started again.
+    #[serde(default)]
+    pub restart: RestartKeys,
+    /// How long a stop waits for what is in flight; what is late is given back.
+    #[serde(default = "defaults::stop_deadline")]
+    pub stop_deadline: Period,
+    /// Logging.
+    #[serde(default)]
+    pub log: LogKeys,
+    /// The queues, by name.
+    #[serde(default)]
+    pub queues: BTreeMap<String, Value>,
+    /// The stages, by name.
+    #[serde(default)]
+    pub stages: BTreeMap<String, StageKeys>,
+}
+
+/// The restart budget of a stage.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RestartKeys {
+    /// At most this many restarts in `period`; beyond it the stage is `failed`.
+    pub max_restarts: u32,
+    /// The time in which restarts count.
+    pub period: Period,
+    /// The back-off before the first restart.
+    pub min: Period,
+    /// The longest back-off.
+    pub max: Period,
+}
+
+/// Logging.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LogKeys {
+    /// For people, or one JSON object a line.
+    pub format: LogFormat,
+    /// What is logged: `info`, or directives as in `info,brigade=debug`. Default: `info`.
+    pub level: Option<String>,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// The keys that every queue has, whatever its type.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct QueueKeys {
+    /// The queue's type: which connector it belongs to.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What payloads must fit: a JSON Schema, the path of a file with one (relative to the pipeline
+    /// file), or the name of a registered Rust type.
+    #[serde(default)]
+    pub schema: Option<SchemaChoice>,
+    /// Where a message's key stands in its payload: `customer.id`. Default: the queue's own key.
+    #[serde(default)]
+    pub key: Option<String>,
+    /// Where a message's event time stands in its payload: milliseconds since 1970, or RFC 3339.
+    #[serde(default)]
+    pub event_time: Option<String>,
+    /// What is asked of the queue.
+    #[serde(default)]
+    pub guarantee: Guarantee,
+    /// How much it may hold.
+    #[serde(default)]
+    pub limit: Limit,
+}
+
+/// A JSON Schema, or the name of one.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+#[schemars(description = "a JSON Schema, a path of one, or the name of a registered type")]
+pub enum SchemaChoice {
+    /// A path, or the name of a registered type.
+    Name(String),
+    /// A schema.
+    Inline(serde_json::Map<String, Value>),
+}
+
+/// The keys of a stage.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StageKeys {
+    /// The component: its name, or its name with its settings.
+    pub component: ComponentKeys,
+    /// What it reads: a queue, another stage (a direct edge), or several queues.
+    pub input: InputKeys,
+    /// The queues it writes. Stages that name this one as their input are outputs too.
+    #[serde(default)]
+    pub outputs: Vec<String>,
+    /// Whether a value that names no output goes to all of them.
+    #[serde(default)]
+    pub copy: bool,
+    /// Workers, each with its own clone of the component, over all lanes.
+    #[serde(default = "defaults::workers")]
+    #[schemars(range(min = 1, max = 1024))]
+    pub workers: u16,
+    /// How much may be delivered and unresolved at once, in one process.
+    #[serde(default)]
+    pub max_in_flight: InFlightKeys,
+    /// In which order messages are handled.
+    #[serde(default)]
+    pub order: Order,
+    /// For batch components: how many messages make a batch, and how long it waits for them.
+    #[serde(default)]
+    pub batch: Option<BatchKeys>,
+    /// How often and how soon a failed message is tried again.
+    #[serde(default)]
+    pub retry: RetryKeys,
+    /// How long one attempt may take. Default: no limit.
+    #[serde(default)]
+    pub timeout: Option<Period>,
+    /// How many messages pass in a time. Default: no limit.
+    #[serde(default)]
+    pub throttle: Option<ThrottleKeys>,
+    /// How old a message may be, by its event time or else by its time on the queue. Default: any.
+    #[serde(default)]
+    pub expire: Option<ExpireKeys>,
+    /// The queue of its dead letters. Default: they are kept in the state.
+    #[serde(default)]
+    pub dead_letter: Option<String>,
+    /// What happens to a message that has used up its attempts.
+    #[serde(default)]
+    pub on_exhausted: Exhausted,
+    /// Whether the component blocks its thread: then it has threads of its own.
+    #[serde(default)]
+    pub blocking: bool,
+    /// How many threads of blocking calls that took longer than `timeout` may be left behind before
+    /// the stage fails.
+    #[serde(default = "defaults::stuck_limit")]
+    pub stuck_limit: u16,
+    /// Values for the component.
+    #[serde(default)]
+    pub env: BTreeMap<String, String>,
+}
+
+/// A component's name, with or without settings.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+#[schemars(description = "a component's name, or a mapping with its name and its settings")]
+pub enum ComponentKeys {
+    /// A name.
+    Name(String),
+    /// A name and settings: exactly one entry.
+    Settings(serde_json::Map<String, Value>),
+}
+
+/// What a stage reads.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+#[schemars(description = "a queue, a stage, a list of queues, or `{queues: [..], priority: true}`")]
+pub enum InputKeys {
+    /// A queue or a stage.
+    One(String),
+    /// Queues, served fairly.
+    Several(Vec<String>),
+    /// Queues, and how they are served.
+    Served(ServedKeys),
+}
+
+/// Several inputs and how they are served.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ServedKeys {
+    /// The queues.
+    pub queues: Vec<String>,
+    /// Whether a queue is asked only while those before it are empty. Default: all are served alike.
+    #[serde(default)]
+    pub priority: bool,
+}
+
+/// How much may be in flight.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct InFlightKeys {
+    /// Messages.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub messages: u32,
+    /// Bytes; a message larger than that goes alone.
+    pub bytes: ByteSize,
+}
+
+/// A batch.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct BatchKeys {
+    /// At most this many messages.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub size: u32,
+    /// How long a batch waits to be full.
+    pub age: Period,
+}
+
+/// Retry.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetryKeys {
+    /// How often a message is tried in all.
+    #[schemars(range(min = 1))]
+    pub attempts: u32,
+    /// The back-off after the first failed attempt; it doubles after each, with jitter.
+    pub min: Period,
+    /// The longest back-off.
+    pub max: Period,
+}
+
+/// Throttle.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ThrottleKeys {
+    /// This many messages in `per`, over all workers of this process.
+    #[schemars(range(min = 1))]
+    pub rate: u32,
+    /// The time that `rate` is for.
+    #[serde(default = "defaults::second")]
+    pub per: Period,
+    /// At most this many at once.
+    #[serde(default = "defaults::burst")]
+    #[schemars(range(min = 1))]
+    pub burst: u32,
+}
+
+/// An age, and what happens to messages that are older.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+#[schemars(description = "a length of time such as `1h`, or `{after: 1h, then: discard}`")]
+pub enum ExpireKeys {
+    /// An age; older messages become dead letters.
+    After(Period),
+    /// An age, and what then.
+    Then(ExpireThen),
+}
+
+/// An age, and what happens to messages that are older.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ExpireThen {
+    /// The age.
+    pub after: Period,
+    /// What happens to older messages.
+    #[serde(default)]
+    pub then: Expiry,
+}
+
+/// What happens to a message that is too old.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Expiry {
+    /// It becomes a dead letter.
+    #[default]
+    DeadLetter,
+    /// It is thrown away.
+    Discard,
+}
+
+/// What happens to a message that has used up its attempts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Exhausted {
+    /// It becomes a dead letter.
+    #[default]
+    DeadLetter,
+    /// It is thrown away.
+    Discard,
+    /// The stage fails; the message goes back to its queue.
+    Halt,
+}
+
+impl Default for RestartKeys {
+    fn default() -> Self {
+        use std::time::Duration;
+        Self {
+            max_restarts: 5,
+            period: Period(Duration::from_secs(60)),
+            min: Period(Duration::from_millis(100)),
+            max: Period(Duration::from_secs(30)),
+        }
+    }
+}
+
+impl Default for InFlightKeys {
+    fn default() -> Self {
+        Self { messages: 1024, bytes: ByteSize(64 << 20) }
+    }
+}
+
+impl Default for BatchKeys {
+    fn default() -> Self {
+        Self { size: 64, age: Period(std::time::Duration::from_millis(100)) }
+    }
+}
+
+impl Default for RetryKeys {
+    fn default() -> Self {
+        use std::time::Duration;
+        let (min, max) = (Duration::from_millis(200), Duration::from_secs(30));
+        Self { attempts: 5, min: Period(min), max: Period(max) }
+    }
+}
+
+mod defaults {
+    use brigade_core::Period;
+    use std::time::Duration;
+
+    pub(super) fn workers() -> u16 {
+        1
+    }
+
+    pub(super) fn stuck_limit() -> u16 {
+        8
+    }
+
+    pub(super) fn burst() -> u32 {
+        1
+    }
+
+    pub(super) fn second() -> Period {
+        Period(Duration::from_secs(1))
+    }
+
+    pub(super) fn stop_deadline() -> Period {
+        Period(Duration::from_secs(30))
+    }
+}

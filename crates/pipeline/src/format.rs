@@ -1,0 +1,108 @@
+//! YAML, TOML and JSON into one tree.
+
+mod json;
+mod toml;
+mod yaml;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::diagnostic::{Findings, Severity};
+use crate::node::{Entry, Node, NodeValue, Origin};
+
+/// A pipeline file's format.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// YAML 1.2.
+    Yaml,
+    /// TOML 1.1.
+    Toml,
+    /// JSON.
+    Json,
+}
+
+impl Format {
+    /// By a file's extension: `.yaml`, `.yml`, `.toml`, `.json`.
+    pub fn of(path: &Path) -> Option<Self> {
+        match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
+            "yaml" | "yml" => Some(Self::Yaml),
+            "toml" => Some(Self::Toml),
+            "json" => Some(Self::Json),
+            _ => None,
+        }
+    }
+
+    /// Parses a text; a syntax error is one finding.
+    pub(crate) fn parse(self, file: &str, text: &str, findings: &mut Findings) -> Option<Node> {
+        let places = Places::new(file, text);
+        let result = match self {
+            Self::Yaml => yaml::parse(text, &places),
+            Self::Toml => toml::parse(text, &places),
+            Self::Json => json::parse(text, &places),
+        };
+        match result {
+            Ok(node) => {
+                refuse_duplicates(&node, &mut Vec::new(), findings);
+                Some(node)
+            }
+            Err((origin, message)) => {
+                findings.add(Severity::Error, "syntax", &origin, &[], message);
+                None
+            }
+        }
+    }
+}
+
+/// A syntax error: where and what.
+type SyntaxError = (Origin, String);
+
+/// The deepest nesting that is read, so that no file can exhaust the stack.
+const DEPTH_MAX: usize = 64;
+
+/// Finds lines and columns.
+pub(crate) struct Places<'t> {
+    file: Arc<str>,
+    text: &'t str,
+    /// Where lines begin, in bytes.
+    lines: Vec<usize>,
+}
+
+impl<'t> Places<'t> {
+    fn new(file: &str, text: &'t str) -> Self {
+        let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
+        let lines = std::iter::once(0).chain(breaks.map(|(at, _)| at + 1)).collect();
+        Self { file: file.into(), text, lines }
+    }
+
+    fn at_byte(&self, byte: usize) -> Origin {
+        let byte = byte.min(self.text.len());
+        let line = self.lines.partition_point(|start| *start <= byte).max(1);
+        let start = self.lines[line - 1];
+        let column = self.text.get(start..byte).map_or(1, |before| before.chars().count() + 1);
+        self.at(line, column)
+    }
+
+    fn at(&self, line: usize, column: usize) -> Origin {
+        Origin::File { file: Arc::clone(&self.file), line, column }
+    }
+}
+
+fn refuse_duplicates(node: &Node, path: &mut Vec<String>, findings: &mut Findings) {
+    if let NodeValue::List(items) = &node.value {
+        for (at, item) in items.iter().enumerate() {
+            path.push(at.to_string());
+            refuse_duplicates(item, path, findings);
+            path.pop();
+        }
+    }
+    let entries: &[Entry] = node.entries();
+    for (at, entry) in entries.iter().enumerate() {
+        path.push(entry.key.clone());
+        if let Some(first) = entries[..at].iter().find(|before| before.key == entry.key) {
+            let message = format!("key `{}` stands twice; first at {}", entry.key, first.origin);
+            findings.add(Severity::Error, "duplicate_key", &entry.origin, path, message);
+        }
+        refuse_duplicates(&entry.node, path, findings);
+        path.pop();
+    }
+}

@@ -1,0 +1,131 @@
+//! YAML, from its events, so that every key and value keeps its place.
+
+use std::collections::HashMap;
+
+use saphyr_parser::{Event, Parser, ScalarStyle, Span};
+
+use super::{DEPTH_MAX, Places, SyntaxError};
+use crate::node::{Entry, Node, NodeValue, plain};
+
+/// Aliases are copied; a file may have this many nodes after that, so that a few lines cannot
+/// become gigabytes.
+const NODES_MAX: usize = 100_000;
+
+pub(super) fn parse(text: &str, places: &Places<'_>) -> Result<Node, SyntaxError> {
+    let mut loader = Loader { places, anchors: HashMap::new(), nodes: 0 };
+    let mut events = Events { parser: Parser::new_from_str(text), places };
+    let mut document = None;
+    loop {
+        let (event, span) = events.next()?;
+        match event {
+            Event::StreamEnd => break,
+            Event::StreamStart | Event::DocumentStart(_) | Event::DocumentEnd | Event::Nothing => {}
+            _ if document.is_some() => {
+                return Err((events.origin(&span), "a second document in one file".to_owned()));
+            }
+            event => document = Some(loader.node(event, &span, &mut events, 0)?),
+        }
+    }
+    Ok(document.unwrap_or_else(|| Node::new(NodeValue::Null, places.at(1, 1))))
+}
+
+struct Events<'t, 'p> {
+    parser: Parser<'t, saphyr_parser::StrInput<'t>>,
+    places: &'p Places<'t>,
+}
+
+impl<'t> Events<'t, '_> {
+    fn next(&mut self) -> Result<(Event<'t>, Span), SyntaxError> {
+        match self.parser.next() {
+            Some(Ok(event)) => Ok(event),
+            Some(Err(error)) => {
+                let marker = error.marker();
+                let origin = self.places.at(marker.line(), marker.col() + 1);
+                Err((origin, format!("not valid YAML: {}", error.info())))
+            }
+            None => Ok((Event::StreamEnd, Span::default())),
+        }
+    }
+
+    fn origin(&self, span: &Span) -> crate::node::Origin {
+        self.places.at(span.start.line(), span.start.col() + 1)
+    }
+}
+
+struct Loader<'t, 'p> {
+    places: &'p Places<'t>,
+    anchors: HashMap<usize, Node>,
+    nodes: usize,
+}
+
+impl<'t> Loader<'t, '_> {
+    fn node(
+        &mut self,
+        event: Event<'t>,
+        span: &Span,
+        events: &mut Events<'t, '_>,
+        depth: usize,
+    ) -> Result<Node, SyntaxError> {
+        let origin = self.places.at(span.start.line(), span.start.col() + 1);
+        self.nodes += 1;
+        if depth > DEPTH_MAX || self.nodes > NODES_MAX {
+            return Err((origin, "nested too deeply, or too large".to_owned()));
+        }
+        let (value, anchor) = match event {
+            Event::Alias(anchor) => {
+                let node = self.anchors.get(&anchor).cloned();
+                let node = node.ok_or_else(|| (origin, "an alias of nothing".to_owned()))?;
+                self.nodes += size(&node);
+                return Ok(node);
+            }
+            Event::Scalar(text, ScalarStyle::Plain, anchor, None) => (plain(&text), anchor),
+            Event::Scalar(text, _, anchor, _) => (NodeValue::Text(text.into_owned()), anchor),
+            Event::SequenceStart(anchor, _) => (self.list(events, depth)?, anchor),
+            Event::MappingStart(anchor, _) => (self.map(events, depth)?, anchor),
+            _ => return Err((origin, "the file ends in the middle".to_owned())),
+        };
+        let node = Node::new(value, origin);
+        if anchor > 0 {
+            self.anchors.insert(anchor, node.clone());
+        }
+        Ok(node)
+    }
+
+    fn list(
+        &mut self,
+        events: &mut Events<'t, '_>,
+        depth: usize,
+    ) -> Result<NodeValue, SyntaxError> {
+        let mut items = Vec::new();
+        loop {
+            match events.next()? {
+                (Event::SequenceEnd, _) => return Ok(NodeValue::List(items)),
+                (event, span) => items.push(self.node(event, &span, events, depth + 1)?),
+            }
+        }
+    }
+
+    fn map(&mut self, events: &mut Events<'t, '_>, depth: usize) -> Result<NodeValue, SyntaxError> {
+        let mut entries = Vec::new();
+        loop {
+            let (event, span) = events.next()?;
+            let origin = events.origin(&span);
+            let key = match event {
+                Event::MappingEnd => return Ok(NodeValue::Map(entries)),
+                Event::Scalar(text, ..) => text.into_owned(),
+                _ => return Err((origin, "a key has to be a word".to_owned())),
+            };
+            let (event, span) = events.next()?;
+            let node = self.node(event, &span, events, depth + 1)?;
+            entries.push(Entry { key, origin, node });
+        }
+    }
+}
+
+fn size(node: &Node) -> usize {
+    match &node.value {
+        NodeValue::List(items) => 1 + items.iter().map(size).sum::<usize>(),
+        NodeValue::Map(entries) => 1 + entries.iter().map(|e| size(&e.node)).sum::<usize>(),
+        _ => 1,
+    }
+}

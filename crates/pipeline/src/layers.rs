@@ -1,0 +1,113 @@
+//! What is laid over the file: the environment, then `--set`.
+
+use config::{Config, Environment, ValueKind};
+
+use crate::diagnostic::{Findings, Severity};
+use crate::format::Format;
+use crate::node::{Entry, Node, NodeValue, Origin};
+
+/// The environment variables that set keys begin with this; steps are joined by two underscores:
+/// `BRIGADE__STAGES__CHECK__WORKERS=4`.
+const PREFIX: &str = "BRIGADE";
+
+/// Lays the environment over a tree. Names are matched without regard to case, since variables are
+/// written in capitals; a name that matches nothing becomes a new key, in lower case.
+pub(crate) fn lay_environment(root: &mut Node, variables: &[(String, String)]) {
+    let prefix = format!("{PREFIX}__");
+    for (variable, value) in variables.iter().filter(|(name, _)| name.starts_with(&prefix)) {
+        // `config` takes the name apart, so that it means the same as in other programs that use it.
+        let one = [(variable.clone(), value.clone())].into_iter().collect();
+        let environment = Environment::with_prefix(PREFIX)
+            .prefix_separator("__")
+            .separator("__")
+            .source(Some(one));
+        let layer = Config::builder().add_source(environment).build();
+        let Ok(layer) = layer.and_then(Config::try_deserialize::<config::Value>) else { continue };
+        let origin = Origin::Variable(variable.clone());
+        lay(root, &layer.kind, &origin, true);
+    }
+}
+
+fn lay(node: &mut Node, layer: &ValueKind, origin: &Origin, loosely: bool) {
+    let ValueKind::Table(table) = layer else {
+        let text = layer.to_string();
+        *node = Node { value: NodeValue::Text(text), origin: origin.clone(), loose: true };
+        return;
+    };
+    for (key, value) in table {
+        let child = child_of(node, key, origin, loosely);
+        lay(child, &value.kind, origin, loosely);
+    }
+}
+
+/// Lays `key.path=value` over a tree; the value is read as YAML.
+pub(crate) fn lay_set(root: &mut Node, set: &str, findings: &mut Findings) {
+    let origin = Origin::Set(set.to_owned());
+    let Some((path, text)) = set.split_once('=') else {
+        let message = format!("`--set {set}`: expected `key=value`");
+        findings.add(Severity::Error, "set", &origin, &[], message);
+        return;
+    };
+    let mut own = Findings::default();
+    let Some(mut value) = Format::Yaml.parse("--set", text, &mut own) else {
+        let message = format!("`--set {set}`: the value is not valid YAML");
+        findings.add(Severity::Error, "set", &origin, &[], message);
+        return;
+    };
+    rebase(&mut value, &origin);
+    let mut node = root;
+    for step in split_path(path) {
+        node = child_of(node, &step, &origin, false);
+    }
+    *node = value;
+}
+
+/// Splits at dots, but not inside of quotes: `queues."a.b".limit`.
+fn split_path(path: &str) -> Vec<String> {
+    let (mut steps, mut quoted) = (vec![String::new()], false);
+    for c in path.chars() {
+        match c {
+            '"' => quoted = !quoted,
+            '.' if !quoted => steps.push(String::new()),
+            c => steps.last_mut().expect("there is always one").push(c),
+        }
+    }
+    steps
+}
+
+fn rebase(node: &mut Node, origin: &Origin) {
+    node.origin = origin.clone();
+    match &mut node.value {
+        NodeValue::List(items) => items.iter_mut().for_each(|item| rebase(item, origin)),
+        NodeValue::Map(entries) => {
+            for entry in entries {
+                entry.origin = origin.clone();
+                rebase(&mut entry.node, origin);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// The child of that name, made if it is not there.
+fn child_of<'n>(node: &'n mut Node, key: &str, origin: &Origin, loosely: bool) -> &'n mut Node {
+    if let NodeValue::List(items) = &node.value {
+        if key.parse::<usize>().is_ok_and(|at| at < items.len()) {
+            return node.child_mut(key).expect("the place is in the list");
+        }
+    }
+    if !matches!(node.value, NodeValue::Map(_)) {
+        node.value = NodeValue::Map(Vec::new());
+    }
+    let NodeValue::Map(entries) = &mut node.value else { unreachable!("it was made one") };
+    let same = |entry: &Entry| {
+        entry.key == key
+            || (loosely && entry.key.replace(['-', '.'], "_").eq_ignore_ascii_case(key))
+    };
+    let at = entries.iter().rposition(same).unwrap_or_else(|| {
+        let node = Node::new(NodeValue::Null, origin.clone());
+        entries.push(Entry { key: key.to_owned(), origin: origin.clone(), node });
+        entries.len() - 1
+    });
+    &mut entries[at].node
+}

@@ -1,0 +1,35 @@
+//! The pipeline file: parsed, checked, and made into a [`Topology`].
+//!
+//! A file in YAML, TOML or JSON becomes one tree of nodes that know where they came from; the
+//! environment and `--set` are laid over it; `${VARIABLES}` are put in; the tree is held against the
+//! JSON Schema that is generated from the types in [`file`]; and the names in it are resolved. What
+//! is wrong is told all at once, each with its place, its key and the nearest right spelling.
+//!
+//! Types follow the steps: [`PipelineFile`] is decoded but not checked, [`Topology`] is checked and
+//! can run.
+
+pub mod file;
+
+mod changes;
+mod coerce;
+mod diagnostic;
+mod format;
+mod graph;
+mod layers;
+mod lint;
+mod load;
+mod node;
+mod schema;
+mod topology;
+
+pub use changes::{changes, fingerprint};
+pub use diagnostic::{Diagnostic, Diagnostics, Severity};
+pub use file::{Exhausted, Expiry, LogFormat, PipelineFile};
+pub use format::Format;
+pub use graph::GraphFormat;
+pub use load::{Catalog, CatalogComponent, Loaded, Overrides, load_str};
+pub use node::Origin;
+pub use schema::json_schema;
+pub use topology::{
+    Batch, ComponentChoice, Expire, Inputs, MaxInFlight, Queue, Stage, Throttle, Topology,
+};

@@ -1,0 +1,173 @@
+//! The meaning of a file: names resolved, wishes held against what queues and components can do.
+
+mod queues;
+mod rules;
+mod stages;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use brigade_core::restart::RestartPolicy;
+use indexmap::IndexMap;
+
+use crate::diagnostic::{Findings, Severity, did_you_mean};
+use crate::file::PipelineFile;
+use crate::load::{Catalog, beside};
+use crate::node::Node;
+use crate::topology::{Inputs, Queue, Stage, Topology};
+
+/// Everything a check works with.
+pub(crate) struct Lint<'l> {
+    root: &'l Node,
+    catalog: &'l dyn Catalog,
+    directory: &'l Path,
+    findings: &'l mut Findings,
+}
+
+/// Checks a file's meaning. Goes as far as it can, so that everything wrong is told at once.
+pub(crate) fn lint(
+    root: &mut Node,
+    file: Option<&PipelineFile>,
+    directory: &Path,
+    catalog: &dyn Catalog,
+    findings: &mut Findings,
+) -> Option<Topology> {
+    let queues = queues::check_keys(root, catalog, findings);
+    let mut lint = Lint { root, catalog, directory, findings };
+    lint.name(&["pipeline".to_owned()], root.child("pipeline").and_then(text));
+    for kind in ["queues", "stages"] {
+        for entry in root.child(kind).map_or(&[][..], Node::entries) {
+            lint.name(&[kind.to_owned(), entry.key.clone()], Some(&entry.key));
+        }
+    }
+    lint.one_namespace();
+    let file = file?;
+    let pipeline: Arc<str> = file.pipeline.as_str().into();
+    let queues = lint.queues(&pipeline, &queues);
+    let stages = lint.stages(file, &queues);
+    let (queues, stages) = lint.rules(queues, stages);
+    if lint.findings.has_errors() {
+        return None;
+    }
+    Some(topology(file, pipeline, directory, queues, stages))
+}
+
+fn topology(
+    file: &PipelineFile,
+    pipeline: Arc<str>,
+    directory: &Path,
+    queues: IndexMap<Arc<str>, Queue>,
+    stages: IndexMap<Arc<str>, Stage>,
+) -> Topology {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let restart = RestartPolicy {
+        max_restarts: file.restart.max_restarts,
+        period: file.restart.period.0,
+        min: file.restart.min.0,
+        max: file.restart.max.0,
+    };
+    Topology {
+        pipeline,
+        directory: directory.to_path_buf(),
+        state: file.state.as_deref().map(|path| beside(directory, path)),
+        lanes: file.lanes.map_or(cores, usize::from),
+        restart,
+        stop_deadline: file.stop_deadline.0,
+        log_format: file.log.format,
+        log_level: file.log.level.clone(),
+        upstream: upstream(&stages),
+        queues,
+        stages,
+    }
+}
+
+/// The stages, each with those that write what it reads.
+fn upstream(stages: &IndexMap<Arc<str>, Stage>) -> BTreeMap<Arc<str>, Vec<Arc<str>>> {
+    let writers = |queue: &Arc<str>| -> Vec<Arc<str>> {
+        let writes = |stage: &&Stage| {
+            stage.outputs.contains(queue) || stage.dead_letter.as_ref() == Some(queue)
+        };
+        stages.values().filter(writes).map(|stage| Arc::clone(&stage.name)).collect()
+    };
+    let of = |stage: &Stage| match &stage.inputs {
+        Inputs::Direct(up) => vec![Arc::clone(up)],
+        Inputs::Queues { names, .. } => names.iter().flat_map(writers).collect(),
+    };
+    stages.iter().map(|(name, stage)| (Arc::clone(name), of(stage))).collect()
+}
+
+fn text(node: &Node) -> Option<&str> {
+    match &node.value {
+        crate::node::NodeValue::Text(text) => Some(text),
+        _ => None,
+    }
+}
+
+/// The path of a key, from the top.
+pub(crate) fn path(steps: &[&str]) -> Vec<String> {
+    steps.iter().map(|step| (*step).to_owned()).collect()
+}
+
+impl Lint<'_> {
+    fn error(&mut self, code: &'static str, at: &[&str], message: String, help: Option<String>) {
+        let path = path(at);
+        let origin = match self.root.nearest(&path) {
+            node if self
+                .root
+                .nearest(&path[..path.len().saturating_sub(1)])
+                .child(at[at.len() - 1])
+                .is_some() =>
+            {
+                &node.origin
+            }
+            _ => self.root.key_origin(&path),
+        };
+        self.findings.add(Severity::Error, code, origin, &path, message).help = help;
+    }
+
+    fn warning(&mut self, code: &'static str, at: &[&str], message: String, help: Option<String>) {
+        let path = path(at);
+        let origin = self.root.key_origin(&path);
+        self.findings.add(Severity::Warning, code, origin, &path, message).help = help;
+    }
+
+    /// A name: letters, digits, `_`, `-` and `.`, at most 100.
+    fn name(&mut self, path: &[String], name: Option<&str>) {
+        const NAME_MAX: usize = 100;
+        let Some(name) = name else { return };
+        let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+        if name.is_empty() || name.len() > NAME_MAX || !name.chars().all(fits) {
+            let message = format!(
+                "`{}` is no name: expected 1 to {NAME_MAX} letters, digits, `_`, `-` or `.`",
+                crate::node::shortened(name)
+            );
+            self.findings.add(Severity::Error, "name", self.root.key_origin(path), path, message);
+        }
+    }
+
+    /// Stages and queues share one namespace.
+    fn one_namespace(&mut self) {
+        let queues = self.root.child("queues").map_or(&[][..], Node::entries);
+        let stages = self.root.child("stages").map_or(&[][..], Node::entries);
+        for stage in stages {
+            if let Some(queue) = queues.iter().find(|queue| queue.key == stage.key) {
+                let name = &stage.key;
+                let message = format!("`{name}` is a stage and, at {}, also a queue", queue.origin);
+                let path = path(&["stages", name]);
+                self.findings.add(Severity::Error, "name_twice", &stage.origin, &path, message);
+            }
+        }
+    }
+
+    /// Tells of a name that is nowhere declared.
+    fn unknown(&mut self, what: &str, at: &[&str], name: &str, known: &[&str]) {
+        let help = did_you_mean(name, known.iter().copied());
+        let code = match what {
+            "component" => "unknown_component",
+            "queue type" => "unknown_type",
+            _ => "unknown_name",
+        };
+        self.error(code, at, format!("no {what} `{name}`"), help);
+    }
+}

@@ -1,0 +1,179 @@
+//! Queues: keys by their type, schemas, and what their connectors say.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use brigade_core::connector::QueueSpec;
+use brigade_core::field::FieldPath;
+use indexmap::IndexMap;
+use serde_json::{Map, Value};
+
+use super::{Lint, path, text};
+use crate::diagnostic::{Findings, Severity, did_you_mean};
+use crate::file::{QueueKeys, SchemaChoice};
+use crate::load::{Catalog, beside};
+use crate::node::Node;
+use crate::schema::{queue_schema, validate};
+use crate::topology::Queue;
+
+/// The common keys, which are not the connector's.
+const COMMON: [&str; 6] = ["type", "schema", "key", "event_time", "guarantee", "limit"];
+
+/// Queues whose keys are right, by name: the common keys and the connector's own.
+pub(super) type Decoded = BTreeMap<String, (QueueKeys, Value)>;
+
+/// Holds each queue against the keys of its type.
+pub(super) fn check_keys(
+    root: &mut Node,
+    catalog: &dyn Catalog,
+    findings: &mut Findings,
+) -> Decoded {
+    let names: Vec<String> =
+        root.child("queues").map_or(&[][..], Node::entries).iter().map(|e| e.key.clone()).collect();
+    let mut decoded = Decoded::new();
+    for name in names {
+        let at = path(&["queues", &name]);
+        let node = root.nearest(&at);
+        let what = format!("queue `{name}`");
+        if !matches!(node.value, crate::node::NodeValue::Map(_)) {
+            let message = format!("{what}: expected a mapping, found {}", node.kind());
+            findings.add(Severity::Error, "wrong_type", &node.origin, &at, message);
+            continue;
+        }
+        let Some(kind) = node.child("type").and_then(text).map(str::to_owned) else {
+            let message = format!("{what} lacks the key `type`");
+            findings.add(Severity::Error, "missing_key", root.key_origin(&at), &at, message).help =
+                did_you_mean("", catalog.connector_types());
+            continue;
+        };
+        let Some(schema) = queue_schema(catalog, &kind) else {
+            let at = path(&["queues", &name, "type"]);
+            let message = format!("no queue type `{kind}`");
+            let origin = &root.nearest(&at).origin;
+            findings.add(Severity::Error, "unknown_type", origin, &at, message).help =
+                did_you_mean(&kind, catalog.connector_types());
+            continue;
+        };
+        if !validate(&schema, root, &at, &what, findings) {
+            continue;
+        }
+        if let Some(keys) = decode(root.nearest(&at).to_json(), &what, root, &at, findings) {
+            decoded.insert(name, keys);
+        }
+    }
+    decoded
+}
+
+fn decode(
+    value: Value,
+    what: &str,
+    root: &Node,
+    at: &[String],
+    findings: &mut Findings,
+) -> Option<(QueueKeys, Value)> {
+    let Value::Object(all) = value else { return None };
+    let (common, own): (Map<_, _>, Map<_, _>) =
+        all.into_iter().partition(|(key, _)| COMMON.contains(&key.as_str()));
+    match serde_json::from_value(Value::Object(common)) {
+        Ok(keys) => Some((keys, Value::Object(own))),
+        Err(error) => {
+            let message = format!("{what}: {error}");
+            findings.add(Severity::Error, "wrong_value", root.key_origin(at), at, message);
+            None
+        }
+    }
+}
+
+impl Lint<'_> {
+    pub(super) fn queues(
+        &mut self,
+        pipeline: &Arc<str>,
+        decoded: &Decoded,
+    ) -> IndexMap<Arc<str>, Queue> {
+        let order = self.root.child("queues").map_or(&[][..], Node::entries);
+        let mut queues = IndexMap::new();
+        for entry in order {
+            let Some((keys, own)) = decoded.get(&entry.key) else { continue };
+            if let Some(queue) = self.queue(pipeline, &entry.key, keys, own) {
+                queues.insert(Arc::clone(&queue.spec.name), queue);
+            }
+        }
+        queues
+    }
+
+    fn queue(
+        &mut self,
+        pipeline: &Arc<str>,
+        name: &str,
+        keys: &QueueKeys,
+        own: &Value,
+    ) -> Option<Queue> {
+        let connector = self.catalog.connector(&keys.kind)?;
+        let mut spec = QueueSpec::new(pipeline, name, own.clone());
+        spec.groups = Vec::new();
+        spec.key = self.field(&["queues", name, "key"], keys.key.as_deref());
+        spec.limit = keys.limit.clone();
+        spec.guarantee = keys.guarantee;
+        let event_time = self.field(&["queues", name, "event_time"], keys.event_time.as_deref());
+        let schema = keys.schema.as_ref().and_then(|choice| self.schema(name, choice));
+        for problem in connector.check(&spec) {
+            let mut at = vec!["queues", name];
+            at.extend(problem.path.iter().map(String::as_str));
+            let message = format!("queue `{name}`: {}", problem.message);
+            self.error("queue_setting", &at, message, problem.help);
+        }
+        let features = connector.features(own);
+        let type_name = keys.kind.clone();
+        Some(Queue { spec, type_name, schema: schema.map(Arc::new), event_time, features })
+    }
+
+    fn field(&mut self, at: &[&str], text: Option<&str>) -> Option<FieldPath> {
+        match text?.parse() {
+            Ok(field) => Some(field),
+            Err(error) => {
+                let error: brigade_core::field::FieldPathError = error;
+                self.error("wrong_value", at, format!("`{}`: {error}", at[at.len() - 1]), None);
+                None
+            }
+        }
+    }
+
+    fn schema(&mut self, queue: &str, choice: &SchemaChoice) -> Option<Value> {
+        let at = ["queues", queue, "schema"];
+        let schema = match choice {
+            SchemaChoice::Inline(schema) => Value::Object(schema.clone()),
+            SchemaChoice::Name(name) => match self.catalog.schema(name) {
+                Some(schema) => schema.clone(),
+                None => self.schema_file(&at, name)?,
+            },
+        };
+        match jsonschema::validator_for(&schema) {
+            Ok(_) => Some(schema),
+            Err(error) => {
+                let message = format!("the schema of queue `{queue}` is no JSON Schema: {error}");
+                self.error("schema", &at, message, None);
+                None
+            }
+        }
+    }
+
+    fn schema_file(&mut self, at: &[&str], name: &str) -> Option<Value> {
+        let path = beside(self.directory, name);
+        let read = std::fs::read(&path).map_err(|error| error.to_string());
+        let parsed = read.and_then(|bytes| {
+            serde_json::from_slice(&bytes).map_err(|error| format!("not JSON: {error}"))
+        });
+        match parsed {
+            Ok(schema) => Some(schema),
+            Err(error) => {
+                let message = format!(
+                    "no registered type `{name}`, and no schema file {}: {error}",
+                    path.display()
+                );
+                let help = "name a type of `schemas: [..]`, or a file beside the pipeline file";
+                self.error("schema", at, message, Some(help.to_owned()));
+                None
+            }
+        }
+    }
+}

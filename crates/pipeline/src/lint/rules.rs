@@ -1,0 +1,231 @@
+//! Rules over the whole graph: circles, order, guarantees, and what queues and components can do.
+
+use std::sync::Arc;
+
+use brigade_core::component::Kind;
+use brigade_core::connector::{Guarantee, Order};
+use indexmap::IndexMap;
+
+use super::Lint;
+use super::stages::Placed;
+use crate::topology::{Inputs, Queue, Stage};
+
+type Queues = IndexMap<Arc<str>, Queue>;
+type Stages = IndexMap<Arc<str>, Stage>;
+
+impl Lint<'_> {
+    pub(super) fn rules(
+        &mut self,
+        mut queues: Queues,
+        placed: IndexMap<Arc<str>, Placed>,
+    ) -> (Queues, Stages) {
+        for placed in placed.values() {
+            self.code_rules(placed);
+            self.queue_rules(placed, &queues);
+        }
+        let stages: Stages =
+            placed.into_iter().map(|(name, placed)| (name, placed.stage)).collect();
+        if stages.is_empty() {
+            let help = "add one: `stages: { name: { component: log, input: queue } }`".to_owned();
+            self.error("empty", &["stages"], "the pipeline has no stages".to_owned(), Some(help));
+        }
+        for name in stages.keys() {
+            self.direct_circle(name, &stages);
+        }
+        self.readers(&mut queues, &stages);
+        for stage in stages.values() {
+            self.exactly_once(stage, &queues);
+        }
+        (queues, stages)
+    }
+
+    /// What a stage asks of its code.
+    fn code_rules(&mut self, placed: &Placed) {
+        let Placed { stage, kind, .. } = placed;
+        let name: &str = &stage.name;
+        let Some(kind) = *kind else { return };
+        if stage.timeout.is_some() && kind == Kind::Sync && !stage.blocking {
+            let message = format!(
+                "stage `{name}`: a timeout cannot end component `{}`, which runs inline",
+                stage.component.name
+            );
+            let help = "set `blocking: true`, or make the function async";
+            self.error("timeout", &["stages", name, "timeout"], message, Some(help.to_owned()));
+        }
+        if stage.timeout.is_some() && kind == Kind::Batch && stage.blocking {
+            let message = format!("stage `{name}`: a blocking batch cannot be ended by a timeout");
+            self.error("timeout", &["stages", name, "timeout"], message, None);
+        }
+        if stage.batch.is_some() && kind != Kind::Batch {
+            let message = format!(
+                "stage `{name}`: component `{}` handles one message at a time, not batches",
+                stage.component.name
+            );
+            let help = "remove `batch`, or make it a function of `Vec<..>`";
+            self.error("batch", &["stages", name, "batch"], message, Some(help.to_owned()));
+        }
+        if kind == Kind::Batch && stage.order != Order::None {
+            let message = format!(
+                "stage `{name}`: a batch holds several messages of a key, so a retry would break \
+                 their order"
+            );
+            self.error("order", &["stages", name, "order"], message, None);
+        }
+        if stage.order == Order::Queue && stage.workers > 1 {
+            let message = format!("stage `{name}`: `order: queue` allows only one worker");
+            let help = "remove `workers`, or use `order: key`".to_owned();
+            self.error("order", &["stages", name, "workers"], message, Some(help));
+        }
+        if stage.copy && stage.outputs.len() + stage.direct.len() < 2 {
+            let message =
+                format!("stage `{name}`: `copy` is of no use with fewer than two outputs");
+            self.warning("copy", &["stages", name, "copy"], message, None);
+        }
+    }
+
+    /// What a stage asks of its queues.
+    fn queue_rules(&mut self, placed: &Placed, queues: &Queues) {
+        let stage = &placed.stage;
+        let name: &str = &stage.name;
+        for input in stage.input_queues() {
+            let Some(queue) = queues.get(input) else { continue };
+            let kind = &queue.type_name;
+            if !queue.features.consume {
+                let message = format!("nothing can be read from queue `{input}` of type {kind}");
+                self.error("input", &["stages", name, "input"], message, None);
+            }
+            self.order_rules(stage, input, queue);
+        }
+        if placed.delays {
+            for output in &stage.outputs {
+                let Some(queue) = queues.get(output).filter(|queue| !queue.features.delay) else {
+                    continue;
+                };
+                let message = format!(
+                    "component `{}` delays, but queue `{output}` of type {} cannot",
+                    stage.component.name, queue.type_name
+                );
+                let help = Some("use an `embedded` queue there".to_owned());
+                self.error("delay", &["stages", name, "outputs"], message, help);
+            }
+        }
+        for (key, output) in stage
+            .outputs
+            .iter()
+            .map(|o| ("outputs", o))
+            .chain(stage.dead_letter.iter().map(|queue| ("dead_letter", queue)))
+        {
+            if let Some(queue) = queues.get(output).filter(|queue| !queue.features.produce) {
+                let kind = &queue.type_name;
+                let message = format!("nothing can be put on queue `{output}` of type {kind}");
+                self.error("output", &["stages", name, key], message, None);
+            }
+        }
+    }
+
+    fn order_rules(&mut self, stage: &Stage, input: &Arc<str>, queue: &Queue) {
+        let (name, kind): (&str, _) = (&stage.name, &queue.type_name);
+        let at = ["stages", name, "order"];
+        let features = &queue.features;
+        match stage.order {
+            Order::None => {}
+            Order::Key => {
+                if features.competing && !features.key_order {
+                    let message =
+                        format!("queue `{input}` of type {kind} cannot keep keys in order");
+                    self.error("order", &at, message, None);
+                }
+                if queue.spec.key.is_none() && !features.key {
+                    let message =
+                        format!("messages of queue `{input}` have no key to be ordered by");
+                    let help = format!("set `key:` of queue `{input}` to a field of the payload");
+                    self.error("order", &at, message, Some(help));
+                }
+            }
+            Order::Queue if !features.order => {
+                let message = format!("queue `{input}` of type {kind} keeps no order");
+                self.error("order", &at, message, None);
+            }
+            Order::Queue => {}
+        }
+    }
+
+    /// Direct edges may not come back to where they began: nothing would ever be resolved.
+    fn direct_circle(&mut self, name: &Arc<str>, stages: &Stages) {
+        let up = |stage: &Arc<str>| match stages.get(stage).map(|stage| &stage.inputs) {
+            Some(Inputs::Direct(up)) => Some(Arc::clone(up)),
+            _ => None,
+        };
+        let mut walked = vec![Arc::clone(name)];
+        while let Some(next) = up(&walked[walked.len() - 1]) {
+            walked.push(Arc::clone(&next));
+            if next == *name {
+                // Told once for each circle: at the stage whose name comes first.
+                if walked.iter().all(|stage| name <= stage) {
+                    walked.reverse();
+                    let message = format!("direct edges form a circle: {}", walked.join(" -> "));
+                    let help = "name a queue on one of these edges".to_owned();
+                    self.error("cycle", &["stages", name, "input"], message, Some(help));
+                }
+                return;
+            }
+            if walked.len() > stages.len() {
+                return;
+            }
+        }
+    }
+
+    /// Which groups a queue has, and whether several stages may read it.
+    fn readers(&mut self, queues: &mut Queues, stages: &Stages) {
+        for (name, queue) in queues {
+            let reads = |stage: &&Stage| stage.input_queues().contains(name);
+            let readers: Vec<Arc<str>> =
+                stages.values().filter(reads).map(|stage| Arc::clone(&stage.name)).collect();
+            let writes = |stage: &Stage| {
+                stage.outputs.contains(name) || stage.dead_letter.as_ref() == Some(name)
+            };
+            if readers.is_empty() && !stages.values().any(writes) {
+                let message = format!("no stage uses queue `{name}`");
+                self.warning("unused_queue", &["queues", name], message, None);
+            }
+            if readers.len() > 1 && !queue.features.groups {
+                let message = format!(
+                    "stages {} all read queue `{name}`, but a queue of type {} gives each message \
+                     to one of them only",
+                    readers.join(", "),
+                    queue.type_name
+                );
+                let help = "give each stage a queue of its own, with `copy: true` before them";
+                self.error("groups", &["queues", name], message, Some(help.to_owned()));
+            }
+            queue.spec.groups = match readers.len() {
+                0 => Vec::new(),
+                1 => vec!["".into()],
+                _ => readers,
+            };
+        }
+    }
+
+    /// `guarantee: exactly_once` needs outputs and acks in one transaction.
+    fn exactly_once(&mut self, stage: &Stage, queues: &Queues) {
+        let asked = |name: &&Arc<str>| {
+            queues.get(*name).is_some_and(|q| q.spec.guarantee == Guarantee::ExactlyOnce)
+        };
+        let inputs = stage.input_queues();
+        let outputs: Vec<&Arc<str>> = stage.outputs.iter().chain(&stage.dead_letter).collect();
+        let Some(who) = inputs.iter().chain(outputs.iter().copied()).find(asked) else { return };
+        for name in inputs.iter().chain(outputs) {
+            let Some(queue) = queues.get(name).filter(|queue| !queue.features.settle_together)
+            else {
+                continue;
+            };
+            let message = format!(
+                "queue `{who}` asks for exactly once, but stage `{}` also uses queue `{name}` of \
+                 type {}, which cannot be part of one transaction",
+                stage.name, queue.type_name
+            );
+            let help = "use queues that live in one store".to_owned();
+            self.error("guarantee", &["queues", who, "guarantee"], message, Some(help));
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Stages: names resolved, components built.
+
+use std::sync::Arc;
+
+use brigade_core::component::{Kind, StageSite};
+use brigade_core::retry::RetryPolicy;
+use indexmap::IndexMap;
+use serde_json::Value;
+
+use super::Lint;
+use crate::file::{ComponentKeys, ExpireKeys, ExpireThen, InputKeys, PipelineFile, StageKeys};
+use crate::load::CatalogComponent;
+use crate::node::Node;
+use crate::topology::{
+    Batch, ComponentChoice, Expire, Inputs, MaxInFlight, Queue, Stage, Throttle,
+};
+
+/// A stage, and what is known of its code.
+pub(super) struct Placed {
+    pub(super) stage: Stage,
+    pub(super) kind: Option<Kind>,
+    pub(super) delays: bool,
+}
+
+impl Lint<'_> {
+    pub(super) fn stages(
+        &mut self,
+        file: &PipelineFile,
+        queues: &IndexMap<Arc<str>, Queue>,
+    ) -> IndexMap<Arc<str>, Placed> {
+        let order = self.root.child("stages").map_or(&[][..], Node::entries);
+        let mut placed = IndexMap::new();
+        for entry in order {
+            let Some(keys) = file.stages.get(&entry.key) else { continue };
+            let stage = self.stage(&entry.key, keys, file);
+            placed.insert(Arc::clone(&stage.name), Placed { stage, kind: None, delays: false });
+        }
+        join_direct(&mut placed);
+        for index in 0..placed.len() {
+            let (kind, delays) = self.code(&placed[index].stage);
+            (placed[index].kind, placed[index].delays) = (kind, delays);
+        }
+        self.unused_code(&placed);
+        let _ = queues;
+        placed
+    }
+
+    fn stage(&mut self, name: &str, keys: &StageKeys, file: &PipelineFile) -> Stage {
+        let declared: Vec<&str> = file.queues.keys().map(String::as_str).collect();
+        let output = |lint: &mut Self, at: &[&str], queue: &String| {
+            if file.stages.contains_key(queue) {
+                let message = format!("`{queue}` is a stage, not a queue");
+                let help = format!("for a direct edge set `input: {name}` in stage `{queue}`");
+                lint.error("output", at, message, Some(help));
+            } else if !file.queues.contains_key(queue) {
+                lint.unknown("queue", at, queue, &declared);
+            }
+            Arc::from(queue.as_str())
+        };
+        let mut outputs: Vec<Arc<str>> = Vec::new();
+        for (index, queue) in keys.outputs.iter().enumerate() {
+            let at = ["stages", name, "outputs", &index.to_string()];
+            let queue = output(self, &at, queue);
+            if outputs.contains(&queue) {
+                self.error("output", &at, format!("output `{queue}` stands twice"), None);
+            } else {
+                outputs.push(queue);
+            }
+        }
+        let dead_letter = keys.dead_letter.as_ref();
+        let dead_letter =
+            dead_letter.map(|queue| output(self, &["stages", name, "dead_letter"], queue));
+        if keys.retry.min > keys.retry.max {
+            let at = ["stages", name, "retry", "min"];
+            let message =
+                format!("the back-off begins at {} but ends at {}", keys.retry.min, keys.retry.max);
+            self.error("wrong_value", &at, message, Some("make `min` at most `max`".to_owned()));
+        }
+        let throttle = |keys: &crate::file::ThrottleKeys| Throttle {
+            rate: keys.rate,
+            per: keys.per.0,
+            burst: keys.burst,
+        };
+        Stage {
+            name: name.into(),
+            component: self.component(name, &keys.component),
+            inputs: self.inputs(name, &keys.input, file),
+            outputs,
+            direct: Vec::new(),
+            copy: keys.copy,
+            workers: usize::from(keys.workers),
+            max_in_flight: MaxInFlight {
+                messages: keys.max_in_flight.messages as usize,
+                bytes: usize::try_from(keys.max_in_flight.bytes.0).unwrap_or(usize::MAX).max(1),
+            },
+            order: keys.order,
+            batch: keys.batch.as_ref().map(|b| Batch { size: b.size as usize, age: b.age.0 }),
+            retry: RetryPolicy {
+                attempts: keys.retry.attempts,
+                min: keys.retry.min.0,
+                max: keys.retry.max.0,
+            },
+            timeout: keys.timeout.map(|timeout| timeout.0),
+            throttle: keys.throttle.as_ref().map(throttle),
+            expire: keys.expire.as_ref().map(|expire| match expire {
+                ExpireKeys::After(after) => Expire { after: after.0, then: Default::default() },
+                ExpireKeys::Then(ExpireThen { after, then }) => {
+                    Expire { after: after.0, then: *then }
+                }
+            }),
+            dead_letter,
+            on_exhausted: keys.on_exhausted,
+            blocking: keys.blocking,
+            stuck_limit: usize::from(keys.stuck_limit),
+            env: keys.env.clone(),
+        }
+    }
+
+    fn component(&mut self, stage: &str, keys: &ComponentKeys) -> ComponentChoice {
+        match keys {
+            ComponentKeys::Name(name) => {
+                ComponentChoice { name: name.clone(), settings: Value::Null }
+            }
+            ComponentKeys::Settings(map) => {
+                if map.len() != 1 {
+                    let message =
+                        format!("expected one component with its settings, found {}", map.len());
+                    self.error("wrong_value", &["stages", stage, "component"], message, None);
+                }
+                let (name, settings) = map.iter().next().map_or_else(
+                    || (String::new(), Value::Null),
+                    |(name, settings)| (name.clone(), settings.clone()),
+                );
+                ComponentChoice { name, settings }
+            }
+        }
+    }
+
+    fn inputs(&mut self, stage: &str, keys: &InputKeys, file: &PipelineFile) -> Inputs {
+        let known: Vec<&str> =
+            file.queues.keys().chain(file.stages.keys()).map(String::as_str).collect();
+        let at = ["stages", stage, "input"];
+        let (names, priority) = match keys {
+            InputKeys::One(name) if file.stages.contains_key(name) => {
+                return Inputs::Direct(name.as_str().into());
+            }
+            InputKeys::One(name) => (vec![name.clone()], false),
+            InputKeys::Several(names) => (names.clone(), false),
+            InputKeys::Served(served) => (served.queues.clone(), served.priority),
+        };
+        if names.is_empty() {
+            self.error("input", &at, format!("stage `{stage}` reads nothing"), None);
+        }
+        for (index, name) in names.iter().enumerate() {
+            if names[..index].contains(name) {
+                self.error("input", &at, format!("input `{name}` stands twice"), None);
+            }
+            if file.stages.contains_key(name) {
+                let message = format!(
+                    "stage `{name}` stands among several inputs: a stage is fed by queues, or by \
+                     one stage directly"
+                );
+                self.error("input", &at, message, Some("name a queue between them".to_owned()));
+            } else if !file.queues.contains_key(name) {
+                self.unknown("queue or stage", &at, name, &known);
+            }
+        }
+        Inputs::Queues { names: names.iter().map(|name| name.as_str().into()).collect(), priority }
+    }
+
+    /// Finds a stage's code, and builds it once to see that its settings are right.
+    fn code(&mut self, stage: &Stage) -> (Option<Kind>, bool) {
+        let (name, catalog) = (&stage.component.name, self.catalog);
+        let at = ["stages", &stage.name, "component"];
+        match catalog.component(name) {
+            None => {
+                let known = catalog.component_names();
+                self.unknown("component", &at, name, &known);
+                (None, false)
+            }
+            Some(CatalogComponent::Registered(component)) => {
+                if !stage.component.settings.is_null() {
+                    let message = format!("component `{name}` takes no settings");
+                    self.error("component_setting", &at, message, None);
+                }
+                (Some(component.kind()), component.delays())
+            }
+            Some(CatalogComponent::Factory(factory)) => {
+                let outputs = stage.outputs.iter().chain(&stage.direct).cloned().collect();
+                let site = StageSite {
+                    stage: Arc::clone(&stage.name),
+                    outputs,
+                    copy: stage.copy,
+                    directory: self.directory.to_path_buf(),
+                };
+                match factory.build(&stage.component.settings, &site) {
+                    Ok(component) => (Some(component.kind()), component.delays()),
+                    Err(problems) => {
+                        for problem in problems {
+                            let mut at = vec!["stages", &stage.name, "component", name];
+                            at.extend(problem.path.iter().map(String::as_str));
+                            let message = format!("component `{name}`: {}", problem.message);
+                            self.error("component_setting", &at, message, problem.help);
+                        }
+                        (None, false)
+                    }
+                }
+            }
+        }
+    }
+
+    fn unused_code(&mut self, placed: &IndexMap<Arc<str>, Placed>) {
+        for name in self.catalog.user_components() {
+            if !placed.values().any(|placed| placed.stage.component.name == name) {
+                let message = format!("no stage uses the component `{name}`");
+                self.warning("unused_component", &["stages"], message, None);
+            }
+        }
+    }
+}
+
+/// Enters each stage that is fed directly with the stage that feeds it.
+fn join_direct(placed: &mut IndexMap<Arc<str>, Placed>) {
+    let edges: Vec<(Arc<str>, Arc<str>)> = (placed.values())
+        .filter_map(|placed| match &placed.stage.inputs {
+            Inputs::Direct(up) => Some((Arc::clone(up), Arc::clone(&placed.stage.name))),
+            Inputs::Queues { .. } => None,
+        })
+        .collect();
+    for (up, down) in edges {
+        if let Some(up) = placed.get_mut(&up) {
+            up.stage.direct.push(down);
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! From a text to a topology.
+
+use std::path::{Path, PathBuf};
+
+use brigade_core::component::{AnyComponent, ComponentFactory};
+use brigade_core::connector::Connector;
+use serde_json::Value;
+
+use crate::coerce::substitute;
+use crate::diagnostic::{Diagnostic, Diagnostics, Findings, Severity};
+use crate::file::PipelineFile;
+use crate::format::Format;
+use crate::layers::{lay_environment, lay_set};
+use crate::lint::lint;
+use crate::node::{Node, NodeValue, Origin};
+use crate::schema::{file_schema, validate};
+use crate::topology::Topology;
+
+/// What a pipeline file can name.
+pub trait Catalog {
+    /// The connector of a queue type.
+    fn connector(&self, type_name: &str) -> Option<&dyn Connector>;
+    /// The queue types there are.
+    fn connector_types(&self) -> Vec<&str>;
+    /// A component.
+    fn component(&self, name: &str) -> Option<CatalogComponent<'_>>;
+    /// The components there are.
+    fn component_names(&self) -> Vec<&str>;
+    /// Those that the user wrote: code without a stage is worth a warning.
+    fn user_components(&self) -> Vec<&str>;
+    /// The JSON Schema of a registered Rust type.
+    fn schema(&self, name: &str) -> Option<&Value>;
+}
+
+/// A component as the catalog has it.
+#[expect(missing_debug_implementations, reason = "components have none")]
+pub enum CatalogComponent<'c> {
+    /// Code.
+    Registered(&'c dyn AnyComponent),
+    /// Something that makes code from settings.
+    Factory(&'c dyn ComponentFactory),
+}
+
+/// What is laid over a file, and where its variables come from.
+#[derive(Debug, Clone, Default)]
+pub struct Overrides {
+    /// Environment variables: names and values.
+    pub variables: Vec<(String, String)>,
+    /// `key.path=value`, each.
+    pub sets: Vec<String>,
+}
+
+impl Overrides {
+    /// This process's environment, as far as it is Unicode.
+    pub fn from_env() -> Self {
+        let unicode = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+            Some((name.into_string().ok()?, value.into_string().ok()?))
+        };
+        Self { variables: std::env::vars_os().filter_map(unicode).collect(), sets: Vec::new() }
+    }
+}
+
+/// A file that can run.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// Its graph.
+    pub topology: Topology,
+    /// What looks wrong, though it is not.
+    pub warnings: Vec<Diagnostic>,
+}
+
+/// The largest file that is read.
+const FILE_MAX: u64 = 16 << 20;
+
+impl PipelineFile {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn load(
+        path: &Path,
+        overrides: &Overrides,
+        catalog: &dyn Catalog,
+    ) -> Result<Loaded, Diagnostics> {
+        let name = path.display().to_string();
+        let refuse = |code, message: String, help: Option<&str>| {
+            let origin = Origin::File { file: name.as_str().into(), line: 1, column: 1 };
+            let mut findings = Findings::default();
+            findings.add(Severity::Error, code, &origin, &[], message).help =
+                help.map(str::to_owned);
+            Diagnostics(findings.into_sorted())
+        };
+        let format = Format::of(path).ok_or_else(|| {
+            let help = Some("name it .yaml, .yml, .toml or .json");
+            refuse("format", "the file's extension says no format".to_owned(), help)
+        })?;
+        let unreadable = |error: std::io::Error| refuse("unreadable", error.to_string(), None);
+        let length = std::fs::metadata(path).map_err(unreadable)?.len();
+        if length > FILE_MAX {
+            return Err(refuse("too_large", format!("{length} bytes; at most {FILE_MAX}"), None));
+        }
+        let text = std::fs::read_to_string(path).map_err(unreadable)?;
+        let directory = path.parent().unwrap_or(Path::new("")).to_path_buf();
+        load_str(&name, format, &text, &directory, overrides, catalog)
+    }
+}
+
+/// Checks a text as a file of this name in this directory.
+///
+/// # Errors
+/// Everything that is wrong with it.
+pub fn load_str(
+    name: &str,
+    format: Format,
+    text: &str,
+    directory: &Path,
+    overrides: &Overrides,
+    catalog: &dyn Catalog,
+) -> Result<Loaded, Diagnostics> {
+    let mut findings = Findings::default();
+    let topology = check(name, format, text, directory, overrides, catalog, &mut findings);
+    let wrong = findings.has_errors();
+    let found = findings.into_sorted();
+    match topology {
+        Some(topology) if !wrong => Ok(Loaded { topology, warnings: found }),
+        _ => Err(Diagnostics(found)),
+    }
+}
+
+fn check(
+    name: &str,
+    format: Format,
+    text: &str,
+    directory: &Path,
+    overrides: &Overrides,
+    catalog: &dyn Catalog,
+    findings: &mut Findings,
+) -> Option<Topology> {
+    let mut root = format.parse(name, text, findings)?;
+    if !matches!(root.value, NodeValue::Map(_)) {
+        let message = format!(
+            "expected a mapping with `pipeline`, `queues` and `stages`, found {}",
+            root.kind()
+        );
+        findings.add(Severity::Error, "wrong_type", &root.origin, &[], message);
+        return None;
+    }
+    lay_environment(&mut root, &overrides.variables);
+    for set in &overrides.sets {
+        lay_set(&mut root, set, findings);
+    }
+    let lookup = |wanted: &str| {
+        let found = overrides.variables.iter().find(|(name, _)| name == wanted);
+        found.map(|(_, value)| value.clone())
+    };
+    substitute(&mut root, &mut Vec::new(), &lookup, findings);
+    drop_nulls(&mut root);
+    let valid = validate(&file_schema(), &mut root, &[], "the pipeline", findings);
+    let file = valid.then(|| decode(&root, findings)).flatten();
+    lint(&mut root, file.as_ref(), directory, catalog, findings)
+}
+
+/// A key without a value is a key that is not there (`stages:` with nothing under it), except inside
+/// of free-form values, which are left alone.
+fn drop_nulls(node: &mut Node) {
+    if let NodeValue::Map(entries) = &mut node.value {
+        entries.retain(|entry| !matches!(entry.node.value, NodeValue::Null));
+        for entry in entries {
+            if !matches!(entry.key.as_str(), "schema" | "component" | "template") {
+                drop_nulls(&mut entry.node);
+            }
+        }
+    }
+}
+
+fn decode(root: &Node, findings: &mut Findings) -> Option<PipelineFile> {
+    let value = root.to_json();
+    match serde_path_to_error::deserialize(&value) {
+        Ok(file) => Some(file),
+        Err(error) => {
+            let path: Vec<String> = error.path().iter().map(ToString::to_string).collect();
+            let (origin, message) = (root.key_origin(&path).clone(), error.inner().to_string());
+            findings.add(Severity::Error, "wrong_value", &origin, &path, message);
+            None
+        }
+    }
+}
+
+/// A path in a file: relative ones start at the file's directory.
+pub(crate) fn beside(directory: &Path, path: &str) -> PathBuf {
+    directory.join(path)
+}

@@ -1,0 +1,221 @@
+//! The checked graph.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use brigade_core::connector::{Features, Order, QueueSpec};
+use brigade_core::field::FieldPath;
+use brigade_core::restart::RestartPolicy;
+use brigade_core::retry::RetryPolicy;
+use indexmap::IndexMap;
+use serde_json::Value;
+
+use crate::diagnostic::{Diagnostic, Diagnostics, Severity, did_you_mean};
+use crate::file::{Exhausted, Expiry, LogFormat};
+use crate::node::Origin;
+
+/// A pipeline that was checked: every name in it is there, and every wish can be met.
+#[derive(Debug, Clone)]
+pub struct Topology {
+    /// Its name.
+    pub pipeline: Arc<str>,
+    /// The file's directory.
+    pub directory: PathBuf,
+    /// Where its state is kept, if the file says.
+    pub state: Option<PathBuf>,
+    /// Threads.
+    pub lanes: usize,
+    /// The restart budget of each stage.
+    pub restart: RestartPolicy,
+    /// How long a stop waits.
+    pub stop_deadline: Duration,
+    /// How log lines look.
+    pub log_format: LogFormat,
+    /// What is logged.
+    pub log_level: Option<String>,
+    /// The queues that the stages here use, in the file's order.
+    pub queues: IndexMap<Arc<str>, Queue>,
+    /// The stages that run here, in the file's order.
+    pub stages: IndexMap<Arc<str>, Stage>,
+    /// All stages of the file, each with those that write what it reads.
+    pub upstream: BTreeMap<Arc<str>, Vec<Arc<str>>>,
+}
+
+/// A checked queue.
+#[derive(Debug, Clone)]
+pub struct Queue {
+    /// What its connector is given.
+    pub spec: QueueSpec,
+    /// Its type.
+    pub type_name: String,
+    /// What payloads must fit.
+    pub schema: Option<Arc<Value>>,
+    /// Where a message's event time stands in its payload.
+    pub event_time: Option<FieldPath>,
+    /// What it can do.
+    pub features: Features,
+}
+
+/// A checked stage.
+#[derive(Debug, Clone)]
+pub struct Stage {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its component.
+    pub component: ComponentChoice,
+    /// What it reads.
+    pub inputs: Inputs,
+    /// The queues it writes.
+    pub outputs: Vec<Arc<str>>,
+    /// The stages it feeds directly.
+    pub direct: Vec<Arc<str>>,
+    /// Whether a value that names no output goes to all.
+    pub copy: bool,
+    /// Workers.
+    pub workers: usize,
+    /// How much may be in flight.
+    pub max_in_flight: MaxInFlight,
+    /// In which order messages are handled.
+    pub order: Order,
+    /// Batches.
+    pub batch: Option<Batch>,
+    /// Retry.
+    pub retry: RetryPolicy,
+    /// How long one attempt may take.
+    pub timeout: Option<Duration>,
+    /// How many messages pass in a time.
+    pub throttle: Option<Throttle>,
+    /// How old a message may be.
+    pub expire: Option<Expire>,
+    /// The queue of its dead letters, if it is not the state.
+    pub dead_letter: Option<Arc<str>>,
+    /// What happens when attempts are used up.
+    pub on_exhausted: Exhausted,
+    /// Whether the component blocks.
+    pub blocking: bool,
+    /// How many threads may be left behind.
+    pub stuck_limit: usize,
+    /// Values for the component.
+    pub env: BTreeMap<String, String>,
+}
+
+/// A component and its settings.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ComponentChoice {
+    /// Its name.
+    pub name: String,
+    /// Its settings; null if there are none.
+    pub settings: Value,
+}
+
+/// What a stage reads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Inputs {
+    /// Queues.
+    Queues {
+        /// Their names.
+        names: Vec<Arc<str>>,
+        /// Whether a queue is asked only while those before it are empty.
+        priority: bool,
+    },
+    /// Another stage, without a queue between.
+    Direct(Arc<str>),
+}
+
+/// How much may be in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MaxInFlight {
+    /// Messages.
+    pub messages: usize,
+    /// Bytes.
+    pub bytes: usize,
+}
+
+/// A batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Batch {
+    /// At most this many messages.
+    pub size: usize,
+    /// How long it waits to be full.
+    pub age: Duration,
+}
+
+/// A throttle.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Throttle {
+    /// This many messages in `per`.
+    pub rate: u32,
+    /// The time.
+    pub per: Duration,
+    /// At most this many at once.
+    pub burst: u32,
+}
+
+/// An age and what happens to older messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expire {
+    /// The age.
+    pub after: Duration,
+    /// What then.
+    pub then: Expiry,
+}
+
+impl Stage {
+    /// The queues it reads; none if it is fed directly.
+    pub fn input_queues(&self) -> &[Arc<str>] {
+        match &self.inputs {
+            Inputs::Queues { names, .. } => names,
+            Inputs::Direct(_) => &[],
+        }
+    }
+}
+
+impl Topology {
+    /// Only these stages and the queues they use; the others run in other processes. Queues keep
+    /// the groups of the whole file.
+    ///
+    /// # Errors
+    /// There is no such stage, or a direct edge would be cut.
+    pub fn split(self, names: &[String]) -> Result<Self, Diagnostics> {
+        let mut wrong = Vec::new();
+        let mut refuse = |message: String, help: Option<String>| {
+            let origin = Origin::Set("--stage".to_owned());
+            let (severity, path) = (Severity::Error, String::new());
+            wrong.push(Diagnostic { severity, code: "split", message, origin, path, help });
+        };
+        let here = |name: &str| names.iter().any(|chosen| chosen == name);
+        for name in names {
+            if !self.stages.contains_key(name.as_str()) {
+                let help = did_you_mean(name, self.stages.keys().map(AsRef::as_ref));
+                refuse(format!("no stage `{name}`"), help);
+            }
+        }
+        for stage in self.stages.values() {
+            if let Inputs::Direct(up) = &stage.inputs {
+                if here(up) != here(&stage.name) {
+                    let down = &stage.name;
+                    let help = format!("name a queue between them, or run both here");
+                    let message = format!(
+                        "stage `{down}` is fed directly by `{up}`, which would be elsewhere"
+                    );
+                    refuse(message, Some(help));
+                }
+            }
+        }
+        if !wrong.is_empty() {
+            return Err(Diagnostics(wrong));
+        }
+        let mut split = self;
+        split.stages.retain(|name, _| here(name));
+        let used: Vec<Arc<str>> = split.stages.values().flat_map(used_queues).collect();
+        split.queues.retain(|name, _| used.contains(name));
+        Ok(split)
+    }
+}
+
+fn used_queues(stage: &Stage) -> Vec<Arc<str>> {
+    let inputs = stage.input_queues().iter();
+    inputs.chain(&stage.outputs).chain(&stage.dead_letter).cloned().collect()
+}

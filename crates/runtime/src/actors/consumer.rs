@@ -1,0 +1,399 @@
+//! The actor of one consumer: pulls on credit, deals to workers, settles what is resolved.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use actix::prelude::*;
+use arc_swap::ArcSwapOption;
+use brigade_core::connector::{
+    ConnectorError, Consumer as ConnectorConsumer, Incoming, Order, Want,
+};
+use brigade_core::credit::Credit;
+use brigade_core::delivery::{Delivery, Origin, Resolved, Slot};
+use brigade_core::flight::{Finished, Flights};
+use brigade_core::order::shard;
+use brigade_core::retry::doubled;
+use futures_util::future::{LocalBoxFuture, OptionFuture};
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::Notify;
+
+use super::Crash;
+use super::settler::{SettleError, Settler};
+use crate::plan::{QueuePlan, StagePlan};
+use crate::pool::{CHUNK_MAX, Pool};
+use crate::tree::{Exit, Report};
+
+/// The most messages asked for at once: eight chunks, or two for each of the workers.
+const PULL_MAX: usize = 8 * CHUNK_MAX;
+/// The most messages settled in one transaction, so that locks are not held for long.
+const SETTLE_MAX: usize = 2 * PULL_MAX;
+/// Settlements under way at once: one that waits for the disk and one that is being prepared.
+const SETTLEMENTS_MAX: usize = 2;
+/// Back-off after a consumer could not be asked.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+/// What a consumer is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Pull.
+    Running,
+    /// Do not pull; resolve what is in flight.
+    Paused,
+    /// Give up what is in flight, and end.
+    Stopping,
+}
+
+/// What others may see and say of a consumer, whatever actor is behind it.
+pub(crate) struct Control {
+    mode: Mutex<Mode>,
+    pub(crate) notify: Arc<Notify>,
+    pub(crate) in_flight: AtomicUsize,
+    /// A finite queue was read to its end.
+    pub(crate) ended: AtomicBool,
+    /// The consumer waits for more: nothing was there when it last asked.
+    pub(crate) waiting: AtomicBool,
+    /// It has ended, and given back what it held.
+    pub(crate) stopped: AtomicBool,
+    addr: ArcSwapOption<Addr<Consumer>>,
+}
+
+impl Control {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            mode: Mutex::new(Mode::Running),
+            notify: Arc::new(Notify::new()),
+            in_flight: AtomicUsize::new(0),
+            ended: AtomicBool::new(false),
+            waiting: AtomicBool::new(false),
+            stopped: AtomicBool::new(false),
+            addr: ArcSwapOption::empty(),
+        })
+    }
+
+    pub(crate) fn set(&self, mode: Mode) {
+        *self.mode.lock().unwrap_or_else(PoisonError::into_inner) = mode;
+        self.notify.notify_one();
+    }
+
+    /// Whether an actor is behind it.
+    pub(crate) fn is_up(&self) -> bool {
+        self.addr.load().as_ref().is_some_and(|addr| addr.connected())
+    }
+
+    /// Kills the actor, as if by a defect of ours.
+    pub(crate) fn crash(&self) -> bool {
+        self.addr.load().as_ref().is_some_and(|addr| addr.try_send(Crash).is_ok())
+    }
+
+    pub(crate) fn mode(&self) -> Mode {
+        *self.mode.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Everything a consumer actor works with.
+pub(crate) struct ConsumerSite {
+    pub(crate) stage: Arc<StagePlan>,
+    pub(crate) input: Arc<QueuePlan>,
+    pub(crate) consumer: Arc<dyn ConnectorConsumer>,
+    pub(crate) pool: Arc<Pool>,
+    /// Deal only to the workers of this lane; `None`: to all.
+    pub(crate) lane: Option<usize>,
+    /// Inputs that go before this one.
+    pub(crate) before: Vec<Arc<Control>>,
+    pub(crate) control: Arc<Control>,
+    /// Its share of the stage's credit.
+    pub(crate) credit: Credit,
+    pub(crate) settler: Settler,
+    pub(crate) report: Report,
+}
+
+pub(crate) struct Consumer {
+    site: Option<ConsumerSite>,
+    exit: Exit,
+}
+
+impl Consumer {
+    pub(crate) fn new(site: ConsumerSite, exit: Exit) -> Self {
+        Self { site: Some(site), exit }
+    }
+}
+
+impl Actor for Consumer {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let Some(site) = self.site.take() else { return };
+        let (report, stage) = (site.report.clone(), site.stage.index);
+        let control = Arc::clone(&site.control);
+        control.addr.store(Some(Arc::new(ctx.address())));
+        let pull = PullLoop::new(site).run();
+        ctx.spawn(pull.into_actor(self).map(move |result, actor, ctx| {
+            actor.exit.expected();
+            control.addr.store(None);
+            control.in_flight.store(0, Relaxed);
+            control.stopped.store(true, Relaxed);
+            if let Err(error) = result {
+                report.failed(stage, error);
+            }
+            ctx.stop();
+        }));
+    }
+}
+
+impl Handler<Crash> for Consumer {
+    type Result = ();
+
+    fn handle(&mut self, _: Crash, _: &mut Self::Context) {
+        panic!("killed by a test");
+    }
+}
+
+type Pulled = Result<Vec<Incoming>, ConnectorError>;
+type Settling = LocalBoxFuture<'static, Result<Vec<Slot>, SettleError>>;
+
+struct PullLoop {
+    site: Rc<ConsumerSite>,
+    flights: Flights,
+    origin: Arc<Origin>,
+    /// What is not yet with a worker: one line, or with order one for each worker.
+    backlog: Vec<VecDeque<Delivery>>,
+    finished: VecDeque<Finished>,
+    settling: FuturesUnordered<Settling>,
+    pulling: Option<LocalBoxFuture<'static, Pulled>>,
+    /// Scratch space, kept for its memory.
+    resolved: Vec<Resolved>,
+    failures: u32,
+}
+
+impl PullLoop {
+    fn new(site: ConsumerSite) -> Self {
+        let consumer = Arc::clone(&site.consumer);
+        let notify = Arc::clone(&site.control.notify);
+        let locate = Arc::new(move |receipt| consumer.locate(receipt));
+        Self {
+            site: Rc::new(site),
+            flights: Flights::default(),
+            origin: Origin::new(locate, move || notify.notify_one()),
+            backlog: Vec::new(),
+            finished: VecDeque::new(),
+            settling: FuturesUnordered::new(),
+            pulling: None,
+            resolved: Vec::new(),
+            failures: 0,
+        }
+    }
+
+    async fn run(mut self) -> Result<(), String> {
+        let lease = self.site.consumer.lease().map(|lease| lease / 3);
+        let mut extend = lease.map(tokio::time::interval);
+        loop {
+            self.collect();
+            self.settle();
+            self.deal();
+            self.pull();
+            let in_flight = self.flights.messages();
+            self.site.control.in_flight.store(in_flight, Relaxed);
+            if self.site.control.mode() == Mode::Stopping {
+                return self.stop().await;
+            }
+            let pulled = OptionFuture::from(self.pulling.as_mut());
+            let tick = OptionFuture::from(extend.as_mut().map(tokio::time::Interval::tick));
+            tokio::select! {
+                Some(pulled) = pulled => {
+                    self.pulling = None;
+                    self.take_in(pulled)?;
+                }
+                Some(settled) = self.settling.next() => {
+                    for slot in settled.map_err(|error| error.to_string())? {
+                        self.flights.settled(slot);
+                    }
+                }
+                Some(_) = tick => {
+                    if let Err(error) = self.site.consumer.extend(&self.flights.receipts()).await {
+                        tracing::warn!(
+                            queue = %self.site.input.spec.name, %error,
+                            "leases could not be extended"
+                        );
+                    }
+                }
+                () = self.site.control.notify.notified() => {}
+            }
+        }
+    }
+
+    /// Takes over what was resolved since the last time.
+    fn collect(&mut self) {
+        self.origin.take(&mut self.resolved);
+        for resolved in self.resolved.drain(..) {
+            if let Some(finished) = self.flights.resolve(resolved) {
+                self.finished.push_back(finished);
+            }
+        }
+    }
+
+    /// Begins to settle what has finished. With order, one settlement follows the other, so that
+    /// outputs leave in order too.
+    fn settle(&mut self) {
+        let max = if self.site.stage.order == Order::None { SETTLEMENTS_MAX } else { 1 };
+        while !self.finished.is_empty() && self.settling.len() < max {
+            let n = self.finished.len().min(SETTLE_MAX);
+            let batch: Vec<Finished> = self.finished.drain(..n).collect();
+            let site = Rc::clone(&self.site);
+            self.settling.push(Box::pin(async move { site.settler.settle(batch).await }));
+        }
+    }
+
+    /// Gives chunks to the workers that have room.
+    fn deal(&mut self) {
+        if self.backlog.iter().all(VecDeque::is_empty) {
+            return;
+        }
+        let ports = self.site.pool.ports();
+        let here = |lane: usize| self.site.lane.is_none_or(|here| here == lane);
+        let mut ports: Vec<_> = ports.iter().filter(|port| here(port.lane)).collect();
+        let ordered = self.site.stage.order != Order::None;
+        if ordered {
+            for (port, line) in ports.iter().zip(&mut self.backlog) {
+                if !line.is_empty() {
+                    port.send(line.drain(..).collect());
+                }
+            }
+            return;
+        }
+        ports.sort_by_key(|port| port.queued());
+        let line = &mut self.backlog[0];
+        // A fair share first, so that a small backlog is not all one worker's.
+        let share = line.len().div_ceil(ports.len().max(1));
+        for port in ports {
+            let chunk = port.chunk();
+            let room = (2 * chunk).saturating_sub(port.queued()).min(share.max(1)).min(line.len());
+            if room > 0 {
+                port.send(line.drain(..room).collect());
+            }
+        }
+    }
+
+    /// Asks for more, if there is credit and nobody goes before.
+    fn pull(&mut self) {
+        let control = &self.site.control;
+        let held: usize = self.backlog.iter().map(VecDeque::len).sum();
+        let idle = self.pulling.is_none() && !control.ended.load(Relaxed);
+        if control.mode() != Mode::Running {
+            // What a consumer has taken but not returned it gives out again.
+            self.pulling = None;
+            control.waiting.store(false, Relaxed);
+            return;
+        }
+        if !idle || held >= PULL_MAX {
+            return;
+        }
+        if self.site.before.iter().any(|first| !first.waiting.load(Relaxed)) {
+            return;
+        }
+        let (messages, bytes) = (self.flights.messages(), self.flights.bytes());
+        let Some(want) = self.want(messages, bytes) else { return };
+        let consumer = Arc::clone(&self.site.consumer);
+        let control = Arc::clone(control);
+        let wait = match self.failures {
+            0 => Duration::ZERO,
+            failures => doubled(BACK_OFF.0, BACK_OFF.1, failures),
+        };
+        self.pulling = Some(Box::pin(async move {
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+            }
+            control.waiting.store(true, Relaxed);
+            let pulled = consumer.consume(want).await;
+            control.waiting.store(false, Relaxed);
+            pulled
+        }));
+    }
+
+    fn want(&self, messages: usize, bytes: usize) -> Option<Want> {
+        // In queue order one at a time: the next may not be seen before the last is resolved.
+        if self.site.stage.order == Order::Queue && messages > 0 {
+            return None;
+        }
+        let max = if self.site.stage.order == Order::Queue { 1 } else { PULL_MAX };
+        self.site.credit.want(messages, bytes, max)
+    }
+
+    fn take_in(&mut self, pulled: Pulled) -> Result<(), String> {
+        let queue = &self.site.input.spec.name;
+        match pulled {
+            Ok(messages) if messages.is_empty() => {
+                self.site.control.ended.store(true, Relaxed);
+                self.site.control.waiting.store(true, Relaxed);
+                Ok(())
+            }
+            Ok(messages) => {
+                self.failures = 0;
+                self.site.stage.stats.received.add(messages.len());
+                for incoming in messages {
+                    self.hand_out(incoming);
+                }
+                Ok(())
+            }
+            Err(error) if error.is_transient() => {
+                self.failures += 1;
+                let again = doubled(BACK_OFF.0, BACK_OFF.1, self.failures);
+                tracing::warn!(%queue, %error, failures = self.failures, ?again, "cannot consume");
+                Ok(())
+            }
+            Err(error) => Err(format!("cannot consume from queue `{queue}`: {error}")),
+        }
+    }
+
+    fn hand_out(&mut self, incoming: Incoming) {
+        let slot = self.flights.hand_out(incoming.receipt, incoming.message.size());
+        let mut delivery = self.delivery(incoming, slot);
+        let line = self.line(&mut delivery);
+        if self.backlog.len() <= line {
+            self.backlog.resize_with(line + 1, VecDeque::new);
+        }
+        self.backlog[line].push_back(delivery);
+    }
+
+    /// Which line of the backlog a delivery stands in.
+    fn line(&self, delivery: &mut Delivery) -> usize {
+        if self.site.stage.order != Order::Key {
+            return 0;
+        }
+        // A key that cannot be read is told by the worker, as a payload that does not decode.
+        let _ = self.site.input.read_key(delivery);
+        let here = |lane: usize| self.site.lane.is_none_or(|here| here == lane);
+        let workers = self.site.pool.ports().iter().filter(|port| here(port.lane)).count();
+        delivery.message.key.as_ref().map_or(0, |key| shard(key, workers))
+    }
+
+    fn delivery(&self, incoming: Incoming, slot: Slot) -> Delivery {
+        Delivery {
+            message: incoming.message,
+            parsed: None,
+            attempts: incoming.attempts,
+            redeliveries: incoming.redeliveries,
+            input: self.site.input.index,
+            receipt: incoming.receipt,
+            enqueued_at: incoming.enqueued_at,
+            first_failed_at: incoming.first_failed_at,
+            defect: incoming.defect,
+            guard: self.origin.guard(slot),
+        }
+    }
+
+    /// Ends: what is not settled is given back by the connector.
+    async fn stop(mut self) -> Result<(), String> {
+        self.pulling = None;
+        self.settling.clear();
+        self.backlog.clear();
+        self.site.control.in_flight.store(0, Relaxed);
+        let queue = &self.site.input.spec.name;
+        if let Err(error) = self.site.consumer.shutdown().await {
+            tracing::warn!(%queue, %error, "the consumer did not shut down cleanly");
+        }
+        Ok(())
+    }
+}

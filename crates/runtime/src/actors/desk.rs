@@ -1,0 +1,162 @@
+//! A worker's desk: what it has to do, what waits to be tried again, and what waits behind that.
+//!
+//! The desk outlives a blocking thread that is given up on; another thread goes on from it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use brigade_core::connector::Order;
+use brigade_core::delivery::Delivery;
+use brigade_core::order::Gate;
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+pub(crate) struct Desk {
+    state: Mutex<State>,
+    notify: Notify,
+}
+
+struct State {
+    queue: VecDeque<Item>,
+    gate: Gate<Item>,
+    /// What is to be tried again, by time; the number tells those of one instant apart.
+    retries: BTreeMap<(Instant, u64), Delivery>,
+    retried: u64,
+    closed: bool,
+}
+
+/// A delivery on the desk, and whether it blocks its key because it is being retried.
+#[derive(Debug)]
+pub(crate) struct Item {
+    pub(crate) delivery: Delivery,
+    pub(crate) retry: bool,
+}
+
+impl Desk {
+    pub(crate) fn new(order: Order) -> Self {
+        let state = State {
+            queue: VecDeque::new(),
+            gate: Gate::new(order),
+            retries: BTreeMap::new(),
+            retried: 0,
+            closed: false,
+        };
+        Self { state: Mutex::new(state), notify: Notify::new() }
+    }
+
+    /// More to do.
+    pub(crate) fn push(&self, deliveries: Vec<Delivery>) {
+        let items = deliveries.into_iter().map(|delivery| Item { delivery, retry: false });
+        self.lock().queue.extend(items);
+        self.notify.notify_one();
+    }
+
+    /// Waits for something to do and takes at most `max` of it; `None` when the desk is closed.
+    pub(crate) async fn next(&self, max: usize) -> Option<Vec<Item>> {
+        loop {
+            let due = {
+                let mut state = self.lock();
+                if state.closed {
+                    return None;
+                }
+                state.fetch_due(Instant::now());
+                if !state.queue.is_empty() {
+                    let n = max.min(state.queue.len());
+                    return Some(state.queue.drain(..n).collect());
+                }
+                state.retries.first_key_value().map(|((at, _), _)| *at)
+            };
+            match due {
+                None => self.notify.notified().await,
+                Some(at) => {
+                    let due = tokio::time::sleep_until(at.into());
+                    tokio::select! {
+                        () = self.notify.notified() => {}
+                        () = due => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits until there is as much to do as `size`, at most until `until`.
+    pub(crate) async fn gather(&self, items: &mut Vec<Item>, size: usize, until: Instant) {
+        while items.len() < size {
+            {
+                let mut state = self.lock();
+                state.fetch_due(Instant::now());
+                let n = (size - items.len()).min(state.queue.len());
+                items.extend(state.queue.drain(..n));
+                if items.len() >= size || state.closed {
+                    return;
+                }
+            }
+            let full = tokio::time::timeout_at(until.into(), self.notify.notified());
+            if full.await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Lets an item pass unless it has to wait behind a retry of its key.
+    pub(crate) fn pass(&self, item: Item) -> Option<Item> {
+        if item.retry {
+            return Some(item);
+        }
+        let key = item.delivery.message.key.clone();
+        self.lock().gate.pass(key.as_ref(), item)
+    }
+
+    /// This delivery is tried again at `at`; later ones of its key wait.
+    pub(crate) fn retry(&self, delivery: Delivery, at: Instant) {
+        let mut state = self.lock();
+        state.gate.block(delivery.message.key.as_ref());
+        state.retried += 1;
+        let number = state.retried;
+        state.retries.insert((at, number), delivery);
+        drop(state);
+        self.notify.notify_one();
+    }
+
+    /// A delivery that was being retried is resolved: what waited behind it comes next, in order,
+    /// and only then what was taken from the desk after it.
+    pub(crate) fn open(&self, key: Option<&Bytes>, taken: impl DoubleEndedIterator<Item = Item>) {
+        let mut state = self.lock();
+        for item in taken.rev() {
+            state.queue.push_front(item);
+        }
+        let behind = state.gate.open(key);
+        for item in behind.into_iter().rev() {
+            state.queue.push_front(item);
+        }
+    }
+
+    /// No more: what lies here is given back.
+    pub(crate) fn close(&self) {
+        let mut state = self.lock();
+        state.closed = true;
+        let queue = std::mem::take(&mut state.queue);
+        let retries = std::mem::take(&mut state.retries);
+        let behind = state.gate.take_all();
+        drop(state);
+        // Dropped outside of the lock: resolving wakes consumers.
+        drop((queue, retries, behind));
+        self.notify.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// Retries whose time has come go to the front, the earliest first.
+    fn fetch_due(&mut self, now: Instant) {
+        let waiting = self.retries.split_off(&(now, u64::MAX));
+        let due = std::mem::replace(&mut self.retries, waiting);
+        for delivery in due.into_values().rev() {
+            self.queue.push_front(Item { delivery, retry: true });
+        }
+    }
+}

@@ -1,0 +1,26 @@
+//! The actors: thin shells around the decisions of `core` and the loops of this crate.
+
+mod blocking;
+mod consumer;
+mod desk;
+mod producer;
+mod settlement;
+mod settler;
+mod worker;
+
+use actix::Message;
+
+pub(crate) use consumer::{Consumer, ConsumerSite, Control, Mode};
+pub(crate) use producer::{Outlet, Producer};
+pub(crate) use settler::Settler;
+pub(crate) use worker::{Work, Worker};
+
+/// Stop, now; what is held is given back.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Halt;
+
+/// Die, as if by a defect of ours; sent only by tests.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Crash;

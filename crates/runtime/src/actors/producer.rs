@@ -1,0 +1,207 @@
+//! The actor of one producer on one lane, and the way to it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use actix::prelude::*;
+use arc_swap::ArcSwapOption;
+use brigade_core::connector::{
+    ConnectorError, Outgoing, Produced, Producer as ConnectorProducer, Rejected, Staged,
+};
+use brigade_core::retry::doubled;
+use brigade_core::state::StoreId;
+use tokio::sync::oneshot;
+
+use super::Crash;
+use crate::plan::{QueuePlan, StagePlan};
+use crate::tree::Exit;
+
+/// Back-off while a queue does not take messages.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
+/// Tell of the first failure in a row, and then of every so many.
+const TELL_EVERY: u32 = 20;
+
+/// The way to the producer of a queue; it stays while the actor behind it comes and goes.
+pub(crate) struct Outlet {
+    pub(crate) queue: Arc<QueuePlan>,
+    pub(crate) producer: Arc<dyn ConnectorProducer>,
+    pub(crate) store: Option<StoreId>,
+    addr: ArcSwapOption<Addr<Producer>>,
+}
+
+/// A batch to be put on the queue.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Produce {
+    /// Shared with who asked, who sends again what is not confirmed.
+    batch: Arc<Vec<Outgoing>>,
+    reply: oneshot::Sender<Result<Vec<Produced>, ConnectorError>>,
+}
+
+/// A batch to be prepared for the transaction of its acks.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Stage {
+    batch: Vec<Outgoing>,
+    reply: oneshot::Sender<Result<Staged, ConnectorError>>,
+}
+
+impl Outlet {
+    pub(crate) fn new(queue: Arc<QueuePlan>, producer: Arc<dyn ConnectorProducer>) -> Arc<Self> {
+        let store = producer.store();
+        Arc::new(Self { queue, producer, store, addr: ArcSwapOption::empty() })
+    }
+
+    /// Puts a batch on the queue, for as long as it takes; only what is not confirmed is sent
+    /// again. Answers with what the queue refused for good, by its place in the batch.
+    ///
+    /// # Errors
+    /// The queue cannot be written and never will be.
+    pub(crate) async fn produce(
+        &self,
+        batch: Vec<Outgoing>,
+        stage: &StagePlan,
+    ) -> Result<Vec<(usize, Rejected)>, String> {
+        let mut rejected = Vec::new();
+        let mut places: Vec<usize> = (0..batch.len()).collect();
+        let (mut batch, mut failures) = (Arc::new(batch), 0);
+        loop {
+            let error = match self.ask_to_produce(Arc::clone(&batch)).await {
+                Ok(outcomes) => {
+                    let (mut left, mut last) = (Vec::new(), None);
+                    for (at, outcome) in outcomes.into_iter().enumerate() {
+                        match outcome {
+                            Produced::Confirmed => {}
+                            Produced::Rejected(why) => rejected.push((places[at], why)),
+                            Produced::Failed(error) => {
+                                left.push(at);
+                                last = Some(error);
+                            }
+                        }
+                    }
+                    let Some(error) = last else { break };
+                    batch = Arc::new(left.iter().map(|at| batch[*at].clone()).collect());
+                    places = left.iter().map(|at| places[*at]).collect();
+                    error
+                }
+                Err(error) => error,
+            };
+            self.wait_after(&error, &mut failures, stage).await?;
+        }
+        if failures > 0 {
+            stage.stats.blocked.store(false, Relaxed);
+            tracing::info!(queue = %self.queue.spec.name, failures, "the queue takes messages again");
+        }
+        Ok(rejected)
+    }
+
+    /// Prepares a batch for the transaction of its acks.
+    pub(crate) async fn stage(&self, batch: Vec<Outgoing>) -> Result<Staged, ConnectorError> {
+        let (reply, answer) = oneshot::channel();
+        match &*self.addr.load() {
+            Some(addr) => addr.do_send(Stage { batch, reply }),
+            None => return Err(self.away()),
+        }
+        answer.await.unwrap_or_else(|_| Err(self.away()))
+    }
+
+    async fn ask_to_produce(
+        &self,
+        batch: Arc<Vec<Outgoing>>,
+    ) -> Result<Vec<Produced>, ConnectorError> {
+        let (reply, answer) = oneshot::channel();
+        match &*self.addr.load() {
+            Some(addr) => addr.do_send(Produce { batch, reply }),
+            None => return Err(self.away()),
+        }
+        answer.await.unwrap_or_else(|_| Err(self.away()))
+    }
+
+    fn away(&self) -> ConnectorError {
+        let name = &self.queue.spec.name;
+        ConnectorError::transient(format!("the producer of queue `{name}` is being restarted"))
+    }
+
+    async fn wait_after(
+        &self,
+        error: &ConnectorError,
+        failures: &mut u32,
+        stage: &StagePlan,
+    ) -> Result<(), String> {
+        let queue = &self.queue.spec.name;
+        if !error.is_transient() {
+            return Err(format!("cannot produce on queue `{queue}`: {error}"));
+        }
+        if failures.is_multiple_of(TELL_EVERY) {
+            tracing::warn!(stage = %stage.name, %queue, %error, "the queue takes nothing; waiting");
+        }
+        *failures += 1;
+        stage.stats.blocked.store(true, Relaxed);
+        tokio::time::sleep(doubled(BACK_OFF.0, BACK_OFF.1, *failures)).await;
+        Ok(())
+    }
+
+    /// Kills the actor, as if by a defect of ours.
+    pub(crate) fn crash(&self) -> bool {
+        self.addr.load().as_ref().is_some_and(|addr| addr.try_send(Crash).is_ok())
+    }
+}
+
+pub(crate) struct Producer {
+    outlet: Arc<Outlet>,
+    _exit: Exit,
+}
+
+impl Producer {
+    pub(crate) fn new(outlet: Arc<Outlet>, exit: Exit) -> Self {
+        Self { outlet, _exit: exit }
+    }
+}
+
+impl Actor for Producer {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.outlet.addr.store(Some(Arc::new(ctx.address())));
+    }
+}
+
+impl Drop for Producer {
+    fn drop(&mut self) {
+        self.outlet.addr.store(None);
+    }
+}
+
+impl Handler<Produce> for Producer {
+    type Result = ();
+
+    fn handle(&mut self, Produce { batch, reply }: Produce, ctx: &mut Self::Context) {
+        let producer = Arc::clone(&self.outlet.producer);
+        let produce = async move {
+            // Who asked may be gone: then the messages are handled again.
+            let _ = reply.send(producer.produce(&batch).await);
+        };
+        ctx.spawn(produce.into_actor(self));
+    }
+}
+
+impl Handler<Stage> for Producer {
+    type Result = ();
+
+    fn handle(&mut self, Stage { batch, reply }: Stage, ctx: &mut Self::Context) {
+        let producer = Arc::clone(&self.outlet.producer);
+        let stage = async move {
+            let _ = reply.send(producer.stage(&batch).await);
+        };
+        ctx.spawn(stage.into_actor(self));
+    }
+}
+
+impl Handler<Crash> for Producer {
+    type Result = ();
+
+    fn handle(&mut self, _: Crash, _: &mut Self::Context) {
+        panic!("killed by a test");
+    }
+}

@@ -1,0 +1,194 @@
+//! One settlement: what a batch of finished messages became, laid out for writing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use brigade_core::connector::{Failed, FailedReason, Outgoing, Receipt};
+use brigade_core::delivery::GivenUp;
+use brigade_core::flight::{End, Finished, Made};
+use brigade_core::state::StoreOp;
+use brigade_core::{DeadLetter, Message};
+
+use super::settler::Settler;
+use crate::plan::StagePlan;
+use crate::runner::now;
+
+/// A batch of messages on its way to be acked or given back.
+#[derive(Default)]
+pub(super) struct Settlement {
+    /// What is done with, one way or the other.
+    pub(super) units: Vec<Unit>,
+    /// What has to be on its queues before or together with the acks.
+    pub(super) outputs: Vec<Output>,
+    /// What goes back.
+    pub(super) failed: Vec<Failed>,
+}
+
+/// A message that is done with.
+pub(super) struct Unit {
+    pub(super) receipt: Receipt,
+    pub(super) writes: Vec<StoreOp>,
+    pub(super) outcome: Outcome,
+}
+
+/// An output on its way to a queue.
+pub(super) struct Output {
+    /// The unit it belongs to.
+    pub(super) receipt: Receipt,
+    pub(super) queue: u16,
+    pub(super) outgoing: Outgoing,
+    /// What it was made of, as long as it may be refused; a dead letter has none.
+    pub(super) parent: Option<Arc<Parent>>,
+}
+
+/// What is needed to make a dead letter of a message whose output was refused.
+pub(super) struct Parent {
+    pub(super) stage: u16,
+    pub(super) message: Message,
+    pub(super) attempts: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Acked,
+    Filtered,
+    DeadLettered,
+    Discarded,
+}
+
+impl Settlement {
+    /// Tells what is done with from what goes back to the queue.
+    pub(super) fn of(batch: Vec<Finished>, settler: &Settler) -> Self {
+        let mut settlement = Self::default();
+        settlement.units.reserve(batch.len());
+        settlement.outputs.reserve(batch.len());
+        for Finished { receipt, end, .. } in batch {
+            settlement.add(receipt, end, settler);
+        }
+        settlement
+    }
+
+    fn add(&mut self, receipt: Receipt, end: End, settler: &Settler) {
+        let stats = &settler.root().stats;
+        if end.released {
+            stats.released.add(1);
+            let reason = FailedReason::Released;
+            self.failed.push(Failed { receipt, reason, delay: Duration::ZERO });
+            return;
+        }
+        if let Some((attempts, error, delay)) = end.requeued {
+            stats.requeued.add(1);
+            let reason = FailedReason::Attempt { attempts, error };
+            self.failed.push(Failed { receipt, reason, delay });
+            return;
+        }
+        let outcome = if !end.given_up.is_empty() {
+            Outcome::DeadLettered
+        } else if end.discarded {
+            Outcome::Discarded
+        } else if end.done.is_empty() {
+            Outcome::Filtered
+        } else {
+            Outcome::Acked
+        };
+        let mut writes = Vec::new();
+        for made in end.done {
+            self.add_made(receipt, made, &mut writes, settler);
+        }
+        for given_up in end.given_up {
+            self.outputs.push(settler.dead_letter(receipt, given_up));
+        }
+        self.units.push(Unit { receipt, writes, outcome });
+    }
+
+    fn add_made(
+        &mut self,
+        receipt: Receipt,
+        made: Made,
+        writes: &mut Vec<StoreOp>,
+        settler: &Settler,
+    ) {
+        let stage: &StagePlan = settler.stage(made.stage);
+        stage.stats.emitted.add(made.outputs.len());
+        let (number, attempts) = (made.stage, made.attempts);
+        let parent = made
+            .message
+            .map(|message| Arc::new(Parent { stage: number, message: *message, attempts }));
+        for (queue, outgoing) in made.outputs {
+            self.outputs.push(Output { receipt, queue, outgoing, parent: parent.clone() });
+        }
+        let space = &stage.context.state_space;
+        writes.extend(made.writes.into_iter().map(|write| {
+            let (space, key) = (Arc::clone(space), write.key);
+            match write.value {
+                Some(value) => StoreOp::Put { space, key, value },
+                None => StoreOp::Delete { space, key },
+            }
+        }));
+    }
+
+    /// Takes out the outputs for one queue.
+    pub(super) fn take_outputs(&mut self, queue: u16) -> Vec<Output> {
+        if self.outputs.iter().all(|output| output.queue == queue) {
+            return std::mem::take(&mut self.outputs);
+        }
+        self.outputs.extract_if(.., |output| output.queue == queue).collect()
+    }
+
+    /// The outputs for one queue, by their places.
+    pub(super) fn places(&self, queue: u16) -> Vec<usize> {
+        let numbered = self.outputs.iter().enumerate();
+        numbered.filter(|(_, output)| output.queue == queue).map(|(at, _)| at).collect()
+    }
+
+    pub(super) fn receipts(&self) -> Vec<Receipt> {
+        self.units.iter().map(|unit| unit.receipt).collect()
+    }
+
+    /// These are someone else's by now, and so is what they became.
+    pub(super) fn forget(&mut self, fenced: &[Receipt]) {
+        self.units.retain(|unit| !fenced.contains(&unit.receipt));
+        self.outputs.retain(|output| !fenced.contains(&output.receipt));
+    }
+
+    /// The message is a dead letter now.
+    pub(super) fn dead_letter(&mut self, receipt: Receipt) {
+        if let Some(unit) = self.units.iter_mut().find(|unit| unit.receipt == receipt) {
+            unit.outcome = Outcome::DeadLettered;
+        }
+    }
+}
+
+impl Settler {
+    /// Makes the dead letter of a message that was given up on.
+    pub(super) fn dead_letter(&self, receipt: Receipt, given_up: GivenUp) -> Output {
+        let stage = self.stage(given_up.stage);
+        tracing::info!(
+            pipeline = %stage.context.pipeline, stage = %stage.name, id = %given_up.message.id,
+            cause = given_up.cause.kind.as_str(), attempts = given_up.attempts, "dead letter"
+        );
+        self.events.dead_letter(stage, &given_up);
+        let now = now();
+        let key = given_up.message.key.clone();
+        let event_time = given_up.message.event_time;
+        let id = given_up.message.id.output(&stage.name, DEAD_LETTER, 0);
+        let letter = DeadLetter {
+            message: given_up.message,
+            cause: given_up.cause,
+            pipeline: stage.context.pipeline.to_string(),
+            stage: stage.name.to_string(),
+            queue: self.input.spec.name.to_string(),
+            position: self.consumer.locate(receipt),
+            attempts: given_up.attempts,
+            first_at: given_up.first_failed_at.unwrap_or(now),
+            last_at: now,
+            truncated: given_up.truncated,
+        };
+        let payload = Some(letter.to_json());
+        let message = Message { id, key, payload, event_time, ..Message::default() };
+        Output { receipt, queue: stage.dead_letters, outgoing: message.into(), parent: None }
+    }
+}
+
+/// Stands for the output's name in the id of a dead letter; no queue can have this name.
+const DEAD_LETTER: &str = "~dead";

@@ -1,0 +1,275 @@
+//! Settling: outputs first, then the acks, in one transaction where they share a store.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use brigade_core::connector::{Acked, ConnectorError, Consumer, Failed, Hold, Outgoing, Rejected};
+use brigade_core::delivery::{GivenUp, Slot};
+use brigade_core::flight::Finished;
+use brigade_core::retry::doubled;
+use brigade_core::state::{StateStore, StoreOp};
+use brigade_core::{Cause, CauseKind};
+
+use super::producer::Outlet;
+use super::settlement::{Outcome, Output, Settlement};
+use crate::events::EventSender;
+use crate::plan::{QueuePlan, StagePlan};
+
+/// Back-off while a store or a queue cannot be written.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
+/// Tell of the first failure in a row, and then of every so many.
+const TELL_EVERY: u32 = 20;
+
+/// Settles what one consumer's messages became.
+pub(crate) struct Settler {
+    pub(crate) consumer: Arc<dyn Consumer>,
+    pub(crate) input: Arc<QueuePlan>,
+    /// The stages whose messages come by here: the root first, then what it feeds directly.
+    pub(crate) stages: Vec<Arc<StagePlan>>,
+    /// The ways to the queues they write.
+    pub(crate) outlets: Vec<Arc<Outlet>>,
+    pub(crate) state: Arc<dyn StateStore>,
+    pub(crate) events: EventSender,
+}
+
+/// Why nothing can be settled any more: the stage fails, and nothing was acked.
+#[derive(Debug)]
+pub(crate) struct SettleError(String);
+
+impl fmt::Display for SettleError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// How one try to ack went.
+enum Try {
+    Acked(Acked),
+    /// Outputs were refused and have become dead letters: begin again.
+    Refused,
+}
+
+impl Settler {
+    /// The stage that the consumer's queue feeds.
+    pub(super) fn root(&self) -> &StagePlan {
+        &self.stages[0]
+    }
+
+    pub(super) fn stage(&self, index: u16) -> &StagePlan {
+        let found = self.stages.iter().find(|stage| stage.index == index);
+        found.expect("messages come only from the stages of this line")
+    }
+
+    /// Writes what a batch of messages became and acks them; waits for as long as a store or a
+    /// queue does not take it. Answers with the slots that are free then.
+    pub(crate) async fn settle(&self, batch: Vec<Finished>) -> Result<Vec<Slot>, SettleError> {
+        let slots = batch.iter().map(|finished| finished.slot).collect();
+        let mut settlement = Settlement::of(batch, self);
+        let failed = std::mem::take(&mut settlement.failed);
+        if !settlement.units.is_empty() {
+            self.produce_elsewhere(&mut settlement).await?;
+            self.write_elsewhere(&mut settlement).await?;
+            self.ack(&mut settlement).await?;
+        }
+        if !failed.is_empty() {
+            self.give_back(failed).await?;
+        }
+        Ok(slots)
+    }
+
+    /// Whether a queue's outputs are written in the transaction of the acks.
+    fn together(&self, outlet: &Outlet) -> bool {
+        outlet.store.is_some() && outlet.store == self.consumer.store()
+    }
+
+    /// Puts outputs on queues that do not share the consumer's store: they go first.
+    async fn produce_elsewhere(&self, settlement: &mut Settlement) -> Result<(), SettleError> {
+        // What one queue refuses becomes a dead letter for another; that cannot be refused again.
+        loop {
+            let elsewhere = self.outlets.iter().find(|outlet| {
+                let wanted = |output: &Output| output.queue == outlet.queue.index;
+                !self.together(outlet) && settlement.outputs.iter().any(wanted)
+            });
+            let Some(outlet) = elsewhere else { return Ok(()) };
+            let mut outputs = settlement.take_outputs(outlet.queue.index);
+            let outgoing = |output: &mut Output| std::mem::take(&mut output.outgoing);
+            let batch = outputs.iter_mut().map(outgoing).collect();
+            let rejected = outlet.produce(batch, self.root()).await.map_err(SettleError)?;
+            for (at, why) in rejected {
+                self.refuse(settlement, &outputs[at], &why)?;
+            }
+        }
+    }
+
+    /// Writes the stages' own state first where it does not share the consumer's store.
+    async fn write_elsewhere(&self, settlement: &mut Settlement) -> Result<(), SettleError> {
+        if self.consumer.store() == Some(self.state.store_id()) {
+            return Ok(());
+        }
+        let units = settlement.units.iter_mut();
+        let writes: Vec<StoreOp> =
+            units.flat_map(|unit| std::mem::take(&mut unit.writes)).collect();
+        let mut failures = 0;
+        while !writes.is_empty() {
+            match self.state.commit(writes.clone()).await {
+                Ok(()) => break,
+                Err(error) => self.wait_after(&error, &mut failures).await?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Acks what is left of a settlement.
+    async fn ack(&self, settlement: &mut Settlement) -> Result<(), SettleError> {
+        let mut failures = 0;
+        while !settlement.units.is_empty() {
+            let with_ops = !settlement.outputs.is_empty()
+                || settlement.units.iter().any(|unit| !unit.writes.is_empty());
+            match self.try_ack(settlement).await {
+                Err(TryError::Fatal(error)) => return Err(error),
+                Err(TryError::Connector(error)) => self.wait_after(&error, &mut failures).await?,
+                Ok(Try::Refused) => {}
+                Ok(Try::Acked(Acked { fenced })) => {
+                    settlement.forget(&fenced);
+                    if !fenced.is_empty() {
+                        self.root().stats.released.add(fenced.len());
+                        tracing::warn!(
+                            queue = %self.input.spec.name, count = fenced.len(),
+                            "leases were lost before the ack: these messages are handled again"
+                        );
+                    }
+                    if fenced.is_empty() || !with_ops {
+                        break;
+                    }
+                }
+            }
+        }
+        self.root().stats.blocked.store(false, Relaxed);
+        self.count(settlement);
+        Ok(())
+    }
+
+    /// Acks once, with all outputs and writes that share the consumer's store.
+    async fn try_ack(&self, settlement: &mut Settlement) -> Result<Try, TryError> {
+        let units = settlement.units.iter();
+        let mut ops: Vec<StoreOp> = units.flat_map(|unit| unit.writes.iter().cloned()).collect();
+        let mut holds: Vec<Box<dyn Hold>> = Vec::new();
+        for outlet in &self.outlets {
+            let places = settlement.places(outlet.queue.index);
+            if places.is_empty() {
+                continue;
+            }
+            let outgoing = |at: &usize| settlement.outputs[*at].outgoing.clone();
+            let batch: Vec<Outgoing> = places.iter().map(outgoing).collect();
+            let staged = outlet.stage(batch).await?;
+            if !staged.rejected.is_empty() {
+                // The last place first, so that the others stay where they are.
+                for (at, why) in staged.rejected.iter().rev() {
+                    let output = settlement.outputs.swap_remove(places[*at]);
+                    self.refuse(settlement, &output, why)?;
+                }
+                return Ok(Try::Refused);
+            }
+            ops.extend(staged.ops);
+            holds.extend(staged.hold);
+        }
+        let together = !ops.is_empty();
+        let acked = self.consumer.ack(settlement.receipts(), ops).await?;
+        if acked.fenced.is_empty() || !together {
+            holds.into_iter().for_each(|hold| hold.commit());
+        }
+        Ok(Try::Acked(acked))
+    }
+
+    /// An output was refused for good: its message becomes a dead letter. What else the message
+    /// became stands.
+    fn refuse(
+        &self,
+        settlement: &mut Settlement,
+        output: &Output,
+        why: &Rejected,
+    ) -> Result<(), SettleError> {
+        let queue = self.outlets.iter().find(|outlet| outlet.queue.index == output.queue);
+        let queue = queue.map_or("?", |outlet| &outlet.queue.spec.name);
+        let Some(parent) = &output.parent else {
+            return Err(SettleError(format!(
+                "a dead letter was refused by queue `{queue}`: {}; nothing was acked",
+                why.message
+            )));
+        };
+        let kind = if why.kind == CauseKind::TooLarge { why.kind } else { CauseKind::Refused };
+        let cause = Cause::new(kind, format!("refused by queue `{queue}`: {}", why.message));
+        let given_up = GivenUp {
+            stage: parent.stage,
+            message: parent.message.clone(),
+            cause,
+            attempts: parent.attempts,
+            first_failed_at: None,
+            truncated: None,
+        };
+        settlement.dead_letter(output.receipt);
+        let letter = self.dead_letter(output.receipt, given_up);
+        settlement.outputs.push(letter);
+        Ok(())
+    }
+
+    /// Gives messages back to their queue. If that cannot be done the stage stops: what is neither
+    /// acked nor given back comes again when the consumer's hold on it ends.
+    async fn give_back(&self, failed: Vec<Failed>) -> Result<(), SettleError> {
+        let mut failures = 0;
+        loop {
+            match self.consumer.on_fail(failed.clone()).await {
+                Ok(_) => return Ok(()),
+                Err(error) => self.wait_after(&error, &mut failures).await?,
+            }
+        }
+    }
+
+    /// Waits before the next try after a transient error; any other ends the stage.
+    async fn wait_after(
+        &self,
+        error: &ConnectorError,
+        failures: &mut u32,
+    ) -> Result<(), SettleError> {
+        let (stage, queue) = (self.root(), &self.input.spec.name);
+        if !error.is_transient() {
+            return Err(SettleError(format!("cannot settle messages of queue `{queue}`: {error}")));
+        }
+        if failures.is_multiple_of(TELL_EVERY) {
+            tracing::warn!(stage = %stage.name, %queue, %error, "cannot settle; trying again");
+        }
+        *failures += 1;
+        stage.stats.blocked.store(true, Relaxed);
+        tokio::time::sleep(doubled(BACK_OFF.0, BACK_OFF.1, *failures)).await;
+        Ok(())
+    }
+
+    fn count(&self, settlement: &Settlement) {
+        let count = |outcome| settlement.units.iter().filter(|u| u.outcome == outcome).count();
+        let stats = &self.root().stats;
+        stats.acked.add(count(Outcome::Acked));
+        stats.filtered.add(count(Outcome::Filtered));
+        stats.dead_lettered.add(count(Outcome::DeadLettered));
+        stats.discarded.add(count(Outcome::Discarded));
+    }
+}
+
+/// Why a try to ack went wrong.
+enum TryError {
+    Connector(ConnectorError),
+    Fatal(SettleError),
+}
+
+impl From<ConnectorError> for TryError {
+    fn from(error: ConnectorError) -> Self {
+        Self::Connector(error)
+    }
+}
+
+impl From<SettleError> for TryError {
+    fn from(error: SettleError) -> Self {
+        Self::Fatal(error)
+    }
+}

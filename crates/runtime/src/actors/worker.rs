@@ -1,0 +1,226 @@
+//! The actor of one worker: its mailbox fills a desk, and a loop works the desk off.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use actix::prelude::*;
+use brigade_core::component::Kind;
+use brigade_core::connector::Order;
+use brigade_core::delivery::Delivery;
+
+use super::blocking::BlockingThread;
+use super::desk::{Desk, Item};
+use super::{Crash, Halt};
+use crate::pool::{CHUNK_MAX, Port};
+use crate::runner::{Runner, RunnerSite, Step, Template};
+use crate::tree::Exit;
+
+/// A chunk of deliveries for a worker.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) struct Work(pub(crate) Vec<Delivery>);
+
+pub(crate) struct Worker {
+    site: Arc<RunnerSite>,
+    template: Arc<Template>,
+    port: Arc<Port>,
+    desk: Arc<Desk>,
+    thread: Option<BlockingThread>,
+    _exit: Exit,
+}
+
+impl Worker {
+    pub(crate) fn new(
+        site: Arc<RunnerSite>,
+        template: Arc<Template>,
+        port: Arc<Port>,
+        exit: Exit,
+    ) -> Self {
+        let desk = Arc::new(Desk::new(site.stage.order));
+        Self { site, template, port, desk, thread: None, _exit: exit }
+    }
+
+    fn runner(&self) -> Runner {
+        Runner {
+            site: Arc::clone(&self.site),
+            component: self.template.fresh(),
+            lane: self.port.lane,
+        }
+    }
+}
+
+impl Actor for Worker {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.desk.push(self.port.up(ctx.address()));
+        let worker = WorkLoop {
+            runner: self.runner(),
+            template: Arc::clone(&self.template),
+            port: Arc::clone(&self.port),
+            desk: Arc::clone(&self.desk),
+        };
+        if self.site.stage.blocking {
+            match BlockingThread::start(worker) {
+                Ok(thread) => {
+                    thread.watch(ctx);
+                    self.thread = Some(thread);
+                }
+                Err(error) => {
+                    tracing::error!(stage = %self.site.stage.name, %error, "no thread to be had");
+                    ctx.stop();
+                }
+            }
+        } else {
+            ctx.spawn(worker.run().into_actor(self));
+        }
+    }
+
+    fn stopped(&mut self, _: &mut Self::Context) {
+        self.port.down();
+        self.desk.close();
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // `stopped` does not run when the arbiter goes first.
+        self.port.down();
+        self.desk.close();
+    }
+}
+
+impl Handler<Work> for Worker {
+    type Result = ();
+
+    fn handle(&mut self, Work(deliveries): Work, _: &mut Self::Context) {
+        self.desk.push(deliveries);
+    }
+}
+
+impl Handler<Halt> for Worker {
+    type Result = ();
+
+    fn handle(&mut self, _: Halt, ctx: &mut Self::Context) {
+        ctx.stop();
+    }
+}
+
+impl Handler<Crash> for Worker {
+    type Result = ();
+
+    fn handle(&mut self, _: Crash, _: &mut Self::Context) {
+        panic!("killed by a test");
+    }
+}
+
+impl Worker {
+    pub(super) fn thread_mut(&mut self) -> Option<&mut BlockingThread> {
+        self.thread.as_mut()
+    }
+
+    /// What a thread needs that takes over the desk.
+    pub(super) fn work_loop(&self) -> WorkLoop {
+        WorkLoop {
+            runner: self.runner(),
+            template: Arc::clone(&self.template),
+            port: Arc::clone(&self.port),
+            desk: Arc::clone(&self.desk),
+        }
+    }
+
+    pub(super) fn site(&self) -> &Arc<RunnerSite> {
+        &self.site
+    }
+}
+
+/// Works a desk off until it is closed.
+pub(super) struct WorkLoop {
+    pub(super) runner: Runner,
+    pub(super) template: Arc<Template>,
+    pub(super) port: Arc<Port>,
+    pub(super) desk: Arc<Desk>,
+}
+
+impl WorkLoop {
+    async fn run(mut self) {
+        let batches = self.runner.component.kind() == Kind::Batch;
+        while let Some(items) = self.desk.next(self.chunk(batches)).await {
+            if batches {
+                self.gather_and_handle(items).await;
+            } else {
+                self.handle(items).await;
+            }
+        }
+    }
+
+    fn chunk(&self, batches: bool) -> usize {
+        match self.runner.site.stage.batch {
+            Some((size, _)) if batches => size,
+            _ => CHUNK_MAX,
+        }
+    }
+
+    /// Handles what was taken from the desk, one after the other.
+    pub(super) async fn handle(&mut self, items: Vec<Item>) {
+        let (started, n) = (Instant::now(), items.iter().filter(|item| !item.retry).count());
+        let ordered = self.runner.site.stage.order != Order::None;
+        let mut items = items.into_iter();
+        while let Some(item) = items.next() {
+            if !ordered {
+                let step = self.runner.handle(item.delivery, &self.template).await;
+                self.settle(step, false);
+                continue;
+            }
+            let Some(item) = self.desk.pass(item) else { continue };
+            let key = item.delivery.message.key.clone();
+            let step = self.runner.handle(item.delivery, &self.template).await;
+            let resolved = matches!(step, Step::Resolved);
+            self.settle(step, true);
+            if resolved && item.retry {
+                // What waited behind it comes before what was taken along with it.
+                self.desk.open(key.as_ref(), items.by_ref().collect::<Vec<_>>().into_iter());
+            }
+        }
+        self.port.handled(n, started.elapsed());
+    }
+
+    fn settle(&self, step: Step, _ordered: bool) {
+        if let Step::Retry(delivery, after) = step {
+            // Its place in the worker's queue is free; nothing was resolved that would say so.
+            delivery.guard.wake();
+            self.desk.retry(delivery, Instant::now() + after);
+        }
+    }
+
+    /// Waits until a batch is full or old enough, and handles it at once.
+    pub(super) async fn gather_and_handle(&mut self, mut items: Vec<Item>) {
+        let (size, age) = self.runner.site.stage.batch.unwrap_or((CHUNK_MAX, DEFAULT_AGE));
+        let started = Instant::now();
+        self.desk.gather(&mut items, size, started + age).await;
+        let begun = Instant::now();
+        let n = items.iter().filter(|item| !item.retry).count();
+        let ordered = self.runner.site.stage.order != Order::None;
+        let mut batch = Vec::with_capacity(items.len());
+        let mut retried = Vec::new();
+        for item in items {
+            let Some(item) = (if ordered { self.desk.pass(item) } else { Some(item) }) else {
+                continue;
+            };
+            if ordered && item.retry {
+                retried.push(item.delivery.message.key.clone());
+            }
+            batch.push(item.delivery);
+        }
+        for key in retried {
+            self.desk.open(key.as_ref(), std::iter::empty());
+        }
+        for step in self.runner.handle_batch(batch, &self.template).await {
+            self.settle(step, ordered);
+        }
+        self.port.handled(n, begun.elapsed());
+    }
+}
+
+/// How long a batch waits for more where the stage does not say.
+const DEFAULT_AGE: std::time::Duration = std::time::Duration::from_millis(100);

@@ -1,0 +1,107 @@
+//! The edge between a queue and a component: where payloads are decoded and checked.
+
+use brigade_core::component::{DecodeError, Input};
+use brigade_core::delivery::Delivery;
+use brigade_core::{Cause, CauseKind, Message, Timestamp};
+use serde_json::Value;
+
+use crate::plan::QueuePlan;
+
+/// At most this many of a payload's violations of its schema are told.
+const VIOLATIONS_MAX: usize = 5;
+
+impl QueuePlan {
+    /// Checks a delivery that came from this queue, and fills in what the queue's `key` and
+    /// `event_time` say.
+    pub(crate) fn receive(&self, delivery: &mut Delivery) -> Result<(), Cause> {
+        self.read_key(delivery)?;
+        let wants_time = self.event_time.is_some() && delivery.message.event_time.is_none();
+        if self.schema.is_none() && !wants_time {
+            return Ok(());
+        }
+        let value = parse(delivery)?;
+        if let Some(schema) = &self.schema {
+            self.check(schema, value)?;
+        }
+        if wants_time {
+            delivery.message.event_time = self.event_time(value);
+        }
+        Ok(())
+    }
+
+    /// Fills in the key that the queue's `key` names, if the queue itself did not keep one.
+    pub(crate) fn read_key(&self, delivery: &mut Delivery) -> Result<(), Cause> {
+        if let (Some(path), None) = (&self.spec.key, &delivery.message.key) {
+            let key = path.key(parse(delivery)?);
+            delivery.message.key = key.map(Into::into);
+        }
+        Ok(())
+    }
+
+    /// Checks a message that is to go on this queue, and fills in what the queue's `key` and
+    /// `event_time` say.
+    pub(crate) fn send(&self, message: &mut Message) -> Result<(), Cause> {
+        if self.schema.is_none() && self.spec.key.is_none() && self.event_time.is_none() {
+            return Ok(());
+        }
+        let value = Value::decode(message, None).map_err(|error| self.unfit(&error))?;
+        if let Some(schema) = &self.schema {
+            self.check(schema, &value)
+                .map_err(|cause| Cause { kind: CauseKind::Output, ..cause })?;
+        }
+        if let Some(path) = &self.spec.key {
+            message.key = path.key(&value).map(Into::into);
+        }
+        if self.event_time.is_some() {
+            message.event_time = self.event_time(&value).or(message.event_time);
+        }
+        Ok(())
+    }
+
+    fn unfit(&self, error: &DecodeError) -> Cause {
+        let message = format!("output for queue `{}`: {error}", self.spec.name);
+        Cause::new(CauseKind::Output, message)
+    }
+
+    fn check(&self, schema: &jsonschema::Validator, value: &Value) -> Result<(), Cause> {
+        if schema.is_valid(value) {
+            return Ok(());
+        }
+        let violations: Vec<String> = schema
+            .iter_errors(value)
+            .take(VIOLATIONS_MAX)
+            .map(|error| match error.instance_path().as_str() {
+                "" => error.to_string(),
+                path => format!("{path}: {error}"),
+            })
+            .collect();
+        let name = &self.spec.name;
+        let message =
+            format!("does not fit the schema of queue `{name}`: {}", violations.join("; "));
+        Err(Cause::new(CauseKind::Schema, message))
+    }
+
+    /// The time at the queue's `event_time`: milliseconds since 1970, or RFC 3339 with a zone.
+    fn event_time(&self, value: &Value) -> Option<Timestamp> {
+        match self.event_time.as_ref()?.find(value)? {
+            Value::Number(ms) => ms.as_i64().map(Timestamp),
+            Value::String(text) => rfc3339(text),
+            _ => None,
+        }
+    }
+}
+
+/// Parses the payload once; whoever needs it next finds it parsed.
+fn parse(delivery: &mut Delivery) -> Result<&Value, Cause> {
+    if delivery.parsed.is_none() {
+        let value = Value::decode(&delivery.message, None)
+            .map_err(|error| Cause::new(CauseKind::Decode, error.to_string()))?;
+        delivery.parsed = Some(value);
+    }
+    Ok(delivery.parsed.as_ref().expect("it was parsed just now"))
+}
+
+fn rfc3339(text: &str) -> Option<Timestamp> {
+    let time: jiff::Timestamp = text.parse().ok()?;
+    Some(Timestamp(time.as_millisecond()))
+}

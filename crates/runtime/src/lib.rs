@@ -1,0 +1,28 @@
+//! The actors and the supervisor: what turns a checked pipeline file into a running pipeline.
+//!
+//! This is the only crate that names actix actors. Reading order: [`Supervisor`] and [`Running`],
+//! the way in; [`Pipeline`] and [`Registry`], what is started; then, inside, `plan` (what the actors
+//! read), `tree` (the actor that supervises), `actors` (consumer, worker, producer), `runner` (how
+//! one message is handled) and `actors::settler` (how its outcome becomes durable).
+
+mod supervisor;
+
+mod events;
+mod pipeline;
+mod registry;
+mod status;
+
+mod actors;
+mod edge;
+mod lane;
+mod plan;
+mod pool;
+mod runner;
+mod stats;
+mod tree;
+
+pub use events::{Event, Events};
+pub use pipeline::{LoadError, Pipeline, StartError, dead_letter_queue, redrive_queue};
+pub use registry::{OpenState, Registry};
+pub use status::{PipelineStatus, StageState, StageStatus, Stopped};
+pub use supervisor::{CommandError, Running, Supervisor};

@@ -1,0 +1,371 @@
+//! A pipeline with its code: a checked topology, made into a plan.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use brigade_core::component::{AnyComponent, StageContext, StageSite};
+use brigade_core::connector::{Connector, ConnectorEnv, Features, QueueSpec};
+use brigade_core::state::StateStore;
+use brigade_pipeline::{
+    Catalog, CatalogComponent, Diagnostics, Loaded, Overrides, PipelineFile, Queue, Stage, Topology,
+};
+use serde_json::json;
+
+use crate::plan::{Plan, QueuePlace, QueuePlan, StageEdges, StagePlan, Target};
+use crate::registry::{OpenState, Registry};
+
+/// A checked pipeline file together with the code it names.
+pub struct Pipeline {
+    topology: Topology,
+    /// The stages' components as they were registered or made from settings.
+    components: BTreeMap<Arc<str>, Box<dyn AnyComponent>>,
+    connectors: BTreeMap<String, Arc<dyn Connector>>,
+    open_state: Option<OpenState>,
+    state: Option<Arc<dyn StateStore>>,
+    state_path: Option<PathBuf>,
+}
+
+/// Why pipelines did not start.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct StartError {
+    message: String,
+    source: Option<brigade_core::BoxError>,
+}
+
+impl StartError {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), source: None }
+    }
+}
+
+/// Why a pipeline file did not become a pipeline.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub enum LoadError {
+    /// The file is wrong.
+    File(#[from] Diagnostics),
+    /// Its code is not there.
+    Code(#[from] StartError),
+}
+
+impl Pipeline {
+    /// Reads and checks a pipeline file, with the environment of this process; warnings go to the
+    /// log.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn from_file(path: impl AsRef<Path>, registry: &Registry) -> Result<Self, LoadError> {
+        let overrides = Overrides::from_env();
+        let Loaded { topology, warnings } =
+            PipelineFile::load(path.as_ref(), &overrides, registry)?;
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+        Ok(Self::new(topology, registry)?)
+    }
+
+    /// A topology that was checked against this registry.
+    ///
+    /// # Errors
+    /// The registry is not the one it was checked against: something is not there.
+    pub fn new(topology: Topology, registry: &Registry) -> Result<Self, StartError> {
+        let mut components = BTreeMap::new();
+        for stage in topology.stages.values() {
+            components.insert(Arc::clone(&stage.name), component(stage, &topology, registry)?);
+        }
+        let mut connectors = BTreeMap::new();
+        for queue in topology.queues.values() {
+            let kind = &queue.type_name;
+            let connector = registry.connector_of(kind).ok_or_else(|| {
+                StartError::new(format!("queue `{}`: no connector `{kind}`", queue.spec.name))
+            })?;
+            connectors.insert(kind.clone(), connector);
+        }
+        let open_state = registry.open_state().cloned();
+        Ok(Self { topology, components, connectors, open_state, state: None, state_path: None })
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.topology.pipeline
+    }
+
+    /// Its topology.
+    pub fn topology(&self) -> &Topology {
+        &self.topology
+    }
+
+    /// Only these stages; the others run in other processes.
+    ///
+    /// # Errors
+    /// There is no such stage, or a direct edge would be cut.
+    pub fn stages(self, stages: &[String]) -> Result<Self, Diagnostics> {
+        Ok(Self { topology: self.topology.split(stages)?, ..self })
+    }
+
+    /// Keeps its state in this directory, whatever the file says.
+    #[must_use]
+    pub fn state_path(self, path: impl Into<PathBuf>) -> Self {
+        Self { state_path: Some(path.into()), ..self }
+    }
+
+    /// Keeps its state in this store, whatever the file says.
+    #[must_use]
+    pub fn state(self, state: Arc<dyn StateStore>) -> Self {
+        Self { state: Some(state), ..self }
+    }
+
+    /// Where its state is kept: as told, as the file says, or in the user's state directory.
+    ///
+    /// # Errors
+    /// Nothing says where, and there is no user's state directory.
+    pub fn state_directory(&self) -> Result<PathBuf, StartError> {
+        if let Some(path) = self.state_path.clone().or_else(|| self.topology.state.clone()) {
+            return Ok(path);
+        }
+        let home = |variable| std::env::var_os(variable).filter(|value| !value.is_empty());
+        let base = home("XDG_STATE_HOME")
+            .map(PathBuf::from)
+            .or_else(|| home("HOME").map(|home| PathBuf::from(home).join(".local/state")));
+        let base = base.ok_or_else(|| {
+            StartError::new(
+                "nowhere to keep the state: set `state:` in the pipeline file, `--state`, or HOME",
+            )
+        })?;
+        Ok(base.join("brigade").join(self.name()))
+    }
+
+    /// Opens the state.
+    ///
+    /// # Errors
+    /// It cannot be opened.
+    pub async fn open_state(&self) -> Result<Arc<dyn StateStore>, StartError> {
+        if let Some(state) = &self.state {
+            return Ok(Arc::clone(state));
+        }
+        let open = self.open_state.as_ref().ok_or_else(|| {
+            StartError::new("nothing to keep the state with: the registry has no state")
+        })?;
+        let directory = self.state_directory()?;
+        open(&directory).await.map_err(|error| StartError {
+            message: format!("pipeline `{}`: {error}", self.name()),
+            source: Some(error.into()),
+        })
+    }
+
+    pub(crate) async fn into_plan(self) -> Result<Plan, StartError> {
+        let state = self.open_state().await?;
+        report_changes(&self.topology, state.as_ref()).await?;
+        Planner::new(self, state).plan()
+    }
+}
+
+impl fmt::Debug for Pipeline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Pipeline({})", self.name())
+    }
+}
+
+/// Says what has changed since the last start that concerns stored messages, and remembers how it
+/// is now.
+async fn report_changes(topology: &Topology, state: &dyn StateStore) -> Result<(), StartError> {
+    const SPACE: &str = "topology";
+    let wrong = |error| StartError {
+        message: format!("pipeline `{}`: the state cannot be used", topology.pipeline),
+        source: Some(error),
+    };
+    let now = brigade_pipeline::fingerprint(topology);
+    let before = state.load(SPACE, &topology.pipeline).await.map_err(|e| wrong(e.into()))?;
+    if let Some(before) = before {
+        let before = serde_json::from_slice(&before).map_err(|e| wrong(e.into()))?;
+        if before == now {
+            return Ok(());
+        }
+        for change in brigade_pipeline::changes(&before, &now) {
+            tracing::warn!(pipeline = %topology.pipeline, "{change}");
+        }
+    }
+    let put = brigade_core::state::StoreOp::Put {
+        space: SPACE.into(),
+        key: topology.pipeline.to_string(),
+        value: now.to_string().into(),
+    };
+    state.commit(vec![put]).await.map_err(|e| wrong(e.into()))
+}
+
+/// Resolves names to numbers and compiles what is compiled once.
+struct Planner {
+    topology: Topology,
+    components: BTreeMap<Arc<str>, Box<dyn AnyComponent>>,
+    connectors: BTreeMap<String, Arc<dyn Connector>>,
+    state: Arc<dyn StateStore>,
+    queues: Vec<Arc<QueuePlan>>,
+}
+
+impl Planner {
+    fn new(pipeline: Pipeline, state: Arc<dyn StateStore>) -> Self {
+        let Pipeline { topology, components, connectors, .. } = pipeline;
+        Self { topology, components, connectors, state, queues: Vec::new() }
+    }
+
+    fn plan(mut self) -> Result<Plan, StartError> {
+        for queue in self.topology.queues.clone().values() {
+            self.add_declared(queue)?;
+        }
+        let mut stages = Vec::new();
+        for stage in self.topology.stages.clone().values() {
+            stages.push(Arc::new(self.stage(stage)));
+        }
+        let topology = self.topology;
+        Ok(Plan {
+            pipeline: Arc::clone(&topology.pipeline),
+            stages,
+            queues: self.queues,
+            lanes: topology.lanes,
+            restart: topology.restart,
+            stop_deadline: topology.stop_deadline,
+            env: ConnectorEnv { state: self.state },
+            all_stages: topology.upstream,
+        })
+    }
+
+    fn add_declared(&mut self, queue: &Queue) -> Result<(), StartError> {
+        let wrong = |what: String| StartError::new(format!("queue `{}`: {what}", queue.spec.name));
+        let connector = Arc::clone(&self.connectors[&queue.type_name]);
+        let schema = queue.schema.as_deref().map(jsonschema::validator_for).transpose();
+        let schema = schema.map_err(|error| wrong(format!("its schema is wrong: {error}")))?;
+        self.add(QueuePlan {
+            index: 0,
+            features: queue.features.clone(),
+            spec: queue.spec.clone(),
+            place: QueuePlace::Connector(connector),
+            schema,
+            event_time: queue.event_time.clone(),
+        });
+        Ok(())
+    }
+
+    /// Adds a queue that the state keeps for a stage.
+    fn add_kept(&mut self, kind: &str, stage: &str) -> u16 {
+        let name = kept_queue(kind, stage);
+        let spec = QueueSpec::new(&self.topology.pipeline, &name, json!({}));
+        self.add(QueuePlan {
+            index: 0,
+            spec,
+            place: QueuePlace::State,
+            features: Features { delay: true, attempts: true, ..Features::NONE },
+            schema: None,
+            event_time: None,
+        })
+    }
+
+    fn add(&mut self, queue: QueuePlan) -> u16 {
+        let index = u16::try_from(self.queues.len()).expect("a file has fewer than 65,536 queues");
+        self.queues.push(Arc::new(QueuePlan { index, ..queue }));
+        index
+    }
+
+    fn queue(&self, name: &str) -> u16 {
+        let found = self.queues.iter().find(|queue| *queue.spec.name == *name);
+        found.expect("the topology was checked: every queue is declared").index
+    }
+
+    fn stage_number(&self, name: &str) -> u16 {
+        let found = self.topology.stages.get_index_of(name);
+        let index = found.expect("the topology was checked: every stage is declared");
+        u16::try_from(index).expect("a file has fewer than 65,536 stages")
+    }
+
+    fn stage(&mut self, stage: &Stage) -> StagePlan {
+        let (mut inputs, mut priority, mut upstream) = (Vec::new(), false, None);
+        match &stage.inputs {
+            brigade_pipeline::Inputs::Queues { names, priority: first } => {
+                inputs.extend(names.iter().map(|name| self.queue(name)));
+                priority = *first;
+            }
+            brigade_pipeline::Inputs::Direct(stage) => upstream = Some(self.stage_number(stage)),
+        }
+        let queues =
+            stage.outputs.iter().map(|name| (Arc::clone(name), Target::Queue(self.queue(name))));
+        let direct = stage
+            .direct
+            .iter()
+            .map(|name| (Arc::clone(name), Target::Direct(self.stage_number(name))));
+        let outputs: Vec<_> = queues.chain(direct).collect();
+        inputs.push(self.add_kept(REDRIVE, &stage.name));
+        let dead_letters = match &stage.dead_letter {
+            Some(name) => self.queue(name),
+            None => self.add_kept(DEAD, &stage.name),
+        };
+        let edges = StageEdges {
+            index: self.stage_number(&stage.name),
+            inputs,
+            priority,
+            upstream,
+            outputs,
+            dead_letters,
+        };
+        let component = self.components.remove(&stage.name);
+        let component = component.expect("each stage's component was made with the pipeline");
+        StagePlan::new(stage, component, edges, self.context(stage))
+    }
+
+    fn context(&self, stage: &Stage) -> StageContext {
+        let input = match &stage.inputs {
+            brigade_pipeline::Inputs::Queues { names, .. } => names.first().cloned(),
+            brigade_pipeline::Inputs::Direct(stage) => Some(Arc::clone(stage)),
+        };
+        let mut context = StageContext::new(&self.topology.pipeline, &stage.name);
+        context.input = input.unwrap_or_default();
+        context.env = stage.env.clone().into_iter().collect();
+        context.state = Some(Arc::clone(&self.state));
+        context
+    }
+}
+
+/// A stage's component, made anew.
+fn component(
+    stage: &Stage,
+    topology: &Topology,
+    registry: &Registry,
+) -> Result<Box<dyn AnyComponent>, StartError> {
+    let name = &stage.component.name;
+    let wrong = |what: String| StartError::new(format!("stage `{}`: {what}", stage.name));
+    match registry.component(name) {
+        None => Err(wrong(format!("no component `{name}`"))),
+        Some(CatalogComponent::Registered(component)) => Ok(component.fresh()),
+        Some(CatalogComponent::Factory(factory)) => {
+            let site = StageSite {
+                stage: Arc::clone(&stage.name),
+                outputs: stage.outputs.iter().chain(&stage.direct).cloned().collect(),
+                copy: stage.copy,
+                directory: topology.directory.clone(),
+            };
+            factory.build(&stage.component.settings, &site).map_err(|problems| {
+                let texts: Vec<_> = problems.into_iter().map(|problem| problem.message).collect();
+                wrong(texts.join("; "))
+            })
+        }
+    }
+}
+
+const DEAD: &str = "dead";
+const REDRIVE: &str = "redrive";
+
+/// The name of a queue that the state keeps for a stage; no queue in a file can have it.
+fn kept_queue(kind: &str, stage: &str) -> String {
+    format!("~{kind}.{stage}")
+}
+
+/// The queue of a stage's dead letters where the file names none.
+pub fn dead_letter_queue(stage: &str) -> String {
+    kept_queue(DEAD, stage)
+}
+
+/// The queue from which a stage takes dead letters that were sent back to it.
+pub fn redrive_queue(stage: &str) -> String {
+    kept_queue(REDRIVE, stage)
+}

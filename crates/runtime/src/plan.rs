@@ -1,0 +1,191 @@
+//! The plan: a checked topology with its code, connectors and compiled schemas; what the actors
+//! read and never change.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use brigade_core::component::{AnyComponent, StageContext};
+use brigade_core::connector::{Connector, ConnectorEnv, Features, Order, QueueSpec};
+use brigade_core::credit::Credit;
+use brigade_core::field::FieldPath;
+use brigade_core::restart::RestartPolicy;
+use brigade_core::retry::RetryPolicy;
+use brigade_core::throttle::TokenBucket;
+use brigade_pipeline::{Exhausted, Expire};
+
+use crate::stats::StageStats;
+
+/// One pipeline, ready to be started.
+pub(crate) struct Plan {
+    pub(crate) pipeline: Arc<str>,
+    pub(crate) stages: Vec<Arc<StagePlan>>,
+    pub(crate) queues: Vec<Arc<QueuePlan>>,
+    pub(crate) lanes: usize,
+    pub(crate) restart: RestartPolicy,
+    pub(crate) stop_deadline: Duration,
+    pub(crate) env: ConnectorEnv,
+    /// All stages of the file, those of other processes too, each with the stages that write what
+    /// it reads.
+    pub(crate) all_stages: BTreeMap<Arc<str>, Vec<Arc<str>>>,
+}
+
+/// A queue that a stage of this process reads or writes.
+pub(crate) struct QueuePlan {
+    pub(crate) index: u16,
+    pub(crate) spec: QueueSpec,
+    pub(crate) place: QueuePlace,
+    pub(crate) features: Features,
+    pub(crate) schema: Option<jsonschema::Validator>,
+    pub(crate) event_time: Option<FieldPath>,
+}
+
+/// Who keeps a queue.
+pub(crate) enum QueuePlace {
+    /// A connector, as the pipeline file says.
+    Connector(Arc<dyn Connector>),
+    /// The state: dead letters and redrives that the file names no queue for.
+    State,
+}
+
+impl QueuePlan {
+    /// The group in which a stage reads it: its own name only if there are several readers.
+    pub(crate) fn group_of(&self, stage: &StagePlan) -> Arc<str> {
+        let own = self.spec.groups.iter().find(|group| ***group == *stage.name);
+        own.cloned().unwrap_or_else(|| "".into())
+    }
+}
+
+/// A stage of this process.
+pub(crate) struct StagePlan {
+    pub(crate) index: u16,
+    pub(crate) name: Arc<str>,
+    /// What every lane's template is cloned from.
+    component: Mutex<Box<dyn AnyComponent>>,
+    pub(crate) context: Arc<StageContext>,
+    /// The queues it reads, the redrive queue last; a stage fed directly reads only that.
+    pub(crate) inputs: Vec<u16>,
+    /// Whether an earlier input goes before a later one.
+    pub(crate) priority: bool,
+    /// The stage that feeds it directly.
+    pub(crate) upstream: Option<u16>,
+    pub(crate) outputs: Vec<(Arc<str>, Target)>,
+    pub(crate) copy: bool,
+    pub(crate) workers: usize,
+    pub(crate) credit: Credit,
+    pub(crate) order: Order,
+    pub(crate) batch: Option<(usize, Duration)>,
+    pub(crate) retry: RetryPolicy,
+    pub(crate) timeout: Option<Duration>,
+    /// Shared by all workers of the stage in this process.
+    pub(crate) throttle: Option<Mutex<TokenBucket>>,
+    pub(crate) expire: Option<Expire>,
+    /// The queue of its dead letters.
+    pub(crate) dead_letters: u16,
+    pub(crate) on_exhausted: Exhausted,
+    pub(crate) blocking: bool,
+    pub(crate) stuck_limit: usize,
+    pub(crate) stats: StageStats,
+}
+
+/// Where an output goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// To a queue.
+    Queue(u16),
+    /// To a stage of the same process, over a direct edge.
+    Direct(u16),
+}
+
+impl StagePlan {
+    /// Takes over everything that is the same in the file's stage; the caller resolves names.
+    pub(crate) fn new(
+        stage: &brigade_pipeline::Stage,
+        component: Box<dyn AnyComponent>,
+        edges: StageEdges,
+        context: StageContext,
+    ) -> Self {
+        let throttle = stage.throttle.as_ref();
+        Self {
+            index: edges.index,
+            name: Arc::clone(&stage.name),
+            component: Mutex::new(component),
+            context: Arc::new(context),
+            inputs: edges.inputs,
+            priority: edges.priority,
+            upstream: edges.upstream,
+            outputs: edges.outputs,
+            copy: stage.copy,
+            workers: stage.workers,
+            credit: Credit {
+                messages: stage.max_in_flight.messages,
+                bytes: stage.max_in_flight.bytes,
+            },
+            order: stage.order,
+            batch: stage.batch.map(|batch| (batch.size, batch.age)),
+            retry: stage.retry,
+            timeout: stage.timeout,
+            throttle: throttle.map(|t| Mutex::new(TokenBucket::new(t.rate, t.per, t.burst))),
+            expire: stage.expire,
+            dead_letters: edges.dead_letters,
+            on_exhausted: stage.on_exhausted,
+            blocking: stage.blocking,
+            stuck_limit: stage.stuck_limit,
+            stats: StageStats::default(),
+        }
+    }
+
+    /// A copy of the component as it was registered, before any `init`.
+    pub(crate) fn component(&self) -> Box<dyn AnyComponent> {
+        self.component.lock().unwrap_or_else(PoisonError::into_inner).fresh()
+    }
+}
+
+/// A stage's place in the plan: names resolved to numbers.
+pub(crate) struct StageEdges {
+    pub(crate) index: u16,
+    pub(crate) inputs: Vec<u16>,
+    pub(crate) priority: bool,
+    pub(crate) upstream: Option<u16>,
+    pub(crate) outputs: Vec<(Arc<str>, Target)>,
+    pub(crate) dead_letters: u16,
+}
+
+impl Plan {
+    /// The stages whose outputs a stage reads.
+    pub(crate) fn upstream_of(&self, stage: &str) -> &[Arc<str>] {
+        self.all_stages.get(stage).map_or(&[], Vec::as_slice)
+    }
+
+    /// The stages fed by this one over direct edges, downwards, itself first.
+    pub(crate) fn line(&self, root: u16) -> Vec<u16> {
+        let mut line = vec![root];
+        let mut next = 0;
+        while let Some(stage) = line.get(next).copied() {
+            let direct = self.stages[usize::from(stage)].outputs.iter();
+            line.extend(direct.filter_map(|(_, target)| match target {
+                Target::Direct(stage) => Some(*stage),
+                Target::Queue(_) => None,
+            }));
+            next += 1;
+        }
+        line
+    }
+
+    /// The queues that the stages of a line may write, dead letters included, each once.
+    pub(crate) fn written(&self, line: &[u16]) -> Vec<u16> {
+        let stages = line.iter().map(|stage| &self.stages[usize::from(*stage)]);
+        let mut queues: Vec<u16> = stages
+            .flat_map(|stage| {
+                let outputs = stage.outputs.iter().filter_map(|(_, target)| match target {
+                    Target::Queue(queue) => Some(*queue),
+                    Target::Direct(_) => None,
+                });
+                outputs.chain([stage.dead_letters])
+            })
+            .collect();
+        queues.sort_unstable();
+        queues.dedup();
+        queues
+    }
+}

@@ -1,0 +1,294 @@
+//! The way in: pipelines are added, started, watched and stopped.
+
+use std::fmt;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use actix::prelude::*;
+use brigade_core::state::StateStore;
+use tokio::sync::oneshot;
+
+use crate::events::{EventSender, Events};
+use crate::pipeline::{Pipeline, StartError};
+use crate::status::{PipelineStatus, Stopped};
+use crate::tree::{Command, Tree};
+
+/// Starts pipelines, in threads of its own, so that it can be embedded in any program: one with a
+/// tokio or actix runtime, another, or none.
+///
+/// ```no_run
+/// # async fn example(pipeline: brigade_runtime::Pipeline) -> Result<(), brigade_runtime::StartError> {
+/// use brigade_runtime::Supervisor;
+/// let running = Supervisor::new().add(pipeline).start().await?;
+/// running.drain().await;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Default)]
+pub struct Supervisor {
+    pipelines: Vec<Pipeline>,
+}
+
+impl Supervisor {
+    /// A supervisor of no pipelines yet.
+    ///
+    /// # Panics
+    /// If the program was built with `panic = "abort"`: then a component's panic could not be kept
+    /// from ending the program.
+    pub fn new() -> Self {
+        assert!(
+            cfg!(panic = "unwind"),
+            "Brigade needs `panic = \"unwind\"`: remove `panic = \"abort\"` from the profile"
+        );
+        Self::default()
+    }
+
+    /// One pipeline more.
+    #[must_use]
+    pub fn add(mut self, pipeline: Pipeline) -> Self {
+        self.pipelines.push(pipeline);
+        self
+    }
+
+    /// Starts all pipelines. Comes back when their actors are being started: connections and
+    /// `init` may still be under way, see [`Running::status`].
+    ///
+    /// # Errors
+    /// A pipeline's state cannot be opened, or two pipelines have the same name.
+    pub async fn start(self) -> Result<Running, StartError> {
+        let mut names: Vec<&str> = self.pipelines.iter().map(Pipeline::name).collect();
+        names.sort_unstable();
+        if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            return Err(StartError::new(format!("two pipelines are named `{}`", twice[0])));
+        }
+        let (ready, started) = oneshot::channel();
+        let (stop, stopped) = oneshot::channel();
+        let events = EventSender::new();
+        let sender = events.clone();
+        let thread = std::thread::Builder::new()
+            .name("brigade".to_owned())
+            .spawn(move || {
+                System::new().block_on(supervise(self.pipelines, sender, ready, stopped))
+            })
+            .map_err(|error| StartError::new(format!("no thread to be had: {error}")))?;
+        let trees =
+            started.await.map_err(|_| StartError::new("the supervisor did not start"))??;
+        Ok(Running { trees, events, stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+type Ready = oneshot::Sender<Result<Vec<TreeHandle>, StartError>>;
+
+async fn supervise(
+    pipelines: Vec<Pipeline>,
+    events: EventSender,
+    ready: Ready,
+    stop: oneshot::Receiver<()>,
+) {
+    let mut trees: Vec<TreeHandle> = Vec::new();
+    let mut states: Vec<Arc<dyn StateStore>> = Vec::new();
+    for pipeline in pipelines {
+        match pipeline.into_plan().await {
+            Ok(plan) => {
+                let (name, deadline) = (plan.pipeline.to_string(), plan.stop_deadline);
+                states.push(Arc::clone(&plan.env.state));
+                let addr = Tree::new(Arc::new(plan), events.clone()).start();
+                trees.push(TreeHandle { name, deadline, addr });
+            }
+            Err(error) => {
+                for tree in &trees {
+                    tree.ask(|reply| Command::Stop { deadline: Some(Duration::ZERO), reply }).await;
+                }
+                // Who started is waiting for exactly this.
+                let _ = ready.send(Err(error));
+                return;
+            }
+        }
+    }
+    if ready.send(Ok(trees)).is_err() {
+        return;
+    }
+    // Ends by a message, or when the handle is dropped.
+    let _ = stop.await;
+    for state in states {
+        if let Err(error) = state.shutdown().await {
+            tracing::warn!(%error, "the state did not shut down cleanly");
+        }
+    }
+}
+
+/// The way to one pipeline's supervisor.
+#[derive(Clone)]
+struct TreeHandle {
+    name: String,
+    deadline: Duration,
+    addr: Addr<Tree>,
+}
+
+impl TreeHandle {
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
+        let (reply, answer) = oneshot::channel();
+        self.addr.do_send(command(reply));
+        answer.await.ok()
+    }
+
+    /// Asks for something that may be refused.
+    async fn order(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<(), String>>) -> Command,
+    ) -> Result<(), CommandError> {
+        match self.ask(command).await {
+            Some(answer) => answer.map_err(CommandError),
+            None => Err(CommandError(format!("pipeline `{}` has stopped", self.name))),
+        }
+    }
+}
+
+/// Running pipelines. Dropping it stops them at once, as a crash would: nothing is lost, and what
+/// was in flight is handled again at the next start. Call [`drain`](Running::drain) or
+/// [`stop`](Running::stop) instead.
+pub struct Running {
+    trees: Vec<TreeHandle>,
+    events: EventSender,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// Why something that was asked of a running pipeline was not done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct CommandError(String);
+
+impl Running {
+    /// How the pipelines are now.
+    pub async fn status(&self) -> Vec<PipelineStatus> {
+        let mut all = Vec::with_capacity(self.trees.len());
+        for tree in &self.trees {
+            all.extend(tree.ask(Command::Status).await);
+        }
+        all
+    }
+
+    /// Whether every stage of every pipeline is running.
+    pub async fn is_ready(&self) -> bool {
+        let all = self.status().await;
+        all.len() == self.trees.len() && all.iter().all(PipelineStatus::is_ready)
+    }
+
+    /// What happens from now on.
+    pub fn events(&self) -> Events {
+        self.events.subscribe()
+    }
+
+    /// Stops pulling for a stage; what is in flight goes on. A stage that is fed directly is paused
+    /// together with the stages that it is joined to. Stages are named `stage` or, where several
+    /// pipelines run, `pipeline/stage`.
+    ///
+    /// # Errors
+    /// There is no such stage, or it is not running.
+    pub async fn pause(&self, stage: &str) -> Result<(), CommandError> {
+        let (tree, stage) = self.find(stage)?;
+        tree.order(|reply| Command::Pause { stage, reply }).await
+    }
+
+    /// Pulls again for a stage that was paused.
+    ///
+    /// # Errors
+    /// There is no such stage, or it is not paused.
+    pub async fn resume(&self, stage: &str) -> Result<(), CommandError> {
+        let (tree, stage) = self.find(stage)?;
+        tree.order(|reply| Command::Resume { stage, reply }).await
+    }
+
+    /// Gives a stage another number of workers, 1 to 1,024. Its line pulls nothing until what is in
+    /// flight is resolved, so that keys stay in order.
+    ///
+    /// # Errors
+    /// There is no such stage, it is not running, or its order allows only one worker.
+    pub async fn scale(&self, stage: &str, workers: usize) -> Result<(), CommandError> {
+        let (tree, stage) = self.find(stage)?;
+        tree.order(|reply| Command::Scale { stage, workers, reply }).await
+    }
+
+    /// Waits until nothing is left to do: finite inputs are at their end, queues are empty for every
+    /// process, nothing is in flight, and every stage upstream, in whichever process, has finished.
+    /// `quiet` is for queues that cannot tell whether they are empty: how long nothing may have
+    /// come. Also comes back when a stage has failed.
+    ///
+    /// # Errors
+    /// A queue cannot tell, and no `quiet` is given; or the state cannot be read.
+    pub async fn until_idle(&self, quiet: Option<Duration>) -> Result<(), CommandError> {
+        for tree in &self.trees {
+            tree.order(|reply| Command::Idle { quiet, reply }).await?;
+        }
+        Ok(())
+    }
+
+    /// Stops pulling, resolves everything in flight however long it takes, flushes, and ends.
+    pub async fn drain(self) -> Vec<Stopped> {
+        self.end(|_| None).await
+    }
+
+    /// As [`drain`](Running::drain), but gives back what is not resolved by the deadline: the
+    /// pipeline's `stop_deadline` unless another is given.
+    pub async fn stop(self, deadline: Option<Duration>) -> Vec<Stopped> {
+        self.end(|own| Some(deadline.unwrap_or(own))).await
+    }
+
+    /// Kills an actor of a stage, as if by a defect of Brigade's: `worker`, `consumer` or
+    /// `producer`. For tests.
+    ///
+    /// # Errors
+    /// There is no such stage or actor.
+    #[doc(hidden)]
+    pub async fn crash(&self, stage: &str, actor: &'static str) -> Result<(), CommandError> {
+        let (tree, stage) = self.find(stage)?;
+        tree.order(|reply| Command::Crash { stage, actor, reply }).await
+    }
+
+    async fn end(mut self, deadline: impl Fn(Duration) -> Option<Duration>) -> Vec<Stopped> {
+        let mut asked = Vec::new();
+        for tree in &self.trees {
+            let (reply, answer) = oneshot::channel();
+            tree.addr.do_send(Command::Stop { deadline: deadline(tree.deadline), reply });
+            asked.push(answer);
+        }
+        let mut all = Vec::new();
+        for answer in asked {
+            all.extend(answer.await.ok());
+        }
+        let (thread, stop) = (self.thread.take(), self.stop.take());
+        drop(stop);
+        let (joined, done) = oneshot::channel();
+        // Joining blocks; it is done by a thread that may, so that any runtime can wait for it.
+        std::thread::spawn(move || {
+            let _ = thread.map(JoinHandle::join);
+            let _ = joined.send(());
+        });
+        let _ = done.await;
+        all
+    }
+
+    fn find(&self, stage: &str) -> Result<(&TreeHandle, String), CommandError> {
+        if let Some((pipeline, stage)) = stage.split_once('/') {
+            let tree = self.trees.iter().find(|tree| tree.name == pipeline);
+            let tree =
+                tree.ok_or_else(|| CommandError(format!("no pipeline `{pipeline}` here")))?;
+            return Ok((tree, stage.to_owned()));
+        }
+        match &self.trees[..] {
+            [tree] => Ok((tree, stage.to_owned())),
+            _ => Err(CommandError(format!(
+                "several pipelines run: name the stage as `pipeline/{stage}`"
+            ))),
+        }
+    }
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = self.trees.iter().map(|tree| &tree.name);
+        f.debug_set().entries(names).finish()
+    }
+}

@@ -1,0 +1,279 @@
+//! The actor that only starts, watches, restarts and stops: a pipeline's supervisor.
+
+mod command;
+mod idle;
+mod line;
+mod start;
+mod stop;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use actix::prelude::*;
+use brigade_core::restart::{Restart, RestartBudget};
+
+use crate::events::{Event, EventSender};
+use crate::lane::Lanes;
+use crate::plan::Plan;
+use crate::status::{PipelineStatus, StageState, StageStatus};
+
+pub(crate) use command::Command;
+use line::{Line, Producers};
+
+/// What the actors tell their supervisor.
+#[derive(Message)]
+#[rtype(result = "()")]
+enum Told {
+    /// An actor has ended, and was not meant to.
+    Died { who: Who, life: u64 },
+    /// A stage cannot go on.
+    Failed { stage: u16, error: String },
+}
+
+/// Why a line did not start.
+pub(crate) struct StartFailure {
+    /// The stage to blame.
+    pub(crate) stage: u16,
+    pub(crate) error: String,
+    pub(crate) kind: StartFailureKind,
+}
+
+/// What to do about a line that did not start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum StartFailureKind {
+    /// Something is not there yet (a server): wait for it, for as long as it takes.
+    Away,
+    /// `init` failed: try again within the budget.
+    Init,
+    /// Trying again is of no use.
+    Permanent,
+}
+
+/// An actor, by what it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Who {
+    /// The worker of this number, of a stage.
+    Worker { stage: u16, index: usize },
+    /// The consumer of a queue for a stage, on a lane.
+    Consumer { stage: u16, queue: u16, lane: usize },
+    /// The producer of a queue for a line, on a lane.
+    Producer { root: u16, queue: u16, lane: usize },
+}
+
+/// How actors reach their supervisor.
+#[derive(Clone)]
+pub(crate) struct Report(Addr<Tree>);
+
+impl Report {
+    /// The stage cannot go on.
+    pub(crate) fn failed(&self, stage: u16, error: String) {
+        self.0.do_send(Told::Failed { stage, error });
+    }
+
+    /// A guard for a new actor.
+    pub(crate) fn exit(&self, who: Who, life: u64) -> Exit {
+        Exit { report: self.clone(), who, life, expected: false }
+    }
+}
+
+/// In each actor: tells the supervisor when it has ended, whatever happened.
+pub(crate) struct Exit {
+    report: Report,
+    who: Who,
+    /// Which life of this actor; a late word of an earlier one is ignored.
+    life: u64,
+    expected: bool,
+}
+
+impl Exit {
+    /// The actor ends by itself; there is nothing to tell.
+    pub(crate) fn expected(&mut self) {
+        self.expected = true;
+    }
+}
+
+impl Drop for Exit {
+    fn drop(&mut self) {
+        if !self.expected {
+            self.report.0.do_send(Told::Died { who: self.who, life: self.life });
+        }
+    }
+}
+
+/// A stage as the supervisor sees it.
+struct StageEntry {
+    state: StageState,
+    error: Option<String>,
+    budget: RestartBudget,
+    workers: usize,
+}
+
+pub(crate) struct Tree {
+    plan: Arc<Plan>,
+    lanes: Option<Lanes>,
+    stages: Vec<StageEntry>,
+    /// The lines, by their roots.
+    lines: HashMap<u16, Line>,
+    producers: Arc<Producers>,
+    events: EventSender,
+    /// Actors that died before the line they belong to was entered in `lines`.
+    early_deaths: Vec<(Who, u64)>,
+    stopping: bool,
+}
+
+impl Tree {
+    pub(crate) fn new(plan: Arc<Plan>, events: EventSender) -> Self {
+        let stages = plan.stages.iter().map(|stage| StageEntry {
+            state: StageState::Starting,
+            error: None,
+            budget: RestartBudget::new(plan.restart),
+            workers: stage.workers,
+        });
+        let producers = Producers::new(plan.queues.len());
+        Self {
+            stages: stages.collect(),
+            lanes: Some(Lanes::start(plan.lanes)),
+            lines: HashMap::new(),
+            producers,
+            plan,
+            events,
+            early_deaths: Vec::new(),
+            stopping: false,
+        }
+    }
+
+    fn set_state(&mut self, stage: u16, state: StageState, error: Option<String>) {
+        let entry = &mut self.stages[usize::from(stage)];
+        if entry.state == state && entry.error == error {
+            return;
+        }
+        let name = &self.plan.stages[usize::from(stage)].name;
+        match &error {
+            Some(error) if state == StageState::Failed => {
+                tracing::error!(pipeline = %self.plan.pipeline, stage = %name, %error, "failed");
+            }
+            _ => tracing::debug!(pipeline = %self.plan.pipeline, stage = %name, %state, "state"),
+        }
+        (entry.state, entry.error) = (state, error.clone());
+        self.events.send(Event::State {
+            pipeline: self.plan.pipeline.to_string(),
+            stage: name.to_string(),
+            state,
+            error,
+        });
+    }
+
+    /// The root of the line that a stage belongs to.
+    fn root_of(&self, stage: u16) -> u16 {
+        let upstream = |stage: &u16| self.plan.stages[usize::from(*stage)].upstream;
+        std::iter::successors(Some(stage), upstream).last().expect("the stage itself")
+    }
+
+    /// Asks the stage's budget whether, and when, something is started again.
+    fn ask_budget(&mut self, stage: u16) -> Restart {
+        self.stages[usize::from(stage)].budget.failed(Instant::now())
+    }
+
+    /// A stage has failed, and with it everything that is joined to it without a queue between.
+    fn fail(&mut self, stage: u16, error: String) {
+        let root = self.root_of(stage);
+        if self.stages[usize::from(stage)].state == StageState::Failed {
+            return;
+        }
+        let name = Arc::clone(&self.plan.stages[usize::from(stage)].name);
+        for member in self.plan.line(root) {
+            let text = if member == stage {
+                error.clone()
+            } else {
+                format!("stage `{name}`, joined to it by direct edges, has failed")
+            };
+            self.set_state(member, StageState::Failed, Some(text));
+        }
+        if let Some(line) = self.lines.get_mut(&root) {
+            line.halt();
+        }
+    }
+
+    fn status(&self) -> PipelineStatus {
+        let numbered = self.plan.stages.iter().zip(&self.stages);
+        let stages = numbered.map(|(stage, entry)| {
+            let line = self.lines.get(&self.root_of(stage.index));
+            let in_flight = line.map_or(0, |line| line.in_flight(stage.index));
+            StageStatus::of(stage, entry.workers, entry.state, entry.error.clone(), in_flight)
+        });
+        PipelineStatus { pipeline: self.plan.pipeline.to_string(), stages: stages.collect() }
+    }
+
+    fn died(&mut self, who: Who, life: u64, ctx: &mut Context<Self>) {
+        let (Who::Worker { stage, .. }
+        | Who::Consumer { stage, .. }
+        | Who::Producer { root: stage, .. }) = who;
+        let root = self.root_of(stage);
+        let failed = self.stages[usize::from(stage)].state == StageState::Failed;
+        if !failed && !self.lines.contains_key(&root) {
+            self.early_deaths.push((who, life));
+            return;
+        }
+        let current = self.lines.get(&root).is_some_and(|line| line.is_current(who, life));
+        if self.stopping || failed || !current {
+            return;
+        }
+        let name = Arc::clone(&self.plan.stages[usize::from(stage)].name);
+        match self.ask_budget(stage) {
+            Restart::GiveUp => {
+                let policy = &self.plan.restart;
+                let error = format!(
+                    "its actors died more than {} times in {:?}",
+                    policy.max_restarts, policy.period
+                );
+                self.fail(stage, error);
+            }
+            Restart::After(back_off) => {
+                self.plan.stages[usize::from(stage)].stats.restarts.add(1);
+                tracing::warn!(
+                    pipeline = %self.plan.pipeline, stage = %name, ?who, ?back_off,
+                    "an actor died; it is started again"
+                );
+                self.events.send(Event::Restart {
+                    pipeline: self.plan.pipeline.to_string(),
+                    stage: name.to_string(),
+                    actor: who.kind().to_owned(),
+                });
+                ctx.run_later(back_off, move |tree, ctx| tree.revive(who, ctx));
+            }
+        }
+    }
+}
+
+impl Who {
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Worker { .. } => "worker",
+            Self::Consumer { .. } => "consumer",
+            Self::Producer { .. } => "producer",
+        }
+    }
+}
+
+impl Actor for Tree {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        let roots = self.plan.stages.iter().filter(|stage| stage.upstream.is_none());
+        for root in roots.map(|stage| stage.index).collect::<Vec<_>>() {
+            self.start_line(root, 0, ctx);
+        }
+    }
+}
+
+impl Handler<Told> for Tree {
+    type Result = ();
+
+    fn handle(&mut self, told: Told, ctx: &mut Self::Context) {
+        match told {
+            Told::Died { who, life } => self.died(who, life, ctx),
+            Told::Failed { stage, error } => self.fail(stage, error),
+        }
+    }
+}

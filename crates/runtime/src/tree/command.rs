@@ -1,0 +1,177 @@
+//! What a program asks of a running pipeline.
+
+use std::time::Duration;
+
+use actix::prelude::*;
+use tokio::sync::oneshot;
+
+use super::Tree;
+use crate::actors::Mode;
+use crate::status::{PipelineStatus, StageState, Stopped};
+
+/// How often it is looked whether a stage that is to be scaled has resolved what it has in flight.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// A request, with the way for its answer.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(crate) enum Command {
+    /// How it is now.
+    Status(oneshot::Sender<PipelineStatus>),
+    /// Stop pulling for a stage.
+    Pause { stage: String, reply: Reply },
+    /// Pull again for a stage.
+    Resume { stage: String, reply: Reply },
+    /// Another number of workers for a stage.
+    Scale { stage: String, workers: usize, reply: Reply },
+    /// Stop pulling, resolve everything, at most until a deadline, and end.
+    Stop { deadline: Option<Duration>, reply: oneshot::Sender<Stopped> },
+    /// Wait until nothing is left to do.
+    Idle { quiet: Option<Duration>, reply: oneshot::Sender<Result<(), String>> },
+    /// Kill an actor of a stage, as if by a defect of ours.
+    Crash { stage: String, actor: &'static str, reply: Reply },
+}
+
+pub(crate) type Reply = oneshot::Sender<Result<(), String>>;
+
+impl Handler<Command> for Tree {
+    type Result = ();
+
+    fn handle(&mut self, command: Command, ctx: &mut Self::Context) {
+        // Who asked may be gone by the time of the answer; that is no error anywhere here.
+        match command {
+            Command::Status(reply) => drop(reply.send(self.status())),
+            Command::Pause { stage, reply } => drop(reply.send(self.pause(&stage))),
+            Command::Resume { stage, reply } => drop(reply.send(self.resume(&stage))),
+            Command::Scale { stage, workers, reply } => self.scale(&stage, workers, reply, ctx),
+            Command::Stop { deadline, reply } => self.stop(deadline, reply, ctx),
+            Command::Idle { quiet, reply } => self.wait_until_idle(quiet, reply, ctx),
+            Command::Crash { stage, actor, reply } => {
+                let crashed = self.stage_number(&stage).and_then(|number| {
+                    let line = self.lines.get(&self.root_of(number));
+                    let crashed = line.is_some_and(|line| line.crash(number, actor));
+                    crashed.then_some(()).ok_or_else(|| format!("stage `{stage}` has no {actor}"))
+                });
+                drop(reply.send(crashed));
+            }
+        }
+    }
+}
+
+impl Tree {
+    pub(super) fn stage_number(&self, name: &str) -> Result<u16, String> {
+        let found = self.plan.stages.iter().find(|stage| *stage.name == *name);
+        found.map(|stage| stage.index).ok_or_else(|| {
+            let names: Vec<_> = self.plan.stages.iter().map(|stage| stage.name.as_ref()).collect();
+            format!("no stage `{name}` here; there are: {}", names.join(", "))
+        })
+    }
+
+    /// The root of a stage that may be paused, resumed or scaled now.
+    fn startable(&self, name: &str, states: &[StageState]) -> Result<(u16, u16), String> {
+        let stage = self.stage_number(name)?;
+        let state = self.stages[usize::from(stage)].state;
+        if self.stopping || !states.contains(&state) {
+            return Err(format!("stage `{name}` is {state}"));
+        }
+        let root = self.root_of(stage);
+        if root != stage && states.contains(&StageState::Paused) {
+            let upstream = &self.plan.stages[usize::from(root)].name;
+            tracing::debug!(%name, %upstream, "a stage fed directly goes with its line");
+        }
+        Ok((stage, root))
+    }
+
+    fn pause(&mut self, name: &str) -> Result<(), String> {
+        let (_, root) = self.startable(name, &[StageState::Running, StageState::Paused])?;
+        if let Some(line) = self.lines.get(&root) {
+            line.set_mode(Mode::Paused);
+        }
+        for member in self.plan.line(root) {
+            self.set_state(member, StageState::Paused, None);
+        }
+        Ok(())
+    }
+
+    fn resume(&mut self, name: &str) -> Result<(), String> {
+        let (_, root) = self.startable(name, &[StageState::Running, StageState::Paused])?;
+        if let Some(line) = self.lines.get(&root) {
+            line.set_mode(Mode::Running);
+        }
+        for member in self.plan.line(root) {
+            self.set_state(member, StageState::Running, None);
+        }
+        Ok(())
+    }
+
+    fn scale(&mut self, name: &str, workers: usize, reply: Reply, ctx: &mut Context<Self>) {
+        const WORKERS_MAX: usize = 1024;
+        let (stage, root) = match self.startable(name, &[StageState::Running]) {
+            Ok(found) => found,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        let plan = &self.plan.stages[usize::from(stage)];
+        let one = plan.order == brigade_core::connector::Order::Queue;
+        if workers == 0 || workers > WORKERS_MAX || (one && workers != 1) {
+            let range =
+                if one { "1, for its order".to_owned() } else { format!("1 to {WORKERS_MAX}") };
+            return drop(reply.send(Err(format!("stage `{name}` may have {range} workers"))));
+        }
+        if let Some(line) = self.lines.get(&root) {
+            line.set_mode(Mode::Paused);
+        }
+        self.scale_when_empty(Scale { stage, root, workers, reply }, ctx);
+    }
+
+    fn scale_when_empty(&mut self, scale: Scale, ctx: &mut Context<Self>) {
+        let Some(line) = self.lines.get(&scale.root) else {
+            return drop(scale.reply.send(Err("the stage is being started".to_owned())));
+        };
+        if self.stopping {
+            return drop(scale.reply.send(Err("the pipeline is stopping".to_owned())));
+        }
+        if !line.is_quiet() {
+            ctx.run_later(LOOK, move |tree, ctx| tree.scale_when_empty(scale, ctx));
+            return;
+        }
+        line.set_mode(Mode::Stopping);
+        self.scale_when_closed(scale, ctx);
+    }
+
+    fn scale_when_closed(&mut self, scale: Scale, ctx: &mut Context<Self>) {
+        let closed = self.lines.get(&scale.root).is_none_or(|line| line.is_closed());
+        if !closed {
+            ctx.run_later(LOOK, move |tree, ctx| tree.scale_when_closed(scale, ctx));
+            return;
+        }
+        let Some(mut line) = self.lines.remove(&scale.root) else {
+            return drop(scale.reply.send(Err("the stage has ended".to_owned())));
+        };
+        let Scale { stage, root, workers, reply } = scale;
+        let scaled = async move { (line.scale(stage, workers).await, line) };
+        ctx.spawn(scaled.into_actor(self).map(move |(result, line), tree, ctx| {
+            tree.lines.insert(root, line);
+            let answer = match result {
+                Ok(()) => {
+                    tree.stages[usize::from(stage)].workers = workers;
+                    Ok(())
+                }
+                Err(failure) => {
+                    let error = failure.error.clone();
+                    tree.fail(failure.stage, failure.error);
+                    Err(error)
+                }
+            };
+            let _ = ctx;
+            drop(reply.send(answer));
+        }));
+    }
+}
+
+/// A change of a stage's number of workers that waits for the stage to be empty.
+struct Scale {
+    stage: u16,
+    root: u16,
+    workers: usize,
+    reply: Reply,
+}

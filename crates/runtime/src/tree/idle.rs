@@ -1,0 +1,230 @@
+//! Telling when a pipeline has nothing left to do.
+//!
+//! A stage is finished when its inputs are at their end or empty for every process, nothing of it
+//! is in flight, and every stage that writes its inputs is finished. Stages that run in other
+//! processes say so by a durable mark in the state that they share.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use actix::prelude::*;
+use brigade_core::connector::{ConnectorError, Lag};
+use brigade_core::state::{StateStore, StoreOp};
+use tokio::sync::oneshot;
+
+use super::Tree;
+use super::line::ConsumerEntry;
+use crate::plan::Plan;
+use crate::status::StageState;
+
+/// How often it is looked.
+const LOOK: Duration = Duration::from_millis(25);
+
+/// The watch over a run that is to end when nothing is left.
+struct Watch {
+    plan: Arc<Plan>,
+    /// For queues that cannot tell whether they are empty: how long nothing may have come.
+    quiet: Option<Duration>,
+    marks: Marks,
+    /// What was counted at the last look, and since when it has not changed.
+    counted: (u64, Instant),
+    reply: Option<oneshot::Sender<Result<(), String>>>,
+}
+
+impl Tree {
+    /// Answers when nothing is left to do, or when that cannot come to pass.
+    pub(super) fn wait_until_idle(
+        &mut self,
+        quiet: Option<Duration>,
+        reply: oneshot::Sender<Result<(), String>>,
+        ctx: &mut Context<Self>,
+    ) {
+        let plan = Arc::clone(&self.plan);
+        let begin = async move { (Marks::begin(&plan).await, plan) };
+        ctx.spawn(begin.into_actor(self).map(move |(marks, plan), tree, ctx| match marks {
+            Err(error) => drop(reply.send(Err(error.to_string()))),
+            Ok(marks) => {
+                let counted = (0, Instant::now());
+                let watch = Watch { plan, quiet, marks, counted, reply: Some(reply) };
+                tree.look_whether_idle(watch, ctx);
+            }
+        }));
+    }
+
+    fn look_whether_idle(&mut self, mut watch: Watch, ctx: &mut Context<Self>) {
+        let failed = self.stages.iter().any(|stage| stage.state == StageState::Failed);
+        if failed || self.stopping {
+            // What is left cannot be done: the run ends, and says so by its exit code.
+            watch.answer(Ok(()));
+            return;
+        }
+        let (count, started) = (self.count(), self.all_started());
+        if watch.counted.0 != count {
+            watch.counted = (count, Instant::now());
+        }
+        let entries: Vec<ConsumerEntry> =
+            self.lines.values().flat_map(|line| line.consumers().cloned()).collect();
+        let look = async move {
+            let done = watch.look(&entries, started).await;
+            (done, watch)
+        };
+        ctx.spawn(look.into_actor(self).map(move |(done, mut watch), tree, ctx| match done {
+            Ok(true) if tree.count() == count => watch.answer(Ok(())),
+            Ok(_) => {
+                ctx.run_later(LOOK, move |tree, ctx| tree.look_whether_idle(watch, ctx));
+            }
+            Err(error) => watch.answer(Err(error)),
+        }));
+    }
+
+    fn all_started(&self) -> bool {
+        self.stages.iter().all(|stage| {
+            matches!(stage.state, StageState::Running | StageState::Paused | StageState::Failed)
+        })
+    }
+
+    /// A number that changes whenever a message moves.
+    fn count(&self) -> u64 {
+        let moved = self.plan.stages.iter().map(|stage| {
+            let stats = &stage.stats;
+            stats.received.get() + stats.acked.get() + stats.filtered.get() + stats.calls.get()
+        });
+        moved.sum()
+    }
+}
+
+impl Watch {
+    /// Whether everything is finished; marks the stages that newly are.
+    async fn look(&mut self, entries: &[ConsumerEntry], started: bool) -> Result<bool, String> {
+        // First the marks of others, then the queues: what they wrote before their mark is seen.
+        let others = self.marks.read().await.map_err(|error| error.to_string())?;
+        let mut idle = BTreeSet::new();
+        for stage in &self.plan.stages {
+            let own = entries.iter().filter(|entry| entry.stage == stage.index);
+            let mut own_idle = started || others.contains(&*stage.name);
+            for entry in own {
+                own_idle = own_idle && self.is_idle(entry).await?;
+            }
+            if own_idle {
+                idle.insert(Arc::clone(&stage.name));
+            }
+        }
+        let finished = self.finished(idle, &others);
+        self.marks.write(&finished).await.map_err(|error| error.to_string())?;
+        Ok(finished.len() == self.plan.stages.len())
+    }
+
+    async fn is_idle(&self, entry: &ConsumerEntry) -> Result<bool, String> {
+        if entry.control.in_flight.load(Relaxed) > 0 {
+            return Ok(false);
+        }
+        if entry.control.ended.load(Relaxed) {
+            return Ok(true);
+        }
+        let lag = match entry.consumer.lag().await {
+            Ok(lag) => lag,
+            Err(error) if error.is_transient() => return Ok(false),
+            Err(error) => return Err(error.to_string()),
+        };
+        let Lag { ready, delayed, in_flight, at_end, .. } = lag;
+        if at_end {
+            return Ok(in_flight.unwrap_or(0) == 0 && delayed.unwrap_or(0) == 0);
+        }
+        match (ready, self.quiet) {
+            (Some(ready), _) => {
+                Ok(ready == 0 && delayed.unwrap_or(0) == 0 && in_flight.unwrap_or(0) == 0)
+            }
+            (None, Some(quiet)) => Ok(self.counted.1.elapsed() >= quiet),
+            (None, None) => Err(format!(
+                "a queue of stage `{}` cannot tell whether it is empty: give a quiet time, as in \
+                 `--until-idle=5s`",
+                self.plan.stages[usize::from(entry.stage)].name
+            )),
+        }
+    }
+
+    /// Of the idle stages those whose upstream stages are all finished: the greatest such set, so
+    /// that stages in a circle of queues finish together.
+    fn finished(&self, idle: BTreeSet<Arc<str>>, others: &BTreeSet<String>) -> BTreeSet<Arc<str>> {
+        let mut finished = idle;
+        loop {
+            let before = finished.len();
+            let all = finished.clone();
+            finished.retain(|stage| {
+                let upstream = self.plan.upstream_of(stage);
+                upstream.iter().all(|up| all.contains(up) || others.contains(&**up))
+            });
+            if finished.len() == before {
+                return finished;
+            }
+        }
+    }
+
+    fn answer(&mut self, answer: Result<(), String>) {
+        if let Some(reply) = self.reply.take() {
+            // Who asked may be gone.
+            let _ = reply.send(answer);
+        }
+    }
+}
+
+/// The durable marks of finished stages, of one run over all processes that share the state.
+///
+/// A run begins with the first process that starts after the last run has finished as a whole; its
+/// number is one more. A mark is the number of the run in which the stage finished.
+struct Marks {
+    state: Arc<dyn StateStore>,
+    space: Arc<str>,
+    run: u64,
+    written: BTreeSet<Arc<str>>,
+}
+
+const RUN: &str = "~run";
+
+impl Marks {
+    async fn begin(plan: &Plan) -> Result<Self, ConnectorError> {
+        let state = Arc::clone(&plan.env.state);
+        let space: Arc<str> = format!("finished/{}", plan.pipeline).into();
+        let kept = state.scan(&space, "").await?;
+        let number = |bytes: &[u8]| std::str::from_utf8(bytes).ok()?.parse::<u64>().ok();
+        let run = kept.iter().find(|(name, _)| name == RUN).and_then(|(_, n)| number(n));
+        let run = match run {
+            None => 1,
+            Some(run) => {
+                let finished = |stage: &Arc<str>| {
+                    kept.iter().any(|(name, n)| **name == **stage && number(n) == Some(run))
+                };
+                if plan.all_stages.keys().all(finished) { run + 1 } else { run }
+            }
+        };
+        let value = run.to_string().into();
+        let put = StoreOp::Put { space: Arc::clone(&space), key: RUN.to_owned(), value };
+        state.commit(vec![put]).await?;
+        Ok(Self { state, space, run, written: BTreeSet::new() })
+    }
+
+    /// The stages that are marked as finished in this run, by any process.
+    async fn read(&self) -> Result<BTreeSet<String>, ConnectorError> {
+        let run = self.run.to_string();
+        let kept = self.state.scan(&self.space, "").await?;
+        let marked = kept.into_iter().filter(|(name, n)| name != RUN && **n == *run.as_bytes());
+        Ok(marked.map(|(name, _)| name).collect())
+    }
+
+    async fn write(&mut self, finished: &BTreeSet<Arc<str>>) -> Result<(), ConnectorError> {
+        let fresh: Vec<Arc<str>> = finished.difference(&self.written).cloned().collect();
+        if fresh.is_empty() {
+            return Ok(());
+        }
+        let put = |stage: &Arc<str>| StoreOp::Put {
+            space: Arc::clone(&self.space),
+            key: stage.to_string(),
+            value: self.run.to_string().into(),
+        };
+        self.state.commit(fresh.iter().map(put).collect()).await?;
+        self.written.extend(fresh);
+        Ok(())
+    }
+}

@@ -1,0 +1,113 @@
+//! Starting lines, and starting again what died.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use brigade_core::restart::Restart;
+use brigade_core::retry::doubled;
+
+use super::line::{Ground, Line};
+use super::{Report, StartFailure, StartFailureKind, Tree, Who};
+use crate::status::StageState;
+
+/// Back-off while something that a line needs is not there yet.
+const AWAY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+
+impl Tree {
+    /// Starts a line; `tried` counts the tries since something was not there.
+    pub(super) fn start_line(&mut self, root: u16, tried: u32, ctx: &mut Context<Self>) {
+        let Some(lanes) = &self.lanes else { return };
+        let ground = Ground {
+            plan: Arc::clone(&self.plan),
+            lanes: lanes.all(),
+            producers: Arc::clone(&self.producers),
+            report: Report(ctx.address()),
+            events: self.events.clone(),
+        };
+        let start = Line::start(root, ground).into_actor(self);
+        ctx.spawn(start.map(move |result, tree, ctx| match result {
+            Ok(line) => tree.line_started(root, line, ctx),
+            Err(failure) => tree.line_not_started(root, failure, tried + 1, ctx),
+        }));
+    }
+
+    fn line_started(&mut self, root: u16, mut line: Line, ctx: &mut Context<Self>) {
+        if self.stopping {
+            line.halt();
+        }
+        let members = self.plan.line(root);
+        self.lines.insert(root, line);
+        for stage in members {
+            if self.stages[usize::from(stage)].state == StageState::Starting {
+                self.set_state(stage, StageState::Running, None);
+            }
+        }
+        for (who, life) in std::mem::take(&mut self.early_deaths) {
+            self.died(who, life, ctx);
+        }
+    }
+
+    fn line_not_started(
+        &mut self,
+        root: u16,
+        failure: StartFailure,
+        tried: u32,
+        ctx: &mut Context<Self>,
+    ) {
+        let StartFailure { stage, error, kind } = failure;
+        let again = match kind {
+            StartFailureKind::Permanent => Restart::GiveUp,
+            StartFailureKind::Init => self.ask_budget(stage),
+            StartFailureKind::Away => Restart::After(doubled(AWAY.0, AWAY.1, tried)),
+        };
+        match again {
+            Restart::GiveUp => self.fail(stage, error),
+            Restart::After(back_off) => {
+                self.plan.stages[usize::from(stage)].stats.restarts.add(1);
+                let name = Arc::clone(&self.plan.stages[usize::from(stage)].name);
+                tracing::warn!(
+                    pipeline = %self.plan.pipeline, stage = %name, %error, ?back_off,
+                    "not started; trying again"
+                );
+                self.set_state(stage, StageState::Starting, Some(error));
+                ctx.run_later(back_off, move |tree, ctx| {
+                    if !tree.stopping {
+                        tree.start_line(root, tried, ctx);
+                    }
+                });
+            }
+        }
+    }
+
+    /// Starts an actor again that died.
+    pub(super) fn revive(&mut self, who: Who, ctx: &mut Context<Self>) {
+        let (Who::Worker { stage, .. }
+        | Who::Consumer { stage, .. }
+        | Who::Producer { root: stage, .. }) = who;
+        let root = self.root_of(stage);
+        if self.stopping || self.stages[usize::from(stage)].state == StageState::Failed {
+            return;
+        }
+        let Some(line) = self.lines.get_mut(&root) else { return };
+        match who {
+            Who::Worker { .. } => line.start_worker(who),
+            Who::Producer { .. } => line.start_producer(who),
+            Who::Consumer { .. } => {
+                let Some(reopen) = line.reopen(who) else { return };
+                ctx.spawn(reopen.into_actor(self).map(move |opened, tree, ctx| match opened {
+                    Ok(consumer) => {
+                        if let Some(line) = tree.lines.get_mut(&root) {
+                            line.replace_consumer(who, consumer);
+                        }
+                    }
+                    Err(error) if error.is_transient() => {
+                        tracing::warn!(%error, "a consumer is not back yet; trying again");
+                        ctx.run_later(AWAY.1 / 10, move |tree, ctx| tree.revive(who, ctx));
+                    }
+                    Err(error) => tree.fail(stage, error.to_string()),
+                }));
+            }
+        }
+    }
+}
