@@ -1,3 +1,4 @@
+use std::io::IsTerminal;
 use std::time::Duration;
 
 use brigade_core::Period;
@@ -128,7 +129,9 @@ fn log(format: LogFormat, level: Option<&str>) -> anyhow::Result<()> {
     };
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let set = match format {
-        LogFormat::Human => lines.with_target(false).try_init(),
+        LogFormat::Human => {
+            lines.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init()
+        }
         LogFormat::Json => lines.json().try_init(),
     };
     set.map_err(|error| anyhow::anyhow!("logging cannot be set up: {error}"))

@@ -1,11 +1,13 @@
 //! What a changed file means for messages that are stored already.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::topology::Topology;
+use crate::topology::{Queue, Stage};
 
 /// What is remembered of a pipeline from one start to the next. Version 1.
 #[derive(Debug, Serialize, Deserialize)]
@@ -26,9 +28,12 @@ struct QueuePrint {
 const VERSION: u32 = 1;
 
 /// What has to be remembered of a pipeline to tell at the next start what has changed.
-pub fn fingerprint(topology: &Topology) -> Value {
-    let text = |name: &std::sync::Arc<str>| name.to_string();
-    let queues = topology.queues.iter().map(|(name, queue)| {
+pub(crate) fn fingerprint(
+    queues: &IndexMap<Arc<str>, Queue>,
+    stages: &IndexMap<Arc<str>, Stage>,
+) -> Value {
+    let text = |name: &Arc<str>| name.to_string();
+    let queues = queues.iter().map(|(name, queue)| {
         let print = QueuePrint {
             type_name: queue.type_name.clone(),
             groups: queue.spec.groups.iter().map(text).collect(),
@@ -36,8 +41,7 @@ pub fn fingerprint(topology: &Topology) -> Value {
         };
         (name.to_string(), print)
     });
-    let stages = topology
-        .stages
+    let stages = stages
         .iter()
         .map(|(name, stage)| (name.to_string(), stage.input_queues().iter().map(text).collect()));
     let print =

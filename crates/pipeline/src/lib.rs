@@ -22,7 +22,7 @@ mod node;
 mod schema;
 mod topology;
 
-pub use changes::{changes, fingerprint};
+pub use changes::changes;
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
 pub use file::{Exhausted, Expiry, LogFormat, PipelineFile};
 pub use format::Format;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use brigade_core::restart::RestartPolicy;
 use indexmap::IndexMap;
 
+use crate::changes::fingerprint;
 use crate::diagnostic::{Findings, Severity, did_you_mean};
 use crate::file::PipelineFile;
 use crate::load::{Catalog, beside};
@@ -77,6 +78,7 @@ fn topology(
         log_format: file.log.format,
         log_level: file.log.level.clone(),
         upstream: upstream(&stages),
+        fingerprint: fingerprint(&queues, &stages),
         queues,
         stages,
     }

@@ -41,6 +41,9 @@ pub struct Topology {
     pub stages: IndexMap<Arc<str>, Stage>,
     /// All stages of the file, each with those that write what it reads.
     pub upstream: BTreeMap<Arc<str>, Vec<Arc<str>>>,
+    /// What has to be remembered of the whole file to tell at the next start what has
+    /// [changed](crate::changes).
+    pub fingerprint: Value,
 }
 
 /// A checked queue.

@@ -177,14 +177,14 @@ async fn report_changes(topology: &Topology, state: &dyn StateStore) -> Result<(
         message: format!("pipeline `{}`: the state cannot be used", topology.pipeline),
         source: Some(error),
     };
-    let now = brigade_pipeline::fingerprint(topology);
+    let now = &topology.fingerprint;
     let before = state.load(SPACE, &topology.pipeline).await.map_err(|e| wrong(e.into()))?;
     if let Some(before) = before {
         let before = serde_json::from_slice(&before).map_err(|e| wrong(e.into()))?;
-        if before == now {
+        if before == *now {
             return Ok(());
         }
-        for change in brigade_pipeline::changes(&before, &now) {
+        for change in brigade_pipeline::changes(&before, now) {
             tracing::warn!(pipeline = %topology.pipeline, "{change}");
         }
     }

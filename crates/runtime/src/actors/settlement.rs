@@ -163,7 +163,7 @@ impl Settler {
     /// Makes the dead letter of a message that was given up on.
     pub(super) fn dead_letter(&self, receipt: Receipt, given_up: GivenUp) -> Output {
         let stage = self.stage(given_up.stage);
-        tracing::info!(
+        tracing::debug!(
             pipeline = %stage.context.pipeline, stage = %stage.name, id = %given_up.message.id,
             cause = given_up.cause.kind.as_str(), attempts = given_up.attempts, "dead letter"
         );

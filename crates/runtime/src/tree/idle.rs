@@ -136,6 +136,8 @@ impl Watch {
             (Some(ready), _) => {
                 Ok(ready == 0 && delayed.unwrap_or(0) == 0 && in_flight.unwrap_or(0) == 0)
             }
+            // It will come to its end by itself.
+            (None, _) if entry.consumer.features().finite => Ok(false),
             (None, Some(quiet)) => Ok(self.counted.1.elapsed() >= quiet),
             (None, None) => Err(format!(
                 "a queue of stage `{}` cannot tell whether it is empty: give a quiet time, as in \
