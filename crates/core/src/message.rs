@@ -63,7 +63,10 @@ impl Message {
 ///
 /// Cloning shares them; [`push`](Headers::push) copies them first if they are shared.
 #[derive(Clone, Default, PartialEq, Eq)]
-pub struct Headers(Option<Arc<Vec<(Box<str>, Option<Bytes>)>>>);
+pub struct Headers(Option<Arc<Vec<Header>>>);
+
+/// A name and its value.
+type Header = (Box<str>, Option<Bytes>);
 
 impl Headers {
     /// No headers.

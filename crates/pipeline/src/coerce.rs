@@ -21,10 +21,10 @@ pub(crate) fn coerce(node: &mut Node, validator: &Validator) {
     }
     for pointer in changed {
         let steps: Vec<String> = pointer.split('/').skip(1).map(str::to_owned).collect();
-        if let Some(leaf) = node.at_mut(&steps) {
-            if let (true, NodeValue::Text(text)) = (leaf.loose, &leaf.value) {
-                leaf.value = plain(text);
-            }
+        if let Some(leaf) = node.at_mut(&steps)
+            && let (true, NodeValue::Text(text)) = (leaf.loose, &leaf.value)
+        {
+            leaf.value = plain(text);
         }
     }
 }

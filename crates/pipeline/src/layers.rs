@@ -91,10 +91,10 @@ fn rebase(node: &mut Node, origin: &Origin) {
 
 /// The child of that name, made if it is not there.
 fn child_of<'n>(node: &'n mut Node, key: &str, origin: &Origin, loosely: bool) -> &'n mut Node {
-    if let NodeValue::List(items) = &node.value {
-        if key.parse::<usize>().is_ok_and(|at| at < items.len()) {
-            return node.child_mut(key).expect("the place is in the list");
-        }
+    if let NodeValue::List(items) = &node.value
+        && key.parse::<usize>().is_ok_and(|at| at < items.len())
+    {
+        return node.child_mut(key).expect("the place is in the list");
     }
     if !matches!(node.value, NodeValue::Map(_)) {
         node.value = NodeValue::Map(Vec::new());

@@ -196,15 +196,14 @@ impl Topology {
             }
         }
         for stage in self.stages.values() {
-            if let Inputs::Direct(up) = &stage.inputs {
-                if here(up) != here(&stage.name) {
-                    let down = &stage.name;
-                    let help = format!("name a queue between them, or run both here");
-                    let message = format!(
-                        "stage `{down}` is fed directly by `{up}`, which would be elsewhere"
-                    );
-                    refuse(message, Some(help));
-                }
+            if let Inputs::Direct(up) = &stage.inputs
+                && here(up) != here(&stage.name)
+            {
+                let down = &stage.name;
+                let help = "name a queue between them, or run both here".to_owned();
+                let message =
+                    format!("stage `{down}` is fed directly by `{up}`, which would be elsewhere");
+                refuse(message, Some(help));
             }
         }
         if !wrong.is_empty() {

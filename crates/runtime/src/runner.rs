@@ -1,7 +1,7 @@
 //! One worker's handling of one delivery: check it, call the component, decide what becomes of it.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use brigade_core::component::{AnyComponent, Context, Emit, Emitted, HandleError, Handling};
@@ -12,6 +12,7 @@ use brigade_core::{Cause, CauseKind, Failure, Message, Timestamp};
 use brigade_pipeline::{Exhausted, Expiry};
 use futures_util::FutureExt;
 use serde_json::Value;
+use tokio::sync::Notify;
 
 use crate::plan::{QueuePlan, StagePlan, Target};
 use crate::pool::Pool;
@@ -31,6 +32,8 @@ pub(crate) struct RunnerSite {
     /// The pools of the stages fed directly, by number; empty for others.
     pub(crate) downstream: Vec<(u16, Order, Arc<Pool>)>,
     pub(crate) report: Report,
+    /// The consumers that deal to this stage, to be told when there is a worker again.
+    pub(crate) listeners: Mutex<Vec<Arc<Notify>>>,
 }
 
 /// What became of a delivery.
@@ -38,7 +41,7 @@ pub(crate) enum Step {
     /// It is resolved.
     Resolved,
     /// It is to be tried again after this long.
-    Retry(Delivery, Duration),
+    Retry(Box<Delivery>, Duration),
 }
 
 /// How one attempt went.
@@ -147,6 +150,22 @@ impl Runner {
 }
 
 impl RunnerSite {
+    /// This consumer deals to the stage.
+    pub(crate) fn listen(&self, consumer: Arc<Notify>) {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(consumer);
+    }
+
+    /// The consumers deal to other workers from now on, and will say so again.
+    pub(crate) fn forget_listeners(&self) {
+        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// A worker is there that was not: what waited for it can be dealt.
+    pub(crate) fn tell_listeners(&self) {
+        let listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        listeners.iter().for_each(|listener| listener.notify_one());
+    }
+
     /// Checks whether the component may see a delivery, and lends its message to a context.
     pub(crate) fn admit(
         &self,
@@ -157,6 +176,12 @@ impl RunnerSite {
             let truncated = defect.truncated.clone();
             let cause = Cause::new(defect.kind, defect.message);
             return Err(self.give_up_on(delivery, cause, truncated));
+        }
+        let input = &self.queues[usize::from(delivery.input)];
+        if self.stage.upstream.is_none()
+            && let Err(cause) = input.receive(&mut delivery)
+        {
+            return Err(self.give_up_on(delivery, cause, None));
         }
         if let Some(step) = self.expired(&delivery, now) {
             return Err(match step {
@@ -169,12 +194,6 @@ impl RunnerSite {
                     self.give_up_on(delivery, cause, None)
                 }
             });
-        }
-        let input = &self.queues[usize::from(delivery.input)];
-        if self.stage.upstream.is_none() {
-            if let Err(cause) = input.receive(&mut delivery) {
-                return Err(self.give_up_on(delivery, cause, None));
-            }
         }
         let message = std::mem::take(&mut delivery.message);
         let stage = Arc::clone(&self.stage.context);
@@ -247,7 +266,7 @@ impl RunnerSite {
         delivery.first_failed_at.get_or_insert_with(now);
         let random = fastrand::f64();
         match self.stage.retry.decide(delivery.attempts, asked, self.waiting(&delivery), random) {
-            Retry::InProcess(delay) => Step::Retry(delivery, delay),
+            Retry::InProcess(delay) => Step::Retry(Box::new(delivery), delay),
             Retry::InQueue(delay) => {
                 let (attempts, error) = (delivery.attempts, cause.message);
                 delivery.guard.resolve(Resolution::Requeued { attempts, error, delay });
@@ -354,7 +373,7 @@ impl RunnerSite {
                         self.queues[usize::from(queue)].send(&mut message)?;
                         routed.outputs.push((queue, Outgoing { message, delay: output.delay }));
                     }
-                    Target::Direct(stage) => routed.to_stage(stage, message),
+                    Target::Direct(stage) => routed.push_direct(stage, message),
                 }
             }
         }
@@ -395,7 +414,7 @@ struct Routed {
 }
 
 impl Routed {
-    fn to_stage(&mut self, stage: u16, message: Message) {
+    fn push_direct(&mut self, stage: u16, message: Message) {
         match self.direct.iter_mut().find(|(have, _)| *have == stage) {
             Some((_, messages)) => messages.push(message),
             None => self.direct.push((stage, vec![message])),

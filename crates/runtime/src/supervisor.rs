@@ -33,19 +33,21 @@ pub struct Supervisor {
 impl Supervisor {
     /// A supervisor of no pipelines yet.
     ///
-    /// # Panics
-    /// If the program was built with `panic = "abort"`: then a component's panic could not be kept
-    /// from ending the program.
+    /// A program with `panic = "abort"` does not compile with it: then a component's panic could not
+    /// be kept from ending the program.
     pub fn new() -> Self {
-        assert!(
-            cfg!(panic = "unwind"),
-            "Brigade needs `panic = \"unwind\"`: remove `panic = \"abort\"` from the profile"
-        );
+        const {
+            assert!(
+                cfg!(panic = "unwind"),
+                "Brigade needs `panic = \"unwind\"`: remove `panic = \"abort\"` from the profile"
+            );
+        }
         Self::default()
     }
 
     /// One pipeline more.
     #[must_use]
+    #[expect(clippy::should_implement_trait, reason = "pipelines are added to a supervisor")]
     pub fn add(mut self, pipeline: Pipeline) -> Self {
         self.pipelines.push(pipeline);
         self

@@ -170,10 +170,10 @@ fn head(db: &Connection, queue: i64) -> rusqlite::Result<Vec<u64>> {
     let sql = "SELECT id FROM messages WHERE queue = ?1 AND state = ?2 ORDER BY id LIMIT 1";
     for state in 0..=3_i64 {
         let row = db.prepare_cached(sql)?.query_row([queue, state], |row| row.get(0)).optional()?;
-        if let Some(row) = row {
-            if first.is_none_or(|(id, _)| row < id) {
-                first = Some((row, state));
-            }
+        if let Some(row) = row
+            && first.is_none_or(|(id, _)| row < id)
+        {
+            first = Some((row, state));
         }
     }
     Ok(first.filter(|(_, state)| *state == READY).map(|(id, _)| id).into_iter().collect())

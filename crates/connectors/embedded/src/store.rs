@@ -59,10 +59,10 @@ impl Store {
         std::fs::create_dir_all(directory).map_err(io)?;
         let directory = directory.canonicalize().map_err(io)?;
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(store) = open.get(&directory).and_then(Weak::upgrade) {
-            if store.is_open() {
-                return Ok(store);
-            }
+        if let Some(store) = open.get(&directory).and_then(Weak::upgrade)
+            && store.is_open()
+        {
+            return Ok(store);
         }
         let store = Self::start(&directory, options)?;
         open.retain(|_, store| store.strong_count() > 0);
@@ -152,11 +152,11 @@ impl Targets {
                 }
                 StoreOp::Delete { space, key } => resolved.push(Op::Delete { space, key }),
                 StoreOp::Enqueue { queue, outgoing } => {
-                    if let Some(Op::Enqueue { name, batch, .. }) = resolved.last_mut() {
-                        if *name == queue {
-                            batch.push(outgoing);
-                            continue;
-                        }
+                    if let Some(Op::Enqueue { name, batch, .. }) = resolved.last_mut()
+                        && *name == queue
+                    {
+                        batch.push(outgoing);
+                        continue;
                     }
                     let target = targets.get(&queue).cloned().ok_or_else(|| {
                         ConnectorError::permanent(format!("no producer of queue `{queue}` is open"))

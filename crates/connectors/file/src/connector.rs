@@ -62,10 +62,10 @@ impl Connector for FileConnector {
             let message = "only plain lines of a file can be followed";
             problems.push(Problem::at("follow", message).help("remove `follow`"));
         }
-        if settings.is_glob() {
-            if let Err(error) = glob::Pattern::new(&settings.path) {
-                problems.push(Problem::at("path", format!("not a glob: {error}")));
-            }
+        if settings.is_glob()
+            && let Err(error) = glob::Pattern::new(&settings.path)
+        {
+            problems.push(Problem::at("path", format!("not a glob: {error}")));
         }
         problems
     }

@@ -35,8 +35,9 @@ struct OpenFile {
 }
 
 /// The writers of this process, by path and state.
-static WRITERS: LazyLock<Mutex<HashMap<(PathBuf, String), Weak<Writer>>>> =
-    LazyLock::new(Mutex::default);
+static WRITERS: LazyLock<Mutex<Writers>> = LazyLock::new(Mutex::default);
+
+type Writers = HashMap<(PathBuf, String), Weak<Writer>>;
 
 impl Writer {
     /// The writer of this path.

@@ -27,10 +27,10 @@ fn fill(template: &Value, n: u64, random: &mut Rng) -> Value {
 
 /// A text with its placeholders filled in; one that is nothing but a placeholder takes its type.
 fn text_of(text: &str, n: u64, random: &mut Rng) -> Value {
-    if let Some(inside) = text.strip_prefix("{{").and_then(|rest| rest.strip_suffix("}}")) {
-        if !inside.contains("{{") {
-            return place(inside, n, random).unwrap_or_else(|| text.into());
-        }
+    if let Some(inside) = text.strip_prefix("{{").and_then(|rest| rest.strip_suffix("}}"))
+        && !inside.contains("{{")
+    {
+        return place(inside, n, random).unwrap_or_else(|| text.into());
     }
     let (mut filled, mut rest) = (String::new(), text);
     while let Some((before, after)) = rest.split_once("{{") {

@@ -45,8 +45,11 @@ pub(crate) const FEATURES: Features = Features {
 #[derive(Debug, Clone)]
 pub struct Memory {
     number: u64,
-    queues: Arc<Mutex<HashMap<(String, String), Arc<Queue>>>>,
+    queues: Arc<Mutex<Queues>>,
 }
+
+/// Queues by pipeline and name.
+type Queues = HashMap<(String, String), Arc<Queue>>;
 
 /// A queue: its groups, and the way to wake who waits for it.
 #[derive(Debug, Default)]

@@ -119,7 +119,7 @@ impl Worker {
         let step = site.decide(delivery, Attempt::TimedOut(timeout), port.lane);
         port.handled(1, timeout);
         match step {
-            Step::Retry(delivery, after) => desk.retry(delivery, Instant::now() + after),
+            Step::Retry(delivery, after) => desk.retry(*delivery, Instant::now() + after),
             Step::Resolved => desk.open(key.as_ref(), std::iter::empty()),
         }
         if stuck > stage.stuck_limit as u64 {
@@ -162,7 +162,7 @@ impl WorkLoop {
             match step {
                 Step::Retry(delivery, after) => {
                     delivery.guard.wake();
-                    self.desk.retry(delivery, Instant::now() + after);
+                    self.desk.retry(*delivery, Instant::now() + after);
                 }
                 Step::Resolved if item.retry => self.desk.open(key.as_ref(), std::iter::empty()),
                 Step::Resolved => {}

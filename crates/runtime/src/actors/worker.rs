@@ -54,6 +54,7 @@ impl Actor for Worker {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         self.desk.push(self.port.up(ctx.address()));
+        self.site.tell_listeners();
         let worker = WorkLoop {
             runner: self.runner(),
             template: Arc::clone(&self.template),
@@ -169,14 +170,14 @@ impl WorkLoop {
         while let Some(item) = items.next() {
             if !ordered {
                 let step = self.runner.handle(item.delivery, &self.template).await;
-                self.settle(step, false);
+                self.park(step);
                 continue;
             }
             let Some(item) = self.desk.pass(item) else { continue };
             let key = item.delivery.message.key.clone();
             let step = self.runner.handle(item.delivery, &self.template).await;
             let resolved = matches!(step, Step::Resolved);
-            self.settle(step, true);
+            self.park(step);
             if resolved && item.retry {
                 // What waited behind it comes before what was taken along with it.
                 self.desk.open(key.as_ref(), items.by_ref().collect::<Vec<_>>().into_iter());
@@ -185,11 +186,11 @@ impl WorkLoop {
         self.port.handled(n, started.elapsed());
     }
 
-    fn settle(&self, step: Step, _ordered: bool) {
+    fn park(&self, step: Step) {
         if let Step::Retry(delivery, after) = step {
             // Its place in the worker's queue is free; nothing was resolved that would say so.
             delivery.guard.wake();
-            self.desk.retry(delivery, Instant::now() + after);
+            self.desk.retry(*delivery, Instant::now() + after);
         }
     }
 
@@ -216,7 +217,7 @@ impl WorkLoop {
             self.desk.open(key.as_ref(), std::iter::empty());
         }
         for step in self.runner.handle_batch(batch, &self.template).await {
-            self.settle(step, ordered);
+            self.park(step);
         }
         self.port.handled(n, begun.elapsed());
     }

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::Ordering::Relaxed;
 
 use actix::prelude::*;
@@ -172,6 +172,7 @@ impl Line {
 
     fn add_consumer(&mut self, place: ConsumerPlace, consumer: Arc<dyn ConnectorConsumer>) {
         let (who, stage, control) = (place.who, place.stage, Control::new());
+        self.sites[&stage].listen(Arc::clone(&control.notify));
         self.consumers.insert(who, ConsumerEntry { stage, control, consumer, place });
     }
 
@@ -267,6 +268,7 @@ impl Line {
             queues: self.ground.plan.queues.clone(),
             downstream: downstream.collect(),
             report: self.ground.report.clone(),
+            listeners: Mutex::default(),
         })
     }
 
@@ -428,6 +430,9 @@ impl Line {
             self.start_worker(Who::Worker { stage, index });
         }
         self.consumers.clear();
+        for site in self.sites.values() {
+            site.forget_listeners();
+        }
         let plan = Arc::clone(&self.ground.plan);
         for place in self.places() {
             let consumer = open_consumer(&plan, &place).await;

@@ -1,0 +1,266 @@
+//! What fails, and what becomes of it: nothing is lost, and nobody else is disturbed.
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
+
+use brigade::component::{Component, Context, Emit, Setup};
+use brigade::{BoxError, CauseKind, Failure, Message, StageState};
+use common::{World, eventually};
+
+const TWO_STAGES: &str = "
+queues: { in: { type: memory }, mid: { type: memory, limit: { messages: 1000000 } }, out: { type: memory, limit: { messages: 1000000 } } }
+stages:
+  first: { component: first, input: in, outputs: [mid], workers: 2, retry: { attempts: 3, min: 1ms, max: 5ms } }
+  second: { component: pass, input: mid, outputs: [out] }
+";
+
+#[tokio::test]
+async fn panics_and_errors_are_the_messages_failures_and_use_no_restart_budget() {
+    const MESSAGES: u64 = 100_000;
+    let world = World::new();
+    // One in 200 always panics; one in 50 fails on its first attempt only.
+    let first = |n: u64, cx: &Context| {
+        assert!(n % 200 != 7, "one in two hundred");
+        if n % 50 == 3 && cx.attempt() == 1 {
+            return Err(Failure::retry("one in fifty"));
+        }
+        Ok(Emit::value(n))
+    };
+    let registry = world.registry().component("first", first);
+    world.put("in", 0..MESSAGES);
+    let running = world.start(TWO_STAGES, &registry).await;
+    running.until_idle(None).await.unwrap();
+    let status = running.status().await;
+    let stage = status[0].stage("first").unwrap();
+    assert_eq!(stage.received, MESSAGES);
+    assert_eq!(stage.acked + stage.dead_lettered, MESSAGES);
+    assert_eq!(stage.dead_lettered, MESSAGES / 200);
+    assert_eq!(stage.restarts, 0);
+    assert_eq!(stage.panics, 3 * MESSAGES / 200);
+    assert!(status[0].is_ready());
+    running.drain().await;
+    let mut out = world.numbers("out");
+    out.sort_unstable();
+    assert!(out.iter().copied().eq((0..MESSAGES).filter(|n| n % 200 != 7)));
+    let dead = world.dead_letters("first");
+    assert!(dead.iter().all(|letter| letter.cause.kind == CauseKind::Panic));
+    assert_eq!(dead.len() as u64, MESSAGES / 200);
+}
+
+#[derive(Clone)]
+struct NoDatabase(Arc<AtomicU64>);
+
+impl Component for NoDatabase {
+    type In = u64;
+    type Out = ();
+
+    async fn init(&mut self, _: &Setup) -> Result<(), BoxError> {
+        self.0.fetch_add(1, SeqCst);
+        Err("no database".into())
+    }
+
+    async fn handle(&mut self, _: u64, _: &Context) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn an_init_that_fails_uses_up_the_budget_and_keeps_the_queue() {
+    let world = World::new();
+    let tries = Arc::new(AtomicU64::new(0));
+    let registry = world.registry().component("first", NoDatabase(tries.clone()));
+    world.put("in", 0..10);
+    let yaml = "
+restart: { max_restarts: 3, period: 60s, min: 5ms, max: 20ms }
+queues: { in: { type: memory } }
+stages: { first: { component: first, input: in } }
+";
+    let running = world.start(yaml, &registry).await;
+    let failed = async || {
+        let status = running.status().await;
+        status[0].stages[0].state == StageState::Failed
+    };
+    eventually("the stage fails", failed).await;
+    assert_eq!(tries.load(SeqCst), 4, "once, and three restarts");
+    assert!(!running.is_ready().await);
+    let status = running.status().await;
+    assert!(status[0].stages[0].error.as_deref().unwrap().contains("no database"));
+    let stopped = running.drain().await;
+    assert_eq!(stopped[0].failed.len(), 1);
+    assert_eq!(world.numbers("in").len(), 10, "the queue keeps what it holds");
+}
+
+#[tokio::test]
+async fn a_poison_message_becomes_a_dead_letter_that_says_everything() {
+    let world = World::new();
+    let poison = |_: u64| Err::<(), _>(std::io::Error::other("bad luck"));
+    let registry = world.registry().component("first", poison);
+    world.put("in", [7]);
+    let running = world.start(TWO_STAGES, &registry).await;
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    let dead = world.dead_letters("first");
+    let letter = &dead[0];
+    assert_eq!(letter.message.payload.as_deref(), Some(&b"7"[..]));
+    assert_eq!(letter.message.key.as_deref(), Some(&b"k7"[..]));
+    assert_eq!(letter.message.id, brigade::MessageId(8));
+    assert_eq!((letter.cause.kind, letter.cause.message.as_str()), (CauseKind::Error, "bad luck"));
+    assert_eq!((letter.stage.as_str(), letter.queue.as_str()), ("first", "in"));
+    assert_eq!((letter.pipeline.as_str(), letter.position.as_str()), ("test", "in#0"));
+    assert_eq!(letter.attempts, 3);
+    assert!(letter.first_at <= letter.last_at);
+}
+
+#[tokio::test]
+async fn actors_that_are_killed_come_back_and_nothing_is_lost() {
+    const MESSAGES: u64 = 5_000;
+    let world = World::new();
+    let registry = world.registry().component("first", async |n: u64| {
+        tokio::task::yield_now().await;
+        Ok::<_, Failure>(Emit::value(n))
+    });
+    let yaml = format!("restart: {{ max_restarts: 100, min: 1ms, max: 5ms }}\n{TWO_STAGES}");
+    let running = world.start(&yaml, &registry).await;
+    for (round, actor) in ["worker", "consumer", "producer", "worker"].into_iter().enumerate() {
+        let round = round as u64;
+        world.put("in", round * MESSAGES..(round + 1) * MESSAGES);
+        let restarts = |status: &brigade::PipelineStatus| status.stages[0].restarts;
+        eventually("the actor can be killed", async || running.crash("first", actor).await.is_ok())
+            .await;
+        eventually("the supervisor starts it again", async || {
+            restarts(&running.status().await[0]) > round
+        })
+        .await;
+        running.until_idle(None).await.unwrap();
+    }
+    running.drain().await;
+    let mut out = world.numbers("out");
+    out.sort_unstable();
+    out.dedup();
+    assert!(out.into_iter().eq(0..4 * MESSAGES), "each is there at least once");
+}
+
+#[tokio::test]
+async fn a_queue_that_takes_nothing_stops_the_consumer_and_costs_no_attempt() {
+    let world = World::new();
+    let calls = Arc::new(AtomicU64::new(0));
+    let count = calls.clone();
+    let component = move |n: u64| {
+        count.fetch_add(1, SeqCst);
+        Ok::<_, Failure>(Emit::value(n))
+    };
+    let registry = world.registry().component("first", component);
+    let yaml = "
+queues: { in: { type: memory }, out: { type: memory, limit: { messages: 100 } } }
+stages:
+  first: { component: first, input: in, outputs: [out], max_in_flight: { messages: 200 } }
+";
+    world.put("in", 0..10_000);
+    let running = world.start(yaml, &registry).await;
+    eventually("the stage is blocked", async || running.status().await[0].stages[0].blocked).await;
+    let status = running.status().await;
+    assert!(status[0].stages[0].received <= 300, "{}", status[0].stages[0].received);
+    let mut arrived = Vec::new();
+    while arrived.len() < 10_000 {
+        let taken = world.memory.drain("test", "out");
+        arrived.extend(taken.iter().map(|message| message.id));
+        tokio::task::yield_now().await;
+    }
+    running.until_idle(None).await.unwrap();
+    let status = running.status().await;
+    assert_eq!(status[0].stages[0].failed_attempts, 0);
+    running.drain().await;
+    assert_eq!(calls.load(SeqCst), 10_000, "no call is repeated");
+    arrived.sort_unstable();
+    arrived.dedup();
+    assert_eq!(arrived.len(), 10_000);
+}
+
+#[tokio::test]
+async fn a_blocking_call_that_takes_too_long_is_fenced_off() {
+    let world = World::new();
+    let release = Arc::new(AtomicBool::new(false));
+    let held = release.clone();
+    let stuck = move |n: u64| {
+        while n == 3 && !held.load(SeqCst) {
+            std::thread::yield_now();
+        }
+        Ok::<_, Failure>(Emit::value(n))
+    };
+    let registry = world.registry().component("first", stuck);
+    let yaml = "
+queues: { in: { type: memory }, out: { type: memory } }
+stages:
+  first:
+    { component: first, input: in, outputs: [out], blocking: true, timeout: 50ms, retry: { attempts: 1 } }
+";
+    world.put("in", 0..10);
+    let running = world.start(yaml, &registry).await;
+    running.until_idle(None).await.unwrap();
+    let status = running.status().await;
+    let stage = &status[0].stages[0];
+    assert_eq!((stage.timeouts, stage.stuck_threads, stage.acked), (1, 1, 9));
+    release.store(true, SeqCst);
+    eventually("the thread ends", async || {
+        running.status().await[0].stages[0].stuck_threads == 0
+    })
+    .await;
+    running.drain().await;
+    assert_eq!(world.numbers("out").len(), 9, "the late answer is thrown away");
+    assert_eq!(world.dead_letters("first")[0].cause.kind, CauseKind::Timeout);
+}
+
+#[tokio::test]
+async fn an_output_that_is_not_declared_makes_a_dead_letter() {
+    let world = World::new();
+    let registry =
+        world.registry().component("first", |n: u64| Ok::<_, Failure>(Emit::to("nowhere", n)));
+    world.put("in", [1]);
+    let running = world.start(TWO_STAGES, &registry).await;
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    let cause = &world.dead_letters("first")[0].cause;
+    assert_eq!(cause.kind, CauseKind::Output);
+    assert_eq!(cause.message, "no output `nowhere`; stage `first` declares `mid`");
+}
+
+#[tokio::test]
+async fn what_does_not_decode_never_reaches_the_component() {
+    let world = World::new();
+    let calls = Arc::new(AtomicU64::new(0));
+    let count = calls.clone();
+    let registry = world.registry().component("first", move |n: u64| {
+        count.fetch_add(1, SeqCst);
+        Ok::<_, Failure>(Emit::value(n))
+    });
+    let broken = [&b"{"[..], b"\xff\xfe", b"", b"\"text\"", b"-1", b"[[[[1"];
+    world.memory.put("test", "in", broken.map(|bytes| Message::new(bytes.to_vec())));
+    world.memory.put("test", "in", [Message::default()]);
+    let running = world.start(TWO_STAGES, &registry).await;
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    assert_eq!(calls.load(SeqCst), 0);
+    let dead = world.dead_letters("first");
+    assert_eq!(dead.len(), 7);
+    assert!(dead.iter().all(|letter| letter.cause.kind == CauseKind::Decode));
+    assert_eq!(dead[1].message.payload.as_deref(), Some(&b"\xff\xfe"[..]), "kept byte for byte");
+    assert_eq!(dead[6].message.payload, None);
+}
+
+#[tokio::test]
+async fn a_stop_gives_back_what_is_not_resolved_by_its_deadline() {
+    let world = World::new();
+    let registry = world.registry().component("first", async |n: u64| {
+        std::future::pending::<()>().await;
+        Ok::<_, Failure>(Emit::value(n))
+    });
+    world.put("in", 0..50);
+    let running = world.start(TWO_STAGES, &registry).await;
+    eventually("it is in flight", async || running.status().await[0].stages[0].in_flight > 0).await;
+    let stopped = running.stop(Some(Duration::from_millis(50))).await;
+    assert!(stopped[0].given_back > 0);
+    assert_eq!(world.numbers("in").len(), 50);
+}

@@ -1,0 +1,181 @@
+//! How messages flow: order, direct edges, batches, routing, pausing and scaling.
+
+mod common;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+use brigade::component::{Context, Emit};
+use brigade::{Failure, StageState};
+use common::{World, eventually};
+
+#[tokio::test]
+async fn by_key_messages_leave_in_order_also_across_retries_and_workers() {
+    const MESSAGES: u64 = 5_000;
+    let world = World::new();
+    let flaky = |n: u64, cx: &Context| match n % 7 == 0 && cx.attempt() == 1 {
+        true => Err(Failure::retry("the first time")),
+        false => Ok(Emit::value(n)),
+    };
+    let registry = world.registry().component("flaky", flaky);
+    let yaml = "
+queues: { in: { type: memory }, out: { type: memory } }
+stages:
+  keep:
+    { component: flaky, input: in, outputs: [out], workers: 4, order: key, retry: { min: 1ms, max: 3ms } }
+";
+    world.put("in", 0..MESSAGES);
+    let running = world.start(yaml, &registry).await;
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    let mut last: HashMap<u64, u64> = HashMap::new();
+    let out = world.numbers("out");
+    assert_eq!(out.len() as u64, MESSAGES);
+    for n in out {
+        let before = last.insert(n % 10, n);
+        assert!(before.is_none_or(|before| before < n), "{n} left after {before:?}");
+    }
+}
+
+#[tokio::test]
+async fn in_queue_order_a_retry_holds_back_everything_behind_it() {
+    let world = World::new();
+    let flaky = |n: u64, cx: &Context| match n % 10 == 0 && cx.attempt() < 3 {
+        true => Err(Failure::retry("twice")),
+        false => Ok(Emit::value(n)),
+    };
+    let registry = world.registry().component("flaky", flaky);
+    let yaml = "
+queues: { in: { type: memory }, out: { type: memory } }
+stages:
+  keep: { component: flaky, input: in, outputs: [out], order: queue, retry: { min: 1ms, max: 1ms } }
+";
+    world.put("in", 0..100);
+    let running = world.start(yaml, &registry).await;
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    assert!(world.numbers("out").into_iter().eq(0..100));
+}
+
+#[tokio::test]
+async fn over_direct_edges_a_childs_failure_is_its_own_and_the_root_waits_for_all() {
+    let world = World::new();
+    let split = |n: u64| Ok::<_, Failure>(vec![Emit::value(n * 10), Emit::value(n * 10 + 1)]);
+    let odd = |n: u64| match n % 10 {
+        1 => Err(Failure::reject("odd")),
+        _ => Ok(Emit::value(n)),
+    };
+    let registry = world.registry().component("split", split).component("odd", odd);
+    let yaml = "
+queues: { in: { type: memory }, out: { type: memory } }
+stages:
+  split: { component: split, input: in, workers: 2 }
+  odd: { component: odd, input: split, outputs: [out], workers: 3 }
+";
+    world.put("in", 0..1000);
+    let running = world.start(yaml, &registry).await;
+    running.until_idle(None).await.unwrap();
+    let status = running.status().await;
+    assert_eq!(status[0].stage("split").unwrap().received, 1000);
+    assert_eq!(status[0].stage("odd").unwrap().calls, 2000);
+    running.drain().await;
+    let mut out = world.numbers("out");
+    out.sort_unstable();
+    assert!(out.into_iter().eq((0..1000).map(|n| n * 10)));
+    assert_eq!(world.dead_letters("odd").len(), 1000);
+    assert!(world.numbers("in").is_empty());
+}
+
+#[tokio::test]
+async fn a_batch_component_answers_for_each_message() {
+    let world = World::new();
+    let sizes = Arc::new(Mutex::new(Vec::new()));
+    let seen = sizes.clone();
+    let halves = async move |numbers: Vec<u64>| {
+        seen.lock().unwrap().push(numbers.len());
+        let half = |n: u64| match n % 2 {
+            0 => Ok(Emit::value(n / 2)),
+            _ => Err(Failure::reject("odd")),
+        };
+        numbers.into_iter().map(half).collect::<Vec<_>>()
+    };
+    let registry = world.registry().component("halves", halves);
+    let yaml = "
+queues: { in: { type: memory }, out: { type: memory } }
+stages:
+  halve: { component: halves, input: in, outputs: [out], batch: { size: 100, age: 20ms } }
+";
+    world.put("in", 0..1000);
+    let running = world.start(yaml, &registry).await;
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    assert_eq!(world.numbers("out").len(), 500);
+    assert_eq!(world.dead_letters("halve").len(), 500);
+    let sizes = sizes.lock().unwrap();
+    assert!(sizes.iter().all(|size| *size <= 100));
+    assert!(sizes.iter().any(|size| *size > 1), "{sizes:?}");
+}
+
+#[tokio::test]
+async fn several_stages_each_get_every_message_of_a_queue() {
+    let world = World::new();
+    let yaml = "
+queues: { in: { type: memory }, a: { type: memory }, b: { type: memory } }
+stages:
+  one: { component: pass, input: in, outputs: [a] }
+  two: { component: pass, input: in, outputs: [b] }
+";
+    let running = world.start(yaml, &world.registry()).await;
+    eventually("both are running", async || running.is_ready().await).await;
+    world.put("in", 0..100);
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    assert_eq!((world.numbers("a").len(), world.numbers("b").len()), (100, 100));
+}
+
+#[tokio::test]
+async fn a_stage_can_be_paused_resumed_and_scaled_while_it_runs() {
+    let world = World::new();
+    let yaml = "
+queues: { in: { type: memory }, out: { type: memory } }
+stages: { work: { component: pass, input: in, outputs: [out] } }
+";
+    let running = world.start(yaml, &world.registry()).await;
+    eventually("it runs", async || running.is_ready().await).await;
+    running.pause("work").await.unwrap();
+    world.put("in", 0..100);
+    assert_eq!(running.status().await[0].stages[0].state, StageState::Paused);
+    assert!(world.numbers("out").is_empty());
+    running.resume("work").await.unwrap();
+    running.scale("work", 5).await.unwrap();
+    assert_eq!(running.status().await[0].stages[0].workers, 5);
+    running.until_idle(None).await.unwrap();
+    assert!(running.pause("nobody").await.unwrap_err().to_string().contains("there are: work"));
+    running.drain().await;
+    let mut out = world.numbers("out");
+    out.sort_unstable();
+    assert!(out.into_iter().eq(0..100));
+}
+
+#[tokio::test]
+async fn copies_go_to_all_outputs_and_expired_messages_to_the_dead_letters() {
+    let world = World::new();
+    let yaml = "
+queues:
+  in: { type: memory, event_time: at }
+  a: { type: memory }
+  b: { type: memory }
+stages:
+  work: { component: pass, input: in, outputs: [a, b], copy: true, expire: 1h }
+";
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let old = format!("{{\"at\": {}}}", now.as_millis() - 2 * 3_600_000);
+    let new = format!("{{\"at\": {}}}", now.as_millis());
+    world.memory.put("test", "in", [old, new].map(brigade::Message::new));
+    let running = world.start(yaml, &world.registry()).await;
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    assert_eq!(world.memory.messages("test", "a").len(), 1);
+    assert_eq!(world.memory.messages("test", "b").len(), 1);
+    assert_eq!(world.dead_letters("work").len(), 1);
+}
