@@ -79,7 +79,8 @@ impl Trial {
 
     /// The bytes of all outputs.
     fn written(&self) -> u64 {
-        let length = |name| fs::metadata(self.path(&format!("{name}.jsonl"))).map_or(0, |m| m.len());
+        let length =
+            |name| fs::metadata(self.path(&format!("{name}.jsonl"))).map_or(0, |m| m.len());
         OUTPUTS.iter().map(|name| length(name)).sum()
     }
 
@@ -94,7 +95,9 @@ impl Trial {
         let deadline = Instant::now() + Duration::from_secs(120);
         let mut kills = 0;
         for at in at {
-            while self.written() < at && children.iter_mut().any(|c| c.try_wait().unwrap().is_none()) {
+            while self.written() < at
+                && children.iter_mut().any(|c| c.try_wait().unwrap().is_none())
+            {
                 assert!(Instant::now() < deadline, "it does not go on after {kills} kills");
                 std::thread::yield_now();
             }
@@ -119,11 +122,12 @@ impl Trial {
 
     fn check(&self) {
         for name in OUTPUTS {
-            let mut ids: Vec<u64> =
-                objects(&self.path(&format!("{name}.jsonl"))).map(|flight| {
+            let mut ids: Vec<u64> = objects(&self.path(&format!("{name}.jsonl")))
+                .map(|flight| {
                     assert!(flight["origin_latitude"].is_number(), "{flight}");
                     flight["id"].as_u64().unwrap()
-                }).collect();
+                })
+                .collect();
             ids.sort_unstable();
             assert_eq!(ids.len(), self.expected[name].len(), "{name}");
             assert_eq!(ids, self.expected[name], "{name}");

@@ -204,10 +204,8 @@ stages:
     let stage = &status[0].stages[0];
     assert_eq!((stage.timeouts, stage.stuck_threads, stage.acked), (1, 1, 9));
     release.store(true, SeqCst);
-    eventually("the thread ends", async || {
-        running.status().await[0].stages[0].stuck_threads == 0
-    })
-    .await;
+    eventually("the thread ends", async || running.status().await[0].stages[0].stuck_threads == 0)
+        .await;
     running.drain().await;
     assert_eq!(world.numbers("out").len(), 9, "the late answer is thrown away");
     assert_eq!(world.dead_letters("first")[0].cause.kind, CauseKind::Timeout);

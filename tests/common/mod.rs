@@ -67,9 +67,8 @@ impl World {
     /// The dead letters that the state keeps for a stage.
     pub(crate) fn dead_letters(&self, stage: &str) -> Vec<DeadLetter> {
         let messages = self.state.queues().messages("test", &format!("~dead.{stage}"));
-        let letter = |message: &Message| {
-            DeadLetter::from_json(message.payload.as_deref().unwrap()).unwrap()
-        };
+        let letter =
+            |message: &Message| DeadLetter::from_json(message.payload.as_deref().unwrap()).unwrap();
         messages.iter().map(letter).collect()
     }
 }

@@ -1,1 +1,49 @@
-//! placeholder
+//! The conformance suite of connectors: one call for any connector, also one of your own.
+//!
+//! ```ignore
+//! brigade_testkit::conformance!(|| async { my_fixture() });
+//! ```
+//!
+//! A [`Fixture`] says how to make queues; the suite reads the connector's declared
+//! [`Features`](brigade_core::connector::Features) and tests each of them, and what every connector
+//! has to do. See [`conformance`].
+
+pub mod conformance;
+
+mod fixture;
+
+pub use fixture::Fixture;
+
+/// One test for each property of the suite; the argument is a function that makes a
+/// [`Fixture`](crate::Fixture). The caller depends on tokio with `macros` and `rt`.
+#[macro_export]
+macro_rules! conformance {
+    ($fixture:expr) => {
+        $crate::conformance!(@each $fixture;
+            a_message_comes_out_as_it_went_in,
+            a_big_payload_survives,
+            messages_come_in_the_order_in_which_they_were_put,
+            what_is_acked_never_comes_again,
+            what_a_dropped_consumer_held_comes_again,
+            a_failed_attempt_comes_again_after_its_delay,
+            a_release_uses_no_attempt,
+            competing_consumers_share_without_overlap,
+            each_group_gets_every_message,
+            a_key_is_with_one_consumer_at_a_time,
+            a_late_ack_does_not_undo_what_another_does,
+            a_consume_that_is_dropped_loses_nothing,
+            closing_in_the_middle_neither_hangs_nor_loses,
+            empty_batches_are_harmless,
+            ten_thousand_messages_survive_random_failures,
+        );
+    };
+    (@each $fixture:expr; $($name:ident,)*) => {
+        $(
+            #[tokio::test]
+            async fn $name() {
+                let make = $fixture;
+                $crate::conformance::$name(&make()).await;
+            }
+        )*
+    };
+}

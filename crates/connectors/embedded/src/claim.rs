@@ -21,6 +21,11 @@ pub(crate) struct Leases {
 }
 
 impl Leases {
+    /// Whether claims wait for suspects, so that each resolved lease is worth a look.
+    pub(crate) fn in_quarantine(&self) -> bool {
+        self.quarantine.is_on()
+    }
+
     pub(crate) fn forget(&mut self, row: u64) {
         self.held.remove(&row);
     }

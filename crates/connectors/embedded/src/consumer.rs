@@ -240,7 +240,7 @@ fn fail(work: &mut Work<'_>, queue: i64, failed: &Failed) -> rusqlite::Result<bo
     };
     let delay = i64::try_from(failed.delay.as_millis()).unwrap_or(i64::MAX);
     let visible_at = now_ms().saturating_add(delay);
-    let sql = "UPDATE messages SET holder = 0, suspect = 0, crashes = 0, attempts = ?4,
+    let sql = "UPDATE messages SET holder = 0, suspect = 0, deaths = 0, crashes = 0, attempts = ?4,
                  visible_at = ?5, first_failed_at = coalesce(first_failed_at, ?6),
                  state = CASE WHEN order_key IS NOT NULL THEN 3 WHEN ?7 THEN 1 ELSE 0 END
                WHERE id = ?1 AND fence = ?2 AND state = 2 AND queue = ?3 RETURNING order_key";
@@ -298,6 +298,7 @@ impl Consumer for EmbeddedConsumer {
             }
             apply(work, &ops)?;
             work.db.execute_batch("RELEASE ack")?;
+            work.woke |= work.leases.in_quarantine();
             for (row, _) in &rows {
                 work.leases.forget(*row);
             }

@@ -150,7 +150,11 @@ fn is_dead(path: &Path) -> bool {
     }
 }
 
-/// Frees a holder's leases. What was in flight is suspect; what was in flight alone has crashed.
+/// A message is suspect once it was in flight at so many deaths: one alone may be anybody's, and to
+/// hand out everything singly after each would take long.
+const SUSPECT_DEATHS: i64 = 2;
+
+/// Frees a holder's leases. What was in flight may be suspect; what was in flight alone has crashed.
 fn free(db: &mut Connection, holder: i64) -> rusqlite::Result<usize> {
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let held: usize = transaction.query_row(
@@ -160,10 +164,10 @@ fn free(db: &mut Connection, holder: i64) -> rusqlite::Result<usize> {
     )?;
     let crashed = i64::from(held == 1);
     transaction.execute(
-        "UPDATE messages SET state = 0, holder = 0, suspect = 1, redeliveries = redeliveries + 1,
-           crashes = crashes + ?2
+        "UPDATE messages SET state = 0, holder = 0, redeliveries = redeliveries + 1,
+           deaths = deaths + 1, suspect = (deaths + 1 >= ?3), crashes = crashes + ?2
          WHERE holder = ?1 AND state = 2",
-        params![holder, crashed],
+        params![holder, crashed, SUSPECT_DEATHS],
     )?;
     crate::rows::put_keys_in_order(&transaction)?;
     transaction.execute("DELETE FROM holders WHERE id = ?1", [holder])?;

@@ -189,7 +189,7 @@ pub(crate) fn promote(db: &Connection, queue: i64, key: &[u8]) -> rusqlite::Resu
 /// After leases were freed: of each key only the first row may be ready.
 pub(crate) fn put_keys_in_order(db: &Connection) -> rusqlite::Result<()> {
     let freed = "SELECT DISTINCT queue, order_key FROM messages
-                 WHERE suspect = 1 AND order_key IS NOT NULL";
+                 WHERE state = 0 AND deaths > 0 AND order_key IS NOT NULL";
     let mut freed = db.prepare_cached(freed)?;
     let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?));
     let keys: Vec<_> = freed.query_map([], read)?.collect::<rusqlite::Result<_>>()?;

@@ -46,7 +46,7 @@ CREATE TABLE messages (
   visible_at INTEGER NOT NULL, order_key BLOB, holder INTEGER NOT NULL DEFAULT 0,
   fence INTEGER NOT NULL DEFAULT 0, suspect INTEGER NOT NULL DEFAULT 0,
   attempts INTEGER NOT NULL DEFAULT 0, redeliveries INTEGER NOT NULL DEFAULT 0,
-  crashes INTEGER NOT NULL DEFAULT 0, first_failed_at INTEGER, enqueued_at INTEGER NOT NULL,
+  deaths INTEGER NOT NULL DEFAULT 0, crashes INTEGER NOT NULL DEFAULT 0, first_failed_at INTEGER, enqueued_at INTEGER NOT NULL,
   size INTEGER NOT NULL, mid BLOB NOT NULL, key BLOB, headers BLOB, event_time INTEGER, payload BLOB
 );
 CREATE INDEX by_state ON messages (queue, state, id);

@@ -27,6 +27,11 @@ pub(crate) struct Quarantine {
 }
 
 impl Quarantine {
+    /// Whether anybody waits for suspects.
+    pub(crate) fn is_on(&self) -> bool {
+        self.since.is_some()
+    }
+
     /// Decides about a claim on one queue. `waiting`: suspects wait in the store; `here`: in this
     /// queue; `leases`: this process's leases in the store; `own`: those of this queue; `suspect`:
     /// whether one of them is a suspect.

@@ -1,0 +1,20 @@
+//! The file connector in the conformance suite.
+
+use std::sync::Arc;
+
+use brigade_core::connector::{ConnectorEnv, QueueSpec};
+use brigade_embedded::{Options, Store};
+use brigade_file::FileConnector;
+use brigade_testkit::Fixture;
+
+brigade_testkit::conformance!(|| {
+    let directory = tempfile::tempdir().unwrap();
+    let state = Store::open(&directory.path().join("state"), Options::default()).unwrap();
+    let settings = serde_json::json!({ "path": directory.path().join("queue.jsonl") });
+    Fixture {
+        connector: Arc::new(FileConnector),
+        env: ConnectorEnv { state },
+        queue: QueueSpec::new("suite", "queue", settings),
+        keep: Box::new(directory),
+    }
+});

@@ -1,0 +1,14 @@
+//! The memory connector in the conformance suite.
+
+use std::sync::Arc;
+
+use brigade_core::connector::{ConnectorEnv, QueueSpec};
+use brigade_memory::{Memory, MemoryState};
+use brigade_testkit::Fixture;
+
+brigade_testkit::conformance!(|| Fixture {
+    connector: Arc::new(Memory::new()),
+    env: ConnectorEnv { state: MemoryState::new() },
+    queue: QueueSpec::new("suite", "queue", serde_json::json!({})),
+    keep: Box::new(()),
+});

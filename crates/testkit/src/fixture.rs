@@ -1,0 +1,108 @@
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use brigade_core::connector::{
+    Connector, ConnectorEnv, Consumer, Features, Incoming, Order, Outgoing, Produced, Producer,
+    QueueSpec, Reader, Want,
+};
+use brigade_core::{Message, MessageId};
+
+/// How long anything that has to come may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long nothing has to come for the suite to believe that nothing does.
+const QUIET: Duration = Duration::from_millis(300);
+
+/// A connector, and a fresh, empty queue of it.
+#[expect(missing_debug_implementations, reason = "connectors have none")]
+pub struct Fixture {
+    /// The connector.
+    pub connector: Arc<dyn Connector>,
+    /// What it works with.
+    pub env: ConnectorEnv,
+    /// The queue. Its name and settings name something fresh.
+    pub queue: QueueSpec,
+    /// Kept until the test is over: a directory, a server.
+    pub keep: Box<dyn std::any::Any + Send + Sync>,
+}
+
+impl Fixture {
+    pub(crate) fn features(&self) -> Features {
+        self.connector.features(&self.queue.settings)
+    }
+
+    pub(crate) async fn consumer(&self, group: &str, order: Order) -> Arc<dyn Consumer> {
+        let reader = Reader { stage: "suite".into(), group: group.into(), order };
+        let opened = self.connector.consumer(&self.queue, &reader, &self.env).await;
+        opened.expect("a consumer of a good queue opens")
+    }
+
+    pub(crate) async fn producer(&self) -> Arc<dyn Producer> {
+        let opened = self.connector.producer(&self.queue, &self.env).await;
+        opened.expect("a producer of a good queue opens")
+    }
+
+    /// Puts messages on the queue; all have to be confirmed.
+    pub(crate) async fn put(&self, messages: Vec<Message>) {
+        let producer = self.producer().await;
+        let batch: Vec<Outgoing> = messages.into_iter().map(Outgoing::from).collect();
+        for chunk in batch.chunks(500) {
+            let outcomes = producer.produce(chunk).await.expect("the queue takes messages");
+            assert_eq!(outcomes.len(), chunk.len(), "one outcome for each message");
+            for outcome in outcomes {
+                assert!(matches!(outcome, Produced::Confirmed), "{outcome:?}");
+            }
+        }
+        producer.flush().await.expect("what is confirmed can be flushed");
+    }
+}
+
+/// Message number `n`: JSON of one line, so that any queue can hold it, with an id and a key.
+pub(crate) fn numbered(n: u64) -> Message {
+    let id = MessageId(u128::from(n) + 1);
+    Message::new(format!("{{\"n\":{n}}}")).with_id(id).with_key(format!("k{}", n % 7))
+}
+
+/// Which number a message has.
+pub(crate) fn number(incoming: &Incoming) -> u64 {
+    let payload = incoming.message.payload.as_deref().expect("it was put with a payload");
+    let text = std::str::from_utf8(payload).expect("it was put as text");
+    let digits: String = text.chars().filter(char::is_ascii_digit).collect();
+    digits.parse().expect("it was put with a number")
+}
+
+/// Takes at least one message; it has to come.
+pub(crate) async fn take(consumer: &Arc<dyn Consumer>, max: usize) -> VecDeque<Incoming> {
+    let want = Want { messages: max, bytes: usize::MAX };
+    let taken = tokio::time::timeout(PATIENCE, consumer.consume(want)).await;
+    let taken = taken.expect("a message comes").expect("the queue can be read");
+    assert!(taken.len() <= max, "not more than is wanted");
+    taken.into()
+}
+
+/// Takes exactly so many messages.
+pub(crate) async fn take_all(consumer: &Arc<dyn Consumer>, n: usize) -> Vec<Incoming> {
+    let mut all = Vec::new();
+    while all.len() < n {
+        let taken = take(consumer, n - all.len()).await;
+        assert!(!taken.is_empty(), "the queue ended after {} of {n}", all.len());
+        all.extend(taken);
+    }
+    all
+}
+
+/// Nothing more comes, or the end does.
+pub(crate) async fn expect_nothing(consumer: &Arc<dyn Consumer>) {
+    let want = Want { messages: 10, bytes: usize::MAX };
+    if let Ok(taken) = tokio::time::timeout(QUIET, consumer.consume(want)).await {
+        let taken = taken.expect("the queue can be read");
+        assert!(taken.is_empty(), "nothing is left, but there came {taken:?}");
+    }
+}
+
+/// Acks messages; every receipt has to stand.
+pub(crate) async fn ack(consumer: &Arc<dyn Consumer>, messages: &[Incoming]) {
+    let receipts = messages.iter().map(|incoming| incoming.receipt).collect();
+    let acked = consumer.ack(receipts, Vec::new()).await.expect("what is held can be acked");
+    assert_eq!(acked.fenced, [], "the leases stand");
+}
