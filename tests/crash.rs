@@ -1,5 +1,11 @@
 //! The real command, killed with SIGKILL at random moments: nothing is missing, nothing is there
 //! twice, no line is torn.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that stops says where"
+)]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -81,7 +87,7 @@ impl Trial {
     fn written(&self) -> u64 {
         let length =
             |name| fs::metadata(self.path(&format!("{name}.jsonl"))).map_or(0, |m| m.len());
-        OUTPUTS.iter().map(|name| length(name)).sum()
+        OUTPUTS.iter().map(length).sum()
     }
 
     /// Runs processes, each with its stages, and kills one of them whenever the outputs have reached

@@ -1,4 +1,10 @@
 //! What fails, and what becomes of it: nothing is lost, and nobody else is disturbed.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that stops says where"
+)]
 
 mod common;
 

@@ -1,4 +1,10 @@
 //! How messages flow: order, direct edges, batches, routing, pausing and scaling.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that stops says where"
+)]
 
 mod common;
 
@@ -13,7 +19,7 @@ use common::{World, eventually};
 async fn by_key_messages_leave_in_order_also_across_retries_and_workers() {
     const MESSAGES: u64 = 5_000;
     let world = World::new();
-    let flaky = |n: u64, cx: &Context| match n % 7 == 0 && cx.attempt() == 1 {
+    let flaky = |n: u64, cx: &Context| match n.is_multiple_of(7) && cx.attempt() == 1 {
         true => Err(Failure::retry("the first time")),
         false => Ok(Emit::value(n)),
     };
@@ -40,7 +46,7 @@ stages:
 #[tokio::test]
 async fn in_queue_order_a_retry_holds_back_everything_behind_it() {
     let world = World::new();
-    let flaky = |n: u64, cx: &Context| match n % 10 == 0 && cx.attempt() < 3 {
+    let flaky = |n: u64, cx: &Context| match n.is_multiple_of(10) && cx.attempt() < 3 {
         true => Err(Failure::retry("twice")),
         false => Ok(Emit::value(n)),
     };

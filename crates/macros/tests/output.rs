@@ -1,4 +1,10 @@
 //! What `#[derive(Output)]` makes.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that stops says where"
+)]
 
 use brigade_core::component::Output as _;
 use brigade_macros::Output;

@@ -2,7 +2,7 @@
 //!
 //! A file in YAML, TOML or JSON becomes one tree of nodes that know where they came from; the
 //! environment and `--set` are laid over it; `${VARIABLES}` are put in; the tree is held against the
-//! JSON Schema that is generated from the types in [`file`]; and the names in it are resolved. What
+//! JSON Schema that is generated from the types in [`mod@file`]; and the names in it are resolved. What
 //! is wrong is told all at once, each with its place, its key and the nearest right spelling.
 //!
 //! Types follow the steps: [`PipelineFile`] is decoded but not checked, [`Topology`] is checked and

@@ -6,7 +6,7 @@
 //!
 //! A [`Fixture`] says how to make queues; the suite reads the connector's declared
 //! [`Features`](brigade_core::connector::Features) and tests each of them, and what every connector
-//! has to do. See [`conformance`].
+//! has to do. See [`mod@conformance`].
 
 pub mod conformance;
 

@@ -162,7 +162,7 @@ impl Group {
         self.delayed.first_key_value().map(|((at, _), _)| *at)
     }
 
-    /// The first message of a busy key goes back to the front, what waits behind it after it.
+    /// A message of a busy key goes back in its place, and all of the key to the front if it is free.
     fn put_key_back(&mut self, item: Item) {
         let key = item.message.key.clone();
         let freed = key.as_ref().map(|key| self.release(key)).unwrap_or_default();
@@ -176,11 +176,12 @@ impl Group {
                     self.behind += 1;
                 }
             }
-            Freed::Free(behind) => {
+            Freed::Free(mut behind) => {
+                let at = behind.partition_point(|other| other.position < item.position);
+                behind.insert(at, item);
                 for item in behind.into_iter().rev() {
                     self.ready.push_front(item);
                 }
-                self.ready.push_front(item);
             }
         }
     }

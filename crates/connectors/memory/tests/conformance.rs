@@ -1,4 +1,10 @@
 //! The memory connector in the conformance suite.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that stops says where"
+)]
 
 use std::sync::Arc;
 
