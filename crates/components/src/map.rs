@@ -21,7 +21,7 @@ pub struct Map;
 /// The settings of `map`.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(untagged)]
-#[schemars(description = "a jq expression, or `{jq: expression, key: expression}`")]
+#[schemars(extend("expected" = "a jq expression, or `{jq: expression, key: expression}`"))]
 enum Settings {
     /// The expression.
     Plain(String),

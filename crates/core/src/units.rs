@@ -139,7 +139,7 @@ impl JsonSchema for Period {
     }
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({ "type": "string", "pattern": "^[0-9]+ *(ms|s|m|h|d)$", "description": PERIOD })
+        json_schema!({ "type": "string", "pattern": "^[0-9]+ *(ms|s|m|h|d)$", "expected": PERIOD })
     }
 
     fn inline_schema() -> bool {
@@ -157,7 +157,7 @@ impl JsonSchema for ByteSize {
             "type": ["string", "integer"],
             "pattern": "^[0-9]+ *(B|KiB|MiB|GiB|KB|MB|GB)?$",
             "minimum": 0,
-            "description": SIZE,
+            "expected": SIZE,
         })
     }
 

@@ -100,7 +100,14 @@ pub(crate) fn did_you_mean<'n>(
     const CLOSE_ENOUGH: f64 = 0.75;
     const LISTED_MAX: usize = 12;
     let right: Vec<&str> = right.into_iter().collect();
-    let score = |name: &str| strsim::jaro_winkler(&wrong.to_lowercase(), &name.to_lowercase());
+    let score = |name: &str| {
+        let (wrong, name) = (wrong.to_lowercase(), name.to_lowercase());
+        // Two letters that changed places make a short word look like another.
+        match strsim::damerau_levenshtein(&wrong, &name) {
+            0 | 1 => 1.0,
+            _ => strsim::jaro_winkler(&wrong, &name),
+        }
+    };
     let best = right.iter().map(|name| (score(name), *name)).max_by(|a, b| a.0.total_cmp(&b.0));
     match best {
         Some((score, name)) if score >= CLOSE_ENOUGH => Some(format!("did you mean `{name}`?")),

@@ -101,7 +101,7 @@ pub struct QueueKeys {
 /// A JSON Schema, or the name of one.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
-#[schemars(description = "a JSON Schema, a path of one, or the name of a registered type")]
+#[schemars(extend("expected" = "a JSON Schema, a path of one, or the name of a registered type"))]
 pub enum SchemaChoice {
     /// A path, or the name of a registered type.
     Name(String),
@@ -169,7 +169,7 @@ pub struct StageKeys {
 /// A component's name, with or without settings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
-#[schemars(description = "a component's name, or a mapping with its name and its settings")]
+#[schemars(extend("expected" = "a component's name, or a mapping with its name and its settings"))]
 pub enum ComponentKeys {
     /// A name.
     Name(String),
@@ -180,7 +180,7 @@ pub enum ComponentKeys {
 /// What a stage reads.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
-#[schemars(description = "a queue, a stage, a list of queues, or `{queues: [..], priority: true}`")]
+#[schemars(extend("expected" = "a queue, a stage, a list of queues, or `{queues: [..], priority: true}`"))]
 pub enum InputKeys {
     /// A queue or a stage.
     One(String),
@@ -255,7 +255,7 @@ pub struct ThrottleKeys {
 /// An age, and what happens to messages that are older.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
-#[schemars(description = "a length of time such as `1h`, or `{after: 1h, then: discard}`")]
+#[schemars(extend("expected" = "a length of time such as `1h`, or `{after: 1h, then: discard}`"))]
 pub enum ExpireKeys {
     /// An age; older messages become dead letters.
     After(Period),

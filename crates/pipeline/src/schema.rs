@@ -143,18 +143,14 @@ fn tell(
             one_of(&options, node, &path, &inside, findings);
         }
         ValidationErrorKind::Type { kind } => {
-            let expected = sibling(schema, error, "description")
-                .and_then(Value::as_str)
-                .filter(|_| sibling(schema, error, "pattern").is_some())
-                .map_or_else(|| type_names(kind), str::to_owned);
+            let expected = expected(schema, error).map_or_else(|| type_names(kind), str::to_owned);
             let message = format!("{inside}: expected {expected}, found {}", found());
             findings.add(Severity::Error, "wrong_type", &node.origin, &path, message);
         }
         ValidationErrorKind::Pattern { .. }
         | ValidationErrorKind::AnyOf { .. }
         | ValidationErrorKind::OneOfNotValid { .. } => {
-            let expected = sibling(schema, error, "description").and_then(Value::as_str);
-            let expected = expected.unwrap_or("something else");
+            let expected = expected(schema, error).unwrap_or("something else");
             let message = format!("{inside}: expected {expected}, found {}", found());
             findings.add(Severity::Error, "wrong_value", &node.origin, &path, message);
         }
@@ -185,6 +181,11 @@ fn constants(schema: &Value, error: &ValidationError<'_>) -> Option<Vec<String>>
     let options = schema.pointer(error.schema_path().as_str())?.as_array()?;
     let text = |option: &Value| option.get("const")?.as_str().map(str::to_owned);
     options.iter().map(text).collect()
+}
+
+/// What the schema itself says is expected, in words: a keyword of our own.
+fn expected<'s>(schema: &'s Value, error: &ValidationError<'_>) -> Option<&'s str> {
+    sibling(schema, error, "expected").and_then(Value::as_str)
 }
 
 /// Another keyword of the schema that an error is about.
