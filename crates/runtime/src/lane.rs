@@ -25,10 +25,11 @@ impl Lanes {
     pub(crate) fn all(&self) -> Vec<Lane> {
         self.arbiters.iter().map(|arbiter| Lane { arbiter: arbiter.handle() }).collect()
     }
+}
 
-    /// Stops the lanes and waits for their threads; a lane that is stuck in user code is left to
-    /// end with the process.
-    pub(crate) fn stop(self) {
+impl Drop for Lanes {
+    /// Stops the lanes; one that is stuck in user code is left to end with the process.
+    fn drop(&mut self) {
         for arbiter in &self.arbiters {
             arbiter.stop();
         }

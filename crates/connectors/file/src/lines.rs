@@ -111,7 +111,7 @@ impl<R: Read> Lines<R> {
     fn too_long(&mut self) -> std::io::Result<Record> {
         let from = self.offset;
         let mut hash = XxHash3_128::new();
-        let mut prefix: Option<Bytes> = None;
+        let mut prefix = Vec::new();
         let mut bytes = 0;
         loop {
             let end = memchr(&self.buffer);
@@ -119,14 +119,15 @@ impl<R: Read> Lines<R> {
             let part = self.take(length, usize::from(end.is_some()));
             hash.write(&part);
             bytes += part.len() as u64;
-            prefix.get_or_insert_with(|| Bytes::copy_from_slice(&part[..PREFIX.min(part.len())]));
+            let room = PREFIX - prefix.len();
+            prefix.extend_from_slice(&part[..room.min(part.len())]);
             if end.is_some() || self.fill()? == 0 {
                 break;
             }
         }
         let xxh3 = format!("{:032x}", hash.finish_128());
         let truncated = Some(Truncated { bytes, xxh3, from, to: from + bytes });
-        Ok(Record { from, to: self.offset, bytes: prefix.unwrap_or_default(), truncated })
+        Ok(Record { from, to: self.offset, bytes: prefix.into(), truncated })
     }
 
     fn fill(&mut self) -> std::io::Result<usize> {

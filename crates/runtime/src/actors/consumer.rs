@@ -186,7 +186,14 @@ impl PullLoop {
         }
     }
 
+    /// Pulls, deals and settles until it is told to stop or cannot go on; then closes.
     async fn run(mut self) -> Result<(), String> {
+        let result = self.pull_until_stopped().await;
+        self.close().await;
+        result
+    }
+
+    async fn pull_until_stopped(&mut self) -> Result<(), String> {
         let lease = self.site.consumer.lease().map(|lease| lease / 3);
         let mut extend = lease.map(tokio::time::interval);
         loop {
@@ -197,7 +204,7 @@ impl PullLoop {
             let in_flight = self.flights.messages();
             self.site.control.in_flight.store(in_flight, Relaxed);
             if self.site.control.mode() == Mode::Stopping {
-                return self.stop().await;
+                return Ok(());
             }
             let pulled = OptionFuture::from(self.pulling.as_mut());
             let tick = OptionFuture::from(extend.as_mut().map(tokio::time::Interval::tick));
@@ -384,8 +391,8 @@ impl PullLoop {
         }
     }
 
-    /// Ends: what is not settled is given back by the connector.
-    async fn stop(mut self) -> Result<(), String> {
+    /// What is not settled is given back by the connector.
+    async fn close(mut self) {
         self.pulling = None;
         self.settling.clear();
         self.backlog.clear();
@@ -394,6 +401,5 @@ impl PullLoop {
         if let Err(error) = self.site.consumer.shutdown().await {
             tracing::warn!(%queue, %error, "the consumer did not shut down cleanly");
         }
-        Ok(())
     }
 }

@@ -99,9 +99,7 @@ impl Tree {
             line.halt();
         }
         self.lines.clear();
-        if let Some(lanes) = self.lanes.take() {
-            lanes.stop();
-        }
+        drop(self.lanes.take());
         let mut failed = Vec::new();
         for stage in 0..self.plan.stages.len() {
             let entry = &self.stages[stage];
