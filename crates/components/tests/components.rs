@@ -1,0 +1,142 @@
+//! What the built-in components do with messages, and what they say about wrong settings.
+#![allow(clippy::unwrap_used, reason = "a test that stops says where")]
+
+use std::sync::Arc;
+
+use brigade_core::component::{
+    AnyComponent, Context, Emit, HandleError, Handling, Setup, StageContext, StageSite,
+};
+use brigade_core::connector::Problem;
+use brigade_core::{Failure, Message, MessageId};
+use serde_json::{Value, json};
+
+fn build(settings: Value, outputs: &[&str]) -> Result<Box<dyn AnyComponent>, Vec<Problem>> {
+    let (name, settings) = match &settings {
+        Value::String(name) => (name.clone(), Value::Null),
+        Value::Object(map) => map.iter().next().map(|(n, s)| (n.clone(), s.clone())).unwrap(),
+        other => panic!("{other}"),
+    };
+    let factories = brigade_components::all();
+    let factory = factories.iter().find(|factory| factory.name() == name).unwrap();
+    let site = StageSite {
+        stage: "s".into(),
+        outputs: outputs.iter().map(|output| (*output).into()).collect(),
+        copy: false,
+        directory: ".".into(),
+    };
+    factory.build(&settings, &site)
+}
+
+async fn run(component: &mut dyn AnyComponent, message: Message) -> Result<Emit, HandleError> {
+    let cx = Context::new(Arc::new(StageContext::new("p", "s")), message, 1);
+    match component.handle(None, &cx) {
+        Handling::Done(answer) => answer,
+        Handling::Pending(answer) => answer.await,
+    }
+}
+
+async fn answers(settings: Value, outputs: &[&str], payload: &str) -> Result<Vec<String>, String> {
+    let mut component = build(settings, outputs).map_err(|problems| problems[0].message.clone())?;
+    match run(component.as_mut(), Message::new(payload.to_owned())).await {
+        Ok(emit) => {
+            let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+            let output = |emitted: &brigade_core::component::Emitted| {
+                let name =
+                    emitted.output.as_deref().map_or(String::new(), |name| format!("{name}: "));
+                format!("{name}{}", text(emitted.payload.as_deref().unwrap_or(b"null payload")))
+            };
+            Ok(emit.outputs().iter().map(output).collect())
+        }
+        Err(HandleError::Decode(error)) => Err(format!("decode: {error}")),
+        Err(HandleError::Failed(Failure::Reject(error))) => Err(format!("reject: {error}")),
+        Err(other) => Err(format!("{other:?}")),
+    }
+}
+
+#[tokio::test]
+async fn pass_passes_byte_for_byte() {
+    assert_eq!(answers(json!("pass"), &["o"], "{ not json").await.unwrap(), ["{ not json"]);
+}
+
+#[tokio::test]
+async fn filter_keeps_what_is_true_and_rejects_what_is_neither() {
+    let filter = || json!({ "filter": ".delay > 15" });
+    assert_eq!(answers(filter(), &["o"], "{\"delay\": 20}").await.unwrap(), ["{\"delay\": 20}"]);
+    assert!(answers(filter(), &["o"], "{\"delay\": 5}").await.unwrap().is_empty());
+    let neither = answers(json!({ "filter": ".delay" }), &["o"], "{\"delay\": 5}").await;
+    assert_eq!(neither.unwrap_err(), "reject: `.delay`: expected true or false, found 5");
+    assert!(answers(filter(), &["o"], "{").await.unwrap_err().starts_with("decode: "));
+    assert!(
+        answers(json!({ "filter": ".delay >" }), &["o"], "")
+            .await
+            .unwrap_err()
+            .contains("is no jq")
+    );
+    assert!(answers(json!({ "filter": "nope" }), &["o"], "").await.unwrap_err().contains("`nope`"));
+}
+
+#[tokio::test]
+async fn map_makes_any_number_of_messages_and_keeps_integers_exact() {
+    let map = |jq: &str| json!({ "map": jq });
+    let split = answers(map(".items[]"), &["o"], "{\"items\": [1, \"ä\", null]}").await;
+    assert_eq!(split.unwrap(), ["1", "\"ä\"", "null"]);
+    let large = answers(map(". + {b: 1}"), &["o"], "{\"a\": 9007199254740993}").await;
+    assert_eq!(large.unwrap(), ["{\"a\":9007199254740993,\"b\":1}"]);
+    let endless = answers(map("range(1000000)"), &["o"], "1").await.unwrap_err();
+    assert!(endless.contains("more than 10000 values"), "{endless}");
+    assert!(answers(map("."), &["a", "b"], "1").await.unwrap_err().contains("several outputs"));
+}
+
+#[tokio::test]
+async fn route_takes_the_first_rule_that_applies() {
+    let rules =
+        || json!({ "route": [{ "when": ". < 0", "to": "low" }, { "when": ". < 9", "to": "mid" }] });
+    assert_eq!(answers(rules(), &["low", "mid"], "-1").await.unwrap(), ["low: -1"]);
+    assert_eq!(answers(rules(), &["low", "mid"], "5").await.unwrap(), ["mid: 5"]);
+    let none = answers(rules(), &["low", "mid"], "50").await;
+    assert_eq!(none.unwrap_err(), "reject: no rule of `route` applies");
+    let problems = build(rules(), &["low"]).unwrap_err();
+    assert_eq!(problems[0].path, ["1", "to"]);
+}
+
+#[tokio::test]
+async fn lookup_adds_fields_and_tells_of_a_wrong_table() {
+    let directory = tempfile::tempdir().unwrap();
+    let table = directory.path().join("t.csv");
+    std::fs::write(&table, "id,city,lat\nA,Ulm,48.4\nB,Kiel,54.3\n").unwrap();
+    let settings = |types: Value| {
+        json!({ "lookup": {
+            "file": table, "key": "id", "types": types,
+            "match": [{ "field": "at", "add": { "city": "city", "lat": "lat" } }],
+        } })
+    };
+    let stage = Arc::new(StageContext::new("p", "s"));
+    let setup = Setup { stage, lane: 0, workers: 1 };
+    let mut lookup = build(settings(json!({ "lat": "number" })), &["o"]).unwrap();
+    lookup.init(&setup).await.unwrap();
+    let emit = run(lookup.as_mut(), Message::new("{\"at\":\"B\",\"x\":1}")).await.unwrap();
+    let found = emit.outputs()[0].payload.as_deref().unwrap();
+    assert_eq!(found, &br#"{"at":"B","x":1,"city":"Kiel","lat":54.3}"#[..]);
+    assert!(run(lookup.as_mut(), Message::new("{\"at\":\"C\"}")).await.is_err());
+    let mut wrong = build(settings(json!({ "city": "number" })), &["o"]).unwrap();
+    let said = wrong.init(&setup).await.unwrap_err().to_string();
+    assert!(said.contains("line 2: `Ulm` in column `city` is no number"), "{said}");
+}
+
+#[tokio::test]
+async fn dedupe_drops_another_message_with_the_key_but_not_the_same_again() {
+    let mut dedupe = build(json!({ "dedupe": { "key": "id" } }), &["o"]).unwrap();
+    let message = |id: u128| Message::new("{\"id\": 7}").with_id(MessageId(id));
+    assert_eq!(run(dedupe.as_mut(), message(1)).await.unwrap().outputs().len(), 1);
+    assert_eq!(run(dedupe.as_mut(), message(2)).await.unwrap().outputs().len(), 0);
+    assert_eq!(run(dedupe.as_mut(), message(1)).await.unwrap().outputs().len(), 1);
+}
+
+#[tokio::test]
+async fn delay_delays_and_says_so() {
+    let mut delay = build(json!({ "delay": { "for": "5m" } }), &["o"]).unwrap();
+    assert!(delay.delays());
+    let emit = run(delay.as_mut(), Message::new("x")).await.unwrap();
+    assert_eq!(emit.outputs()[0].delay, Some(std::time::Duration::from_secs(300)));
+    assert!(build(json!({ "delay": {} }), &["o"]).is_err());
+}

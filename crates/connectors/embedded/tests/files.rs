@@ -1,0 +1,76 @@
+//! Files that are damaged, newer, or somebody else's; and what a store keeps.
+#![allow(clippy::unwrap_used, reason = "a test that stops says where")]
+
+use std::path::Path;
+
+use brigade_core::state::{StateStore, StoreOp};
+use brigade_embedded::{Options, Store};
+
+fn refused(directory: &Path) -> String {
+    Store::open(directory, Options::default()).map(|_| ()).unwrap_err().to_string()
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_database_is_refused_with_advice() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("brigade.db"), vec![b'x'; 10_000]).unwrap();
+    let said = refused(directory.path());
+    assert!(said.contains("is damaged") && said.contains("sqlite3"), "{said}");
+}
+
+#[tokio::test]
+async fn a_file_that_is_cut_short_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path(), Options::default()).unwrap();
+    let put = |n: u32| StoreOp::Put {
+        space: "s".into(),
+        key: format!("{n}"),
+        value: vec![7; 1000].into(),
+    };
+    store.commit((0..500).map(put).collect()).await.unwrap();
+    store.shutdown().await.unwrap();
+    let path = directory.path().join("brigade.db");
+    let length = std::fs::metadata(&path).unwrap().len();
+    std::fs::File::options().write(true).open(&path).unwrap().set_len(length / 2).unwrap();
+    let said = refused(directory.path());
+    assert!(said.contains("is damaged"), "{said}");
+}
+
+#[tokio::test]
+async fn a_newer_file_is_refused_by_its_version() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path(), Options::default()).unwrap();
+    store.shutdown().await.unwrap();
+    let db = rusqlite::Connection::open(directory.path().join("brigade.db")).unwrap();
+    db.pragma_update(None, "user_version", 99).unwrap();
+    drop(db);
+    let said = refused(directory.path());
+    assert!(said.contains("has version 99; this program knows version 1"), "{said}");
+}
+
+#[tokio::test]
+async fn somebody_elses_database_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let db = rusqlite::Connection::open(directory.path().join("brigade.db")).unwrap();
+    db.execute_batch("CREATE TABLE mine (x)").unwrap();
+    drop(db);
+    let said = refused(directory.path());
+    assert!(said.contains("not one of Brigade's"), "{said}");
+}
+
+#[tokio::test]
+async fn what_is_committed_is_there_at_the_next_opening_and_no_lock_is_left() {
+    let directory = tempfile::tempdir().unwrap();
+    for round in 0..3 {
+        let store = Store::open(directory.path(), Options::default()).unwrap();
+        let value = store.load("s", "k").await.unwrap();
+        assert_eq!(value.is_some(), round > 0);
+        let (space, key) = ("s".into(), "k".to_owned());
+        store.commit(vec![StoreOp::Put { space, key, value: "v".into() }]).await.unwrap();
+        assert_eq!(store.scan("s", "").await.unwrap().len(), 1);
+        assert_eq!(store.scan("s", "x").await.unwrap().len(), 0);
+        store.shutdown().await.unwrap();
+        let locks = std::fs::read_dir(directory.path().join("holders")).unwrap().count();
+        assert_eq!(locks, 0);
+    }
+}
