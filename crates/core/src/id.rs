@@ -1,6 +1,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use smallvec::SmallVec;
 use twox_hash::XxHash3_128;
 
 /// A message's identity: 128 bits, printed as 32 hexadecimal digits.
@@ -52,7 +53,8 @@ impl MessageId {
     /// each name as its length (u32, little-endian) and its UTF-8 bytes, the index (u32,
     /// little-endian).
     pub fn output(self, stage: &str, output: &str, index: u32) -> Self {
-        let mut bytes = Vec::with_capacity(1 + 16 + 4 + stage.len() + 4 + output.len() + 4);
+        // Names are short: this stays on the stack.
+        let mut bytes: SmallVec<[u8; 128]> = SmallVec::new();
         bytes.push(OUTPUT);
         bytes.extend_from_slice(&self.0.to_le_bytes());
         for name in [stage, output] {

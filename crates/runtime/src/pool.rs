@@ -56,14 +56,30 @@ impl Pool {
     /// the worker that has least to do, those on the sender's lane first.
     pub(crate) fn send_direct(&self, order: Order, lane: usize, deliveries: Vec<Delivery>) {
         let ports = self.ports.load();
-        for delivery in deliveries {
-            let key = delivery.message.key.as_ref().filter(|_| order != Order::None);
-            let port = match key {
-                Some(key) => &ports[shard(key, ports.len())],
-                None if order == Order::Queue => &ports[0],
-                None => least_busy(&ports, lane),
-            };
-            port.send(vec![delivery]);
+        match order {
+            Order::Queue => ports[0].send(deliveries),
+            Order::None => {
+                let mut deliveries = deliveries.into_iter();
+                loop {
+                    let port = least_busy(&ports, lane);
+                    let chunk: Vec<Delivery> = deliveries.by_ref().take(port.chunk()).collect();
+                    if chunk.is_empty() {
+                        return;
+                    }
+                    port.send(chunk);
+                }
+            }
+            Order::Key => {
+                let mut lines: Vec<Vec<Delivery>> = ports.iter().map(|_| Vec::new()).collect();
+                for delivery in deliveries {
+                    let key = delivery.message.key.as_ref();
+                    let line = key.map_or(0, |key| shard(key, ports.len()));
+                    lines[line].push(delivery);
+                }
+                for (port, line) in ports.iter().zip(lines).filter(|(_, line)| !line.is_empty()) {
+                    port.send(line);
+                }
+            }
         }
     }
 }

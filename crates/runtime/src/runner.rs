@@ -15,14 +15,34 @@ use serde_json::Value;
 use tokio::sync::Notify;
 
 use crate::plan::{QueuePlan, StagePlan, Target};
-use crate::pool::Pool;
+use crate::pool::{CHUNK_MAX, Pool};
 use crate::tree::Report;
 
 /// A worker's component and everything it needs to handle deliveries.
 pub(crate) struct Runner {
     pub(crate) site: Arc<RunnerSite>,
     pub(crate) component: Box<dyn AnyComponent>,
-    pub(crate) lane: usize,
+    /// Deliveries over direct edges that are not sent yet.
+    pub(crate) outbox: Outbox,
+}
+
+/// Deliveries over direct edges, by the stage they go to: sent together, since one mailbox message a
+/// delivery costs more than many components do.
+#[derive(Default)]
+pub(crate) struct Outbox(Vec<(u16, Vec<Delivery>)>);
+
+impl Outbox {
+    /// Whether as much waits as one mailbox message takes.
+    pub(crate) fn is_full(&self) -> bool {
+        self.0.iter().any(|(_, deliveries)| deliveries.len() >= CHUNK_MAX)
+    }
+
+    fn push(&mut self, stage: u16, deliveries: impl Iterator<Item = Delivery>) {
+        match self.0.iter_mut().find(|(have, _)| *have == stage) {
+            Some((_, waiting)) => waiting.extend(deliveries),
+            None => self.0.push((stage, deliveries.collect())),
+        }
+    }
 }
 
 /// What is the same for all workers of a stage.
@@ -68,7 +88,7 @@ impl Runner {
             self.component = template.fresh();
         }
         let delivery = Delivery { message: context.into_message(), ..delivery };
-        self.site.decide(delivery, attempt, self.lane)
+        self.site.decide(delivery, attempt, &mut self.outbox)
     }
 
     /// Handles a batch, one answer for each.
@@ -100,7 +120,7 @@ impl Runner {
         let messages = contexts.into_iter().map(Context::into_message);
         for ((delivery, message), attempt) in admitted.into_iter().zip(messages).zip(attempts) {
             let delivery = Delivery { message, ..delivery };
-            steps.push(self.site.decide(delivery, attempt, self.lane));
+            steps.push(self.site.decide(delivery, attempt, &mut self.outbox));
         }
         steps
     }
@@ -234,10 +254,15 @@ impl RunnerSite {
     }
 
     /// Decides what becomes of a delivery after an attempt.
-    pub(crate) fn decide(&self, mut delivery: Delivery, attempt: Attempt, lane: usize) -> Step {
+    pub(crate) fn decide(
+        &self,
+        mut delivery: Delivery,
+        attempt: Attempt,
+        outbox: &mut Outbox,
+    ) -> Step {
         let stats = &self.stage.stats;
         let (cause, asked) = match attempt {
-            Attempt::Answered(Ok(emit)) => return self.done(delivery, emit, lane),
+            Attempt::Answered(Ok(emit)) => return self.done(delivery, emit, outbox),
             Attempt::Answered(Err(HandleError::Decode(error))) => {
                 let cause = Cause::new(CauseKind::Decode, error.to_string());
                 return self.give_up_on(delivery, cause, None);
@@ -325,7 +350,7 @@ impl RunnerSite {
     }
 
     /// Sends what the component emitted on its way.
-    fn done(&self, delivery: Delivery, emit: Emit, lane: usize) -> Step {
+    fn done(&self, delivery: Delivery, emit: Emit, outbox: &mut Outbox) -> Step {
         let routed = match self.route(&delivery, emit) {
             Ok(routed) => routed,
             Err(cause) => return self.give_up_on(delivery, cause, None),
@@ -333,10 +358,8 @@ impl RunnerSite {
         let Routed { outputs, direct, writes } = routed;
         let keep = !outputs.is_empty();
         let children: usize = direct.iter().map(|(_, messages)| messages.len()).sum();
-        let mut sent = Vec::with_capacity(direct.len());
         for (stage, messages) in direct {
-            let deliveries = messages.into_iter().map(|message| child(&delivery, message));
-            sent.push((stage, deliveries.collect::<Vec<_>>()));
+            outbox.push(stage, messages.into_iter().map(|message| child(&delivery, message)));
         }
         let done = Done {
             stage: self.stage.index,
@@ -347,12 +370,19 @@ impl RunnerSite {
             message: keep.then(|| Box::new(delivery.message)),
         };
         delivery.guard.resolve(Resolution::Done(done));
-        for (stage, deliveries) in sent {
-            let found = self.downstream.iter().find(|(index, _, _)| *index == stage);
-            let (_, order, pool) = found.expect("every direct target has its pool");
-            pool.send_direct(*order, lane, deliveries);
-        }
         Step::Resolved
+    }
+
+    /// Sends what waits to go over direct edges.
+    pub(crate) fn send(&self, outbox: &mut Outbox, lane: usize) {
+        for (stage, deliveries) in &mut outbox.0 {
+            if deliveries.is_empty() {
+                continue;
+            }
+            let found = self.downstream.iter().find(|(index, _, _)| index == stage);
+            let (_, order, pool) = found.expect("every direct target has its pool");
+            pool.send_direct(*order, lane, std::mem::take(deliveries));
+        }
     }
 
     /// Finds the way of each output and makes its message.

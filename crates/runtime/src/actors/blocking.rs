@@ -14,7 +14,7 @@ use brigade_core::connector::Order;
 use brigade_core::delivery::Delivery;
 
 use super::worker::{WorkLoop, Worker};
-use crate::runner::{Attempt, RunnerSite, Step, now};
+use crate::runner::{Attempt, Outbox, RunnerSite, Step, now};
 
 /// How often a thread's call is looked at, in parts of its timeout.
 const LOOKS: u32 = 8;
@@ -116,7 +116,8 @@ impl Worker {
         let (desk, port) = (Arc::clone(&work.desk), Arc::clone(&work.port));
         let key = message.key.clone();
         let delivery = Delivery { message, ..delivery };
-        let step = site.decide(delivery, Attempt::TimedOut(timeout), port.lane);
+        // A timeout emits nothing.
+        let step = site.decide(delivery, Attempt::TimedOut(timeout), &mut Outbox::default());
         port.handled(1, timeout);
         match step {
             Step::Retry(delivery, after) => desk.retry(*delivery, Instant::now() + after),
@@ -198,7 +199,9 @@ impl WorkLoop {
         }
         let (delivery, _, _) = lock(call).current.take()?;
         let delivery = Delivery { message: ComponentContext::into_message(context), ..delivery };
-        Some(self.runner.site.decide(delivery, attempt, self.port.lane))
+        let step = self.runner.site.decide(delivery, attempt, &mut self.runner.outbox);
+        self.send();
+        Some(step)
     }
 }
 

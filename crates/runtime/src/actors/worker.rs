@@ -12,7 +12,7 @@ use super::blocking::BlockingThread;
 use super::desk::{Desk, Item};
 use super::{Crash, Halt};
 use crate::pool::{CHUNK_MAX, Port};
-use crate::runner::{Runner, RunnerSite, Step, Template};
+use crate::runner::{Outbox, Runner, RunnerSite, Step, Template};
 use crate::tree::Exit;
 
 /// A chunk of deliveries for a worker.
@@ -44,7 +44,7 @@ impl Worker {
         Runner {
             site: Arc::clone(&self.site),
             component: self.template.fresh(),
-            lane: self.port.lane,
+            outbox: Outbox::default(),
         }
     }
 }
@@ -167,10 +167,15 @@ impl WorkLoop {
         let (started, n) = (Instant::now(), items.iter().filter(|item| !item.retry).count());
         let ordered = self.runner.site.stage.order != Order::None;
         let mut items = items.into_iter();
+        let mut sent = started;
         while let Some(item) = items.next() {
             if !ordered {
                 let step = self.runner.handle(item.delivery, &self.template).await;
                 self.park(step);
+                if self.runner.outbox.is_full() || sent.elapsed() > SEND_AFTER {
+                    self.send();
+                    sent = Instant::now();
+                }
                 continue;
             }
             let Some(item) = self.desk.pass(item) else { continue };
@@ -183,7 +188,13 @@ impl WorkLoop {
                 self.desk.open(key.as_ref(), items.by_ref().collect::<Vec<_>>().into_iter());
             }
         }
+        self.send();
         self.port.handled(n, started.elapsed());
+    }
+
+    /// Sends what waits to go over direct edges.
+    pub(super) fn send(&mut self) {
+        self.runner.site.send(&mut self.runner.outbox, self.port.lane);
     }
 
     fn park(&self, step: Step) {
@@ -219,9 +230,13 @@ impl WorkLoop {
         for step in self.runner.handle_batch(batch, &self.template).await {
             self.park(step);
         }
+        self.send();
         self.port.handled(n, begun.elapsed());
     }
 }
+
+/// How long deliveries over direct edges wait to be sent together.
+const SEND_AFTER: std::time::Duration = std::time::Duration::from_millis(1);
 
 /// How long a batch waits for more where the stage does not say.
 const DEFAULT_AGE: std::time::Duration = std::time::Duration::from_millis(100);
