@@ -88,7 +88,9 @@ stages:
     let mut out = world.numbers("out");
     out.sort_unstable();
     assert!(out.into_iter().eq((0..1000).map(|n| n * 10)));
-    assert_eq!(world.dead_letters("odd").len(), 1000);
+    let dead = world.dead_letters("odd");
+    assert_eq!(dead.len(), 1000);
+    assert!(dead.iter().all(|letter| letter.attempts == 1));
     assert!(world.numbers("in").is_empty());
 }
 

@@ -94,7 +94,9 @@ impl PipelineFile {
             let help = Some("name it .yaml, .yml, .toml or .json");
             refuse("format", "the file's extension says no format".to_owned(), help)
         })?;
-        let unreadable = |error: std::io::Error| refuse("unreadable", error.to_string(), None);
+        let unreadable = |error: std::io::Error| {
+            refuse("unreadable", format!("the pipeline file cannot be read: {error}"), None)
+        };
         let length = std::fs::metadata(path).map_err(unreadable)?.len();
         if length > FILE_MAX {
             return Err(refuse("too_large", format!("{length} bytes; at most {FILE_MAX}"), None));

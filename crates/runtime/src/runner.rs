@@ -272,6 +272,9 @@ impl RunnerSite {
             }
             Attempt::Answered(Err(HandleError::Failed(Failure::Reject(error)))) => {
                 let cause = Cause::of(CauseKind::Rejected, error.as_ref());
+                stats.failed_attempts.add(1);
+                delivery.attempts += 1;
+                delivery.first_failed_at.get_or_insert_with(now);
                 return self.give_up_on(delivery, cause, None);
             }
             Attempt::Answered(Err(HandleError::Failed(Failure::Retry { error, after }))) => {
