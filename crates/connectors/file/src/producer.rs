@@ -37,7 +37,7 @@ impl FileProducer {
         let compression = settings.compression_of(&path);
         let writer = match settings.is_standard() {
             true => None,
-            false => Some(Writer::of(&path, state)?),
+            false => Some(Writer::of(&path, compression, state)?),
         };
         Ok(Self { settings, compression, writer, state: Arc::clone(state) })
     }

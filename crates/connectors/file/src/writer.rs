@@ -13,6 +13,8 @@ use brigade_core::state::{StateStore, StoreOp};
 use bytes::Bytes;
 use tokio::sync::OwnedMutexGuard;
 
+use crate::settings::Compression;
+
 /// How long a writer waits for others, in this process or another.
 const LOCK_MAX: Duration = Duration::from_secs(30);
 /// The committed lengths in the state, by path.
@@ -23,6 +25,7 @@ pub(crate) struct Writer {
     path: PathBuf,
     /// The path as a name, for order and for the state.
     name: String,
+    compression: Compression,
     state: Arc<dyn StateStore>,
     open: Arc<tokio::sync::Mutex<Option<OpenFile>>>,
 }
@@ -43,6 +46,7 @@ impl Writer {
     /// The writer of this path.
     pub(crate) fn of(
         path: &Path,
+        compression: Compression,
         state: &Arc<dyn StateStore>,
     ) -> Result<Arc<Self>, ConnectorError> {
         let wrong = |error: std::io::Error| failed(path, &error);
@@ -62,6 +66,7 @@ impl Writer {
         }
         let writer = Arc::new(Self {
             name: path.display().to_string(),
+            compression,
             path,
             state: Arc::clone(state),
             open: Arc::default(),
@@ -85,9 +90,9 @@ impl Writer {
         })?;
         let mut locked = self.lock(open).await?;
         let committed = self.committed(&locked).await?;
-        let path = self.path.clone();
+        let (path, compression) = (self.path.clone(), self.compression);
         let appended = blocking(move || {
-            let appended = locked.append(committed, &bytes);
+            let appended = locked.append(committed, &bytes, compression);
             appended.map(|length| (locked, length)).map_err(|error| failed(&path, &error))
         });
         let (locked, length) = appended.await?;
@@ -155,13 +160,20 @@ struct Locked {
 }
 
 impl Locked {
-    fn append(&mut self, committed: u64, bytes: &[u8]) -> std::io::Result<u64> {
+    fn append(
+        &mut self,
+        committed: u64,
+        bytes: &[u8],
+        compression: Compression,
+    ) -> std::io::Result<u64> {
         let open = self.open.as_mut().expect("it was locked, so it is open");
         let mut file = &open.file;
         if file.metadata()?.len() != committed {
             file.set_len(committed)?;
         }
-        let torn = committed > 0 && last_byte(file, committed)? != Some(b'\n');
+        // Compressed members follow each other as they are.
+        let lines = compression == Compression::None;
+        let torn = lines && committed > 0 && last_byte(file, committed)? != Some(b'\n');
         file.seek(SeekFrom::Start(committed))?;
         let mut written = || -> std::io::Result<()> {
             if torn {

@@ -13,14 +13,26 @@ use brigade_embedded::{Options, Store};
 use brigade_file::FileConnector;
 use brigade_testkit::Fixture;
 
-brigade_testkit::conformance!(|| {
+fn fixture(name: &str) -> Fixture {
     let directory = tempfile::tempdir().unwrap();
     let state = Store::open(&directory.path().join("state"), Options::default()).unwrap();
-    let settings = serde_json::json!({ "path": directory.path().join("queue.jsonl") });
+    let settings = serde_json::json!({ "path": directory.path().join(name) });
     Fixture {
         connector: Arc::new(FileConnector),
         env: ConnectorEnv { state },
         queue: QueueSpec::new("suite", "queue", settings),
         keep: Box::new(directory),
     }
-});
+}
+
+mod lines {
+    brigade_testkit::conformance!(|| super::fixture("queue.jsonl"));
+}
+
+mod gzip {
+    brigade_testkit::conformance!(|| super::fixture("queue.jsonl.gz"));
+}
+
+mod zstd {
+    brigade_testkit::conformance!(|| super::fixture("queue.jsonl.zst"));
+}
