@@ -16,7 +16,7 @@ use brigade::pipeline_file::{Format, Overrides, load_str};
 use brigade::{Failure, Memory, MemoryState, Message, MessageId, Pipeline, Supervisor};
 use bytes::Bytes;
 
-const MESSAGES: usize = 300_000;
+const MESSAGES: usize = 1_000_000;
 const PAIRS: usize = 5;
 
 /// What each stage does: touches every byte and copies the payload.

@@ -3,7 +3,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use brigade_core::component::{
-    AnyComponent, ComponentFactory, Context, Emit, HandleError, Handling, Kind, Setup, StageSite,
+    AnyComponent, ComponentFactory, Context, Emit, HandleError, Handling, Kind, Parsed, Setup,
+    StageSite,
 };
 use brigade_core::connector::Problem;
 use brigade_core::field::FieldPath;
@@ -160,7 +161,7 @@ impl AnyComponent for Deduping {
         Box::pin(async { Ok(()) })
     }
 
-    fn handle<'a>(&'a mut self, parsed: Option<Value>, cx: &'a Context) -> Handling<'a> {
+    fn handle<'a>(&'a mut self, parsed: Option<Parsed>, cx: &'a Context) -> Handling<'a> {
         let key = json(parsed, cx).and_then(|payload| {
             let key =
                 self.field.key(&payload).map(|key| String::from_utf8_lossy(&key).into_owned());

@@ -1,7 +1,7 @@
 use std::time::{Duration, SystemTime};
 
 use brigade_core::component::{
-    AnyComponent, ComponentFactory, Context, Emit, HandleError, StageSite,
+    AnyComponent, ComponentFactory, Context, Emit, HandleError, Parsed, StageSite,
 };
 use brigade_core::connector::Problem;
 use brigade_core::field::FieldPath;
@@ -66,7 +66,7 @@ impl ComponentFactory for Delay {
 }
 
 impl Inline for Delaying {
-    fn handle(&mut self, parsed: Option<Value>, cx: &Context) -> Result<Emit, HandleError> {
+    fn handle(&mut self, parsed: Option<Parsed>, cx: &Context) -> Result<Emit, HandleError> {
         let delay = match self {
             Self::For(period) => *period,
             Self::Until(field) => {
@@ -78,9 +78,8 @@ impl Inline for Delaying {
                 time.since(SystemTime::now().into())
             }
         };
-        let mut output = forward(cx.message(), None);
-        output.delay = (!delay.is_zero()).then_some(delay);
-        Ok(Emit::from(output))
+        let output = forward(cx.message(), None);
+        Ok(Emit::from(if delay.is_zero() { output } else { output.with_delay(delay) }))
     }
 
     fn delays(&self) -> bool {

@@ -1,5 +1,5 @@
 use brigade_core::component::{
-    AnyComponent, ComponentFactory, Context, Emit, HandleError, StageSite,
+    AnyComponent, ComponentFactory, Context, Emit, HandleError, Parsed, StageSite,
 };
 use brigade_core::connector::Problem;
 use serde_json::Value;
@@ -42,7 +42,7 @@ impl ComponentFactory for Filter {
 }
 
 impl Inline for Filtering {
-    fn handle(&mut self, parsed: Option<Value>, cx: &Context) -> Result<Emit, HandleError> {
+    fn handle(&mut self, parsed: Option<Parsed>, cx: &Context) -> Result<Emit, HandleError> {
         match self.0.test(input(parsed, cx)?)? {
             true => Ok(Emit::from(forward(cx.message(), None))),
             false => Ok(Emit::none()),

@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use brigade_core::component::{Context, DecodeError, HandleError};
+use brigade_core::component::{Context, DecodeError, HandleError, Parsed};
 use jaq_core::data::JustLut;
 use jaq_core::load::{Arena, File, Loader};
 use jaq_core::{Compiler, Ctx, Vars, unwrap_valr};
 use jaq_json::Val;
 use serde::Deserialize;
-use serde_json::Value;
 
 use crate::shared::{decode, reject};
 
@@ -71,14 +70,14 @@ impl Expression {
 }
 
 /// The payload as a value of jq.
-pub(crate) fn input(parsed: Option<Value>, cx: &Context) -> Result<Val, HandleError> {
+pub(crate) fn input(parsed: Option<Parsed>, cx: &Context) -> Result<Val, HandleError> {
     let wrong = |what: String| decode(DecodeError::new(format!("the payload is no JSON: {what}")));
     match (parsed, &cx.message().payload) {
-        (Some(value), _) => Val::deserialize(value).map_err(|error| wrong(error.to_string())),
-        (None, Some(bytes)) => {
-            serde_json::from_slice(bytes).map_err(|error| wrong(error.to_string()))
+        (Some(Parsed::Json(value)), _) => {
+            Val::deserialize(value).map_err(|error| wrong(error.to_string()))
         }
-        (None, None) => Err(wrong("it is null".to_owned())),
+        (_, Some(bytes)) => serde_json::from_slice(bytes).map_err(|error| wrong(error.to_string())),
+        (_, None) => Err(wrong("it is null".to_owned())),
     }
 }
 

@@ -1,5 +1,5 @@
 use brigade_core::component::{
-    AnyComponent, ComponentFactory, Context, Emit, HandleError, StageSite,
+    AnyComponent, ComponentFactory, Context, Emit, HandleError, Parsed, StageSite,
 };
 use brigade_core::connector::Problem;
 use schemars::JsonSchema;
@@ -63,7 +63,7 @@ impl ComponentFactory for Log {
 }
 
 impl Inline for Logging {
-    fn handle(&mut self, _: Option<Value>, cx: &Context) -> Result<Emit, HandleError> {
+    fn handle(&mut self, _: Option<Parsed>, cx: &Context) -> Result<Emit, HandleError> {
         let text = self.settings.message.as_deref().unwrap_or("message");
         let payload = self.settings.payload.then(|| {
             let bytes = cx.message().payload.as_deref().unwrap_or_default();

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use brigade_core::BoxError;
 use brigade_core::component::{
-    AnyComponent, ComponentFactory, Context, Emit, Emitted, HandleError, Handling, Kind, Setup,
-    StageSite,
+    AnyComponent, ComponentFactory, Context, Emit, Emitted, HandleError, Handling, Kind, Parsed,
+    Setup, StageSite,
 };
 use brigade_core::connector::Problem;
 use brigade_core::field::FieldPath;
@@ -195,7 +195,7 @@ impl Looking {
         lines.take(ROWS_MAX + 1).map(row).collect()
     }
 
-    fn look_up(&self, parsed: Option<Value>, cx: &Context) -> Result<Emit, HandleError> {
+    fn look_up(&self, parsed: Option<Parsed>, cx: &Context) -> Result<Emit, HandleError> {
         let mut payload = json(parsed, cx)?;
         for (found, field) in self.settings.matches.iter().zip(&self.fields) {
             let key = field.find(&payload).cloned();
@@ -220,7 +220,7 @@ impl Looking {
             }
         }
         let payload = Some(payload.to_string().into());
-        Ok(Emit::from(Emitted { payload, ..Emitted::default() }))
+        Ok(Emit::from(Emitted::new(payload)))
     }
 }
 
@@ -236,7 +236,7 @@ impl AnyComponent for Looking {
         })
     }
 
-    fn handle<'a>(&'a mut self, parsed: Option<Value>, cx: &'a Context) -> Handling<'a> {
+    fn handle<'a>(&'a mut self, parsed: Option<Parsed>, cx: &'a Context) -> Handling<'a> {
         Handling::Done(self.look_up(parsed, cx))
     }
 

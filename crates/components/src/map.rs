@@ -1,5 +1,5 @@
 use brigade_core::component::{
-    AnyComponent, ComponentFactory, Context, Emit, Emitted, HandleError, StageSite,
+    AnyComponent, ComponentFactory, Context, Emit, Emitted, HandleError, Parsed, StageSite,
 };
 use brigade_core::connector::Problem;
 use schemars::JsonSchema;
@@ -86,7 +86,7 @@ impl ComponentFactory for Map {
 }
 
 impl Inline for Mapping {
-    fn handle(&mut self, parsed: Option<Value>, cx: &Context) -> Result<Emit, HandleError> {
+    fn handle(&mut self, parsed: Option<Parsed>, cx: &Context) -> Result<Emit, HandleError> {
         let (mut emit, mut bytes) = (Emit::none(), 0);
         for value in self.value.run(input(parsed, cx)?)? {
             let payload = value.to_string();
@@ -94,12 +94,13 @@ impl Inline for Mapping {
             if bytes > BYTES_MAX {
                 return Err(reject(format!("makes more than {BYTES_MAX} bytes of one message")));
             }
-            let mut output = Emitted { payload: Some(payload.into()), ..Emitted::default() };
+            let mut output = Emitted::new(Some(payload.into()));
             if let Some(key) = &self.key {
-                output.key = Some(key.run(value)?.into_iter().next().map(|key| match key {
+                let key = key.run(value)?.into_iter().next().map(|key| match key {
                     jaq_json::Val::TStr(text) => text.to_vec().into(),
                     other => other.to_string().into(),
-                }));
+                });
+                output = output.with_key(key);
             }
             emit = emit.with(output);
         }

@@ -1,5 +1,5 @@
 use brigade_core::component::{
-    AnyComponent, ComponentFactory, Context, Emit, HandleError, StageSite,
+    AnyComponent, ComponentFactory, Context, Emit, HandleError, Parsed, StageSite,
 };
 use brigade_core::connector::Problem;
 use serde_json::Value;
@@ -33,7 +33,7 @@ impl ComponentFactory for Pass {
 }
 
 impl Inline for Pass {
-    fn handle(&mut self, _: Option<Value>, cx: &Context) -> Result<Emit, HandleError> {
+    fn handle(&mut self, _: Option<Parsed>, cx: &Context) -> Result<Emit, HandleError> {
         Ok(Emit::from(forward(cx.message(), None)))
     }
 }

@@ -1,5 +1,5 @@
 use brigade_core::component::{
-    AnyComponent, ComponentFactory, Context, Emit, HandleError, StageSite,
+    AnyComponent, ComponentFactory, Context, Emit, HandleError, Parsed, StageSite,
 };
 use brigade_core::connector::Problem;
 use schemars::JsonSchema;
@@ -75,7 +75,7 @@ impl ComponentFactory for Route {
 }
 
 impl Inline for Routing {
-    fn handle(&mut self, parsed: Option<Value>, cx: &Context) -> Result<Emit, HandleError> {
+    fn handle(&mut self, parsed: Option<Parsed>, cx: &Context) -> Result<Emit, HandleError> {
         let value = input(parsed, cx)?;
         for (when, to) in &self.0 {
             let applies = match when {

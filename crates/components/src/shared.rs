@@ -1,7 +1,8 @@
 //! What the components share.
 
 use brigade_core::component::{
-    AnyComponent, Context, DecodeError, Emit, Emitted, HandleError, Handling, Input, Kind, Setup,
+    AnyComponent, Context, DecodeError, Emit, Emitted, HandleError, Handling, Input, Kind, Parsed,
+    Setup,
 };
 use brigade_core::connector::Problem;
 use brigade_core::{BoxError, Failure, Message};
@@ -12,7 +13,7 @@ use serde_json::Value;
 /// A component that runs inline and keeps nothing.
 pub(crate) trait Inline: Clone + Send + 'static {
     /// Handles one message.
-    fn handle(&mut self, parsed: Option<Value>, cx: &Context) -> Result<Emit, HandleError>;
+    fn handle(&mut self, parsed: Option<Parsed>, cx: &Context) -> Result<Emit, HandleError>;
 
     /// Whether it emits with a delay.
     fn delays(&self) -> bool {
@@ -32,7 +33,7 @@ impl<C: Inline> AnyComponent for Inlined<C> {
         Box::pin(async { Ok(()) })
     }
 
-    fn handle<'a>(&'a mut self, parsed: Option<Value>, cx: &'a Context) -> Handling<'a> {
+    fn handle<'a>(&'a mut self, parsed: Option<Parsed>, cx: &'a Context) -> Handling<'a> {
         Handling::Done(self.0.handle(parsed, cx))
     }
 
@@ -59,7 +60,7 @@ pub(crate) fn problem(message: impl Into<String>) -> Problem {
 }
 
 /// The payload as JSON.
-pub(crate) fn json(parsed: Option<Value>, cx: &Context) -> Result<Value, HandleError> {
+pub(crate) fn json(parsed: Option<Parsed>, cx: &Context) -> Result<Value, HandleError> {
     Value::decode(cx.message(), parsed).map_err(decode)
 }
 
@@ -73,10 +74,10 @@ pub(crate) fn reject(why: impl Into<String>) -> HandleError {
 
 /// The message as it is, for the output of this name or for the only one.
 pub(crate) fn forward(message: &Message, output: Option<&str>) -> Emitted {
-    Emitted {
-        output: output.map(|name| name.to_owned().into()),
-        payload: message.payload.clone(),
-        ..Emitted::default()
+    let emitted = Emitted::new(message.payload.clone());
+    match output {
+        Some(name) => emitted.to(name.to_owned()),
+        None => emitted,
     }
 }
 

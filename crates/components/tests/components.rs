@@ -28,7 +28,7 @@ fn build(settings: Value, outputs: &[&str]) -> Result<Box<dyn AnyComponent>, Vec
 }
 
 async fn run(component: &mut dyn AnyComponent, message: Message) -> Result<Emit, HandleError> {
-    let cx = Context::new(Arc::new(StageContext::new("p", "s")), message, 1);
+    let cx = Context::new(Arc::new(StageContext::new("p", "s")), message);
     match component.handle(None, &cx) {
         Handling::Done(answer) => answer,
         Handling::Pending(answer) => answer.await,
@@ -137,6 +137,6 @@ async fn delay_delays_and_says_so() {
     let mut delay = build(json!({ "delay": { "for": "5m" } }), &["o"]).unwrap();
     assert!(delay.delays());
     let emit = run(delay.as_mut(), Message::new("x")).await.unwrap();
-    assert_eq!(emit.outputs()[0].delay, Some(std::time::Duration::from_secs(300)));
+    assert_eq!(emit.outputs()[0].delay(), Some(std::time::Duration::from_secs(300)));
     assert!(build(json!({ "delay": {} }), &["o"]).is_err());
 }

@@ -5,24 +5,31 @@
 //! actor) says [`Resolution::Dropped`]. Losing a message takes a deliberate act.
 
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use serde_json::Value;
 use smallvec::SmallVec;
 
-use crate::component::StateWrite;
+use crate::component::{Parsed, StateWrite};
 use crate::connector::{Defect, Outgoing, Receipt};
 use crate::{Cause, Message, Timestamp};
 
 /// A message on its way through a stage, with the duty to resolve it.
-#[derive(Debug)]
-pub struct Delivery {
+///
+/// It goes through several mailboxes and lists, so it is as small as a pointer; and it goes on to
+/// the next stage of a direct edge without being built again.
+#[derive(Debug, Default)]
+pub struct Delivery(Box<Parts>);
+
+/// What a delivery is made of.
+#[derive(Debug, Default)]
+pub struct Parts {
     /// The message.
     pub message: Message,
-    /// Its payload as JSON, if somebody parsed it already.
-    pub parsed: Option<Value>,
+    /// What its payload stands for, if somebody has that already.
+    pub parsed: Option<Parsed>,
     /// How many attempts of this stage have failed.
     pub attempts: u32,
     /// How often it was handed out before without an outcome.
@@ -42,9 +49,13 @@ pub struct Delivery {
 }
 
 /// The duty to resolve one delivery; dropping it resolves it as [`Resolution::Dropped`].
+///
+/// The default is no duty at all.
+#[derive(Default)]
 pub struct Guard {
     origin: Option<Arc<Origin>>,
-    slot: Slot,
+    /// Taken by resolving.
+    slot: Option<Slot>,
 }
 
 /// A delivery's place in its consumer's list of what is in flight.
@@ -57,14 +68,7 @@ pub enum Resolution {
     /// The component is done with it. Nothing emitted means filtered, on purpose.
     Done(Done),
     /// A failed attempt, to be put back on the queue and tried again later.
-    Requeued {
-        /// How many attempts have failed by now.
-        attempts: u32,
-        /// What went wrong.
-        error: String,
-        /// Not before this long.
-        delay: Duration,
-    },
+    Requeued(Box<Requeued>),
     /// Given up on, to be kept as a dead letter.
     DeadLettered(Box<GivenUp>),
     /// Given up on by policy, kept nowhere.
@@ -75,21 +79,37 @@ pub enum Resolution {
     Dropped,
 }
 
+/// A failed attempt whose message goes back to its queue.
+#[derive(Debug)]
+pub struct Requeued {
+    /// How many attempts have failed by now.
+    pub attempts: u32,
+    /// What went wrong.
+    pub error: String,
+    /// Not before this long.
+    pub delay: Duration,
+}
+
 /// What a component made of a message.
 #[derive(Debug, Default)]
 pub struct Done {
+    /// How many deliveries over direct edges it became; they share its slot.
+    pub children: u32,
+    /// What has to be written for it, if anything.
+    pub made: Option<Box<Made>>,
+}
+
+/// What one stage made of a message, to be written when the message is settled.
+#[derive(Debug, Default)]
+pub struct Made {
     /// The stage, by its number in the topology.
     pub stage: u16,
-    /// The message itself, as long as an output may still be refused.
-    pub message: Option<Box<Message>>,
-    /// Attempts that failed before.
-    pub attempts: u32,
+    /// The message itself, since an output may still be refused. It has no duty any more.
+    pub delivery: Delivery,
     /// Outputs to queues.
     pub outputs: Outputs,
     /// Changes of the stage's own state.
     pub writes: Vec<StateWrite>,
-    /// How many deliveries over direct edges it became; they share its slot.
-    pub children: u32,
 }
 
 /// Outputs to queues, each with the queue's number in the topology.
@@ -100,14 +120,10 @@ pub type Outputs = SmallVec<[(u16, Outgoing); 1]>;
 pub struct GivenUp {
     /// The stage, by its number in the topology.
     pub stage: u16,
-    /// The message.
-    pub message: Message,
+    /// The message. It has no duty any more.
+    pub delivery: Delivery,
     /// Why.
     pub cause: Cause,
-    /// How many attempts failed.
-    pub attempts: u32,
-    /// When the first failed.
-    pub first_failed_at: Option<Timestamp>,
     /// What is known of the message if it is not whole.
     pub truncated: Option<crate::Truncated>,
 }
@@ -145,7 +161,7 @@ impl Origin {
     /// The duty to resolve what is in `slot`.
     pub fn guard(self: &Arc<Self>, slot: Slot) -> Guard {
         self.live.fetch_add(1, Ordering::Relaxed);
-        Guard { origin: Some(Arc::clone(self)), slot }
+        Guard { origin: Some(Arc::clone(self)), slot: Some(slot) }
     }
 
     /// Everything resolved since the last call, oldest first, into an empty vector.
@@ -187,8 +203,8 @@ impl fmt::Debug for Origin {
 impl Guard {
     /// Says how the delivery ended.
     pub fn resolve(mut self, resolution: Resolution) {
-        if let Some(origin) = self.origin.take() {
-            origin.resolve(self.slot, resolution);
+        if let (Some(origin), Some(slot)) = (&self.origin, self.slot.take()) {
+            origin.resolve(slot, resolution);
         }
     }
 
@@ -199,31 +215,122 @@ impl Guard {
         }
     }
 
-    /// What tells where the message stands.
-    pub fn locate(&self) -> Locate {
-        let origin = self.origin.as_ref().expect("only resolving takes the origin, and consumes");
-        Arc::clone(&origin.locate)
-    }
-
     /// A guard for one of the `children` that [`Done`] announces. Made before the parent's is
     /// resolved, so that its slot cannot end early.
     pub fn child(&self) -> Guard {
-        let origin = self.origin.as_ref().expect("only resolving takes the origin, and consumes");
-        origin.guard(self.slot)
+        match (&self.origin, self.slot) {
+            (Some(origin), Some(slot)) => origin.guard(slot),
+            _ => Guard::default(),
+        }
     }
 }
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if let Some(origin) = self.origin.take() {
-            origin.resolve(self.slot, Resolution::Dropped);
+        if let (Some(origin), Some(slot)) = (&self.origin, self.slot) {
+            origin.resolve(slot, Resolution::Dropped);
         }
     }
 }
 
 impl fmt::Debug for Guard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Guard({})", self.slot.0)
+        write!(f, "Guard({:?})", self.slot.map(|slot| slot.0))
+    }
+}
+
+impl Delivery {
+    /// Says how it ended.
+    pub fn resolve(mut self, resolution: Resolution) {
+        std::mem::take(&mut self.guard).resolve(resolution);
+    }
+
+    /// The component of this stage is done with it.
+    pub fn done(mut self, stage: u16, outputs: Outputs, writes: Vec<StateWrite>, children: u32) {
+        let guard = std::mem::take(&mut self.guard);
+        let writes_nothing = outputs.is_empty() && writes.is_empty();
+        let made = Made { stage, delivery: self, outputs, writes };
+        let made = (!writes_nothing).then(|| Box::new(made));
+        guard.resolve(Resolution::Done(Done { children, made }));
+    }
+
+    /// This stage gives up on it.
+    pub fn give_up(mut self, stage: u16, cause: Cause, truncated: Option<crate::Truncated>) {
+        let guard = std::mem::take(&mut self.guard);
+        let given_up = GivenUp { stage, delivery: self, cause, truncated };
+        guard.resolve(Resolution::DeadLettered(Box::new(given_up)));
+    }
+
+    /// Begins anew in the next stage: it is another message there, with attempts of its own, and
+    /// the same duty.
+    pub fn go_on(&mut self, parsed: Option<Parsed>) {
+        self.parsed = parsed;
+        self.attempts = 0;
+        self.first_failed_at = None;
+    }
+
+    /// A delivery of what this one became, one of the `children` that [`Done`] announces.
+    #[must_use]
+    pub fn child(&self, message: Message, parsed: Option<Parsed>) -> Self {
+        let Parts { redeliveries, input, receipt, enqueued_at, .. } = *self.0;
+        let guard = self.guard.child();
+        let parts = Parts {
+            message,
+            parsed,
+            redeliveries,
+            input,
+            receipt,
+            enqueued_at,
+            guard,
+            ..Parts::default()
+        };
+        parts.into()
+    }
+
+    /// The same message without the duty, for a call that may be given up on.
+    #[must_use]
+    pub fn copy_without_duty(&self) -> Self {
+        let Parts { attempts, redeliveries, input, receipt, enqueued_at, first_failed_at, .. } =
+            *self.0;
+        let guard = Guard { origin: self.guard.origin.clone(), slot: None };
+        let message = self.message.clone();
+        let parts = Parts {
+            message,
+            attempts,
+            redeliveries,
+            input,
+            receipt,
+            enqueued_at,
+            first_failed_at,
+            guard,
+            ..Parts::default()
+        };
+        parts.into()
+    }
+
+    /// Where the message, or the root that it was made of, stands, for people.
+    pub fn locate(&self) -> String {
+        self.guard.origin.as_ref().map_or_else(String::new, |origin| (origin.locate)(self.receipt))
+    }
+}
+
+impl From<Parts> for Delivery {
+    fn from(parts: Parts) -> Self {
+        Self(Box::new(parts))
+    }
+}
+
+impl Deref for Delivery {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
+}
+
+impl DerefMut for Delivery {
+    fn deref_mut(&mut self) -> &mut Parts {
+        &mut self.0
     }
 }
 

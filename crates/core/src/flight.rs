@@ -1,13 +1,10 @@
 //! What a consumer has handed out: which message waits for how many resolutions, and what becomes
 //! of it when the last is in.
 
-use std::time::Duration;
-
 use smallvec::SmallVec;
 
-use crate::component::StateWrite;
 use crate::connector::Receipt;
-use crate::delivery::{Done, GivenUp, Outputs, Resolution, Resolved, Slot};
+use crate::delivery::{Done, GivenUp, Made, Requeued, Resolution, Resolved, Slot};
 
 /// A consumer's messages in flight: handed out and not yet settled.
 ///
@@ -35,30 +32,15 @@ struct Entry {
 #[derive(Debug, Default)]
 pub struct End {
     /// What the stages made of it, parent before child.
-    pub done: SmallVec<[Made; 1]>,
+    pub done: SmallVec<[Box<Made>; 1]>,
     /// What stages gave up on: it, or its descendants.
-    pub given_up: Vec<GivenUp>,
+    pub given_up: Vec<Box<GivenUp>>,
     /// Whether it was given up on without being kept.
     pub discarded: bool,
-    /// A failed attempt, to be put back: attempts, error, delay.
-    pub requeued: Option<(u32, String, Duration)>,
+    /// A failed attempt, to be put back.
+    pub requeued: Option<Box<Requeued>>,
     /// Whether it is given back undecided.
     pub released: bool,
-}
-
-/// What one stage made of a message.
-#[derive(Debug)]
-pub struct Made {
-    /// The stage.
-    pub stage: u16,
-    /// The message, as long as an output may still be refused.
-    pub message: Option<Box<crate::Message>>,
-    /// Attempts that failed before.
-    pub attempts: u32,
-    /// Outputs to queues.
-    pub outputs: Outputs,
-    /// Changes of the stage's state.
-    pub writes: Vec<StateWrite>,
 }
 
 /// A message whose last delivery is resolved.
@@ -93,23 +75,20 @@ impl Flights {
         let entry = &mut self.entries[slot.0 as usize];
         let receipt = entry.receipt.expect("a guard resolves once, and only then is a slot freed");
         match resolution {
-            Resolution::Done(done) => {
-                entry.open += done.children;
-                self.messages += done.children as usize;
-                let Done { stage, message, attempts, outputs, writes, .. } = done;
-                let bytes: usize = outputs.iter().map(|(_, out)| out.message.size()).sum();
-                entry.bytes += bytes;
-                self.bytes += bytes;
-                // A stage that made nothing has nothing to settle.
-                if !outputs.is_empty() || !writes.is_empty() {
-                    entry.end.done.push(Made { stage, message, attempts, outputs, writes });
+            Resolution::Done(Done { children, made }) => {
+                entry.open += children;
+                self.messages += children as usize;
+                if let Some(made) = made {
+                    let sizes = made.outputs.iter().map(|(_, out)| out.message.size());
+                    let bytes: usize = sizes.sum();
+                    entry.bytes += bytes;
+                    self.bytes += bytes;
+                    entry.end.done.push(made);
                 }
             }
-            Resolution::DeadLettered(given_up) => entry.end.given_up.push(*given_up),
+            Resolution::DeadLettered(given_up) => entry.end.given_up.push(given_up),
             Resolution::Discarded => entry.end.discarded = true,
-            Resolution::Requeued { attempts, error, delay } => {
-                entry.end.requeued = Some((attempts, error, delay));
-            }
+            Resolution::Requeued(requeued) => entry.end.requeued = Some(requeued),
             Resolution::Released | Resolution::Dropped => entry.end.released = true,
         }
         entry.open -= 1;

@@ -40,7 +40,7 @@ fn expand(mut input: DeriveInput) -> syn::Result<TokenStream> {
     Ok(quote! {
         impl #generics #root::component::Output for #name #arguments #bounds {
             fn into_emit(self) -> #root::component::Emit {
-                #root::component::Emit::value(&self)
+                #root::component::Emit::typed(self)
             }
         }
     }

@@ -1,6 +1,6 @@
 //! The edge between a queue and a component: where payloads are decoded and checked.
 
-use brigade_core::component::{DecodeError, Input};
+use brigade_core::component::{DecodeError, Input, Parsed};
 use brigade_core::delivery::Delivery;
 use brigade_core::{Cause, CauseKind, Message, Timestamp};
 use serde_json::Value;
@@ -93,12 +93,15 @@ impl QueuePlan {
 
 /// Parses the payload once; whoever needs it next finds it parsed.
 fn parse(delivery: &mut Delivery) -> Result<&Value, Cause> {
-    if delivery.parsed.is_none() {
+    if !matches!(delivery.parsed, Some(Parsed::Json(_))) {
         let value = Value::decode(&delivery.message, None)
             .map_err(|error| Cause::new(CauseKind::Decode, error.to_string()))?;
-        delivery.parsed = Some(value);
+        delivery.parsed = Some(Parsed::Json(value));
     }
-    Ok(delivery.parsed.as_ref().expect("it was parsed just now"))
+    match &delivery.parsed {
+        Some(Parsed::Json(value)) => Ok(value),
+        _ => unreachable!("it was parsed just now"),
+    }
 }
 
 fn rfc3339(text: &str) -> Option<Timestamp> {

@@ -92,7 +92,7 @@ impl EventSender {
         self.send(Event::DeadLetter {
             pipeline: stage.context.pipeline.to_string(),
             stage: stage.name.to_string(),
-            id: given_up.message.id,
+            id: given_up.delivery.message.id,
             kind: given_up.cause.kind,
             message: given_up.cause.message.clone(),
         });

@@ -203,18 +203,28 @@ struct Planner {
     connectors: BTreeMap<String, Arc<dyn Connector>>,
     state: Arc<dyn StateStore>,
     queues: Vec<Arc<QueuePlan>>,
+    /// The names of all queues, by number.
+    names: Arc<[Arc<str>]>,
 }
 
 impl Planner {
     fn new(pipeline: Pipeline, state: Arc<dyn StateStore>) -> Self {
         let Pipeline { topology, components, connectors, .. } = pipeline;
-        Self { topology, components, connectors, state, queues: Vec::new() }
+        let (queues, names) = (Vec::new(), Arc::default());
+        Self { topology, components, connectors, state, queues, names }
     }
 
     fn plan(mut self) -> Result<Plan, StartError> {
         for queue in self.topology.queues.clone().values() {
             self.add_declared(queue)?;
         }
+        for stage in self.topology.stages.clone().values() {
+            self.add_kept(REDRIVE, &stage.name);
+            if stage.dead_letter.is_none() {
+                self.add_kept(DEAD, &stage.name);
+            }
+        }
+        self.names = self.queues.iter().map(|queue| Arc::clone(&queue.spec.name)).collect();
         let mut stages = Vec::new();
         for stage in self.topology.stages.clone().values() {
             stages.push(Arc::new(self.stage(stage)));
@@ -249,7 +259,7 @@ impl Planner {
     }
 
     /// Adds a queue that the state keeps for a stage.
-    fn add_kept(&mut self, kind: &str, stage: &str) -> u16 {
+    fn add_kept(&mut self, kind: &str, stage: &str) {
         let name = kept_queue(kind, stage);
         let spec = QueueSpec::new(&self.topology.pipeline, &name, json!({}));
         self.add(QueuePlan {
@@ -259,13 +269,12 @@ impl Planner {
             features: Features { delay: true, attempts: true, ..Features::NONE },
             schema: None,
             event_time: None,
-        })
+        });
     }
 
-    fn add(&mut self, queue: QueuePlan) -> u16 {
+    fn add(&mut self, queue: QueuePlan) {
         let index = u16::try_from(self.queues.len()).expect("a file has fewer than 65,536 queues");
         self.queues.push(Arc::new(QueuePlan { index, ..queue }));
-        index
     }
 
     fn queue(&self, name: &str) -> u16 {
@@ -295,10 +304,10 @@ impl Planner {
             .iter()
             .map(|name| (Arc::clone(name), Target::Direct(self.stage_number(name))));
         let outputs: Vec<_> = queues.chain(direct).collect();
-        inputs.push(self.add_kept(REDRIVE, &stage.name));
+        inputs.push(self.queue(&kept_queue(REDRIVE, &stage.name)));
         let dead_letters = match &stage.dead_letter {
             Some(name) => self.queue(name),
-            None => self.add_kept(DEAD, &stage.name),
+            None => self.queue(&kept_queue(DEAD, &stage.name)),
         };
         let edges = StageEdges {
             index: self.stage_number(&stage.name),
@@ -314,12 +323,8 @@ impl Planner {
     }
 
     fn context(&self, stage: &Stage) -> StageContext {
-        let input = match &stage.inputs {
-            brigade_pipeline::Inputs::Queues { names, .. } => names.first().cloned(),
-            brigade_pipeline::Inputs::Direct(stage) => Some(Arc::clone(stage)),
-        };
         let mut context = StageContext::new(&self.topology.pipeline, &stage.name);
-        context.input = input.unwrap_or_default();
+        context.queues = Arc::clone(&self.names);
         context.env = stage.env.clone().into_iter().collect();
         context.state = Some(Arc::clone(&self.state));
         context

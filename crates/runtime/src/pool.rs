@@ -84,8 +84,10 @@ impl Pool {
     }
 }
 
+/// The worker that is done first, in steps of a chunk's time: a message that stays on its lane is
+/// cheaper than one that waits a little less.
 fn least_busy(ports: &[Arc<Port>], lane: usize) -> &Arc<Port> {
-    let cost = |port: &&Arc<Port>| (port.queued() / CHUNK_MAX, port.lane != lane, port.queued());
+    let cost = |port: &&Arc<Port>| (port.chunks(), port.lane != lane, port.queued());
     ports.iter().min_by_key(cost).expect("a stage has at least one worker")
 }
 
@@ -154,13 +156,22 @@ impl Port {
         self.queued.load(Ordering::Relaxed)
     }
 
+    /// How many chunks' time the worker needs for what it has.
+    fn chunks(&self) -> usize {
+        self.queued() / self.chunk_of(usize::MAX)
+    }
+
     /// How many messages make one chunk: few where each takes long, so that a worker does not sit
     /// on work that another could do.
     pub(crate) fn chunk(&self) -> usize {
+        self.chunk_of(CHUNK_MAX)
+    }
+
+    fn chunk_of(&self, max: usize) -> usize {
         let chunk_ns = u64::try_from(CHUNK_TIME.as_nanos()).expect("a few milliseconds");
         match self.pace_ns.load(Ordering::Relaxed) {
             0 => 1,
-            pace => usize::try_from(chunk_ns / pace).unwrap_or(CHUNK_MAX).clamp(1, CHUNK_MAX),
+            pace => usize::try_from(chunk_ns / pace).unwrap_or(max).clamp(1, max),
         }
     }
 

@@ -4,14 +4,16 @@ use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use brigade_core::component::{AnyComponent, Context, Emit, Emitted, HandleError, Handling};
+use brigade_core::component::{
+    AnyComponent, Context, Emit, Emitted, HandleError, Handling, Parsed, StateWrite,
+};
 use brigade_core::connector::{Order, Outgoing};
-use brigade_core::delivery::{Delivery, Done, GivenUp, Outputs, Resolution};
+use brigade_core::delivery::{Delivery, Outputs, Requeued, Resolution};
 use brigade_core::retry::{Retry, Waiting};
-use brigade_core::{Cause, CauseKind, Failure, Message, Timestamp};
+use brigade_core::{Cause, CauseKind, Failure, Message, Timestamp, Truncated};
 use brigade_pipeline::{Exhausted, Expiry};
 use futures_util::FutureExt;
-use serde_json::Value;
+use smallvec::SmallVec;
 use tokio::sync::Notify;
 
 use crate::plan::{QueuePlan, StagePlan, Target};
@@ -24,6 +26,10 @@ pub(crate) struct Runner {
     pub(crate) component: Box<dyn AnyComponent>,
     /// Deliveries over direct edges that are not sent yet.
     pub(crate) outbox: Outbox,
+    /// The context of one call after the other.
+    context: Context,
+    /// Calls that are not counted yet: counters are shared with other lanes.
+    calls: usize,
 }
 
 /// Deliveries over direct edges, by the stage they go to: sent together, since one mailbox message a
@@ -37,10 +43,15 @@ impl Outbox {
         self.0.iter().any(|(_, deliveries)| deliveries.len() >= CHUNK_MAX)
     }
 
-    fn push(&mut self, stage: u16, deliveries: impl Iterator<Item = Delivery>) {
+    fn push(&mut self, stage: u16, delivery: Delivery) {
         match self.0.iter_mut().find(|(have, _)| *have == stage) {
-            Some((_, waiting)) => waiting.extend(deliveries),
-            None => self.0.push((stage, deliveries.collect())),
+            Some((_, waiting)) => {
+                if waiting.capacity() == 0 {
+                    waiting.reserve_exact(CHUNK_MAX);
+                }
+                waiting.push(delivery);
+            }
+            None => self.0.push((stage, vec![delivery])),
         }
     }
 }
@@ -61,7 +72,7 @@ pub(crate) enum Step {
     /// It is resolved.
     Resolved,
     /// It is to be tried again after this long.
-    Retry(Box<Delivery>, Duration),
+    Retry(Delivery, Duration),
 }
 
 /// How one attempt went.
@@ -75,19 +86,26 @@ pub(crate) enum Attempt {
 }
 
 impl Runner {
+    pub(crate) fn new(site: Arc<RunnerSite>, component: Box<dyn AnyComponent>) -> Self {
+        let context = Context::lend(Arc::clone(&site.stage.context), Delivery::default());
+        Self { site, component, outbox: Outbox::default(), context, calls: 0 }
+    }
+
     /// Handles one delivery as far as it goes now.
     pub(crate) async fn handle(&mut self, delivery: Delivery, template: &Template) -> Step {
-        let (delivery, context) = match self.site.admit(delivery, now()) {
+        let mut delivery = match self.site.admit(delivery) {
             Ok(admitted) => admitted,
             Err(step) => return step,
         };
         self.site.throttle().await;
-        self.site.stage.stats.calls.add(1);
-        let (delivery, attempt) = self.attempt(delivery, &context).await;
+        self.calls += 1;
+        let parsed = delivery.parsed.take();
+        let none = self.context.exchange(delivery);
+        let attempt = self.attempt(parsed).await;
+        let delivery = self.context.exchange(none);
         if matches!(attempt, Attempt::Panicked(_)) {
             self.component = template.fresh();
         }
-        let delivery = Delivery { message: context.into_message(), ..delivery };
         self.site.decide(delivery, attempt, &mut self.outbox)
     }
 
@@ -98,60 +116,49 @@ impl Runner {
         template: &Template,
     ) -> Vec<Step> {
         let mut steps = Vec::with_capacity(deliveries.len());
-        let (mut admitted, mut contexts) = (Vec::new(), Vec::new());
+        let (mut parsed, mut contexts) = (Vec::new(), Vec::new());
         for delivery in deliveries {
-            match self.site.admit(delivery, now()) {
-                Ok((delivery, context)) => {
+            match self.site.admit(delivery) {
+                Ok(mut delivery) => {
                     self.site.throttle().await;
-                    admitted.push(delivery);
-                    contexts.push(context);
+                    parsed.push(delivery.parsed.take());
+                    contexts.push(Context::lend(Arc::clone(&self.site.stage.context), delivery));
                 }
                 Err(step) => steps.push(step),
             }
         }
-        if admitted.is_empty() {
+        if contexts.is_empty() {
             return steps;
         }
-        self.site.stage.stats.calls.add(1);
-        let attempts = self.attempt_batch(&mut admitted, &contexts).await;
+        self.calls += 1;
+        let attempts = self.attempt_batch(parsed, &contexts).await;
         if attempts.iter().any(|attempt| matches!(attempt, Attempt::Panicked(_))) {
             self.component = template.fresh();
         }
-        let messages = contexts.into_iter().map(Context::into_message);
-        for ((delivery, message), attempt) in admitted.into_iter().zip(messages).zip(attempts) {
-            let delivery = Delivery { message, ..delivery };
-            steps.push(self.site.decide(delivery, attempt, &mut self.outbox));
+        for (context, attempt) in contexts.into_iter().zip(attempts) {
+            steps.push(self.site.decide(context.into_delivery(), attempt, &mut self.outbox));
         }
         steps
     }
 
-    async fn attempt(&mut self, mut delivery: Delivery, cx: &Context) -> (Delivery, Attempt) {
-        let parsed = delivery.parsed.take();
-        let attempt = match self.site.stage.timeout {
-            None => self.call(parsed, cx).await,
-            Some(timeout) => tokio::time::timeout(timeout, self.call(parsed, cx))
-                .await
-                .unwrap_or(Attempt::TimedOut(timeout)),
-        };
-        (delivery, attempt)
+    /// Sends what waits to go over direct edges, and counts what was called.
+    pub(crate) fn send(&mut self, lane: usize) {
+        self.site.stage.stats.calls.add(std::mem::take(&mut self.calls));
+        self.site.send(&mut self.outbox, lane);
     }
 
-    /// Calls the component, for as long as it takes.
-    pub(crate) async fn call(&mut self, parsed: Option<Value>, cx: &Context) -> Attempt {
-        let component = &mut self.component;
-        let called = std::panic::catch_unwind(AssertUnwindSafe(|| component.handle(parsed, cx)));
-        match called {
-            Err(panic) => Attempt::Panicked(panic_text(panic.as_ref())),
-            Ok(Handling::Done(answer)) => Attempt::Answered(answer),
-            Ok(Handling::Pending(future)) => match AssertUnwindSafe(future).catch_unwind().await {
-                Err(panic) => Attempt::Panicked(panic_text(panic.as_ref())),
-                Ok(answer) => Attempt::Answered(answer),
-            },
+    async fn attempt(&mut self, parsed: Option<Parsed>) -> Attempt {
+        let (component, cx) = (&mut self.component, &self.context);
+        let call = call(component.as_mut(), parsed, cx);
+        match self.site.stage.timeout {
+            None => call.await,
+            Some(timeout) => {
+                tokio::time::timeout(timeout, call).await.unwrap_or(Attempt::TimedOut(timeout))
+            }
         }
     }
 
-    async fn attempt_batch(&mut self, batch: &mut [Delivery], cx: &[Context]) -> Vec<Attempt> {
-        let parsed = batch.iter_mut().map(|delivery| delivery.parsed.take()).collect();
+    async fn attempt_batch(&mut self, parsed: Vec<Option<Parsed>>, cx: &[Context]) -> Vec<Attempt> {
         let component = &mut self.component;
         let future = async { component.handle_batch(parsed, cx).await };
         let future = AssertUnwindSafe(future).catch_unwind();
@@ -186,12 +193,8 @@ impl RunnerSite {
         listeners.iter().for_each(|listener| listener.notify_one());
     }
 
-    /// Checks whether the component may see a delivery, and lends its message to a context.
-    pub(crate) fn admit(
-        &self,
-        mut delivery: Delivery,
-        now: Timestamp,
-    ) -> Result<(Delivery, Context), Step> {
+    /// Checks whether the component may see a delivery.
+    pub(crate) fn admit(&self, mut delivery: Delivery) -> Result<Delivery, Step> {
         if let Some(defect) = delivery.defect.take() {
             let truncated = defect.truncated.clone();
             let cause = Cause::new(defect.kind, defect.message);
@@ -203,10 +206,10 @@ impl RunnerSite {
         {
             return Err(self.give_up_on(delivery, cause, None));
         }
-        if let Some(step) = self.expired(&delivery, now) {
+        if let Some(step) = self.expired(&delivery) {
             return Err(match step {
                 Expiry::Discard => {
-                    delivery.guard.resolve(Resolution::Discarded);
+                    delivery.resolve(Resolution::Discarded);
                     Step::Resolved
                 }
                 Expiry::DeadLetter => {
@@ -215,22 +218,13 @@ impl RunnerSite {
                 }
             });
         }
-        let message = std::mem::take(&mut delivery.message);
-        let stage = Arc::clone(&self.stage.context);
-        let locate = delivery.guard.locate();
-        let context = Context::new(stage, message, delivery.attempts + 1).at(
-            Arc::clone(&input.spec.name),
-            delivery.receipt,
-            delivery.redeliveries,
-            locate,
-        );
-        Ok((delivery, context))
+        Ok(delivery)
     }
 
-    fn expired(&self, delivery: &Delivery, now: Timestamp) -> Option<Expiry> {
+    fn expired(&self, delivery: &Delivery) -> Option<Expiry> {
         let expire = self.stage.expire?;
         let from = delivery.message.event_time.or(delivery.enqueued_at)?;
-        (now.since(from) > expire.after).then_some(expire.then)
+        (now().since(from) > expire.after).then_some(expire.then)
     }
 
     /// Waits until the stage's throttle lets one message more pass.
@@ -294,10 +288,11 @@ impl RunnerSite {
         delivery.first_failed_at.get_or_insert_with(now);
         let random = fastrand::f64();
         match self.stage.retry.decide(delivery.attempts, asked, self.waiting(&delivery), random) {
-            Retry::InProcess(delay) => Step::Retry(Box::new(delivery), delay),
+            Retry::InProcess(delay) => Step::Retry(delivery, delay),
             Retry::InQueue(delay) => {
                 let (attempts, error) = (delivery.attempts, cause.message);
-                delivery.guard.resolve(Resolution::Requeued { attempts, error, delay });
+                let requeued = Requeued { attempts, error, delay };
+                delivery.resolve(Resolution::Requeued(Box::new(requeued)));
                 Step::Resolved
             }
             Retry::Exhausted => self.exhausted(delivery, cause),
@@ -316,7 +311,7 @@ impl RunnerSite {
         match self.stage.on_exhausted {
             Exhausted::DeadLetter => self.give_up_on(delivery, cause, None),
             Exhausted::Discard => {
-                delivery.guard.resolve(Resolution::Discarded);
+                delivery.resolve(Resolution::Discarded);
                 Step::Resolved
             }
             Exhausted::Halt => {
@@ -328,51 +323,70 @@ impl RunnerSite {
                         cause.message
                     ),
                 );
-                delivery.guard.resolve(Resolution::Released);
+                delivery.resolve(Resolution::Released);
                 Step::Resolved
             }
         }
     }
 
-    fn give_up_on(
-        &self,
-        delivery: Delivery,
-        cause: Cause,
-        truncated: Option<brigade_core::Truncated>,
-    ) -> Step {
-        let given_up = GivenUp {
-            stage: self.stage.index,
-            message: delivery.message,
-            cause,
-            attempts: delivery.attempts,
-            first_failed_at: delivery.first_failed_at,
-            truncated,
-        };
-        delivery.guard.resolve(Resolution::DeadLettered(Box::new(given_up)));
+    fn give_up_on(&self, delivery: Delivery, cause: Cause, truncated: Option<Truncated>) -> Step {
+        delivery.give_up(self.stage.index, cause, truncated);
         Step::Resolved
     }
 
     /// Sends what the component emitted on its way.
     fn done(&self, delivery: Delivery, emit: Emit, outbox: &mut Outbox) -> Step {
-        let routed = match self.route(&delivery, emit) {
+        let (emitted, writes) = match emit.into_parts() {
+            Ok(parts) => parts,
+            Err(error) => {
+                return self.give_up_on(delivery, Cause::of(CauseKind::Output, &error), None);
+            }
+        };
+        if writes.is_empty()
+            && let [output] = &emitted[..]
+            && let Ok([(name, Target::Direct(stage))]) = self.targets(output)
+        {
+            return self.go_on(delivery, name, *stage, emitted, outbox);
+        }
+        self.fan_out(delivery, emitted, writes, outbox)
+    }
+
+    /// The usual way over a direct edge: one message becomes one, and takes its duty along.
+    fn go_on(
+        &self,
+        mut delivery: Delivery,
+        name: &str,
+        stage: u16,
+        emitted: SmallVec<[Emitted; 1]>,
+        outbox: &mut Outbox,
+    ) -> Step {
+        let id = delivery.message.id.output(&self.stage.name, name, 0);
+        for output in emitted {
+            let takeover = output.turn(&mut delivery.message);
+            delivery.message.id = id;
+            delivery.go_on(takeover.typed.map(Parsed::Typed));
+        }
+        outbox.push(stage, delivery);
+        Step::Resolved
+    }
+
+    /// Sends any number of outputs to queues and over direct edges.
+    fn fan_out(
+        &self,
+        delivery: Delivery,
+        emitted: SmallVec<[Emitted; 1]>,
+        writes: Vec<StateWrite>,
+        outbox: &mut Outbox,
+    ) -> Step {
+        let (outputs, direct) = match self.route(&delivery, &emitted) {
             Ok(routed) => routed,
             Err(cause) => return self.give_up_on(delivery, cause, None),
         };
-        let Routed { outputs, direct, writes } = routed;
-        let keep = !outputs.is_empty();
-        let children: usize = direct.iter().map(|(_, messages)| messages.len()).sum();
-        for (stage, messages) in direct {
-            outbox.push(stage, messages.into_iter().map(|message| child(&delivery, message)));
+        let children = u32::try_from(direct.len()).expect("memory ends before");
+        for (stage, message) in direct {
+            outbox.push(stage, delivery.child(message, None));
         }
-        let done = Done {
-            stage: self.stage.index,
-            attempts: delivery.attempts,
-            outputs,
-            writes,
-            children: u32::try_from(children).expect("memory ends before"),
-            message: keep.then(|| Box::new(delivery.message)),
-        };
-        delivery.guard.resolve(Resolution::Done(done));
+        delivery.done(self.stage.index, outputs, writes, children);
         Step::Resolved
     }
 
@@ -389,28 +403,24 @@ impl RunnerSite {
     }
 
     /// Finds the way of each output and makes its message.
-    fn route(&self, delivery: &Delivery, emit: Emit) -> Result<Routed, Cause> {
-        let (emitted, writes) =
-            emit.into_parts().map_err(|error| Cause::of(CauseKind::Output, &error))?;
-        let mut routed = Routed { outputs: Outputs::new(), direct: Vec::new(), writes };
+    fn route(&self, delivery: &Delivery, emitted: &[Emitted]) -> Result<Routed, Cause> {
+        let (mut outputs, mut direct) = (Outputs::new(), Vec::new());
         let mut index = 0;
         for output in emitted {
-            let targets = self.targets(&output)?;
-            for (name, target) in targets {
-                let id = delivery.message.id.output(&self.stage.name, name, index);
+            for (name, target) in self.targets(output)? {
+                let mut message = output.message(&delivery.message);
+                message.id = delivery.message.id.output(&self.stage.name, name, index);
                 index += 1;
-                let mut message = message_of(&output, &delivery.message);
-                message.id = id;
                 match *target {
                     Target::Queue(queue) => {
                         self.queues[usize::from(queue)].send(&mut message)?;
-                        routed.outputs.push((queue, Outgoing { message, delay: output.delay }));
+                        outputs.push((queue, Outgoing { message, delay: output.delay() }));
                     }
-                    Target::Direct(stage) => routed.push_direct(stage, message),
+                    Target::Direct(stage) => direct.push((stage, message)),
                 }
             }
         }
-        Ok(routed)
+        Ok((outputs, direct))
     }
 
     fn targets(&self, output: &Emitted) -> Result<&[(Arc<str>, Target)], Cause> {
@@ -439,44 +449,23 @@ impl RunnerSite {
     }
 }
 
-/// What the outputs of one message have become.
-struct Routed {
-    outputs: Outputs,
-    direct: Vec<(u16, Vec<Message>)>,
-    writes: Vec<brigade_core::component::StateWrite>,
-}
+/// What the outputs of one message have become: for queues, and for stages fed directly.
+type Routed = (Outputs, Vec<(u16, Message)>);
 
-impl Routed {
-    fn push_direct(&mut self, stage: u16, message: Message) {
-        match self.direct.iter_mut().find(|(have, _)| *have == stage) {
-            Some((_, messages)) => messages.push(message),
-            None => self.direct.push((stage, vec![message])),
-        }
-    }
-}
-
-fn message_of(output: &Emitted, input: &Message) -> Message {
-    Message {
-        id: input.id,
-        key: output.key.clone().unwrap_or_else(|| input.key.clone()),
-        headers: output.headers.clone().unwrap_or_else(|| input.headers.clone()),
-        payload: output.payload.clone(),
-        event_time: output.event_time.or(input.event_time),
-    }
-}
-
-fn child(parent: &Delivery, message: Message) -> Delivery {
-    Delivery {
-        message,
-        parsed: None,
-        attempts: 0,
-        redeliveries: parent.redeliveries,
-        input: parent.input,
-        receipt: parent.receipt,
-        enqueued_at: parent.enqueued_at,
-        first_failed_at: None,
-        defect: None,
-        guard: parent.guard.child(),
+/// Calls the component, for as long as it takes.
+pub(crate) async fn call(
+    component: &mut dyn AnyComponent,
+    parsed: Option<Parsed>,
+    cx: &Context,
+) -> Attempt {
+    let called = std::panic::catch_unwind(AssertUnwindSafe(|| component.handle(parsed, cx)));
+    match called {
+        Err(panic) => Attempt::Panicked(panic_text(panic.as_ref())),
+        Ok(Handling::Done(answer)) => Attempt::Answered(answer),
+        Ok(Handling::Pending(future)) => match AssertUnwindSafe(future).catch_unwind().await {
+            Err(panic) => Attempt::Panicked(panic_text(panic.as_ref())),
+            Ok(answer) => Attempt::Answered(answer),
+        },
     }
 }
 

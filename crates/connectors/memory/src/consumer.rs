@@ -1,11 +1,10 @@
-use std::collections::HashSet;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use brigade_core::connector::{
-    Acked, ConnectorError, Consumer, Failed, FailedReason, Features, Incoming, Lag, Order,
-    QueueSpec, Reader, Receipt, Want,
+    Acked, ConnectorError, Consumer, Failed, Features, Incoming, Lag, Order, QueueSpec, Reader,
+    Receipt, Want,
 };
 use brigade_core::state::StoreOp;
 use tokio::time::Instant;
@@ -19,12 +18,14 @@ pub(crate) struct MemoryConsumer {
     queue: Arc<Queue>,
     group: Arc<str>,
     order: Order,
-    /// What this consumer holds, to give it back when it is dropped.
-    held: Mutex<Option<HashSet<Receipt>>>,
+    /// What its leases are known by, to give them back when it is dropped.
+    number: u64,
+    closed: AtomicBool,
 }
 
 impl MemoryConsumer {
     pub(crate) fn open(memory: &Memory, queue: &QueueSpec, reader: &Reader) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         let opened = memory.queue(&queue.pipeline, &queue.name);
         opened.groups().entry(Arc::clone(&reader.group)).or_default();
         Self {
@@ -32,7 +33,8 @@ impl MemoryConsumer {
             queue: opened,
             group: Arc::clone(&reader.group),
             order: reader.order,
-            held: Mutex::new(Some(HashSet::new())),
+            number: NEXT.fetch_add(1, Ordering::Relaxed),
+            closed: AtomicBool::new(false),
         }
     }
 
@@ -40,30 +42,11 @@ impl MemoryConsumer {
         run(self.queue.groups().entry(Arc::clone(&self.group)).or_default())
     }
 
-    fn held(&self) -> std::sync::MutexGuard<'_, Option<HashSet<Receipt>>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn forget(&self, receipts: impl IntoIterator<Item = Receipt>) {
-        if let Some(held) = self.held().as_mut() {
-            for receipt in receipts {
-                held.remove(&receipt);
-            }
-        }
-    }
-
     fn give_back(&self) {
-        let Some(held) = self.held().take() else { return };
-        let mut held: Vec<Receipt> = held.into_iter().collect();
-        // The last first, since each goes to the front.
-        held.sort_unstable_by(|a, b| b.cmp(a));
-        let now = Instant::now();
-        self.with(|group| {
-            for receipt in held {
-                let (reason, delay) = (FailedReason::Released, Duration::ZERO);
-                group.fail(&Failed { receipt, reason, delay }, now);
-            }
-        });
+        if self.closed.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        self.with(|group| group.give_back(self.number, Instant::now()));
         self.queue.filled.notify_waiters();
     }
 }
@@ -80,17 +63,14 @@ impl Consumer for MemoryConsumer {
             tokio::pin!(filled);
             filled.as_mut().enable();
             let now = Instant::now();
-            if self.held().is_none() {
+            if self.closed.load(Ordering::Relaxed) {
                 return Err(ConnectorError::closed(&self.name));
             }
             let (taken, due, ended) = self.with(|group| {
-                let taken = group.take(want, self.order, now);
+                let taken = group.take(want, self.order, self.number, now);
                 (taken, group.due(), group.closed && group.stored() == 0)
             });
             if !taken.is_empty() {
-                if let Some(held) = self.held().as_mut() {
-                    held.extend(taken.iter().map(|incoming| incoming.receipt));
-                }
                 return Ok(taken);
             }
             if ended {
@@ -115,13 +95,12 @@ impl Consumer for MemoryConsumer {
         }
         let mut fenced = Vec::new();
         self.with(|group| {
-            for receipt in &receipts {
-                if !group.done(*receipt) {
-                    fenced.push(*receipt);
+            for receipt in receipts {
+                if !group.done(receipt) {
+                    fenced.push(receipt);
                 }
             }
         });
-        self.forget(receipts);
         self.queue.filled.notify_waiters();
         self.queue.emptied.notify_waiters();
         Ok(Acked { fenced })
@@ -133,7 +112,6 @@ impl Consumer for MemoryConsumer {
             let lost = failed.iter().rev().filter(|failed| !group.fail(failed, now));
             lost.map(|failed| failed.receipt).collect()
         });
-        self.forget(failed.iter().map(|failed| failed.receipt));
         self.queue.filled.notify_waiters();
         Ok(Acked { fenced })
     }

@@ -1,10 +1,12 @@
 //! One group of one queue: what is ready, delayed, behind its key, and handed out.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
 
 use brigade_core::Message;
 use brigade_core::connector::{Failed, FailedReason, Incoming, Order, Receipt, Want};
 use bytes::Bytes;
+use rustc_hash::FxHashMap;
 use tokio::time::Instant;
 
 /// The messages of one group. A pure state machine: time is an argument.
@@ -14,10 +16,10 @@ pub(crate) struct Group {
     /// By time; the number tells those of one instant apart.
     delayed: BTreeMap<(Instant, u64), Item>,
     /// By position, with the fence of the handing-over.
-    leased: HashMap<u64, Lease>,
+    leased: FxHashMap<u64, Lease>,
     /// In the order of keys: keys that are handed out or wait to be tried again, how often, and what
     /// waits behind them.
-    busy: HashMap<Bytes, Busy>,
+    busy: std::collections::HashMap<Bytes, Busy>,
     next: u64,
     fence: u64,
     behind: usize,
@@ -39,6 +41,8 @@ struct Item {
 #[derive(Debug)]
 struct Lease {
     fence: u64,
+    /// Which consumer holds it.
+    holder: u64,
     item: Item,
     ordered: bool,
 }
@@ -62,7 +66,13 @@ impl Group {
     }
 
     /// Takes what can be handed out now.
-    pub(crate) fn take(&mut self, want: Want, order: Order, now: Instant) -> Vec<Incoming> {
+    pub(crate) fn take(
+        &mut self,
+        want: Want,
+        order: Order,
+        holder: u64,
+        now: Instant,
+    ) -> Vec<Incoming> {
         self.wake(now);
         let one_at_a_time = order == Order::Queue;
         if one_at_a_time && !(self.leased.is_empty() && self.delayed.is_empty()) {
@@ -87,17 +97,17 @@ impl Group {
                 busy.count += 1;
             }
             bytes += item.message.size();
-            taken.push(self.lease(item, order == Order::Key));
+            taken.push(self.lease(item, order == Order::Key, holder));
         }
         taken
     }
 
-    fn lease(&mut self, item: Item, ordered: bool) -> Incoming {
+    fn lease(&mut self, item: Item, ordered: bool, holder: u64) -> Incoming {
         self.fence += 1;
         let receipt = Receipt { position: item.position, fence: self.fence };
         let mut incoming = Incoming::new(item.message.clone(), receipt);
         (incoming.attempts, incoming.redeliveries) = (item.attempts, item.redeliveries);
-        self.leased.insert(item.position, Lease { fence: self.fence, item, ordered });
+        self.leased.insert(item.position, Lease { fence: self.fence, holder, item, ordered });
         incoming
     }
 
@@ -133,6 +143,20 @@ impl Group {
             self.delayed.insert((now + failed.delay, lease.item.position), lease.item);
         }
         true
+    }
+
+    /// Everything that a consumer holds goes back, in its place.
+    pub(crate) fn give_back(&mut self, holder: u64, now: Instant) {
+        let held = self.leased.iter().filter(|(_, lease)| lease.holder == holder);
+        let mut held: Vec<Receipt> = held
+            .map(|(position, lease)| Receipt { position: *position, fence: lease.fence })
+            .collect();
+        // The last first, since each goes to the front.
+        held.sort_unstable_by(|a, b| b.cmp(a));
+        for receipt in held {
+            let (reason, delay) = (FailedReason::Released, Duration::ZERO);
+            self.fail(&Failed { receipt, reason, delay }, now);
+        }
     }
 
     fn end(&mut self, receipt: Receipt) -> Option<Lease> {

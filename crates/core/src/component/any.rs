@@ -2,9 +2,8 @@ use std::fmt;
 use std::future::Future;
 
 use futures_util::future::LocalBoxFuture;
-use serde_json::Value;
 
-use super::{Context, DecodeError, Emit, Input, Output, OutputError, Setup};
+use super::{Context, DecodeError, Emit, Input, Output, OutputError, Parsed, Setup};
 use crate::{BoxError, Failure};
 
 /// A component with state, or with resources that it builds once.
@@ -129,14 +128,14 @@ pub trait AnyComponent: Send {
     /// See [`Component::init`].
     fn init<'a>(&'a mut self, setup: &'a Setup) -> LocalBoxFuture<'a, Result<(), BoxError>>;
 
-    /// Handles the message in `cx`. `parsed` is its payload as JSON, if somebody parsed it already.
-    /// Not called on batch components.
-    fn handle<'a>(&'a mut self, parsed: Option<Value>, cx: &'a Context) -> Handling<'a>;
+    /// Handles the message in `cx`. `parsed` is what its payload stands for, if somebody has
+    /// that already. Not called on batch components.
+    fn handle<'a>(&'a mut self, parsed: Option<Parsed>, cx: &'a Context) -> Handling<'a>;
 
     /// Handles a batch; only called on batch components. One answer for each context.
     fn handle_batch<'a>(
         &'a mut self,
-        parsed: Vec<Option<Value>>,
+        parsed: Vec<Option<Parsed>>,
         cx: &'a [Context],
     ) -> LocalBoxFuture<'a, Vec<Result<Emit, HandleError>>> {
         let _ = parsed;

@@ -4,99 +4,82 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::connector::{ConnectorError, Receipt};
+use crate::connector::ConnectorError;
+use crate::delivery::{Delivery, Parts};
 use crate::state::StateStore;
 use crate::{Headers, Message, MessageId, Timestamp};
 
 /// What a component may know of the message it handles and of where it runs.
 pub struct Context {
-    /// The message; the runtime lends it to the component.
-    message: Message,
-    attempt: u32,
-    redeliveries: u32,
-    receipt: Receipt,
-    queue: Arc<str>,
-    locate: Option<Arc<dyn Fn(Receipt) -> String + Send + Sync>>,
+    /// The delivery; the runtime lends it to the component.
+    delivery: Delivery,
     stage: Arc<StageContext>,
 }
 
 impl Context {
-    /// Lends a message to a component. Attempts count from 1.
-    pub fn new(stage: Arc<StageContext>, message: Message, attempt: u32) -> Self {
-        Self {
-            message,
-            attempt,
-            redeliveries: 0,
-            receipt: Receipt { position: 0, fence: 0 },
-            queue: Arc::clone(&stage.input),
-            locate: None,
-            stage,
-        }
+    /// A context for a message that comes from nowhere, for driving a component alone.
+    pub fn new(stage: Arc<StageContext>, message: Message) -> Self {
+        Self::lend(stage, Parts { message, ..Parts::default() }.into())
     }
 
-    /// The same context for a message that came from this queue, at this place.
-    #[must_use]
-    pub fn at(
-        self,
-        queue: Arc<str>,
-        receipt: Receipt,
-        redeliveries: u32,
-        locate: Arc<dyn Fn(Receipt) -> String + Send + Sync>,
-    ) -> Self {
-        Self { queue, receipt, redeliveries, locate: Some(locate), ..self }
+    /// Lends a delivery to a component.
+    pub fn lend(stage: Arc<StageContext>, delivery: Delivery) -> Self {
+        Self { delivery, stage }
     }
 
-    /// Takes the message back.
-    pub fn into_message(self) -> Message {
-        self.message
+    /// Lends another delivery, and takes the last back.
+    pub fn exchange(&mut self, delivery: Delivery) -> Delivery {
+        std::mem::replace(&mut self.delivery, delivery)
+    }
+
+    /// Takes the delivery back.
+    pub fn into_delivery(self) -> Delivery {
+        self.delivery
     }
 
     /// The message itself.
     pub fn message(&self) -> &Message {
-        &self.message
+        &self.delivery.message
     }
 
     /// The message's id.
     pub fn id(&self) -> MessageId {
-        self.message.id
+        self.delivery.message.id
     }
 
     /// The message's key.
     pub fn key(&self) -> Option<&Bytes> {
-        self.message.key.as_ref()
+        self.delivery.message.key.as_ref()
     }
 
     /// The message's headers.
     pub fn headers(&self) -> &Headers {
-        &self.message.headers
+        &self.delivery.message.headers
     }
 
     /// The message's event time.
     pub fn event_time(&self) -> Option<Timestamp> {
-        self.message.event_time
+        self.delivery.message.event_time
     }
 
     /// Which attempt this is, from 1.
     pub fn attempt(&self) -> u32 {
-        self.attempt
+        self.delivery.attempts + 1
     }
 
     /// How often the message was handed out before without an outcome (crashes).
     pub fn redeliveries(&self) -> u32 {
-        self.redeliveries
+        self.delivery.redeliveries
     }
 
-    /// The queue, or for a direct edge the stage, that it came from.
+    /// The queue that it came from; over a direct edge, the one that its root came from.
     pub fn queue(&self) -> &str {
-        &self.queue
+        self.stage.queues.get(usize::from(self.delivery.input)).map_or("", |name| name)
     }
 
     /// Where it stands there, for people.
     pub fn position(&self) -> String {
-        match &self.locate {
-            Some(locate) => locate(self.receipt),
-            None => String::new(),
-        }
+        self.delivery.locate()
     }
 
     /// The stage.
@@ -135,8 +118,8 @@ impl Context {
             "message",
             pipeline = %self.stage.pipeline,
             stage = %self.stage.stage,
-            id = %self.message.id,
-            attempt = self.attempt
+            id = %self.id(),
+            attempt = self.attempt()
         )
     }
 
@@ -163,8 +146,8 @@ impl fmt::Debug for Context {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Context")
             .field("stage", &self.stage.stage)
-            .field("id", &self.message.id)
-            .field("attempt", &self.attempt)
+            .field("id", &self.id())
+            .field("attempt", &self.attempt())
             .finish_non_exhaustive()
     }
 }
@@ -176,8 +159,8 @@ pub struct StageContext {
     pub pipeline: Arc<str>,
     /// The stage.
     pub stage: Arc<str>,
-    /// Its first input.
-    pub input: Arc<str>,
+    /// The names of the pipeline's queues, by their numbers.
+    pub queues: Arc<[Arc<str>]>,
     /// Its `env`.
     pub env: BTreeMap<String, String>,
     /// The space of the stage's own values in the state.
@@ -192,7 +175,7 @@ impl StageContext {
         Self {
             pipeline: pipeline.into(),
             stage: stage.into(),
-            input: "".into(),
+            queues: Arc::default(),
             env: BTreeMap::new(),
             state_space: format!("component/{pipeline}/{stage}").into(),
             state: None,

@@ -1,4 +1,6 @@
+use std::any::Any;
 use std::borrow::Cow;
+use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -6,7 +8,7 @@ use serde::Serialize;
 use smallvec::{SmallVec, smallvec};
 
 use super::OutputError;
-use crate::{Headers, Timestamp};
+use crate::{Headers, Message, Timestamp};
 
 /// What a component emits: no output, one, or many, each for a named output of its stage.
 ///
@@ -21,25 +23,132 @@ use crate::{Headers, Timestamp};
 #[derive(Debug, Default)]
 pub struct Emit {
     outputs: SmallVec<[Emitted; 1]>,
+    rest: Option<Box<Rest>>,
+}
+
+/// What few messages need.
+#[derive(Debug, Default)]
+struct Rest {
     writes: Vec<StateWrite>,
     error: Option<OutputError>,
 }
 
-/// One output.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// One output. It is moved several times for every message, so what is rare is boxed.
+#[derive(Default)]
 pub struct Emitted {
     /// Which output; without it the stage's only one.
     pub output: Option<Cow<'static, str>>,
     /// The payload; `None` is a tombstone.
     pub payload: Option<Bytes>,
-    /// Another key than the input's.
-    pub key: Option<Option<Bytes>>,
-    /// Other headers than the input's.
-    pub headers: Option<Headers>,
-    /// Another event time than the input's.
-    pub event_time: Option<Timestamp>,
+    /// What the payload was encoded from, for a direct edge.
+    typed: Option<Box<dyn Any + Send>>,
+    changes: Option<Box<Changes>>,
+}
+
+/// What an output does not take over from the input.
+#[derive(Debug, Default)]
+struct Changes {
+    key: Option<Option<Bytes>>,
+    headers: Option<Headers>,
+    event_time: Option<Timestamp>,
+    delay: Option<Duration>,
+}
+
+/// What of an input an output takes over, where the output says nothing else.
+#[derive(Debug)]
+pub struct Takeover {
+    /// What the payload was encoded from.
+    pub typed: Option<Box<dyn Any + Send>>,
     /// Not to be handed out before this long.
     pub delay: Option<Duration>,
+}
+
+impl Emitted {
+    /// An output with this payload, for the stage's only output.
+    pub fn new(payload: Option<Bytes>) -> Self {
+        Self { payload, ..Self::default() }
+    }
+
+    /// The same for the output of this name.
+    #[must_use]
+    pub fn to(self, output: impl Into<Cow<'static, str>>) -> Self {
+        Self { output: Some(output.into()), ..self }
+    }
+
+    /// The same with another key than the input's.
+    #[must_use]
+    pub fn with_key(mut self, key: Option<Bytes>) -> Self {
+        self.changes().key = Some(key);
+        self
+    }
+
+    /// The same with other headers than the input's.
+    #[must_use]
+    pub fn with_headers(mut self, headers: Headers) -> Self {
+        self.changes().headers = Some(headers);
+        self
+    }
+
+    /// The same with another event time than the input's.
+    #[must_use]
+    pub fn with_event_time(mut self, event_time: Timestamp) -> Self {
+        self.changes().event_time = Some(event_time);
+        self
+    }
+
+    /// The same, not to be handed out before this long.
+    #[must_use]
+    pub fn with_delay(mut self, delay: Duration) -> Self {
+        self.changes().delay = Some(delay);
+        self
+    }
+
+    /// How long it is not to be handed out.
+    pub fn delay(&self) -> Option<Duration> {
+        self.changes.as_ref()?.delay
+    }
+
+    /// Turns the input into this output, all but its id.
+    pub fn turn(self, message: &mut Message) -> Takeover {
+        message.payload = self.payload;
+        let changes = self.changes.map_or_else(Changes::default, |changes| *changes);
+        if let Some(key) = changes.key {
+            message.key = key;
+        }
+        if let Some(headers) = changes.headers {
+            message.headers = headers;
+        }
+        message.event_time = changes.event_time.or(message.event_time);
+        Takeover { typed: self.typed, delay: changes.delay }
+    }
+
+    /// The output's message beside the input, all but its id.
+    pub fn message(&self, input: &Message) -> Message {
+        let changes = self.changes.as_deref();
+        let key = changes.and_then(|changes| changes.key.as_ref()).unwrap_or(&input.key);
+        let headers = changes.and_then(|changes| changes.headers.as_ref());
+        Message {
+            id: input.id,
+            key: key.clone(),
+            headers: headers.unwrap_or(&input.headers).clone(),
+            payload: self.payload.clone(),
+            event_time: changes.and_then(|changes| changes.event_time).or(input.event_time),
+        }
+    }
+
+    fn changes(&mut self) -> &mut Changes {
+        self.changes.get_or_insert_default()
+    }
+}
+
+impl fmt::Debug for Emitted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Emitted")
+            .field("output", &self.output)
+            .field("payload", &self.payload)
+            .field("changes", &self.changes)
+            .finish_non_exhaustive()
+    }
 }
 
 /// A change of the stage's own state, written together with the ack of the message.
@@ -73,9 +182,19 @@ impl Emit {
         self.push(Some(output.into()), value)
     }
 
+    /// A value, as JSON, for the stage's only output. Over a direct edge to a component that takes
+    /// this type it goes as it is; the JSON is kept for retries and dead letters.
+    pub fn typed(value: impl Serialize + Send + 'static) -> Self {
+        let mut emit = Self::none().push(None, &value);
+        if let Some(output) = emit.outputs.last_mut() {
+            output.typed = Some(Box::new(value));
+        }
+        emit
+    }
+
     /// Bytes as they are, for the stage's only output.
     pub fn bytes(payload: impl Into<Bytes>) -> Self {
-        Self::from(Emitted { payload: Some(payload.into()), ..Emitted::default() })
+        Self::from(Emitted::new(Some(payload.into())))
     }
 
     /// Bytes as they are, for the output of this name.
@@ -94,34 +213,36 @@ impl Emit {
     #[must_use]
     pub fn key(self, key: impl Into<Bytes>) -> Self {
         let key = key.into();
-        self.last(|output| output.key = Some(Some(key)))
+        self.last(|output| output.changes().key = Some(Some(key)))
     }
 
     /// Adds a header to the last output; it then has none of the input's.
     #[must_use]
     pub fn header(self, name: &str, value: impl Into<Bytes>) -> Self {
         let value = value.into();
-        self.last(|output| output.headers.get_or_insert_default().push(name, Some(value)))
+        self.last(|output| {
+            output.changes().headers.get_or_insert_default().push(name, Some(value));
+        })
     }
 
     /// Delays the last output; its queue must be able to.
     #[must_use]
     pub fn delay(self, delay: Duration) -> Self {
-        self.last(|output| output.delay = Some(delay))
+        self.last(|output| output.changes().delay = Some(delay))
     }
 
     /// Stores a value in the stage's own state, in one transaction with the ack where input and
     /// state are one store, before it elsewhere.
     #[must_use]
     pub fn put_state(mut self, key: impl Into<String>, value: impl Into<Bytes>) -> Self {
-        self.writes.push(StateWrite { key: key.into(), value: Some(value.into()) });
+        self.rest().writes.push(StateWrite { key: key.into(), value: Some(value.into()) });
         self
     }
 
     /// Removes a value from the stage's own state, as [`put_state`](Emit::put_state) stores it.
     #[must_use]
     pub fn delete_state(mut self, key: impl Into<String>) -> Self {
-        self.writes.push(StateWrite { key: key.into(), value: None });
+        self.rest().writes.push(StateWrite { key: key.into(), value: None });
         self
     }
 
@@ -129,8 +250,11 @@ impl Emit {
     #[must_use]
     pub fn merge(mut self, other: Self) -> Self {
         self.outputs.extend(other.outputs);
-        self.writes.extend(other.writes);
-        self.error = self.error.or(other.error);
+        if let Some(other) = other.rest {
+            let rest = self.rest();
+            rest.writes.extend(other.writes);
+            rest.error = rest.error.take().or(other.error);
+        }
         self
     }
 
@@ -144,10 +268,17 @@ impl Emit {
     /// # Errors
     /// A value did not encode.
     pub fn into_parts(self) -> Result<(SmallVec<[Emitted; 1]>, Vec<StateWrite>), OutputError> {
-        match self.error {
-            Some(error) => Err(error),
-            None => Ok((self.outputs, self.writes)),
+        match self.rest {
+            None => Ok((self.outputs, Vec::new())),
+            Some(rest) => match rest.error {
+                Some(error) => Err(error),
+                None => Ok((self.outputs, rest.writes)),
+            },
         }
+    }
+
+    fn rest(&mut self) -> &mut Rest {
+        self.rest.get_or_insert_default()
     }
 
     fn push(mut self, output: Option<Cow<'static, str>>, value: impl Serialize) -> Self {
@@ -156,7 +287,9 @@ impl Emit {
                 let payload = Some(json.into());
                 self.outputs.push(Emitted { output, payload, ..Emitted::default() });
             }
-            Err(error) => self.error = self.error.or(Some(OutputError::new(output, error))),
+            Err(error) => {
+                self.rest().error.get_or_insert_with(|| OutputError::new(output, error));
+            }
         }
         self
     }
@@ -175,6 +308,6 @@ impl Emit {
 
 impl From<Emitted> for Emit {
     fn from(emitted: Emitted) -> Self {
-        Self { outputs: smallvec![emitted], writes: Vec::new(), error: None }
+        Self { outputs: smallvec![emitted], rest: None }
     }
 }

@@ -4,11 +4,10 @@ use std::marker::PhantomData;
 use std::rc::Rc;
 
 use futures_util::future::LocalBoxFuture;
-use serde_json::Value;
 
 use super::{
     AnyComponent, BatchComponent, Component, Context, Emit, HandleError, Handling, Input, Kind,
-    Output, Setup,
+    Output, Parsed, Setup,
 };
 use crate::{BoxError, Failure};
 
@@ -52,7 +51,7 @@ pub mod markers {
     pub struct Batch<In, Ok, E>(PhantomData<(In, Ok, E)>);
 }
 
-fn decode<T: Input>(parsed: Option<Value>, cx: &Context) -> Result<T, HandleError> {
+fn decode<T: Input>(parsed: Option<Parsed>, cx: &Context) -> Result<T, HandleError> {
     T::decode(cx.message(), parsed).map_err(HandleError::Decode)
 }
 
@@ -72,7 +71,7 @@ impl<C: Component> AnyComponent for Typed<C> {
         Box::pin(self.0.init(setup))
     }
 
-    fn handle<'a>(&'a mut self, parsed: Option<Value>, cx: &'a Context) -> Handling<'a> {
+    fn handle<'a>(&'a mut self, parsed: Option<Parsed>, cx: &'a Context) -> Handling<'a> {
         match decode(parsed, cx) {
             Ok(input) => {
                 Handling::Pending(Box::pin(async { emit(self.0.handle(input, cx).await) }))
@@ -98,7 +97,7 @@ struct TypedBatch<C>(C);
 /// Splits a batch into the places that decoded, with their inputs, and the answers of those that
 /// did not; calls `handle` and puts all answers in order.
 async fn in_order<In: Input, O: Output, E: Into<Failure>>(
-    parsed: Vec<Option<Value>>,
+    parsed: Vec<Option<Parsed>>,
     cx: &[Context],
     handle: impl AsyncFnOnce(Vec<In>) -> Vec<Result<O, E>>,
 ) -> Vec<Result<Emit, HandleError>> {
@@ -133,13 +132,13 @@ impl<C: BatchComponent> AnyComponent for TypedBatch<C> {
         Box::pin(self.0.init(setup))
     }
 
-    fn handle<'a>(&'a mut self, _: Option<Value>, _: &'a Context) -> Handling<'a> {
+    fn handle<'a>(&'a mut self, _: Option<Parsed>, _: &'a Context) -> Handling<'a> {
         Handling::Done(Err(HandleError::Failed(Failure::reject("a batch component"))))
     }
 
     fn handle_batch<'a>(
         &'a mut self,
-        parsed: Vec<Option<Value>>,
+        parsed: Vec<Option<Parsed>>,
         cx: &'a [Context],
     ) -> LocalBoxFuture<'a, Vec<Result<Emit, HandleError>>> {
         Box::pin(in_order(parsed, cx, async |inputs| self.0.handle(inputs, cx).await))
@@ -182,7 +181,7 @@ macro_rules! function {
                 Box::pin(async { Result::Ok(()) })
             }
 
-            fn handle<'a>(&'a mut $self, $parsed: Option<Value>, $cx: &'a Context) -> Handling<'a> {
+            fn handle<'a>(&'a mut $self, $parsed: Option<Parsed>, $cx: &'a Context) -> Handling<'a> {
                 $call
             }
 
@@ -242,13 +241,13 @@ where
         Box::pin(async { Result::Ok(()) })
     }
 
-    fn handle<'a>(&'a mut self, _: Option<Value>, _: &'a Context) -> Handling<'a> {
+    fn handle<'a>(&'a mut self, _: Option<Parsed>, _: &'a Context) -> Handling<'a> {
         Handling::Done(Err(HandleError::Failed(Failure::reject("a batch component"))))
     }
 
     fn handle_batch<'a>(
         &'a mut self,
-        parsed: Vec<Option<Value>>,
+        parsed: Vec<Option<Parsed>>,
         cx: &'a [Context],
     ) -> LocalBoxFuture<'a, Vec<Result<Emit, HandleError>>> {
         Box::pin(in_order(parsed, cx, async |inputs| (self.0)(inputs).await))

@@ -1,3 +1,6 @@
+use std::any::Any;
+use std::fmt;
+
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -11,11 +14,29 @@ use crate::Message;
     note = "derive it: `#[derive(serde::Deserialize)]`, or take `Raw` or `Message`"
 )]
 pub trait Input: Sized + Send + 'static {
-    /// Decodes a message. `parsed` is its payload as JSON, if somebody parsed it already.
+    /// Decodes a message. `parsed` is what its payload stands for, if somebody has that already.
     ///
     /// # Errors
     /// The payload is not what the component takes.
-    fn decode(message: &Message, parsed: Option<Value>) -> Result<Self, DecodeError>;
+    fn decode(message: &Message, parsed: Option<Parsed>) -> Result<Self, DecodeError>;
+}
+
+/// What a payload stands for, so that nobody has to decode it again.
+pub enum Parsed {
+    /// Its JSON.
+    Json(Value),
+    /// The value that it was encoded from, which came over a direct edge. A component that takes
+    /// another type decodes the payload.
+    Typed(Box<dyn Any + Send>),
+}
+
+impl fmt::Debug for Parsed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Json(value) => f.debug_tuple("Json").field(value).finish(),
+            Self::Typed(_) => f.write_str("Typed"),
+        }
+    }
 }
 
 /// A payload that is not what the component takes.
@@ -35,7 +56,15 @@ impl DecodeError {
 pub struct Raw(pub Option<Bytes>);
 
 impl<T: DeserializeOwned + Send + 'static> Input for T {
-    fn decode(message: &Message, parsed: Option<Value>) -> Result<Self, DecodeError> {
+    fn decode(message: &Message, parsed: Option<Parsed>) -> Result<Self, DecodeError> {
+        let parsed = match parsed {
+            Some(Parsed::Typed(value)) => match value.downcast::<Self>() {
+                Ok(value) => return Ok(*value),
+                Err(_) => None,
+            },
+            Some(Parsed::Json(value)) => Some(value),
+            None => None,
+        };
         let wrong = |error: serde_json::Error| {
             DecodeError(format!("the payload is no {}: {error}", short_name::<T>()))
         };
@@ -51,13 +80,13 @@ impl<T: DeserializeOwned + Send + 'static> Input for T {
 }
 
 impl Input for Raw {
-    fn decode(message: &Message, _: Option<Value>) -> Result<Self, DecodeError> {
+    fn decode(message: &Message, _: Option<Parsed>) -> Result<Self, DecodeError> {
         Ok(Self(message.payload.clone()))
     }
 }
 
 impl Input for Message {
-    fn decode(message: &Message, _: Option<Value>) -> Result<Self, DecodeError> {
+    fn decode(message: &Message, _: Option<Parsed>) -> Result<Self, DecodeError> {
         Ok(message.clone())
     }
 }

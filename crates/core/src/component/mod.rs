@@ -40,8 +40,8 @@ mod output;
 
 pub use any::{AnyComponent, BatchComponent, Component, HandleError, Handling, Kind};
 pub use context::{Context, Setup, StageContext};
-pub use emit::{Emit, Emitted, StateWrite};
+pub use emit::{Emit, Emitted, StateWrite, Takeover};
 pub use factory::{ComponentFactory, StageSite};
 pub use functions::{IntoComponent, into_any, markers};
-pub use input::{DecodeError, Input, Raw};
+pub use input::{DecodeError, Input, Parsed, Raw};
 pub use output::{Output, OutputError};

@@ -54,7 +54,7 @@ impl Output for Emit {
 
 impl Output for Value {
     fn into_emit(self) -> Emit {
-        Emit::value(self)
+        Emit::typed(self)
     }
 }
 
@@ -66,18 +66,16 @@ impl Output for Bytes {
 
 impl Output for Raw {
     fn into_emit(self) -> Emit {
-        Emit::from(Emitted { payload: self.0, ..Emitted::default() })
+        Emit::from(Emitted::new(self.0))
     }
 }
 
 impl Output for Message {
     fn into_emit(self) -> Emit {
-        Emit::from(Emitted {
-            payload: self.payload,
-            key: Some(self.key),
-            headers: Some(self.headers),
-            event_time: self.event_time,
-            ..Emitted::default()
+        let emitted = Emitted::new(self.payload).with_key(self.key).with_headers(self.headers);
+        Emit::from(match self.event_time {
+            Some(time) => emitted.with_event_time(time),
+            None => emitted,
         })
     }
 }

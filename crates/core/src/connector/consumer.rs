@@ -89,7 +89,7 @@ pub struct Want {
 /// Which handing-over of which message: what a consumer needs to ack it.
 ///
 /// The two numbers mean something only to the consumer that gave them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Receipt {
     /// Which message: a row, an offset, a running number.
     pub position: u64,

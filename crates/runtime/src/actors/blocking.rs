@@ -8,13 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
-use brigade_core::Message;
 use brigade_core::component::{Context as ComponentContext, Kind};
 use brigade_core::connector::Order;
 use brigade_core::delivery::Delivery;
 
 use super::worker::{WorkLoop, Worker};
-use crate::runner::{Attempt, Outbox, RunnerSite, Step, now};
+use crate::runner::{Attempt, Outbox, RunnerSite, Step, call as call_component};
 
 /// How often a thread's call is looked at, in parts of its timeout.
 const LOOKS: u32 = 8;
@@ -29,8 +28,8 @@ pub(super) struct BlockingThread {
 /// What a thread is doing.
 #[derive(Default)]
 struct Call {
-    /// The delivery whose component runs, without its message, and since when.
-    current: Option<(Delivery, Message, Instant)>,
+    /// The delivery whose component runs, on a copy without the duty, and since when.
+    current: Option<(Delivery, Instant)>,
     /// Whether the thread was given up on.
     fenced: bool,
 }
@@ -80,9 +79,9 @@ impl Worker {
         let late = {
             let mut call = lock(&thread.call);
             match call.current.take() {
-                Some((delivery, message, since)) if since.elapsed() >= timeout => {
+                Some((delivery, since)) if since.elapsed() >= timeout => {
                     call.fenced = true;
-                    Some((delivery, message))
+                    Some(delivery)
                 }
                 current => {
                     call.current = current;
@@ -90,17 +89,16 @@ impl Worker {
                 }
             }
         };
-        let Some((delivery, message)) = late else { return };
+        let Some(delivery) = late else { return };
         if let Some(look) = thread.look.take() {
             ctx.cancel_future(look);
         }
-        self.replace_thread(delivery, message, timeout, ctx);
+        self.replace_thread(delivery, timeout, ctx);
     }
 
     fn replace_thread(
         &mut self,
         delivery: Delivery,
-        message: Message,
         timeout: Duration,
         ctx: &mut actix::Context<Self>,
     ) {
@@ -114,13 +112,12 @@ impl Worker {
         );
         let work = self.work_loop();
         let (desk, port) = (Arc::clone(&work.desk), Arc::clone(&work.port));
-        let key = message.key.clone();
-        let delivery = Delivery { message, ..delivery };
+        let key = delivery.message.key.clone();
         // A timeout emits nothing.
         let step = site.decide(delivery, Attempt::TimedOut(timeout), &mut Outbox::default());
         port.handled(1, timeout);
         match step {
-            Step::Retry(delivery, after) => desk.retry(*delivery, Instant::now() + after),
+            Step::Retry(delivery, after) => desk.retry(delivery, Instant::now() + after),
             Step::Resolved => desk.open(key.as_ref(), std::iter::empty()),
         }
         if stuck > stage.stuck_limit as u64 {
@@ -163,7 +160,7 @@ impl WorkLoop {
             match step {
                 Step::Retry(delivery, after) => {
                     delivery.guard.wake();
-                    self.desk.retry(*delivery, Instant::now() + after);
+                    self.desk.retry(delivery, Instant::now() + after);
                 }
                 Step::Resolved if item.retry => self.desk.open(key.as_ref(), std::iter::empty()),
                 Step::Resolved => {}
@@ -185,20 +182,21 @@ impl WorkLoop {
     /// Handles one delivery; `None` when it was taken away meanwhile.
     async fn handle_blocking(&mut self, delivery: Delivery, call: &Mutex<Call>) -> Option<Step> {
         let site: &RunnerSite = &self.runner.site;
-        let (mut delivery, context) = match site.admit(delivery, now()) {
+        let mut delivery = match site.admit(delivery) {
             Ok(admitted) => admitted,
             Err(step) => return Some(step),
         };
         site.throttle().await;
         site.stage.stats.calls.add(1);
         let parsed = delivery.parsed.take();
-        lock(call).current = Some((delivery, context.message().clone(), Instant::now()));
-        let attempt = self.runner.call(parsed, &context).await;
+        let copy = delivery.copy_without_duty();
+        let context = ComponentContext::lend(Arc::clone(&site.stage.context), copy);
+        lock(call).current = Some((delivery, Instant::now()));
+        let attempt = call_component(self.runner.component.as_mut(), parsed, &context).await;
         if matches!(attempt, Attempt::Panicked(_)) {
             self.runner.component = self.template.fresh();
         }
-        let (delivery, _, _) = lock(call).current.take()?;
-        let delivery = Delivery { message: ComponentContext::into_message(context), ..delivery };
+        let (delivery, _) = lock(call).current.take()?;
         let step = self.runner.site.decide(delivery, attempt, &mut self.runner.outbox);
         self.send();
         Some(step)

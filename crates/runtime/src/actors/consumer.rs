@@ -12,7 +12,7 @@ use brigade_core::connector::{
     ConnectorError, Consumer as ConnectorConsumer, Incoming, Order, Want,
 };
 use brigade_core::credit::Credit;
-use brigade_core::delivery::{Delivery, Origin, Resolved, Slot};
+use brigade_core::delivery::{Delivery, Origin, Parts, Resolved, Slot};
 use brigade_core::flight::{Finished, Flights};
 use brigade_core::order::shard;
 use brigade_core::retry::doubled;
@@ -377,7 +377,7 @@ impl PullLoop {
     }
 
     fn delivery(&self, incoming: Incoming, slot: Slot) -> Delivery {
-        Delivery {
+        let parts = Parts {
             message: incoming.message,
             parsed: None,
             attempts: incoming.attempts,
@@ -388,7 +388,8 @@ impl PullLoop {
             first_failed_at: incoming.first_failed_at,
             defect: incoming.defect,
             guard: self.origin.guard(slot),
-        }
+        };
+        parts.into()
     }
 
     /// What is not settled is given back by the connector.

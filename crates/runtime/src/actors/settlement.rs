@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use brigade_core::connector::{Failed, FailedReason, Outgoing, Receipt};
-use brigade_core::delivery::GivenUp;
-use brigade_core::flight::{End, Finished, Made};
+use brigade_core::delivery::{GivenUp, Made, Requeued};
+use brigade_core::flight::{End, Finished};
 use brigade_core::state::StoreOp;
 use brigade_core::{DeadLetter, Message};
 
@@ -20,6 +20,9 @@ pub(super) struct Settlement {
     pub(super) units: Vec<Unit>,
     /// What has to be on its queues before or together with the acks.
     pub(super) outputs: Vec<Output>,
+    /// What the outputs were made of, as long as they may be refused.
+    #[expect(clippy::vec_box, reason = "they come in boxes; unboxing would copy them")]
+    pub(super) parents: Vec<Box<Made>>,
     /// What goes back.
     pub(super) failed: Vec<Failed>,
 }
@@ -37,15 +40,8 @@ pub(super) struct Output {
     pub(super) receipt: Receipt,
     pub(super) queue: u16,
     pub(super) outgoing: Outgoing,
-    /// What it was made of, as long as it may be refused; a dead letter has none.
-    pub(super) parent: Option<Arc<Parent>>,
-}
-
-/// What is needed to make a dead letter of a message whose output was refused.
-pub(super) struct Parent {
-    pub(super) stage: u16,
-    pub(super) message: Message,
-    pub(super) attempts: u32,
+    /// What it was made of, by its place among the parents; a dead letter has none.
+    pub(super) parent: Option<usize>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -62,6 +58,7 @@ impl Settlement {
         let mut settlement = Self::default();
         settlement.units.reserve(batch.len());
         settlement.outputs.reserve(batch.len());
+        settlement.parents.reserve(batch.len());
         for Finished { receipt, end, .. } in batch {
             settlement.add(receipt, end, settler);
         }
@@ -76,7 +73,8 @@ impl Settlement {
             self.failed.push(Failed { receipt, reason, delay: Duration::ZERO });
             return;
         }
-        if let Some((attempts, error, delay)) = end.requeued {
+        if let Some(requeued) = end.requeued {
+            let Requeued { attempts, error, delay } = *requeued;
             stats.requeued.add(1);
             let reason = FailedReason::Attempt { attempts, error };
             self.failed.push(Failed { receipt, reason, delay });
@@ -96,7 +94,7 @@ impl Settlement {
             self.add_made(receipt, made, &mut writes, settler);
         }
         for given_up in end.given_up {
-            self.outputs.push(settler.dead_letter(receipt, given_up));
+            self.outputs.push(settler.dead_letter(receipt, *given_up));
         }
         self.units.push(Unit { receipt, writes, outcome });
     }
@@ -104,27 +102,25 @@ impl Settlement {
     fn add_made(
         &mut self,
         receipt: Receipt,
-        made: Made,
+        mut made: Box<Made>,
         writes: &mut Vec<StoreOp>,
         settler: &Settler,
     ) {
         let stage: &StagePlan = settler.stage(made.stage);
         stage.stats.emitted.add(made.outputs.len());
-        let (number, attempts) = (made.stage, made.attempts);
-        let parent = made
-            .message
-            .map(|message| Arc::new(Parent { stage: number, message: *message, attempts }));
-        for (queue, outgoing) in made.outputs {
-            self.outputs.push(Output { receipt, queue, outgoing, parent: parent.clone() });
+        let parent = Some(self.parents.len());
+        for (queue, outgoing) in made.outputs.drain(..) {
+            self.outputs.push(Output { receipt, queue, outgoing, parent });
         }
         let space = &stage.context.state_space;
-        writes.extend(made.writes.into_iter().map(|write| {
+        writes.extend(made.writes.drain(..).map(|write| {
             let (space, key) = (Arc::clone(space), write.key);
             match write.value {
                 Some(value) => StoreOp::Put { space, key, value },
                 None => StoreOp::Delete { space, key },
             }
         }));
+        self.parents.push(made);
     }
 
     /// Takes out the outputs for one queue.
@@ -164,23 +160,25 @@ impl Settler {
     pub(super) fn dead_letter(&self, receipt: Receipt, given_up: GivenUp) -> Output {
         let stage = self.stage(given_up.stage);
         tracing::debug!(
-            pipeline = %stage.context.pipeline, stage = %stage.name, id = %given_up.message.id,
-            cause = given_up.cause.kind.as_str(), attempts = given_up.attempts, "dead letter"
+            pipeline = %stage.context.pipeline, stage = %stage.name, id = %given_up.delivery.message.id,
+            cause = given_up.cause.kind.as_str(), attempts = given_up.delivery.attempts, "dead letter"
         );
         self.events.dead_letter(stage, &given_up);
         let now = now();
-        let key = given_up.message.key.clone();
-        let event_time = given_up.message.event_time;
-        let id = given_up.message.id.output(&stage.name, DEAD_LETTER, 0);
+        let mut delivery = given_up.delivery;
+        let message = std::mem::take(&mut delivery.message);
+        let key = message.key.clone();
+        let event_time = message.event_time;
+        let id = message.id.output(&stage.name, DEAD_LETTER, 0);
         let letter = DeadLetter {
-            message: given_up.message,
+            message,
             cause: given_up.cause,
             pipeline: stage.context.pipeline.to_string(),
             stage: stage.name.to_string(),
             queue: self.input.spec.name.to_string(),
             position: self.consumer.locate(receipt),
-            attempts: given_up.attempts,
-            first_at: given_up.first_failed_at.unwrap_or(now),
+            attempts: delivery.attempts,
+            first_at: delivery.first_failed_at.unwrap_or(now),
             last_at: now,
             truncated: given_up.truncated,
         };

@@ -193,7 +193,7 @@ impl Settler {
     ) -> Result<(), SettleError> {
         let queue = self.outlets.iter().find(|outlet| outlet.queue.index == output.queue);
         let queue = queue.map_or("?", |outlet| &outlet.queue.spec.name);
-        let Some(parent) = &output.parent else {
+        let Some(parent) = output.parent.map(|at| &settlement.parents[at]) else {
             return Err(SettleError(format!(
                 "a dead letter was refused by queue `{queue}`: {}; nothing was acked",
                 why.message
@@ -203,10 +203,8 @@ impl Settler {
         let cause = Cause::new(kind, format!("refused by queue `{queue}`: {}", why.message));
         let given_up = GivenUp {
             stage: parent.stage,
-            message: parent.message.clone(),
+            delivery: parent.delivery.copy_without_duty(),
             cause,
-            attempts: parent.attempts,
-            first_failed_at: None,
             truncated: None,
         };
         settlement.dead_letter(output.receipt);

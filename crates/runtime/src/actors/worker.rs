@@ -12,7 +12,7 @@ use super::blocking::BlockingThread;
 use super::desk::{Desk, Item};
 use super::{Crash, Halt};
 use crate::pool::{CHUNK_MAX, Port};
-use crate::runner::{Outbox, Runner, RunnerSite, Step, Template};
+use crate::runner::{Runner, RunnerSite, Step, Template};
 use crate::tree::Exit;
 
 /// A chunk of deliveries for a worker.
@@ -41,11 +41,7 @@ impl Worker {
     }
 
     fn runner(&self) -> Runner {
-        Runner {
-            site: Arc::clone(&self.site),
-            component: self.template.fresh(),
-            outbox: Outbox::default(),
-        }
+        Runner::new(Arc::clone(&self.site), self.template.fresh())
     }
 }
 
@@ -158,7 +154,7 @@ impl WorkLoop {
     fn chunk(&self, batches: bool) -> usize {
         match self.runner.site.stage.batch {
             Some((size, _)) if batches => size,
-            _ => CHUNK_MAX,
+            _ => self.port.chunk(),
         }
     }
 
@@ -167,14 +163,12 @@ impl WorkLoop {
         let (started, n) = (Instant::now(), items.iter().filter(|item| !item.retry).count());
         let ordered = self.runner.site.stage.order != Order::None;
         let mut items = items.into_iter();
-        let mut sent = started;
         while let Some(item) = items.next() {
             if !ordered {
                 let step = self.runner.handle(item.delivery, &self.template).await;
                 self.park(step);
-                if self.runner.outbox.is_full() || sent.elapsed() > SEND_AFTER {
+                if self.runner.outbox.is_full() {
                     self.send();
-                    sent = Instant::now();
                 }
                 continue;
             }
@@ -194,14 +188,14 @@ impl WorkLoop {
 
     /// Sends what waits to go over direct edges.
     pub(super) fn send(&mut self) {
-        self.runner.site.send(&mut self.runner.outbox, self.port.lane);
+        self.runner.send(self.port.lane);
     }
 
     fn park(&self, step: Step) {
         if let Step::Retry(delivery, after) = step {
             // Its place in the worker's queue is free; nothing was resolved that would say so.
             delivery.guard.wake();
-            self.desk.retry(*delivery, Instant::now() + after);
+            self.desk.retry(delivery, Instant::now() + after);
         }
     }
 
@@ -234,9 +228,6 @@ impl WorkLoop {
         self.port.handled(n, begun.elapsed());
     }
 }
-
-/// How long deliveries over direct edges wait to be sent together.
-const SEND_AFTER: std::time::Duration = std::time::Duration::from_millis(1);
 
 /// How long a batch waits for more where the stage does not say.
 const DEFAULT_AGE: std::time::Duration = std::time::Duration::from_millis(100);
