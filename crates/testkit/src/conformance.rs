@@ -10,6 +10,12 @@ use bytes::Bytes;
 
 use crate::fixture::{Fixture, ack, expect_nothing, number, numbered, take, take_all};
 
+mod bounds;
+mod store;
+
+pub use bounds::*;
+pub use store::*;
+
 /// Bytes, headers, key, event time, id, null and empty payloads, as far as they are declared.
 pub async fn a_message_comes_out_as_it_went_in(fixture: &Fixture) {
     let features = fixture.features();
@@ -174,16 +180,7 @@ pub async fn each_group_gets_every_message(fixture: &Fixture) {
     if !fixture.features().groups {
         return;
     }
-    let queue = brigade_core::connector::QueueSpec {
-        groups: vec!["a".into(), "b".into()],
-        ..fixture.queue.clone()
-    };
-    let fixture = Fixture {
-        connector: fixture.connector.clone(),
-        env: fixture.env.clone(),
-        queue,
-        keep: Box::new(()),
-    };
+    let fixture = fixture.with(|queue| queue.groups = vec!["a".into(), "b".into()]);
     fixture.put((0..10).map(numbered).collect()).await;
     for group in ["a", "b"] {
         let consumer = fixture.consumer(group, Order::None).await;

@@ -16,17 +16,45 @@ const QUIET: Duration = Duration::from_millis(300);
 /// A connector, and a fresh, empty queue of it.
 #[expect(missing_debug_implementations, reason = "connectors have none")]
 pub struct Fixture {
-    /// The connector.
-    pub connector: Arc<dyn Connector>,
-    /// What it works with.
-    pub env: ConnectorEnv,
-    /// The queue. Its name and settings name something fresh.
-    pub queue: QueueSpec,
-    /// Kept until the test is over: a directory, a server.
-    pub keep: Box<dyn std::any::Any + Send + Sync>,
+    pub(crate) connector: Arc<dyn Connector>,
+    pub(crate) env: ConnectorEnv,
+    pub(crate) queue: QueueSpec,
+    pub(crate) disturb: Option<Disturb>,
+    keep: Vec<Box<dyn std::any::Any + Send + Sync>>,
 }
 
+/// Breaks or restarts what is behind a connector: cuts it off, locks it, kills its server. It is
+/// called again and again while the queue is in use, each time on a thread of its own, and returns
+/// when the backend is on its way to be well again.
+pub type Disturb = Arc<dyn Fn() + Send + Sync>;
+
 impl Fixture {
+    /// A connector with what it works with, and a queue whose name and settings name something
+    /// fresh.
+    pub fn new(connector: Arc<dyn Connector>, env: ConnectorEnv, queue: QueueSpec) -> Self {
+        Self { connector, env, queue, disturb: None, keep: Vec::new() }
+    }
+
+    /// Keeps something until the test is over: a directory, a server.
+    #[must_use]
+    pub fn keep(mut self, kept: impl std::any::Any + Send + Sync) -> Self {
+        self.keep.push(Box::new(kept));
+        self
+    }
+
+    /// With a way to disturb the backend.
+    #[must_use]
+    pub fn disturb(self, disturb: impl Fn() + Send + Sync + 'static) -> Self {
+        Self { disturb: Some(Arc::new(disturb)), ..self }
+    }
+
+    /// The same connector with a changed queue.
+    pub(crate) fn with(&self, change: impl FnOnce(&mut QueueSpec)) -> Self {
+        let mut queue = self.queue.clone();
+        change(&mut queue);
+        Self::new(Arc::clone(&self.connector), self.env.clone(), queue)
+    }
+
     pub(crate) fn features(&self) -> Features {
         self.connector.features(&self.queue.settings)
     }

@@ -12,7 +12,7 @@ pub mod conformance;
 
 mod fixture;
 
-pub use fixture::Fixture;
+pub use fixture::{Disturb, Fixture};
 
 /// One test for each property of the suite; the argument is a function that makes a
 /// [`Fixture`](crate::Fixture). The caller depends on tokio with `macros` and `rt`.
@@ -35,6 +35,15 @@ macro_rules! conformance {
             closing_in_the_middle_neither_hangs_nor_loses,
             empty_batches_are_harmless,
             ten_thousand_messages_survive_random_failures,
+            a_queue_in_order_waits_for_what_failed,
+            a_finite_queue_ends_and_stays_at_its_end,
+            the_lag_is_what_is_there,
+            a_full_queue_says_so_and_takes_more_when_there_is_room,
+            a_full_queue_that_refuses_refuses,
+            an_id_that_is_put_twice_is_stored_once,
+            an_ack_and_its_writes_are_one,
+            a_lost_lease_writes_nothing,
+            a_disturbed_backend_loses_nothing,
         );
     };
     (@each $fixture:expr; $($name:ident,)*) => {

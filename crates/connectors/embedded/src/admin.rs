@@ -8,7 +8,7 @@ use brigade_core::connector::{
 use rusqlite::{OptionalExtension, Row, params};
 
 use crate::consumer::lag;
-use crate::rows::{MESSAGE, Target, enqueue, message};
+use crate::rows::{MESSAGE, Target, delete_rows, enqueue, message};
 use crate::store::Store;
 use crate::thread::{Requests, Work};
 
@@ -20,9 +20,9 @@ pub(crate) struct EmbeddedAdmin {
 }
 
 impl EmbeddedAdmin {
-    pub(crate) fn open(store: &Store, queue: &QueueSpec) -> Self {
-        let (_, target) = store.enter(queue);
-        Self { requests: store.requests().clone(), target, incarnation: store.incarnation() }
+    pub(crate) fn open(store: &Store, queue: &QueueSpec) -> Result<Self, ConnectorError> {
+        let (_, target) = store.enter(queue)?;
+        Ok(Self { requests: store.requests().clone(), target, incarnation: store.incarnation() })
     }
 }
 
@@ -58,18 +58,12 @@ fn select(rest: &str) -> String {
 }
 
 /// Deletes the rows of a queue that nobody works on, all or one.
-fn delete(work: &Work<'_>, target: &Target, only: Option<u64>) -> rusqlite::Result<u64> {
+fn delete(work: &mut Work<'_>, target: &Target, only: Option<u64>) -> rusqlite::Result<u64> {
     let mut deleted = 0;
     for (queue, _, _) in groups(work, target)? {
         let sql = "DELETE FROM messages WHERE queue = ?1 AND state != 2 AND (?2 IS NULL OR id = ?2)
-                   RETURNING size";
-        let mut gone = work.db.prepare_cached(sql)?;
-        let gone = gone.query_map(params![queue, only], |row| row.get::<_, u64>(0))?;
-        let sizes: Vec<u64> = gone.collect::<rusqlite::Result<_>>()?;
-        let bytes: u64 = sizes.iter().sum();
-        let sql = "UPDATE queues SET messages = messages - ?2, bytes = bytes - ?3 WHERE id = ?1";
-        work.db.prepare_cached(sql)?.execute(params![queue, sizes.len(), bytes])?;
-        deleted += sizes.len() as u64;
+                   RETURNING size, order_key";
+        deleted += delete_rows(work, queue, sql, params![queue, only])?;
     }
     Ok(deleted)
 }

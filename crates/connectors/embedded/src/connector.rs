@@ -11,8 +11,13 @@ use serde_json::Value;
 use crate::settings::{Options, Settings};
 use crate::store::Store;
 
-/// What embedded queues can do.
-pub(crate) const FEATURES: Features = Features {
+/// What a queue with these settings can do.
+pub(crate) fn features(settings: &Settings) -> Features {
+    Features { dedup: settings.dedup.is_some(), ..FEATURES }
+}
+
+/// What all embedded queues can do.
+const FEATURES: Features = Features {
     consume: true,
     produce: true,
     durable: true,
@@ -22,6 +27,7 @@ pub(crate) const FEATURES: Features = Features {
     competing: true,
     delay: true,
     attempts: true,
+    limit: true,
     key: true,
     headers: true,
     event_time: true,
@@ -57,8 +63,8 @@ impl Connector for Embedded {
         "embedded"
     }
 
-    fn features(&self, _: &Value) -> Features {
-        FEATURES
+    fn features(&self, settings: &Value) -> Features {
+        serde_json::from_value(settings.clone()).map_or(FEATURES, |settings| features(&settings))
     }
 
     fn schema(&self) -> Value {
@@ -67,7 +73,7 @@ impl Connector for Embedded {
 
     fn check(&self, queue: &QueueSpec) -> Vec<Problem> {
         match queue.settings::<Settings>() {
-            Ok(Settings { path: None, sync: Some(_) }) => {
+            Ok(Settings { path: None, sync: Some(_), .. }) => {
                 vec![
                     Problem::at("sync", "`sync` is a matter of the whole store")
                         .help("give the queue a `path` of its own"),

@@ -13,8 +13,9 @@ use rusqlite::{OptionalExtension, params};
 use tokio::sync::Notify;
 
 use crate::claim::{Claimed, claim};
-use crate::connector::FEATURES;
-use crate::rows::{delete_leased, now_ms, promote, queue_id};
+use crate::connector::features;
+use crate::rows::{delete_leased, expire, now_ms, promote, queue_id};
+use crate::settings::Settings;
 use crate::store::{Store, Targets, apply};
 use crate::thread::{Fault, Requests, Work};
 
@@ -31,6 +32,7 @@ pub(crate) struct EmbeddedConsumer {
     name: Arc<str>,
     queue: i64,
     order: Order,
+    features: Features,
     /// What this consumer holds, to give it back when it is dropped.
     held: Arc<Mutex<HashSet<Receipt>>>,
 }
@@ -44,10 +46,15 @@ impl EmbeddedConsumer {
         let (pipeline, name) = (Arc::clone(&queue.pipeline), Arc::clone(&queue.name));
         let (group, groups) = (Arc::clone(&reader.group), queue.groups.clone());
         let ordered = reader.order == Order::Key;
+        let settings: Settings = queue.settings()?;
+        let retention = settings.retention;
         let opened = store.requests().ask(move |work| {
             let id = queue_id(work.db, &pipeline, &name, &group)?;
             adopt(work, &pipeline, &name, &groups)?;
             set_key_order(work, id, ordered)?;
+            if let Some(retention) = retention {
+                expire(work, id, &name, retention)?;
+            }
             Ok(id)
         });
         let id = opened.await?;
@@ -60,6 +67,7 @@ impl EmbeddedConsumer {
             name: Arc::clone(&queue.name),
             queue: id,
             order: reader.order,
+            features: features(&settings),
             held: Arc::default(),
         })
     }
@@ -259,7 +267,7 @@ fn fail(work: &mut Work<'_>, queue: i64, failed: &Failed) -> rusqlite::Result<bo
 #[async_trait]
 impl Consumer for EmbeddedConsumer {
     fn features(&self) -> Features {
-        FEATURES
+        self.features.clone()
     }
 
     async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {

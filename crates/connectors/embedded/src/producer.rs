@@ -7,7 +7,7 @@ use brigade_core::connector::{
 };
 use brigade_core::state::{StateStore, StoreId, StoreOp};
 
-use crate::connector::FEATURES;
+use crate::connector::features;
 use crate::rows::{Target, enqueue};
 use crate::store::Store;
 use crate::thread::Requests;
@@ -22,9 +22,9 @@ pub(crate) struct EmbeddedProducer {
 }
 
 impl EmbeddedProducer {
-    pub(crate) fn open(store: &Store, queue: &QueueSpec) -> Self {
-        let (name, target) = store.enter(queue);
-        Self { requests: store.requests().clone(), store: store.store_id(), name, target }
+    pub(crate) fn open(store: &Store, queue: &QueueSpec) -> Result<Self, ConnectorError> {
+        let (name, target) = store.enter(queue)?;
+        Ok(Self { requests: store.requests().clone(), store: store.store_id(), name, target })
     }
 
     fn refuses(&self) -> bool {
@@ -35,7 +35,7 @@ impl EmbeddedProducer {
 #[async_trait]
 impl Producer for EmbeddedProducer {
     fn features(&self) -> Features {
-        FEATURES
+        features(&self.target.settings)
     }
 
     async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {

@@ -1,15 +1,16 @@
 //! Rows: putting messages into the file and taking them out.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use brigade_core::connector::{ConnectorError, Limit, Outgoing};
-use brigade_core::{IncarnationId, Message, MessageId, Timestamp};
+use brigade_core::{IncarnationId, Message, MessageId, Period, Timestamp};
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::schema::{BEHIND, DELAYED, READY};
+use crate::settings::{Dedup, Settings};
 use crate::thread::{Fault, Work};
 
 /// The time now in milliseconds since 1970.
@@ -24,6 +25,7 @@ pub(crate) struct Target {
     pub(crate) name: Arc<str>,
     pub(crate) groups: Vec<Arc<str>>,
     pub(crate) limit: Limit,
+    pub(crate) settings: Settings,
 }
 
 /// The number of a queue's group, entered if it is new.
@@ -56,16 +58,117 @@ pub(crate) fn enqueue(
             work.db.prepare_cached(sql)?.query_row([queue], |row| {
                 Ok((row.get::<_, bool>(0)?, row.get::<_, u64>(1)?, row.get::<_, u64>(2)?))
             })?;
-        let size: u64 = batch.iter().map(|outgoing| outgoing.message.size() as u64).sum();
-        refuse_if_full(target, messages + batch.len() as u64, bytes + size)?;
+        if let Some(retention) = target.settings.retention {
+            expire(work, queue, &target.name, retention)?;
+        }
+        let (mut put, mut size) = (0_u64, 0_u64);
         for outgoing in batch {
+            if target.settings.dedup.is_some() && !first_time(work.db, queue, outgoing)? {
+                continue;
+            }
+            (put, size) = (put + 1, size + outgoing.message.size() as u64);
+            refuse_if_full(target, messages + put, bytes + size)?;
             insert(work.db, queue, ordered, outgoing)?;
         }
         let sql = "UPDATE queues SET messages = messages + ?2, bytes = bytes + ?3 WHERE id = ?1";
-        work.db.prepare_cached(sql)?.execute(params![queue, batch.len(), size])?;
+        work.db.prepare_cached(sql)?.execute(params![queue, put, size])?;
+        if let Some(dedup) = target.settings.dedup {
+            forget_seen(work.db, queue, dedup)?;
+        }
     }
     work.woke = true;
     Ok(())
+}
+
+/// Remembers a message's id; says whether it was not remembered before. One without an id is
+/// always new.
+fn first_time(db: &Connection, queue: i64, outgoing: &Outgoing) -> rusqlite::Result<bool> {
+    let id = outgoing.message.id;
+    if id == MessageId::default() {
+        return Ok(true);
+    }
+    let sql = "INSERT OR IGNORE INTO seen (queue, mid, at) VALUES (?1, ?2, ?3)";
+    let new = db.prepare_cached(sql)?.execute(params![queue, id.0.to_le_bytes(), now_ms()])? > 0;
+    if new {
+        db.prepare_cached("UPDATE queues SET seen = seen + 1 WHERE id = ?1")?.execute([queue])?;
+    }
+    Ok(new)
+}
+
+/// Forgets ids that are too old or too many, at most so many at a time, so that a batch does not
+/// wait long for it.
+fn forget_seen(db: &Connection, queue: i64, dedup: Dedup) -> rusqlite::Result<()> {
+    const FORGET_MAX: u64 = 5000;
+    let seen: u64 = db
+        .prepare_cached("SELECT seen FROM queues WHERE id = ?1")?
+        .query_row([queue], |row| row.get(0))?;
+    let too_many = seen.saturating_sub(dedup.max).min(FORGET_MAX);
+    let oldest = "DELETE FROM seen WHERE n IN
+                  (SELECT n FROM seen WHERE queue = ?1 ORDER BY n LIMIT ?2)";
+    let mut gone = db.prepare_cached(oldest)?.execute(params![queue, too_many])?;
+    let old = "DELETE FROM seen WHERE n IN
+               (SELECT n FROM seen WHERE queue = ?1 ORDER BY n LIMIT ?2) AND at < ?3";
+    let before = now_ms().saturating_sub(millis(dedup.period));
+    // What was forgotten for its number tells that there is more than enough young ones.
+    if gone == 0 {
+        gone += db.prepare_cached(old)?.execute(params![queue, FORGET_LOOK, before])?;
+    }
+    let sql = "UPDATE queues SET seen = seen - ?2 WHERE id = ?1";
+    db.prepare_cached(sql)?.execute(params![queue, gone])?;
+    Ok(())
+}
+
+/// How many of the oldest ids are looked at with each batch.
+const FORGET_LOOK: u64 = 200;
+
+/// Removes what nobody took for longer than the queue's `retention`.
+pub(crate) fn expire(
+    work: &mut Work<'_>,
+    queue: i64,
+    name: &str,
+    retention: Period,
+) -> rusqlite::Result<()> {
+    /// How many of the oldest are looked at each time.
+    const LOOK: u64 = 1000;
+    let before = now_ms().saturating_sub(millis(retention));
+    let oldest = "SELECT enqueued_at FROM messages WHERE queue = ?1 AND state = 0
+                  ORDER BY id LIMIT 1";
+    let oldest: Option<i64> =
+        work.db.prepare_cached(oldest)?.query_row([queue], |row| row.get(0)).optional()?;
+    if oldest.is_none_or(|at| at >= before) {
+        return Ok(());
+    }
+    let sql = "DELETE FROM messages WHERE id IN (SELECT id FROM messages
+                 WHERE queue = ?1 AND state = 0 ORDER BY id LIMIT ?2) AND enqueued_at < ?3
+               RETURNING size, order_key";
+    let gone = delete_rows(work, queue, sql, params![queue, LOOK, before])?;
+    tracing::info!(queue = name, gone, ?retention, "removed what nobody took for so long");
+    Ok(())
+}
+
+/// Deletes what a statement names, which answers with `size, order_key`; what waited behind it of
+/// its keys is ready then. Says how many there were.
+pub(crate) fn delete_rows(
+    work: &mut Work<'_>,
+    queue: i64,
+    sql: &str,
+    values: &[&dyn rusqlite::ToSql],
+) -> rusqlite::Result<u64> {
+    let read = |row: &Row<'_>| Ok((row.get::<_, u64>(0)?, row.get::<_, Option<Vec<u8>>>(1)?));
+    let mut gone = work.db.prepare_cached(sql)?;
+    let gone: Vec<_> = gone.query_map(values, read)?.collect::<rusqlite::Result<_>>()?;
+    let bytes: u64 = gone.iter().map(|(size, _)| size).sum();
+    let sql = "UPDATE queues SET messages = messages - ?2, bytes = bytes - ?3 WHERE id = ?1";
+    work.db.prepare_cached(sql)?.execute(params![queue, gone.len(), bytes])?;
+    let keys: BTreeSet<_> = gone.iter().filter_map(|(_, key)| key.as_ref()).collect();
+    for key in keys {
+        work.woke |= promote(work.db, queue, key)?;
+    }
+    Ok(gone.len() as u64)
+}
+
+fn millis(period: Period) -> i64 {
+    i64::try_from(period.0.as_millis()).unwrap_or(i64::MAX)
 }
 
 fn refuse_if_full(target: &Target, messages: u64, bytes: u64) -> Result<(), ConnectorError> {
@@ -145,7 +248,7 @@ pub(crate) fn delete_leased(
     rows: &[(u64, u64)],
 ) -> rusqlite::Result<Vec<u64>> {
     let (mut fenced, mut gone, mut bytes) = (Vec::new(), 0_u64, 0_u64);
-    let mut keys = BTreeMap::new();
+    let mut keys = BTreeSet::new();
     let sql = "DELETE FROM messages WHERE id = ?1 AND fence = ?2 AND state = 2 AND queue = ?3
                RETURNING size, order_key";
     let mut delete = work.db.prepare_cached(sql)?;
@@ -155,7 +258,7 @@ pub(crate) fn delete_leased(
             Some((size, key)) => {
                 (gone, bytes) = (gone + 1, bytes + size);
                 if let Some(key) = key {
-                    keys.insert(key, ());
+                    keys.insert(key);
                 }
             }
             None => fenced.push(*id),
@@ -163,7 +266,7 @@ pub(crate) fn delete_leased(
     }
     let sql = "UPDATE queues SET messages = messages - ?2, bytes = bytes - ?3 WHERE id = ?1";
     work.db.prepare_cached(sql)?.execute(params![queue, gone, bytes])?;
-    for key in keys.keys() {
+    for key in &keys {
         work.woke |= promote(work.db, queue, key)?;
     }
     Ok(fenced)

@@ -26,7 +26,8 @@ pub(crate) const BEHIND: i64 = 3;
 
 /// One row of `messages` for each message and group. Row numbers are never used again: they are
 /// positions. `order_key` is the key where the queue is read in the order of keys, and null
-/// elsewhere, so that only such queues pay for that index.
+/// elsewhere, so that only such queues pay for that index. `seen` holds the ids that a queue with
+/// `dedup` remembers.
 const TABLES: &str = "
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE state (
@@ -35,8 +36,14 @@ CREATE TABLE state (
 CREATE TABLE queues (
   id INTEGER PRIMARY KEY, pipeline TEXT NOT NULL, name TEXT NOT NULL, grp TEXT NOT NULL,
   key_order INTEGER NOT NULL DEFAULT 0, messages INTEGER NOT NULL DEFAULT 0,
-  bytes INTEGER NOT NULL DEFAULT 0, UNIQUE (pipeline, name, grp)
+  bytes INTEGER NOT NULL DEFAULT 0, seen INTEGER NOT NULL DEFAULT 0,
+  UNIQUE (pipeline, name, grp)
 );
+CREATE TABLE seen (
+  n INTEGER PRIMARY KEY AUTOINCREMENT, queue INTEGER NOT NULL, mid BLOB NOT NULL,
+  at INTEGER NOT NULL, UNIQUE (queue, mid)
+);
+CREATE INDEX seen_in_order ON seen (queue, n);
 CREATE TABLE holders (
   id INTEGER PRIMARY KEY AUTOINCREMENT, lock TEXT NOT NULL, port INTEGER NOT NULL,
   pid INTEGER NOT NULL, seen_at INTEGER NOT NULL
@@ -46,7 +53,8 @@ CREATE TABLE messages (
   visible_at INTEGER NOT NULL, order_key BLOB, holder INTEGER NOT NULL DEFAULT 0,
   fence INTEGER NOT NULL DEFAULT 0, suspect INTEGER NOT NULL DEFAULT 0,
   attempts INTEGER NOT NULL DEFAULT 0, redeliveries INTEGER NOT NULL DEFAULT 0,
-  deaths INTEGER NOT NULL DEFAULT 0, crashes INTEGER NOT NULL DEFAULT 0, first_failed_at INTEGER, enqueued_at INTEGER NOT NULL,
+  deaths INTEGER NOT NULL DEFAULT 0, crashes INTEGER NOT NULL DEFAULT 0,
+  first_failed_at INTEGER, enqueued_at INTEGER NOT NULL,
   size INTEGER NOT NULL, mid BLOB NOT NULL, key BLOB, headers BLOB, event_time INTEGER, payload BLOB
 );
 CREATE INDEX by_state ON messages (queue, state, id);

@@ -1,6 +1,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use brigade_core::Period;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -12,6 +14,32 @@ pub(crate) struct Settings {
     pub(crate) path: Option<PathBuf>,
     /// When a write counts as done, for the store at `path`. Default: `full`.
     pub(crate) sync: Option<Sync>,
+    /// Stores a message once that is put again with the same id. Default: every time.
+    pub(crate) dedup: Option<Dedup>,
+    /// Messages that nobody took for so long are removed, when the queue is written or opened.
+    /// Default: never.
+    pub(crate) retention: Option<Period>,
+}
+
+/// Which ids a queue remembers: as long as both hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Dedup {
+    /// For so long. Default: 1h.
+    #[serde(rename = "for", default = "an_hour")]
+    pub(crate) period: Period,
+    /// So many, the youngest. Default: 1,000,000.
+    #[serde(default = "a_million")]
+    #[schemars(range(min = 1))]
+    pub(crate) max: u64,
+}
+
+fn an_hour() -> Period {
+    Period(Duration::from_secs(3600))
+}
+
+fn a_million() -> u64 {
+    1_000_000
 }
 
 /// When a write counts as done.

@@ -117,7 +117,11 @@ impl Store {
     }
 
     /// Enters a queue that is going to be written; answers with the name for its operations.
-    pub(crate) fn enter(&self, queue: &QueueSpec) -> (Arc<str>, Arc<Target>) {
+    pub(crate) fn enter(
+        &self,
+        queue: &QueueSpec,
+    ) -> Result<(Arc<str>, Arc<Target>), ConnectorError> {
+        let settings = queue.settings()?;
         let name: Arc<str> = format!("{}/{}", queue.pipeline, queue.name).into();
         let groups = match queue.groups.is_empty() {
             true => vec!["".into()],
@@ -128,11 +132,12 @@ impl Store {
             name: Arc::clone(&queue.name),
             groups,
             limit: queue.limit.clone(),
+            settings,
         });
         let mut targets = self.targets.0.lock().unwrap_or_else(PoisonError::into_inner);
         targets.insert(Arc::clone(&name), Arc::clone(&target));
         drop(targets);
-        (name, target)
+        Ok((name, target))
     }
 
     pub(crate) fn targets(&self) -> &Arc<Targets> {
@@ -289,11 +294,11 @@ impl StateStore for Store {
     }
 
     async fn queue_producer(&self, queue: &QueueSpec) -> Result<Arc<dyn Producer>, ConnectorError> {
-        Ok(Arc::new(EmbeddedProducer::open(self, queue)))
+        Ok(Arc::new(EmbeddedProducer::open(self, queue)?))
     }
 
     async fn queue_admin(&self, queue: &QueueSpec) -> Result<Arc<dyn QueueAdmin>, ConnectorError> {
-        Ok(Arc::new(EmbeddedAdmin::open(self, queue)))
+        Ok(Arc::new(EmbeddedAdmin::open(self, queue)?))
     }
 
     async fn queue_names(&self, pipeline: &str) -> Result<Vec<String>, ConnectorError> {

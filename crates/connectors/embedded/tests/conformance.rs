@@ -7,18 +7,40 @@
 )]
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use brigade_core::connector::{ConnectorEnv, QueueSpec};
 use brigade_embedded::{Embedded, Options, Store};
 use brigade_testkit::Fixture;
 
-brigade_testkit::conformance!(|| {
+fn fixture(settings: serde_json::Value) -> Fixture {
     let directory = tempfile::tempdir().unwrap();
     let state = Store::open(directory.path(), Options::default()).unwrap();
-    Fixture {
-        connector: Arc::new(Embedded),
-        env: ConnectorEnv { state },
-        queue: QueueSpec::new("suite", "queue", serde_json::json!({})),
-        keep: Box::new(directory),
+    let queue = QueueSpec::new("suite", "queue", settings);
+    let file = directory.path().join("brigade.db");
+    Fixture::new(Arc::new(Embedded), ConnectorEnv { state }, queue)
+        .keep(directory)
+        .disturb(move || hold_the_lock(&file))
+}
+
+/// Another process in the middle of a long transaction.
+fn hold_the_lock(file: &std::path::Path) {
+    const HELD: Duration = Duration::from_millis(150);
+    let mut other = rusqlite::Connection::open(file).unwrap();
+    other.busy_timeout(Duration::from_secs(10)).unwrap();
+    let immediate = rusqlite::TransactionBehavior::Immediate;
+    let transaction = other.transaction_with_behavior(immediate).unwrap();
+    let begun = Instant::now();
+    while begun.elapsed() < HELD {
+        std::thread::yield_now();
     }
-});
+    drop(transaction);
+}
+
+mod plain {
+    brigade_testkit::conformance!(|| super::fixture(serde_json::json!({})));
+}
+
+mod with_dedup {
+    brigade_testkit::conformance!(|| super::fixture(serde_json::json!({ "dedup": {} })));
+}

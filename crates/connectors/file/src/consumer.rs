@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use brigade_core::connector::{
     Acked, ConnectorError, Consumer, Defect, ErrorKind, Failed, FailedReason, Features, Incoming,
-    Lag, QueueSpec, Reader, Receipt, Want,
+    Lag, Order, QueueSpec, Reader, Receipt, Want,
 };
 use brigade_core::state::{StateStore, StoreId, StoreOp};
 use brigade_core::{CauseKind, Message, MessageId};
@@ -38,8 +38,9 @@ pub(crate) struct FileConsumer {
     /// One ack writes at a time: each writes the position as a whole.
     acking: tokio::sync::Mutex<()>,
     stop: Arc<AtomicBool>,
+    order: Order,
     /// Keeps other processes from reading the same queue for the same group.
-    _lock: Option<File>,
+    lock: Mutex<Option<File>>,
 }
 
 #[derive(Default)]
@@ -59,7 +60,36 @@ struct Shared {
 
 /// A message that is handed out or put back.
 struct Out {
+    /// With the receipt of the last handing-over.
     incoming: Incoming,
+    /// Whether it is put back: no receipt stands then.
+    returned: bool,
+}
+
+impl Shared {
+    /// Whether a handing-over still stands.
+    fn stands(&self, receipt: Receipt) -> bool {
+        let out = self.out.get(&receipt.position);
+        out.is_some_and(|out| !out.returned && out.incoming.receipt == receipt)
+    }
+
+    /// Hands a message out that was put back and whose time has come.
+    fn hand_out_again(&mut self, now: Instant) -> Option<Incoming> {
+        let entry = self.returned.first_entry().filter(|entry| entry.key().0 <= now)?;
+        let ((_, position), ()) = entry.remove_entry();
+        let out = self.out.get_mut(&position)?;
+        out.returned = false;
+        out.incoming.receipt.fence += 1;
+        Some(out.incoming.clone())
+    }
+
+    /// Hands the next message out for the first time.
+    fn hand_out(&mut self) -> Option<Incoming> {
+        let incoming = self.ahead.pop_front()?;
+        let out = Out { incoming: incoming.clone(), returned: false };
+        self.out.insert(incoming.receipt.position, out);
+        Some(incoming)
+    }
 }
 
 impl FileConsumer {
@@ -100,7 +130,8 @@ impl FileConsumer {
             changed: Notify::new(),
             acking: tokio::sync::Mutex::default(),
             stop,
-            _lock: lock,
+            order: reader.order,
+            lock: Mutex::new(lock),
         })
     }
 
@@ -161,19 +192,16 @@ impl FileConsumer {
         }
         let (mut taken, mut bytes) = (Vec::new(), 0);
         let now = Instant::now();
+        // In queue order whatever is first keeps the rest.
+        let in_order = self.order == Order::Queue;
         while taken.len() < want.messages && (bytes < want.bytes || taken.is_empty()) {
-            let due = shared.returned.first_key_value().map(|((at, row), ())| (*at, *row));
-            if let Some((at, position)) = due.filter(|(at, _)| *at <= now) {
-                shared.returned.remove(&(at, position));
-                let out = &shared.out[&position];
-                bytes += out.incoming.message.size();
-                taken.push(out.incoming.clone());
-                continue;
-            }
-            let Some(incoming) = shared.ahead.pop_front() else { break };
+            let next = match shared.hand_out_again(now) {
+                Some(again) => Some(again),
+                None if in_order && !shared.out.is_empty() => None,
+                None => shared.hand_out(),
+            };
+            let Some(incoming) = next else { break };
             bytes += incoming.message.size();
-            let out = Out { incoming: incoming.clone() };
-            shared.out.insert(incoming.receipt.position, out);
             taken.push(incoming);
         }
         if !taken.is_empty() {
@@ -296,6 +324,16 @@ impl Consumer for FileConsumer {
         mut ops: Vec<StoreOp>,
     ) -> Result<Acked, ConnectorError> {
         let _one_at_a_time = self.acking.lock().await;
+        if self.shared().closed {
+            return Err(ConnectorError::closed(&self.name));
+        }
+        let (receipts, fenced): (Vec<_>, Vec<_>) = {
+            let shared = self.shared();
+            receipts.into_iter().partition(|receipt| shared.stands(*receipt))
+        };
+        if !fenced.is_empty() && !ops.is_empty() {
+            return Ok(Acked { fenced });
+        }
         let (changed, positions) = self.resolved(&receipts);
         ops.extend(positions);
         if !ops.is_empty() {
@@ -315,14 +353,19 @@ impl Consumer for FileConsumer {
         }
         drop(shared);
         self.changed.notify_one();
-        Ok(Acked::default())
+        Ok(Acked { fenced })
     }
 
     async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
         let mut shared = self.shared();
-        let now = Instant::now();
+        let (now, mut fenced) = (Instant::now(), Vec::new());
         for Failed { receipt, reason, delay } in failed {
-            let Some(out) = shared.out.get_mut(&receipt.position) else { continue };
+            if !shared.stands(receipt) {
+                fenced.push(receipt);
+                continue;
+            }
+            let out = shared.out.get_mut(&receipt.position).expect("what stands is out");
+            out.returned = true;
             match reason {
                 FailedReason::Attempt { attempts, .. } => out.incoming.attempts = attempts,
                 FailedReason::Released => out.incoming.redeliveries += 1,
@@ -332,7 +375,7 @@ impl Consumer for FileConsumer {
         }
         drop(shared);
         self.changed.notify_one();
-        Ok(Acked::default())
+        Ok(Acked { fenced })
     }
 
     async fn lag(&self) -> Result<Lag, ConnectorError> {
@@ -341,7 +384,7 @@ impl Consumer for FileConsumer {
         let out = shared.out.len() - returned;
         let end = shared.at_end && shared.ahead.is_empty();
         Ok(Lag {
-            ready: end.then_some(0),
+            ready: shared.at_end.then_some(shared.ahead.len() as u64),
             delayed: Some(returned as u64),
             in_flight: Some(out as u64),
             age: None,
@@ -368,6 +411,11 @@ impl Consumer for FileConsumer {
             said.close();
         }
         self.changed.notify_one();
+        // Another process may take over, but not before an ack that is under way is written: the
+        // state does what it is asked in order.
+        let asked = self.state.load(&self.space, "").await;
+        asked.map(drop)?;
+        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
         Ok(())
     }
 }

@@ -17,12 +17,12 @@ fn fixture(name: &str) -> Fixture {
     let directory = tempfile::tempdir().unwrap();
     let state = Store::open(&directory.path().join("state"), Options::default()).unwrap();
     let settings = serde_json::json!({ "path": directory.path().join(name) });
-    Fixture {
-        connector: Arc::new(FileConnector),
-        env: ConnectorEnv { state },
-        queue: QueueSpec::new("suite", "queue", settings),
-        keep: Box::new(directory),
-    }
+    Fixture::new(
+        Arc::new(FileConnector),
+        ConnectorEnv { state },
+        QueueSpec::new("suite", "queue", settings),
+    )
+    .keep(directory)
 }
 
 mod lines {

@@ -36,6 +36,8 @@ struct Item {
     redeliveries: u32,
     /// It holds its key while it waits to be tried again.
     holds_key: bool,
+    /// It holds the whole queue while it waits to be tried again.
+    holds_queue: bool,
 }
 
 #[derive(Debug)]
@@ -44,7 +46,7 @@ struct Lease {
     /// Which consumer holds it.
     holder: u64,
     item: Item,
-    ordered: bool,
+    order: Order,
 }
 
 #[derive(Debug, Default)]
@@ -58,7 +60,14 @@ impl Group {
         let position = self.next;
         self.next += 1;
         self.bytes += message.size() as u64;
-        let item = Item { position, message, attempts: 0, redeliveries: 0, holds_key: false };
+        let item = Item {
+            position,
+            message,
+            attempts: 0,
+            redeliveries: 0,
+            holds_key: false,
+            holds_queue: false,
+        };
         match at {
             None => self.ready.push_back(item),
             Some(at) => drop(self.delayed.insert((at, position), item)),
@@ -97,17 +106,17 @@ impl Group {
                 busy.count += 1;
             }
             bytes += item.message.size();
-            taken.push(self.lease(item, order == Order::Key, holder));
+            taken.push(self.lease(item, order, holder));
         }
         taken
     }
 
-    fn lease(&mut self, item: Item, ordered: bool, holder: u64) -> Incoming {
+    fn lease(&mut self, item: Item, order: Order, holder: u64) -> Incoming {
         self.fence += 1;
         let receipt = Receipt { position: item.position, fence: self.fence };
         let mut incoming = Incoming::new(item.message.clone(), receipt);
         (incoming.attempts, incoming.redeliveries) = (item.attempts, item.redeliveries);
-        self.leased.insert(item.position, Lease { fence: self.fence, holder, item, ordered });
+        self.leased.insert(item.position, Lease { fence: self.fence, holder, item, order });
         incoming
     }
 
@@ -131,7 +140,7 @@ impl Group {
             FailedReason::Attempt { attempts, .. } => lease.item.attempts = attempts,
             FailedReason::Released => lease.item.redeliveries += 1,
         }
-        let ordered = lease.ordered;
+        let ordered = lease.order == Order::Key;
         if failed.delay.is_zero() {
             if ordered {
                 self.put_key_back(lease.item);
@@ -140,6 +149,7 @@ impl Group {
             }
         } else {
             lease.item.holds_key = ordered;
+            lease.item.holds_queue = lease.order == Order::Queue;
             self.delayed.insert((now + failed.delay, lease.item.position), lease.item);
         }
         true
@@ -175,6 +185,8 @@ impl Group {
             let mut item = entry.remove();
             if std::mem::take(&mut item.holds_key) {
                 self.put_key_back(item);
+            } else if std::mem::take(&mut item.holds_queue) {
+                self.ready.push_front(item);
             } else {
                 self.ready.push_back(item);
             }
@@ -211,7 +223,9 @@ impl Group {
     }
 
     fn free_key(&mut self, lease: &Lease) {
-        let Some(key) = lease.item.message.key.clone().filter(|_| lease.ordered) else { return };
+        let Some(key) = lease.item.message.key.clone().filter(|_| lease.order == Order::Key) else {
+            return;
+        };
         if let Freed::Free(behind) = self.release(&key) {
             for item in behind.into_iter().rev() {
                 self.ready.push_front(item);

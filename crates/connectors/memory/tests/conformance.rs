@@ -12,9 +12,8 @@ use brigade_core::connector::{ConnectorEnv, QueueSpec};
 use brigade_memory::{Memory, MemoryState};
 use brigade_testkit::Fixture;
 
-brigade_testkit::conformance!(|| Fixture {
-    connector: Arc::new(Memory::new()),
-    env: ConnectorEnv { state: MemoryState::new() },
-    queue: QueueSpec::new("suite", "queue", serde_json::json!({})),
-    keep: Box::new(()),
-});
+brigade_testkit::conformance!(|| Fixture::new(
+    Arc::new(Memory::new()),
+    ConnectorEnv { state: MemoryState::new() },
+    QueueSpec::new("suite", "queue", serde_json::json!({}))
+));

@@ -28,6 +28,8 @@ pub struct Features {
     pub attempts: bool,
     /// Messages that were resolved can be read again.
     pub replay: bool,
+    /// A queue can be given a `limit`.
+    pub limit: bool,
     /// A message put twice with the same id is stored once, within a stated memory.
     pub dedup: bool,
     /// Keeps a message's key.
@@ -64,6 +66,7 @@ impl Features {
         delay: false,
         attempts: false,
         replay: false,
+        limit: false,
         dedup: false,
         key: false,
         headers: false,

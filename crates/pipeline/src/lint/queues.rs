@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use brigade_core::connector::QueueSpec;
+use brigade_core::connector::{Limit, QueueSpec};
 use brigade_core::field::FieldPath;
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
@@ -123,6 +123,10 @@ impl Lint<'_> {
             self.error("queue_setting", &at, message, problem.help);
         }
         let features = connector.features(own);
+        if spec.limit != Limit::default() && !features.limit {
+            let message = format!("queues of type `{}` have no `limit`", keys.kind);
+            self.error("queue_setting", &["queues", name, "limit"], message, None);
+        }
         let type_name = keys.kind.clone();
         Some(Queue { spec, type_name, schema: schema.map(Arc::new), event_time, features })
     }

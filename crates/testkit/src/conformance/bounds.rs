@@ -1,0 +1,174 @@
+//! What a queue holds, says and refuses.
+
+use std::time::{Duration, Instant};
+
+use brigade_core::connector::{Consumer, Limit, Order, Outgoing, Produced, Want, WhenFull};
+
+use super::attempt;
+use crate::fixture::{Fixture, ack, expect_nothing, number, numbered, take, take_all};
+
+/// How many messages the queue of the tests of `limit` holds.
+const FULL: u64 = 5;
+
+/// `order: queue`: nothing comes before what failed.
+pub async fn a_queue_in_order_waits_for_what_failed(fixture: &Fixture) {
+    if !fixture.features().order {
+        return;
+    }
+    const DELAY: Duration = Duration::from_millis(100);
+    fixture.put((0..3).map(numbered).collect()).await;
+    let consumer = fixture.consumer("", Order::Queue).await;
+    let begun = Instant::now();
+    let taken = take(&consumer, 1).await;
+    consumer.on_fail(vec![attempt(&taken[0], DELAY)]).await.expect("it can be put back");
+    for n in 0..3 {
+        let taken: Vec<_> = take(&consumer, 1).await.into();
+        assert_eq!(number(&taken[0]), n);
+        ack(&consumer, &taken).await;
+    }
+    assert!(begun.elapsed() >= DELAY - Duration::from_millis(5), "{:?}", begun.elapsed());
+}
+
+/// `finite`: an empty answer at the end, again when it is asked again, and for the next consumer.
+pub async fn a_finite_queue_ends_and_stays_at_its_end(fixture: &Fixture) {
+    if !fixture.features().finite {
+        return;
+    }
+    fixture.put((0..10).map(numbered).collect()).await;
+    let consumer = fixture.consumer("", Order::None).await;
+    let taken = take_all(&consumer, 10).await;
+    ack(&consumer, &taken).await;
+    for _ in 0..2 {
+        let end = take(&consumer, 10).await;
+        assert!(end.is_empty(), "after the end there came {end:?}");
+    }
+    assert!(consumer.lag().await.expect("it can be asked").at_end);
+    consumer.shutdown().await.expect("it closes");
+    let next = fixture.consumer("", Order::None).await;
+    assert!(take(&next, 10).await.is_empty(), "what is done came again");
+}
+
+/// `lag`, as far as it can be known.
+pub async fn the_lag_is_what_is_there(fixture: &Fixture) {
+    fixture.put((0..10).map(numbered).collect()).await;
+    let consumer = fixture.consumer("", Order::None).await;
+    let taken = take_all(&consumer, 4).await;
+    ack(&consumer, &taken[..1]).await;
+    let lag = consumer.lag().await.expect("it can be asked");
+    assert!(lag.in_flight.is_none_or(|n| n == 3), "three are handed out: {lag:?}");
+    assert!(lag.ready.is_none_or(|n| n == 6), "six are not: {lag:?}");
+    assert!(lag.delayed.is_none_or(|n| n == 0), "none waits for its time: {lag:?}");
+    ack(&consumer, &taken[1..]).await;
+}
+
+/// A fixture with a small `limit`, if queues of this kind have one.
+fn limited(fixture: &Fixture, when_full: WhenFull) -> Option<Fixture> {
+    let limit = Limit { messages: Some(FULL), bytes: None, when_full };
+    fixture.features().limit.then(|| fixture.with(|queue| queue.limit = limit))
+}
+
+async fn put_more_than_fits(fixture: &Fixture) -> Vec<Produced> {
+    let batch: Vec<Outgoing> = (0..FULL + 3).map(|n| numbered(n).into()).collect();
+    let producer = fixture.producer().await;
+    producer.produce(&batch).await.expect("an answer for each message")
+}
+
+/// `limit` with `when_full: wait`: what does not fit fails for now, and fits later.
+pub async fn a_full_queue_says_so_and_takes_more_when_there_is_room(fixture: &Fixture) {
+    let Some(fixture) = limited(fixture, WhenFull::Wait) else { return };
+    let outcomes = put_more_than_fits(&fixture).await;
+    let confirmed = outcomes.iter().filter(|o| matches!(o, Produced::Confirmed)).count();
+    assert_eq!(confirmed as u64, FULL);
+    let transient = |o: &Produced| matches!(o, Produced::Failed(error) if error.is_transient());
+    assert_eq!(outcomes.iter().filter(|outcome| transient(outcome)).count(), 3, "{outcomes:?}");
+    let consumer = fixture.consumer("", Order::None).await;
+    let taken = take_all(&consumer, confirmed).await;
+    ack(&consumer, &taken).await;
+    fixture.put((100..100 + FULL).map(numbered).collect()).await;
+    let taken = take_all(&consumer, confirmed).await;
+    ack(&consumer, &taken).await;
+    expect_nothing(&consumer).await;
+}
+
+/// `limit` with `when_full: refuse`.
+pub async fn a_full_queue_that_refuses_refuses(fixture: &Fixture) {
+    let Some(fixture) = limited(fixture, WhenFull::Refuse) else { return };
+    let outcomes = put_more_than_fits(&fixture).await;
+    let refused = outcomes.iter().filter(|o| matches!(o, Produced::Rejected(_))).count();
+    assert_eq!(refused, 3, "{outcomes:?}");
+    let consumer = fixture.consumer("", Order::None).await;
+    let taken = take_all(&consumer, usize::try_from(FULL).expect("it is small")).await;
+    ack(&consumer, &taken).await;
+    expect_nothing(&consumer).await;
+}
+
+/// `dedup`: the second time it is confirmed and not stored, also when the first is long done.
+pub async fn an_id_that_is_put_twice_is_stored_once(fixture: &Fixture) {
+    if !fixture.features().dedup {
+        return;
+    }
+    fixture.put(vec![numbered(1), numbered(2), numbered(1)]).await;
+    fixture.put(vec![numbered(2)]).await;
+    let consumer = fixture.consumer("", Order::None).await;
+    let taken = take_all(&consumer, 2).await;
+    ack(&consumer, &taken).await;
+    fixture.put(vec![numbered(1), numbered(3)]).await;
+    let taken = take_all(&consumer, 1).await;
+    assert_eq!(number(&taken[0]), 3);
+    ack(&consumer, &taken).await;
+    expect_nothing(&consumer).await;
+}
+
+/// Whatever is done to the backend: it is waited for, and every message is done at least once; once
+/// where acks are durable and the queue says so.
+pub async fn a_disturbed_backend_loses_nothing(fixture: &Fixture) {
+    const MESSAGES: u64 = 1_000;
+    const TIMES: u32 = 5;
+    let Some(disturb) = fixture.disturb.clone() else { return };
+    let disturbing = std::thread::spawn(move || (0..TIMES).for_each(|_| disturb()));
+    let producer = fixture.producer().await;
+    for n in 0..MESSAGES {
+        while !put_one(producer.as_ref(), n).await {}
+    }
+    let consumer = fixture.consumer("", Order::None).await;
+    let mut done = std::collections::BTreeSet::new();
+    let begun = Instant::now();
+    while (done.len() as u64) < MESSAGES {
+        assert!(begun.elapsed() < Duration::from_secs(120), "{} of {MESSAGES}", done.len());
+        take_some(consumer.as_ref(), &mut done).await;
+    }
+    disturbing.join().expect("the disturbance ends by itself");
+}
+
+async fn put_one(producer: &dyn brigade_core::connector::Producer, n: u64) -> bool {
+    match producer.produce(&[numbered(n).into()]).await {
+        Ok(outcomes) => matches!(outcomes[..], [Produced::Confirmed]),
+        Err(error) => {
+            assert!(error.is_transient(), "a disturbance passes: {error}");
+            false
+        }
+    }
+}
+
+async fn take_some(consumer: &dyn Consumer, done: &mut std::collections::BTreeSet<u64>) {
+    let want = Want { messages: 20, bytes: usize::MAX };
+    let consumed = tokio::time::timeout(Duration::from_secs(5), consumer.consume(want)).await;
+    let taken = match consumed {
+        Ok(Ok(taken)) => taken,
+        Ok(Err(error)) => {
+            assert!(error.is_transient(), "a disturbance passes: {error}");
+            return;
+        }
+        Err(_) => return,
+    };
+    let receipts = taken.iter().map(|incoming| incoming.receipt).collect();
+    match consumer.ack(receipts, Vec::new()).await {
+        Ok(acked) => {
+            let stands = |incoming: &&brigade_core::connector::Incoming| {
+                !acked.fenced.contains(&incoming.receipt)
+            };
+            done.extend(taken.iter().filter(stands).map(number));
+        }
+        Err(error) => assert!(error.is_transient(), "a disturbance passes: {error}"),
+    }
+}

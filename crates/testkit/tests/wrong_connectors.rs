@@ -1,0 +1,236 @@
+//! The suite finds what is wrong: connectors that each break one promise.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that stops says where"
+)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use brigade_core::connector::{
+    Acked, Connector, ConnectorEnv, ConnectorError, Consumer, Failed, FailedReason, Features,
+    Incoming, Lag, Limit, Outgoing, Problem, Produced, Producer, QueueSpec, Reader, Receipt, Want,
+};
+use brigade_core::state::StoreOp;
+use brigade_memory::{Memory, MemoryState};
+use brigade_testkit::{Fixture, conformance};
+use serde_json::Value;
+
+/// Which promise is broken.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    DropsHeaders,
+    DropsKeys,
+    NullBecomesEmpty,
+    AcksBeforeTheWork,
+    AcksNothing,
+    LosesEveryHundredth,
+    IgnoresDelays,
+    CountsReleasesAsAttempts,
+    FencesNobody,
+    IgnoresLimits,
+    LiesAboutItsLag,
+    ReversesTheOrder,
+}
+
+/// Memory queues with a fault.
+struct Wrong {
+    memory: Memory,
+    fault: Fault,
+}
+
+struct WrongConsumer {
+    inner: Arc<dyn Consumer>,
+    fault: Fault,
+}
+
+struct WrongProducer {
+    inner: Arc<dyn Producer>,
+    fault: Fault,
+}
+
+#[async_trait]
+impl Connector for Wrong {
+    fn type_name(&self) -> &'static str {
+        "wrong"
+    }
+
+    fn features(&self, settings: &Value) -> Features {
+        self.memory.features(settings)
+    }
+
+    fn schema(&self) -> Value {
+        self.memory.schema()
+    }
+
+    fn check(&self, queue: &QueueSpec) -> Vec<Problem> {
+        self.memory.check(queue)
+    }
+
+    async fn consumer(
+        &self,
+        queue: &QueueSpec,
+        reader: &Reader,
+        env: &ConnectorEnv,
+    ) -> Result<Arc<dyn Consumer>, ConnectorError> {
+        let inner = self.memory.consumer(queue, reader, env).await?;
+        Ok(Arc::new(WrongConsumer { inner, fault: self.fault }))
+    }
+
+    async fn producer(
+        &self,
+        queue: &QueueSpec,
+        env: &ConnectorEnv,
+    ) -> Result<Arc<dyn Producer>, ConnectorError> {
+        let mut queue = queue.clone();
+        if self.fault == Fault::IgnoresLimits {
+            queue.limit = Limit::default();
+        }
+        let inner = self.memory.producer(&queue, env).await?;
+        Ok(Arc::new(WrongProducer { inner, fault: self.fault }))
+    }
+}
+
+#[async_trait]
+impl Consumer for WrongConsumer {
+    fn features(&self) -> Features {
+        self.inner.features()
+    }
+
+    async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
+        let mut taken = self.inner.consume(want).await?;
+        match self.fault {
+            Fault::ReversesTheOrder => taken.reverse(),
+            Fault::AcksBeforeTheWork => {
+                let receipts = taken.iter().map(|incoming| incoming.receipt).collect();
+                self.inner.ack(receipts, Vec::new()).await?;
+            }
+            _ => {}
+        }
+        Ok(taken)
+    }
+
+    async fn ack(
+        &self,
+        receipts: Vec<Receipt>,
+        ops: Vec<StoreOp>,
+    ) -> Result<Acked, ConnectorError> {
+        match self.fault {
+            Fault::AcksNothing | Fault::AcksBeforeTheWork => Ok(Acked::default()),
+            Fault::FencesNobody => self.inner.ack(receipts, ops).await.map(|_| Acked::default()),
+            _ => self.inner.ack(receipts, ops).await,
+        }
+    }
+
+    async fn on_fail(&self, mut failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
+        for failed in &mut failed {
+            if self.fault == Fault::IgnoresDelays {
+                failed.delay = Duration::ZERO;
+            }
+            if self.fault == Fault::CountsReleasesAsAttempts {
+                failed.reason = FailedReason::Attempt { attempts: 1, error: String::new() };
+            }
+        }
+        self.inner.on_fail(failed).await
+    }
+
+    async fn lag(&self) -> Result<Lag, ConnectorError> {
+        let lag = self.inner.lag().await?;
+        match self.fault {
+            Fault::LiesAboutItsLag => Ok(Lag { ready: lag.ready.map(|ready| ready + 1), ..lag }),
+            _ => Ok(lag),
+        }
+    }
+
+    fn locate(&self, receipt: Receipt) -> String {
+        self.inner.locate(receipt)
+    }
+
+    async fn shutdown(&self) -> Result<(), ConnectorError> {
+        self.inner.shutdown().await
+    }
+}
+
+#[async_trait]
+impl Producer for WrongProducer {
+    fn features(&self) -> Features {
+        self.inner.features()
+    }
+
+    async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
+        let mut changed = batch.to_vec();
+        for outgoing in &mut changed {
+            let message = &mut outgoing.message;
+            match self.fault {
+                Fault::DropsHeaders => message.headers = Default::default(),
+                Fault::DropsKeys => message.key = None,
+                Fault::NullBecomesEmpty => {
+                    message.payload.get_or_insert_default();
+                }
+                _ => {}
+            }
+        }
+        if self.fault == Fault::LosesEveryHundredth {
+            changed.retain(|outgoing| outgoing.message.id.0 % 100 != 99);
+            self.inner.produce(&changed).await?;
+            return Ok(batch.iter().map(|_| Produced::Confirmed).collect());
+        }
+        self.inner.produce(&changed).await
+    }
+
+    async fn shutdown(&self) -> Result<(), ConnectorError> {
+        self.inner.shutdown().await
+    }
+}
+
+fn wrong(fault: Fault) -> Fixture {
+    Fixture::new(
+        Arc::new(Wrong { memory: Memory::new(), fault }),
+        ConnectorEnv { state: MemoryState::new() },
+        QueueSpec::new("suite", "queue", serde_json::json!({})),
+    )
+}
+
+macro_rules! found {
+    ($($name:ident: $fault:ident by $property:ident;)*) => {
+        $(
+            #[tokio::test]
+            #[should_panic]
+            async fn $name() {
+                // Patience is for servers; here whatever does not come never does.
+                let fixture = wrong(Fault::$fault);
+                let property = conformance::$property(&fixture);
+                tokio::time::timeout(Duration::from_secs(2), property).await.unwrap();
+            }
+        )*
+    };
+}
+
+found! {
+    lost_headers: DropsHeaders by a_message_comes_out_as_it_went_in;
+    lost_keys: DropsKeys by a_message_comes_out_as_it_went_in;
+    null_that_becomes_empty: NullBecomesEmpty by a_message_comes_out_as_it_went_in;
+    acks_before_the_work: AcksBeforeTheWork by what_a_dropped_consumer_held_comes_again;
+    acks_that_do_nothing: AcksNothing by what_is_acked_never_comes_again;
+    lost_messages: LosesEveryHundredth by ten_thousand_messages_survive_random_failures;
+    ignored_delays: IgnoresDelays by a_failed_attempt_comes_again_after_its_delay;
+    releases_that_use_attempts: CountsReleasesAsAttempts by a_release_uses_no_attempt;
+    missing_fences: FencesNobody by a_late_ack_does_not_undo_what_another_does;
+    ignored_limits: IgnoresLimits by a_full_queue_says_so_and_takes_more_when_there_is_room;
+    a_wrong_lag: LiesAboutItsLag by the_lag_is_what_is_there;
+    a_wrong_order: ReversesTheOrder by messages_come_in_the_order_in_which_they_were_put;
+}
+
+/// The same without a fault, so that it is the fault that is found.
+mod right {
+    use super::{Arc, ConnectorEnv, Fixture, Memory, MemoryState, QueueSpec};
+
+    brigade_testkit::conformance!(|| Fixture::new(
+        Arc::new(Memory::new()),
+        ConnectorEnv { state: MemoryState::new() },
+        QueueSpec::new("suite", "queue", serde_json::json!({})),
+    ));
+}
