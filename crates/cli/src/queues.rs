@@ -42,6 +42,15 @@ enum Command {
         #[arg(long)]
         key: Option<String>,
     },
+    /// Let parked messages be handed out again.
+    Release {
+        #[command(flatten)]
+        file: FileArguments,
+        /// The queue.
+        queue: String,
+        /// The messages' positions, as `peek` shows them; without any: all.
+        positions: Vec<u64>,
+    },
     /// Delete every message of a queue that nobody works on.
     Purge {
         #[command(flatten)]
@@ -60,6 +69,14 @@ impl Queues {
             Command::List { file } => list(file, registry).await,
             Command::Peek { file, queue, limit } => peek(file, registry, queue, *limit).await,
             Command::Put { file, queue, key } => put(file, registry, queue, key.as_deref()).await,
+            Command::Release { file, queue, positions } => {
+                let only = (!positions.is_empty()).then_some(&positions[..]);
+                let opened = file.open(registry).await?;
+                let released = opened.queue(queue, registry).await?.release(only).await?;
+                print(&format!("{released} messages released"));
+                opened.close().await?;
+                Ok(Exit::Done)
+            }
             Command::Purge { file, queue } => {
                 let opened = file.open(registry).await?;
                 let purged = opened.queue(queue, registry).await?.purge().await?;
@@ -74,14 +91,15 @@ impl Queues {
 async fn list(file: &FileArguments, registry: &Registry) -> anyhow::Result<Exit> {
     let opened = file.open(registry).await?;
     let topology = opened.pipeline.topology();
-    let mut rows = table(&["queue", "type", "for", "ready", "delayed", "in flight", "bytes"]);
+    let mut rows =
+        table(&["queue", "type", "for", "ready", "delayed", "in flight", "parked", "bytes"]);
     let declared = topology.queues.iter().map(|(name, q)| (name.to_string(), q.type_name.clone()));
     let kept = opened.state.queue_names(&topology.pipeline).await?;
     let kept = kept.into_iter().filter(|name| !topology.queues.contains_key(name.as_str()));
     let kept = kept.map(|name| (name, "embedded".to_owned()));
     for (name, kind) in declared.chain(kept) {
         let Ok(queue) = opened.queue(&name, registry).await else {
-            rows.add_row([name.as_str(), kind.as_str(), "", "?", "?", "?", "?"]);
+            rows.add_row([name.as_str(), kind.as_str(), "", "?", "?", "?", "?", "?"]);
             continue;
         };
         for status in queue.status().await? {
@@ -93,6 +111,7 @@ async fn list(file: &FileArguments, registry: &Registry) -> anyhow::Result<Exit>
                 number(lag.ready),
                 number(lag.delayed),
                 number(lag.in_flight),
+                number(lag.parked),
                 number(status.bytes),
             ]);
         }
@@ -112,8 +131,9 @@ async fn peek(
     let peeked = opened.queue(queue, registry).await?.peek(0, limit).await?;
     for peeked in peeked {
         let payload = peeked.message.payload.as_deref().unwrap_or_default();
+        let parked = peeked.parked.map_or_else(String::new, |why| format!(" parked={why:?}"));
         print(&format!(
-            "#{} {} attempts={} redeliveries={} {}",
+            "#{} {} attempts={} redeliveries={}{parked} {}",
             peeked.position,
             peeked.message.id,
             peeked.attempts,

@@ -30,6 +30,8 @@ pub struct Parts {
     pub message: Message,
     /// What its payload stands for, if somebody has that already.
     pub parsed: Option<Parsed>,
+    /// Which handing-over of its consumer's it is, counted from 1.
+    pub number: u64,
     /// How many attempts of this stage have failed.
     pub attempts: u32,
     /// How often it was handed out before without an outcome.
@@ -86,8 +88,17 @@ pub struct Requeued {
     pub attempts: u32,
     /// What went wrong.
     pub error: String,
-    /// Not before this long.
-    pub delay: Duration,
+    /// When it is to be tried again.
+    pub again: Again,
+}
+
+/// When a message that goes back to its queue is handed out again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Again {
+    /// After this long.
+    After(Duration),
+    /// When somebody releases it; what comes after it of its key waits behind it.
+    Parked,
 }
 
 /// What a component made of a message.
@@ -143,6 +154,7 @@ pub struct Origin {
     resolved: Mutex<Vec<Resolved>>,
     /// A count of live guards that is kept apart from the consumer's list: the two must agree.
     live: AtomicU64,
+    handed_out: AtomicU64,
     locate: Locate,
     wake: Box<dyn Fn() + Send + Sync>,
 }
@@ -154,8 +166,18 @@ impl Origin {
     /// An origin that calls `wake` when there is something to [take](Origin::take) and there was
     /// nothing before. `wake` must not panic and not block: it runs in destructors.
     pub fn new(locate: Locate, wake: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
-        let (resolved, live) = (Mutex::default(), AtomicU64::new(0));
-        Arc::new(Self { resolved, live, locate, wake: Box::new(wake) })
+        Arc::new(Self {
+            resolved: Mutex::default(),
+            live: AtomicU64::new(0),
+            handed_out: AtomicU64::new(0),
+            locate,
+            wake: Box::new(wake),
+        })
+    }
+
+    /// The number of the next handing-over.
+    pub fn next_number(&self) -> u64 {
+        self.handed_out.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// The duty to resolve what is in `slot`.
@@ -259,6 +281,11 @@ impl Delivery {
         let guard = std::mem::take(&mut self.guard);
         let given_up = GivenUp { stage, delivery: self, cause, truncated };
         guard.resolve(Resolution::DeadLettered(Box::new(given_up)));
+    }
+
+    /// The number of its consumer's last handing-over so far.
+    pub fn last_number(&self) -> u64 {
+        self.guard.origin.as_ref().map_or(0, |origin| origin.handed_out.load(Ordering::Relaxed))
     }
 
     /// Begins anew in the next stage: it is another message there, with attempts of its own, and

@@ -292,6 +292,10 @@ pub enum Exhausted {
     /// It becomes a dead letter.
     #[default]
     DeadLetter,
+    /// It stays in its queue, and what comes after it of its key waits behind it, until somebody
+    /// releases it (`brigade queues release`); other keys go on. Needs `order: key` and a queue
+    /// that can park. One that was redriven becomes a dead letter.
+    Park,
     /// It is thrown away.
     Discard,
     /// The stage fails; the message goes back to its queue.

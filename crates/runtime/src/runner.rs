@@ -8,10 +8,11 @@ use brigade_core::component::{
     AnyComponent, Context, Emit, Emitted, HandleError, Handling, Parsed, StateWrite,
 };
 use brigade_core::connector::{Order, Outgoing};
-use brigade_core::delivery::{Delivery, Outputs, Requeued, Resolution};
+use brigade_core::delivery::{Again, Delivery, Outputs, Requeued, Resolution};
 use brigade_core::retry::{Retry, Waiting};
 use brigade_core::{Cause, CauseKind, Failure, Message, Timestamp, Truncated};
 use brigade_pipeline::{Exhausted, Expiry};
+use bytes::Bytes;
 use futures_util::FutureExt;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
@@ -73,6 +74,29 @@ pub(crate) enum Step {
     Resolved,
     /// It is to be tried again after this long.
     Retry(Delivery, Duration),
+    /// It is resolved, and its key is parked.
+    Parked(Parked),
+}
+
+/// A key that is parked in its queue. What the worker was given of it before goes back.
+#[derive(Debug)]
+pub(crate) struct Parked {
+    pub(crate) key: Option<Bytes>,
+    /// The queue it came from.
+    pub(crate) input: u16,
+    /// The consumer's last handing-over by then.
+    pub(crate) last: u64,
+}
+
+fn park(delivery: Delivery, error: String) -> Step {
+    let parked = Parked {
+        key: delivery.message.key.clone(),
+        input: delivery.input,
+        last: delivery.last_number(),
+    };
+    let requeued = Requeued { attempts: delivery.attempts, error, again: Again::Parked };
+    delivery.resolve(Resolution::Requeued(Box::new(requeued)));
+    Step::Parked(parked)
 }
 
 /// How one attempt went.
@@ -291,7 +315,8 @@ impl RunnerSite {
             Retry::InProcess(delay) => Step::Retry(delivery, delay),
             Retry::InQueue(delay) => {
                 let (attempts, error) = (delivery.attempts, cause.message);
-                let requeued = Requeued { attempts, error, delay };
+                let again = Again::After(delay);
+                let requeued = Requeued { attempts, error, again };
                 delivery.resolve(Resolution::Requeued(Box::new(requeued)));
                 Step::Resolved
             }
@@ -309,7 +334,11 @@ impl RunnerSite {
 
     fn exhausted(&self, delivery: Delivery, cause: Cause) -> Step {
         match self.stage.on_exhausted {
-            Exhausted::DeadLetter => self.give_up_on(delivery, cause, None),
+            // What was redriven does not come from the queue where its key stands.
+            Exhausted::Park if self.queues[usize::from(delivery.input)].features.park => {
+                park(delivery, cause.message)
+            }
+            Exhausted::DeadLetter | Exhausted::Park => self.give_up_on(delivery, cause, None),
             Exhausted::Discard => {
                 delivery.resolve(Resolution::Discarded);
                 Step::Resolved

@@ -38,12 +38,15 @@ fn groups(work: &Work<'_>, target: &Target) -> rusqlite::Result<Vec<(i64, String
 
 fn peeked(row: &Row<'_>, incarnation: IncarnationId) -> rusqlite::Result<Peeked> {
     let holder: i64 = row.get(9)?;
+    let parked: bool = row.get(10)?;
+    let error = row.get::<_, Option<String>>(11)?.unwrap_or_default();
     Ok(Peeked {
         position: row.get(0)?,
         message: message(row, incarnation)?,
         attempts: row.get(6)?,
         redeliveries: row.get(7)?,
         group: row.get(8)?,
+        parked: parked.then_some(error),
         holder: (holder != 0).then(|| format!("process {holder}").into()),
     })
 }
@@ -51,7 +54,7 @@ fn peeked(row: &Row<'_>, incarnation: IncarnationId) -> rusqlite::Result<Peeked>
 fn select(rest: &str) -> String {
     let columns: Vec<String> = MESSAGE.split(", ").map(|column| format!("m.{column}")).collect();
     format!(
-        "SELECT {}, m.attempts, m.redeliveries, q.grp, m.holder FROM messages m
+        "SELECT {}, m.attempts, m.redeliveries, q.grp, m.holder, m.state = 4, m.error FROM messages m
          JOIN queues q ON q.id = m.queue WHERE q.pipeline = ?1 AND q.name = ?2 {rest}",
         columns.join(", ")
     )
@@ -66,6 +69,24 @@ fn delete(work: &mut Work<'_>, target: &Target, only: Option<u64>) -> rusqlite::
         deleted += delete_rows(work, queue, sql, params![queue, only])?;
     }
     Ok(deleted)
+}
+
+/// Lets parked rows be handed out again.
+fn release(work: &mut Work<'_>, queue: i64, only: Option<&[u64]>) -> rusqlite::Result<u64> {
+    let sql = "UPDATE messages SET state = 0, attempts = 0, error = NULL
+               WHERE queue = ?1 AND state = 4 AND (?2 IS NULL OR id = ?2)";
+    let mut update = work.db.prepare_cached(sql)?;
+    let mut released = 0;
+    match only {
+        None => released += update.execute(params![queue, None::<u64>])?,
+        Some(positions) => {
+            for position in positions {
+                released += update.execute(params![queue, position])?;
+            }
+        }
+    }
+    work.woke |= released > 0;
+    Ok(released as u64)
 }
 
 #[async_trait]
@@ -118,6 +139,19 @@ impl QueueAdmin for EmbeddedAdmin {
             Ok(deleted)
         });
         deleted.await
+    }
+
+    async fn release(&self, positions: Option<&[u64]>) -> Result<u64, ConnectorError> {
+        let target = Arc::clone(&self.target);
+        let positions = positions.map(<[u64]>::to_vec);
+        let released = self.requests.ask(move |work| {
+            let mut released = 0;
+            for (queue, _, _) in groups(work, &target)? {
+                released += release(work, queue, positions.as_deref())?;
+            }
+            Ok(released)
+        });
+        released.await
     }
 
     async fn purge(&self) -> Result<u64, ConnectorError> {

@@ -219,7 +219,7 @@ fn set_key_order(work: &mut Work<'_>, queue: i64, ordered: bool) -> Result<(), F
     work.db.execute("UPDATE queues SET key_order = ?2 WHERE id = ?1", params![queue, ordered])?;
     if ordered {
         work.db.execute("UPDATE messages SET order_key = key WHERE queue = ?1", [queue])?;
-        // The first row of each key keeps its state; all others wait behind it.
+        // The first row of each key keeps its state; all others wait behind it, parked or not.
         work.db.execute(
             "UPDATE messages SET state = 3 WHERE queue = ?1 AND order_key IS NOT NULL AND state != 2
                AND id NOT IN (SELECT min(id) FROM messages
@@ -229,7 +229,7 @@ fn set_key_order(work: &mut Work<'_>, queue: i64, ordered: bool) -> Result<(), F
     } else {
         work.db.execute(
             "UPDATE messages SET order_key = NULL,
-               state = CASE WHEN state != 3 THEN state WHEN visible_at > ?2 THEN 1 ELSE 0 END
+               state = CASE WHEN state NOT IN (3, 4) THEN state WHEN visible_at > ?2 THEN 1 ELSE 0 END
              WHERE queue = ?1",
             params![queue, now_ms()],
         )?;
@@ -240,11 +240,15 @@ fn set_key_order(work: &mut Work<'_>, queue: i64, ordered: bool) -> Result<(), F
 
 /// Puts a failed row back, to be handed out after its delay.
 fn fail(work: &mut Work<'_>, queue: i64, failed: &Failed) -> rusqlite::Result<bool> {
-    let FailedReason::Attempt { attempts, .. } = &failed.reason else {
-        let before = work.woke;
-        put_back(work, queue, &[failed.receipt], 1)?;
-        work.woke |= before;
-        return Ok(true);
+    let attempts = match &failed.reason {
+        FailedReason::Attempt { attempts, .. } => attempts,
+        FailedReason::Parked { attempts, error } => {
+            return park(work, queue, failed.receipt, *attempts, error);
+        }
+        FailedReason::Released => {
+            put_back(work, queue, &[failed.receipt], 1)?;
+            return Ok(true);
+        }
     };
     let delay = i64::try_from(failed.delay.as_millis()).unwrap_or(i64::MAX);
     let visible_at = now_ms().saturating_add(delay);
@@ -262,6 +266,23 @@ fn fail(work: &mut Work<'_>, queue: i64, failed: &Failed) -> rusqlite::Result<bo
     }
     work.woke = true;
     Ok(row.is_some())
+}
+
+/// Parks a row: it stays the first of its key, and nobody is handed it.
+fn park(
+    work: &mut Work<'_>,
+    queue: i64,
+    receipt: Receipt,
+    attempts: u32,
+    error: &str,
+) -> rusqlite::Result<bool> {
+    let sql = "UPDATE messages SET holder = 0, suspect = 0, deaths = 0, crashes = 0, state = 4,
+                 attempts = ?4, error = ?5, first_failed_at = coalesce(first_failed_at, ?6)
+               WHERE id = ?1 AND fence = ?2 AND state = 2 AND queue = ?3";
+    let values = params![receipt.position, receipt.fence, queue, attempts, error, now_ms()];
+    let parked = work.db.prepare_cached(sql)?.execute(values)?;
+    work.leases.forget(receipt.position);
+    Ok(parked > 0)
 }
 
 #[async_trait]
@@ -370,12 +391,16 @@ pub(crate) fn lag(work: &Work<'_>, queue: i64) -> rusqlite::Result<Lag> {
     let sql = "SELECT messages FROM queues WHERE id = ?1";
     let all: u64 = work.db.prepare_cached(sql)?.query_row([queue], |row| row.get(0))?;
     let (delayed, leased) = (count(crate::schema::DELAYED)?, count(crate::schema::LEASED)?);
+    let sql = "SELECT count(*) FROM messages WHERE queue = ?1 AND (state = 4 OR order_key IN
+                 (SELECT order_key FROM messages WHERE queue = ?1 AND state = 4))";
+    let parked: u64 = work.db.prepare_cached(sql)?.query_row([queue], |row| row.get(0))?;
     let sql = "SELECT enqueued_at FROM messages WHERE queue = ?1 AND state = 0 ORDER BY id LIMIT 1";
     let mut oldest = work.db.prepare_cached(sql)?;
     let oldest: Option<i64> = oldest.query_row([queue], |row| row.get(0)).optional()?;
     let age = oldest.map(|at| Duration::from_millis(u64::try_from(now_ms() - at).unwrap_or(0)));
     Ok(Lag {
-        ready: Some(all.saturating_sub(delayed + leased)),
+        ready: Some(all.saturating_sub(delayed + leased + parked)),
+        parked: Some(parked),
         delayed: Some(delayed),
         in_flight: Some(leased),
         age,

@@ -18,7 +18,8 @@ const BUSY_MAX: Duration = Duration::from_secs(10);
 const CHECKED_MAX: u64 = 64 << 20;
 
 /// The states of a row. `READY` can be handed out; `DELAYED` waits for its time; `LEASED` is handed
-/// out; `BEHIND` waits for an earlier row of its key.
+/// out; `BEHIND` waits for an earlier row of its key. 4 is parked: it waits for somebody to
+/// release it.
 pub(crate) const READY: i64 = 0;
 pub(crate) const DELAYED: i64 = 1;
 pub(crate) const LEASED: i64 = 2;
@@ -54,7 +55,7 @@ CREATE TABLE messages (
   fence INTEGER NOT NULL DEFAULT 0, suspect INTEGER NOT NULL DEFAULT 0,
   attempts INTEGER NOT NULL DEFAULT 0, redeliveries INTEGER NOT NULL DEFAULT 0,
   deaths INTEGER NOT NULL DEFAULT 0, crashes INTEGER NOT NULL DEFAULT 0,
-  first_failed_at INTEGER, enqueued_at INTEGER NOT NULL,
+  first_failed_at INTEGER, error TEXT, enqueued_at INTEGER NOT NULL,
   size INTEGER NOT NULL, mid BLOB NOT NULL, key BLOB, headers BLOB, event_time INTEGER, payload BLOB
 );
 CREATE INDEX by_state ON messages (queue, state, id);
@@ -62,6 +63,7 @@ CREATE INDEX by_time ON messages (queue, visible_at) WHERE state = 1;
 CREATE INDEX by_key ON messages (queue, order_key, id) WHERE order_key IS NOT NULL;
 CREATE INDEX leased_keys ON messages (queue, order_key) WHERE state = 2 AND order_key IS NOT NULL;
 CREATE INDEX by_holder ON messages (holder) WHERE state = 2;
+CREATE INDEX parked ON messages (queue, order_key) WHERE state = 4;
 CREATE INDEX suspects ON messages (queue, id) WHERE suspect = 1;
 ";
 

@@ -367,7 +367,9 @@ impl Consumer for FileConsumer {
             let out = shared.out.get_mut(&receipt.position).expect("what stands is out");
             out.returned = true;
             match reason {
-                FailedReason::Attempt { attempts, .. } => out.incoming.attempts = attempts,
+                FailedReason::Attempt { attempts, .. } | FailedReason::Parked { attempts, .. } => {
+                    out.incoming.attempts = attempts;
+                }
                 FailedReason::Released => out.incoming.redeliveries += 1,
             }
             let at = now.checked_add(delay).unwrap_or(now + Duration::from_secs(u32::MAX.into()));
@@ -386,6 +388,7 @@ impl Consumer for FileConsumer {
         Ok(Lag {
             ready: shared.at_end.then_some(shared.ahead.len() as u64),
             delayed: Some(returned as u64),
+            parked: None,
             in_flight: Some(out as u64),
             age: None,
             at_end: end,

@@ -181,7 +181,9 @@ impl Consumer for GeneratorConsumer {
                 continue;
             };
             match reason {
-                FailedReason::Attempt { attempts, .. } => *tried = attempts,
+                FailedReason::Attempt { attempts, .. } | FailedReason::Parked { attempts, .. } => {
+                    *tried = attempts
+                }
                 FailedReason::Released => *redeliveries += 1,
             }
             shared.returned.insert((Instant::now() + delay, receipt.position), ());
@@ -198,6 +200,7 @@ impl Consumer for GeneratorConsumer {
         Ok(Lag {
             ready: left,
             delayed: Some(returned),
+            parked: None,
             in_flight: Some(shared.out.len() as u64 - returned),
             age: None,
             at_end: left == Some(0) && shared.out.is_empty(),

@@ -122,6 +122,7 @@ impl Consumer for MemoryConsumer {
         Ok(Lag {
             ready: Some(ready),
             delayed: Some(delayed),
+            parked: None,
             in_flight: Some(in_flight),
             age: None,
             at_end,

@@ -137,7 +137,9 @@ impl Group {
     pub(crate) fn fail(&mut self, failed: &Failed, now: Instant) -> bool {
         let Some(mut lease) = self.end(failed.receipt) else { return false };
         match failed.reason {
-            FailedReason::Attempt { attempts, .. } => lease.item.attempts = attempts,
+            FailedReason::Attempt { attempts, .. } | FailedReason::Parked { attempts, .. } => {
+                lease.item.attempts = attempts;
+            }
             FailedReason::Released => lease.item.redeliveries += 1,
         }
         let ordered = lease.order == Order::Key;

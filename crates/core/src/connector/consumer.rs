@@ -163,6 +163,15 @@ pub enum FailedReason {
         /// What went wrong, for people.
         error: String,
     },
+    /// Its component failed for the last time, and it is parked: it is not handed out again before
+    /// somebody releases it, and what comes after it of its key waits behind it. Only said to a
+    /// consumer with [`Features::park`] that keeps the order of keys.
+    Parked {
+        /// How many attempts have failed by now.
+        attempts: u32,
+        /// What went wrong, for people.
+        error: String,
+    },
     /// Nobody decided on it (a stop, a lost worker): it has used up no attempt.
     Released,
 }
@@ -183,6 +192,8 @@ pub struct Lag {
     pub delayed: Option<u64>,
     /// Messages handed out and unresolved, by any consumer of the group in any process.
     pub in_flight: Option<u64>,
+    /// Messages that are parked, and those that wait behind them.
+    pub parked: Option<u64>,
     /// How long the oldest ready message has waited.
     pub age: Option<Duration>,
     /// Whether a finite queue has been read to its end.

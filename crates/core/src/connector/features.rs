@@ -28,6 +28,8 @@ pub struct Features {
     pub attempts: bool,
     /// Messages that were resolved can be read again.
     pub replay: bool,
+    /// A failed message can be parked: see [`FailedReason::Parked`](super::FailedReason::Parked).
+    pub park: bool,
     /// A queue can be given a `limit`.
     pub limit: bool,
     /// A message put twice with the same id is stored once, within a stated memory.
@@ -66,6 +68,7 @@ impl Features {
         delay: false,
         attempts: false,
         replay: false,
+        park: false,
         limit: false,
         dedup: false,
         key: false,

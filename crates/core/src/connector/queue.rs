@@ -242,6 +242,16 @@ pub trait QueueAdmin: Send + Sync {
     /// The queue could not be asked.
     async fn delete(&self, positions: &[u64]) -> Result<u64, ConnectorError>;
 
+    /// Lets parked messages be handed out again, with no attempt used: these, or all. Says how
+    /// many.
+    ///
+    /// # Errors
+    /// The queue could not be asked. By default: it cannot park.
+    async fn release(&self, positions: Option<&[u64]>) -> Result<u64, ConnectorError> {
+        let _ = positions;
+        Err(ConnectorError::unsupported("this queue parks no messages"))
+    }
+
     /// Deletes every message that nobody works on; says how many.
     ///
     /// # Errors
@@ -273,6 +283,8 @@ pub struct Peeked {
     pub attempts: u32,
     /// Redeliveries so far.
     pub redeliveries: u32,
+    /// If it is parked: why.
+    pub parked: Option<String>,
     /// What somebody who works on it holds it by, if anybody does.
     pub holder: Option<Bytes>,
 }

@@ -8,6 +8,7 @@ use indexmap::IndexMap;
 
 use super::Lint;
 use super::stages::Placed;
+use crate::file::Exhausted;
 use crate::topology::{Inputs, Queue, Stage};
 
 type Queues = IndexMap<Arc<str>, Queue>;
@@ -71,6 +72,15 @@ impl Lint<'_> {
             );
             self.error("order", &["stages", name, "order"], message, None);
         }
+        if stage.on_exhausted == Exhausted::Park && matches!(stage.inputs, Inputs::Direct(_)) {
+            let message = format!("stage `{name}` has no queue in which messages can be parked");
+            let help = "name a queue on the edge before it".to_owned();
+            self.error("order", &["stages", name, "on_exhausted"], message, Some(help));
+        } else if stage.on_exhausted == Exhausted::Park && stage.order != Order::Key {
+            let message = format!("stage `{name}`: a message can only be parked with `order: key`");
+            let help = "set `order: key`, or use `on_exhausted: dead_letter`".to_owned();
+            self.error("order", &["stages", name, "on_exhausted"], message, Some(help));
+        }
         if stage.order == Order::Queue && stage.workers > 1 {
             let message = format!("stage `{name}`: `order: queue` allows only one worker");
             let help = "remove `workers`, or use `order: key`".to_owned();
@@ -127,6 +137,11 @@ impl Lint<'_> {
         let (name, kind): (&str, _) = (&stage.name, &queue.type_name);
         let at = ["stages", name, "order"];
         let features = &queue.features;
+        if stage.on_exhausted == Exhausted::Park && !features.park {
+            let message = format!("queue `{input}` of type {kind} cannot park messages");
+            let help = Some("use an `embedded` queue there".to_owned());
+            self.error("order", &["stages", name, "on_exhausted"], message, help);
+        }
         match stage.order {
             Order::None => {}
             Order::Key => {

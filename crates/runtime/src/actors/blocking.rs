@@ -118,6 +118,7 @@ impl Worker {
         port.handled(1, timeout);
         match step {
             Step::Retry(delivery, after) => desk.retry(delivery, Instant::now() + after),
+            Step::Parked(parked) => desk.park(parked, std::iter::empty()),
             Step::Resolved => desk.open(key.as_ref(), std::iter::empty()),
         }
         if stuck > stage.stuck_limit as u64 {
@@ -158,10 +159,8 @@ impl WorkLoop {
             let Some(step) = self.handle_blocking(item.delivery, call).await else { return };
             self.port.handled(usize::from(!item.retry), started.elapsed());
             match step {
-                Step::Retry(delivery, after) => {
-                    delivery.guard.wake();
-                    self.desk.retry(delivery, Instant::now() + after);
-                }
+                Step::Retry(delivery, after) => self.retry(delivery, after),
+                Step::Parked(parked) => self.desk.park(parked, std::iter::empty()),
                 Step::Resolved if item.retry => self.desk.open(key.as_ref(), std::iter::empty()),
                 Step::Resolved => {}
             }

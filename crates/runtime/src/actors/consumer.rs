@@ -380,6 +380,7 @@ impl PullLoop {
         let parts = Parts {
             message: incoming.message,
             parsed: None,
+            number: self.origin.next_number(),
             attempts: incoming.attempts,
             redeliveries: incoming.redeliveries,
             input: self.site.input.index,

@@ -2,15 +2,17 @@
 //!
 //! The desk outlives a blocking thread that is given up on; another thread goes on from it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use brigade_core::connector::Order;
-use brigade_core::delivery::Delivery;
+use brigade_core::delivery::{Delivery, Resolution};
 use brigade_core::order::Gate;
 use bytes::Bytes;
 use tokio::sync::Notify;
+
+use crate::runner::Parked;
 
 pub(crate) struct Desk {
     state: Mutex<State>,
@@ -23,6 +25,9 @@ struct State {
     /// What is to be tried again, by time; the number tells those of one instant apart.
     retries: BTreeMap<(Instant, u64), Delivery>,
     retried: u64,
+    /// The keys that are parked in their queues, each with the consumer's last handing-over by then:
+    /// what was handed out before goes back.
+    parked: HashMap<(u16, Option<Bytes>), u64>,
     closed: bool,
 }
 
@@ -40,6 +45,7 @@ impl Desk {
             gate: Gate::new(order),
             retries: BTreeMap::new(),
             retried: 0,
+            parked: HashMap::new(),
             closed: false,
         };
         Self { state: Mutex::new(state), notify: Notify::new() }
@@ -105,7 +111,29 @@ impl Desk {
             return Some(item);
         }
         let key = item.delivery.message.key.clone();
-        self.lock().gate.pass(key.as_ref(), item)
+        let mut state = self.lock();
+        if !state.parked.is_empty() {
+            let place = (item.delivery.input, key.clone());
+            match state.parked.get(&place) {
+                Some(last) if item.delivery.number <= *last => {
+                    drop(state);
+                    item.delivery.resolve(Resolution::Released);
+                    return None;
+                }
+                Some(_) => {
+                    state.parked.remove(&place);
+                }
+                None => {}
+            }
+        }
+        state.gate.pass(key.as_ref(), item)
+    }
+
+    /// A key is parked in its queue: what lies here of it goes back.
+    pub(crate) fn park(&self, parked: Parked, taken: impl DoubleEndedIterator<Item = Item>) {
+        let Parked { key, input, last } = parked;
+        self.lock().parked.insert((input, key.clone()), last);
+        self.open(key.as_ref(), taken);
     }
 
     /// This delivery is tried again at `at`; later ones of its key wait.

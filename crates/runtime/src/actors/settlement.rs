@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use brigade_core::connector::{Failed, FailedReason, Outgoing, Receipt};
-use brigade_core::delivery::{GivenUp, Made, Requeued};
+use brigade_core::delivery::{Again, GivenUp, Made, Requeued};
 use brigade_core::flight::{End, Finished};
 use brigade_core::state::StoreOp;
 use brigade_core::{DeadLetter, Message};
@@ -74,9 +74,12 @@ impl Settlement {
             return;
         }
         if let Some(requeued) = end.requeued {
-            let Requeued { attempts, error, delay } = *requeued;
+            let Requeued { attempts, error, again } = *requeued;
+            let (reason, delay) = match again {
+                Again::After(delay) => (FailedReason::Attempt { attempts, error }, delay),
+                Again::Parked => (FailedReason::Parked { attempts, error }, Duration::ZERO),
+            };
             stats.requeued.add(1);
-            let reason = FailedReason::Attempt { attempts, error };
             self.failed.push(Failed { receipt, reason, delay });
             return;
         }

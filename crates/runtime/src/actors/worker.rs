@@ -1,7 +1,7 @@
 //! The actor of one worker: its mailbox fills a desk, and a loop works the desk off.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use brigade_core::component::Kind;
@@ -166,7 +166,7 @@ impl WorkLoop {
         while let Some(item) = items.next() {
             if !ordered {
                 let step = self.runner.handle(item.delivery, &self.template).await;
-                self.park(step);
+                self.retry_if_asked(step);
                 if self.runner.outbox.is_full() {
                     self.send();
                 }
@@ -175,11 +175,16 @@ impl WorkLoop {
             let Some(item) = self.desk.pass(item) else { continue };
             let key = item.delivery.message.key.clone();
             let step = self.runner.handle(item.delivery, &self.template).await;
-            let resolved = matches!(step, Step::Resolved);
-            self.park(step);
-            if resolved && item.retry {
-                // What waited behind it comes before what was taken along with it.
-                self.desk.open(key.as_ref(), items.by_ref().collect::<Vec<_>>().into_iter());
+            // What waited behind it comes before what was taken along with it.
+            match step {
+                Step::Retry(delivery, after) => self.retry(delivery, after),
+                Step::Parked(parked) => {
+                    self.desk.park(parked, items.by_ref().collect::<Vec<_>>().into_iter());
+                }
+                Step::Resolved if item.retry => {
+                    self.desk.open(key.as_ref(), items.by_ref().collect::<Vec<_>>().into_iter());
+                }
+                Step::Resolved => {}
             }
         }
         self.send();
@@ -191,12 +196,16 @@ impl WorkLoop {
         self.runner.send(self.port.lane);
     }
 
-    fn park(&self, step: Step) {
+    fn retry_if_asked(&self, step: Step) {
         if let Step::Retry(delivery, after) = step {
-            // Its place in the worker's queue is free; nothing was resolved that would say so.
-            delivery.guard.wake();
-            self.desk.retry(delivery, Instant::now() + after);
+            self.retry(delivery, after);
         }
+    }
+
+    pub(super) fn retry(&self, delivery: Delivery, after: Duration) {
+        // Its place in the worker's queue is free; nothing was resolved that would say so.
+        delivery.guard.wake();
+        self.desk.retry(delivery, Instant::now() + after);
     }
 
     /// Waits until a batch is full or old enough, and handles it at once.
@@ -222,7 +231,7 @@ impl WorkLoop {
             self.desk.open(key.as_ref(), std::iter::empty());
         }
         for step in self.runner.handle_batch(batch, &self.template).await {
-            self.park(step);
+            self.retry_if_asked(step);
         }
         self.send();
         self.port.handled(n, begun.elapsed());
@@ -230,4 +239,4 @@ impl WorkLoop {
 }
 
 /// How long a batch waits for more where the stage does not say.
-const DEFAULT_AGE: std::time::Duration = std::time::Duration::from_millis(100);
+const DEFAULT_AGE: Duration = Duration::from_millis(100);

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use brigade_core::connector::{Consumer, Limit, Order, Outgoing, Produced, Want, WhenFull};
+use brigade_core::connector::{
+    Consumer, Failed, FailedReason, Limit, Order, Outgoing, Produced, Want, WhenFull,
+};
 
 use super::attempt;
 use crate::fixture::{Fixture, ack, expect_nothing, number, numbered, take, take_all};
@@ -117,6 +119,42 @@ pub async fn an_id_that_is_put_twice_is_stored_once(fixture: &Fixture) {
     assert_eq!(number(&taken[0]), 3);
     ack(&consumer, &taken).await;
     expect_nothing(&consumer).await;
+}
+
+/// `park`: other keys go on, its own waits behind it, and release lets them come in order.
+pub async fn a_parked_message_holds_its_key_until_it_is_released(fixture: &Fixture) {
+    if !fixture.features().park {
+        return;
+    }
+    let keyed = |n: u64, key: &str| numbered(n).with_key(key.to_owned());
+    let consumer = fixture.consumer("", Order::Key).await;
+    fixture.put(vec![keyed(0, "a"), keyed(1, "b"), keyed(2, "a")]).await;
+    let taken = take_all(&consumer, 3).await;
+    let back = |n: u64, reason: FailedReason| {
+        let incoming = taken.iter().find(|incoming| number(incoming) == n);
+        let receipt = incoming.expect("all were taken").receipt;
+        Failed { receipt, reason, delay: Duration::ZERO }
+    };
+    let parked = FailedReason::Parked { attempts: 3, error: "no luck".to_owned() };
+    let failed =
+        vec![back(0, parked), back(1, FailedReason::Released), back(2, FailedReason::Released)];
+    consumer.on_fail(failed).await.expect("they can be put back");
+    fixture.put(vec![keyed(3, "a"), keyed(4, "b")]).await;
+    let others = take_all(&consumer, 2).await;
+    assert_eq!(others.iter().map(number).collect::<Vec<_>>(), [1, 4]);
+    ack(&consumer, &others).await;
+    expect_nothing(&consumer).await;
+    let lag = consumer.lag().await.expect("it can be asked");
+    assert_eq!((lag.ready, lag.parked), (Some(0), Some(3)));
+    let admin = fixture.connector.admin(&fixture.queue, &fixture.env).await.expect("it opens");
+    let peeked = admin.peek(0, 1).await.expect("it can be looked into");
+    assert_eq!(peeked[0].parked.as_deref(), Some("no luck"));
+    let position = peeked[0].position;
+    assert_eq!(admin.release(Some(&[position])).await.expect("it can be released"), 1);
+    let again = take_all(&consumer, 3).await;
+    assert_eq!(again.iter().map(number).collect::<Vec<_>>(), [0, 2, 3]);
+    assert_eq!(again[0].attempts, 0);
+    ack(&consumer, &again).await;
 }
 
 /// Whatever is done to the backend: it is waited for, and every message is done at least once; once
