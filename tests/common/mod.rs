@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use brigade::pipeline_file::{Format, Overrides, load_str};
+use brigade::pipeline_file::{Format, Overrides, Topology, load_str};
 use brigade::{DeadLetter, Memory, MemoryState, Message, Pipeline, Registry, Running, Supervisor};
 
 /// A pipeline on memory queues, with the ways to its queues.
@@ -31,6 +31,13 @@ impl World {
 
     /// Starts a pipeline that is written in YAML and called `test`.
     pub(crate) async fn start(&self, yaml: &str, registry: &Registry) -> Running {
+        let topology = self.load(yaml, registry);
+        let pipeline = Pipeline::new(topology, registry).unwrap().state(self.state.clone());
+        Supervisor::new().add(pipeline).start().await.unwrap()
+    }
+
+    /// Loads a pipeline that is written in YAML and called `test`.
+    pub(crate) fn load(&self, yaml: &str, registry: &Registry) -> Topology {
         let text = format!("pipeline: test\nlanes: 2\n{yaml}");
         let loaded = load_str(
             "test.yaml",
@@ -40,9 +47,7 @@ impl World {
             &Overrides::default(),
             registry,
         );
-        let topology = loaded.unwrap_or_else(|error| panic!("{error}")).topology;
-        let pipeline = Pipeline::new(topology, registry).unwrap().state(self.state.clone());
-        Supervisor::new().add(pipeline).start().await.unwrap()
+        loaded.unwrap_or_else(|error| panic!("{error}")).topology
     }
 
     /// Puts numbers on a queue, each a message with its own id.

@@ -194,10 +194,33 @@ impl Running {
         tree.order(|reply| Command::Pause { stage, reply }).await
     }
 
-    /// Pulls again for a stage that was paused.
+    /// As [`pause`](Running::pause), and waits until nothing of the stage is in flight.
     ///
     /// # Errors
-    /// There is no such stage, or it is not paused.
+    /// There is no such stage, or it is not running.
+    pub async fn drain_stage(&self, stage: &str) -> Result<(), CommandError> {
+        let (tree, stage) = self.find(stage)?;
+        tree.order(|reply| Command::Drain { stage, reply }).await
+    }
+
+    /// Stops pulling for a stage, waits until nothing of it is in flight, at most for so long, gives
+    /// back the rest, and ends its actors. [`resume`](Running::resume) starts it again.
+    ///
+    /// # Errors
+    /// There is no such stage, or it is not running.
+    pub async fn stop_stage(
+        &self,
+        stage: &str,
+        deadline: Option<Duration>,
+    ) -> Result<(), CommandError> {
+        let (tree, stage) = self.find(stage)?;
+        tree.order(|reply| Command::End { stage, deadline, reply }).await
+    }
+
+    /// Pulls again for a stage that was paused or drained; starts one that was stopped.
+    ///
+    /// # Errors
+    /// There is no such stage, or it is starting, draining or failed.
     pub async fn resume(&self, stage: &str) -> Result<(), CommandError> {
         let (tree, stage) = self.find(stage)?;
         tree.order(|reply| Command::Resume { stage, reply }).await

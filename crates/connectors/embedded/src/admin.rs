@@ -17,12 +17,18 @@ pub(crate) struct EmbeddedAdmin {
     requests: Requests,
     target: Arc<Target>,
     incarnation: IncarnationId,
+    _open: Arc<Store>,
 }
 
 impl EmbeddedAdmin {
     pub(crate) fn open(store: &Store, queue: &QueueSpec) -> Result<Self, ConnectorError> {
         let (_, target) = store.enter(queue)?;
-        Ok(Self { requests: store.requests().clone(), target, incarnation: store.incarnation() })
+        Ok(Self {
+            requests: store.requests().clone(),
+            target,
+            incarnation: store.incarnation(),
+            _open: store.hold(),
+        })
     }
 }
 

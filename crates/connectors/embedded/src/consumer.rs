@@ -35,6 +35,7 @@ pub(crate) struct EmbeddedConsumer {
     features: Features,
     /// What this consumer holds, to give it back when it is dropped.
     held: Arc<Mutex<HashSet<Receipt>>>,
+    _open: Arc<Store>,
 }
 
 impl EmbeddedConsumer {
@@ -69,6 +70,7 @@ impl EmbeddedConsumer {
             order: reader.order,
             features: features(&settings),
             held: Arc::default(),
+            _open: store.hold(),
         })
     }
 

@@ -19,12 +19,19 @@ pub(crate) struct EmbeddedProducer {
     /// The queue's name in operations.
     name: Arc<str>,
     target: Arc<Target>,
+    _open: Arc<Store>,
 }
 
 impl EmbeddedProducer {
     pub(crate) fn open(store: &Store, queue: &QueueSpec) -> Result<Self, ConnectorError> {
         let (name, target) = store.enter(queue)?;
-        Ok(Self { requests: store.requests().clone(), store: store.store_id(), name, target })
+        Ok(Self {
+            requests: store.requests().clone(),
+            store: store.store_id(),
+            name,
+            target,
+            _open: store.hold(),
+        })
     }
 
     fn refuses(&self) -> bool {

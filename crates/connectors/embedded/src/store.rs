@@ -28,6 +28,8 @@ const HOLDERS: &str = "holders";
 
 /// One file of embedded queues and state. A process that opens it twice gets the same store.
 pub struct Store {
+    /// Consumers and producers keep the store open.
+    me: Weak<Store>,
     id: StoreId,
     requests: Requests,
     visible: Arc<Notify>,
@@ -90,7 +92,8 @@ impl Store {
         let thread = thread.map_err(|error| {
             ConnectorError::transient(format!("no thread to be had for the state: {error}"))
         })?;
-        Ok(Arc::new(Self {
+        Ok(Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
             id: StoreId::new(format!("embedded:{}", directory.display())),
             requests,
             visible,
@@ -98,6 +101,11 @@ impl Store {
             targets: Arc::default(),
             thread: Mutex::new(Some(thread)),
         }))
+    }
+
+    /// What keeps the store open.
+    pub(crate) fn hold(&self) -> Arc<Self> {
+        self.me.upgrade().expect("who calls this holds it")
     }
 
     fn is_open(&self) -> bool {

@@ -2,7 +2,8 @@
 
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -32,6 +33,8 @@ const PULL_MAX: usize = 8 * CHUNK_MAX;
 const SETTLE_MAX: usize = 2 * PULL_MAX;
 /// Settlements under way at once: one that waits for the disk and one that is being prepared.
 const SETTLEMENTS_MAX: usize = 2;
+/// How long settlements that are under way may take when the consumer closes.
+const LAST_SETTLEMENTS: Duration = Duration::from_secs(2);
 /// Back-off after a consumer could not be asked.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
@@ -49,12 +52,17 @@ pub(crate) enum Mode {
 /// What others may see and say of a consumer, whatever actor is behind it.
 pub(crate) struct Control {
     mode: Mutex<Mode>,
+    /// How often the mode was set, and the last of these that the actor has acted on.
+    asked: AtomicU64,
+    heard: AtomicU64,
     pub(crate) notify: Arc<Notify>,
     pub(crate) in_flight: AtomicUsize,
     /// A finite queue was read to its end.
     pub(crate) ended: AtomicBool,
     /// The consumer waits for more: nothing was there when it last asked.
     pub(crate) waiting: AtomicBool,
+    /// The consumers that wait for this one to wait.
+    followers: Mutex<Vec<Arc<Notify>>>,
     /// It has ended, and given back what it held.
     pub(crate) stopped: AtomicBool,
     addr: ArcSwapOption<Addr<Consumer>>,
@@ -64,10 +72,13 @@ impl Control {
     pub(crate) fn new() -> Arc<Self> {
         Arc::new(Self {
             mode: Mutex::new(Mode::Running),
+            asked: AtomicU64::new(0),
+            heard: AtomicU64::new(0),
             notify: Arc::new(Notify::new()),
             in_flight: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
             waiting: AtomicBool::new(false),
+            followers: Mutex::default(),
             stopped: AtomicBool::new(false),
             addr: ArcSwapOption::empty(),
         })
@@ -75,7 +86,34 @@ impl Control {
 
     pub(crate) fn set(&self, mode: Mode) {
         *self.mode.lock().unwrap_or_else(PoisonError::into_inner) = mode;
+        self.asked.fetch_add(1, Release);
         self.notify.notify_one();
+    }
+
+    /// How much is in flight, by an actor that has acted on the last mode; `None` if it has not yet.
+    pub(crate) fn unresolved(&self) -> Option<usize> {
+        if !self.is_up() {
+            return Some(0);
+        }
+        let heard = self.heard.load(Acquire) == self.asked.load(Acquire);
+        heard.then(|| self.in_flight.load(Relaxed))
+    }
+
+    /// Nothing is there to be taken, or something is again.
+    fn set_waiting(&self, waiting: bool) {
+        let before = self.waiting.swap(waiting, Relaxed);
+        if waiting && !before {
+            let followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
+            followers.iter().for_each(|follower| follower.notify_one());
+        }
+    }
+
+    /// Tells `follower` whenever nothing is there to be taken.
+    fn follow(&self, follower: &Arc<Notify>) {
+        let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
+        if !followers.iter().any(|known| Arc::ptr_eq(known, follower)) {
+            followers.push(Arc::clone(follower));
+        }
     }
 
     /// Whether an actor is behind it.
@@ -173,6 +211,7 @@ impl PullLoop {
         let consumer = Arc::clone(&site.consumer);
         let notify = Arc::clone(&site.control.notify);
         let locate = Arc::new(move |receipt| consumer.locate(receipt));
+        site.before.iter().for_each(|first| first.follow(&site.control.notify));
         Self {
             site: Rc::new(site),
             flights: Flights::default(),
@@ -197,12 +236,14 @@ impl PullLoop {
         let lease = self.site.consumer.lease().map(|lease| lease / 3);
         let mut extend = lease.map(tokio::time::interval);
         loop {
+            let asked = self.site.control.asked.load(Acquire);
             self.collect();
             self.settle();
             self.deal();
             self.pull();
             let in_flight = self.flights.messages();
             self.site.control.in_flight.store(in_flight, Relaxed);
+            self.site.control.heard.store(asked, Release);
             if self.site.control.mode() == Mode::Stopping {
                 return Ok(());
             }
@@ -291,7 +332,7 @@ impl PullLoop {
         if control.mode() != Mode::Running {
             // What a consumer has taken but not returned it gives out again.
             self.pulling = None;
-            control.waiting.store(false, Relaxed);
+            control.set_waiting(false);
             return;
         }
         if !idle || held >= PULL_MAX {
@@ -312,9 +353,9 @@ impl PullLoop {
             if !wait.is_zero() {
                 tokio::time::sleep(wait).await;
             }
-            control.waiting.store(true, Relaxed);
+            control.set_waiting(true);
             let pulled = consumer.consume(want).await;
-            control.waiting.store(false, Relaxed);
+            control.set_waiting(false);
             pulled
         }));
     }
@@ -333,7 +374,7 @@ impl PullLoop {
         match pulled {
             Ok(messages) if messages.is_empty() => {
                 self.site.control.ended.store(true, Relaxed);
-                self.site.control.waiting.store(true, Relaxed);
+                self.site.control.set_waiting(true);
                 Ok(())
             }
             Ok(messages) => {
@@ -396,6 +437,11 @@ impl PullLoop {
     /// What is not settled is given back by the connector.
     async fn close(mut self) {
         self.pulling = None;
+        // Outputs may be on their queues already: an ack that is under way saves doing it again.
+        if !self.site.stage.stats.blocked.load(Relaxed) {
+            let rest = async { while self.settling.next().await.is_some() {} };
+            let _ = tokio::time::timeout(LAST_SETTLEMENTS, rest).await;
+        }
         self.settling.clear();
         self.backlog.clear();
         self.site.control.in_flight.store(0, Relaxed);

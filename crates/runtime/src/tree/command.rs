@@ -1,6 +1,6 @@
 //! What a program asks of a running pipeline.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use tokio::sync::oneshot;
@@ -20,7 +20,11 @@ pub(crate) enum Command {
     Status(oneshot::Sender<PipelineStatus>),
     /// Stop pulling for a stage.
     Pause { stage: String, reply: Reply },
-    /// Pull again for a stage.
+    /// Stop pulling for a stage, and answer when nothing of it is in flight.
+    Drain { stage: String, reply: Reply },
+    /// As `Drain`, at most for so long; what is unresolved then is given back, and its actors end.
+    End { stage: String, deadline: Option<Duration>, reply: Reply },
+    /// Pull again for a stage; start it again if it has ended.
     Resume { stage: String, reply: Reply },
     /// Another number of workers for a stage.
     Scale { stage: String, workers: usize, reply: Reply },
@@ -42,7 +46,9 @@ impl Handler<Command> for Tree {
         match command {
             Command::Status(reply) => drop(reply.send(self.status())),
             Command::Pause { stage, reply } => drop(reply.send(self.pause(&stage))),
-            Command::Resume { stage, reply } => drop(reply.send(self.resume(&stage))),
+            Command::Drain { stage, reply } => self.drain(&stage, reply, ctx),
+            Command::End { stage, deadline, reply } => self.end_stage(&stage, deadline, reply, ctx),
+            Command::Resume { stage, reply } => drop(reply.send(self.resume(&stage, ctx))),
             Command::Scale { stage, workers, reply } => self.scale(&stage, workers, reply, ctx),
             Command::Stop { deadline, reply } => self.stop(deadline, reply, ctx),
             Command::Idle { quiet, reply } => self.wait_until_idle(quiet, reply, ctx),
@@ -93,8 +99,78 @@ impl Tree {
         Ok(())
     }
 
-    fn resume(&mut self, name: &str) -> Result<(), String> {
-        let (_, root) = self.startable(name, &[StageState::Running, StageState::Paused])?;
+    fn drain(&mut self, name: &str, reply: Reply, ctx: &mut Context<Self>) {
+        let root = self.pause(name).and_then(|()| self.stage_number(name));
+        match root.map(|stage| self.root_of(stage)) {
+            Ok(root) => self.when_quiet(root, None, ctx, |_, _| drop(reply.send(Ok(())))),
+            Err(error) => drop(reply.send(Err(error))),
+        }
+    }
+
+    fn end_stage(
+        &mut self,
+        name: &str,
+        deadline: Option<Duration>,
+        reply: Reply,
+        ctx: &mut Context<Self>,
+    ) {
+        let root = self.pause(name).and_then(|()| self.stage_number(name));
+        let root = match root.map(|stage| self.root_of(stage)) {
+            Ok(root) => root,
+            Err(error) => return drop(reply.send(Err(error))),
+        };
+        for member in self.plan.line(root) {
+            self.set_state(member, StageState::Draining, None);
+        }
+        let until = deadline.and_then(|deadline| Instant::now().checked_add(deadline));
+        self.when_quiet(root, until, ctx, move |tree, ctx| {
+            if let Some(line) = tree.lines.get(&root) {
+                line.set_mode(Mode::Stopping);
+            }
+            tree.end_when_closed(root, reply, ctx);
+        });
+    }
+
+    fn end_when_closed(&mut self, root: u16, reply: Reply, ctx: &mut Context<Self>) {
+        if self.lines.get(&root).is_some_and(|line| !line.is_closed()) {
+            ctx.run_later(LOOK, move |tree, ctx| tree.end_when_closed(root, reply, ctx));
+            return;
+        }
+        if let Some(mut line) = self.lines.remove(&root) {
+            line.halt();
+        }
+        for member in self.plan.line(root) {
+            self.set_state(member, StageState::Stopped, None);
+        }
+        drop(reply.send(Ok(())));
+    }
+
+    /// Goes on when a line has nothing in flight any more, or when it is late.
+    fn when_quiet(
+        &mut self,
+        root: u16,
+        until: Option<Instant>,
+        ctx: &mut Context<Self>,
+        then: impl FnOnce(&mut Self, &mut Context<Self>) + 'static,
+    ) {
+        let late = until.is_some_and(|until| Instant::now() >= until);
+        if late || self.lines.get(&root).is_none_or(|line| line.is_quiet()) {
+            then(self, ctx);
+        } else {
+            ctx.run_later(LOOK, move |tree, ctx| tree.when_quiet(root, until, ctx, then));
+        }
+    }
+
+    fn resume(&mut self, name: &str, ctx: &mut Context<Self>) -> Result<(), String> {
+        let states = [StageState::Running, StageState::Paused, StageState::Stopped];
+        let (stage, root) = self.startable(name, &states)?;
+        if self.stages[usize::from(stage)].state == StageState::Stopped {
+            for member in self.plan.line(root) {
+                self.set_state(member, StageState::Starting, None);
+            }
+            self.start_line(root, 0, ctx);
+            return Ok(());
+        }
         if let Some(line) = self.lines.get(&root) {
             line.set_mode(Mode::Running);
         }
@@ -149,7 +225,7 @@ impl Tree {
         };
         let Scale { stage, root, workers, reply } = scale;
         let scaled = async move { (line.scale(stage, workers).await, line) };
-        ctx.spawn(scaled.into_actor(self).map(move |(result, line), tree, ctx| {
+        ctx.spawn(scaled.into_actor(self).map(move |(result, line), tree, _| {
             tree.lines.insert(root, line);
             let answer = match result {
                 Ok(()) => {
@@ -162,7 +238,6 @@ impl Tree {
                     Err(error)
                 }
             };
-            let _ = ctx;
             drop(reply.send(answer));
         }));
     }

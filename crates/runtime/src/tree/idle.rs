@@ -80,9 +80,9 @@ impl Tree {
     }
 
     fn all_started(&self) -> bool {
-        self.stages.iter().all(|stage| {
-            matches!(stage.state, StageState::Running | StageState::Paused | StageState::Failed)
-        })
+        self.stages
+            .iter()
+            .all(|stage| !matches!(stage.state, StageState::Starting | StageState::Draining))
     }
 
     /// A number that changes whenever a message moves.

@@ -394,7 +394,7 @@ impl Line {
 
     /// Whether nothing is in flight.
     pub(super) fn is_quiet(&self) -> bool {
-        self.consumers().all(|entry| entry.control.in_flight.load(Relaxed) == 0)
+        self.consumers().all(|entry| entry.control.unresolved() == Some(0))
     }
 
     /// Whether all consumers have ended.

@@ -55,10 +55,10 @@ impl Tree {
 
     /// First: everything in flight is resolved and settled.
     fn wait_for_messages(&mut self, mut stop: Stop, ctx: &mut Context<Self>) {
-        let in_flight: usize = self.unresolved().iter().map(|(_, n)| n).sum();
+        let quiet = self.lines.values().all(|line| line.is_quiet());
         let late = stop.deadline.is_some_and(|deadline| Instant::now() >= deadline);
-        if in_flight == 0 || late {
-            stop.given_back = in_flight as u64;
+        if quiet || late {
+            stop.given_back = self.unresolved().iter().map(|(_, n)| *n as u64).sum();
             for line in self.lines.values_mut() {
                 line.set_mode(Mode::Stopping);
             }

@@ -1,0 +1,323 @@
+//! What the keys of a stage and of a queue promise: timeout, throttle, priority, limits, parking,
+//! scaling, typed values over direct edges.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that stops says where"
+)]
+
+mod common;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use brigade::component::Context;
+use brigade::{CauseKind, Failure, Output, StageState};
+use common::{World, eventually};
+use serde::{Deserialize, Serialize};
+
+#[tokio::test]
+async fn an_async_call_that_takes_longer_than_the_timeout_is_dropped_and_tried_again() {
+    let world = World::new();
+    let slow = async |n: u64, cx: &Context| {
+        if n == 3 || (n == 5 && cx.attempt() == 1) {
+            std::future::pending::<()>().await;
+        }
+        Ok::<_, Failure>(serde_json::json!(n))
+    };
+    let registry = world.registry().component("slow", slow);
+    let yaml = "
+queues: { in: { type: memory }, out: { type: memory } }
+stages:
+  slow:
+    { component: slow, input: in, outputs: [out], timeout: 20ms,
+      retry: { attempts: 2, min: 1ms, max: 1ms } }
+";
+    world.put("in", 0..10);
+    let running = world.start(yaml, &registry).await;
+    running.until_idle(None).await.unwrap();
+    let status = running.status().await;
+    assert_eq!(status[0].stage("slow").unwrap().timeouts, 3);
+    running.drain().await;
+    let mut out = world.numbers("out");
+    out.sort_unstable();
+    assert_eq!(out, [0, 1, 2, 4, 5, 6, 7, 8, 9]);
+    let dead = world.dead_letters("slow");
+    assert_eq!((dead[0].cause.kind, dead[0].attempts), (CauseKind::Timeout, 2));
+}
+
+#[tokio::test]
+async fn a_throttled_stage_handles_no_more_than_its_rate() {
+    let world = World::new();
+    let times = Arc::new(Mutex::new(Vec::new()));
+    let seen = times.clone();
+    let note = move |n: u64| {
+        seen.lock().unwrap().push(Instant::now());
+        Ok::<_, Failure>(serde_json::json!(n))
+    };
+    let registry = world.registry().component("note", note);
+    let yaml = "
+queues: { in: { type: memory }, out: { type: memory } }
+stages:
+  note:
+    { component: note, input: in, outputs: [out], workers: 4, throttle: { rate: 100, per: 1s, burst: 10 } }
+";
+    world.put("in", 0..40);
+    let running = world.start(yaml, &registry).await;
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    let times = times.lock().unwrap();
+    let took = *times.last().unwrap() - times[0];
+    // Ten at once, then one each 10 ms: the other 30 take 300 ms.
+    assert!(took >= Duration::from_millis(280), "{took:?}");
+    assert_eq!(times.len(), 40);
+}
+
+#[tokio::test]
+async fn by_priority_a_later_input_waits_until_an_earlier_one_is_empty() {
+    let world = World::new();
+    let registry =
+        world.registry().component("pass", |n: u64| Ok::<_, Failure>(serde_json::json!(n)));
+    let yaml = "
+queues: { urgent: { type: memory }, rest: { type: memory }, out: { type: memory } }
+stages:
+  pass: { component: pass, input: { queues: [urgent, rest], priority: true }, outputs: [out], order: queue }
+";
+    world.put("rest", 1000..1020);
+    world.put("urgent", 0..200);
+    let running = world.start(yaml, &registry).await;
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    let out = world.numbers("out");
+    assert_eq!(out.len(), 220);
+    let first_of_the_rest = out.iter().position(|n| *n >= 1000).unwrap();
+    assert_eq!(first_of_the_rest, 200, "{out:?}");
+}
+
+#[tokio::test]
+async fn a_full_queue_blocks_its_stage_and_no_call_is_repeated() {
+    let world = World::new();
+    let calls = Arc::new(AtomicU64::new(0));
+    let count = calls.clone();
+    let pass = move |n: u64| {
+        count.fetch_add(1, Ordering::Relaxed);
+        Ok::<_, Failure>(serde_json::json!(n))
+    };
+    let registry = world.registry().component("pass", pass);
+    let directory = tempfile::tempdir().unwrap();
+    let yaml = format!(
+        "
+queues:
+  in: {{ type: memory }}
+  narrow: {{ type: embedded, path: {:?}, limit: {{ messages: 50 }} }}
+  out: {{ type: memory }}
+stages:
+  fill: {{ component: pass, input: in, outputs: [narrow], max_in_flight: {{ messages: 100 }} }}
+  drain: {{ component: pass, input: narrow, outputs: [out] }}
+",
+        directory.path()
+    );
+    world.put("in", 0..500);
+    let running = world.start(&yaml, &registry).await;
+    eventually("it runs", async || running.is_ready().await).await;
+    running.pause("drain").await.unwrap();
+    eventually("the stage is blocked", async || {
+        running.status().await[0].stage("fill").unwrap().blocked
+    })
+    .await;
+    assert!(world.numbers("out").len() <= 100, "the consumer stopped pulling");
+    running.resume("drain").await.unwrap();
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    let mut out = world.numbers("out");
+    out.sort_unstable();
+    assert!(out.into_iter().eq(0..500), "everything arrives, once");
+    assert_eq!(calls.load(Ordering::Relaxed), 1000, "no call is repeated");
+}
+
+#[tokio::test]
+async fn what_a_full_queue_refuses_becomes_a_dead_letter_of_the_stage_that_sent_it() {
+    let world = World::new();
+    let pass = |n: u64| Ok::<_, Failure>(serde_json::json!(n));
+    let registry = world.registry().component("pass", pass);
+    let directory = tempfile::tempdir().unwrap();
+    let yaml = format!(
+        "
+queues:
+  in: {{ type: memory }}
+  narrow: {{ type: embedded, path: {:?}, limit: {{ messages: 5, when_full: refuse }} }}
+stages:
+  fill: {{ component: pass, input: in, outputs: [narrow] }}
+",
+        directory.path()
+    );
+    world.put("in", 0..12);
+    let running = world.start(&yaml, &registry).await;
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    let dead = world.dead_letters("fill");
+    assert_eq!(dead.len(), 7);
+    assert!(dead.iter().all(|letter| letter.cause.kind == CauseKind::Refused), "{dead:?}");
+}
+
+#[tokio::test]
+async fn a_parked_key_waits_until_it_is_released_and_others_go_on() {
+    let world = World::new();
+    let broken = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let is_broken = broken.clone();
+    let fragile = move |n: u64| match n == 13 && is_broken.load(Ordering::Relaxed) {
+        true => Err(Failure::retry("13 is broken")),
+        false => Ok(serde_json::json!(n)),
+    };
+    let registry = world.registry().component("fragile", fragile);
+    let directory = tempfile::tempdir().unwrap();
+    let yaml = format!(
+        "
+queues:
+  in: {{ type: memory }}
+  keyed: {{ type: embedded, path: {:?} }}
+  out: {{ type: memory }}
+stages:
+  fill: {{ component: pass, input: in, outputs: [keyed] }}
+  work:
+    {{ component: fragile, input: keyed, outputs: [out], order: key, workers: 2,
+      on_exhausted: park, retry: {{ attempts: 2, min: 1ms, max: 1ms }} }}
+",
+        directory.path()
+    );
+    world.put("in", 0..100);
+    let running = world.start(&yaml, &registry).await;
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    // The key of 13 is that of 3, 23, 33 ...
+    let out = world.numbers("out");
+    assert_eq!(out.iter().filter(|n| **n % 10 == 3).collect::<Vec<_>>(), [&3]);
+    assert_eq!(out.len(), 91);
+
+    broken.store(false, Ordering::Relaxed);
+    let loaded = world.load(&yaml, &registry);
+    let queue = &loaded.queues["keyed"];
+    let env = brigade::connector::ConnectorEnv { state: world.state.clone() };
+    let connector = registry.connector_of("embedded").unwrap();
+    let admin = connector.admin(&queue.spec, &env).await.unwrap();
+    assert_eq!(admin.release(None).await.unwrap(), 1);
+    let running = world.start(&yaml, &registry).await;
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    let out = world.numbers("out");
+    let of_the_key: Vec<u64> = out.iter().copied().filter(|n| n % 10 == 3).collect();
+    assert!(of_the_key.iter().copied().eq((0..10).map(|n| n * 10 + 3)), "{of_the_key:?}");
+}
+
+#[tokio::test]
+async fn scaling_under_load_loses_and_repeats_nothing() {
+    const MESSAGES: u64 = 20_000;
+    let world = World::new();
+    let pass = async |n: u64| {
+        tokio::task::yield_now().await;
+        Ok::<_, Failure>(serde_json::json!(n))
+    };
+    let registry = world.registry().component("pass", pass);
+    let yaml = "
+queues: { in: { type: memory }, out: { type: memory } }
+stages:
+  pass: { component: pass, input: in, outputs: [out], order: key, workers: 2 }
+";
+    world.put("in", 0..MESSAGES);
+    let running = world.start(yaml, &registry).await;
+
+    eventually("it runs", async || running.is_ready().await).await;
+    for workers in [5, 1, 8, 3] {
+        running.scale("pass", workers).await.unwrap();
+        assert_eq!(running.status().await[0].stage("pass").unwrap().workers, workers);
+    }
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    let out = world.numbers("out");
+    let mut last = std::collections::HashMap::new();
+    for n in &out {
+        let before = last.insert(n % 10, *n);
+        assert!(before.is_none_or(|before| before < *n), "{n} left after {before:?}");
+    }
+    assert_eq!(out.len() as u64, MESSAGES);
+}
+
+#[tokio::test]
+async fn a_stage_that_is_drained_or_stopped_keeps_its_queue_and_goes_on_when_it_is_resumed() {
+    const MESSAGES: u64 = 5_000;
+    let world = World::new();
+    let pass = async |n: u64| {
+        tokio::task::yield_now().await;
+        Ok::<_, Failure>(serde_json::json!(n))
+    };
+    let registry = world.registry().component("pass", pass);
+    let yaml = "
+queues: { in: { type: memory }, out: { type: memory } }
+stages:
+  pass: { component: pass, input: in, outputs: [out], workers: 2 }
+";
+    world.put("in", 0..MESSAGES);
+    let running = world.start(yaml, &registry).await;
+    eventually("it runs", async || running.is_ready().await).await;
+    running.drain_stage("pass").await.unwrap();
+    let state = async || running.status().await[0].stage("pass").unwrap().clone();
+    assert_eq!((state().await.state, state().await.in_flight), (StageState::Paused, 0));
+    let drained = world.numbers("out").len() + world.numbers("in").len();
+    assert_eq!(drained as u64, MESSAGES, "what is not out is in its queue");
+    running.resume("pass").await.unwrap();
+    running.stop_stage("pass", Some(Duration::ZERO)).await.unwrap();
+    assert_eq!(state().await.state, StageState::Stopped);
+    let stopped = world.numbers("out").len() + world.numbers("in").len();
+    assert_eq!(stopped as u64, MESSAGES, "what was in flight is back in its queue");
+    assert!(running.pause("pass").await.unwrap_err().to_string().contains("is stopped"));
+    running.resume("pass").await.unwrap();
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    let mut out = world.numbers("out");
+    out.sort_unstable();
+    assert!(out.into_iter().eq(0..MESSAGES), "everything, once");
+}
+
+/// Counts how often it is decoded.
+#[derive(Debug, Clone, Copy, Serialize, Output)]
+struct Typed {
+    n: u64,
+}
+
+static DECODED: AtomicU64 = AtomicU64::new(0);
+
+impl<'de> Deserialize<'de> for Typed {
+    fn deserialize<D: serde::Deserializer<'de>>(decoder: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        struct Plain {
+            n: u64,
+        }
+        DECODED.fetch_add(1, Ordering::Relaxed);
+        Plain::deserialize(decoder).map(|plain| Self { n: plain.n })
+    }
+}
+
+#[tokio::test]
+async fn over_a_direct_edge_a_value_goes_as_it_is_and_a_retry_decodes_it() {
+    let world = World::new();
+    let make = |n: u64| Ok::<_, Failure>(Typed { n });
+    let take = |typed: Typed, cx: &Context| match typed.n == 7 && cx.attempt() == 1 {
+        true => Err(Failure::retry("once")),
+        false => Ok(serde_json::json!(typed.n)),
+    };
+    let registry = world.registry().component("make", make).component("take", take);
+    let yaml = "
+queues: { in: { type: memory }, out: { type: memory } }
+stages:
+  make: { component: make, input: in }
+  take: { component: take, input: make, outputs: [out], retry: { min: 1ms, max: 1ms } }
+";
+    world.put("in", 0..100);
+    let running = world.start(yaml, &registry).await;
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    assert_eq!(world.numbers("out").len(), 100);
+    assert_eq!(DECODED.load(Ordering::Relaxed), 1, "only the retry");
+}
