@@ -138,6 +138,34 @@ stages:
 }
 
 #[tokio::test]
+async fn a_queue_that_holds_less_than_a_batch_lets_it_through_in_parts() {
+    let world = World::new();
+    let registry = world.registry();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let yaml = format!(
+        "
+queues:
+  in: {{ type: memory }}
+  wide: {{ type: embedded, path: {path:?} }}
+  narrow: {{ type: embedded, path: {path:?}, limit: {{ messages: 3 }} }}
+  out: {{ type: memory }}
+stages:
+  fill: {{ component: pass, input: in, outputs: [wide] }}
+  squeeze: {{ component: pass, input: wide, outputs: [narrow] }}
+  drain: {{ component: pass, input: narrow, outputs: [out] }}
+"
+    );
+    world.put("in", 0..100);
+    let running = world.start(&yaml, &registry).await;
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    let mut out = world.numbers("out");
+    out.sort_unstable();
+    assert!(out.into_iter().eq(0..100), "everything, once");
+}
+
+#[tokio::test]
 async fn what_a_full_queue_refuses_becomes_a_dead_letter_of_the_stage_that_sent_it() {
     let world = World::new();
     let pass = |n: u64| Ok::<_, Failure>(serde_json::json!(n));

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use brigade_core::Period;
 use brigade_pipeline::LogFormat;
-use brigade_runtime::{PipelineStatus, Registry, Running, Stopped, Supervisor};
+use brigade_runtime::{Registry, Running, Stopped, Supervisor};
 use clap::Args;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -56,7 +56,6 @@ impl Run {
         if matches!(ending, Ending::Signal) {
             tracing::info!("draining; a second signal aborts");
         }
-        let status = running.status().await;
         let stopped = tokio::select! {
             stopped = end(running, &ending) => stopped,
             _ = signals.recv() => {
@@ -64,7 +63,7 @@ impl Run {
                 return Ok(Exit::Aborted);
             }
         };
-        summary(&status);
+        summary(&stopped);
         Ok(exit(&stopped))
     }
 }
@@ -91,10 +90,10 @@ fn exit(stopped: &[Stopped]) -> Exit {
 }
 
 /// Tells what each stage did.
-fn summary(pipelines: &[PipelineStatus]) {
+fn summary(pipelines: &[Stopped]) {
     let header = ["stage", "received", "acked", "filtered", "dead letters", "requeued", "released"];
     let mut rows = table(&header);
-    for stage in pipelines.iter().flat_map(|pipeline| &pipeline.stages) {
+    for stage in pipelines.iter().flat_map(|stopped| &stopped.status.stages) {
         rows.add_row([
             stage.stage.clone(),
             stage.received.to_string(),

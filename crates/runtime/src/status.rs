@@ -139,8 +139,10 @@ impl StageStatus {
 }
 
 /// How a run ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Stopped {
+    /// How it was at the end.
+    pub status: PipelineStatus,
     /// Stages that failed, with the reason.
     pub failed: Vec<(String, String)>,
     /// Dead letters written.

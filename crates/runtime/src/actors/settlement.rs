@@ -1,5 +1,7 @@
 //! One settlement: what a batch of finished messages became, laid out for writing.
 
+use std::collections::HashSet;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,11 +23,13 @@ pub(super) struct Settlement {
     /// What has to be on its queues before or together with the acks.
     pub(super) outputs: Vec<Output>,
     /// What the outputs were made of, as long as they may be refused.
-    #[expect(clippy::vec_box, reason = "they come in boxes; unboxing would copy them")]
-    pub(super) parents: Vec<Box<Made>>,
+    pub(super) parents: Rc<Parents>,
     /// What goes back.
     pub(super) failed: Vec<Failed>,
 }
+
+/// They come in boxes; unboxing would copy them.
+type Parents = Vec<Box<Made>>;
 
 /// A message that is done with.
 pub(super) struct Unit {
@@ -58,14 +62,15 @@ impl Settlement {
         let mut settlement = Self::default();
         settlement.units.reserve(batch.len());
         settlement.outputs.reserve(batch.len());
-        settlement.parents.reserve(batch.len());
+        let mut parents = Vec::with_capacity(batch.len());
         for Finished { receipt, end, .. } in batch {
-            settlement.add(receipt, end, settler);
+            settlement.add(receipt, end, &mut parents, settler);
         }
+        settlement.parents = Rc::new(parents);
         settlement
     }
 
-    fn add(&mut self, receipt: Receipt, end: End, settler: &Settler) {
+    fn add(&mut self, receipt: Receipt, end: End, parents: &mut Parents, settler: &Settler) {
         let stats = &settler.root().stats;
         if end.released {
             stats.released.add(1);
@@ -93,8 +98,9 @@ impl Settlement {
             Outcome::Acked
         };
         let mut writes = Vec::new();
-        for made in end.done {
-            self.add_made(receipt, made, &mut writes, settler);
+        for mut made in end.done {
+            self.add_made(receipt, &mut made, parents.len(), &mut writes, settler);
+            parents.push(made);
         }
         for given_up in end.given_up {
             self.outputs.push(settler.dead_letter(receipt, *given_up));
@@ -105,13 +111,14 @@ impl Settlement {
     fn add_made(
         &mut self,
         receipt: Receipt,
-        mut made: Box<Made>,
+        made: &mut Made,
+        parent: usize,
         writes: &mut Vec<StoreOp>,
         settler: &Settler,
     ) {
         let stage: &StagePlan = settler.stage(made.stage);
         stage.stats.emitted.add(made.outputs.len());
-        let parent = Some(self.parents.len());
+        let parent = Some(parent);
         for (queue, outgoing) in made.outputs.drain(..) {
             self.outputs.push(Output { receipt, queue, outgoing, parent });
         }
@@ -123,7 +130,21 @@ impl Settlement {
                 None => StoreOp::Delete { space, key },
             }
         }));
-        self.parents.push(made);
+    }
+
+    /// Leaves the first `n` units, with their outputs, and answers with the rest.
+    pub(super) fn split_off(&mut self, n: usize) -> Self {
+        let units = self.units.split_off(n);
+        let rest: HashSet<Receipt> = units.iter().map(|unit| unit.receipt).collect();
+        let outputs = self.outputs.extract_if(.., |output| rest.contains(&output.receipt));
+        let outputs = outputs.collect();
+        Self { units, outputs, parents: Rc::clone(&self.parents), failed: Vec::new() }
+    }
+
+    /// Takes back what was split off.
+    pub(super) fn append(&mut self, mut rest: Self) {
+        self.units.append(&mut rest.units);
+        self.outputs.append(&mut rest.outputs);
     }
 
     /// Takes out the outputs for one queue.

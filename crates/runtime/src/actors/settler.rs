@@ -71,7 +71,7 @@ impl Settler {
         if !settlement.units.is_empty() {
             self.produce_elsewhere(&mut settlement).await?;
             self.write_elsewhere(&mut settlement).await?;
-            self.ack(&mut settlement).await?;
+            self.ack(settlement).await?;
         }
         if !failed.is_empty() {
             self.give_back(failed).await?;
@@ -121,18 +121,39 @@ impl Settler {
         Ok(())
     }
 
-    /// Acks what is left of a settlement.
-    async fn ack(&self, settlement: &mut Settlement) -> Result<(), SettleError> {
-        let mut failures = 0;
-        while !settlement.units.is_empty() {
-            let with_ops = !settlement.outputs.is_empty()
-                || settlement.units.iter().any(|unit| !unit.writes.is_empty());
-            match self.try_ack(settlement).await {
+    /// Acks what is left of a settlement. What cannot be written as a whole is written in smaller
+    /// parts: all of it may be more than a queue with a limit ever holds.
+    async fn ack(&self, settlement: Settlement) -> Result<(), SettleError> {
+        let (mut left, mut failures) = (settlement, 0);
+        let mut part = left.units.len();
+        while !left.units.is_empty() {
+            let rest = left.split_off(part.min(left.units.len()));
+            match self.ack_part(&mut left).await {
+                Ok(()) => {
+                    left = rest;
+                    part = part.saturating_mul(2);
+                }
                 Err(TryError::Fatal(error)) => return Err(error),
-                Err(TryError::Connector(error)) => self.wait_after(&error, &mut failures).await?,
-                Ok(Try::Refused) => {}
-                Ok(Try::Acked(Acked { fenced })) => {
-                    settlement.forget(&fenced);
+                Err(TryError::Connector(error)) => {
+                    part = (left.units.len() / 2).max(1);
+                    left.append(rest);
+                    self.wait_after(&error, &mut failures).await?;
+                }
+            }
+        }
+        self.root().stats.blocked.store(false, Relaxed);
+        Ok(())
+    }
+
+    /// Acks units in one transaction; those whose leases were lost are left out.
+    async fn ack_part(&self, part: &mut Settlement) -> Result<(), TryError> {
+        while !part.units.is_empty() {
+            let with_ops =
+                !part.outputs.is_empty() || part.units.iter().any(|unit| !unit.writes.is_empty());
+            match self.try_ack(part).await? {
+                Try::Refused => {}
+                Try::Acked(Acked { fenced }) => {
+                    part.forget(&fenced);
                     if !fenced.is_empty() {
                         self.root().stats.released.add(fenced.len());
                         tracing::warn!(
@@ -146,8 +167,7 @@ impl Settler {
                 }
             }
         }
-        self.root().stats.blocked.store(false, Relaxed);
-        self.count(settlement);
+        self.count(part);
         Ok(())
     }
 

@@ -113,6 +113,7 @@ impl Tree {
         }
         let dead = self.plan.stages.iter().map(|stage| stage.stats.dead_lettered.get());
         let stopped = Stopped {
+            status: self.status(),
             failed,
             dead_letters: dead.sum(),
             given_back: stop.given_back,

@@ -1,0 +1,259 @@
+//! The real command: layers, formats, looking into queues, signals, exit codes.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that stops says where"
+)]
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+const YAML: &str = "
+pipeline: sorted
+state: state
+queues:
+  in: { type: file, path: in.jsonl }
+  big: { type: embedded }
+  out: { type: file, path: out.jsonl }
+stages:
+  sort: { component: { filter: '.n > 10' }, input: in, outputs: [big] }
+  copy: { component: pass, input: big, outputs: [out] }
+";
+
+const TOML: &str = "
+pipeline = \"sorted\"
+state = \"state\"
+[queues]
+in = { type = \"file\", path = \"in.jsonl\" }
+big = { type = \"embedded\" }
+out = { type = \"file\", path = \"out.jsonl\" }
+[stages.sort]
+component = { filter = \".n > 10\" }
+input = \"in\"
+outputs = [\"big\"]
+[stages.copy]
+component = \"pass\"
+input = \"big\"
+outputs = [\"out\"]
+";
+
+const JSON: &str = r#"{
+  "pipeline": "sorted", "state": "state",
+  "queues": {
+    "in": { "type": "file", "path": "in.jsonl" },
+    "big": { "type": "embedded" },
+    "out": { "type": "file", "path": "out.jsonl" }
+  },
+  "stages": {
+    "sort": { "component": { "filter": ".n > 10" }, "input": "in", "outputs": ["big"] },
+    "copy": { "component": "pass", "input": "big", "outputs": ["out"] }
+  }
+}"#;
+
+/// A directory to run the command in.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new(name: &str, text: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join(name), text).unwrap();
+        Self(directory)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
+        command.current_dir(self.0.path()).args(arguments).env_remove("RUST_LOG");
+        command
+    }
+
+    /// Runs the command to its end, which has to have this exit code; answers with what it printed.
+    fn run(&self, arguments: &[&str], code: i32) -> (String, String) {
+        ended(&self.command(arguments).output().unwrap(), code)
+    }
+}
+
+fn ended(output: &Output, code: i32) -> (String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "{out}\n{err}");
+    (out, err)
+}
+
+fn numbers(range: std::ops::Range<u32>) -> String {
+    range.map(|n| format!("{{\"n\":{n}}}\n")).collect()
+}
+
+#[test]
+fn the_same_pipeline_in_three_formats_does_the_same() {
+    for (name, text) in [("p.yaml", YAML), ("p.toml", TOML), ("p.json", JSON)] {
+        let place = Place::new(name, text);
+        place.write("in.jsonl", &numbers(0..100));
+        place.run(&["run", name, "--until-idle"], 0);
+        assert_eq!(place.read("out.jsonl"), numbers(11..100), "{name}");
+    }
+}
+
+#[test]
+fn the_command_line_lies_over_the_environment_and_that_over_the_file() {
+    let place = Place::new("p.yaml", YAML);
+    place.write("in.jsonl", &numbers(0..20));
+    let run = |set: &[&str]| {
+        let mut command = place.command(&["run", "p.yaml", "--until-idle"]);
+        command.args(["--state", "fresh"]).args(set);
+        command.env("BRIGADE__queues__out__path", "environment.jsonl");
+        ended(&command.output().unwrap(), 0);
+        fs::remove_dir_all(place.path("fresh")).unwrap();
+    };
+    run(&[]);
+    assert_eq!(place.read("environment.jsonl"), numbers(11..20));
+    run(&["--set", "queues.out.path=set.jsonl"]);
+    assert_eq!(place.read("set.jsonl"), numbers(11..20));
+    assert!(!place.path("out.jsonl").exists() && !place.path("state").exists());
+}
+
+#[test]
+fn an_error_names_the_layer_that_the_value_came_from() {
+    let place = Place::new("p.yaml", YAML);
+    let (_, error) = place.run(&["check", "p.yaml", "--set", "stages.copy.workers=many"], 2);
+    assert!(error.contains("--set stages.copy.workers"), "{error}");
+    let mut command = place.command(&["check", "p.yaml"]);
+    command.env("BRIGADE__stages__copy__workers", "many");
+    let (_, error) = ended(&command.output().unwrap(), 2);
+    assert!(error.contains("BRIGADE__stages__copy__workers"), "{error}");
+}
+
+#[test]
+fn queues_are_filled_looked_into_and_emptied() {
+    let place = Place::new("p.yaml", YAML);
+    let mut put = place.command(&["queues", "put", "p.yaml", "big", "--key", "k"]);
+    let mut put = put.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    put.stdin.take().unwrap().write_all(numbers(0..3).as_bytes()).unwrap();
+    assert!(put.wait().unwrap().success());
+    let (list, _) = place.run(&["queues", "list", "p.yaml"], 0);
+    let row = list.lines().find(|line| line.contains("big")).unwrap();
+    assert!(row.contains("embedded") && row.contains('3'), "{list}");
+    let (peek, _) = place.run(&["queues", "peek", "p.yaml", "big", "--limit", "2"], 0);
+    assert_eq!(peek.lines().filter(|line| line.contains("{\"n\":")).count(), 2, "{peek}");
+    let (purged, _) = place.run(&["queues", "purge", "p.yaml", "big"], 0);
+    assert!(purged.contains("3 messages deleted"), "{purged}");
+    let (peek, _) = place.run(&["queues", "peek", "p.yaml", "big"], 0);
+    assert_eq!(peek.trim(), "");
+}
+
+#[test]
+fn dead_letters_are_listed_shown_redriven_and_deleted() {
+    let place = Place::new("p.yaml", YAML);
+    place.write("in.jsonl", "{\"n\":11}\nbroken\n{\"n\":\n{\"n\":12}\n");
+    let (_, _) = place.run(&["run", "p.yaml", "--until-idle"], 3);
+    let (list, _) = place.run(&["dead-letters", "list", "p.yaml"], 0);
+    let numbers: Vec<&str> = list
+        .lines()
+        .filter(|line| line.contains("decode"))
+        .filter_map(|line| line.split(|c: char| !c.is_ascii_digit()).find(|word| !word.is_empty()))
+        .collect();
+    assert_eq!(numbers.len(), 2, "{list}");
+    let (show, _) = place.run(&["dead-letters", "show", "p.yaml", numbers[0]], 0);
+    assert!(show.contains("broken") && show.contains("in.jsonl:record 2"), "{show}");
+    place.run(&["dead-letters", "delete", "p.yaml", numbers[0]], 0);
+    place.run(&["dead-letters", "redrive", "p.yaml"], 0);
+    let (list, _) = place.run(&["dead-letters", "list", "p.yaml"], 0);
+    assert!(!list.contains("decode"), "{list}");
+    // It is broken still: it ends there again.
+    place.run(&["run", "p.yaml", "--until-idle"], 3);
+    let (list, _) = place.run(&["dead-letters", "list", "p.yaml"], 0);
+    assert_eq!(list.lines().filter(|line| line.contains("decode")).count(), 1, "{list}");
+    assert_eq!(place.read("out.jsonl"), "{\"n\":11}\n{\"n\":12}\n");
+}
+
+const ENDLESS: &str = "
+pipeline: endless
+state: state
+queues:
+  in: { type: generator, template: { n: '{{seq}}' }, rate: 500 }
+  out: { type: file, path: out.jsonl }
+stages:
+  copy: { component: pass, input: in, outputs: [out] }
+";
+
+/// Waits until a file has lines in it.
+fn wait_for_lines(place: &Place, name: &str) {
+    let begun = std::time::Instant::now();
+    while fs::metadata(place.path(name)).map_or(0, |metadata| metadata.len()) == 0 {
+        assert!(begun.elapsed().as_secs() < 30, "nothing came");
+        std::thread::yield_now();
+    }
+}
+
+fn signal(pid: u32) {
+    assert!(Command::new("kill").arg(pid.to_string()).status().unwrap().success());
+}
+
+#[test]
+fn the_first_signal_drains() {
+    let place = Place::new("p.yaml", ENDLESS);
+    let mut command = place.command(&["run", "p.yaml"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for_lines(&place, "out.jsonl");
+    signal(child.id());
+    let (out, _) = ended(&child.wait_with_output().unwrap(), 0);
+    assert!(out.contains("received"), "it tells what was done: {out}");
+    let text = place.read("out.jsonl");
+    assert!(text.ends_with('\n') && text.lines().all(|line| line.ends_with('}')));
+}
+
+#[test]
+fn a_second_signal_aborts() {
+    // The stage cannot end by itself within the deadline: its output goes nowhere.
+    let blocked = ENDLESS
+        .replace("{ type: file, path: out.jsonl }", "{ type: embedded, limit: { messages: 1 } }");
+    let place = Place::new("p.yaml", &blocked);
+    let mut command = place.command(&["run", "p.yaml"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let mut wait_for = |text: &str| {
+        let found = lines.by_ref().any(|line| line.unwrap().contains(text));
+        assert!(found, "it never said `{text}`");
+    };
+    wait_for("cannot settle");
+    signal(child.id());
+    wait_for("draining");
+    signal(child.id());
+    assert_eq!(child.wait().unwrap().code(), Some(5));
+}
+
+#[test]
+fn exit_codes_tell_how_it_ended() {
+    let place = Place::new("p.yaml", YAML);
+    place.run(&["run"], 2);
+    place.run(&["run", "missing.yaml"], 2);
+    place.write("wrong.yaml", "pipeline: wrong\nstagse: {}\n");
+    let (_, error) = place.run(&["check", "wrong.yaml"], 2);
+    assert!(error.contains("wrong.yaml:2:1") && error.contains("`stages`"), "{error}");
+    place.write("in.jsonl", "");
+    place.run(&["run", "p.yaml", "--until-idle"], 0);
+    let halting = YAML.replace(
+        "component: { filter: '.n > 10' }",
+        "on_exhausted: halt, retry: { attempts: 1 }, component: { lookup: { file: none.csv, key: k, match: [] } }",
+    );
+    place.write("halting.yaml", &halting);
+    place.write("in.jsonl", &numbers(0..1));
+    let set = "--set=restart.max_restarts=0";
+    let (_, error) =
+        place.run(&["run", "halting.yaml", "--until-idle", "--state", "other", set], 4);
+    assert!(error.contains("none.csv"), "{error}");
+}
