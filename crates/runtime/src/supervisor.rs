@@ -6,11 +6,13 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use actix::prelude::*;
+use brigade_core::connector::Producer;
 use brigade_core::state::StateStore;
 use tokio::sync::oneshot;
 
 use crate::events::{EventSender, Events};
 use crate::pipeline::{Pipeline, StartError};
+use crate::plan::{Plan, QueuePlace};
 use crate::status::{PipelineStatus, Stopped};
 use crate::tree::{Command, Tree};
 
@@ -95,8 +97,9 @@ async fn supervise(
             Ok(plan) => {
                 let (name, deadline) = (plan.pipeline.to_string(), plan.stop_deadline);
                 states.push(Arc::clone(&plan.env.state));
-                let addr = Tree::new(Arc::new(plan), events.clone()).start();
-                trees.push(TreeHandle { name, deadline, addr });
+                let plan = Arc::new(plan);
+                let addr = Tree::new(Arc::clone(&plan), events.clone()).start();
+                trees.push(TreeHandle { name, deadline, addr, plan });
             }
             Err(error) => {
                 for tree in &trees {
@@ -126,6 +129,7 @@ struct TreeHandle {
     name: String,
     deadline: Duration,
     addr: Addr<Tree>,
+    plan: Arc<Plan>,
 }
 
 impl TreeHandle {
@@ -181,6 +185,24 @@ impl Running {
     /// What happens from now on.
     pub fn events(&self) -> Events {
         self.events.subscribe()
+    }
+
+    /// A producer of a queue that the pipeline file declares, for the program's own messages. Queues
+    /// are named `queue` or, where several pipelines run, `pipeline/queue`. Their `schema` and `key`
+    /// are not looked at here.
+    ///
+    /// # Errors
+    /// There is no such queue, or it cannot be opened.
+    pub async fn producer(&self, queue: &str) -> Result<Arc<dyn Producer>, CommandError> {
+        let (tree, name) = self.find(queue)?;
+        let declared = tree.plan.queues.iter().find(|queue| *queue.spec.name == *name);
+        let Some((queue, QueuePlace::Connector(connector))) =
+            declared.map(|queue| (queue, &queue.place))
+        else {
+            return Err(CommandError(format!("no queue `{name}` in pipeline `{}`", tree.name)));
+        };
+        let producer = connector.producer(&queue.spec, &tree.plan.env).await;
+        producer.map_err(|error| CommandError(format!("queue `{name}`: {error}")))
     }
 
     /// Stops pulling for a stage; what is in flight goes on. A stage that is fed directly is paused
@@ -304,9 +326,7 @@ impl Running {
         }
         match &self.trees[..] {
             [tree] => Ok((tree, stage.to_owned())),
-            _ => Err(CommandError(format!(
-                "several pipelines run: name the stage as `pipeline/{stage}`"
-            ))),
+            _ => Err(CommandError(format!("several pipelines run: write `pipeline/{stage}`"))),
         }
     }
 }
