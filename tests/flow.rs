@@ -9,10 +9,12 @@
 mod common;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use brigade::component::{Context, Emit};
-use brigade::{Failure, StageState};
+use brigade::pipeline_file::{Format, Overrides, load_str};
+use brigade::{Failure, Message, Pipeline, StageState, Supervisor};
 use common::{World, eventually};
 
 #[tokio::test]
@@ -186,4 +188,34 @@ stages:
     assert_eq!(world.memory.messages("test", "a").len(), 1);
     assert_eq!(world.memory.messages("test", "b").len(), 1);
     assert_eq!(world.dead_letters("work").len(), 1);
+}
+
+#[tokio::test]
+async fn several_pipelines_run_side_by_side_and_are_told_apart_by_name() {
+    let world = World::new();
+    let registry = world.registry();
+    let pipeline = |name: &str| {
+        let yaml = format!(
+            "
+pipeline: {name}
+queues: {{ in: {{ type: memory }}, out: {{ type: memory }} }}
+stages: {{ pass: {{ component: pass, input: in, outputs: [out] }} }}
+"
+        );
+        let (format, overrides) = (Format::Yaml, Overrides::default());
+        let loaded = load_str(name, format, &yaml, Path::new("."), &overrides, &registry);
+        Pipeline::new(loaded.unwrap().topology, &registry).unwrap().state(world.state.clone())
+    };
+    let running =
+        Supervisor::new().add(pipeline("one")).add(pipeline("two")).start().await.unwrap();
+    let ambiguous = running.pause("pass").await.unwrap_err();
+    assert!(ambiguous.to_string().contains("pipeline/pass"), "{ambiguous}");
+    let producer = running.producer("two/in").await.unwrap();
+    producer.produce(&[Message::new("only two").into()]).await.unwrap();
+    running.until_idle(None).await.unwrap();
+    assert_eq!(world.memory.messages("two", "out").len(), 1);
+    assert!(world.memory.messages("one", "out").is_empty());
+    assert_eq!(running.drain().await.len(), 2);
+    let twice = Supervisor::new().add(pipeline("one")).add(pipeline("one")).start().await;
+    assert!(twice.unwrap_err().to_string().contains("`one`"));
 }

@@ -131,7 +131,7 @@ impl Settler {
             match self.ack_part(&mut left).await {
                 Ok(()) => {
                     left = rest;
-                    part = part.saturating_mul(2);
+                    (part, failures) = (part.saturating_mul(2), 0);
                 }
                 Err(TryError::Fatal(error)) => return Err(error),
                 Err(TryError::Connector(error)) => {

@@ -6,6 +6,7 @@ use actix::prelude::*;
 use tokio::sync::oneshot;
 
 use super::Tree;
+use super::line::Line;
 use crate::actors::Mode;
 use crate::status::{PipelineStatus, StageState, Stopped};
 
@@ -45,7 +46,7 @@ impl Handler<Command> for Tree {
         // Who asked may be gone by the time of the answer; that is no error anywhere here.
         match command {
             Command::Status(reply) => drop(reply.send(self.status())),
-            Command::Pause { stage, reply } => drop(reply.send(self.pause(&stage))),
+            Command::Pause { stage, reply } => self.pause_and_tell(&stage, reply, ctx),
             Command::Drain { stage, reply } => self.drain(&stage, reply, ctx),
             Command::End { stage, deadline, reply } => self.end_stage(&stage, deadline, reply, ctx),
             Command::Resume { stage, reply } => drop(reply.send(self.resume(&stage, ctx))),
@@ -88,7 +89,8 @@ impl Tree {
         Ok((stage, root))
     }
 
-    fn pause(&mut self, name: &str) -> Result<(), String> {
+    /// Stops pulling for the line of a stage; answers with its root.
+    fn pause(&mut self, name: &str) -> Result<u16, String> {
         let (_, root) = self.startable(name, &[StageState::Running, StageState::Paused])?;
         if let Some(line) = self.lines.get(&root) {
             line.set_mode(Mode::Paused);
@@ -96,13 +98,23 @@ impl Tree {
         for member in self.plan.line(root) {
             self.set_state(member, StageState::Paused, None);
         }
-        Ok(())
+        Ok(root)
+    }
+
+    /// Answers when no more is pulled.
+    fn pause_and_tell(&mut self, name: &str, reply: Reply, ctx: &mut Context<Self>) {
+        match self.pause(name) {
+            Ok(root) => {
+                let paused = |line: &Line| line.has_heard();
+                self.when(root, None, paused, ctx, |_, _| drop(reply.send(Ok(()))));
+            }
+            Err(error) => drop(reply.send(Err(error))),
+        }
     }
 
     fn drain(&mut self, name: &str, reply: Reply, ctx: &mut Context<Self>) {
-        let root = self.pause(name).and_then(|()| self.stage_number(name));
-        match root.map(|stage| self.root_of(stage)) {
-            Ok(root) => self.when_quiet(root, None, ctx, |_, _| drop(reply.send(Ok(())))),
+        match self.pause(name) {
+            Ok(root) => self.when(root, None, Line::is_quiet, ctx, |_, _| drop(reply.send(Ok(())))),
             Err(error) => drop(reply.send(Err(error))),
         }
     }
@@ -114,8 +126,7 @@ impl Tree {
         reply: Reply,
         ctx: &mut Context<Self>,
     ) {
-        let root = self.pause(name).and_then(|()| self.stage_number(name));
-        let root = match root.map(|stage| self.root_of(stage)) {
+        let root = match self.pause(name) {
             Ok(root) => root,
             Err(error) => return drop(reply.send(Err(error))),
         };
@@ -123,7 +134,7 @@ impl Tree {
             self.set_state(member, StageState::Draining, None);
         }
         let until = deadline.and_then(|deadline| Instant::now().checked_add(deadline));
-        self.when_quiet(root, until, ctx, move |tree, ctx| {
+        self.when(root, until, Line::is_quiet, ctx, move |tree, ctx| {
             if let Some(line) = tree.lines.get(&root) {
                 line.set_mode(Mode::Stopping);
             }
@@ -145,19 +156,20 @@ impl Tree {
         drop(reply.send(Ok(())));
     }
 
-    /// Goes on when a line has nothing in flight any more, or when it is late.
-    fn when_quiet(
+    /// Goes on when a line is so, or when it is late.
+    fn when(
         &mut self,
         root: u16,
         until: Option<Instant>,
+        is_so: fn(&Line) -> bool,
         ctx: &mut Context<Self>,
         then: impl FnOnce(&mut Self, &mut Context<Self>) + 'static,
     ) {
         let late = until.is_some_and(|until| Instant::now() >= until);
-        if late || self.lines.get(&root).is_none_or(|line| line.is_quiet()) {
+        if late || self.lines.get(&root).is_none_or(is_so) {
             then(self, ctx);
         } else {
-            ctx.run_later(LOOK, move |tree, ctx| tree.when_quiet(root, until, ctx, then));
+            ctx.run_later(LOOK, move |tree, ctx| tree.when(root, until, is_so, ctx, then));
         }
     }
 

@@ -392,6 +392,11 @@ impl Line {
         }
     }
 
+    /// Whether all consumers have acted on the last mode.
+    pub(super) fn has_heard(&self) -> bool {
+        self.consumers().all(|entry| entry.control.unresolved().is_some())
+    }
+
     /// Whether nothing is in flight.
     pub(super) fn is_quiet(&self) -> bool {
         self.consumers().all(|entry| entry.control.unresolved() == Some(0))
