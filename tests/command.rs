@@ -210,8 +210,8 @@ fn the_first_signal_drains() {
     let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     wait_for_lines(&place, "out.jsonl");
     signal(child.id());
-    let (out, _) = ended(&child.wait_with_output().unwrap(), 0);
-    assert!(out.contains("received"), "it tells what was done: {out}");
+    let (_, told) = ended(&child.wait_with_output().unwrap(), 0);
+    assert!(told.contains("received"), "it tells what was done: {told}");
     let text = place.read("out.jsonl");
     assert!(text.ends_with('\n') && text.lines().all(|line| line.ends_with('}')));
 }
@@ -256,4 +256,60 @@ fn exit_codes_tell_how_it_ended() {
     let (_, error) =
         place.run(&["run", "halting.yaml", "--until-idle", "--state", "other", set], 4);
     assert!(error.contains("none.csv"), "{error}");
+}
+
+#[test]
+fn standard_input_and_output_are_queues() {
+    let text = YAML.replace("path: in.jsonl", "path: '-'").replace("path: out.jsonl", "path: '-'");
+    let place = Place::new("p.yaml", &text);
+    let mut run = place.command(&["run", "p.yaml", "--until-idle"]);
+    let mut run = run.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    run.stdin.take().unwrap().write_all(numbers(9..14).as_bytes()).unwrap();
+    let (out, _) = ended(&run.wait_with_output().unwrap(), 0);
+    assert_eq!(out, numbers(11..14));
+}
+
+#[test]
+fn files_are_globs_of_csv_and_long_lines_are_dead_letters() {
+    let place = Place::new(
+        "p.yaml",
+        "
+pipeline: files
+state: state
+queues:
+  rows: { type: file, path: 'rows/*.csv' }
+  lines: { type: file, path: lines.txt, max_message_bytes: 100 }
+  out: { type: file, path: out.jsonl.gz }
+stages:
+  table: { component: pass, input: rows, outputs: [out] }
+  text: { component: pass, input: lines, outputs: [out] }
+",
+    );
+    fs::create_dir(place.path("rows")).unwrap();
+    place.write("rows/1.csv", "a,b\n1,\"x, y\"\n");
+    place.write("rows/2.csv", "a,b\n2,\"q\"\"q\"\n");
+    place.write("lines.txt", &format!("short\n{}\nlast", "x".repeat(150)));
+    place.run(&["run", "p.yaml", "--until-idle"], 3);
+    let (show, _) = place.run(&["dead-letters", "show", "p.yaml", "1"], 0);
+    let letter: serde_json::Value = serde_json::from_str(&show).unwrap();
+    assert_eq!(letter["cause"]["kind"], "too_large");
+    let truncated = &letter["truncated"];
+    assert_eq!(
+        (&truncated["bytes"], &truncated["from"], &truncated["to"]),
+        (&150.into(), &6.into(), &156.into())
+    );
+    // What was written compressed is read again.
+    let back = "
+pipeline: back
+state: state
+queues: { in: { type: file, path: out.jsonl.gz }, back: { type: file, path: back.jsonl } }
+stages: { copy: { component: pass, input: in, outputs: [back] } }
+";
+    place.write("back.yaml", back);
+    place.run(&["run", "back.yaml", "--until-idle"], 0);
+    let back = place.read("back.jsonl");
+    let mut lines: Vec<&str> = back.lines().collect();
+    lines.sort_unstable();
+    let rows = [r#"{"a":"1","b":"x, y"}"#, r#"{"a":"2","b":"q\"q"}"#];
+    assert_eq!(lines, ["last", "short", rows[0], rows[1]]);
 }

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tracing_subscriber::EnvFilter;
 
 use crate::Exit;
-use crate::common::{FileArguments, print, say, table};
+use crate::common::{FileArguments, say, table};
 
 /// Run a pipeline until it is stopped, or until nothing is left to do.
 #[derive(Debug, Args)]
@@ -104,7 +104,8 @@ fn summary(pipelines: &[Stopped]) {
             stage.released.to_string(),
         ]);
     }
-    print(&rows.to_string());
+    // Standard output may be an output of the pipeline.
+    say(&rows.to_string());
 }
 
 /// Signals as messages: the first drains, the second aborts.
