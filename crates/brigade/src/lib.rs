@@ -43,7 +43,7 @@ pub use brigade_memory::{Memory, MemoryState};
 pub use brigade_pipeline as pipeline_file;
 pub use brigade_runtime::{
     CommandError, Event, Events, LoadError, Pipeline, PipelineStatus, Registry, Running,
-    StageState, StageStatus, StartError, Stopped, Supervisor,
+    StageState, StageStatus, StartError, Stopped, Supervisor, Unaccounted,
 };
 
 /// What programs with components usually need.

@@ -91,7 +91,17 @@ fn exit(stopped: &[Stopped]) -> Exit {
 
 /// Tells what each stage did.
 fn summary(pipelines: &[Stopped]) {
-    let header = ["stage", "received", "acked", "filtered", "dead letters", "requeued", "released"];
+    let header = [
+        "stage",
+        "received",
+        "acked",
+        "filtered",
+        "dead letters",
+        "discarded",
+        "requeued",
+        "released",
+        "in flight",
+    ];
     let mut rows = table(&header);
     for stage in pipelines.iter().flat_map(|stopped| &stopped.status.stages) {
         rows.add_row([
@@ -100,9 +110,17 @@ fn summary(pipelines: &[Stopped]) {
             stage.acked.to_string(),
             stage.filtered.to_string(),
             stage.dead_lettered.to_string(),
+            stage.discarded.to_string(),
             stage.requeued.to_string(),
             stage.released.to_string(),
+            stage.in_flight.to_string(),
         ]);
+    }
+    for wrong in pipelines.iter().flat_map(|stopped| &stopped.status.unaccounted) {
+        say(&format!(
+            "error: stage `{}`, {}: {} messages are not accounted for; please report it",
+            wrong.stage, wrong.place, wrong.messages
+        ));
     }
     // Standard output may be an output of the pipeline.
     say(&rows.to_string());

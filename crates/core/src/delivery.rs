@@ -4,6 +4,7 @@
 //! [`Origin`] how it ended, exactly once; a guard that is dropped (a panic, a lost mailbox, a dead
 //! actor) says [`Resolution::Dropped`]. Losing a message takes a deliberate act.
 
+use std::cell::Cell;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -159,6 +160,16 @@ pub struct Origin {
     wake: Box<dyn Fn() + Send + Sync>,
 }
 
+thread_local! {
+    static ENDED_HERE: Cell<u64> = const { Cell::new(0) };
+}
+
+/// How many deliveries have been resolved on this thread, whoever did it: what the books of a worker
+/// go by, since they are to notice one that nobody resolved.
+pub fn ended_here() -> u64 {
+    ENDED_HERE.get()
+}
+
 /// Tells where a message stands, for people.
 pub type Locate = Arc<dyn Fn(Receipt) -> String + Send + Sync>;
 
@@ -204,6 +215,7 @@ impl Origin {
     }
 
     fn resolve(&self, slot: Slot, resolution: Resolution) {
+        ENDED_HERE.set(ENDED_HERE.get().wrapping_add(1));
         // A poisoned lock is harmless here: a push is all that is ever done under it.
         let mut resolved = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
         resolved.push(Resolved { slot, resolution });

@@ -120,6 +120,11 @@ impl Flights {
         self.bytes
     }
 
+    /// Messages handed out by the consumer and not settled, descendants not counted.
+    pub fn roots(&self) -> usize {
+        self.entries.len() - self.free.len()
+    }
+
     /// Whether nothing is in flight.
     pub fn is_empty(&self) -> bool {
         self.messages == 0

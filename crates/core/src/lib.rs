@@ -8,6 +8,7 @@
 //! the machines that decide: [`delivery`], [`flight`], [`retry`], [`order`], [`credit`],
 //! [`restart`], [`throttle`], [`watermark`].
 
+pub mod books;
 pub mod component;
 pub mod connector;
 pub mod credit;

@@ -18,11 +18,13 @@ mod lane;
 mod plan;
 mod pool;
 mod runner;
+#[cfg(feature = "sabotage")]
+mod sabotage;
 mod stats;
 mod tree;
 
 pub use events::{Event, Events};
 pub use pipeline::{LoadError, Pipeline, StartError, dead_letter_queue, redrive_queue};
 pub use registry::{OpenState, Registry};
-pub use status::{PipelineStatus, StageState, StageStatus, Stopped};
+pub use status::{PipelineStatus, StageState, StageStatus, Stopped, Unaccounted};
 pub use supervisor::{CommandError, Running, Supervisor};

@@ -86,6 +86,8 @@ pub(crate) struct StagePlan {
     pub(crate) blocking: bool,
     pub(crate) stuck_limit: usize,
     pub(crate) stats: StageStats,
+    #[cfg(feature = "sabotage")]
+    pub(crate) sabotage: crate::sabotage::Sabotage,
 }
 
 /// Where an output goes.
@@ -132,6 +134,8 @@ impl StagePlan {
             blocking: stage.blocking,
             stuck_limit: stage.stuck_limit,
             stats: StageStats::default(),
+            #[cfg(feature = "sabotage")]
+            sabotage: Default::default(),
         }
     }
 

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use actix::Addr;
 use arc_swap::{ArcSwap, ArcSwapOption};
+use brigade_core::books::Page;
 use brigade_core::connector::Order;
 use brigade_core::delivery::Delivery;
 use brigade_core::order::shard;
 
-use crate::actors::{Work, Worker};
+use crate::actors::{Desk, Work, Worker};
 
 /// The most deliveries in one mailbox message: 64 cost 0.1 us each, and more gains little.
 pub(crate) const CHUNK_MAX: usize = 64;
@@ -34,8 +35,23 @@ pub(crate) struct Port {
     held: Mutex<Vec<Delivery>>,
     /// Deliveries sent and not yet handled, retries that wait not counted.
     queued: AtomicUsize,
+    mail: Mail,
+    /// What the worker works off, while there is one.
+    desk: ArcSwapOption<Desk>,
+    #[cfg(feature = "sabotage")]
+    pub(crate) sabotage: crate::sabotage::Sabotage,
     /// How long one message takes, as a moving average, in nanoseconds; 0 is not known.
     pace_ns: AtomicU64,
+}
+
+/// What went the way to a worker.
+#[derive(Default)]
+struct Mail {
+    sent: AtomicU64,
+    /// In the mailbox now.
+    posted: AtomicU64,
+    arrived: AtomicU64,
+    lost: AtomicU64,
 }
 
 impl Pool {
@@ -99,36 +115,87 @@ impl Port {
             addr: ArcSwapOption::empty(),
             held: Mutex::default(),
             queued: AtomicUsize::new(0),
+            mail: Mail::default(),
+            desk: ArcSwapOption::empty(),
+            #[cfg(feature = "sabotage")]
+            sabotage: Default::default(),
             pace_ns: AtomicU64::new(0),
         })
     }
 
     /// Hands deliveries to the worker, or keeps them until it is back.
-    pub(crate) fn send(&self, deliveries: Vec<Delivery>) {
+    pub(crate) fn send(self: &Arc<Self>, deliveries: Vec<Delivery>) {
         self.queued.fetch_add(deliveries.len(), Ordering::Relaxed);
+        self.mail.sent.fetch_add(deliveries.len() as u64, Ordering::Relaxed);
+        #[cfg(feature = "sabotage")]
+        let deliveries = self.lose_one(deliveries);
         match &*self.addr.load() {
-            Some(addr) => addr.do_send(Work(deliveries)),
+            Some(addr) => addr.do_send(Work::new(deliveries, Arc::clone(self))),
             None => {
                 self.held().extend(deliveries);
                 // The worker may have come up between the look and the push.
                 if let Some(addr) = &*self.addr.load() {
-                    addr.do_send(Work(std::mem::take(&mut *self.held())));
+                    let held = std::mem::take(&mut *self.held());
+                    addr.do_send(Work::new(held, Arc::clone(self)));
                 }
             }
         }
     }
 
+    #[cfg(feature = "sabotage")]
+    fn lose_one(&self, mut deliveries: Vec<Delivery>) -> Vec<Delivery> {
+        if self.sabotage.strike(crate::sabotage::LOSE) {
+            std::mem::forget(deliveries.pop());
+        }
+        deliveries
+    }
+
     /// A worker is there: it gets what was sent meanwhile.
-    pub(crate) fn up(&self, addr: Addr<Worker>) -> Vec<Delivery> {
+    pub(crate) fn up(&self, addr: Addr<Worker>, desk: Arc<Desk>) -> Vec<Delivery> {
         self.addr.store(Some(Arc::new(addr)));
+        self.desk.store(Some(desk));
         let held = std::mem::take(&mut *self.held());
         self.queued.store(held.len(), Ordering::Relaxed);
+        self.mail.arrived.fetch_add(held.len() as u64, Ordering::Relaxed);
         held
     }
 
     /// The worker is gone.
     pub(crate) fn down(&self) {
         self.addr.store(None);
+        self.desk.store(None);
+    }
+
+    /// So many are put in the worker's mailbox.
+    pub(crate) fn posted(&self, n: usize) {
+        self.mail.posted.fetch_add(n as u64, Ordering::Relaxed);
+    }
+
+    /// So many came out of the mailbox.
+    pub(crate) fn arrived(&self, n: usize) {
+        self.mail.arrived.fetch_add(n as u64, Ordering::Relaxed);
+        self.mail.posted.fetch_sub(n as u64, Ordering::Relaxed);
+    }
+
+    /// So many went down with the mailbox; their guards give them back.
+    pub(crate) fn lost(&self, n: usize) {
+        if n > 0 {
+            self.mail.lost.fetch_add(n as u64, Ordering::Relaxed);
+            self.mail.posted.fetch_sub(n as u64, Ordering::Relaxed);
+        }
+    }
+
+    /// The books of the way to the worker.
+    pub(crate) fn page(&self) -> Page {
+        let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
+        let mail = &self.mail;
+        let held = load(&mail.posted) + self.held().len() as u64;
+        Page { came: load(&mail.sent), went: load(&mail.arrived) + load(&mail.lost), held }
+    }
+
+    /// The books of the worker, if there is one.
+    pub(crate) fn worker_page(&self) -> Option<Page> {
+        self.desk.load().as_ref().map(|desk| desk.page())
     }
 
     /// The worker, if it is there.
@@ -138,7 +205,9 @@ impl Port {
 
     /// Drops what waits for a worker that will not come: it is given back.
     pub(crate) fn give_back(&self) {
-        drop(std::mem::take(&mut *self.held()));
+        let held = std::mem::take(&mut *self.held());
+        self.mail.lost.fetch_add(held.len() as u64, Ordering::Relaxed);
+        drop(held);
     }
 
     /// So many deliveries were handled, in this time.

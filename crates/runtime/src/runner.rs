@@ -8,7 +8,7 @@ use brigade_core::component::{
     AnyComponent, Context, Emit, Emitted, HandleError, Handling, Parsed, StateWrite,
 };
 use brigade_core::connector::{Order, Outgoing};
-use brigade_core::delivery::{Again, Delivery, Outputs, Requeued, Resolution};
+use brigade_core::delivery::{Again, Delivery, Outputs, Requeued, Resolution, ended_here};
 use brigade_core::retry::{Retry, Waiting};
 use brigade_core::{Cause, CauseKind, Failure, Message, Timestamp, Truncated};
 use brigade_pipeline::{Exhausted, Expiry};
@@ -31,28 +31,34 @@ pub(crate) struct Runner {
     context: Context,
     /// Calls that are not counted yet: counters are shared with other lanes.
     calls: usize,
+    /// Deliveries that have ended here or gone on, and that the books do not have yet.
+    went: u64,
 }
 
 /// Deliveries over direct edges, by the stage they go to: sent together, since one mailbox message a
 /// delivery costs more than many components do.
 #[derive(Default)]
-pub(crate) struct Outbox(Vec<(u16, Vec<Delivery>)>);
+pub(crate) struct Outbox {
+    waiting: Vec<(u16, Vec<Delivery>)>,
+    /// Deliveries that went on with the duty they came with.
+    pub(crate) gone_on: u64,
+}
 
 impl Outbox {
     /// Whether as much waits as one mailbox message takes.
     pub(crate) fn is_full(&self) -> bool {
-        self.0.iter().any(|(_, deliveries)| deliveries.len() >= CHUNK_MAX)
+        self.waiting.iter().any(|(_, deliveries)| deliveries.len() >= CHUNK_MAX)
     }
 
     fn push(&mut self, stage: u16, delivery: Delivery) {
-        match self.0.iter_mut().find(|(have, _)| *have == stage) {
+        match self.waiting.iter_mut().find(|(have, _)| *have == stage) {
             Some((_, waiting)) => {
                 if waiting.capacity() == 0 {
                     waiting.reserve_exact(CHUNK_MAX);
                 }
                 waiting.push(delivery);
             }
-            None => self.0.push((stage, vec![delivery])),
+            None => self.waiting.push((stage, vec![delivery])),
         }
     }
 }
@@ -112,12 +118,12 @@ pub(crate) enum Attempt {
 impl Runner {
     pub(crate) fn new(site: Arc<RunnerSite>, component: Box<dyn AnyComponent>) -> Self {
         let context = Context::lend(Arc::clone(&site.stage.context), Delivery::default());
-        Self { site, component, outbox: Outbox::default(), context, calls: 0 }
+        Self { site, component, outbox: Outbox::default(), context, calls: 0, went: 0 }
     }
 
     /// Handles one delivery as far as it goes now.
     pub(crate) async fn handle(&mut self, delivery: Delivery, template: &Template) -> Step {
-        let mut delivery = match self.site.admit(delivery) {
+        let mut delivery = match self.admit(delivery) {
             Ok(admitted) => admitted,
             Err(step) => return step,
         };
@@ -130,7 +136,33 @@ impl Runner {
         if matches!(attempt, Attempt::Panicked(_)) {
             self.component = template.fresh();
         }
-        self.site.decide(delivery, attempt, &mut self.outbox)
+        self.decide(delivery, attempt)
+    }
+
+    /// Checks whether the component may see a delivery.
+    pub(crate) fn admit(&mut self, delivery: Delivery) -> Result<Delivery, Step> {
+        let before = ended_here();
+        let admitted = self.site.admit(delivery);
+        self.went += ended_here() - before;
+        admitted
+    }
+
+    /// Decides what becomes of a delivery after an attempt.
+    pub(crate) fn decide(&mut self, delivery: Delivery, attempt: Attempt) -> Step {
+        #[cfg(feature = "sabotage")]
+        if self.site.stage.sabotage.strike(crate::sabotage::LEAK) {
+            std::mem::forget(delivery);
+            return Step::Resolved;
+        }
+        let (before, on) = (ended_here(), self.outbox.gone_on);
+        let step = self.site.decide(delivery, attempt, &mut self.outbox);
+        self.went += ended_here() - before + (self.outbox.gone_on - on);
+        step
+    }
+
+    /// What has ended here or gone on since the last time.
+    pub(crate) fn take_went(&mut self) -> u64 {
+        std::mem::take(&mut self.went)
     }
 
     /// Handles a batch, one answer for each.
@@ -142,7 +174,7 @@ impl Runner {
         let mut steps = Vec::with_capacity(deliveries.len());
         let (mut parsed, mut contexts) = (Vec::new(), Vec::new());
         for delivery in deliveries {
-            match self.site.admit(delivery) {
+            match self.admit(delivery) {
                 Ok(mut delivery) => {
                     self.site.throttle().await;
                     parsed.push(delivery.parsed.take());
@@ -160,7 +192,7 @@ impl Runner {
             self.component = template.fresh();
         }
         for (context, attempt) in contexts.into_iter().zip(attempts) {
-            steps.push(self.site.decide(context.into_delivery(), attempt, &mut self.outbox));
+            steps.push(self.decide(context.into_delivery(), attempt));
         }
         steps
     }
@@ -395,6 +427,7 @@ impl RunnerSite {
             delivery.message.id = id;
             delivery.go_on(takeover.typed.map(Parsed::Typed));
         }
+        outbox.gone_on += 1;
         outbox.push(stage, delivery);
         Step::Resolved
     }
@@ -421,7 +454,7 @@ impl RunnerSite {
 
     /// Sends what waits to go over direct edges.
     pub(crate) fn send(&self, outbox: &mut Outbox, lane: usize) {
-        for (stage, deliveries) in &mut outbox.0 {
+        for (stage, deliveries) in &mut outbox.waiting {
             if deliveries.is_empty() {
                 continue;
             }

@@ -45,6 +45,19 @@ pub struct PipelineStatus {
     pub pipeline: String,
     /// Its stages, in the file's order.
     pub stages: Vec<StageStatus>,
+    /// What the books say has vanished or came from nowhere: nothing, unless Brigade has a defect.
+    pub unaccounted: Vec<Unaccounted>,
+}
+
+/// Messages that the books cannot account for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Unaccounted {
+    /// The stage.
+    pub stage: String,
+    /// Where in it: a consumer, an edge, a worker.
+    pub place: String,
+    /// How many have vanished, or, below zero, went without having come.
+    pub messages: i64,
 }
 
 impl PipelineStatus {

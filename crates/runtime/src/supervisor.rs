@@ -294,6 +294,23 @@ impl Running {
         tree.order(|reply| Command::Crash { stage, actor, reply }).await
     }
 
+    /// Has a stage do something wrong, once: `leak`, `ack_twice` or `lose`. For the test of the books.
+    ///
+    /// # Errors
+    /// There is no such stage or defect.
+    #[doc(hidden)]
+    #[cfg(feature = "sabotage")]
+    pub async fn sabotage(&self, stage: &str, defect: &str) -> Result<(), CommandError> {
+        let defect = match defect {
+            "leak" => crate::sabotage::LEAK,
+            "ack_twice" => crate::sabotage::ACK_TWICE,
+            "lose" => crate::sabotage::LOSE,
+            other => return Err(CommandError(format!("no defect `{other}`"))),
+        };
+        let (tree, stage) = self.find(stage)?;
+        tree.order(|reply| Command::Sabotage { stage, defect, reply }).await
+    }
+
     async fn end(mut self, deadline: impl Fn(Duration) -> Option<Duration>) -> Vec<Stopped> {
         let mut asked = Vec::new();
         for tree in &self.trees {

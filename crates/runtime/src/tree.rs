@@ -1,5 +1,6 @@
 //! The actor that only starts, watches, restarts and stops: a pipeline's supervisor.
 
+mod books;
 mod command;
 mod idle;
 mod line;
@@ -11,12 +12,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use actix::prelude::*;
+use brigade_core::books::Books;
 use brigade_core::restart::{Restart, RestartBudget};
 
 use crate::events::{Event, EventSender};
 use crate::lane::Lanes;
 use crate::plan::Plan;
-use crate::status::{PipelineStatus, StageState, StageStatus};
+use crate::status::{PipelineStatus, StageState, StageStatus, Unaccounted};
 
 pub(crate) use command::Command;
 use line::{Line, Producers};
@@ -119,6 +121,8 @@ pub(crate) struct Tree {
     events: EventSender,
     /// Actors that died before the line they belong to was entered in `lines`.
     early_deaths: Vec<(Who, u64)>,
+    books: Books<(u16, books::Party)>,
+    unaccounted: Vec<Unaccounted>,
     stopping: bool,
 }
 
@@ -139,6 +143,8 @@ impl Tree {
             plan,
             events,
             early_deaths: Vec::new(),
+            books: Books::default(),
+            unaccounted: Vec::new(),
             stopping: false,
         }
     }
@@ -202,7 +208,11 @@ impl Tree {
             let in_flight = line.map_or(0, |line| line.in_flight(stage.index));
             StageStatus::of(stage, entry.workers, entry.state, entry.error.clone(), in_flight)
         });
-        PipelineStatus { pipeline: self.plan.pipeline.to_string(), stages: stages.collect() }
+        PipelineStatus {
+            pipeline: self.plan.pipeline.to_string(),
+            stages: stages.collect(),
+            unaccounted: self.unaccounted.clone(),
+        }
     }
 
     fn died(&mut self, who: Who, life: u64, ctx: &mut Context<Self>) {
@@ -264,6 +274,7 @@ impl Actor for Tree {
         for root in roots.map(|stage| stage.index).collect::<Vec<_>>() {
             self.start_line(root, 0, ctx);
         }
+        self.close_books(ctx);
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use actix::prelude::*;
 use brigade_core::component::{Context as ComponentContext, Kind};
 use brigade_core::connector::Order;
-use brigade_core::delivery::Delivery;
+use brigade_core::delivery::{Delivery, ended_here};
 
 use super::worker::{WorkLoop, Worker};
 use crate::runner::{Attempt, Outbox, RunnerSite, Step, call as call_component};
@@ -114,13 +114,16 @@ impl Worker {
         let (desk, port) = (Arc::clone(&work.desk), Arc::clone(&work.port));
         let key = delivery.message.key.clone();
         // A timeout emits nothing.
+        let before = ended_here();
         let step = site.decide(delivery, Attempt::TimedOut(timeout), &mut Outbox::default());
+        let went = ended_here() - before;
         port.handled(1, timeout);
         match step {
             Step::Retry(delivery, after) => desk.retry(delivery, Instant::now() + after),
             Step::Parked(parked) => desk.park(parked, std::iter::empty()),
             Step::Resolved => desk.open(key.as_ref(), std::iter::empty()),
         }
+        desk.finish(went);
         if stuck > stage.stuck_limit as u64 {
             let text = format!(
                 "{stuck} blocking calls took longer than the timeout and still run; \
@@ -157,13 +160,15 @@ impl WorkLoop {
             let key = item.delivery.message.key.clone();
             let started = Instant::now();
             let Some(step) = self.handle_blocking(item.delivery, call).await else { return };
-            self.port.handled(usize::from(!item.retry), started.elapsed());
+            let (went, retry) = (self.runner.take_went(), item.retry);
+            self.port.handled(usize::from(!retry), started.elapsed());
             match step {
                 Step::Retry(delivery, after) => self.retry(delivery, after),
                 Step::Parked(parked) => self.desk.park(parked, std::iter::empty()),
-                Step::Resolved if item.retry => self.desk.open(key.as_ref(), std::iter::empty()),
+                Step::Resolved if retry => self.desk.open(key.as_ref(), std::iter::empty()),
                 Step::Resolved => {}
             }
+            self.desk.finish(went);
         }
     }
 
@@ -180,11 +185,11 @@ impl WorkLoop {
 
     /// Handles one delivery; `None` when it was taken away meanwhile.
     async fn handle_blocking(&mut self, delivery: Delivery, call: &Mutex<Call>) -> Option<Step> {
-        let site: &RunnerSite = &self.runner.site;
-        let mut delivery = match site.admit(delivery) {
+        let mut delivery = match self.runner.admit(delivery) {
             Ok(admitted) => admitted,
             Err(step) => return Some(step),
         };
+        let site: &RunnerSite = &self.runner.site;
         site.throttle().await;
         site.stage.stats.calls.add(1);
         let parsed = delivery.parsed.take();
@@ -196,7 +201,7 @@ impl WorkLoop {
             self.runner.component = self.template.fresh();
         }
         let (delivery, _) = lock(call).current.take()?;
-        let step = self.runner.site.decide(delivery, attempt, &mut self.runner.outbox);
+        let step = self.runner.decide(delivery, attempt);
         self.send();
         Some(step)
     }

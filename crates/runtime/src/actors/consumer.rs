@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use arc_swap::ArcSwapOption;
+use brigade_core::books::Page;
 use brigade_core::connector::{
     ConnectorError, Consumer as ConnectorConsumer, Incoming, Order, Want,
 };
@@ -22,7 +23,7 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::Notify;
 
 use super::Crash;
-use super::settler::{SettleError, Settler};
+use super::settler::{SettleError, Settled, Settler};
 use crate::plan::{QueuePlan, StagePlan};
 use crate::pool::{CHUNK_MAX, Pool};
 use crate::tree::{Exit, Report};
@@ -63,6 +64,7 @@ pub(crate) struct Control {
     pub(crate) waiting: AtomicBool,
     /// The consumers that wait for this one to wait.
     followers: Mutex<Vec<Arc<Notify>>>,
+    page: Mutex<Page>,
     /// It has ended, and given back what it held.
     pub(crate) stopped: AtomicBool,
     addr: ArcSwapOption<Addr<Consumer>>,
@@ -79,6 +81,7 @@ impl Control {
             ended: AtomicBool::new(false),
             waiting: AtomicBool::new(false),
             followers: Mutex::default(),
+            page: Mutex::default(),
             stopped: AtomicBool::new(false),
             addr: ArcSwapOption::empty(),
         })
@@ -114,6 +117,11 @@ impl Control {
         if !followers.iter().any(|known| Arc::ptr_eq(known, follower)) {
             followers.push(Arc::clone(follower));
         }
+    }
+
+    /// The books of the consumer: what came from the queue, what was settled, what is in flight.
+    pub(crate) fn page(&self) -> Page {
+        *self.page.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether an actor is behind it.
@@ -190,7 +198,7 @@ impl Handler<Crash> for Consumer {
 }
 
 type Pulled = Result<Vec<Incoming>, ConnectorError>;
-type Settling = LocalBoxFuture<'static, Result<Vec<Slot>, SettleError>>;
+type Settling = LocalBoxFuture<'static, Result<Settled, SettleError>>;
 
 struct PullLoop {
     site: Rc<ConsumerSite>,
@@ -204,6 +212,9 @@ struct PullLoop {
     /// Scratch space, kept for its memory.
     resolved: Vec<Resolved>,
     failures: u32,
+    /// What came, and what was settled.
+    came: u64,
+    settled: u64,
 }
 
 impl PullLoop {
@@ -222,6 +233,8 @@ impl PullLoop {
             pulling: None,
             resolved: Vec::new(),
             failures: 0,
+            came: 0,
+            settled: 0,
         }
     }
 
@@ -243,6 +256,7 @@ impl PullLoop {
             self.pull();
             let in_flight = self.flights.messages();
             self.site.control.in_flight.store(in_flight, Relaxed);
+            self.close_page();
             self.site.control.heard.store(asked, Release);
             if self.site.control.mode() == Mode::Stopping {
                 return Ok(());
@@ -255,7 +269,9 @@ impl PullLoop {
                     self.take_in(pulled)?;
                 }
                 Some(settled) = self.settling.next() => {
-                    for slot in settled.map_err(|error| error.to_string())? {
+                    let Settled { slots, outcomes } = settled.map_err(|error| error.to_string())?;
+                    self.settled += outcomes;
+                    for slot in slots {
                         self.flights.settled(slot);
                     }
                 }
@@ -270,6 +286,12 @@ impl PullLoop {
                 () = self.site.control.notify.notified() => {}
             }
         }
+    }
+
+    fn close_page(&self) {
+        let held = self.flights.roots() as u64;
+        let page = Page { came: self.came, went: self.settled, held };
+        *self.site.control.page.lock().unwrap_or_else(PoisonError::into_inner) = page;
     }
 
     /// Takes over what was resolved since the last time.
@@ -379,6 +401,7 @@ impl PullLoop {
             }
             Ok(messages) => {
                 self.failures = 0;
+                self.came += messages.len() as u64;
                 self.site.stage.stats.received.add(messages.len());
                 for incoming in messages {
                     self.hand_out(incoming);
@@ -445,6 +468,7 @@ impl PullLoop {
         self.settling.clear();
         self.backlog.clear();
         self.site.control.in_flight.store(0, Relaxed);
+        *self.site.control.page.lock().unwrap_or_else(PoisonError::into_inner) = Page::default();
         let queue = &self.site.input.spec.name;
         if let Err(error) = self.site.consumer.shutdown().await {
             tracing::warn!(%queue, %error, "the consumer did not shut down cleanly");

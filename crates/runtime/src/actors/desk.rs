@@ -6,8 +6,9 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use brigade_core::books::Page;
 use brigade_core::connector::Order;
-use brigade_core::delivery::{Delivery, Resolution};
+use brigade_core::delivery::{Delivery, Resolution, ended_here};
 use brigade_core::order::Gate;
 use bytes::Bytes;
 use tokio::sync::Notify;
@@ -21,6 +22,11 @@ pub(crate) struct Desk {
 
 struct State {
     queue: VecDeque<Item>,
+    /// What the worker's loop has taken and not yet put back or ended.
+    in_hand: usize,
+    /// What came, and what went: resolved, or on over a direct edge.
+    came: u64,
+    went: u64,
     gate: Gate<Item>,
     /// What is to be tried again, by time; the number tells those of one instant apart.
     retries: BTreeMap<(Instant, u64), Delivery>,
@@ -42,6 +48,9 @@ impl Desk {
     pub(crate) fn new(order: Order) -> Self {
         let state = State {
             queue: VecDeque::new(),
+            in_hand: 0,
+            came: 0,
+            went: 0,
             gate: Gate::new(order),
             retries: BTreeMap::new(),
             retried: 0,
@@ -53,8 +62,11 @@ impl Desk {
 
     /// More to do.
     pub(crate) fn push(&self, deliveries: Vec<Delivery>) {
+        let mut state = self.lock();
+        state.came += deliveries.len() as u64;
         let items = deliveries.into_iter().map(|delivery| Item { delivery, retry: false });
-        self.lock().queue.extend(items);
+        state.queue.extend(items);
+        drop(state);
         self.notify.notify_one();
     }
 
@@ -69,6 +81,7 @@ impl Desk {
                 state.fetch_due(Instant::now());
                 if !state.queue.is_empty() {
                     let n = max.min(state.queue.len());
+                    state.in_hand += n;
                     return Some(state.queue.drain(..n).collect());
                 }
                 state.retries.first_key_value().map(|((at, _), _)| *at)
@@ -93,6 +106,7 @@ impl Desk {
                 let mut state = self.lock();
                 state.fetch_due(Instant::now());
                 let n = (size - items.len()).min(state.queue.len());
+                state.in_hand += n;
                 items.extend(state.queue.drain(..n));
                 if items.len() >= size || state.closed {
                     return;
@@ -117,7 +131,7 @@ impl Desk {
             match state.parked.get(&place) {
                 Some(last) if item.delivery.number <= *last => {
                     drop(state);
-                    item.delivery.resolve(Resolution::Released);
+                    self.release(item);
                     return None;
                 }
                 Some(_) => {
@@ -126,7 +140,31 @@ impl Desk {
                 None => {}
             }
         }
-        state.gate.pass(key.as_ref(), item)
+        let passed = state.gate.pass(key.as_ref(), item);
+        state.in_hand -= usize::from(passed.is_none());
+        passed
+    }
+
+    fn release(&self, item: Item) {
+        let before = ended_here();
+        item.delivery.resolve(Resolution::Released);
+        let mut state = self.lock();
+        state.went += ended_here() - before;
+        state.in_hand -= 1;
+    }
+
+    /// The loop is through with what it had in hand; so many of it have ended or gone on.
+    pub(crate) fn finish(&self, went: u64) {
+        let mut state = self.lock();
+        state.went += went;
+        state.in_hand = 0;
+    }
+
+    /// What came, what went, and what is here.
+    pub(crate) fn page(&self) -> Page {
+        let state = self.lock();
+        let held = state.queue.len() + state.in_hand + state.gate.waiting() + state.retries.len();
+        Page { came: state.came, went: state.went, held: held as u64 }
     }
 
     /// A key is parked in its queue: what lies here of it goes back.
@@ -143,6 +181,7 @@ impl Desk {
         state.retried += 1;
         let number = state.retried;
         state.retries.insert((at, number), delivery);
+        state.in_hand = state.in_hand.saturating_sub(1);
         drop(state);
         self.notify.notify_one();
     }
@@ -152,6 +191,7 @@ impl Desk {
     pub(crate) fn open(&self, key: Option<&Bytes>, taken: impl DoubleEndedIterator<Item = Item>) {
         let mut state = self.lock();
         for item in taken.rev() {
+            state.in_hand -= 1;
             state.queue.push_front(item);
         }
         let behind = state.gate.open(key);

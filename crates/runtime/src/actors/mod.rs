@@ -11,6 +11,7 @@ mod worker;
 use actix::Message;
 
 pub(crate) use consumer::{Consumer, ConsumerSite, Control, Mode};
+pub(crate) use desk::Desk;
 pub(crate) use producer::{Outlet, Producer};
 pub(crate) use settler::Settler;
 pub(crate) use worker::{Work, Worker};

@@ -44,6 +44,14 @@ impl fmt::Display for SettleError {
     }
 }
 
+/// What a settlement has settled.
+pub(crate) struct Settled {
+    /// The slots that are free.
+    pub(crate) slots: Vec<Slot>,
+    /// How many messages have come to an outcome.
+    pub(crate) outcomes: u64,
+}
+
 /// How one try to ack went.
 enum Try {
     Acked(Acked),
@@ -63,20 +71,30 @@ impl Settler {
     }
 
     /// Writes what a batch of messages became and acks them; waits for as long as a store or a
-    /// queue does not take it. Answers with the slots that are free then.
-    pub(crate) async fn settle(&self, batch: Vec<Finished>) -> Result<Vec<Slot>, SettleError> {
+    /// queue does not take it.
+    pub(crate) async fn settle(&self, batch: Vec<Finished>) -> Result<Settled, SettleError> {
         let slots = batch.iter().map(|finished| finished.slot).collect();
+        #[cfg(feature = "sabotage")]
+        let first = batch.first().map(|finished| finished.receipt);
         let mut settlement = Settlement::of(batch, self);
         let failed = std::mem::take(&mut settlement.failed);
+        let mut outcomes = failed.len() as u64;
         if !settlement.units.is_empty() {
             self.produce_elsewhere(&mut settlement).await?;
             self.write_elsewhere(&mut settlement).await?;
-            self.ack(settlement).await?;
+            outcomes += self.ack(settlement).await?;
         }
         if !failed.is_empty() {
             self.give_back(failed).await?;
         }
-        Ok(slots)
+        #[cfg(feature = "sabotage")]
+        if let Some(receipt) =
+            first.filter(|_| self.root().sabotage.strike(crate::sabotage::ACK_TWICE))
+        {
+            let _ = self.consumer.ack(vec![receipt], Vec::new()).await;
+            outcomes += 1;
+        }
+        Ok(Settled { slots, outcomes })
     }
 
     /// Whether a queue's outputs are written in the transaction of the acks.
@@ -121,16 +139,17 @@ impl Settler {
         Ok(())
     }
 
-    /// Acks what is left of a settlement. What cannot be written as a whole is written in smaller
+    /// Acks what is left of a settlement; says how many messages have come to an outcome. What cannot be written as a whole is written in smaller
     /// parts: all of it may be more than a queue with a limit ever holds.
-    async fn ack(&self, settlement: Settlement) -> Result<(), SettleError> {
-        let (mut left, mut failures) = (settlement, 0);
+    async fn ack(&self, settlement: Settlement) -> Result<u64, SettleError> {
+        let (mut left, mut failures, mut outcomes) = (settlement, 0, 0);
         let mut part = left.units.len();
         while !left.units.is_empty() {
             let rest = left.split_off(part.min(left.units.len()));
             match self.ack_part(&mut left).await {
-                Ok(()) => {
+                Ok(n) => {
                     left = rest;
+                    outcomes += n;
                     (part, failures) = (part.saturating_mul(2), 0);
                 }
                 Err(TryError::Fatal(error)) => return Err(error),
@@ -142,11 +161,12 @@ impl Settler {
             }
         }
         self.root().stats.blocked.store(false, Relaxed);
-        Ok(())
+        Ok(outcomes)
     }
 
     /// Acks units in one transaction; those whose leases were lost are left out.
-    async fn ack_part(&self, part: &mut Settlement) -> Result<(), TryError> {
+    async fn ack_part(&self, part: &mut Settlement) -> Result<u64, TryError> {
+        let mut lost = 0;
         while !part.units.is_empty() {
             let with_ops =
                 !part.outputs.is_empty() || part.units.iter().any(|unit| !unit.writes.is_empty());
@@ -155,6 +175,7 @@ impl Settler {
                 Try::Acked(Acked { fenced }) => {
                     part.forget(&fenced);
                     if !fenced.is_empty() {
+                        lost += fenced.len();
                         self.root().stats.released.add(fenced.len());
                         tracing::warn!(
                             queue = %self.input.spec.name, count = fenced.len(),
@@ -168,7 +189,7 @@ impl Settler {
             }
         }
         self.count(part);
-        Ok(())
+        Ok((part.units.len() + lost) as u64)
     }
 
     /// Acks once, with all outputs and writes that share the consumer's store.

@@ -15,10 +15,26 @@ use crate::pool::{CHUNK_MAX, Port};
 use crate::runner::{Runner, RunnerSite, Step, Template};
 use crate::tree::Exit;
 
-/// A chunk of deliveries for a worker.
+/// A chunk of deliveries for a worker. One that never arrives says so to the books.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub(crate) struct Work(pub(crate) Vec<Delivery>);
+pub(crate) struct Work {
+    deliveries: Vec<Delivery>,
+    port: Arc<Port>,
+}
+
+impl Work {
+    pub(crate) fn new(deliveries: Vec<Delivery>, port: Arc<Port>) -> Self {
+        port.posted(deliveries.len());
+        Self { deliveries, port }
+    }
+}
+
+impl Drop for Work {
+    fn drop(&mut self) {
+        self.port.lost(self.deliveries.len());
+    }
+}
 
 pub(crate) struct Worker {
     site: Arc<RunnerSite>,
@@ -49,7 +65,7 @@ impl Actor for Worker {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Self::Context) {
-        self.desk.push(self.port.up(ctx.address()));
+        self.desk.push(self.port.up(ctx.address(), Arc::clone(&self.desk)));
         self.site.tell_listeners();
         let worker = WorkLoop {
             runner: self.runner(),
@@ -90,7 +106,9 @@ impl Drop for Worker {
 impl Handler<Work> for Worker {
     type Result = ();
 
-    fn handle(&mut self, Work(deliveries): Work, _: &mut Self::Context) {
+    fn handle(&mut self, mut work: Work, _: &mut Self::Context) {
+        let deliveries = std::mem::take(&mut work.deliveries);
+        self.port.arrived(deliveries.len());
         self.desk.push(deliveries);
     }
 }
@@ -188,6 +206,7 @@ impl WorkLoop {
             }
         }
         self.send();
+        self.desk.finish(self.runner.take_went());
         self.port.handled(n, started.elapsed());
     }
 
@@ -234,6 +253,7 @@ impl WorkLoop {
             self.retry_if_asked(step);
         }
         self.send();
+        self.desk.finish(self.runner.take_went());
         self.port.handled(n, begun.elapsed());
     }
 }

@@ -35,6 +35,9 @@ pub(crate) enum Command {
     Idle { quiet: Option<Duration>, reply: oneshot::Sender<Result<(), String>> },
     /// Kill an actor of a stage, as if by a defect of ours.
     Crash { stage: String, actor: &'static str, reply: Reply },
+    /// Have a stage do something wrong, once.
+    #[cfg(feature = "sabotage")]
+    Sabotage { stage: String, defect: u8, reply: Reply },
 }
 
 pub(crate) type Reply = oneshot::Sender<Result<(), String>>;
@@ -52,6 +55,10 @@ impl Handler<Command> for Tree {
             Command::Resume { stage, reply } => drop(reply.send(self.resume(&stage, ctx))),
             Command::Scale { stage, workers, reply } => self.scale(&stage, workers, reply, ctx),
             Command::Stop { deadline, reply } => self.stop(deadline, reply, ctx),
+            #[cfg(feature = "sabotage")]
+            Command::Sabotage { stage, defect, reply } => {
+                drop(reply.send(self.sabotage(&stage, defect)));
+            }
             Command::Idle { quiet, reply } => self.wait_until_idle(quiet, reply, ctx),
             Command::Crash { stage, actor, reply } => {
                 let crashed = self.stage_number(&stage).and_then(|number| {
@@ -72,6 +79,17 @@ impl Tree {
             let names: Vec<_> = self.plan.stages.iter().map(|stage| stage.name.as_ref()).collect();
             format!("no stage `{name}` here; there are: {}", names.join(", "))
         })
+    }
+
+    #[cfg(feature = "sabotage")]
+    fn sabotage(&self, name: &str, defect: u8) -> Result<(), String> {
+        let stage = self.stage_number(name)?;
+        self.plan.stages[usize::from(stage)].sabotage.order(defect);
+        let line = self.lines.get(&self.root_of(stage)).ok_or("it has not started")?;
+        for (_, port) in line.ports_of_all().filter(|(of, _)| *of == stage) {
+            port.sabotage.order(defect);
+        }
+        Ok(())
     }
 
     /// The root of a stage that may be paused, resumed or scaled now.

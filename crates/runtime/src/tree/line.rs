@@ -89,6 +89,13 @@ pub(super) struct ConsumerEntry {
     place: ConsumerPlace,
 }
 
+impl ConsumerEntry {
+    /// Its queue and its lane.
+    pub(super) fn place(&self) -> (u16, usize) {
+        (self.place.queue, self.place.lane)
+    }
+}
+
 /// Where a consumer is to be, and for whom.
 #[derive(Clone)]
 struct ConsumerPlace {
@@ -378,6 +385,15 @@ impl Line {
 
     pub(super) fn consumers(&self) -> impl Iterator<Item = &ConsumerEntry> {
         self.consumers.values()
+    }
+
+    /// The ways to all workers, each with its stage.
+    pub(super) fn ports_of_all(&self) -> impl Iterator<Item = (u16, Arc<Port>)> {
+        self.pools.iter().flat_map(|(stage, pool)| {
+            let ports = pool.ports();
+            let ports: Vec<_> = ports.iter().map(|port| (*stage, Arc::clone(port))).collect();
+            ports
+        })
     }
 
     /// Deliveries of a stage that are unresolved, descendants counted.

@@ -1,0 +1,25 @@
+//! Defects on purpose, for the test that the books find them. Not in a program that is meant to work.
+
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// A worker forgets a delivery.
+pub(crate) const LEAK: u8 = 1;
+/// A consumer's message is acked twice.
+pub(crate) const ACK_TWICE: u8 = 2;
+/// A delivery does not arrive at its worker.
+pub(crate) const LOSE: u8 = 3;
+
+/// A defect that a stage is to have, once.
+#[derive(Debug, Default)]
+pub(crate) struct Sabotage(AtomicU8);
+
+impl Sabotage {
+    pub(crate) fn order(&self, defect: u8) {
+        self.0.store(defect, Ordering::Relaxed);
+    }
+
+    /// Whether it is now.
+    pub(crate) fn strike(&self, defect: u8) -> bool {
+        self.0.compare_exchange(defect, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+}

@@ -1,0 +1,73 @@
+//! Closing the books: whatever came to a party of a line is there, or went.
+
+use std::time::Duration;
+
+use actix::prelude::*;
+use brigade_core::books::Page;
+
+use super::Tree;
+use super::line::Line;
+use crate::status::Unaccounted;
+
+/// How often the books are closed; what does not add up is told at the third closing.
+const CLOSING: Duration = Duration::from_millis(700);
+
+/// Who keeps a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Party {
+    /// The consumer of a queue on a lane.
+    Consumer { queue: u16, lane: usize },
+    /// The way to the worker of this number.
+    Way { worker: usize },
+    /// The worker of this number.
+    Worker { worker: usize },
+}
+
+impl Tree {
+    /// Closes the books, and again and again.
+    pub(super) fn close_books(&mut self, ctx: &mut Context<Self>) {
+        let pages: Vec<_> = self.lines.values().flat_map(Line::pages).collect();
+        let before = std::mem::take(&mut self.unaccounted);
+        for ((stage, party), messages) in self.books.close(pages) {
+            let stage = self.plan.stages[usize::from(stage)].name.to_string();
+            let wrong = Unaccounted { stage, place: self.place(party), messages };
+            if !before.contains(&wrong) {
+                tracing::error!(
+                    pipeline = %self.plan.pipeline, stage = %wrong.stage, place = %wrong.place,
+                    messages, "the books do not close: this is a defect of Brigade, please report it"
+                );
+            }
+            self.unaccounted.push(wrong);
+        }
+        ctx.run_later(CLOSING, Self::close_books);
+    }
+
+    fn place(&self, party: Party) -> String {
+        match party {
+            Party::Consumer { queue, lane } => {
+                let queue = &self.plan.queues[usize::from(queue)].spec.name;
+                format!("consumer of queue `{queue}` on lane {lane}")
+            }
+            Party::Way { worker } => format!("edge to worker {worker}"),
+            Party::Worker { worker } => format!("worker {worker}"),
+        }
+    }
+}
+
+impl Line {
+    /// The pages of the line's parties.
+    fn pages(&self) -> Vec<((u16, Party), Page)> {
+        let consumers = self.consumers().map(|entry| {
+            let (queue, lane) = entry.place();
+            ((entry.stage, Party::Consumer { queue, lane }), entry.control.page())
+        });
+        let mut pages: Vec<_> = consumers.collect();
+        for (stage, port) in self.ports_of_all() {
+            let worker = port.index;
+            pages.push(((stage, Party::Way { worker }), port.page()));
+            let page = port.worker_page();
+            pages.extend(page.map(|page| ((stage, Party::Worker { worker }), page)));
+        }
+        pages
+    }
+}

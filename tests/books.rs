@@ -1,0 +1,105 @@
+//! The books close when all is well, and find what is made wrong on purpose: a guard that is leaked, a
+//! message that is acked twice, a delivery that is lost on an edge.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that stops says where"
+)]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use brigade::{Failure, Running, Unaccounted};
+use common::{World, eventually};
+
+const YAML: &str = "
+restart: { max_restarts: 100 }
+queues: { in: { type: memory }, out: { type: memory } }
+stages:
+  first: { component: flaky, input: in, workers: 2, retry: { min: 1ms, max: 5ms } }
+  second: { component: flaky, input: first, outputs: [out], workers: 2, retry: { min: 1ms, max: 5ms } }
+";
+
+/// Starts a pipeline that has retries, dead letters and a direct edge, with traffic that goes on.
+async fn busy(world: &World) -> Running {
+    let flaky = async |n: u64, cx: &brigade::component::Context| {
+        tokio::task::yield_now().await;
+        match (n % 50, n % 20, cx.attempt()) {
+            (0, _, _) => Err(Failure::reject("each fiftieth")),
+            (_, 0, 1) => Err(Failure::retry("each twentieth, once")),
+            _ => Ok(serde_json::json!(n)),
+        }
+    };
+    let running = world.start(YAML, &world.registry().component("flaky", flaky)).await;
+    eventually("it runs", async || running.is_ready().await).await;
+    running
+}
+
+/// Feeds the pipeline for so long, or until the books say that something is wrong.
+async fn feed(world: &World, running: &Running, period: Duration) -> Vec<Unaccounted> {
+    let begun = Instant::now();
+    let mut next = 0;
+    while begun.elapsed() < period {
+        if world.numbers("in").len() < 1000 {
+            world.put("in", next..next + 1000);
+            next += 1000;
+        }
+        world.memory.drain("test", "out");
+        let wrong = running.status().await.remove(0).unaccounted;
+        if !wrong.is_empty() {
+            println!("found after {:?}", begun.elapsed());
+            return wrong;
+        }
+        tokio::task::yield_now().await;
+    }
+    Vec::new()
+}
+
+/// The time within which a defect has to be found.
+const FOUND: Duration = Duration::from_secs(3);
+
+#[tokio::test]
+async fn the_books_of_a_busy_pipeline_close_also_when_actors_die() {
+    let world = World::new();
+    let running = busy(&world).await;
+    for actor in ["worker", "consumer", "producer", "worker"] {
+        assert_eq!(feed(&world, &running, FOUND / 2).await, []);
+        let crashed = running.crash("first", actor).await;
+        assert_eq!(crashed, Ok(()), "{:?}", running.status().await);
+    }
+    assert_eq!(feed(&world, &running, FOUND).await, []);
+}
+
+async fn found(defect: &str, stage: &str) -> Unaccounted {
+    let world = World::new();
+    let running = busy(&world).await;
+    assert_eq!(feed(&world, &running, FOUND / 3).await, []);
+    running.sabotage(stage, defect).await.unwrap();
+    let mut wrong = feed(&world, &running, FOUND).await;
+    assert!(!wrong.is_empty(), "nobody noticed");
+    wrong.remove(0)
+}
+
+#[tokio::test]
+async fn a_guard_that_a_worker_leaks_is_found() {
+    let wrong = found("leak", "second").await;
+    assert_eq!((wrong.stage.as_str(), wrong.messages), ("second", 1));
+    assert!(wrong.place.starts_with("worker "), "{wrong:?}");
+}
+
+#[tokio::test]
+async fn a_message_that_is_acked_twice_is_found() {
+    let wrong = found("ack_twice", "first").await;
+    assert_eq!((wrong.stage.as_str(), wrong.messages), ("first", -1));
+    assert!(wrong.place.starts_with("consumer of queue `in`"), "{wrong:?}");
+}
+
+#[tokio::test]
+async fn a_delivery_that_is_lost_on_an_edge_is_found() {
+    // Both workers of the stage lose one.
+    let wrong = found("lose", "second").await;
+    assert_eq!((wrong.stage.as_str(), wrong.messages), ("second", 1));
+    assert!(wrong.place.starts_with("edge to worker "), "{wrong:?}");
+}
