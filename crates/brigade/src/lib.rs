@@ -42,8 +42,8 @@ pub use brigade_macros::Output;
 pub use brigade_memory::{Memory, MemoryState};
 pub use brigade_pipeline as pipeline_file;
 pub use brigade_runtime::{
-    CommandError, Event, Events, LoadError, Pipeline, PipelineStatus, Registry, Running,
-    StageState, StageStatus, StartError, Stopped, Supervisor, Unaccounted,
+    CommandError, Event, Events, LoadError, Pipeline, PipelineStatus, QueueDepth, Registry,
+    Running, StageState, StageStatus, StartError, Stopped, Supervisor, Unaccounted, Watcher,
 };
 
 /// What programs with components usually need.
@@ -51,6 +51,9 @@ pub mod prelude {
     pub use crate::component::{BatchComponent, Component, Context, Emit, Raw, Setup};
     pub use crate::{Failure, Message, Output, Pipeline, Supervisor};
 }
+
+#[cfg(feature = "watch")]
+pub use brigade_watch as watch;
 
 #[doc(hidden)]
 #[cfg(feature = "cli")]

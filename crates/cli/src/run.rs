@@ -1,9 +1,10 @@
 use std::io::IsTerminal;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use brigade_core::Period;
-use brigade_pipeline::LogFormat;
-use brigade_runtime::{Registry, Running, Stopped, Supervisor};
+use brigade_pipeline::{LogFormat, Topology};
+use brigade_runtime::{Registry, Running, Stopped, Supervisor, Watcher};
 use clap::Args;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -25,6 +26,10 @@ pub(crate) struct Run {
     /// are empty.
     #[arg(long, value_name = "QUIET", num_args = 0..=1, require_equals = true)]
     until_idle: Option<Option<Period>>,
+    /// Serve metrics and health at this address, whatever the file says; port 0 takes a free one.
+    #[cfg(feature = "watch")]
+    #[arg(long, value_name = "ADDRESS")]
+    metrics: Option<std::net::SocketAddr>,
 }
 
 /// Why a run ends.
@@ -42,7 +47,11 @@ impl Run {
         let topology = pipeline.topology();
         log(topology.log_format, topology.log_level.as_deref())?;
         let mut signals = signals()?;
+        let address = self.metrics_address(topology)?;
+        let stats = topology.log_stats;
         let running = Supervisor::new().add(pipeline).start().await?;
+        let _server = self.serve(address, &running)?;
+        let _stats = stats.map(|every| tokio::spawn(tell_stats(running.watcher(), every)));
         let idle = async {
             match &self.until_idle {
                 Some(quiet) => running.until_idle(quiet.map(|quiet| quiet.0)).await,
@@ -65,6 +74,60 @@ impl Run {
         };
         summary(&stopped);
         Ok(exit(&stopped))
+    }
+}
+
+#[cfg(feature = "watch")]
+impl Run {
+    /// Where metrics are to be served; what keeps them is installed before anything counts.
+    fn metrics_address(&self, topology: &Topology) -> anyhow::Result<Option<SocketAddr>> {
+        let address = self.metrics.or(topology.metrics);
+        if address.is_some() {
+            brigade_watch::install()?;
+        }
+        Ok(address)
+    }
+
+    fn serve(
+        &self,
+        address: Option<SocketAddr>,
+        running: &Running,
+    ) -> anyhow::Result<Option<brigade_watch::Server>> {
+        let Some(address) = address else { return Ok(None) };
+        let server = brigade_watch::serve(address, running.watcher())?;
+        tracing::info!("metrics at http://{}/metrics", server.address());
+        Ok(Some(server))
+    }
+}
+
+#[cfg(not(feature = "watch"))]
+impl Run {
+    fn metrics_address(&self, topology: &Topology) -> anyhow::Result<Option<SocketAddr>> {
+        match topology.metrics {
+            None => Ok(None),
+            Some(_) => anyhow::bail!("`metrics`: this program was built without `watch`"),
+        }
+    }
+
+    fn serve(&self, _: Option<SocketAddr>, _: &Running) -> anyhow::Result<Option<()>> {
+        Ok(None)
+    }
+}
+
+/// Tells each stage's counts from time to time.
+async fn tell_stats(watcher: Watcher, every: Duration) {
+    loop {
+        tokio::time::sleep(every).await;
+        for pipeline in watcher.status().await {
+            for stage in &pipeline.stages {
+                tracing::info!(
+                    pipeline = %pipeline.pipeline, stage = %stage.stage, state = %stage.state,
+                    received = stage.received, acked = stage.acked, filtered = stage.filtered,
+                    dead_letters = stage.dead_lettered, in_flight = stage.in_flight,
+                    failed_attempts = stage.failed_attempts, restarts = stage.restarts, "STATS"
+                );
+            }
+        }
     }
 }
 

@@ -89,8 +89,6 @@ pub enum CauseKind {
     Output,
     /// A queue refused an output for good.
     Refused,
-    /// An earlier message of the same key was given up on, and the stage parks what is behind it.
-    Parked,
 }
 
 impl CauseKind {
@@ -108,7 +106,6 @@ impl CauseKind {
             Self::Expired => "expired",
             Self::Output => "output",
             Self::Refused => "refused",
-            Self::Parked => "parked",
         }
     }
 }

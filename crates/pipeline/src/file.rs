@@ -31,6 +31,9 @@ pub struct PipelineFile {
     /// Logging.
     #[serde(default)]
     pub log: LogKeys,
+    /// Where metrics and health can be asked for, as in `127.0.0.1:9090`. Default: nowhere.
+    #[serde(default)]
+    pub metrics: Option<String>,
     /// The queues, by name.
     #[serde(default)]
     pub queues: BTreeMap<String, Value>,
@@ -59,6 +62,8 @@ pub struct RestartKeys {
 pub struct LogKeys {
     /// For people, or one JSON object a line.
     pub format: LogFormat,
+    /// How often each stage tells its counts in a line. Default: 1m; 0s is never.
+    pub stats: Option<Period>,
     /// What is logged: `info`, or directives as in `info,brigade=debug`. Default: `info`.
     pub level: Option<String>,
 }

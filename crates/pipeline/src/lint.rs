@@ -5,6 +5,7 @@ mod rules;
 mod stages;
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -44,6 +45,7 @@ pub(crate) fn lint(
     }
     lint.one_namespace();
     let file = file?;
+    lint.metrics(file);
     let pipeline: Arc<str> = file.pipeline.as_str().into();
     let queues = lint.queues(&pipeline, &queues);
     let stages = lint.stages(file, &queues);
@@ -77,12 +79,17 @@ fn topology(
         stop_deadline: file.stop_deadline.0,
         log_format: file.log.format,
         log_level: file.log.level.clone(),
+        log_stats: Some(file.log.stats.map_or(STATS, |period| period.0)).filter(|p| !p.is_zero()),
+        metrics: file.metrics.as_deref().and_then(|address| address.parse().ok()),
         upstream: upstream(&stages),
         fingerprint: fingerprint(&queues, &stages),
         queues,
         stages,
     }
 }
+
+/// How often stages tell their counts where the file does not say.
+const STATS: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// The stages, each with those that write what it reads.
 fn upstream(stages: &IndexMap<Arc<str>, Stage>) -> BTreeMap<Arc<str>, Vec<Arc<str>>> {
@@ -126,6 +133,15 @@ impl Lint<'_> {
             _ => self.root.key_origin(&path),
         };
         self.findings.add(Severity::Error, code, origin, &path, message).help = help;
+    }
+
+    fn metrics(&mut self, file: &PipelineFile) {
+        let address = file.metrics.as_deref().filter(|text| text.parse::<SocketAddr>().is_err());
+        if let Some(address) = address {
+            let message = format!("`metrics`: `{address}` is no address");
+            let help = "write an IP address and a port, as in `127.0.0.1:9090`".to_owned();
+            self.error("wrong_value", &["metrics"], message, Some(help));
+        }
     }
 
     fn warning(&mut self, code: &'static str, at: &[&str], message: String, help: Option<String>) {

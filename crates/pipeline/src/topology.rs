@@ -1,6 +1,7 @@
 //! The checked graph.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +36,10 @@ pub struct Topology {
     pub log_format: LogFormat,
     /// What is logged.
     pub log_level: Option<String>,
+    /// How often each stage tells its counts, if it does.
+    pub log_stats: Option<Duration>,
+    /// Where metrics and health can be asked for.
+    pub metrics: Option<SocketAddr>,
     /// The queues that the stages here use, in the file's order.
     pub queues: IndexMap<Arc<str>, Queue>,
     /// The stages that run here, in the file's order.

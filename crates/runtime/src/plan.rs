@@ -86,6 +86,8 @@ pub(crate) struct StagePlan {
     pub(crate) blocking: bool,
     pub(crate) stuck_limit: usize,
     pub(crate) stats: StageStats,
+    /// How long a message takes in the component; a recorder that the program installed has it.
+    call_seconds: metrics::Histogram,
     #[cfg(feature = "sabotage")]
     pub(crate) sabotage: crate::sabotage::Sabotage,
 }
@@ -108,6 +110,7 @@ impl StagePlan {
         context: StageContext,
     ) -> Self {
         let throttle = stage.throttle.as_ref();
+        let pipeline = context.pipeline.to_string();
         Self {
             index: edges.index,
             name: Arc::clone(&stage.name),
@@ -134,9 +137,18 @@ impl StagePlan {
             blocking: stage.blocking,
             stuck_limit: stage.stuck_limit,
             stats: StageStats::default(),
+            call_seconds: metrics::histogram!(
+                "brigade_component_seconds", "pipeline" => pipeline, "stage" => stage.name.to_string()
+            ),
             #[cfg(feature = "sabotage")]
             sabotage: Default::default(),
         }
+    }
+
+    /// So many messages were handled in this time, one after the other.
+    pub(crate) fn handled(&self, n: usize, took: Duration) {
+        self.stats.busy_ns.add(usize::try_from(took.as_nanos()).unwrap_or(usize::MAX));
+        self.call_seconds.record_many(took.as_secs_f64() / n.max(1) as f64, n.max(1));
     }
 
     /// A copy of the component as it was registered, before any `init`.

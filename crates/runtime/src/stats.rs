@@ -1,5 +1,7 @@
 //! Counters of a stage, kept by its actors and read by anybody.
 
+use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// One stage's counters since the start. Atomic, relaxed: each is right by itself.
@@ -10,6 +12,10 @@ pub(crate) struct StageStats {
     pub(crate) filtered: Counter,
     pub(crate) requeued: Counter,
     pub(crate) dead_lettered: Counter,
+    /// Dead letters by the kind of their cause.
+    pub(crate) causes: Mutex<BTreeMap<&'static str, u64>>,
+    /// The time that components took, in nanoseconds, all workers together.
+    pub(crate) busy_ns: Counter,
     pub(crate) discarded: Counter,
     pub(crate) released: Counter,
     pub(crate) emitted: Counter,

@@ -1,8 +1,11 @@
 //! How a running pipeline is: states and counts.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::PoisonError;
 use std::time::Duration;
 
+use brigade_core::connector::Lag;
 use serde::Serialize;
 
 use crate::plan::StagePlan;
@@ -49,6 +52,19 @@ pub struct PipelineStatus {
     pub unaccounted: Vec<Unaccounted>,
 }
 
+/// How much waits for a stage in one of its queues.
+#[derive(Debug, Clone)]
+pub struct QueueDepth {
+    /// The pipeline.
+    pub pipeline: String,
+    /// The queue.
+    pub queue: String,
+    /// The stage that reads it.
+    pub stage: String,
+    /// How much.
+    pub lag: Lag,
+}
+
 /// Messages that the books cannot account for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Unaccounted {
@@ -93,6 +109,8 @@ pub struct StageStatus {
     pub requeued: u64,
     /// Messages kept as dead letters.
     pub dead_lettered: u64,
+    /// Dead letters by the kind of their cause.
+    pub causes: BTreeMap<&'static str, u64>,
     /// Messages given up on and not kept.
     pub discarded: u64,
     /// Messages given back undecided.
@@ -103,6 +121,8 @@ pub struct StageStatus {
     pub emitted: u64,
     /// Calls of the component.
     pub calls: u64,
+    /// The time that its components took, all workers together.
+    pub busy: Duration,
     /// Attempts that failed.
     pub failed_attempts: u64,
     /// Attempts that panicked.
@@ -136,11 +156,13 @@ impl StageStatus {
             filtered: stats.filtered.get(),
             requeued: stats.requeued.get(),
             dead_lettered: stats.dead_lettered.get(),
+            causes: stats.causes.lock().unwrap_or_else(PoisonError::into_inner).clone(),
             discarded: stats.discarded.get(),
             released: stats.released.get(),
             in_flight: in_flight as u64,
             emitted: stats.emitted.get(),
             calls: stats.calls.get(),
+            busy: Duration::from_nanos(stats.busy_ns.get()),
             failed_attempts: stats.failed_attempts.get(),
             panics: stats.panics.get(),
             timeouts: stats.timeouts.get(),

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use crate::events::{EventSender, Events};
 use crate::pipeline::{Pipeline, StartError};
 use crate::plan::{Plan, QueuePlace};
-use crate::status::{PipelineStatus, Stopped};
+use crate::status::{PipelineStatus, QueueDepth, Stopped};
 use crate::tree::{Command, Tree};
 
 /// Starts pipelines, in threads of its own, so that it can be embedded in any program: one with a
@@ -166,8 +166,14 @@ pub struct Running {
 #[error("{0}")]
 pub struct CommandError(String);
 
-impl Running {
-    /// How the pipelines are now.
+/// Looks at running pipelines, for as long as they run and no longer; cheap to clone.
+#[derive(Clone)]
+pub struct Watcher {
+    trees: Vec<TreeHandle>,
+}
+
+impl Watcher {
+    /// How the pipelines are now; those that have stopped are left out.
     pub async fn status(&self) -> Vec<PipelineStatus> {
         let mut all = Vec::with_capacity(self.trees.len());
         for tree in &self.trees {
@@ -180,6 +186,39 @@ impl Running {
     pub async fn is_ready(&self) -> bool {
         let all = self.status().await;
         all.len() == self.trees.len() && all.iter().all(PipelineStatus::is_ready)
+    }
+
+    /// How much waits in the queues that the stages here read.
+    pub async fn depths(&self) -> Vec<QueueDepth> {
+        let mut all = Vec::new();
+        for tree in &self.trees {
+            all.extend(tree.ask(Command::Depths).await.unwrap_or_default());
+        }
+        all
+    }
+}
+
+impl fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names = self.trees.iter().map(|tree| &tree.name);
+        f.debug_set().entries(names).finish()
+    }
+}
+
+impl Running {
+    /// How the pipelines are now.
+    pub async fn status(&self) -> Vec<PipelineStatus> {
+        self.watcher().status().await
+    }
+
+    /// Whether every stage of every pipeline is running.
+    pub async fn is_ready(&self) -> bool {
+        self.watcher().is_ready().await
+    }
+
+    /// What looks at the pipelines from elsewhere, such as a metrics endpoint.
+    pub fn watcher(&self) -> Watcher {
+        Watcher { trees: self.trees.clone() }
     }
 
     /// What happens from now on.

@@ -161,7 +161,7 @@ impl WorkLoop {
             let started = Instant::now();
             let Some(step) = self.handle_blocking(item.delivery, call).await else { return };
             let (went, retry) = (self.runner.take_went(), item.retry);
-            self.port.handled(usize::from(!retry), started.elapsed());
+            self.handled(usize::from(!retry), started.elapsed());
             match step {
                 Step::Retry(delivery, after) => self.retry(delivery, after),
                 Step::Parked(parked) => self.desk.park(parked, std::iter::empty()),

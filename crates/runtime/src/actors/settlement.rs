@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use brigade_core::connector::{Failed, FailedReason, Outgoing, Receipt};
@@ -188,6 +188,10 @@ impl Settler {
             cause = given_up.cause.kind.as_str(), attempts = given_up.delivery.attempts, "dead letter"
         );
         self.events.dead_letter(stage, &given_up);
+        let kind = given_up.cause.kind.as_str();
+        let mut causes = stage.stats.causes.lock().unwrap_or_else(PoisonError::into_inner);
+        *causes.entry(kind).or_default() += 1;
+        drop(causes);
         let now = now();
         let mut delivery = given_up.delivery;
         let message = std::mem::take(&mut delivery.message);

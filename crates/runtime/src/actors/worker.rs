@@ -207,12 +207,18 @@ impl WorkLoop {
         }
         self.send();
         self.desk.finish(self.runner.take_went());
-        self.port.handled(n, started.elapsed());
+        self.handled(n, started.elapsed());
     }
 
     /// Sends what waits to go over direct edges.
     pub(super) fn send(&mut self) {
         self.runner.send(self.port.lane);
+    }
+
+    /// So many were handled, in this time.
+    pub(super) fn handled(&self, n: usize, took: Duration) {
+        self.runner.site.stage.handled(n, took);
+        self.port.handled(n, took);
     }
 
     fn retry_if_asked(&self, step: Step) {
@@ -254,7 +260,7 @@ impl WorkLoop {
         }
         self.send();
         self.desk.finish(self.runner.take_went());
-        self.port.handled(n, begun.elapsed());
+        self.handled(n, begun.elapsed());
     }
 }
 

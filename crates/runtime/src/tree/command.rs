@@ -1,5 +1,6 @@
 //! What a program asks of a running pipeline.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
@@ -8,7 +9,7 @@ use tokio::sync::oneshot;
 use super::Tree;
 use super::line::Line;
 use crate::actors::Mode;
-use crate::status::{PipelineStatus, StageState, Stopped};
+use crate::status::{PipelineStatus, QueueDepth, StageState, Stopped};
 
 /// How often it is looked whether a stage that is to be scaled has resolved what it has in flight.
 const LOOK: Duration = Duration::from_millis(2);
@@ -19,6 +20,8 @@ const LOOK: Duration = Duration::from_millis(2);
 pub(crate) enum Command {
     /// How it is now.
     Status(oneshot::Sender<PipelineStatus>),
+    /// How much waits in the queues.
+    Depths(oneshot::Sender<Vec<QueueDepth>>),
     /// Stop pulling for a stage.
     Pause { stage: String, reply: Reply },
     /// Stop pulling for a stage, and answer when nothing of it is in flight.
@@ -49,6 +52,7 @@ impl Handler<Command> for Tree {
         // Who asked may be gone by the time of the answer; that is no error anywhere here.
         match command {
             Command::Status(reply) => drop(reply.send(self.status())),
+            Command::Depths(reply) => self.depths(reply, ctx),
             Command::Pause { stage, reply } => self.pause_and_tell(&stage, reply, ctx),
             Command::Drain { stage, reply } => self.drain(&stage, reply, ctx),
             Command::End { stage, deadline, reply } => self.end_stage(&stage, deadline, reply, ctx),
@@ -117,6 +121,31 @@ impl Tree {
             self.set_state(member, StageState::Paused, None);
         }
         Ok(root)
+    }
+
+    /// Asks each queue once for each stage; one that cannot be asked is left out.
+    fn depths(&self, reply: oneshot::Sender<Vec<QueueDepth>>, ctx: &mut Context<Self>) {
+        let entries = self.lines.values().flat_map(Line::consumers);
+        let mut asked = std::collections::BTreeMap::new();
+        for entry in entries {
+            asked.entry((entry.stage, entry.place().0)).or_insert_with(|| entry.clone());
+        }
+        let plan = Arc::clone(&self.plan);
+        let ask = async move {
+            let mut depths = Vec::with_capacity(asked.len());
+            for ((stage, queue), entry) in asked {
+                let Ok(lag) = entry.consumer.lag().await else { continue };
+                depths.push(QueueDepth {
+                    pipeline: plan.pipeline.to_string(),
+                    queue: plan.queues[usize::from(queue)].spec.name.to_string(),
+                    stage: plan.stages[usize::from(stage)].name.to_string(),
+                    lag,
+                });
+            }
+            // Who asked may be gone.
+            let _ = reply.send(depths);
+        };
+        ctx.spawn(ask.into_actor(self));
     }
 
     /// Answers when no more is pulled.

@@ -1,0 +1,112 @@
+//! What is told, and under which names. `docs/metrics.md` lists them; a test holds the two together.
+
+use brigade_runtime::{PipelineStatus, QueueDepth, StageState, StageStatus};
+use metrics::{Label, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
+
+/// A counter's name, what it means, and where it stands in the status.
+type Count = (&'static str, &'static str, fn(&StageStatus) -> u64);
+
+/// The counters of a stage.
+const COUNTERS: [Count; 12] = [
+    ("brigade_messages_received_total", "Messages handed to the stage.", |s| s.received),
+    ("brigade_messages_acked_total", "Messages done, their outputs confirmed.", |s| s.acked),
+    ("brigade_messages_filtered_total", "Messages that became nothing on purpose.", |s| s.filtered),
+    ("brigade_messages_requeued_total", "Messages put back after a failed attempt.", |s| {
+        s.requeued
+    }),
+    ("brigade_messages_released_total", "Messages given back undecided.", |s| s.released),
+    ("brigade_messages_discarded_total", "Messages given up on and not kept.", |s| s.discarded),
+    ("brigade_outputs_total", "Outputs to queues.", |s| s.emitted),
+    ("brigade_calls_total", "Calls of the component.", |s| s.calls),
+    ("brigade_failed_attempts_total", "Attempts that failed.", |s| s.failed_attempts),
+    ("brigade_panics_total", "Attempts that panicked.", |s| s.panics),
+    ("brigade_timeouts_total", "Attempts that took too long.", |s| s.timeouts),
+    ("brigade_restarts_total", "Actors started again, and starts tried again.", |s| s.restarts),
+];
+
+const DEAD_LETTERS: &str = "brigade_dead_letters_total";
+const BUSY: &str = "brigade_busy_milliseconds_total";
+const IN_FLIGHT: &str = "brigade_in_flight";
+const WORKERS: &str = "brigade_workers";
+const RUNNING: &str = "brigade_stage_running";
+const BLOCKED: &str = "brigade_stage_blocked";
+const STUCK: &str = "brigade_stuck_threads";
+const UNACCOUNTED: &str = "brigade_unaccounted_messages";
+const DEPTH: &str = "brigade_queue_messages";
+const AGE: &str = "brigade_queue_oldest_age_seconds";
+const COMPONENT: &str = "brigade_component_seconds";
+
+/// Tells the recorder what the metrics mean.
+pub(crate) fn describe() {
+    for (name, text, _) in COUNTERS {
+        describe_counter!(name, text);
+    }
+    describe_counter!(DEAD_LETTERS, "Dead letters, by the kind of their cause.");
+    describe_counter!(BUSY, Unit::Milliseconds, "Time in components, all workers together.");
+    describe_gauge!(IN_FLIGHT, "Messages delivered and unresolved.");
+    describe_gauge!(WORKERS, "Workers.");
+    describe_gauge!(RUNNING, "1 if the stage is running.");
+    describe_gauge!(BLOCKED, "1 if outputs wait for a queue that does not take them.");
+    describe_gauge!(STUCK, "Threads of blocking calls that were given up on and still run.");
+    describe_gauge!(UNACCOUNTED, "Messages that the books cannot account for: 0 when all is well.");
+    describe_gauge!(DEPTH, "Messages that wait for the stage: ready, delayed, in_flight, parked.");
+    describe_gauge!(AGE, Unit::Seconds, "How long the oldest ready message has waited.");
+    describe_histogram!(COMPONENT, Unit::Seconds, "How long one message takes in the component.");
+}
+
+/// Puts the state of a pipeline into the metrics.
+pub(crate) fn publish(pipeline: &PipelineStatus) {
+    for stage in &pipeline.stages {
+        let labels = vec![
+            Label::new("pipeline", pipeline.pipeline.clone()),
+            Label::new("stage", stage.stage.clone()),
+        ];
+        for (name, _, value) in COUNTERS {
+            counter!(name, labels.clone()).absolute(value(stage));
+        }
+        for (kind, count) in &stage.causes {
+            let mut labels = labels.clone();
+            labels.push(Label::new("cause", *kind));
+            counter!(DEAD_LETTERS, labels).absolute(*count);
+        }
+        let busy = u64::try_from(stage.busy.as_millis()).unwrap_or(u64::MAX);
+        counter!(BUSY, labels.clone()).absolute(busy);
+        let lost = pipeline.unaccounted.iter().filter(|wrong| wrong.stage == stage.stage);
+        let lost: u64 = lost.map(|wrong| wrong.messages.unsigned_abs()).sum();
+        let is = |yes: bool| if yes { 1.0 } else { 0.0 };
+        for (name, value) in [
+            (IN_FLIGHT, stage.in_flight as f64),
+            (WORKERS, stage.workers as f64),
+            (RUNNING, is(stage.state == StageState::Running)),
+            (BLOCKED, is(stage.blocked)),
+            (STUCK, stage.stuck_threads as f64),
+            (UNACCOUNTED, lost as f64),
+        ] {
+            gauge!(name, labels.clone()).set(value);
+        }
+    }
+}
+
+/// Puts the depth of a queue into the metrics, as far as it is known.
+pub(crate) fn publish_depth(depth: &QueueDepth) {
+    let labels = vec![
+        Label::new("pipeline", depth.pipeline.clone()),
+        Label::new("stage", depth.stage.clone()),
+        Label::new("queue", depth.queue.clone()),
+    ];
+    let lag = &depth.lag;
+    for (state, count) in [
+        ("ready", lag.ready),
+        ("delayed", lag.delayed),
+        ("in_flight", lag.in_flight),
+        ("parked", lag.parked),
+    ] {
+        let Some(count) = count else { continue };
+        let mut labels = labels.clone();
+        labels.push(Label::new("state", state));
+        gauge!(DEPTH, labels).set(count as f64);
+    }
+    if lag.age.is_some() || lag.ready == Some(0) {
+        gauge!(AGE, labels).set(lag.age.unwrap_or_default().as_secs_f64());
+    }
+}

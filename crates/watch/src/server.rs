@@ -1,0 +1,137 @@
+//! The small web server.
+
+use std::net::SocketAddr;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use actix_web::dev::ServerHandle;
+use actix_web::{App, HttpResponse, HttpServer, Responder, get, rt, web};
+use brigade_runtime::{StageState, Watcher};
+use metrics_exporter_prometheus::PrometheusHandle;
+
+use crate::names;
+
+/// Connections at once; more wait.
+const CONNECTIONS_MAX: usize = 64;
+/// How long a client may take for its request.
+const REQUEST_MAX: Duration = Duration::from_secs(5);
+
+/// Why nothing is served.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ServeError(String);
+
+impl ServeError {
+    pub(crate) fn recorder(error: &str) -> Self {
+        Self(format!("metrics cannot be kept: {error}; another recorder is installed"))
+    }
+}
+
+/// A server that runs until it is dropped.
+#[derive(Debug)]
+pub struct Server {
+    address: SocketAddr,
+    handle: ServerHandle,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Server {
+    /// Where it listens: the port that was taken, if 0 was asked for.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // The future only waits for the server to have ended, as does joining the thread.
+        drop(self.handle.stop(false));
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Serves the metrics and the health of pipelines at this address.
+///
+/// # Errors
+/// The address is taken or not of this machine, or the program has another recorder.
+pub fn serve(address: SocketAddr, watcher: Watcher) -> Result<Server, ServeError> {
+    let recorder = crate::recorder()?.clone();
+    let wrong = |error: std::io::Error| {
+        ServeError(format!("metrics cannot be served at {address}: {error}"))
+    };
+    let listener = std::net::TcpListener::bind(address).map_err(wrong)?;
+    let address = listener.local_addr().map_err(wrong)?;
+    let (ready, started) = std::sync::mpsc::channel();
+    let run = move || {
+        rt::System::new().block_on(async move {
+            let site = web::Data::new(Site { watcher, recorder });
+            let app = move || {
+                App::new().app_data(site.clone()).service(metrics).service(live).service(is_ready)
+            };
+            let server = HttpServer::new(app)
+                .workers(1)
+                .max_connections(CONNECTIONS_MAX)
+                .client_request_timeout(REQUEST_MAX)
+                .disable_signals()
+                .listen(listener);
+            match server.map(HttpServer::run) {
+                Ok(server) => {
+                    let _ = ready.send(Ok(server.handle()));
+                    let _ = server.await;
+                }
+                Err(error) => drop(ready.send(Err(error))),
+            }
+        });
+    };
+    let thread = std::thread::Builder::new().name("brigade-watch".to_owned()).spawn(run);
+    let thread = Some(thread.map_err(wrong)?);
+    let handle = started.recv().map_err(|_| ServeError("the server did not start".to_owned()))?;
+    Ok(Server { address, handle: handle.map_err(wrong)?, thread })
+}
+
+struct Site {
+    watcher: Watcher,
+    recorder: PrometheusHandle,
+}
+
+#[get("/metrics")]
+async fn metrics(site: web::Data<Site>) -> impl Responder {
+    for pipeline in site.watcher.status().await {
+        names::publish(&pipeline);
+    }
+    for depth in site.watcher.depths().await {
+        names::publish_depth(&depth);
+    }
+    site.recorder.run_upkeep();
+    HttpResponse::Ok()
+        .content_type("text/plain; version=0.0.4; charset=utf-8")
+        .body(site.recorder.render())
+}
+
+#[get("/health/live")]
+async fn live() -> impl Responder {
+    HttpResponse::Ok().body("live\n")
+}
+
+#[get("/health/ready")]
+async fn is_ready(site: web::Data<Site>) -> impl Responder {
+    if site.watcher.is_ready().await {
+        return HttpResponse::Ok().body("ready\n");
+    }
+    let status = site.watcher.status().await;
+    let stages = status.iter().flat_map(|pipeline| {
+        let waiting = pipeline.stages.iter().filter(|stage| stage.state != StageState::Running);
+        waiting.map(|stage| {
+            serde_json::json!({
+                "pipeline": pipeline.pipeline, "stage": stage.stage, "state": stage.state,
+                "error": stage.error,
+            })
+        })
+    });
+    let stages: Vec<_> = stages.collect();
+    HttpResponse::ServiceUnavailable()
+        .content_type("application/json")
+        .body(serde_json::json!({ "not_ready": stages }).to_string())
+}

@@ -1,0 +1,154 @@
+//! Metrics, health and log lines of the real command.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that stops says where"
+)]
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, ChildStderr, Command, Stdio};
+
+const YAML: &str = "
+pipeline: watched
+state: state
+metrics: 127.0.0.1:0
+log: { stats: 50ms }
+queues:
+  in: { type: generator, template: { n: '{{int 0 9}}' }, rate: 2000 }
+  kept: { type: embedded }
+  out: { type: file, path: out.jsonl }
+stages:
+  sort: { component: { map: 'if .n == 0 then error else . end' }, input: in, outputs: [kept] }
+  copy: { component: pass, input: kept, outputs: [out] }
+";
+
+/// A run that is killed at the end of its test.
+struct Run {
+    child: Child,
+    lines: std::io::Lines<BufReader<ChildStderr>>,
+    address: String,
+    _directory: tempfile::TempDir,
+}
+
+impl Run {
+    fn start(yaml: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("p.yaml"), yaml).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
+        command.current_dir(directory.path()).args(["run", "p.yaml"]).env_remove("RUST_LOG");
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let line = lines.by_ref().map(Result::unwrap).find(|line| line.contains("metrics at"));
+        let line = line.expect("it says where its metrics are");
+        let (_, address) = line.split_once("http://").unwrap();
+        let address = address.trim_end_matches("/metrics").to_owned();
+        Self { child, lines, address, _directory: directory }
+    }
+
+    fn get(&self, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let code = text.split(' ').nth(1).unwrap().parse().unwrap();
+        let (_, body) = text.split_once("\r\n\r\n").unwrap();
+        (code, body.to_owned())
+    }
+
+    /// Asks until the answer is as it should be.
+    fn until(&self, path: &str, is_so: impl Fn(u16, &str) -> bool) -> String {
+        let begun = std::time::Instant::now();
+        loop {
+            let (code, body) = self.get(path);
+            if is_so(code, &body) {
+                return body;
+            }
+            assert!(begun.elapsed().as_secs() < 30, "{path} still answers {code} {body}");
+        }
+    }
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The value of a line of the exposition.
+fn value(text: &str, line: &str) -> f64 {
+    let found = text.lines().find_map(|have| have.strip_prefix(line));
+    found.map_or(0.0, |value| value.trim().parse().unwrap())
+}
+
+#[test]
+fn metrics_are_those_of_the_documentation_and_tell_what_happens() {
+    let run = Run::start(YAML);
+    assert_eq!(run.get("/health/live").0, 200);
+    run.until("/health/ready", |code, _| code == 200);
+    let acked = "brigade_messages_acked_total{pipeline=\"watched\",stage=\"copy\"}";
+    let text = run.until("/metrics", |_, body| value(body, acked) > 100.0);
+    let dead = "brigade_dead_letters_total{pipeline=\"watched\",stage=\"sort\",cause=\"rejected\"}";
+    assert!(value(&text, dead) > 0.0, "{text}");
+    let lost = "brigade_unaccounted_messages{pipeline=\"watched\",stage=\"sort\"}";
+    assert!(text.contains(lost) && value(&text, lost) == 0.0, "{text}");
+    assert!(text.contains("brigade_component_seconds_bucket{"), "{text}");
+
+    let type_of = |line: &str| {
+        let mut words = line.strip_prefix("# TYPE ")?.split(' ');
+        Some((words.next()?.to_owned(), words.next()?.to_owned()))
+    };
+    let told: BTreeSet<_> = text.lines().filter_map(type_of).collect();
+    let documented = include_str!("../docs/metrics.md");
+    let row = |line: &str| {
+        let mut cells = line.strip_prefix("| `brigade_")?.split('|');
+        let name = format!("brigade_{}", cells.next()?.trim().trim_end_matches('`'));
+        Some((name, cells.next()?.trim().to_owned()))
+    };
+    let documented: BTreeSet<_> = documented.lines().filter_map(row).collect();
+    let missing: Vec<_> = told.difference(&documented).collect();
+    assert!(missing.is_empty(), "not in docs/metrics.md: {missing:?}");
+    let never: Vec<_> = documented.difference(&told).collect();
+    assert!(never.is_empty(), "in docs/metrics.md, but never told: {never:?}");
+}
+
+#[test]
+fn a_stage_that_is_not_running_makes_the_process_unready_and_says_why() {
+    let waiting = YAML.replace(
+        "component: pass",
+        "component: { lookup: { file: missing.csv, key: k, match: [{ field: n, add: { m: k } }] } }",
+    );
+    let run = Run::start(&waiting);
+    let body = run.until("/health/ready", |code, body| code == 503 && body.contains("missing.csv"));
+    assert!(body.contains("\"stage\":\"copy\""), "{body}");
+    assert_eq!(run.get("/health/live").0, 200);
+}
+
+#[test]
+fn each_stage_tells_its_counts_from_time_to_time() {
+    let mut run = Run::start(YAML);
+    let stats = |stage: &'static str| {
+        move |line: &String| {
+            line.contains("STATS") && line.contains(&format!("stage=\"{stage}\""))
+                || line.contains("STATS") && line.contains(&format!("stage={stage}"))
+        }
+    };
+    assert!(run.lines.by_ref().map(Result::unwrap).any(|line| stats("sort")(&line)));
+    assert!(run.lines.by_ref().map(Result::unwrap).any(|line| stats("copy")(&line)));
+}
+
+#[test]
+fn an_address_that_is_taken_is_told() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let yaml = YAML.replace("127.0.0.1:0", &taken.local_addr().unwrap().to_string());
+    std::fs::write(directory.path().join("p.yaml"), yaml).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
+    let output = command.current_dir(directory.path()).args(["run", "p.yaml"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("metrics cannot be served at 127.0.0.1:"), "{error}");
+}
