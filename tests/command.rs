@@ -313,3 +313,42 @@ stages: { copy: { component: pass, input: in, outputs: [back] } }
     let rows = [r#"{"a":"1","b":"x, y"}"#, r#"{"a":"2","b":"q\"q"}"#];
     assert_eq!(lines, ["last", "short", rows[0], rows[1]]);
 }
+
+#[test]
+fn the_cases_of_a_test_file_pass_or_say_what_is_wrong() {
+    let mut passing = Command::new(env!("CARGO_BIN_EXE_brigade"));
+    let passing = passing.args(["test", "pipelines/flights.test.yaml"]).output().unwrap();
+    let (out, _) = ended(&passing, 0);
+    assert!(out.contains("2 passed, 0 failed"), "{out}");
+
+    let place = Place::new("p.yaml", YAML);
+    let cases = "
+pipeline: p.yaml
+cases:
+  - name: what is big goes on
+    send: { in: [{ n: 11 }, { n: 3 }, { n: 12 }] }
+    expect: { outputs: { out: [{ n: 12 }, { n: 11 }] }, outcomes: { sort: { filtered: 1 } } }
+  - name: wrong in many ways
+    send: { in: [{ n: 11 }, { raw: '{' }] }
+    expect:
+      outputs: { out: [{ n: 99 }] }
+      dead_letters: { copy: [{ cause: panic }] }
+      outcomes: { sort: { filtered: 7 } }
+";
+    place.write("p.test.yaml", cases);
+    let (out, _) = place.run(&["test", "p.test.yaml"], 4);
+    for said in [
+        "ok      p.test.yaml: what is big goes on",
+        "FAILED  p.test.yaml: wrong in many ways",
+        "queue `out`: missing {\"n\":99}",
+        "queue `out`: not expected {\"n\":11}",
+        "stage `sort`: 7 filtered expected, 0 found",
+        "stage `sort`: dead letter not expected: decode",
+        "stage `copy`: no dead letter is",
+        "1 passed, 1 failed",
+    ] {
+        assert!(out.contains(said), "`{said}` is not in:\n{out}");
+    }
+    place.run(&["test", "p.test.yaml", "--only", "big"], 0);
+    assert!(!place.path("state").exists(), "nothing of the pipeline's own is touched");
+}

@@ -8,6 +8,7 @@ mod graph;
 mod queues;
 mod run;
 mod schema;
+mod test;
 
 use std::process::ExitCode;
 
@@ -43,6 +44,8 @@ enum Command {
     Graph(graph::Graph),
     /// Print the JSON Schema of pipeline files, for editors.
     Schema,
+    /// Run the cases of test files.
+    Test(test::Test),
     /// Look into queues.
     Queues(queues::Queues),
     /// Look at dead letters, and send them back.
@@ -80,6 +83,7 @@ async fn dispatch(command: Command, registry: &Registry) -> anyhow::Result<Exit>
         Command::Check(check) => check.run(registry),
         Command::Graph(graph) => graph.run(registry),
         Command::Schema => schema::run(registry),
+        Command::Test(test) => test.run(registry).await,
         Command::Queues(queues) => queues.run(registry).await,
         Command::DeadLetters(dead_letters) => dead_letters.run(registry).await,
     }

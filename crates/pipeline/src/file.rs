@@ -15,7 +15,8 @@ pub struct PipelineFile {
     /// The pipeline's name, a label in logs, metrics and the state.
     pub pipeline: String,
     /// The directory where the pipeline keeps what must survive: embedded queues, file positions,
-    /// dead letters. Default: the user's state directory.
+    /// dead letters. A relative path starts at the working directory, as all paths of data do.
+    /// Default: the user's state directory.
     #[serde(default)]
     pub state: Option<String>,
     /// Threads that carry the pipeline. Default: the number of cores.

@@ -27,7 +27,7 @@ pub use diagnostic::{Diagnostic, Diagnostics, Severity};
 pub use file::{Exhausted, Expiry, LogFormat, PipelineFile};
 pub use format::Format;
 pub use graph::GraphFormat;
-pub use load::{Catalog, CatalogComponent, Loaded, Overrides, load_str};
+pub use load::{Catalog, CatalogComponent, Loaded, Overrides, load_str, read};
 pub use node::Origin;
 pub use schema::json_schema;
 pub use topology::{

@@ -6,7 +6,7 @@ mod stages;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use brigade_core::restart::RestartPolicy;
@@ -15,7 +15,7 @@ use indexmap::IndexMap;
 use crate::changes::fingerprint;
 use crate::diagnostic::{Findings, Severity, did_you_mean};
 use crate::file::PipelineFile;
-use crate::load::{Catalog, beside};
+use crate::load::Catalog;
 use crate::node::Node;
 use crate::topology::{Inputs, Queue, Stage, Topology};
 
@@ -73,7 +73,7 @@ fn topology(
     Topology {
         pipeline,
         directory: directory.to_path_buf(),
-        state: file.state.as_deref().map(|path| beside(directory, path)),
+        state: file.state.as_ref().map(PathBuf::from),
         lanes: file.lanes.map_or(cores, usize::from),
         restart,
         stop_deadline: file.stop_deadline.0,

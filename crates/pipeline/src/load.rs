@@ -82,29 +82,46 @@ impl PipelineFile {
         overrides: &Overrides,
         catalog: &dyn Catalog,
     ) -> Result<Loaded, Diagnostics> {
-        let name = path.display().to_string();
-        let refuse = |code, message: String, help: Option<&str>| {
-            let origin = Origin::File { file: name.as_str().into(), line: 1, column: 1 };
-            let mut findings = Findings::default();
-            findings.add(Severity::Error, code, &origin, &[], message).help =
-                help.map(str::to_owned);
-            Diagnostics(findings.into_sorted())
-        };
-        let format = Format::of(path).ok_or_else(|| {
-            let help = Some("name it .yaml, .yml, .toml or .json");
-            refuse("format", "the file's extension says no format".to_owned(), help)
-        })?;
-        let unreadable = |error: std::io::Error| {
-            refuse("unreadable", format!("the pipeline file cannot be read: {error}"), None)
-        };
-        let length = std::fs::metadata(path).map_err(unreadable)?.len();
-        if length > FILE_MAX {
-            return Err(refuse("too_large", format!("{length} bytes; at most {FILE_MAX}"), None));
-        }
-        let text = std::fs::read_to_string(path).map_err(unreadable)?;
+        let (name, format, text) = text_of(path)?;
         let directory = path.parent().unwrap_or(Path::new("")).to_path_buf();
         load_str(&name, format, &text, &directory, overrides, catalog)
     }
+}
+
+/// Reads a YAML, TOML or JSON file as it is: no variables, no layers, no checks but of its syntax.
+///
+/// # Errors
+/// It cannot be read or parsed, or a key stands twice.
+pub fn read(path: &Path) -> Result<Value, Diagnostics> {
+    let (name, format, text) = text_of(path)?;
+    let mut findings = Findings::default();
+    match format.parse(&name, &text, &mut findings) {
+        Some(node) if !findings.has_errors() => Ok(node.to_json()),
+        _ => Err(Diagnostics(findings.into_sorted())),
+    }
+}
+
+/// A file's name, format and text.
+fn text_of(path: &Path) -> Result<(String, Format, String), Diagnostics> {
+    let name = path.display().to_string();
+    let refuse = |code, message: String, help: Option<&str>| {
+        let origin = Origin::File { file: name.as_str().into(), line: 1, column: 1 };
+        let mut findings = Findings::default();
+        findings.add(Severity::Error, code, &origin, &[], message).help = help.map(str::to_owned);
+        Diagnostics(findings.into_sorted())
+    };
+    let format = Format::of(path).ok_or_else(|| {
+        let help = Some("name it .yaml, .yml, .toml or .json");
+        refuse("format", "the file's extension says no format".to_owned(), help)
+    })?;
+    let unreadable =
+        |error: std::io::Error| refuse("unreadable", format!("it cannot be read: {error}"), None);
+    let length = std::fs::metadata(path).map_err(unreadable)?.len();
+    if length > FILE_MAX {
+        return Err(refuse("too_large", format!("{length} bytes; at most {FILE_MAX}"), None));
+    }
+    let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    Ok((name, format, text))
 }
 
 /// Checks a text as a file of this name in this directory.

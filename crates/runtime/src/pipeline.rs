@@ -36,7 +36,8 @@ pub struct StartError {
 }
 
 impl StartError {
-    pub(crate) fn new(message: impl Into<String>) -> Self {
+    /// With this explanation.
+    pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), source: None }
     }
 }
@@ -136,6 +137,21 @@ impl Pipeline {
             )
         })?;
         Ok(base.join("brigade").join(self.name()))
+    }
+
+    /// Puts all its queues on this connector, whatever the file says, for trying it. Settings and
+    /// limits of the queues are left out; schemas, keys and event times stay.
+    #[must_use]
+    pub fn on(mut self, connector: Arc<dyn Connector>) -> Self {
+        let kind = connector.type_name();
+        for queue in self.topology.queues.values_mut() {
+            queue.type_name = kind.to_owned();
+            queue.spec.settings = json!({});
+            queue.spec.limit = Default::default();
+            queue.features = connector.features(&queue.spec.settings);
+        }
+        self.connectors.insert(kind.to_owned(), connector);
+        self
     }
 
     /// Opens the state.

@@ -1,4 +1,5 @@
-//! The conformance suite of connectors: one call for any connector, also one of your own.
+//! For tests: [`Trial`] drives a whole pipeline on memory queues, and the conformance suite tests a
+//! connector, also one of your own, with one call.
 //!
 //! ```ignore
 //! brigade_testkit::conformance!(|| async { my_fixture() });
@@ -11,8 +12,10 @@
 pub mod conformance;
 
 mod fixture;
+mod trial;
 
 pub use fixture::{Disturb, Fixture};
+pub use trial::Trial;
 
 /// One test for each property of the suite; the argument is a function that makes a
 /// [`Fixture`](crate::Fixture). The caller depends on tokio with `macros` and `rt`.

@@ -34,6 +34,6 @@ pub struct StageSite {
     pub outputs: Vec<Arc<str>>,
     /// Whether a value without a named output goes to all of them.
     pub copy: bool,
-    /// The directory of the pipeline file; relative paths in settings start there.
+    /// The directory of the pipeline file.
     pub directory: std::path::PathBuf,
 }

@@ -1,0 +1,291 @@
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use brigade_core::{DeadLetter, Message, Period};
+use brigade_pipeline::{Overrides, PipelineFile};
+use brigade_runtime::{Pipeline, Registry};
+use brigade_testkit::Trial;
+use clap::Args;
+use serde::Deserialize;
+use serde_json::{Map, Value};
+
+use crate::Exit;
+use crate::common::{complain, print};
+
+/// Run the cases of test files: messages that are sent to a pipeline, and what is expected of it.
+///
+/// A case has a pipeline of its own, with memory in the place of each queue.
+#[derive(Debug, Args)]
+pub(crate) struct Test {
+    /// The test files, as `orders.test.yaml`; also .toml and .json.
+    #[arg(required = true)]
+    files: Vec<PathBuf>,
+    /// Only cases whose name contains this.
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
+}
+
+/// A test file.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TestFile {
+    /// The pipeline file, beside the test file.
+    pipeline: PathBuf,
+    /// Variables for the pipeline file, over those of the environment.
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+    cases: Vec<Case>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Case {
+    name: String,
+    /// What is sent, by queue: payloads, or messages with `payload` or `raw`, `key`, `headers`.
+    send: BTreeMap<String, Vec<Value>>,
+    #[serde(default)]
+    expect: Expect,
+    /// How long it may take. Default: 30s.
+    timeout: Option<Period>,
+}
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Expect {
+    /// Payloads by queue, each as it is; a queue that nobody reads and that is not here stays empty.
+    #[serde(default)]
+    outputs: BTreeMap<String, Vec<Value>>,
+    /// Whether outputs come in this order. Default: in any.
+    #[serde(default)]
+    ordered: bool,
+    /// Dead letters by stage; a stage that is not here has none.
+    #[serde(default)]
+    dead_letters: BTreeMap<String, Vec<ExpectedLetter>>,
+    /// How many messages of a stage came to an outcome, by stage.
+    #[serde(default)]
+    outcomes: BTreeMap<String, Outcomes>,
+}
+
+/// Outcomes of a stage; what is not here may be any number.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Outcomes {
+    acked: Option<u64>,
+    filtered: Option<u64>,
+    discarded: Option<u64>,
+    failed_attempts: Option<u64>,
+}
+
+/// What is expected of a dead letter; what is not here may be anything.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ExpectedLetter {
+    cause: Option<String>,
+    /// A part of what the cause says.
+    message: Option<String>,
+    attempts: Option<u32>,
+    payload: Option<Value>,
+}
+
+const TIMEOUT: Duration = Duration::from_secs(30);
+
+impl Test {
+    pub(crate) async fn run(&self, registry: &Registry) -> anyhow::Result<Exit> {
+        let (mut passed, mut failed) = (0_usize, 0_usize);
+        for path in &self.files {
+            let file = read(path)?;
+            for case in &file.cases {
+                if self.only.as_ref().is_some_and(|only| !case.name.contains(only)) {
+                    continue;
+                }
+                let begun = Instant::now();
+                let wrong = run_case(path, &file, case, registry).await;
+                let place = path.display();
+                match &wrong[..] {
+                    [] => {
+                        passed += 1;
+                        print(&format!("ok      {place}: {} ({:.0?})", case.name, begun.elapsed()));
+                    }
+                    wrong => {
+                        failed += 1;
+                        print(&format!("FAILED  {place}: {}", case.name));
+                        wrong.iter().for_each(|what| print(&format!("        {what}")));
+                    }
+                }
+            }
+        }
+        print(&format!("{passed} passed, {failed} failed"));
+        Ok(if failed == 0 { Exit::Done } else { Exit::Failed })
+    }
+}
+
+fn read(path: &Path) -> anyhow::Result<TestFile> {
+    let value = brigade_pipeline::read(path)?;
+    serde_json::from_value(value).with_context(|| format!("{} is no test file", path.display()))
+}
+
+/// What is wrong with a case: nothing, or line by line.
+async fn run_case(path: &Path, file: &TestFile, case: &Case, registry: &Registry) -> Vec<String> {
+    let trial = match start(path, file, registry).await {
+        Ok(trial) => trial,
+        Err(error) => {
+            complain(&error);
+            return vec!["the pipeline did not start".to_owned()];
+        }
+    };
+    let mut wrong = Vec::new();
+    for (queue, messages) in &case.send {
+        match messages.iter().map(message).collect::<Result<Vec<_>, _>>() {
+            Ok(messages) => trial.send(queue, messages),
+            Err(what) => wrong.push(format!("queue `{queue}`: {what}")),
+        }
+    }
+    let timeout = case.timeout.map_or(TIMEOUT, |timeout| timeout.0);
+    match trial.settle_within(timeout).await {
+        Ok(true) => {}
+        Ok(false) => wrong.push(format!("not done within {timeout:?}")),
+        Err(error) => wrong.push(error.to_string()),
+    }
+    check_outputs(&trial, case, &mut wrong).await;
+    check_dead_letters(&trial, case, &mut wrong).await;
+    trial.end().await;
+    wrong
+}
+
+async fn start(path: &Path, file: &TestFile, registry: &Registry) -> anyhow::Result<Trial> {
+    let directory = path.parent().unwrap_or(Path::new(""));
+    let mut overrides = Overrides::from_env();
+    overrides.variables.retain(|(name, _)| !file.env.contains_key(name));
+    overrides.variables.extend(file.env.clone());
+    let loaded = PipelineFile::load(&directory.join(&file.pipeline), &overrides, registry)?;
+    Ok(Trial::start(Pipeline::new(loaded.topology, registry)?).await?)
+}
+
+/// A message as a test file has it: a payload, or an object with `raw` or `payload`.
+fn message(value: &Value) -> Result<Message, String> {
+    let Some(keys) = value.as_object().filter(|keys| is_message(keys)) else {
+        return Ok(Message::new(value.to_string()));
+    };
+    let text = |key: &str| match keys.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(other) => Err(format!("`{key}` is a text, not {other}")),
+    };
+    let mut message = match (text("raw")?, keys.get("payload")) {
+        (Some(raw), None) => Message::new(raw),
+        (None, Some(payload)) => Message::new(payload.to_string()),
+        _ => return Err("a message has `raw` or `payload`".to_owned()),
+    };
+    message.key = text("key")?.map(Into::into);
+    if let Some(Value::Object(headers)) = keys.get("headers") {
+        for (name, value) in headers {
+            let value = value.as_str().ok_or("headers are texts")?.to_owned();
+            message.headers.push(name, Some(value.into()));
+        }
+    }
+    Ok(message)
+}
+
+fn is_message(keys: &Map<String, Value>) -> bool {
+    const KEYS: [&str; 4] = ["raw", "payload", "key", "headers"];
+    let says = keys.contains_key("raw") || keys.contains_key("payload");
+    says && keys.keys().all(|key| KEYS.contains(&key.as_str()))
+}
+
+/// A payload as JSON, or its text.
+fn payload(message: &Message) -> Value {
+    let bytes = message.payload.as_deref().unwrap_or(b"null");
+    let text = || Value::String(String::from_utf8_lossy(bytes).into_owned());
+    serde_json::from_slice(bytes).unwrap_or_else(|_| text())
+}
+
+async fn check_outputs(trial: &Trial, case: &Case, wrong: &mut Vec<String>) {
+    let read = trial.read_queues();
+    let mut queues: Vec<&str> = case.expect.outputs.keys().map(String::as_str).collect();
+    queues.extend(trial.queues().filter(|queue| !read.contains(queue)));
+    queues.sort_unstable();
+    queues.dedup();
+    for queue in queues {
+        let got: Vec<Value> = trial.outputs(queue).iter().map(payload).collect();
+        let expected = case.expect.outputs.get(queue).cloned().unwrap_or_default();
+        compare(&format!("queue `{queue}`"), expected, got, case.expect.ordered, wrong);
+    }
+    let status = trial.status().await;
+    for (name, outcomes) in &case.expect.outcomes {
+        let Some(stage) = status.stage(name) else {
+            wrong.push(format!("no stage `{name}`"));
+            continue;
+        };
+        for (what, expected, got) in [
+            ("acked", outcomes.acked, stage.acked),
+            ("filtered", outcomes.filtered, stage.filtered),
+            ("discarded", outcomes.discarded, stage.discarded),
+            ("failed_attempts", outcomes.failed_attempts, stage.failed_attempts),
+        ] {
+            if expected.is_some_and(|expected| expected != got) {
+                let expected = expected.unwrap_or_default();
+                wrong.push(format!("stage `{name}`: {expected} {what} expected, {got} found"));
+            }
+        }
+    }
+}
+
+/// Tells what of two lists is only in one of them.
+fn compare(
+    place: &str,
+    expected: Vec<Value>,
+    got: Vec<Value>,
+    ordered: bool,
+    wrong: &mut Vec<String>,
+) {
+    if ordered {
+        let first = (0..expected.len().max(got.len())).find(|at| expected.get(*at) != got.get(*at));
+        if let Some(at) = first {
+            let show = |value: Option<&Value>| value.map_or("nothing".to_owned(), Value::to_string);
+            let (want, have) = (show(expected.get(at)), show(got.get(at)));
+            wrong.push(format!("{place}, output {}: {want} expected, {have} found", at + 1));
+        }
+        return;
+    }
+    let mut left = got;
+    for want in expected {
+        match left.iter().position(|have| *have == want) {
+            Some(at) => drop(left.remove(at)),
+            None => wrong.push(format!("{place}: missing {want}")),
+        }
+    }
+    wrong.extend(left.iter().map(|have| format!("{place}: not expected {have}")));
+}
+
+async fn check_dead_letters(trial: &Trial, case: &Case, wrong: &mut Vec<String>) {
+    let status = trial.status().await;
+    let unknown = case.expect.dead_letters.keys().filter(|name| status.stage(name).is_none());
+    wrong.extend(unknown.map(|name| format!("no stage `{name}`")));
+    for stage in &status.stages {
+        let name = &stage.stage;
+        let mut left = trial.dead_letters(name);
+        for expected in case.expect.dead_letters.get(name).into_iter().flatten() {
+            match left.iter().position(|letter| fits(expected, letter)) {
+                Some(at) => drop(left.remove(at)),
+                None => wrong.push(format!("stage `{name}`: no dead letter is {expected:?}")),
+            }
+        }
+        wrong.extend(left.iter().map(|letter| {
+            let (kind, message) = (letter.cause.kind.as_str(), &letter.cause.message);
+            let payload = payload(&letter.message);
+            format!(
+                "stage `{name}`: dead letter not expected: {kind}: {message}; payload {payload}"
+            )
+        }));
+    }
+}
+
+fn fits(expected: &ExpectedLetter, letter: &DeadLetter) -> bool {
+    let cause = &letter.cause;
+    expected.cause.as_ref().is_none_or(|kind| *kind == cause.kind.as_str())
+        && expected.message.as_ref().is_none_or(|text| cause.message.contains(text))
+        && expected.attempts.is_none_or(|attempts| attempts == letter.attempts)
+        && expected.payload.as_ref().is_none_or(|value| *value == payload(&letter.message))
+}

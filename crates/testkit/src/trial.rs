@@ -1,0 +1,143 @@
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use brigade_core::{DeadLetter, Message};
+use brigade_memory::{Memory, MemoryState};
+use brigade_runtime::{
+    CommandError, Pipeline, PipelineStatus, Running, StageState, StartError, Stopped, Supervisor,
+    dead_letter_queue,
+};
+
+/// How often it is looked whether a pipeline has started.
+const LOOK: Duration = Duration::from_millis(1);
+
+/// A whole pipeline on memory queues: send it messages, and look at what it made of them.
+///
+/// ```no_run
+/// # async fn trial(pipeline: brigade_runtime::Pipeline) -> Result<(), Box<dyn std::error::Error>> {
+/// use brigade_core::Message;
+/// let trial = brigade_testkit::Trial::start(pipeline).await?;
+/// trial.send("orders", [Message::new("{\"total\": 10}")]);
+/// trial.settle().await?;
+/// assert_eq!(trial.outputs("invoices").len(), 1);
+/// assert!(trial.dead_letters("bill").is_empty());
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Trial {
+    memory: Memory,
+    state: Arc<MemoryState>,
+    pipeline: String,
+    /// The dead-letter queue that each stage's file names, if it names one.
+    declared: Vec<(String, Option<String>)>,
+    /// The queues, and whether a stage reads them or they hold dead letters.
+    queues: Vec<(String, bool)>,
+    running: Running,
+}
+
+impl Trial {
+    /// Starts a pipeline with a memory queue in the place of each of its queues, and waits until it
+    /// runs. Schemas, keys and event times stay; settings and limits of the queues do not.
+    ///
+    /// # Errors
+    /// It does not start, or a stage fails before it runs.
+    pub async fn start(pipeline: Pipeline) -> Result<Self, StartError> {
+        let (memory, state) = (Memory::new(), MemoryState::new());
+        let stages = pipeline.topology().stages.values();
+        let declared = stages.map(|stage| {
+            let dead = stage.dead_letter.as_ref().map(|queue| queue.to_string());
+            (stage.name.to_string(), dead)
+        });
+        let topology = pipeline.topology();
+        let dead = |queue: &str| {
+            let mut stages = topology.stages.values();
+            stages.any(|stage| stage.dead_letter.as_deref() == Some(queue))
+        };
+        let queues = topology.queues.iter().map(|(name, queue)| {
+            let read = !queue.spec.groups.is_empty() || dead(name);
+            (name.to_string(), read)
+        });
+        let queues = queues.collect();
+        let (declared, name) = (declared.collect(), pipeline.name().to_owned());
+        let pipeline = pipeline.on(Arc::new(memory.clone())).state(state.clone());
+        let running = Supervisor::new().add(pipeline).start().await?;
+        while !running.is_ready().await {
+            let stages = running.status().await.into_iter().flat_map(|pipeline| pipeline.stages);
+            if let Some(failed) = { stages }.find(|stage| stage.state == StageState::Failed) {
+                let why = failed.error.unwrap_or_default();
+                return Err(StartError::new(format!("stage `{}` failed: {why}", failed.stage)));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(Self { memory, state, pipeline: name, declared, queues, running })
+    }
+
+    /// Puts messages on a queue.
+    pub fn send(&self, queue: &str, messages: impl IntoIterator<Item = Message>) {
+        self.memory.put(&self.pipeline, queue, messages);
+    }
+
+    /// Waits until nothing is left to do: retries too.
+    ///
+    /// # Errors
+    /// The pipeline has stopped.
+    pub async fn settle(&self) -> Result<(), CommandError> {
+        self.running.until_idle(None).await
+    }
+
+    /// As [`settle`](Trial::settle), for so long; says whether it came to that.
+    ///
+    /// # Errors
+    /// The pipeline has stopped.
+    pub async fn settle_within(&self, period: Duration) -> Result<bool, CommandError> {
+        let begun = Instant::now();
+        match tokio::time::timeout(period, self.settle()).await {
+            Ok(settled) => settled.map(|()| begun.elapsed() <= period),
+            Err(_) => Ok(false),
+        }
+    }
+
+    /// What is on a queue, in the order in which it came there.
+    pub fn outputs(&self, queue: &str) -> Vec<Message> {
+        self.memory.messages(&self.pipeline, queue)
+    }
+
+    /// The dead letters of a stage. Those of stages that share a dead-letter queue are told apart.
+    pub fn dead_letters(&self, stage: &str) -> Vec<DeadLetter> {
+        let declared = self.declared.iter().find(|(name, _)| name == stage);
+        let messages = match declared {
+            Some((_, Some(queue))) => self.outputs(queue),
+            _ => self.state.queues().messages(&self.pipeline, &dead_letter_queue(stage)),
+        };
+        let letters = messages
+            .iter()
+            .filter_map(|message| DeadLetter::from_json(message.payload.as_deref()?).ok());
+        letters.filter(|letter| letter.stage == stage).collect()
+    }
+
+    /// The queues of the pipeline.
+    pub fn queues(&self) -> impl Iterator<Item = &str> {
+        self.queues.iter().map(|(queue, _)| queue.as_str())
+    }
+
+    /// The queues that are read by a stage or hold dead letters: what is on them in the end is told
+    /// by outcomes and dead letters.
+    pub fn read_queues(&self) -> Vec<&str> {
+        self.queues.iter().filter(|(_, read)| *read).map(|(queue, _)| queue.as_str()).collect()
+    }
+
+    /// How the pipeline is now.
+    pub async fn status(&self) -> PipelineStatus {
+        self.running.status().await.remove(0)
+    }
+
+    /// The running pipeline: to pause, scale or kill parts of it.
+    pub fn running(&self) -> &Running {
+        &self.running
+    }
+
+    /// Resolves what is in flight, and ends.
+    pub async fn end(self) -> Vec<Stopped> {
+        self.running.drain().await
+    }
+}
