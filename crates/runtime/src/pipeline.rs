@@ -167,7 +167,7 @@ impl Pipeline {
         })?;
         let directory = self.state_directory()?;
         open(&directory).await.map_err(|error| StartError {
-            message: format!("pipeline `{}`: {error}", self.name()),
+            message: format!("pipeline `{}`: its state cannot be opened", self.name()),
             source: Some(error.into()),
         })
     }

@@ -154,8 +154,12 @@ pub(crate) fn failed(path: &Path, error: rusqlite::Error) -> ConnectorError {
             "the disk of the state {place} is full: make room; nothing is lost meanwhile"
         )),
         Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
+            // SQLite does not say why; the operating system does.
+            let why = std::fs::OpenOptions::new().read(true).write(true).open(path);
+            let why = why.err().map_or(error.to_string(), |error| error.to_string());
             ConnectorError::permanent(format!(
-                "the state {place} cannot be written: {error}; check its owner and permissions"
+                "the state {place} cannot be written: {why}; check its owner and permissions, and \
+                 the limit of open files"
             ))
         }
         Some(ErrorCode::SystemIoFailure) => ConnectorError::transient(format!(
@@ -163,7 +167,6 @@ pub(crate) fn failed(path: &Path, error: rusqlite::Error) -> ConnectorError {
         )),
         _ => ConnectorError::permanent(format!("the state {place}: {error}")),
     }
-    .caused_by(error)
 }
 
 fn corrupt(path: &Path, what: &str) -> ConnectorError {

@@ -94,5 +94,9 @@ impl Input for Message {
 /// A type's name without its path, for error messages.
 fn short_name<T>() -> &'static str {
     let name = std::any::type_name::<T>();
+    // Any JSON is a `Value`, and people know it by that.
+    if name == std::any::type_name::<Value>() {
+        return "JSON";
+    }
     name.rsplit("::").next().unwrap_or(name)
 }

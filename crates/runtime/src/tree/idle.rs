@@ -21,6 +21,8 @@ use crate::status::StageState;
 
 /// How often it is looked.
 const LOOK: Duration = Duration::from_millis(25);
+/// How long it waits for a state that cannot be written.
+const AWAY: Duration = Duration::from_millis(500);
 
 /// The watch over a run that is to end when nothing is left.
 struct Watch {
@@ -44,6 +46,9 @@ impl Tree {
         let plan = Arc::clone(&self.plan);
         let begin = async move { (Marks::begin(&plan).await, plan) };
         ctx.spawn(begin.into_actor(self).map(move |(marks, plan), tree, ctx| match marks {
+            Err(error) if error.is_transient() => {
+                ctx.run_later(AWAY, move |tree, ctx| tree.wait_until_idle(quiet, reply, ctx));
+            }
             Err(error) => drop(reply.send(Err(error.to_string()))),
             Ok(marks) => {
                 let counted = (0, Instant::now());
@@ -99,7 +104,10 @@ impl Watch {
     /// Whether everything is finished; marks the stages that newly are.
     async fn look(&mut self, entries: &[ConsumerEntry], started: bool) -> Result<bool, String> {
         // First the marks of others, then the queues: what they wrote before their mark is seen.
-        let others = self.marks.read().await.map_err(|error| error.to_string())?;
+        let others = match self.marks.read().await {
+            Ok(others) => others,
+            Err(error) => return not_yet(&error),
+        };
         let mut idle = BTreeSet::new();
         for stage in &self.plan.stages {
             let own = entries.iter().filter(|entry| entry.stage == stage.index);
@@ -112,8 +120,10 @@ impl Watch {
             }
         }
         let finished = self.finished(idle, &others);
-        self.marks.write(&finished).await.map_err(|error| error.to_string())?;
-        Ok(finished.len() == self.plan.stages.len())
+        match self.marks.write(&finished).await {
+            Ok(()) => Ok(finished.len() == self.plan.stages.len()),
+            Err(error) => not_yet(&error),
+        }
     }
 
     async fn is_idle(&self, entry: &ConsumerEntry) -> Result<bool, String> {
@@ -125,8 +135,7 @@ impl Watch {
         }
         let lag = match entry.consumer.lag().await {
             Ok(lag) => lag,
-            Err(error) if error.is_transient() => return Ok(false),
-            Err(error) => return Err(error.to_string()),
+            Err(error) => return not_yet(&error),
         };
         let Lag { ready, delayed, in_flight, at_end, .. } = lag;
         if at_end {
@@ -170,6 +179,11 @@ impl Watch {
             let _ = reply.send(answer);
         }
     }
+}
+
+/// A state that cannot be read or written now is asked again; any other error ends the watch.
+fn not_yet(error: &ConnectorError) -> Result<bool, String> {
+    if error.is_transient() { Ok(false) } else { Err(error.to_string()) }
 }
 
 /// The durable marks of finished stages, of one run over all processes that share the state.
