@@ -61,14 +61,15 @@ pub use brigade_cli as cli;
 
 use std::sync::Arc;
 
-/// Everything that this crate brings: the connectors `embedded`, `file`, `generator` and `memory`,
-/// the built-in components, and the state on SQLite.
+/// Everything that this crate brings: the connectors `embedded`, `file`, `generator`, `memory` and
+/// `redis_stream`, the built-in components, and the state on SQLite.
 pub fn registry() -> Registry {
     let mut registry = Registry::new()
         .connector(Arc::new(brigade_embedded::Embedded))
         .connector(Arc::new(brigade_file::FileConnector))
         .connector(Arc::new(brigade_generator::Generator))
         .connector(Arc::new(Memory::new()))
+        .connector(Arc::new(brigade_redis::RedisStreams))
         .state(Arc::new(|directory| {
             let opened = brigade_embedded::Store::open(directory, EmbeddedOptions::default());
             Box::pin(async move { opened.map(|store| store as Arc<dyn state::StateStore>) })

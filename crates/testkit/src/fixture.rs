@@ -1,10 +1,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use brigade_core::connector::{
-    Connector, ConnectorEnv, Consumer, Features, Incoming, Order, Outgoing, Produced, Producer,
-    QueueSpec, Reader, Want,
+    Connector, ConnectorEnv, ConnectorError, Consumer, Features, Incoming, Order, Outgoing,
+    Produced, Producer, QueueSpec, Reader, Want,
 };
 use brigade_core::{Message, MessageId};
 
@@ -61,13 +61,11 @@ impl Fixture {
 
     pub(crate) async fn consumer(&self, group: &str, order: Order) -> Arc<dyn Consumer> {
         let reader = Reader { stage: "suite".into(), group: group.into(), order };
-        let opened = self.connector.consumer(&self.queue, &reader, &self.env).await;
-        opened.expect("a consumer of a good queue opens")
+        patiently(async || self.connector.consumer(&self.queue, &reader, &self.env).await).await
     }
 
     pub(crate) async fn producer(&self) -> Arc<dyn Producer> {
-        let opened = self.connector.producer(&self.queue, &self.env).await;
-        opened.expect("a producer of a good queue opens")
+        patiently(async || self.connector.producer(&self.queue, &self.env).await).await
     }
 
     /// Puts messages on the queue; all have to be confirmed.
@@ -82,6 +80,20 @@ impl Fixture {
             }
         }
         producer.flush().await.expect("what is confirmed can be flushed");
+    }
+}
+
+/// Opens something of a good queue; a backend that is away is waited for, as the runtime does.
+async fn patiently<T>(open: impl AsyncFn() -> Result<T, ConnectorError>) -> T {
+    let begun = Instant::now();
+    loop {
+        match open().await {
+            Ok(opened) => return opened,
+            Err(error) if error.is_transient() && begun.elapsed() < PATIENCE => {
+                tokio::task::yield_now().await;
+            }
+            Err(error) => panic!("a good queue opens: {error}"),
+        }
     }
 }
 

@@ -1,0 +1,152 @@
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use brigade_core::connector::{
+    Connector, ConnectorEnv, ConnectorError, Consumer, Features, Problem, Producer, QueueSpec,
+    Reader,
+};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::consumer::StreamConsumer;
+use crate::producer::StreamProducer;
+
+/// What streams can do.
+pub(crate) const FEATURES: Features = Features {
+    consume: true,
+    produce: true,
+    durable: true,
+    groups: true,
+    competing: true,
+    delay: true,
+    attempts: true,
+    key: true,
+    headers: true,
+    event_time: true,
+    message_id: true,
+    null_payload: true,
+    empty_payload: true,
+    binary: true,
+    max_message_bytes: Some(512 << 20),
+    ..Features::NONE
+};
+
+/// The connector of queues on Redis Streams, type `redis_stream`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct RedisStreams;
+
+/// The keys of a Redis stream.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Settings {
+    /// The server: `redis://[user[:password]@]host[:port][/database]`.
+    #[serde(default = "local")]
+    pub(crate) url: String,
+    /// The stream's key. Default: the queue's name.
+    pub(crate) stream: Option<String>,
+    /// The consumer group, made if it is not there. Default: the pipeline's name, and where several
+    /// stages read the stream, `PIPELINE.STAGE`.
+    pub(crate) group: Option<String>,
+}
+
+fn local() -> String {
+    "redis://127.0.0.1:6379".to_owned()
+}
+
+/// The names of what belongs to a stream.
+#[derive(Debug, Clone)]
+pub(crate) struct Keys {
+    pub(crate) queue: Arc<str>,
+    pub(crate) stream: String,
+    pub(crate) group: String,
+    pub(crate) later: String,
+    pub(crate) delayed: String,
+    pub(crate) attempts: String,
+}
+
+impl Keys {
+    pub(crate) fn new(queue: &QueueSpec, settings: &Settings, reader: Option<&Reader>) -> Self {
+        let stream = settings.stream.clone().unwrap_or_else(|| queue.name.to_string());
+        let base = settings.group.clone().unwrap_or_else(|| queue.pipeline.to_string());
+        let group = match reader {
+            Some(reader) if !reader.group.is_empty() => format!("{base}.{}", reader.group),
+            _ => base,
+        };
+        Self {
+            queue: Arc::clone(&queue.name),
+            later: format!("{{{stream}}}:brigade:later"),
+            delayed: format!("{{{stream}}}:brigade:{group}:delayed"),
+            attempts: format!("{{{stream}}}:brigade:{group}:attempts"),
+            stream,
+            group,
+        }
+    }
+
+    /// The key that says that a member lives.
+    pub(crate) fn alive(&self, member: &str) -> String {
+        format!("{{{}}}:brigade:{}:alive:{member}", self.stream, self.group)
+    }
+}
+
+#[async_trait]
+impl Connector for RedisStreams {
+    fn type_name(&self) -> &'static str {
+        "redis_stream"
+    }
+
+    fn features(&self, _: &Value) -> Features {
+        FEATURES
+    }
+
+    fn schema(&self) -> Value {
+        schemars::schema_for!(Settings).to_value()
+    }
+
+    fn check(&self, queue: &QueueSpec) -> Vec<Problem> {
+        let settings: Settings = match queue.settings() {
+            Ok(settings) => settings,
+            Err(error) => {
+                return vec![Problem { path: Vec::new(), message: error.to_string(), help: None }];
+            }
+        };
+        match redis::Client::open(settings.url) {
+            Ok(_) => Vec::new(),
+            // The address may hold a password: it is not told.
+            Err(_) => vec![
+                Problem::at("url", "it is no address of a Redis server")
+                    .help("write `redis://[user[:password]@]host[:port][/database]`"),
+            ],
+        }
+    }
+
+    async fn consumer(
+        &self,
+        queue: &QueueSpec,
+        reader: &Reader,
+        _: &ConnectorEnv,
+    ) -> Result<Arc<dyn Consumer>, ConnectorError> {
+        let settings: Settings = queue.settings()?;
+        let keys = Keys::new(queue, &settings, Some(reader));
+        Ok(Arc::new(StreamConsumer::open(keys, &settings.url).await?))
+    }
+
+    async fn producer(
+        &self,
+        queue: &QueueSpec,
+        _: &ConnectorEnv,
+    ) -> Result<Arc<dyn Producer>, ConnectorError> {
+        let settings: Settings = queue.settings()?;
+        let mut groups = Vec::new();
+        for group in &queue.groups {
+            let reader = Reader {
+                stage: Arc::clone(group),
+                group: Arc::clone(group),
+                order: brigade_core::connector::Order::None,
+            };
+            groups.push(Keys::new(queue, &settings, Some(&reader)).group);
+        }
+        let keys = Keys::new(queue, &settings, None);
+        Ok(Arc::new(StreamProducer::open(keys, groups, &settings.url).await?))
+    }
+}

@@ -1,0 +1,332 @@
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use brigade_core::IncarnationId;
+use brigade_core::connector::{
+    Acked, ConnectorError, Consumer, Failed, FailedReason, Features, Incoming, Lag, Receipt, Want,
+};
+use brigade_core::state::StoreOp;
+use futures_util::future::BoxFuture;
+use redis::{Value, cmd};
+use tokio::sync::{Mutex, Notify};
+use tokio::task::JoinHandle;
+
+use crate::connector::{FEATURES, Keys};
+use crate::entry::{incoming, pack, unpack};
+use crate::producer::make_group;
+use crate::scripts::{ACK, CLAIM_DEAD, CLAIM_DUE, FAIL, GIVE_BACK, LAG};
+use crate::wire::Wire;
+
+/// A member that has not been heard of for so long is dead.
+const ALIVE: Duration = Duration::from_secs(12);
+/// How often a member says that it lives.
+const HEARTBEAT: Duration = Duration::from_secs(3);
+/// How long a read waits for new entries.
+const BLOCK: Duration = Duration::from_millis(500);
+/// How often it is looked for dead members.
+const LOOK: Duration = Duration::from_secs(1);
+/// The most entries that are read at once.
+const READ_MAX: usize = 500;
+
+/// Takes messages from a stream, as one member of its group.
+pub(crate) struct StreamConsumer {
+    site: Arc<Site>,
+    fetch: Mutex<Fetch>,
+    closed: AtomicBool,
+    woken: Notify,
+    heartbeat: JoinHandle<()>,
+}
+
+/// What reading takes, also while nobody waits for it.
+struct Site {
+    keys: Keys,
+    member: String,
+    incarnation: IncarnationId,
+    /// Waits for new entries; commands go the other way.
+    reading: Arc<Wire>,
+    wire: Arc<Wire>,
+}
+
+/// Reads that outlive who asked for them, so that nothing is lost with a dropped `consume`.
+#[derive(Default)]
+struct Fetch {
+    reading: Option<BoxFuture<'static, Result<Vec<Incoming>, ConnectorError>>>,
+    ready: VecDeque<Incoming>,
+    looked: Option<Instant>,
+}
+
+impl StreamConsumer {
+    pub(crate) async fn open(keys: Keys, url: &str) -> Result<Self, ConnectorError> {
+        let (reading, wire) = (Wire::new(&keys.queue, url)?, Wire::new(&keys.queue, url)?);
+        make_group(&wire, &keys.stream, &keys.group).await?;
+        let incarnation = IncarnationId::of(keys.stream.as_bytes());
+        let member = format!("brigade-{:016x}", fastrand::u64(..));
+        let site = Arc::new(Site { keys, member, incarnation, reading, wire });
+        site.say_alive().await?;
+        let beating = Arc::clone(&site);
+        let heartbeat = tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(HEARTBEAT).await;
+                if let Err(error) = beating.say_alive().await {
+                    tracing::warn!(queue = %beating.keys.queue, %error, "no heartbeat");
+                }
+            }
+        });
+        Ok(Self {
+            site,
+            fetch: Mutex::default(),
+            closed: AtomicBool::new(false),
+            woken: Notify::new(),
+            heartbeat,
+        })
+    }
+
+    fn refuse_if_closed(&self) -> Result<(), ConnectorError> {
+        match self.closed.load(Ordering::Relaxed) {
+            true => Err(ConnectorError::closed(&self.site.keys.queue)),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Site {
+    async fn say_alive(&self) -> Result<(), ConnectorError> {
+        let mut set = cmd("SET");
+        set.arg(self.keys.alive(&self.member)).arg(1).arg("PX").arg(ALIVE.as_millis().to_string());
+        self.wire.command(&set).await
+    }
+
+    fn incoming(&self, entries: Vec<Value>) -> Result<Vec<Incoming>, ConnectorError> {
+        let read =
+            entries.into_iter().filter_map(|entry| incoming(entry, self.incarnation).transpose());
+        read.collect()
+    }
+
+    /// What was put back and is due, then what dead members held, then what is new.
+    async fn read(
+        self: Arc<Self>,
+        max: usize,
+        look: bool,
+    ) -> Result<Vec<Incoming>, ConnectorError> {
+        let read = self.try_read(max, look).await;
+        if let Err(error) = &read
+            && error.to_string().contains("NOGROUP")
+        {
+            // Somebody deleted the stream; what is put from now on is read again.
+            make_group(&self.wire, &self.keys.stream, &self.keys.group).await?;
+        }
+        read
+    }
+
+    async fn try_read(&self, max: usize, look: bool) -> Result<Vec<Incoming>, ConnectorError> {
+        let keys = &self.keys;
+        let mut due = CLAIM_DUE.key(&keys.stream);
+        due.key(&keys.delayed).key(&keys.attempts).key(&keys.later);
+        due.arg(&keys.group).arg(&self.member).arg(max);
+        let (entries, next_ms): (Vec<Value>, i64) = self.wire.script(&due).await?;
+        if !entries.is_empty() {
+            return self.incoming(entries);
+        }
+        if look {
+            let taken = self.take_over(max).await?;
+            if !taken.is_empty() {
+                return Ok(taken);
+            }
+        }
+        let wait = match u64::try_from(next_ms) {
+            Ok(ms) => BLOCK.min(Duration::from_millis(ms.max(1))),
+            Err(_) => BLOCK,
+        };
+        let mut read = cmd("XREADGROUP");
+        read.arg("GROUP").arg(&keys.group).arg(&self.member).arg("COUNT").arg(max);
+        read.arg("BLOCK").arg(wait.as_millis().to_string());
+        read.arg("STREAMS").arg(&keys.stream).arg(">");
+        let answer: Value = self.reading.command(&read).await?;
+        self.incoming(entries_of(answer))
+    }
+
+    /// Claims what members held that are dead.
+    async fn take_over(&self, max: usize) -> Result<Vec<Incoming>, ConnectorError> {
+        let keys = &self.keys;
+        let mut info = cmd("XINFO");
+        info.arg("CONSUMERS").arg(&keys.stream).arg(&keys.group);
+        let members: Vec<Vec<Value>> = self.wire.command(&info).await?;
+        for member in members {
+            let Some(Value::BulkString(name)) = member.get(1) else { continue };
+            let name = String::from_utf8_lossy(name).into_owned();
+            if name == self.member || name == "~delayed" {
+                continue;
+            }
+            let mut claim = CLAIM_DEAD.key(&keys.stream);
+            claim.key(&keys.attempts).key(keys.alive(&name));
+            claim.arg(&keys.group).arg(&self.member).arg(&name).arg(max);
+            let entries: Vec<Value> = self.wire.script(&claim).await?;
+            if !entries.is_empty() {
+                tracing::info!(
+                    queue = %keys.queue, member = %name, count = entries.len(),
+                    "takes over from a member that is dead"
+                );
+                return self.incoming(entries);
+            }
+        }
+        Ok(Vec::new())
+    }
+}
+
+/// The entries of the one stream in an answer to `XREADGROUP`.
+fn entries_of(answer: Value) -> Vec<Value> {
+    let Value::Array(mut streams) = answer else { return Vec::new() };
+    match streams.pop() {
+        Some(Value::Array(mut stream)) => match stream.pop() {
+            Some(Value::Array(entries)) => entries,
+            _ => Vec::new(),
+        },
+        _ => Vec::new(),
+    }
+}
+
+#[async_trait]
+impl Consumer for StreamConsumer {
+    fn features(&self) -> Features {
+        FEATURES
+    }
+
+    async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
+        loop {
+            let woken = self.woken.notified();
+            self.refuse_if_closed()?;
+            let fetch = &mut *self.fetch.lock().await;
+            let (mut taken, mut bytes) = (Vec::new(), 0);
+            while taken.len() < want.messages && (bytes < want.bytes || taken.is_empty()) {
+                let Some(next) = fetch.ready.pop_front() else { break };
+                bytes += next.message.size();
+                taken.push(next);
+            }
+            if !taken.is_empty() {
+                return Ok(taken);
+            }
+            let looked = &mut fetch.looked;
+            let reading = fetch.reading.get_or_insert_with(|| {
+                let look = looked.is_none_or(|at| at.elapsed() >= LOOK);
+                if look {
+                    *looked = Some(Instant::now());
+                }
+                Box::pin(Arc::clone(&self.site).read(want.messages.min(READ_MAX), look))
+            });
+            tokio::select! {
+                read = reading => {
+                    fetch.reading = None;
+                    fetch.ready.extend(read?);
+                }
+                () = woken => {}
+            }
+        }
+    }
+
+    async fn ack(
+        &self,
+        receipts: Vec<Receipt>,
+        ops: Vec<StoreOp>,
+    ) -> Result<Acked, ConnectorError> {
+        if !ops.is_empty() {
+            return Err(ConnectorError::unsupported("a Redis stream takes no other writes"));
+        }
+        if receipts.is_empty() {
+            return Ok(Acked::default());
+        }
+        let keys = &self.site.keys;
+        let mut ack = ACK.key(&keys.stream);
+        ack.key(&keys.attempts).arg(&keys.group).arg(&self.site.member);
+        for receipt in &receipts {
+            ack.arg(unpack(receipt.position)).arg(receipt.fence);
+        }
+        let fenced: Vec<String> = self.site.wire.script(&ack).await?;
+        Ok(Acked { fenced: those(&receipts, &fenced) })
+    }
+
+    async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
+        if failed.is_empty() {
+            return Ok(Acked::default());
+        }
+        let keys = &self.site.keys;
+        let mut fail = FAIL.key(&keys.stream);
+        fail.key(&keys.delayed).key(&keys.attempts).arg(&keys.group).arg(&self.site.member);
+        for Failed { receipt, reason, delay } in &failed {
+            let attempts = match reason {
+                FailedReason::Attempt { attempts, .. } | FailedReason::Parked { attempts, .. } => {
+                    i64::from(*attempts)
+                }
+                FailedReason::Released => -1,
+            };
+            fail.arg(unpack(receipt.position)).arg(receipt.fence);
+            fail.arg(delay.as_millis().to_string()).arg(attempts);
+        }
+        let fenced: Vec<String> = self.site.wire.script(&fail).await?;
+        let receipts: Vec<Receipt> = failed.iter().map(|failed| failed.receipt).collect();
+        // A read may be waiting longer than the delay.
+        self.woken.notify_waiters();
+        Ok(Acked { fenced: those(&receipts, &fenced) })
+    }
+
+    async fn lag(&self) -> Result<Lag, ConnectorError> {
+        let keys = &self.site.keys;
+        let mut lag = LAG.key(&keys.stream);
+        lag.key(&keys.delayed).key(&keys.later).arg(&keys.group);
+        let (ready, delayed, held): (i64, i64, i64) = self.site.wire.script(&lag).await?;
+        let known = |n: i64| u64::try_from(n).ok();
+        Ok(Lag {
+            ready: known(ready),
+            delayed: known(delayed),
+            in_flight: known(held),
+            ..Lag::default()
+        })
+    }
+
+    fn locate(&self, receipt: Receipt) -> String {
+        format!("{}#{}", self.site.keys.stream, unpack(receipt.position))
+    }
+
+    async fn shutdown(&self) -> Result<(), ConnectorError> {
+        if self.closed.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.heartbeat.abort();
+        self.woken.notify_waiters();
+        // The read under way ends with its connection; what it still brings nobody has seen.
+        let mut fetch = self.fetch.lock().await;
+        (fetch.reading, fetch.ready) = (None, VecDeque::new());
+        let keys = &self.site.keys;
+        let mut back = GIVE_BACK.key(&keys.stream);
+        back.key(&keys.delayed).key(keys.alive(&self.site.member));
+        back.arg(&keys.group).arg(&self.site.member);
+        self.site.wire.script::<i64>(&back).await.map(drop)
+    }
+}
+
+fn those(receipts: &[Receipt], ids: &[String]) -> Vec<Receipt> {
+    let positions: Vec<u64> = ids.iter().filter_map(|id| pack(id)).collect();
+    receipts.iter().filter(|receipt| positions.contains(&receipt.position)).copied().collect()
+}
+
+impl Drop for StreamConsumer {
+    fn drop(&mut self) {
+        self.heartbeat.abort();
+        if self.closed.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        // A destructor may not wait: a thread gives back what is held. If it cannot, others take it
+        // over when they have not heard of this member for a while.
+        let site = Arc::clone(&self.site);
+        std::thread::spawn(move || {
+            let keys = &site.keys;
+            let mut back = GIVE_BACK.key(&keys.stream);
+            back.key(&keys.delayed).key(keys.alive(&site.member));
+            back.arg(&keys.group).arg(&site.member);
+            let mut connection = site.wire.client().get_connection()?;
+            back.invoke::<i64>(&mut connection)
+        });
+    }
+}

@@ -1,0 +1,99 @@
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use brigade_core::connector::{ConnectorError, Features, Outgoing, Produced, Producer};
+use redis::{Pipeline, cmd};
+
+use crate::connector::{FEATURES, Keys};
+use crate::entry::fields;
+use crate::scripts::LATER;
+use crate::wire::Wire;
+
+/// The most entries in one pipeline: more gains nothing.
+const PIPELINE_MAX: usize = 500;
+
+/// Puts messages on a stream.
+pub(crate) struct StreamProducer {
+    keys: Keys,
+    wire: Arc<Wire>,
+}
+
+impl StreamProducer {
+    pub(crate) async fn open(
+        keys: Keys,
+        groups: Vec<String>,
+        url: &str,
+    ) -> Result<Self, ConnectorError> {
+        let wire = Wire::new(&keys.queue, url)?;
+        // A group that is made later would not get what is put before.
+        for group in groups {
+            make_group(&wire, &keys.stream, &group).await?;
+        }
+        Ok(Self { keys, wire })
+    }
+
+    async fn add(&self, batch: &[Outgoing]) -> Result<(), ConnectorError> {
+        let mut pipeline = Pipeline::with_capacity(batch.len());
+        for outgoing in batch {
+            let add = pipeline.cmd("XADD").arg(&self.keys.stream).arg("*");
+            for (name, value) in fields(outgoing) {
+                add.arg(name).arg(value);
+            }
+            add.ignore();
+        }
+        self.wire.pipe::<()>(&pipeline).await
+    }
+
+    async fn add_later(&self, outgoing: &Outgoing) -> Result<(), ConnectorError> {
+        let delay = outgoing.delay.unwrap_or_default().as_millis();
+        let mut script = LATER.key(&self.keys.later);
+        script.arg(delay.to_string()).arg(fastrand::u128(..).to_string());
+        for (name, value) in fields(outgoing) {
+            script.arg(name).arg(value);
+        }
+        self.wire.script::<i64>(&script).await.map(drop)
+    }
+}
+
+/// Makes a group from the beginning of its stream, and the stream, if they are not there.
+pub(crate) async fn make_group(
+    wire: &Wire,
+    stream: &str,
+    group: &str,
+) -> Result<(), ConnectorError> {
+    let mut make = cmd("XGROUP");
+    make.arg("CREATE").arg(stream).arg(group).arg("0").arg("MKSTREAM");
+    match wire.command::<()>(&make).await {
+        Err(error) if error.to_string().contains("BUSYGROUP") => Ok(()),
+        made => made,
+    }
+}
+
+#[async_trait]
+impl Producer for StreamProducer {
+    fn features(&self) -> Features {
+        FEATURES
+    }
+
+    async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
+        let mut outcomes = Vec::with_capacity(batch.len());
+        let delayed = |outgoing: &Outgoing| outgoing.delay.is_some_and(|delay| !delay.is_zero());
+        for part in batch.chunk_by(|a, b| delayed(a) == delayed(b)) {
+            for chunk in part.chunks(PIPELINE_MAX) {
+                if delayed(&chunk[0]) {
+                    for outgoing in chunk {
+                        self.add_later(outgoing).await?;
+                    }
+                } else {
+                    self.add(chunk).await?;
+                }
+                outcomes.resize_with(outcomes.len() + chunk.len(), || Produced::Confirmed);
+            }
+        }
+        Ok(outcomes)
+    }
+
+    async fn shutdown(&self) -> Result<(), ConnectorError> {
+        Ok(())
+    }
+}

@@ -1,0 +1,181 @@
+//! The scripts: each is one step that is done as a whole or not at all.
+
+use std::sync::LazyLock;
+
+use redis::Script;
+
+/// Shared by scripts that claim: entries with how often they were handed out and their attempts.
+const CLAIM: &str = "
+local function claim(stream, attempts, group, me, ids)
+  local claimed = {}
+  for _, id in ipairs(ids) do
+    local got = redis.call('XCLAIM', stream, group, me, 0, id)
+    if got[1] then
+      local pending = redis.call('XPENDING', stream, group, id, id, 1)
+      local kept = redis.call('HGET', attempts, id)
+      claimed[#claimed + 1] = {id, got[1][2], pending[1][4], kept or ''}
+    end
+  end
+  return claimed
+end
+";
+
+/// What makes the scripts' checks: whether a handing-over still stands.
+const STANDS: &str = "
+local function stands(stream, group, me, id, fence)
+  local pending = redis.call('XPENDING', stream, group, id, id, 1)
+  return pending[1] and pending[1][2] == me and pending[1][4] == tonumber(fence)
+end
+local function now()
+  local time = redis.call('TIME')
+  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+";
+
+/// Claims what was put back and is due; first moves messages that were put with a delay and are due
+/// to the stream. KEYS: stream, delayed, attempts, later. ARGV: group, member, count.
+/// Answers with the entries, and in how many milliseconds the next is due, or -1.
+pub(crate) static CLAIM_DUE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(&format!(
+        "{CLAIM}{STANDS}
+        local time = now()
+        local later = redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', time, 'LIMIT', 0, 1000)
+        for _, packed in ipairs(later) do
+          local fields = cmsgpack.unpack(packed)
+          table.remove(fields, 1)
+          redis.call('XADD', KEYS[1], '*', unpack(fields))
+          redis.call('ZREM', KEYS[4], packed)
+        end
+        local due = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', time, 'LIMIT', 0, ARGV[3])
+        if #due > 0 then redis.call('ZREM', KEYS[2], unpack(due)) end
+        local claimed = claim(KEYS[1], KEYS[3], ARGV[1], ARGV[2], due)
+        local wait = -1
+        for _, key in ipairs({{KEYS[2], KEYS[4]}}) do
+          local next = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
+          if next[2] then
+            local left = math.max(tonumber(next[2]) - time, 0)
+            if wait < 0 or left < wait then wait = left end
+          end
+        end
+        return {{claimed, wait}}"
+    ))
+});
+
+/// Claims what a member held that does not live any more, and forgets it when it holds nothing.
+/// KEYS: stream, attempts, the member's alive key. ARGV: group, member, the dead one, count.
+pub(crate) static CLAIM_DEAD: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(&format!(
+        "{CLAIM}
+        if redis.call('EXISTS', KEYS[3]) == 1 then return {{}} end
+        local held = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', ARGV[4], ARGV[3])
+        if #held == 0 then
+          redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[3])
+          return {{}}
+        end
+        local ids = {{}}
+        for _, entry in ipairs(held) do ids[#ids + 1] = entry[1] end
+        return claim(KEYS[1], KEYS[2], ARGV[1], ARGV[2], ids)"
+    ))
+});
+
+/// Acks what still stands; an entry that no other group may need is removed.
+/// KEYS: stream, attempts. ARGV: group, member, then id and fence of each. Answers with the fenced.
+pub(crate) static ACK: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(&format!(
+        "{STANDS}
+        local sole = #redis.call('XINFO', 'GROUPS', KEYS[1]) == 1
+        local fenced = {{}}
+        for i = 3, #ARGV, 2 do
+          local id = ARGV[i]
+          if stands(KEYS[1], ARGV[1], ARGV[2], id, ARGV[i + 1]) then
+            redis.call('XACK', KEYS[1], ARGV[1], id)
+            redis.call('HDEL', KEYS[2], id)
+            if sole then redis.call('XDEL', KEYS[1], id) end
+          else
+            fenced[#fenced + 1] = id
+          end
+        end
+        return fenced"
+    ))
+});
+
+/// Puts back what still stands. KEYS: stream, delayed, attempts. ARGV: group, member, then of each
+/// id, fence, delay in milliseconds, attempts or -1. Answers with the fenced.
+pub(crate) static FAIL: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(&format!(
+        "{STANDS}
+        local fenced = {{}}
+        local time = now()
+        for i = 3, #ARGV, 4 do
+          local id, attempts = ARGV[i], tonumber(ARGV[i + 3])
+          if stands(KEYS[1], ARGV[1], ARGV[2], id, ARGV[i + 1]) then
+            if attempts >= 0 then
+              local kept = redis.call('HGET', KEYS[3], id)
+              local first = kept and string.match(kept, ':(.*)') or time
+              redis.call('HSET', KEYS[3], id, attempts .. ':' .. string.format('%.0f', first))
+            end
+            redis.call('XCLAIM', KEYS[1], ARGV[1], '~delayed', 0, id, 'JUSTID')
+            redis.call('ZADD', KEYS[2], time + tonumber(ARGV[i + 2]), id)
+          else
+            fenced[#fenced + 1] = id
+          end
+        end
+        return fenced"
+    ))
+});
+
+/// Gives back everything that a member holds, and forgets it. KEYS: stream, delayed, its alive key.
+/// ARGV: group, member.
+pub(crate) static GIVE_BACK: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "
+        while true do
+          local held = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1000, ARGV[2])
+          for _, entry in ipairs(held) do
+            redis.call('XCLAIM', KEYS[1], ARGV[1], '~delayed', 0, entry[1], 'JUSTID')
+            redis.call('ZADD', KEYS[2], 0, entry[1])
+          end
+          if #held < 1000 then break end
+        end
+        redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
+        redis.call('DEL', KEYS[3])
+        return 1",
+    )
+});
+
+/// Keeps a message for later. KEYS: later. ARGV: delay in milliseconds, something that tells it from
+/// others, then names and values.
+pub(crate) static LATER: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(&format!(
+        "{STANDS}
+        local packed = {{}}
+        for i = 2, #ARGV do packed[#packed + 1] = ARGV[i] end
+        redis.call('ZADD', KEYS[1], now() + tonumber(ARGV[1]), cmsgpack.pack(packed))
+        return 1"
+    ))
+});
+
+/// How much there is. KEYS: stream, delayed, later. ARGV: group. Answers with what is ready (-1: not
+/// known), delayed, and handed out.
+pub(crate) static LAG: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(&format!(
+        "{STANDS}
+        local time = now()
+        local groups = redis.call('XINFO', 'GROUPS', KEYS[1])
+        local pending, lag = 0, -1
+        for _, group in ipairs(groups) do
+          local kept = {{}}
+          for i = 1, #group, 2 do kept[group[i]] = group[i + 1] end
+          if kept['name'] == ARGV[1] then
+            pending = kept['pending']
+            if kept['lag'] then lag = kept['lag'] end
+          end
+        end
+        if #groups == 1 then lag = redis.call('XLEN', KEYS[1]) - pending end
+        local all = redis.call('ZCARD', KEYS[2])
+        local due = redis.call('ZCOUNT', KEYS[2], '-inf', time)
+        local later = redis.call('ZCARD', KEYS[3])
+        if lag >= 0 then lag = lag + due end
+        return {{lag, all - due + later, pending - all}}"
+    ))
+});

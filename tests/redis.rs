@@ -1,0 +1,104 @@
+//! A pipeline over a real Redis, with processes and the server killed: nothing is lost.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that stops says where"
+)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+const MESSAGES: usize = 20_000;
+const KILLS: usize = 6;
+
+const YAML: &str = "
+pipeline: shop
+state: state
+queues:
+  in: { type: file, path: in.jsonl }
+  orders: { type: redis_stream, url: '${REDIS_URL}' }
+  bills: { type: redis_stream, url: '${REDIS_URL}' }
+  out: { type: file, path: out.jsonl }
+stages:
+  feed: { component: pass, input: in, outputs: [orders] }
+  bill: { component: { map: '.billed = true' }, input: orders, outputs: [bills] }
+  keep: { component: pass, input: bills, outputs: [out] }
+";
+
+fn redis(directory: &Path, port: u16) -> Child {
+    let mut server = Command::new("redis-server");
+    server.args(["--port", &port.to_string(), "--save", "", "--appendonly", "yes"]);
+    server.args(["--appendfsync", "always", "--dir"]).arg(directory);
+    server.stdout(Stdio::null()).spawn().expect("redis-server is installed")
+}
+
+fn brigade(directory: &Path, port: u16, stage: &str) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
+    command.current_dir(directory).args(["run", "p.yaml", "--until-idle", "--stage", stage]);
+    command.env("REDIS_URL", format!("redis://127.0.0.1:{port}")).env("RUST_LOG", "error");
+    command.stderr(Stdio::null()).spawn().unwrap()
+}
+
+/// How often each number is in the output.
+fn counted(directory: &Path) -> BTreeMap<usize, usize> {
+    let text = fs::read_to_string(directory.join("out.jsonl")).unwrap_or_default();
+    let mut counts = BTreeMap::new();
+    for line in text.lines() {
+        let value: serde_json::Value = serde_json::from_str(line).expect("no torn line");
+        assert_eq!(value["billed"], true);
+        *counts.entry(value["n"].as_u64().unwrap() as usize).or_default() += 1;
+    }
+    counts
+}
+
+#[test]
+fn three_processes_and_the_server_are_killed_and_nothing_is_lost() {
+    let directory = tempfile::tempdir().unwrap();
+    let directory = directory.path();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let input: String = (0..MESSAGES).map(|n| format!("{{\"n\":{n}}}\n")).collect();
+    fs::write(directory.join("in.jsonl"), input).unwrap();
+    fs::write(directory.join("p.yaml"), YAML).unwrap();
+    let mut server = redis(directory, port);
+    const STAGES: [&str; 3] = ["feed", "bill", "keep"];
+    let mut running: Vec<Child> =
+        STAGES.iter().map(|stage| brigade(directory, port, stage)).collect();
+    let mut random = fastrand::Rng::with_seed(7);
+    let length = || fs::metadata(directory.join("out.jsonl")).map_or(0, |file| file.len());
+    let begun = Instant::now();
+    for kill in 0..KILLS {
+        // The next death comes when so much more is done, or when all is.
+        let until = length() + random.u64(20_000..60_000);
+        while length() < until && running.iter_mut().any(|c| c.try_wait().unwrap().is_none()) {
+            assert!(begun.elapsed() < Duration::from_secs(120), "it does not go on");
+            std::thread::yield_now();
+        }
+        if kill % 3 == 2 {
+            server.kill().unwrap();
+            server.wait().unwrap();
+            server = redis(directory, port);
+        } else {
+            let at = random.usize(..STAGES.len());
+            running[at].kill().unwrap();
+            running[at].wait().unwrap();
+            running[at] = brigade(directory, port, STAGES[at]);
+        }
+    }
+    for child in &mut running {
+        assert!(child.wait().unwrap().success());
+    }
+    server.kill().unwrap();
+    server.wait().unwrap();
+    let counts = counted(directory);
+    let missing: Vec<usize> = (0..MESSAGES).filter(|n| !counts.contains_key(n)).collect();
+    assert!(missing.is_empty(), "{} are missing, as {:?}", missing.len(), &missing[..1]);
+    let twice = counts.values().filter(|count| **count > 1).count();
+    println!("{twice} of {MESSAGES} came more than once, after {KILLS} deaths");
+    // What a dying process had in flight may come again: at most its credit, each time.
+    assert!(twice <= KILLS * 2 * 1024, "{twice} came more than once");
+}
