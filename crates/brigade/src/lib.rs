@@ -61,8 +61,8 @@ pub use brigade_cli as cli;
 
 use std::sync::Arc;
 
-/// Everything that this crate brings: the connectors `embedded`, `file`, `generator`, `memory` and
-/// `redis_stream`, the built-in components, and the state on SQLite.
+/// Everything that this crate brings: the connectors `embedded`, `file`, `generator`, `memory`,
+/// `redis_stream` and `rsmq`, the built-in components, and the state on SQLite.
 pub fn registry() -> Registry {
     let mut registry = Registry::new()
         .connector(Arc::new(brigade_embedded::Embedded))
@@ -70,6 +70,7 @@ pub fn registry() -> Registry {
         .connector(Arc::new(brigade_generator::Generator))
         .connector(Arc::new(Memory::new()))
         .connector(Arc::new(brigade_redis::RedisStreams))
+        .connector(Arc::new(brigade_redis::Rsmq))
         .state(Arc::new(|directory| {
             let opened = brigade_embedded::Store::open(directory, EmbeddedOptions::default());
             Box::pin(async move { opened.map(|store| store as Arc<dyn state::StateStore>) })

@@ -1,4 +1,4 @@
-//! Redis Streams in the conformance suite, on a real server that is killed and started again.
+//! Redis Streams and RSMQ in the conformance suite, on a real server that is killed and started again.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -12,9 +12,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use brigade_core::connector::{ConnectorEnv, QueueSpec};
+use brigade_core::connector::{Connector, ConnectorEnv, QueueSpec};
 use brigade_memory::MemoryState;
-use brigade_redis::RedisStreams;
 use brigade_testkit::Fixture;
 
 /// A server of its own for each test, on a free port, that keeps what it confirmed.
@@ -66,13 +65,27 @@ impl Drop for Redis {
     }
 }
 
-brigade_testkit::conformance!(|| {
+fn fixture(connector: Arc<dyn Connector>, settings: serde_json::Value) -> Fixture {
     let server = Redis::start();
-    let queue = QueueSpec::new("suite", "queue", serde_json::json!({ "url": server.url() }));
+    let mut settings = settings;
+    settings["url"] = server.url().into();
+    let queue = QueueSpec::new("suite", "queue", settings);
     let victim = Arc::clone(&server);
     let env = ConnectorEnv { state: MemoryState::new() };
-    Fixture::new(Arc::new(RedisStreams), env, queue).keep(server).disturb(move || {
+    Fixture::new(connector, env, queue).keep(server).disturb(move || {
         victim.kill();
         victim.run();
     })
-});
+}
+
+mod streams {
+    brigade_testkit::conformance!(|| {
+        super::fixture(std::sync::Arc::new(brigade_redis::RedisStreams), serde_json::json!({}))
+    });
+}
+
+mod rsmq {
+    brigade_testkit::conformance!(|| {
+        super::fixture(std::sync::Arc::new(brigade_redis::Rsmq), serde_json::json!({ "vt": "5s" }))
+    });
+}

@@ -14,10 +14,10 @@ use redis::{Value, cmd};
 use tokio::sync::{Mutex, Notify};
 use tokio::task::JoinHandle;
 
-use crate::connector::{FEATURES, Keys};
-use crate::entry::{incoming, pack, unpack};
-use crate::producer::make_group;
-use crate::scripts::{ACK, CLAIM_DEAD, CLAIM_DUE, FAIL, GIVE_BACK, LAG};
+use super::connector::{FEATURES, Keys};
+use super::entry::{incoming, pack, unpack};
+use super::producer::make_group;
+use super::scripts::{ACK, CLAIM_DEAD, CLAIM_DUE, FAIL, GIVE_BACK, LAG};
 use crate::wire::Wire;
 
 /// A member that has not been heard of for so long is dead.

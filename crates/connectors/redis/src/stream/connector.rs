@@ -9,8 +9,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::consumer::StreamConsumer;
-use crate::producer::StreamProducer;
+use super::consumer::StreamConsumer;
+use super::producer::StreamProducer;
 
 /// What streams can do.
 pub(crate) const FEATURES: Features = Features {

@@ -4,9 +4,9 @@ use async_trait::async_trait;
 use brigade_core::connector::{ConnectorError, Features, Outgoing, Produced, Producer};
 use redis::{Pipeline, cmd};
 
-use crate::connector::{FEATURES, Keys};
-use crate::entry::fields;
-use crate::scripts::LATER;
+use super::connector::{FEATURES, Keys};
+use super::entry::fields;
+use super::scripts::LATER;
 use crate::wire::Wire;
 
 /// The most entries in one pipeline: more gains nothing.

@@ -1,0 +1,187 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use brigade_core::Period;
+use brigade_core::connector::{
+    Connector, ConnectorEnv, ConnectorError, Consumer, Features, Problem, Producer, QueueSpec,
+    Reader,
+};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::consumer::RsmqConsumer;
+use super::producer::RsmqProducer;
+use super::scripts::CREATE;
+use crate::wire::Wire;
+
+/// The longest name that every client takes.
+const NAME_MAX: usize = 64;
+/// The longest visibility timeout and delay, in seconds.
+const SECONDS_MAX: u64 = 9_999_999;
+
+/// The connector of RSMQ queues, type `rsmq`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Rsmq;
+
+/// The keys of an RSMQ queue. Those of a queue that is there already stay as they are.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Settings {
+    /// The server: `redis://[user[:password]@]host[:port][/database]`.
+    #[serde(default = "local")]
+    url: String,
+    /// The queue's name there: 1 to 64 letters, digits, `_` and `-`. Default: its name here.
+    queue: Option<String>,
+    /// The namespace. Default: `rsmq`.
+    #[serde(default = "namespace")]
+    namespace: String,
+    /// How long a received message is hidden from others; it is renewed while it is worked on.
+    /// Whole seconds. Default: 30s.
+    #[serde(default = "vt")]
+    vt: Period,
+    /// The longest body in bytes, 1024 to 65536, or -1 for no bound. Default: 65536.
+    #[serde(default = "max_size")]
+    maxsize: i64,
+    /// Whether each sending is published on `rsmq:rt:QUEUE`, as the Node client's `realtime` does.
+    #[serde(default)]
+    realtime: bool,
+}
+
+fn local() -> String {
+    "redis://127.0.0.1:6379".to_owned()
+}
+
+fn namespace() -> String {
+    "rsmq".to_owned()
+}
+
+fn vt() -> Period {
+    Period(Duration::from_secs(30))
+}
+
+fn max_size() -> i64 {
+    65_536
+}
+
+/// What RSMQ queues with these settings can do.
+fn features(settings: &Settings) -> Features {
+    Features {
+        consume: true,
+        produce: true,
+        durable: true,
+        competing: true,
+        delay: true,
+        attempts: true,
+        empty_payload: true,
+        binary: true,
+        max_message_bytes: u64::try_from(settings.maxsize).ok(),
+        ..Features::NONE
+    }
+}
+
+/// An RSMQ queue: its keys, its connection.
+#[derive(Clone)]
+pub(crate) struct Site {
+    pub(crate) queue: Arc<str>,
+    pub(crate) messages: String,
+    pub(crate) hash: String,
+    pub(crate) attempts: String,
+    /// Where sendings are published, if they are.
+    pub(crate) realtime: Option<String>,
+    pub(crate) vt: Duration,
+    pub(crate) features: Features,
+    pub(crate) wire: Arc<Wire>,
+}
+
+impl Site {
+    /// Connects, and makes the queue if it is not there.
+    async fn open(queue: &QueueSpec) -> Result<Self, ConnectorError> {
+        let settings: Settings = queue.settings()?;
+        let name = settings.queue.clone().unwrap_or_else(|| queue.name.to_string());
+        let base = format!("{}:{name}", settings.namespace);
+        let wire = Wire::new(&queue.name, &settings.url)?;
+        let site = Self {
+            queue: Arc::clone(&queue.name),
+            hash: format!("{base}:Q"),
+            attempts: format!("{base}:brigade:attempts"),
+            realtime: settings.realtime.then(|| format!("{}:rt:{name}", settings.namespace)),
+            messages: base,
+            vt: settings.vt.0,
+            features: features(&settings),
+            wire,
+        };
+        let mut create = CREATE.key(&site.hash);
+        create.key(format!("{}:QUEUES", settings.namespace)).arg(name);
+        create.arg(settings.vt.0.as_secs()).arg(settings.maxsize);
+        site.wire.script::<i64>(&create).await?;
+        Ok(site)
+    }
+}
+
+fn problems(queue: &QueueSpec, settings: &Settings) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    if redis::Client::open(settings.url.as_str()).is_err() {
+        problems.push(
+            Problem::at("url", "it is no address of a Redis server")
+                .help("write `redis://[user[:password]@]host[:port][/database]`"),
+        );
+    }
+    let name = settings.queue.as_deref().unwrap_or(&queue.name);
+    let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
+    if name.is_empty() || name.len() > NAME_MAX || !name.chars().all(plain) {
+        let text = format!("`{name}` is no name that every RSMQ client takes");
+        let help = "use 1 to 64 letters, digits, `_` and `-`";
+        problems.push(Problem::at("queue", text).help(help));
+    }
+    let vt = settings.vt.0;
+    if vt.subsec_nanos() != 0 || !(1..=SECONDS_MAX).contains(&vt.as_secs()) {
+        problems.push(Problem::at("vt", "expected whole seconds, 1s to 9999999s"));
+    }
+    if settings.maxsize != -1 && !(1024..=65_536).contains(&settings.maxsize) {
+        problems.push(Problem::at("maxsize", "expected 1024 to 65536, or -1 for no bound"));
+    }
+    problems
+}
+
+#[async_trait]
+impl Connector for Rsmq {
+    fn type_name(&self) -> &'static str {
+        "rsmq"
+    }
+
+    fn features(&self, settings: &Value) -> Features {
+        serde_json::from_value(settings.clone()).map_or(Features::NONE, |s| features(&s))
+    }
+
+    fn schema(&self) -> Value {
+        schemars::schema_for!(Settings).to_value()
+    }
+
+    fn check(&self, queue: &QueueSpec) -> Vec<Problem> {
+        match queue.settings() {
+            Ok(settings) => problems(queue, &settings),
+            Err(error) => {
+                vec![Problem { path: Vec::new(), message: error.to_string(), help: None }]
+            }
+        }
+    }
+
+    async fn consumer(
+        &self,
+        queue: &QueueSpec,
+        _: &Reader,
+        _: &ConnectorEnv,
+    ) -> Result<Arc<dyn Consumer>, ConnectorError> {
+        Ok(Arc::new(RsmqConsumer::new(Site::open(queue).await?)))
+    }
+
+    async fn producer(
+        &self,
+        queue: &QueueSpec,
+        _: &ConnectorEnv,
+    ) -> Result<Arc<dyn Producer>, ConnectorError> {
+        Ok(Arc::new(RsmqProducer::new(Site::open(queue).await?)))
+    }
+}

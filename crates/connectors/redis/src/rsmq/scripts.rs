@@ -1,0 +1,144 @@
+//! The scripts: each is one step that is done as a whole or not at all. All time is the server's.
+
+use std::sync::LazyLock;
+
+use redis::Script;
+
+const NOW: &str = "
+local time = redis.call('TIME')
+local usec = tonumber(time[1]) * 1000000 + tonumber(time[2])
+local now = math.floor(usec / 1000)
+";
+
+/// Whether a receiving still stands: the message is there and was not received again.
+const STANDS: &str = "
+local function stands(id, rc)
+  return redis.call('HGET', KEYS[2], id .. ':rc') == rc and redis.call('ZSCORE', KEYS[1], id)
+end
+";
+
+fn script(shared: &[&str], text: &str) -> Script {
+    Script::new(&(shared.concat() + text))
+}
+
+/// Makes a queue if it is not there. KEYS: hash, set of queues. ARGV: name, vt, maxsize.
+pub(crate) static CREATE: LazyLock<Script> = LazyLock::new(|| {
+    script(
+        &[NOW],
+        "
+        local made = redis.call('HSETNX', KEYS[1], 'vt', ARGV[2])
+        redis.call('HSETNX', KEYS[1], 'delay', 0)
+        redis.call('HSETNX', KEYS[1], 'maxsize', ARGV[3])
+        redis.call('HSETNX', KEYS[1], 'created', time[1])
+        redis.call('HSETNX', KEYS[1], 'modified', time[1])
+        redis.call('SADD', KEYS[2], ARGV[1])
+        return made",
+    )
+});
+
+/// Sends messages. KEYS: messages, hash. ARGV: channel or nothing, then of each delay in milliseconds
+/// (-1: the queue's own), 22 random characters, body. Answers with the ids.
+pub(crate) static SEND: LazyLock<Script> = LazyLock::new(|| {
+    script(
+        &[NOW],
+        "
+        local digits = '0123456789abcdefghijklmnopqrstuvwxyz'
+        local function base36(n)
+          local text = ''
+          while n > 0 do
+            local digit = n % 36
+            text = string.sub(digits, digit + 1, digit + 1) .. text
+            n = math.floor(n / 36)
+          end
+          return text
+        end
+        local own = tonumber(redis.call('HGET', KEYS[2], 'delay') or 0) * 1000
+        local ids = {}
+        for i = 2, #ARGV, 3 do
+          local delay = tonumber(ARGV[i])
+          if delay < 0 then delay = own end
+          local id = base36(usec + #ids) .. ARGV[i + 1]
+          redis.call('ZADD', KEYS[1], string.format('%.0f', now + delay), id)
+          redis.call('HSET', KEYS[2], id, ARGV[i + 2])
+          ids[#ids + 1] = id
+        end
+        redis.call('HINCRBY', KEYS[2], 'totalsent', #ids)
+        if ARGV[1] ~= '' then redis.call('PUBLISH', ARGV[1], redis.call('ZCARD', KEYS[1])) end
+        return ids",
+    )
+});
+
+/// Receives messages. KEYS: messages, hash, attempts. ARGV: count, vt in milliseconds. Answers with
+/// messages as id, body, receive count, first receiving, attempts; and in how many milliseconds the
+/// next may be received, or -1.
+pub(crate) static RECEIVE: LazyLock<Script> = LazyLock::new(|| {
+    script(
+        &[NOW],
+        "
+        local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])
+        local received = {}
+        for _, id in ipairs(due) do
+          redis.call('ZADD', KEYS[1], string.format('%.0f', now + tonumber(ARGV[2])), id)
+          local body = redis.call('HGET', KEYS[2], id)
+          local rc = redis.call('HINCRBY', KEYS[2], id .. ':rc', 1)
+          if rc == 1 then redis.call('HSET', KEYS[2], id .. ':fr', string.format('%.0f', now)) end
+          local fr = redis.call('HGET', KEYS[2], id .. ':fr')
+          received[#received + 1] = {id, body, rc, fr, redis.call('HGET', KEYS[3], id)}
+        end
+        if #due > 0 then redis.call('HINCRBY', KEYS[2], 'totalrecv', #due) end
+        local next = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
+        return {received, next[2] and math.max(tonumber(next[2]) - now, 0) or -1}",
+    )
+});
+
+/// Deletes what still stands. KEYS: messages, hash, attempts. ARGV: id and receive count of each.
+/// Answers with the fenced.
+pub(crate) static DELETE: LazyLock<Script> = LazyLock::new(|| {
+    script(
+        &[STANDS],
+        "
+        local fenced = {}
+        for i = 1, #ARGV, 2 do
+          local id = ARGV[i]
+          if stands(id, ARGV[i + 1]) then
+            redis.call('ZREM', KEYS[1], id)
+            redis.call('HDEL', KEYS[2], id, id .. ':rc', id .. ':fr')
+            redis.call('HDEL', KEYS[3], id)
+          else
+            fenced[#fenced + 1] = id
+          end
+        end
+        return fenced",
+    )
+});
+
+/// Hides what still stands for so long from now. KEYS: messages, hash, attempts. ARGV: of each id,
+/// receive count, milliseconds, failed attempts (-1: as before). Answers with the fenced.
+pub(crate) static HIDE: LazyLock<Script> = LazyLock::new(|| {
+    script(
+        &[NOW, STANDS],
+        "
+        local fenced = {}
+        for i = 1, #ARGV, 4 do
+          local id = ARGV[i]
+          if stands(id, ARGV[i + 1]) then
+            local from = now + tonumber(ARGV[i + 2])
+            redis.call('ZADD', KEYS[1], string.format('%.0f', from), id)
+            if tonumber(ARGV[i + 3]) >= 0 then redis.call('HSET', KEYS[3], id, ARGV[i + 3]) end
+          else
+            fenced[#fenced + 1] = id
+          end
+        end
+        return fenced",
+    )
+});
+
+/// How many can be received, and how many are hidden. KEYS: messages.
+pub(crate) static LAG: LazyLock<Script> = LazyLock::new(|| {
+    script(
+        &[NOW],
+        "
+        local ready = redis.call('ZCOUNT', KEYS[1], '-inf', now)
+        return {ready, redis.call('ZCARD', KEYS[1]) - ready}",
+    )
+});

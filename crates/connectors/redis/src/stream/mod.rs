@@ -1,0 +1,27 @@
+//! Queues on Redis Streams: consumer groups, delayed redelivery with attempts, takeover from members
+//! that died.
+//!
+//! # On the wire
+//!
+//! A message is an entry of the stream. Its fields, in this order and each only if there is something:
+//! `payload` (missing is a null payload), `key`, `id` (32 hexadecimal digits), `event_time`
+//! (milliseconds since 1970), and for each header `h:NAME` with its value or `n:NAME` for a null
+//! header; a header's name may come again. Other programs may write entries with nothing but
+//! `payload`.
+//!
+//! Beside the stream `S` there are, for a group `G`: the sorted set `{S}:brigade:G:delayed` (entries
+//! that wait for their time, by milliseconds; they stay pending, with the member `~delayed`), the hash
+//! `{S}:brigade:G:attempts` (failed attempts, and when the first failed), and the key
+//! `{S}:brigade:G:alive:MEMBER` that a live member renews; and for the stream the sorted set
+//! `{S}:brigade:later` (messages that were put with a delay). The keys lie in the stream's slot.
+//!
+//! An entry is removed from the stream when it is acked and the stream has only one group; with
+//! several groups entries stay, as other readers may need them.
+
+mod connector;
+mod consumer;
+mod entry;
+mod producer;
+mod scripts;
+
+pub use connector::RedisStreams;
