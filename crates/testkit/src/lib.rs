@@ -12,6 +12,7 @@
 pub mod conformance;
 
 mod fixture;
+pub mod servers;
 mod trial;
 
 pub use fixture::{Disturb, Fixture};

@@ -1,6 +1,6 @@
-use std::collections::VecDeque;
-use std::sync::Arc;
+use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -17,7 +17,7 @@ use tokio::task::JoinHandle;
 use super::connector::{FEATURES, Keys};
 use super::entry::{incoming, pack, unpack};
 use super::producer::make_group;
-use super::scripts::{ACK, CLAIM_DEAD, CLAIM_DUE, FAIL, GIVE_BACK, LAG};
+use super::scripts::{ACK, CLAIM_DEAD, CLAIM_DUE, CLAIM_OWN, FAIL, GIVE_BACK, HELD, LAG};
 use crate::wire::Wire;
 
 /// A member that has not been heard of for so long is dead.
@@ -48,6 +48,10 @@ struct Site {
     /// Waits for new entries; commands go the other way.
     reading: Arc<Wire>,
     wire: Arc<Wire>,
+    /// What was received and is unresolved.
+    held: std::sync::Mutex<HashSet<u64>>,
+    /// An answer may have been lost: the server may have handed out what never came here.
+    lost: AtomicBool,
 }
 
 /// Reads that outlive who asked for them, so that nothing is lost with a dropped `consume`.
@@ -64,7 +68,15 @@ impl StreamConsumer {
         make_group(&wire, &keys.stream, &keys.group).await?;
         let incarnation = IncarnationId::of(keys.stream.as_bytes());
         let member = format!("brigade-{:016x}", fastrand::u64(..));
-        let site = Arc::new(Site { keys, member, incarnation, reading, wire });
+        let site = Arc::new(Site {
+            keys,
+            member,
+            incarnation,
+            reading,
+            wire,
+            held: std::sync::Mutex::default(),
+            lost: AtomicBool::new(false),
+        });
         site.say_alive().await?;
         let beating = Arc::clone(&site);
         let heartbeat = tokio::spawn(async move {
@@ -102,7 +114,43 @@ impl Site {
     fn incoming(&self, entries: Vec<Value>) -> Result<Vec<Incoming>, ConnectorError> {
         let read =
             entries.into_iter().filter_map(|entry| incoming(entry, self.incarnation).transpose());
-        read.collect()
+        let read: Vec<Incoming> = read.collect::<Result<_, _>>()?;
+        self.held().extend(read.iter().map(|incoming| incoming.receipt.position));
+        Ok(read)
+    }
+
+    fn held(&self) -> std::sync::MutexGuard<'_, HashSet<u64>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn forget<'r>(&self, receipts: impl IntoIterator<Item = &'r Receipt>) {
+        let mut held = self.held();
+        for receipt in receipts {
+            held.remove(&receipt.position);
+        }
+    }
+
+    /// Claims what the server believes to have handed to this member, and what never came.
+    async fn find_lost(&self) -> Result<Vec<Incoming>, ConnectorError> {
+        let keys = &self.keys;
+        let mut held = HELD.key(&keys.stream);
+        held.arg(&keys.group).arg(&self.member);
+        let ids: Vec<String> = self.wire.script(&held).await?;
+        let unknown: Vec<String> = {
+            let known = self.held();
+            let is_unknown = |id: &String| pack(id).is_some_and(|at| !known.contains(&at));
+            ids.into_iter().filter(is_unknown).take(READ_MAX).collect()
+        };
+        if unknown.is_empty() {
+            self.lost.store(false, Ordering::Relaxed);
+            return Ok(Vec::new());
+        }
+        let mut claim = CLAIM_OWN.key(&keys.stream);
+        claim.key(&keys.attempts).arg(&keys.group).arg(&self.member);
+        for id in &unknown {
+            claim.arg(id);
+        }
+        self.incoming(self.wire.script(&claim).await?)
     }
 
     /// What was put back and is due, then what dead members held, then what is new.
@@ -112,6 +160,9 @@ impl Site {
         look: bool,
     ) -> Result<Vec<Incoming>, ConnectorError> {
         let read = self.try_read(max, look).await;
+        if read.is_err() {
+            self.lost.store(true, Ordering::Relaxed);
+        }
         if let Err(error) = &read
             && error.to_string().contains("NOGROUP")
         {
@@ -123,6 +174,12 @@ impl Site {
 
     async fn try_read(&self, max: usize, look: bool) -> Result<Vec<Incoming>, ConnectorError> {
         let keys = &self.keys;
+        if self.lost.load(Ordering::Relaxed) {
+            let found = self.find_lost().await?;
+            if !found.is_empty() {
+                return Ok(found);
+            }
+        }
         let mut due = CLAIM_DUE.key(&keys.stream);
         due.key(&keys.delayed).key(&keys.attempts).key(&keys.later);
         due.arg(&keys.group).arg(&self.member).arg(max);
@@ -244,6 +301,7 @@ impl Consumer for StreamConsumer {
             ack.arg(unpack(receipt.position)).arg(receipt.fence);
         }
         let fenced: Vec<String> = self.site.wire.script(&ack).await?;
+        self.site.forget(&receipts);
         Ok(Acked { fenced: those(&receipts, &fenced) })
     }
 
@@ -266,6 +324,7 @@ impl Consumer for StreamConsumer {
         }
         let fenced: Vec<String> = self.site.wire.script(&fail).await?;
         let receipts: Vec<Receipt> = failed.iter().map(|failed| failed.receipt).collect();
+        self.site.forget(&receipts);
         // A read may be waiting longer than the delay.
         self.woken.notify_waiters();
         Ok(Acked { fenced: those(&receipts, &fenced) })

@@ -78,6 +78,28 @@ pub(crate) static CLAIM_DEAD: LazyLock<Script> = LazyLock::new(|| {
     ))
 });
 
+/// Which entries a member holds. KEYS: stream. ARGV: group, member.
+pub(crate) static HELD: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "
+        local ids = {}
+        for _, entry in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 100000, ARGV[2])) do
+          ids[#ids + 1] = entry[1]
+        end
+        return ids",
+    )
+});
+
+/// Claims entries of one's own anew. KEYS: stream, attempts. ARGV: group, member, then the ids.
+pub(crate) static CLAIM_OWN: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(&format!(
+        "{CLAIM}
+        local ids = {{}}
+        for i = 3, #ARGV do ids[#ids + 1] = ARGV[i] end
+        return claim(KEYS[1], KEYS[2], ARGV[1], ARGV[2], ids)"
+    ))
+});
+
 /// Acks what still stands; an entry that no other group may need is removed.
 /// KEYS: stream, attempts. ARGV: group, member, then id and fence of each. Answers with the fenced.
 pub(crate) static ACK: LazyLock<Script> = LazyLock::new(|| {
