@@ -156,6 +156,7 @@ fn exit(stopped: &[Stopped]) -> Exit {
 fn summary(pipelines: &[Stopped]) {
     let header = [
         "stage",
+        "calls",
         "received",
         "acked",
         "filtered",
@@ -169,6 +170,7 @@ fn summary(pipelines: &[Stopped]) {
     for stage in pipelines.iter().flat_map(|stopped| &stopped.status.stages) {
         rows.add_row([
             stage.stage.clone(),
+            stage.calls.to_string(),
             stage.received.to_string(),
             stage.acked.to_string(),
             stage.filtered.to_string(),

@@ -467,6 +467,7 @@ impl PullLoop {
         }
         self.settling.clear();
         self.backlog.clear();
+        self.site.stage.stats.released.add(self.flights.roots());
         self.site.control.in_flight.store(0, Relaxed);
         *self.site.control.page.lock().unwrap_or_else(PoisonError::into_inner) = Page::default();
         let queue = &self.site.input.spec.name;
