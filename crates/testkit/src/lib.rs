@@ -39,6 +39,7 @@ macro_rules! conformance {
             closing_in_the_middle_neither_hangs_nor_loses,
             empty_batches_are_harmless,
             ten_thousand_messages_survive_random_failures,
+            a_batch_comes_in_one_answer,
             a_queue_in_order_waits_for_what_failed,
             a_finite_queue_ends_and_stays_at_its_end,
             the_lag_is_what_is_there,

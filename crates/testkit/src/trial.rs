@@ -1,5 +1,5 @@
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use brigade_core::{DeadLetter, Message};
 use brigade_memory::{Memory, MemoryState};
@@ -90,9 +90,8 @@ impl Trial {
     /// # Errors
     /// The pipeline has stopped.
     pub async fn settle_within(&self, period: Duration) -> Result<bool, CommandError> {
-        let begun = Instant::now();
         match tokio::time::timeout(period, self.settle()).await {
-            Ok(settled) => settled.map(|()| begun.elapsed() <= period),
+            Ok(settled) => settled.map(|()| true),
             Err(_) => Ok(false),
         }
     }

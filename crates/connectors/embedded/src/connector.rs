@@ -27,6 +27,7 @@ const FEATURES: Features = Features {
     competing: true,
     delay: true,
     attempts: true,
+    batch: true,
     park: true,
     limit: true,
     key: true,

@@ -24,6 +24,7 @@ pub(crate) fn features(settings: &Settings) -> Features {
         finite: !settings.follow,
         durable: !settings.is_standard(),
         order: true,
+        batch: true,
         groups: !settings.is_standard(),
         replay: !settings.is_standard(),
         settle_together: !settings.is_standard(),

@@ -49,6 +49,7 @@ pub(crate) fn features(settings: &Settings) -> Features {
         consume: true,
         finite: settings.count.is_some(),
         order: true,
+        batch: true,
         groups: true,
         replay: true,
         settle_together: true,

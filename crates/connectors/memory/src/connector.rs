@@ -30,6 +30,7 @@ pub(crate) const FEATURES: Features = Features {
     competing: true,
     delay: true,
     attempts: true,
+    batch: true,
     limit: true,
     key: true,
     headers: true,

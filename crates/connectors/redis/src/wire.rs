@@ -16,6 +16,11 @@ const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// How long an answer may take, beside the time that a command waits by itself.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
+/// The server where a queue names none.
+pub(crate) fn local() -> String {
+    "redis://127.0.0.1:6379".to_owned()
+}
+
 pub(crate) struct Wire {
     queue: Arc<str>,
     client: Client,

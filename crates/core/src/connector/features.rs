@@ -28,6 +28,8 @@ pub struct Features {
     pub attempts: bool,
     /// Messages that were resolved can be read again.
     pub replay: bool,
+    /// Several messages are taken, and confirmed, in one round trip.
+    pub batch: bool,
     /// A failed message can be parked: see [`FailedReason::Parked`](super::FailedReason::Parked).
     pub park: bool,
     /// A queue can be given a `limit`.
@@ -68,6 +70,7 @@ impl Features {
         delay: false,
         attempts: false,
         replay: false,
+        batch: false,
         park: false,
         limit: false,
         dedup: false,

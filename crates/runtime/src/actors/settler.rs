@@ -139,17 +139,17 @@ impl Settler {
         Ok(())
     }
 
-    /// Acks what is left of a settlement; says how many messages have come to an outcome. What cannot be written as a whole is written in smaller
-    /// parts: all of it may be more than a queue with a limit ever holds.
+    /// Acks what is left of a settlement; says how many messages have come to an outcome. What
+    /// cannot be written as a whole is written in smaller parts: all of it may be more than a queue
+    /// with a limit ever holds.
     async fn ack(&self, settlement: Settlement) -> Result<u64, SettleError> {
         let (mut left, mut failures, mut outcomes) = (settlement, 0, 0);
         let mut part = left.units.len();
         while !left.units.is_empty() {
             let rest = left.split_off(part.min(left.units.len()));
-            match self.ack_part(&mut left).await {
-                Ok(n) => {
+            match self.ack_part(&mut left, &mut outcomes).await {
+                Ok(()) => {
                     left = rest;
-                    outcomes += n;
                     (part, failures) = (part.saturating_mul(2), 0);
                 }
                 Err(TryError::Fatal(error)) => return Err(error),
@@ -164,9 +164,9 @@ impl Settler {
         Ok(outcomes)
     }
 
-    /// Acks units in one transaction; those whose leases were lost are left out.
-    async fn ack_part(&self, part: &mut Settlement) -> Result<u64, TryError> {
-        let mut lost = 0;
+    /// Acks units in one transaction; those whose leases were lost are left out. Counts each outcome
+    /// as soon as it is one: what was left out stays so when the rest has to be tried again.
+    async fn ack_part(&self, part: &mut Settlement, outcomes: &mut u64) -> Result<(), TryError> {
         while !part.units.is_empty() {
             let with_ops =
                 !part.outputs.is_empty() || part.units.iter().any(|unit| !unit.writes.is_empty());
@@ -175,7 +175,7 @@ impl Settler {
                 Try::Acked(Acked { fenced }) => {
                     part.forget(&fenced);
                     if !fenced.is_empty() {
-                        lost += fenced.len();
+                        *outcomes += fenced.len() as u64;
                         self.root().stats.released.add(fenced.len());
                         tracing::warn!(
                             queue = %self.input.spec.name, count = fenced.len(),
@@ -189,7 +189,8 @@ impl Settler {
             }
         }
         self.count(part);
-        Ok((part.units.len() + lost) as u64)
+        *outcomes += part.units.len() as u64;
+        Ok(())
     }
 
     /// Acks once, with all outputs and writes that share the consumer's store.

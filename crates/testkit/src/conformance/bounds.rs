@@ -12,6 +12,20 @@ use crate::fixture::{Fixture, ack, expect_nothing, number, numbered, take, take_
 /// How many messages the queue of the tests of `limit` holds.
 const FULL: u64 = 5;
 
+/// `batch`: what is there comes together.
+pub async fn a_batch_comes_in_one_answer(fixture: &Fixture) {
+    if !fixture.features().batch {
+        return;
+    }
+    fixture.put((0..10).map(numbered).collect()).await;
+    let consumer = fixture.consumer("", Order::None).await;
+    let taken: Vec<_> = take(&consumer, 10).await.into();
+    assert!(taken.len() > 1, "one by one");
+    ack(&consumer, &taken).await;
+    let rest = take_all(&consumer, 10 - taken.len()).await;
+    ack(&consumer, &rest).await;
+}
+
 /// `order: queue`: nothing comes before what failed.
 pub async fn a_queue_in_order_waits_for_what_failed(fixture: &Fixture) {
     if !fixture.features().order {

@@ -30,7 +30,7 @@ pub struct Rsmq;
 #[serde(deny_unknown_fields)]
 pub(crate) struct Settings {
     /// The server: `redis://[user[:password]@]host[:port][/database]`.
-    #[serde(default = "local")]
+    #[serde(default = "crate::wire::local")]
     url: String,
     /// The queue's name there: 1 to 64 letters, digits, `_` and `-`. Default: its name here.
     queue: Option<String>,
@@ -47,10 +47,6 @@ pub(crate) struct Settings {
     /// Whether each sending is published on `rsmq:rt:QUEUE`, as the Node client's `realtime` does.
     #[serde(default)]
     realtime: bool,
-}
-
-fn local() -> String {
-    "redis://127.0.0.1:6379".to_owned()
 }
 
 fn namespace() -> String {
@@ -74,6 +70,7 @@ fn features(settings: &Settings) -> Features {
         competing: true,
         delay: true,
         attempts: true,
+        batch: true,
         empty_payload: true,
         binary: true,
         max_message_bytes: u64::try_from(settings.maxsize).ok(),

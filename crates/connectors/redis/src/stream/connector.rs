@@ -21,6 +21,7 @@ pub(crate) const FEATURES: Features = Features {
     competing: true,
     delay: true,
     attempts: true,
+    batch: true,
     key: true,
     headers: true,
     event_time: true,
@@ -41,17 +42,13 @@ pub struct RedisStreams;
 #[serde(deny_unknown_fields)]
 pub(crate) struct Settings {
     /// The server: `redis://[user[:password]@]host[:port][/database]`.
-    #[serde(default = "local")]
+    #[serde(default = "crate::wire::local")]
     pub(crate) url: String,
     /// The stream's key. Default: the queue's name.
     pub(crate) stream: Option<String>,
     /// The consumer group, made if it is not there. Default: the pipeline's name, and where several
     /// stages read the stream, `PIPELINE.STAGE`.
     pub(crate) group: Option<String>,
-}
-
-fn local() -> String {
-    "redis://127.0.0.1:6379".to_owned()
 }
 
 /// The names of what belongs to a stream.
