@@ -5,7 +5,7 @@
 //! its decisions into actors.
 //!
 //! Reading order: [`Message`], the [`component`] API, the [`connector`] contract, [`state`], then
-//! the machines that decide: [`delivery`], [`flight`], [`retry`], [`order`], [`credit`],
+//! the machines that decide: [`delivery`], [`flight`], [`group`], [`retry`], [`order`], [`credit`],
 //! [`restart`], [`throttle`], [`watermark`].
 
 pub mod books;
@@ -17,6 +17,7 @@ pub mod delivery;
 mod failure;
 pub mod field;
 pub mod flight;
+pub mod group;
 mod id;
 mod message;
 pub mod order;

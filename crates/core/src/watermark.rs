@@ -33,18 +33,34 @@ impl Watermark {
 
     /// This position is resolved. Once more is harmless.
     pub fn resolve(&mut self, position: u64) {
-        if self.is_resolved(position) {
+        if !self.is_resolved(position) {
+            self.resolve_range(position, position + 1);
+        }
+    }
+
+    /// The positions from `first` to before `past` are resolved, or do not exist.
+    pub fn resolve_range(&mut self, first: u64, past: u64) {
+        if first >= past || past <= self.low {
             return;
         }
-        let end = self.beyond.remove(&(position + 1)).unwrap_or(position + 1);
-        if position == self.low {
-            self.low = end;
-            return;
+        let (mut first, mut past) = (first, past);
+        while let Some((&from, &to)) = self.beyond.range(..=past).next_back()
+            && to >= first
+        {
+            self.beyond.remove(&from);
+            (first, past) = (first.min(from), past.max(to));
         }
-        match self.beyond.range_mut(..position).next_back() {
-            Some((_, past)) if *past == position => *past = end,
-            _ => drop(self.beyond.insert(position, end)),
+        if first <= self.low {
+            self.low = past;
+        } else {
+            self.beyond.insert(first, past);
         }
+    }
+
+    /// The ranges that are resolved beyond the smallest unresolved position: first and past the last
+    /// of each, in order.
+    pub fn beyond(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.beyond.iter().map(|(first, past)| (*first, *past))
     }
 
     /// The smallest position that is not resolved.
@@ -72,14 +88,22 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_agrees_with_a_plain_set(positions in prop::collection::vec(0_u64..60, 0..120)) {
+        fn it_agrees_with_a_plain_set(
+            ranges in prop::collection::vec((0_u64..60, prop_oneof![Just(1_u64), 0_u64..12]), 0..120),
+        ) {
             let (mut watermark, mut set) = (Watermark::default(), BTreeSet::new());
-            for position in positions {
-                watermark.resolve(position);
-                set.insert(position);
+            for (position, length) in ranges {
+                match length {
+                    1 => watermark.resolve(position),
+                    _ => watermark.resolve_range(position, position + length),
+                }
+                set.extend(position..position + length);
+                let beyond: Vec<u64> =
+                    watermark.beyond().flat_map(|(first, past)| first..past).collect();
+                prop_assert!(beyond.iter().copied().eq(set.range(watermark.low()..).copied()));
                 let low = (0..).find(|p| !set.contains(p)).unwrap();
                 prop_assert_eq!(watermark.low(), low);
-                for p in 0..61 {
+                for p in 0..73 {
                     prop_assert_eq!(watermark.is_resolved(p), set.contains(&p));
                 }
             }

@@ -50,7 +50,7 @@ pub async fn a_message_comes_out_as_it_went_in(fixture: &Fixture) {
         if features.headers {
             assert_eq!(sent.headers, got.message.headers);
         }
-        if features.event_time {
+        if features.event_time && sent.event_time.is_some() {
             assert_eq!(sent.event_time, got.message.event_time);
         }
         if features.message_id {
@@ -77,10 +77,10 @@ pub async fn messages_come_in_the_order_in_which_they_were_put(fixture: &Fixture
     if !fixture.features().order {
         return;
     }
-    fixture.put((0..500).map(numbered).collect()).await;
+    fixture.put((0..400).map(numbered).collect()).await;
     let consumer = fixture.consumer("", Order::None).await;
-    let taken = take_all(&consumer, 500).await;
-    assert!(taken.iter().map(number).eq(0..500));
+    let taken = take_all(&consumer, 400).await;
+    assert!(taken.iter().map(number).eq(0..400));
     ack(&consumer, &taken).await;
 }
 

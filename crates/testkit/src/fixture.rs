@@ -9,7 +9,7 @@ use brigade_core::connector::{
 use brigade_core::{Message, MessageId};
 
 /// How long anything that has to come may take.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 /// How long nothing has to come for the suite to believe that nothing does.
 const QUIET: Duration = Duration::from_millis(300);
 
@@ -49,7 +49,8 @@ impl Fixture {
     }
 
     /// The same connector with a changed queue.
-    pub(crate) fn with(&self, change: impl FnOnce(&mut QueueSpec)) -> Self {
+    #[must_use]
+    pub fn with(&self, change: impl FnOnce(&mut QueueSpec)) -> Self {
         let mut queue = self.queue.clone();
         change(&mut queue);
         Self::new(Arc::clone(&self.connector), self.env.clone(), queue)

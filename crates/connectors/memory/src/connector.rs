@@ -13,8 +13,8 @@ use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::Notify;
 
+use crate::Group;
 use crate::consumer::MemoryConsumer;
-use crate::group::Group;
 use crate::producer::MemoryProducer;
 
 /// How many messages a queue holds whose `limit` says nothing.

@@ -9,8 +9,8 @@ use brigade_core::connector::{
 use brigade_core::state::StoreOp;
 use tokio::time::Instant;
 
+use crate::Group;
 use crate::connector::{FEATURES, Memory, Queue};
-use crate::group::Group;
 
 /// Takes messages from a memory queue.
 pub(crate) struct MemoryConsumer {

@@ -14,9 +14,11 @@
 
 mod connector;
 mod consumer;
-mod group;
 mod producer;
 mod state;
 
 pub use connector::Memory;
 pub use state::MemoryState;
+
+/// Time is tokio's, so that tests can pause it.
+type Group = brigade_core::group::Group<tokio::time::Instant>;

@@ -8,8 +8,8 @@ use brigade_core::connector::{
 };
 use tokio::time::Instant;
 
+use crate::Group;
 use crate::connector::{FEATURES, Memory, Queue, limit};
-use crate::group::Group;
 
 /// How long a producer waits for room before it says that there is none.
 const ROOM_MAX: Duration = Duration::from_secs(1);
@@ -37,7 +37,7 @@ impl MemoryProducer {
 
     fn has_room(&self, group: &Group, bytes: u64) -> bool {
         let messages = self.limit.messages.is_none_or(|max| (group.stored() as u64) < max);
-        messages && self.limit.bytes.is_none_or(|max| group.bytes + bytes <= max.0)
+        messages && self.limit.bytes.is_none_or(|max| group.bytes() + bytes <= max.0)
     }
 
     /// Puts as many messages as there is room for, from the front; says how many.

@@ -40,7 +40,7 @@ pub struct Features {
     pub key: bool,
     /// Keeps a message's headers, their order, and several of one name.
     pub headers: bool,
-    /// Keeps a message's event time.
+    /// Keeps a message's event time. One without may come out with the time when it was put.
     pub event_time: bool,
     /// Keeps a message's id, so that what is consumed has the id it was produced with.
     pub message_id: bool,

@@ -1,17 +1,10 @@
-//! Real servers for tests, each on a port and in a directory of its own, to be killed and started
-//! again.
-
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long a server may take to answer.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// Ports below those that connections get by themselves: else a client that tries to reach a server
-/// that is down may be given the server's own port, and the server cannot come back.
-const PORTS: std::ops::Range<u16> = 15_000..30_000;
+use super::{LOOK, PATIENCE, free_port};
 
 /// A Redis server (`redis-server` in the path) that keeps on disk whatever it confirmed.
 #[derive(Debug)]
@@ -63,7 +56,7 @@ impl Redis {
         let begun = Instant::now();
         while !self.answers() {
             assert!(begun.elapsed() < PATIENCE, "the server does not answer");
-            std::thread::yield_now();
+            std::thread::sleep(LOOK);
         }
     }
 
@@ -88,9 +81,4 @@ impl Drop for Redis {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-fn free_port() -> u16 {
-    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
-    std::iter::repeat_with(|| fastrand::u16(PORTS)).find(free).expect("it tries for ever")
 }

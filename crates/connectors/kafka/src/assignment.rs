@@ -1,0 +1,253 @@
+//! What a member of a group has: its partitions, what of each is resolved, and the messages that
+//! came and are not. A pure state machine: time is an argument.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use brigade_core::connector::{Failed, Incoming, Order, Receipt, Want};
+use brigade_core::group::Group;
+use brigade_core::watermark::Watermark;
+
+use crate::metadata;
+
+/// A position is a partition's slot (16 bits) and an offset (48 bits).
+const OFFSET_BITS: u32 = 48;
+/// The most partitions that a consumer can meet in its life.
+const SLOTS_MAX: usize = 1 << (64 - OFFSET_BITS);
+
+/// A topic and one of its partitions.
+pub(crate) type Place = (Arc<str>, i32);
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Assignment {
+    /// Each partition that was ever assigned; receipts name them by number.
+    slots: Vec<Slot>,
+    by_place: HashMap<Place, usize>,
+    messages: Group<Instant>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    place: Place,
+    ledger: Option<Ledger>,
+}
+
+/// What is resolved of a partition that is ours.
+#[derive(Debug, Clone)]
+struct Ledger {
+    watermark: Watermark,
+    /// The offset that comes next, if nothing is missing.
+    next: u64,
+    /// How often something was resolved, and how much of that is committed.
+    resolved: u64,
+    committed: u64,
+}
+
+/// What can be committed of a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Commit {
+    pub(crate) place: Place,
+    pub(crate) offset: i64,
+    pub(crate) metadata: String,
+    slot: usize,
+    resolved: u64,
+}
+
+/// The offset of a receipt, as Kafka has it.
+fn offset_of(position: u64) -> u64 {
+    position & ((1 << OFFSET_BITS) - 1)
+}
+
+fn slot_of(position: u64) -> usize {
+    usize::try_from(position >> OFFSET_BITS).unwrap_or(usize::MAX)
+}
+
+impl Assignment {
+    /// A partition is ours; `committed` is its committed offset and metadata, if there is one.
+    /// Refuses more partitions than receipts can name.
+    pub(crate) fn assign(&mut self, place: Place, committed: Option<(u64, &str)>) -> bool {
+        let slot = match self.by_place.get(&place) {
+            Some(slot) => *slot,
+            None if self.slots.len() == SLOTS_MAX => return false,
+            None => {
+                self.by_place.insert(place.clone(), self.slots.len());
+                self.slots.push(Slot { place, ledger: None });
+                self.slots.len() - 1
+            }
+        };
+        self.slots[slot].ledger = Some(match committed {
+            Some((offset, metadata)) => Ledger::starting_at(metadata::decode(offset, metadata)),
+            None => Ledger::starting_at(Watermark::default()),
+        });
+        true
+    }
+
+    /// A partition is ours no longer; what came from it is forgotten.
+    pub(crate) fn revoke(&mut self, place: &Place) {
+        let Some(slot) = self.by_place.get(place).copied() else { return };
+        self.slots[slot].ledger = None;
+        self.messages.withdraw(|position| slot_of(position) == slot);
+    }
+
+    /// A record came; the message is only made when it is to be handed out.
+    pub(crate) fn arrive(
+        &mut self,
+        place: &Place,
+        offset: u64,
+        incoming: impl FnOnce(Receipt) -> Incoming,
+    ) {
+        let Some(slot) = self.by_place.get(place).copied() else { return };
+        let Some(ledger) = &mut self.slots[slot].ledger else { return };
+        if offset < ledger.next {
+            // The topic was made anew, or its log cut: what was known of it is void.
+            *ledger = Ledger::starting_at(Watermark::starting_at(offset));
+            self.messages.withdraw(|position| slot_of(position) == slot);
+        }
+        let Some(ledger) = &mut self.slots[slot].ledger else { return };
+        // Offsets that do not come were compacted away or are a transaction's marks.
+        ledger.watermark.resolve_range(ledger.next, offset);
+        ledger.next = offset + 1;
+        if ledger.watermark.is_resolved(offset) {
+            return;
+        }
+        let position = (slot as u64) << OFFSET_BITS | offset;
+        self.messages.put_at(incoming(Receipt { position, fence: 0 }));
+    }
+
+    /// What can be handed out now.
+    pub(crate) fn take(&mut self, want: Want, order: Order, now: Instant) -> Vec<Incoming> {
+        self.messages.take(want, order, 0, now)
+    }
+
+    /// When something that waits for its time is due.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.messages.due()
+    }
+
+    /// Messages came back.
+    pub(crate) fn fail(&mut self, failed: &[Failed], now: Instant) -> Vec<Receipt> {
+        // The last first, since each goes to the front.
+        let lost = failed.iter().rev().filter(|failed| !self.messages.fail(failed, now));
+        lost.map(|failed| failed.receipt).collect()
+    }
+
+    /// The receipts that do not stand: their partition is lost, or they were given back. One that
+    /// was resolved before stands.
+    pub(crate) fn fenced(&self, receipts: &[Receipt]) -> Vec<Receipt> {
+        let stands = |receipt: &Receipt| {
+            let ledger = self.slots.get(slot_of(receipt.position)).map(|slot| &slot.ledger);
+            let done = |ledger: &Ledger| ledger.watermark.is_resolved(offset_of(receipt.position));
+            self.messages.stands(*receipt) || matches!(ledger, Some(Some(ledger)) if done(ledger))
+        };
+        receipts.iter().filter(|receipt| !stands(receipt)).copied().collect()
+    }
+
+    /// Messages are done.
+    pub(crate) fn resolve(&mut self, receipts: &[Receipt]) {
+        for receipt in receipts {
+            if !self.messages.done(*receipt) {
+                continue;
+            }
+            if let Some(ledger) = &mut self.slots[slot_of(receipt.position)].ledger {
+                ledger.watermark.resolve(offset_of(receipt.position));
+                ledger.resolved += 1;
+            }
+        }
+    }
+
+    /// What is resolved and not committed.
+    pub(crate) fn to_commit(&self) -> Vec<Commit> {
+        let owed = |slot: &&Slot| slot.ledger.as_ref().is_some_and(|l| l.committed < l.resolved);
+        let all = self.slots.iter().filter(owed);
+        all.filter_map(|slot| self.commit_of(&slot.place, &[])).collect()
+    }
+
+    /// What would be to commit if these were resolved too.
+    pub(crate) fn to_commit_with(&self, receipts: &[Receipt]) -> Vec<Commit> {
+        let mut slots: Vec<usize> = receipts.iter().map(|r| slot_of(r.position)).collect();
+        slots.sort_unstable();
+        slots.dedup();
+        let places = slots.iter().filter_map(|slot| self.slots.get(*slot)).map(|slot| &slot.place);
+        places.filter_map(|place| self.commit_of(place, receipts)).collect()
+    }
+
+    fn commit_of(&self, place: &Place, receipts: &[Receipt]) -> Option<Commit> {
+        let slot = *self.by_place.get(place)?;
+        let ledger = self.slots[slot].ledger.as_ref()?;
+        let mut watermark = std::borrow::Cow::Borrowed(&ledger.watermark);
+        for receipt in receipts.iter().filter(|receipt| slot_of(receipt.position) == slot) {
+            watermark.to_mut().resolve(offset_of(receipt.position));
+        }
+        Some(Commit {
+            place: place.clone(),
+            offset: i64::try_from(watermark.low()).unwrap_or(i64::MAX),
+            metadata: metadata::encode(&watermark),
+            slot,
+            resolved: ledger.resolved,
+        })
+    }
+
+    /// The broker has these commits.
+    pub(crate) fn committed(&mut self, commits: &[Commit]) {
+        for commit in commits {
+            if let Some(ledger) = &mut self.slots[commit.slot].ledger {
+                ledger.committed = ledger.committed.max(commit.resolved).min(ledger.resolved);
+            }
+        }
+    }
+
+    /// How many messages of these partitions are handed out.
+    pub(crate) fn held_of(&self, places: &[Place]) -> usize {
+        let slots: Vec<usize> =
+            places.iter().filter_map(|place| self.by_place.get(place).copied()).collect();
+        self.messages.held(|position| slots.contains(&slot_of(position)))
+    }
+
+    /// Messages of these partitions that are not handed out are not handed out any more.
+    pub(crate) fn stop_handing_out(&mut self, places: &[Place]) {
+        let slots: Vec<usize> =
+            places.iter().filter_map(|place| self.by_place.get(place).copied()).collect();
+        self.messages.withdraw_waiting(|position| slots.contains(&slot_of(position)));
+    }
+
+    /// The partitions that are ours, each with its smallest unresolved offset, the next that comes,
+    /// and how many before that are resolved.
+    pub(crate) fn progress(&self) -> Vec<(Place, u64, u64)> {
+        let ours = self.slots.iter().filter_map(|slot| Some((slot, slot.ledger.as_ref()?)));
+        let progress = |(slot, ledger): (&Slot, &Ledger)| {
+            let low = ledger.watermark.low();
+            let beyond: u64 = ledger.watermark.beyond().map(|(first, past)| past - first).sum();
+            (slot.place.clone(), low, beyond)
+        };
+        ours.map(progress).collect()
+    }
+
+    /// Messages that came and are unresolved, and their bytes.
+    pub(crate) fn stored(&self) -> (usize, u64) {
+        (self.messages.stored(), self.messages.bytes())
+    }
+
+    /// Messages that are ready, that wait for their time, and that are handed out.
+    pub(crate) fn counts(&self) -> (u64, u64, u64) {
+        self.messages.counts()
+    }
+
+    /// Where a message stands, for people.
+    pub(crate) fn locate(&self, position: u64) -> String {
+        match self.slots.get(slot_of(position)) {
+            Some(Slot { place: (topic, partition), .. }) => {
+                format!("{topic}[{partition}]@{}", offset_of(position))
+            }
+            None => format!("?@{}", offset_of(position)),
+        }
+    }
+}
+
+impl Ledger {
+    fn starting_at(watermark: Watermark) -> Self {
+        let next = watermark.low();
+        Self { watermark, next, resolved: 0, committed: 0 }
+    }
+}

@@ -1,0 +1,80 @@
+//! What all clients share: their logs, and how their errors are told.
+
+use brigade_core::connector::ConnectorError;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::types::RDKafkaErrorCode as Code;
+
+use crate::settings::Site;
+
+/// Passes librdkafka's log lines on.
+pub(crate) fn log(site: &Site, level: RDKafkaLogLevel, facility: &str, text: &str) {
+    let queue = &site.queue;
+    match level {
+        // It says for each property of the other kind of client that it is ignored.
+        RDKafkaLogLevel::Warning if facility == "CONFWARN" => {}
+        RDKafkaLogLevel::Emerg
+        | RDKafkaLogLevel::Alert
+        | RDKafkaLogLevel::Critical
+        | RDKafkaLogLevel::Error
+        | RDKafkaLogLevel::Warning => tracing::debug!(%queue, facility, "librdkafka: {text}"),
+        _ => tracing::trace!(%queue, facility, "librdkafka: {text}"),
+    }
+}
+
+/// An error that the runtime tries again after, or not, told with what to do.
+pub(crate) fn explain(site: &Site, doing: &str, error: &KafkaError) -> ConnectorError {
+    let Site { queue, servers } = site;
+    let code = error.rdkafka_error_code();
+    let advice = code.map_or("", advice);
+    let message = format!("queue `{queue}` (Kafka at {servers}): {doing}: {}{advice}", why(error));
+    match code {
+        Some(code) if is_permanent(code) => ConnectorError::permanent(message),
+        _ => ConnectorError::transient(message),
+    }
+}
+
+fn why(error: &KafkaError) -> String {
+    match error.rdkafka_error_code() {
+        Some(code) => code.to_string(),
+        None => error.to_string(),
+    }
+}
+
+fn is_permanent(code: RDKafkaErrorCode) -> bool {
+    matches!(
+        code,
+        Code::Fatal
+            | Code::FencedInstanceId
+            | Code::ProducerFenced
+            | Code::TransactionalIdAuthorizationFailed
+            | Code::UnsupportedVersion
+            | Code::InvalidConfig
+            | Code::InconsistentGroupProtocol
+    )
+}
+
+fn advice(code: RDKafkaErrorCode) -> &'static str {
+    match code {
+        Code::AllBrokersDown | Code::BrokerTransportFailure | Code::Resolve => {
+            "; is the broker up, and `config: bootstrap.servers` right?"
+        }
+        Code::OperationTimedOut | Code::MessageTimedOut => {
+            "; no broker answered: is it up, and `config: bootstrap.servers` right?"
+        }
+        Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition => {
+            "; make the topic, or let Brigade make it with `create: { partitions: N }`"
+        }
+        Code::Authentication | Code::SaslAuthenticationFailed => {
+            "; check `sasl.mechanism`, `sasl.username` and `sasl.password` in `config:`"
+        }
+        Code::SSL => "; check `security.protocol` and the `ssl.*` properties in `config:`",
+        Code::TopicAuthorizationFailed => "; the user may not use this topic",
+        Code::GroupAuthorizationFailed => "; the user may not use this group: see `group:`",
+        Code::FencedInstanceId => "; another member has the same `group.instance.id`",
+        Code::InconsistentGroupProtocol => {
+            "; other members of the group use another `partition.assignment.strategy`"
+        }
+        _ => "",
+    }
+}

@@ -1,0 +1,279 @@
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use brigade_core::connector::{
+    Acked, ConnectorError, Consumer, ErrorKind, Failed, Features, Incoming, Lag, Order, Receipt,
+    Want,
+};
+use brigade_core::state::{StoreId, StoreOp};
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use tokio::sync::Mutex;
+
+use crate::client::explain;
+use crate::connector::FEATURES;
+use crate::poll::{Client, Shared, State, commit, run};
+use crate::transaction::{IN_FLIGHT_MAX, Transactions};
+
+/// How long closing waits for the group.
+const CLOSE: Duration = Duration::from_secs(20);
+/// How long a commit waits while the group is shared out anew, and how often it asks.
+const REBALANCE: Duration = Duration::from_secs(5);
+const AGAIN: Duration = Duration::from_millis(20);
+/// How long one question to the broker may take.
+const ASK: Duration = Duration::from_secs(5);
+
+/// Takes messages from the partitions that its group gives it.
+pub(crate) struct KafkaConsumer {
+    shared: Arc<Shared>,
+    order: Order,
+    thread: std::sync::Mutex<Option<JoinHandle<()>>>,
+    closed: AtomicBool,
+    /// One commit after the other; what is resolved meanwhile goes with the next.
+    committing: Arc<Mutex<()>>,
+    /// With `guarantee: exactly_once`.
+    transactions: Option<Arc<Transactions>>,
+}
+
+impl KafkaConsumer {
+    pub(crate) fn open(
+        shared: Arc<Shared>,
+        client: Client,
+        topics: &[String],
+        order: Order,
+        transactions: Option<Transactions>,
+    ) -> Result<Self, ConnectorError> {
+        let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
+        let subscribed = client.subscribe(&topics);
+        subscribed.map_err(|error| explain(&shared.site, "cannot subscribe", &error))?;
+        let client = Arc::new(client);
+        shared.state().client = Some(Arc::clone(&client));
+        let of_thread = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("kafka-consumer".to_owned())
+            .spawn(move || run(&of_thread, client))
+            .map_err(|error| ConnectorError::transient(format!("no thread: {error}")))?;
+        Ok(Self {
+            shared,
+            order,
+            thread: std::sync::Mutex::new(Some(thread)),
+            closed: AtomicBool::new(false),
+            committing: Arc::default(),
+            transactions: transactions.map(Arc::new),
+        })
+    }
+
+    fn client(&self) -> Result<Arc<Client>, ConnectorError> {
+        let client = self.shared.state().client.clone();
+        client.ok_or_else(|| ConnectorError::closed(&self.shared.site.queue))
+    }
+
+    /// Takes what is there; else says how long to wait, if not for ever.
+    fn take(&self, want: Want) -> Result<Result<Vec<Incoming>, Option<Instant>>, ConnectorError> {
+        let mut state = self.shared.state();
+        let assignment = &mut state.assignment;
+        let mut want = want;
+        if self.transactions.is_some() {
+            let (_, delayed, held) = assignment.counts();
+            let out = usize::try_from(delayed + held).unwrap_or(usize::MAX);
+            want.messages = want.messages.min(IN_FLIGHT_MAX.saturating_sub(out));
+        }
+        let taken = match want.messages {
+            0 => Vec::new(),
+            _ => assignment.take(want, self.order, Instant::now()),
+        };
+        if !taken.is_empty() {
+            drop(state);
+            self.shared.made_room();
+            return Ok(Ok(taken));
+        }
+        match state.trouble.take() {
+            Some(error) => Err(error),
+            None => Ok(Err(state.assignment.due())),
+        }
+    }
+
+    /// Commits what is resolved, together with what others have resolved meanwhile.
+    async fn commit(&self) -> Result<(), ConnectorError> {
+        let turn = Arc::clone(&self.committing).lock_owned().await;
+        let shared = Arc::clone(&self.shared);
+        let client = self.client()?;
+        let committed = blocking(move || {
+            let _turn = turn;
+            let begun = Instant::now();
+            loop {
+                let commits = shared.state().assignment.to_commit();
+                match commit(&client, &commits) {
+                    // The group is being shared out anew: soon it takes commits again.
+                    Err(ref error) if is_rebalancing(error) && begun.elapsed() < REBALANCE => {
+                        std::thread::sleep(AGAIN);
+                    }
+                    Ok(()) => {
+                        shared.state().assignment.committed(&commits);
+                        return Ok(());
+                    }
+                    failed => return failed,
+                }
+            }
+        });
+        match committed.await? {
+            Ok(()) => Ok(()),
+            // Then these messages are another member's, who handles them again.
+            Err(error) if was_revoked(&error) => Ok(()),
+            Err(error) => Err(explain(&self.shared.site, "cannot commit", &error)),
+        }
+    }
+}
+
+fn is_rebalancing(error: &KafkaError) -> bool {
+    error.rdkafka_error_code() == Some(Code::RebalanceInProgress)
+}
+
+fn was_revoked(error: &KafkaError) -> bool {
+    let lost = [Code::IllegalGeneration, Code::UnknownMemberId, Code::FencedMemberEpoch];
+    error.rdkafka_error_code().is_some_and(|code| lost.contains(&code))
+}
+
+/// Runs on a thread where it may block.
+pub(crate) async fn blocking<T: Send + 'static>(
+    run: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ConnectorError> {
+    let done = tokio::task::spawn_blocking(run).await;
+    done.map_err(|error| ConnectorError::transient(format!("a thread was lost: {error}")))
+}
+
+#[async_trait]
+impl Consumer for KafkaConsumer {
+    fn features(&self) -> Features {
+        FEATURES
+    }
+
+    async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
+        loop {
+            let arrived = self.shared.arrived.notified();
+            if self.closed.load(Ordering::Relaxed) {
+                return Err(ConnectorError::closed(&self.shared.site.queue));
+            }
+            match self.take(want)? {
+                Ok(taken) => return Ok(taken),
+                Err(None) => arrived.await,
+                Err(Some(due)) => {
+                    let _ = tokio::time::timeout_at(due.into(), arrived).await;
+                }
+            }
+        }
+    }
+
+    async fn ack(
+        &self,
+        receipts: Vec<Receipt>,
+        ops: Vec<StoreOp>,
+    ) -> Result<Acked, ConnectorError> {
+        if receipts.is_empty() && ops.is_empty() {
+            return Ok(Acked::default());
+        }
+        let fenced = self.shared.state().assignment.fenced(&receipts);
+        if !ops.is_empty() {
+            if fenced.is_empty() {
+                let transactions = self.transactions.as_ref().ok_or_else(|| {
+                    ConnectorError::unsupported(
+                        "outputs in the transaction of the acks: set `guarantee: exactly_once` on \
+                         the input queue",
+                    )
+                })?;
+                let turn = Arc::clone(&self.committing).lock_owned().await;
+                let (shared, client) = (Arc::clone(&self.shared), self.client()?);
+                let transactions = Arc::clone(transactions);
+                blocking(move || {
+                    let _turn = turn;
+                    transactions.settle(&shared, &client, &receipts, &ops)
+                })
+                .await??;
+                self.shared.arrived.notify_waiters();
+                self.shared.made_room();
+            }
+            return Ok(Acked { fenced });
+        }
+        self.shared.state().assignment.resolve(&receipts);
+        self.shared.made_room();
+        // What waited behind its key may be ready now.
+        self.shared.arrived.notify_waiters();
+        self.commit().await?;
+        Ok(Acked { fenced })
+    }
+
+    async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
+        let fenced = self.shared.state().assignment.fail(&failed, Instant::now());
+        self.shared.arrived.notify_waiters();
+        self.shared.made_room();
+        Ok(Acked { fenced })
+    }
+
+    async fn lag(&self) -> Result<Lag, ConnectorError> {
+        let (shared, client) = (Arc::clone(&self.shared), self.client()?);
+        blocking(move || {
+            let (progress, (_, delayed, held)) = {
+                let State { assignment, .. } = &*shared.state();
+                (assignment.progress(), assignment.counts())
+            };
+            let mut waiting = 0;
+            for ((topic, partition), low, beyond) in progress {
+                let ends = client.fetch_watermarks(&topic, partition, ASK);
+                let (first, past) =
+                    ends.map_err(|error| explain(&shared.site, "cannot read the lag", &error))?;
+                let low = low.max(u64::try_from(first).unwrap_or_default());
+                let past = u64::try_from(past).unwrap_or_default();
+                waiting += past.saturating_sub(low).saturating_sub(beyond);
+            }
+            Ok(Lag {
+                ready: Some(waiting.saturating_sub(held + delayed)),
+                delayed: Some(delayed),
+                in_flight: Some(held),
+                ..Lag::default()
+            })
+        })
+        .await?
+    }
+
+    fn locate(&self, receipt: Receipt) -> String {
+        self.shared.state().assignment.locate(receipt.position)
+    }
+
+    fn store(&self) -> Option<StoreId> {
+        self.transactions.as_ref().map(|transactions| transactions.store())
+    }
+
+    async fn shutdown(&self) -> Result<(), ConnectorError> {
+        if self.closed.swap(true, Ordering::Relaxed) {
+            return Ok(());
+        }
+        // Messages that others resolved while the last commit was under way.
+        let committed = match self.commit().await {
+            Err(error) if error.kind() != ErrorKind::Closed => Err(error),
+            _ => Ok(()),
+        };
+        self.shared.stop();
+        let thread = self.thread.lock().ok().and_then(|mut thread| thread.take());
+        if let Some(thread) = thread {
+            let joined = blocking(move || thread.join());
+            if tokio::time::timeout(CLOSE, joined).await.is_err() {
+                let queue = &self.shared.site.queue;
+                return Err(ConnectorError::transient(format!(
+                    "queue `{queue}`: the group did not let the consumer go within {CLOSE:?}; it \
+                     notices when the session times out"
+                )));
+            }
+        }
+        committed
+    }
+}
+
+impl Drop for KafkaConsumer {
+    fn drop(&mut self) {
+        // The thread leaves the group; a destructor may not wait for it.
+        self.shared.stop();
+    }
+}

@@ -1,0 +1,39 @@
+//! Queues on Kafka: consumer groups whose commits never pass an unresolved message, and producers
+//! whose acks are the broker's delivery reports.
+//!
+//! # On the wire
+//!
+//! A message's payload, key and headers are the record's, as they are, null and empty told apart; its
+//! event time is the record's timestamp. Brigade adds the header `brigade-id` (the message's id, 32
+//! hexadecimal digits) and, only for times that Kafka has no place for (before 1970), the header
+//! `brigade-event-time` (milliseconds). Other programs may leave both out: a record without an id gets
+//! one from its cluster, topic, partition and offset.
+//!
+//! # What is committed
+//!
+//! Messages of a partition are resolved in any order; what is committed is the smallest unresolved
+//! offset, and in the commit's metadata which offsets beyond it are resolved: `b1:` and, in base64
+//! without padding, pairs of LEB128 numbers (how many offsets are unresolved, how many are then
+//! resolved). Whoever gets the partition next passes over them. Other clients ignore the metadata.
+//! What does not fit into the 4,096 bytes that brokers allow is left out, and comes again after a
+//! crash.
+//!
+//! # Exactly once
+//!
+//! With `guarantee: exactly_once` on the input queue, the outputs (on the same cluster) and the
+//! offsets with their metadata are one transaction. It needs no barrier and no rewinding: a transaction
+//! that is aborted is done again with the same outputs.
+
+mod assignment;
+mod client;
+mod connector;
+mod consumer;
+mod metadata;
+mod poll;
+mod producer;
+mod record;
+mod settings;
+mod topic;
+mod transaction;
+
+pub use connector::Kafka;

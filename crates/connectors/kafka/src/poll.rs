@@ -1,0 +1,317 @@
+//! The thread of one consumer: polls, and gives up partitions when the group says so. Nothing else
+//! polls, so that neither a slow component nor a drain keeps the group waiting.
+
+use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use brigade_core::IncarnationId;
+use brigade_core::connector::ConnectorError;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
+use rdkafka::message::{BorrowedMessage, Message as _};
+use rdkafka::{Offset, TopicPartitionList};
+use tokio::sync::Notify;
+
+use crate::assignment::{Assignment, Commit, Place};
+use crate::client::{explain, log};
+use crate::record;
+use crate::settings::Site;
+
+/// What came and was not asked for yet: no more than this is polled ahead.
+const AHEAD_MESSAGES: usize = 2000;
+const AHEAD_BYTES: u64 = 8 << 20;
+/// Records that are taken over at once.
+const BATCH_MAX: usize = 500;
+/// How long one poll waits.
+const POLL: Duration = Duration::from_millis(100);
+/// How long nobody polls while there is no room; longer, and the partitions are paused. Pausing
+/// throws away what was fetched, so it is not done at once.
+const NO_ROOM: Duration = Duration::from_millis(500);
+/// How long one question to the broker may take.
+const ASK: Duration = Duration::from_secs(10);
+
+pub(crate) type Client = BaseConsumer<Watch>;
+
+/// What the thread and the consumer share.
+pub(crate) struct Shared {
+    pub(crate) site: Site,
+    /// Which cluster, for the ids of records without one.
+    cluster: String,
+    revoke_within: Duration,
+    state: Mutex<State>,
+    /// There is room again, or something was resolved.
+    room: Condvar,
+    /// Something came, or is to be told.
+    pub(crate) arrived: Notify,
+    stopping: AtomicBool,
+}
+
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) assignment: Assignment,
+    /// What went wrong since somebody was told.
+    pub(crate) trouble: Option<ConnectorError>,
+    /// Gone when the thread ends: it is the last to let go, as closing waits for the group.
+    pub(crate) client: Option<Arc<Client>>,
+    /// Topics, and partitions' incarnations.
+    places: HashMap<(String, i32), (Place, IncarnationId)>,
+}
+
+impl Shared {
+    pub(crate) fn new(site: Site, cluster: String, revoke_within: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            site,
+            cluster,
+            revoke_within,
+            state: Mutex::default(),
+            room: Condvar::new(),
+            arrived: Notify::new(),
+            stopping: AtomicBool::new(false),
+        })
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something was taken or resolved.
+    pub(crate) fn made_room(&self) {
+        self.room.notify_all();
+    }
+
+    /// The thread ends soon.
+    pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.room.notify_all();
+        self.arrived.notify_waiters();
+    }
+
+    fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    fn tell(&self, error: ConnectorError) {
+        self.state().trouble = Some(error);
+        self.arrived.notify_waiters();
+    }
+
+    fn is_full(state: &State) -> bool {
+        let (ready, ..) = state.assignment.counts();
+        let (_, bytes) = state.assignment.stored();
+        ready as usize >= AHEAD_MESSAGES || ready > 0 && bytes >= AHEAD_BYTES
+    }
+
+    /// Waits until there is room, for a while; says whether there is.
+    fn wait_for_room(&self) -> bool {
+        let full = |state: &mut State| Self::is_full(state) && !self.stopping();
+        let waited = self.room.wait_timeout_while(self.state(), NO_ROOM, full);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+    }
+}
+
+/// Polls until it is told to stop; then leaves the group.
+pub(crate) fn run(shared: &Arc<Shared>, client: Arc<Client>) {
+    let mut paused = false;
+    while !shared.stopping() {
+        let has_room = match paused {
+            true => !Shared::is_full(&shared.state()),
+            false => shared.wait_for_room(),
+        };
+        if has_room == paused {
+            paused = !has_room;
+            let set = |all: &_| if paused { client.pause(all) } else { client.resume(all) };
+            if let Err(error) = client.assignment().and_then(|all| set(&all)) {
+                tracing::debug!(queue = %shared.site.queue, %error, "pausing or resuming failed");
+            }
+        }
+        match client.poll(POLL) {
+            Some(Ok(first)) => take_over(shared, &client, first),
+            Some(Err(error)) => poll_failed(shared, &error),
+            None => {}
+        }
+    }
+    shared.state().client = None;
+    drop(client);
+}
+
+/// Takes over a record and what else is there.
+fn take_over(shared: &Shared, client: &Client, first: BorrowedMessage<'_>) {
+    let mut batch = vec![first];
+    while batch.len() < BATCH_MAX {
+        match client.poll(Duration::ZERO) {
+            Some(Ok(next)) => batch.push(next),
+            Some(Err(error)) => {
+                poll_failed(shared, &error);
+                break;
+            }
+            None => break,
+        }
+    }
+    let mut state = shared.state();
+    let State { assignment, places, .. } = &mut *state;
+    let mut here: Option<&(Place, IncarnationId)> = None;
+    for record in &batch {
+        let is_here = |place: &Place| &*place.0 == record.topic() && place.1 == record.partition();
+        if here.is_none_or(|(place, _)| !is_here(place)) {
+            here = places.get(&(record.topic().to_owned(), record.partition()));
+        }
+        let Some((place, incarnation)) = here else { continue };
+        let offset = u64::try_from(record.offset()).unwrap_or_default();
+        assignment.arrive(place, offset, |receipt| record::incoming(record, *incarnation, receipt));
+    }
+    drop(state);
+    shared.arrived.notify_waiters();
+}
+
+fn poll_failed(shared: &Shared, error: &KafkaError) {
+    match error.rdkafka_error_code() {
+        // Polled late after a pause of the whole process: the client joins again by itself.
+        Some(Code::PollExceeded) => {
+            tracing::warn!(queue = %shared.site.queue, "the group gave the partitions to others");
+        }
+        _ => shared.tell(explain(&shared.site, "cannot consume", error)),
+    }
+}
+
+/// Hears what the client has to tell.
+pub(crate) struct Watch(pub(crate) Arc<Shared>);
+
+impl ClientContext for Watch {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        log(&self.0.site, level, facility, text);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(queue = %self.0.site.queue, %error, reason, "the client met an error");
+        // One broker of several that is away, or an idle connection that ended, is mended by itself.
+        let minor = [Code::BrokerTransportFailure, Code::Resolve];
+        if !error.rdkafka_error_code().is_some_and(|code| minor.contains(&code)) {
+            self.0.tell(explain(&self.0.site, "the connection has trouble", &error));
+        }
+    }
+}
+
+impl ConsumerContext for Watch {
+    fn pre_rebalance(&self, client: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        match rebalance {
+            Rebalance::Assign(list) if list.count() > 0 => self.assigned(client, list),
+            Rebalance::Revoke(list) if list.count() > 0 => self.revoked(client, list),
+            Rebalance::Error(error) => {
+                self.0.tell(explain(&self.0.site, "the group cannot share the topic", error));
+            }
+            _ => {}
+        }
+    }
+
+    fn commit_callback(&self, _: KafkaResult<()>, _: &TopicPartitionList) {}
+}
+
+fn places_of(list: &TopicPartitionList) -> Vec<Place> {
+    list.elements().iter().map(|one| (one.topic().into(), one.partition())).collect()
+}
+
+impl Watch {
+    /// Reads what is resolved of the new partitions, beyond what is committed. Waits for as long as
+    /// the broker does not say: without it, messages would be handled again.
+    fn assigned(&self, client: &Client, list: &TopicPartitionList) {
+        let shared = &self.0;
+        let committed = loop {
+            if shared.stopping() {
+                return;
+            }
+            match client.committed_offsets(list.clone(), ASK) {
+                Ok(committed) => break committed,
+                Err(error) => {
+                    let doing = "cannot read the group's commits";
+                    shared.tell(explain(&shared.site, doing, &error));
+                }
+            }
+        };
+        let mut state = shared.state();
+        for one in committed.elements() {
+            let place: Place = (one.topic().into(), one.partition());
+            // The client panics on metadata that is not UTF-8: then it is not ours.
+            let metadata = catch_unwind(AssertUnwindSafe(|| one.metadata().to_owned()));
+            let metadata = metadata.unwrap_or_default();
+            let offset = match one.offset() {
+                Offset::Offset(offset) => u64::try_from(offset).ok(),
+                _ => None,
+            };
+            let known = offset.map(|offset| (offset, metadata.as_str()));
+            if !state.assignment.assign(place.clone(), known) {
+                let message = format!("queue `{}`: more than 65536 partitions", shared.site.queue);
+                state.trouble = Some(ConnectorError::permanent(message));
+            }
+            let name = format!("{}/{}/{}", shared.cluster, place.0, place.1);
+            let incarnation = IncarnationId::of(name.as_bytes());
+            state.places.insert((place.0.to_string(), place.1), (place, incarnation));
+        }
+        drop(state);
+        tracing::info!(queue = %shared.site.queue, partitions = list.count(), "assigned");
+    }
+
+    /// Lets what is in flight of these partitions be resolved, commits, and forgets them. Of
+    /// partitions that are lost already nothing can be committed any more.
+    fn revoked(&self, client: &Client, list: &TopicPartitionList) {
+        let shared = &self.0;
+        let places = places_of(list);
+        let begun = Instant::now();
+        let mut state = shared.state();
+        let lost = client.assignment_lost();
+        loop {
+            state.assignment.stop_handing_out(&places);
+            let held = state.assignment.held_of(&places);
+            let left = shared.revoke_within.saturating_sub(begun.elapsed());
+            if held == 0 || lost || left.is_zero() || shared.stopping() {
+                break;
+            }
+            let waited = shared.room.wait_timeout(state, left.min(POLL));
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let held = state.assignment.held_of(&places);
+        let commits = state.assignment.to_commit();
+        drop(state);
+        if !lost && let Err(error) = commit(client, &commits) {
+            tracing::warn!(
+                queue = %shared.site.queue, %error,
+                "the last commit before partitions go to others failed: messages come again"
+            );
+        }
+        let mut state = shared.state();
+        places.iter().for_each(|place| state.assignment.revoke(place));
+        drop(state);
+        tracing::info!(
+            queue = %shared.site.queue, partitions = places.len(), unresolved = held, lost,
+            "revoked"
+        );
+    }
+}
+
+/// Commits, and waits for the broker.
+pub(crate) fn commit(client: &Client, commits: &[Commit]) -> KafkaResult<()> {
+    if commits.is_empty() {
+        return Ok(());
+    }
+    match client.commit(&offsets(commits)?, CommitMode::Sync) {
+        Err(KafkaError::ConsumerCommit(Code::NoOffset)) => Ok(()),
+        done => done,
+    }
+}
+
+/// Commits as the client wants them.
+pub(crate) fn offsets(commits: &[Commit]) -> KafkaResult<TopicPartitionList> {
+    let mut list = TopicPartitionList::with_capacity(commits.len());
+    for Commit { place: (topic, partition), offset, metadata, .. } in commits {
+        let mut one = list.add_partition(topic, *partition);
+        one.set_offset(Offset::Offset(*offset))?;
+        if !metadata.is_empty() {
+            one.set_metadata(metadata);
+        }
+    }
+    Ok(list)
+}

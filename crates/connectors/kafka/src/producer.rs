@@ -1,0 +1,230 @@
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use brigade_core::CauseKind;
+use brigade_core::connector::{
+    ConnectorError, Features, Outgoing, Produced, Producer, Rejected, Staged,
+};
+use brigade_core::state::{StoreId, StoreOp};
+use rdkafka::ClientConfig;
+use rdkafka::client::ClientContext;
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::{Producer as _, ProducerContext, ThreadedProducer};
+use tokio::sync::Notify;
+
+use crate::client::{explain, log};
+use crate::connector::FEATURES;
+use crate::consumer::blocking;
+use crate::record::record;
+use crate::settings::Site;
+use crate::transaction::store_id;
+
+/// How long closing waits for delivery reports.
+const FLUSH: Duration = Duration::from_secs(30);
+/// How long to wait before a record is offered again to a client whose buffers are full.
+const FULL: Duration = Duration::from_millis(2);
+
+/// Puts messages on a topic; confirmed is what the broker's delivery report confirms.
+pub(crate) struct KafkaProducer {
+    client: Arc<ThreadedProducer<Reports>>,
+    site: Site,
+    topic: Arc<str>,
+    closed: AtomicBool,
+}
+
+/// Hears delivery reports.
+pub(crate) struct Reports(Site);
+
+/// A batch that waits for its reports.
+struct Batch {
+    results: Mutex<Vec<Option<Produced>>>,
+    missing: AtomicUsize,
+    done: Notify,
+}
+
+/// One record of a batch.
+pub(crate) struct Ticket {
+    batch: Arc<Batch>,
+    at: usize,
+}
+
+impl ClientContext for Reports {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        log(&self.0, level, facility, text);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        let queue = &self.0.queue;
+        match error.rdkafka_error_code() {
+            // While no broker is there, nothing is confirmed and nothing else says why.
+            Some(Code::AllBrokersDown | Code::Authentication | Code::SSL) => {
+                let error = explain(&self.0, "cannot produce", &error);
+                tracing::warn!(%queue, %error, reason, "the producer has no broker");
+            }
+            _ => tracing::debug!(%queue, %error, reason, "the client met an error"),
+        }
+    }
+}
+
+impl ProducerContext for Reports {
+    type DeliveryOpaque = Box<Ticket>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
+        let outcome = match result {
+            Ok(_) => Produced::Confirmed,
+            Err((error, _)) => failed(&self.0, error),
+        };
+        ticket.batch.set(ticket.at, outcome);
+    }
+}
+
+impl Batch {
+    fn new(records: usize) -> Arc<Self> {
+        let results = Mutex::new((0..records).map(|_| None).collect());
+        Arc::new(Self { results, missing: AtomicUsize::new(records), done: Notify::new() })
+    }
+
+    fn set(&self, at: usize, outcome: Produced) {
+        self.results.lock().unwrap_or_else(PoisonError::into_inner)[at] = Some(outcome);
+        if self.missing.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.done.notify_one();
+        }
+    }
+
+    async fn all(&self) -> Vec<Produced> {
+        if self.missing.load(Ordering::Acquire) > 0 {
+            self.done.notified().await;
+        }
+        let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *results).into_iter().flatten().collect()
+    }
+}
+
+/// Whether a record can be put later, or never.
+fn failed(site: &Site, error: &KafkaError) -> Produced {
+    let kind = match error.rdkafka_error_code() {
+        Some(Code::MessageSizeTooLarge) => CauseKind::TooLarge,
+        Some(Code::InvalidRecord | Code::InvalidMessage | Code::InvalidTimestamp) => {
+            CauseKind::Refused
+        }
+        _ => return Produced::Failed(explain(site, "cannot produce", error)),
+    };
+    let advice = match kind {
+        CauseKind::TooLarge => {
+            " (the client's limit is `message.max.bytes` in `config:`, the broker's the topic's \
+             `max.message.bytes`)"
+        }
+        _ => "",
+    };
+    Produced::Rejected(Rejected { kind, message: format!("{error}{advice}") })
+}
+
+/// What the client cannot even be given.
+fn refuse(outgoing: &Outgoing) -> Option<Rejected> {
+    let odd = outgoing.message.headers.iter().find(|(name, _)| name.contains('\0'))?;
+    let message = format!("Kafka takes no header whose name has a null byte: {:?}", odd.0);
+    Some(Rejected { kind: CauseKind::Refused, message })
+}
+
+impl KafkaProducer {
+    pub(crate) fn open(
+        site: Site,
+        topic: &str,
+        mut config: ClientConfig,
+    ) -> Result<Self, ConnectorError> {
+        config.set("enable.idempotence", "true");
+        let client = config.create_with_context(Reports(site.clone()));
+        let client =
+            client.map_err(|error| explain(&site, "the producer cannot be made", &error))?;
+        let closed = AtomicBool::new(false);
+        Ok(Self { client: Arc::new(client), site, topic: topic.into(), closed })
+    }
+
+    /// The client, for questions to the broker.
+    pub(crate) fn client(&self) -> &Arc<ThreadedProducer<Reports>> {
+        &self.client
+    }
+
+    /// Gives one record to the client; waits for as long as its buffers are full.
+    async fn send(&self, outgoing: &Outgoing, batch: &Arc<Batch>, at: usize) {
+        let mut ticket = Box::new(Ticket { batch: Arc::clone(batch), at });
+        loop {
+            // Not held over the wait: records hold pointers.
+            let refused = match self.client.send(record(&self.topic, &outgoing.message, ticket)) {
+                Ok(()) => return,
+                Err((error, back)) => (error, back.delivery_opaque),
+            };
+            match refused.0.rdkafka_error_code() {
+                Some(Code::QueueFull) => ticket = refused.1,
+                _ => return batch.set(at, failed(&self.site, &refused.0)),
+            }
+            tokio::time::sleep(FULL).await;
+        }
+    }
+}
+
+#[async_trait]
+impl Producer for KafkaProducer {
+    fn features(&self) -> Features {
+        FEATURES
+    }
+
+    async fn produce(&self, outgoing: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(ConnectorError::closed(&self.site.queue));
+        }
+        if outgoing.is_empty() {
+            return Ok(Vec::new());
+        }
+        let batch = Batch::new(outgoing.len());
+        for (at, one) in outgoing.iter().enumerate() {
+            match refuse(one) {
+                Some(rejected) => batch.set(at, Produced::Rejected(rejected)),
+                None => self.send(one, &batch, at).await,
+            }
+        }
+        let outcomes = batch.all().await;
+        match self.client.client().fatal_error() {
+            Some((code, why)) => Err(ConnectorError::permanent(format!(
+                "queue `{}` (Kafka at {}): the producer cannot go on: {code}: {why}",
+                self.site.queue, self.site.servers
+            ))),
+            None => Ok(outcomes),
+        }
+    }
+
+    async fn stage(&self, batch: &[Outgoing]) -> Result<Staged, ConnectorError> {
+        let (mut ops, mut rejected) = (Vec::with_capacity(batch.len()), Vec::new());
+        for (at, outgoing) in batch.iter().enumerate() {
+            match refuse(outgoing) {
+                Some(why) => rejected.push((at, why)),
+                None => ops.push(StoreOp::Enqueue {
+                    queue: Arc::clone(&self.topic),
+                    outgoing: outgoing.clone(),
+                }),
+            }
+        }
+        Ok(Staged { ops, rejected, hold: None })
+    }
+
+    fn store(&self) -> Option<StoreId> {
+        Some(store_id(&self.site.servers))
+    }
+
+    async fn flush(&self) -> Result<(), ConnectorError> {
+        let client = Arc::clone(&self.client);
+        let flushed = blocking(move || client.flush(FLUSH)).await?;
+        flushed.map_err(|error| explain(&self.site, "cannot flush", &error))
+    }
+
+    async fn shutdown(&self) -> Result<(), ConnectorError> {
+        match self.closed.swap(true, Ordering::Relaxed) {
+            true => Ok(()),
+            false => self.flush().await,
+        }
+    }
+}

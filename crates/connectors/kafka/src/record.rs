@@ -1,0 +1,108 @@
+//! Messages as records, and back.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use brigade_core::connector::{Defect, Incoming, Receipt};
+use brigade_core::{CauseKind, Headers, IncarnationId, Message, MessageId, Timestamp};
+use bytes::Bytes;
+use rdkafka::message::{
+    BorrowedHeaders, BorrowedMessage, Header, Headers as _, Message as _, OwnedHeaders,
+};
+use rdkafka::producer::BaseRecord;
+use rdkafka::util::IntoOpaque;
+
+const ID: &str = "brigade-id";
+const EVENT_TIME: &str = "brigade-event-time";
+
+/// The headers of a message's record.
+pub(crate) fn headers(message: &Message) -> OwnedHeaders {
+    let id = message.id.to_string();
+    let mut headers = OwnedHeaders::new_with_capacity(message.headers.len() + 2);
+    for (key, value) in message.headers.iter() {
+        headers = headers.insert(Header { key, value: value.map(|value| &value[..]) });
+    }
+    headers = headers.insert(Header { key: ID, value: Some(&id) });
+    if let Some(Timestamp(time @ ..=0)) = message.event_time {
+        headers = headers.insert(Header { key: EVENT_TIME, value: Some(&time.to_string()) });
+    }
+    headers
+}
+
+/// A message's record; the message is borrowed until it is sent.
+pub(crate) fn record<'m, D: IntoOpaque>(
+    topic: &'m str,
+    message: &'m Message,
+    opaque: D,
+) -> BaseRecord<'m, [u8], [u8], D> {
+    let mut record = BaseRecord::with_opaque_to(topic, opaque).headers(headers(message));
+    if let Some(payload) = &message.payload {
+        record = record.payload(&payload[..]);
+    }
+    if let Some(key) = &message.key {
+        record = record.key(&key[..]);
+    }
+    match message.event_time {
+        Some(Timestamp(time @ 1..)) => record.timestamp(time),
+        _ => record,
+    }
+}
+
+/// Reads a message from a record. One without an id gets it from its place: `incarnation` tells
+/// cluster, topic and partition.
+pub(crate) fn incoming(
+    record: &BorrowedMessage<'_>,
+    incarnation: IncarnationId,
+    receipt: Receipt,
+) -> Incoming {
+    let time = record.timestamp().to_millis().map(Timestamp);
+    let (payload, key) = bytes(record.payload(), record.key());
+    let mut message = Message { payload, key, event_time: time, ..Message::default() };
+    // The client panics on a header whose name is not UTF-8.
+    let headers = catch_unwind(AssertUnwindSafe(|| record.headers().map(read_headers)));
+    let mut id = None;
+    if let Ok(Some((own, rest))) = &headers {
+        id = own.id;
+        message.event_time = own.event_time.or(time);
+        message.headers = rest.clone();
+    }
+    let offset = u64::try_from(record.offset()).unwrap_or_default();
+    message.id = id.unwrap_or_else(|| MessageId::root(incarnation, offset));
+    let mut incoming = Incoming::new(message, receipt);
+    incoming.enqueued_at = time;
+    if headers.is_err() {
+        let message = "a header's name is not UTF-8; the headers are left out".to_owned();
+        let defect = Defect { kind: CauseKind::Decode, message, truncated: None };
+        incoming.defect = Some(Box::new(defect));
+    }
+    incoming
+}
+
+/// Copies payload and key into one piece of memory.
+fn bytes(payload: Option<&[u8]>, key: Option<&[u8]>) -> (Option<Bytes>, Option<Bytes>) {
+    let (of_payload, of_key) = (payload.unwrap_or_default(), key.unwrap_or_default());
+    let mut both = Vec::with_capacity(of_payload.len() + of_key.len());
+    both.extend_from_slice(of_payload);
+    both.extend_from_slice(of_key);
+    let both = Bytes::from(both);
+    let middle = of_payload.len();
+    (payload.map(|_| both.slice(..middle)), key.map(|_| both.slice(middle..)))
+}
+
+#[derive(Default)]
+struct OwnHeaders {
+    id: Option<MessageId>,
+    event_time: Option<Timestamp>,
+}
+
+fn read_headers(headers: &BorrowedHeaders) -> (OwnHeaders, Headers) {
+    let (mut own, mut rest) = (OwnHeaders::default(), Headers::new());
+    for header in headers.iter() {
+        let text = || std::str::from_utf8(header.value?).ok();
+        match header.key {
+            ID => own.id = text().and_then(|text| text.parse().ok()),
+            EVENT_TIME => own.event_time = text().and_then(|t| t.parse().ok()).map(Timestamp),
+            name => rest.push(name, header.value.map(Bytes::copy_from_slice)),
+        }
+    }
+    (own, rest)
+}

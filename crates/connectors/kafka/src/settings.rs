@@ -1,0 +1,236 @@
+//! The keys of a Kafka queue, and the client properties they become.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use brigade_core::Period;
+use brigade_core::connector::{ConnectorError, Problem, QueueSpec, Reader};
+use rdkafka::ClientConfig;
+use rdkafka::error::KafkaError;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use serde_json::Value;
+
+/// The keys of a Kafka queue.
+#[derive(Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Settings {
+    /// The topic. Default: the queue's name.
+    pub(crate) topic: Option<String>,
+    /// Several topics to consume, or regular expressions that begin with `^`; a queue with this key
+    /// cannot be an output.
+    #[serde(default)]
+    pub(crate) topics: Vec<String>,
+    /// The consumer group. Default: the environment variable `KAFKA_CONSUMER_GROUP`, else the
+    /// pipeline's name. Where several stages read the topic: `GROUP.STAGE`.
+    pub(crate) group: Option<String>,
+    /// Any of librdkafka's properties, `bootstrap.servers` first of all. Defaults: the servers from
+    /// the environment variables `KAFKA_CONSUMER_BROKERS` or `KAFKA_PRODUCER_BROKERS`, else
+    /// `KAFKA_BROKERS`; with `KAFKA_KEY` and `KAFKA_SECRET` SASL PLAIN over TLS.
+    #[serde(default)]
+    pub(crate) config: BTreeMap<String, Scalar>,
+    /// Make the topic if it is not there.
+    pub(crate) create: Option<Create>,
+    /// How long a partition that goes to another member is kept so that messages in flight can be
+    /// resolved; what is not by then is handled again by the other. Default: 10s.
+    #[serde(default = "revoke_within")]
+    pub(crate) revoke_within: Period,
+}
+
+/// How a topic is made.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Create {
+    /// Its partitions, 1 to 100000.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub(crate) partitions: i32,
+    /// How many brokers keep each. Default: 1.
+    #[serde(default = "one")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub(crate) replication: i32,
+}
+
+/// The value of a property.
+#[derive(Clone, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub(crate) enum Scalar {
+    Flag(bool),
+    Number(i64),
+    Text(String),
+}
+
+impl std::fmt::Display for Scalar {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Flag(flag) => flag.fmt(f),
+            Self::Number(number) => number.fmt(f),
+            Self::Text(text) => f.write_str(text),
+        }
+    }
+}
+
+fn revoke_within() -> Period {
+    Period(Duration::from_secs(10))
+}
+
+fn one() -> i32 {
+    1
+}
+
+/// What a client is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    Consumer,
+    Producer,
+}
+
+/// Properties that Brigade sets itself, and what to do instead.
+const OWN: [(&str, &str); 6] = [
+    ("group.id", "write `group:` beside `config:`"),
+    ("enable.auto.commit", "leave it out: Brigade commits what is resolved"),
+    ("enable.auto.offset.store", "leave it out: Brigade commits what is resolved"),
+    ("enable.idempotence", "leave it out: it is always on"),
+    ("acks", "leave it out: it is always `all`"),
+    ("request.required.acks", "leave it out: it is always `all`"),
+];
+
+const SERVERS: &str = "bootstrap.servers";
+
+/// Defaults that differ from librdkafka's; a queue's `config` goes before them.
+const DEFAULTS: [(Role, &str, &str); 9] = [
+    // A new group begins with what is there: else what is put before it starts is lost to it.
+    (Role::Consumer, "auto.offset.reset", "earliest"),
+    (Role::Consumer, "partition.assignment.strategy", "cooperative-sticky"),
+    // Brigade's credit bounds what is in flight; this is what waits before it.
+    (Role::Consumer, "queued.min.messages", "10000"),
+    (Role::Consumer, "queued.max.messages.kbytes", "16384"),
+    // With the default a fast consumer stalls for a second whenever that is reached.
+    (Role::Consumer, "fetch.queue.backoff.ms", "20"),
+    // New topics and partitions are met soon.
+    (Role::Consumer, "topic.metadata.refresh.interval.ms", "10000"),
+    // Where the Java clients put a key.
+    (Role::Producer, "partitioner", "murmur2_random"),
+    // Batches come whole: waiting for more gains nothing.
+    (Role::Producer, "linger.ms", "1"),
+    (Role::Producer, "queue.buffering.max.kbytes", "65536"),
+];
+
+impl Settings {
+    pub(crate) fn of(queue: &QueueSpec) -> Result<Self, ConnectorError> {
+        queue.settings()
+    }
+
+    /// The topic that messages are put on.
+    pub(crate) fn topic(&self, queue: &QueueSpec) -> String {
+        self.topic.clone().unwrap_or_else(|| queue.name.to_string())
+    }
+
+    /// The topics and expressions that are consumed.
+    pub(crate) fn subscription(&self, queue: &QueueSpec) -> Vec<String> {
+        match self.topics.is_empty() {
+            true => vec![self.topic(queue)],
+            false => self.topics.clone(),
+        }
+    }
+
+    /// The consumer group of a reader.
+    pub(crate) fn group(&self, queue: &QueueSpec, reader: &Reader) -> String {
+        let base = self.group.clone().or_else(|| environment("KAFKA_CONSUMER_GROUP"));
+        let base = base.unwrap_or_else(|| queue.pipeline.to_string());
+        match reader.group.is_empty() {
+            true => base,
+            false => format!("{base}.{}", reader.group),
+        }
+    }
+
+    /// The brokers' addresses.
+    pub(crate) fn servers(&self, role: Role) -> Option<String> {
+        let own = match role {
+            Role::Consumer => "KAFKA_CONSUMER_BROKERS",
+            Role::Producer => "KAFKA_PRODUCER_BROKERS",
+        };
+        let given = self.config.get(SERVERS).map(ToString::to_string);
+        given.or_else(|| environment(own)).or_else(|| environment("KAFKA_BROKERS"))
+    }
+
+    /// A client's properties: the defaults, the environment's, the file's.
+    pub(crate) fn client(&self, role: Role) -> ClientConfig {
+        let mut client = ClientConfig::new();
+        for (_, name, value) in DEFAULTS.iter().filter(|(of, ..)| *of == role) {
+            client.set(*name, *value);
+        }
+        let credentials = (environment("KAFKA_KEY"), environment("KAFKA_SECRET"));
+        if let (Some(user), Some(password)) = credentials {
+            client.set("security.protocol", "SASL_SSL").set("sasl.mechanism", "PLAIN");
+            client.set("sasl.username", user).set("sasl.password", password);
+        }
+        if let Some(servers) = self.servers(role) {
+            client.set(SERVERS, servers);
+        }
+        for (name, value) in &self.config {
+            client.set(name, value.to_string());
+        }
+        client
+    }
+
+    /// What is wrong beyond the schema.
+    pub(crate) fn problems(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        let at = |name: &str, message: String, help: String| Problem {
+            path: vec!["config".to_owned(), name.to_owned()],
+            message,
+            help: Some(help),
+        };
+        for (name, help) in OWN.iter().filter(|(name, _)| self.config.contains_key(*name)) {
+            problems.push(at(name, format!("`{name}` cannot be set here"), (*help).to_owned()));
+        }
+        if self.topic.is_some() && !self.topics.is_empty() {
+            let message = "`topic` and `topics` exclude each other";
+            problems.push(Problem::at("topics", message).help("leave one of them out"));
+        }
+        if self.servers(Role::Consumer).is_none() {
+            let problem = Problem { path: Vec::new(), message: no_servers(), help: None };
+            let help = "set `config: { bootstrap.servers: \"host:9092\" }` (in TOML and JSON as one \
+                        quoted key), or the environment variable KAFKA_BROKERS";
+            problems.push(problem.help(help));
+        }
+        // One at a time: librdkafka tells of the first only.
+        for (name, value) in &self.config {
+            let mut one = ClientConfig::new();
+            one.set(name, value.to_string());
+            if let Err(KafkaError::ClientConfig(_, why, ..)) = one.create_native_config() {
+                let help = "librdkafka's CONFIGURATION.md names every property and its values";
+                problems.push(at(name, why, help.to_owned()));
+            }
+        }
+        problems
+    }
+}
+
+fn no_servers() -> String {
+    "no Kafka broker is named".to_owned()
+}
+
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The queue's name and its brokers, for errors.
+#[derive(Debug, Clone)]
+pub(crate) struct Site {
+    pub(crate) queue: Arc<str>,
+    pub(crate) servers: String,
+}
+
+impl Site {
+    pub(crate) fn new(queue: &QueueSpec, settings: &Settings, role: Role) -> Self {
+        let servers = settings.servers(role).unwrap_or_else(no_servers);
+        Self { queue: Arc::clone(&queue.name), servers }
+    }
+}
+
+/// The JSON Schema of [`Settings`].
+pub(crate) fn schema() -> Value {
+    schemars::schema_for!(Settings).to_value()
+}

@@ -1,0 +1,505 @@
+//! What a connector keeps of one group of one queue in memory: what is ready, delayed, behind its
+//! key, and handed out.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::Add;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rustc_hash::FxHashMap;
+
+use crate::connector::{Defect, Failed, FailedReason, Incoming, Order, Receipt, Want};
+use crate::{Message, Timestamp};
+
+/// The messages of one group, by their positions. A pure state machine: time (`T`) is an argument.
+///
+/// ```
+/// use brigade_core::connector::{Order, Want};
+/// use brigade_core::{Message, group::Group};
+/// use std::time::{Duration, Instant};
+///
+/// let (mut group, now) = (Group::<Instant>::default(), Instant::now());
+/// group.put(Message::new("a"), None);
+/// let want = Want { messages: 10, bytes: usize::MAX };
+/// let taken = group.take(want, Order::None, 0, now);
+/// assert!(group.done(taken[0].receipt) && !group.done(taken[0].receipt));
+/// ```
+#[derive(Debug)]
+pub struct Group<T> {
+    ready: VecDeque<Item>,
+    /// By time; the number tells those of one instant apart.
+    delayed: BTreeMap<(T, u64), Item>,
+    /// By position, with the fence of the handing-over.
+    leased: FxHashMap<u64, Lease>,
+    /// In the order of keys: keys that are handed out or wait to be tried again, how often, and what
+    /// waits behind them.
+    busy: HashMap<Bytes, Busy>,
+    next: u64,
+    fence: u64,
+    behind: usize,
+    bytes: u64,
+    /// No more will be put: a consumer of an empty group is at its end.
+    pub closed: bool,
+}
+
+impl<T> Default for Group<T> {
+    fn default() -> Self {
+        Self {
+            ready: VecDeque::new(),
+            delayed: BTreeMap::new(),
+            leased: FxHashMap::default(),
+            busy: HashMap::new(),
+            next: 0,
+            fence: 0,
+            behind: 0,
+            bytes: 0,
+            closed: false,
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Item {
+    position: u64,
+    message: Message,
+    enqueued_at: Option<Timestamp>,
+    attempts: u32,
+    redeliveries: u32,
+    defect: Option<Box<Defect>>,
+    /// It holds its key while it waits to be tried again.
+    holds_key: bool,
+    /// It holds the whole queue while it waits to be tried again.
+    holds_queue: bool,
+}
+
+#[derive(Debug)]
+struct Lease {
+    fence: u64,
+    /// Which consumer holds it.
+    holder: u64,
+    item: Item,
+    order: Order,
+}
+
+#[derive(Debug, Default)]
+struct Busy {
+    count: usize,
+    behind: VecDeque<Item>,
+}
+
+impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
+    /// A message comes in behind all others; with a time it is not handed out before it.
+    pub fn put(&mut self, message: Message, at: Option<T>) {
+        let position = self.next;
+        self.next += 1;
+        let item = self.item(position, message);
+        match at {
+            None => self.ready.push_back(item),
+            Some(at) => drop(self.delayed.insert((at, position), item)),
+        }
+    }
+
+    /// A message comes in behind all others, at the position of its receipt. A group has messages
+    /// that were [put](Group::put) or such, not both.
+    pub fn put_at(&mut self, incoming: Incoming) {
+        let Incoming { message, receipt, attempts, redeliveries, enqueued_at, defect, .. } =
+            incoming;
+        let item = self.item(receipt.position, message);
+        let item = Item { attempts, redeliveries, enqueued_at, defect, ..item };
+        self.ready.push_back(item);
+    }
+
+    fn item(&mut self, position: u64, message: Message) -> Item {
+        self.bytes += message.size() as u64;
+        Item {
+            position,
+            message,
+            enqueued_at: None,
+            attempts: 0,
+            redeliveries: 0,
+            defect: None,
+            holds_key: false,
+            holds_queue: false,
+        }
+    }
+
+    /// Takes what can be handed out now.
+    pub fn take(&mut self, want: Want, order: Order, holder: u64, now: T) -> Vec<Incoming> {
+        self.wake(now);
+        let one_at_a_time = order == Order::Queue;
+        if one_at_a_time && !(self.leased.is_empty() && self.delayed.is_empty()) {
+            return Vec::new();
+        }
+        let max = if one_at_a_time { 1 } else { want.messages };
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        // Keys that became busy in this call: their next messages may come along.
+        let mut own: Vec<Bytes> = Vec::new();
+        while taken.len() < max && (bytes < want.bytes || taken.is_empty()) {
+            let Some(item) = self.ready.pop_front() else { break };
+            if let (Order::Key, Some(key)) = (order, &item.message.key) {
+                let busy = self.busy.entry(key.clone()).or_default();
+                if busy.count > 0 && !own.contains(key) {
+                    busy.behind.push_back(item);
+                    self.behind += 1;
+                    continue;
+                }
+                if busy.count == 0 {
+                    own.push(key.clone());
+                }
+                busy.count += 1;
+            }
+            bytes += item.message.size();
+            taken.push(self.lease(item, order, holder));
+        }
+        taken
+    }
+
+    fn lease(&mut self, item: Item, order: Order, holder: u64) -> Incoming {
+        self.fence += 1;
+        let receipt = Receipt { position: item.position, fence: self.fence };
+        let mut incoming = Incoming::new(item.message.clone(), receipt);
+        (incoming.attempts, incoming.redeliveries) = (item.attempts, item.redeliveries);
+        (incoming.enqueued_at, incoming.defect) = (item.enqueued_at, item.defect.clone());
+        self.leased.insert(item.position, Lease { fence: self.fence, holder, item, order });
+        incoming
+    }
+
+    /// Whether a handing-over still stands.
+    pub fn stands(&self, receipt: Receipt) -> bool {
+        self.leased.get(&receipt.position).is_some_and(|lease| lease.fence == receipt.fence)
+    }
+
+    /// A message is done; says whether its handing-over still stood.
+    pub fn done(&mut self, receipt: Receipt) -> bool {
+        let Some(lease) = self.end(receipt) else { return false };
+        self.bytes -= lease.item.message.size() as u64;
+        self.free_key(&lease);
+        true
+    }
+
+    /// A message goes back.
+    pub fn fail(&mut self, failed: &Failed, now: T) -> bool {
+        let Some(mut lease) = self.end(failed.receipt) else { return false };
+        match failed.reason {
+            FailedReason::Attempt { attempts, .. } | FailedReason::Parked { attempts, .. } => {
+                lease.item.attempts = attempts;
+            }
+            FailedReason::Released => lease.item.redeliveries += 1,
+        }
+        let ordered = lease.order == Order::Key;
+        if failed.delay.is_zero() {
+            if ordered {
+                self.put_key_back(lease.item);
+            } else {
+                self.ready.push_front(lease.item);
+            }
+        } else {
+            lease.item.holds_key = ordered;
+            lease.item.holds_queue = lease.order == Order::Queue;
+            self.delayed.insert((now + failed.delay, lease.item.position), lease.item);
+        }
+        true
+    }
+
+    /// Everything that a consumer holds goes back, in its place.
+    pub fn give_back(&mut self, holder: u64, now: T) {
+        let held = self.leased.iter().filter(|(_, lease)| lease.holder == holder);
+        let mut held: Vec<Receipt> = held
+            .map(|(position, lease)| Receipt { position: *position, fence: lease.fence })
+            .collect();
+        // The last first, since each goes to the front.
+        held.sort_unstable_by(|a, b| b.cmp(a));
+        for receipt in held {
+            let (reason, delay) = (FailedReason::Released, Duration::ZERO);
+            self.fail(&Failed { receipt, reason, delay }, now);
+        }
+    }
+
+    /// Forgets the messages at the positions that `gone` says: they are somebody else's now.
+    pub fn withdraw(&mut self, gone: impl Fn(u64) -> bool) {
+        self.withdraw_waiting(&gone);
+        let held: Vec<Receipt> = (self.leased.iter())
+            .filter(|(position, _)| gone(**position))
+            .map(|(position, lease)| Receipt { position: *position, fence: lease.fence })
+            .collect();
+        for receipt in held {
+            self.done(receipt);
+        }
+    }
+
+    /// The same, but those that are handed out stay so.
+    pub fn withdraw_waiting(&mut self, gone: impl Fn(u64) -> bool) {
+        let left = |item: &Item| gone(item.position);
+        let mut bytes = 0;
+        let mut keep = |item: &Item| {
+            if left(item) {
+                bytes += item.message.size() as u64;
+            }
+            !left(item)
+        };
+        self.ready.retain(&mut keep);
+        for busy in self.busy.values_mut() {
+            let before = busy.behind.len();
+            busy.behind.retain(&mut keep);
+            self.behind -= before - busy.behind.len();
+        }
+        self.bytes -= bytes;
+        let waits: Vec<(T, u64)> =
+            (self.delayed.iter()).filter_map(|(at, item)| left(item).then_some(*at)).collect();
+        for at in waits {
+            let Some(item) = self.delayed.remove(&at) else { continue };
+            self.bytes -= item.message.size() as u64;
+            if item.holds_key
+                && let Some(key) = &item.message.key
+            {
+                self.free(key);
+            }
+        }
+    }
+
+    fn end(&mut self, receipt: Receipt) -> Option<Lease> {
+        if !self.stands(receipt) {
+            return None;
+        }
+        self.leased.remove(&receipt.position)
+    }
+
+    /// Messages whose time has come are ready.
+    fn wake(&mut self, now: T) {
+        while let Some(entry) = self.delayed.first_entry() {
+            if entry.key().0 > now {
+                return;
+            }
+            let mut item = entry.remove();
+            if std::mem::take(&mut item.holds_key) {
+                self.put_key_back(item);
+            } else if std::mem::take(&mut item.holds_queue) {
+                self.ready.push_front(item);
+            } else {
+                self.ready.push_back(item);
+            }
+        }
+    }
+
+    /// When the next delayed message is due.
+    pub fn due(&self) -> Option<T> {
+        self.delayed.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    /// A message of a busy key goes back in its place, and all of the key to the front if it is free.
+    fn put_key_back(&mut self, item: Item) {
+        let key = item.message.key.clone();
+        let freed = key.as_ref().map(|key| self.release(key)).unwrap_or_default();
+        match freed {
+            Freed::Still => {
+                // Others of the key are still handed out: it waits in front of what is behind.
+                let busy = key.and_then(|key| self.busy.get_mut(&key));
+                if let Some(busy) = busy {
+                    let at = busy.behind.partition_point(|other| other.position < item.position);
+                    busy.behind.insert(at, item);
+                    self.behind += 1;
+                }
+            }
+            Freed::Free(mut behind) => {
+                let at = behind.partition_point(|other| other.position < item.position);
+                behind.insert(at, item);
+                for item in behind.into_iter().rev() {
+                    self.ready.push_front(item);
+                }
+            }
+        }
+    }
+
+    fn free_key(&mut self, lease: &Lease) {
+        if let Some(key) = lease.item.message.key.as_ref().filter(|_| lease.order == Order::Key) {
+            self.free(key);
+        }
+    }
+
+    fn free(&mut self, key: &Bytes) {
+        if let Freed::Free(behind) = self.release(key) {
+            for item in behind.into_iter().rev() {
+                self.ready.push_front(item);
+            }
+        }
+    }
+
+    /// One message less of a key that is handed out.
+    fn release(&mut self, key: &Bytes) -> Freed {
+        let Some(busy) = self.busy.get_mut(key) else { return Freed::default() };
+        busy.count -= 1;
+        if busy.count > 0 {
+            return Freed::Still;
+        }
+        let behind = self.busy.remove(key).map(|busy| busy.behind).unwrap_or_default();
+        self.behind -= behind.len();
+        Freed::Free(behind)
+    }
+
+    /// The bytes of all that is stored, as [`Message::size`] counts them.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// How many messages at the positions that `of` says are handed out.
+    pub fn held(&self, of: impl Fn(u64) -> bool) -> usize {
+        self.leased.keys().filter(|position| of(**position)).count()
+    }
+
+    /// Messages stored, handed out or not.
+    pub fn stored(&self) -> usize {
+        self.ready.len() + self.behind + self.delayed.len() + self.leased.len()
+    }
+
+    /// Messages that could be handed out but for others of their key, that are delayed, and that are
+    /// handed out.
+    pub fn counts(&self) -> (u64, u64, u64) {
+        let ready = self.ready.len() + self.behind;
+        (ready as u64, self.delayed.len() as u64, self.leased.len() as u64)
+    }
+
+    /// Copies of what is stored and not handed out.
+    pub fn messages(&self) -> Vec<Message> {
+        let behind = self.busy.values().flat_map(|busy| &busy.behind);
+        let mut items: Vec<&Item> =
+            self.ready.iter().chain(behind).chain(self.delayed.values()).collect();
+        items.sort_by_key(|item| item.position);
+        items.into_iter().map(|item| item.message.clone()).collect()
+    }
+
+    /// Removes what is stored and not handed out, and answers with it.
+    pub fn drain(&mut self) -> Vec<Message> {
+        let messages = self.messages();
+        self.ready.clear();
+        self.delayed.clear();
+        for busy in self.busy.values_mut() {
+            busy.behind.clear();
+        }
+        self.behind = 0;
+        let held = self.leased.values().map(|lease| lease.item.message.size() as u64);
+        self.bytes = held.sum();
+        messages
+    }
+}
+
+/// What became of a key.
+#[derive(Debug)]
+enum Freed {
+    /// More of it is handed out.
+    Still,
+    /// It is free; this waited behind it.
+    Free(VecDeque<Item>),
+}
+
+impl Default for Freed {
+    fn default() -> Self {
+        Self::Free(VecDeque::new())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What is done to a group; numbers choose among what is there.
+    #[derive(Debug, Clone)]
+    enum Step {
+        Put { key: u8, part: u64 },
+        Take { messages: usize },
+        Done(usize),
+        Fail(usize, u64),
+        Withdraw(u64),
+        Wait(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            4 => (0_u8..4, 0_u64..3).prop_map(|(key, part)| Step::Put { key, part }),
+            3 => (1_usize..5).prop_map(|messages| Step::Take { messages }),
+            3 => any::<usize>().prop_map(Step::Done),
+            2 => (any::<usize>(), 0_u64..4).prop_map(|(at, delay)| Step::Fail(at, delay)),
+            1 => (0_u64..3).prop_map(Step::Withdraw),
+            1 => (1_u64..5).prop_map(Step::Wait),
+        ]
+    }
+
+    /// Parts stand in the upper bits, as partitions do.
+    fn part_of(position: u64) -> u64 {
+        position >> 32
+    }
+
+    fn failed(receipt: Receipt, delay: u64) -> Failed {
+        let reason = FailedReason::Attempt { attempts: 1, error: "no luck".to_owned() };
+        Failed { receipt, reason, delay: Duration::from_millis(delay) }
+    }
+
+    proptest! {
+        /// Against a plain list of what is there: nothing is lost, nothing comes twice, a key is
+        /// handed out in order and never beyond what is unresolved of it, and in the end all of it
+        /// can be taken.
+        #[test]
+        fn what_is_there_is_handed_out_once_and_by_key_in_order(
+            steps in prop::collection::vec(step(), 1..200),
+            ordered in any::<bool>(),
+        ) {
+            let order = if ordered { Order::Key } else { Order::None };
+            let mut group = Group::<Duration>::default();
+            let (mut now, mut next) = (Duration::ZERO, 0_u64);
+            let mut there: BTreeMap<u64, Bytes> = BTreeMap::new();
+            let mut held: Vec<Incoming> = Vec::new();
+            let last = Step::Wait(10);
+            let drain = std::iter::repeat_n([Step::Take { messages: 5 }, Step::Done(0)], 400);
+            for step in steps.into_iter().chain([last]).chain(drain.flatten()) {
+                match step {
+                    Step::Put { key, part } => {
+                        let position = part << 32 | next;
+                        next += 1;
+                        let key = Bytes::from(vec![key]);
+                        there.insert(position, key.clone());
+                        let receipt = Receipt { position, fence: 0 };
+                        group.put_at(Incoming::new(Message::new("x").with_key(key), receipt));
+                    }
+                    Step::Take { messages } => {
+                        let want = Want { messages, bytes: usize::MAX };
+                        let taken = group.take(want, order, 0, now);
+                        prop_assert!(taken.len() <= messages);
+                        for incoming in &taken {
+                            let position = incoming.receipt.position;
+                            prop_assert!(there.contains_key(&position), "it was done or withdrawn");
+                            let is_held = |h: &Incoming| h.receipt.position == position;
+                            prop_assert!(!held.iter().any(is_held), "it is handed out already");
+                            let other = |h: &&Incoming| h.message.key == incoming.message.key;
+                            prop_assert!(!ordered || !held.iter().any(|h| other(&h)));
+                        }
+                        held.extend(taken);
+                    }
+                    Step::Done(at) if !held.is_empty() => {
+                        let incoming = held.swap_remove(at % held.len());
+                        prop_assert!(group.done(incoming.receipt));
+                        prop_assert!(!group.done(incoming.receipt));
+                        there.remove(&incoming.receipt.position);
+                    }
+                    Step::Fail(at, delay) if !held.is_empty() => {
+                        let incoming = held.swap_remove(at % held.len());
+                        prop_assert!(group.fail(&failed(incoming.receipt, delay), now));
+                        prop_assert!(!group.stands(incoming.receipt));
+                    }
+                    Step::Withdraw(part) => {
+                        group.withdraw(|position| part_of(position) == part);
+                        there.retain(|position, _| part_of(*position) != part);
+                        for incoming in held.extract_if(.., |h| part_of(h.receipt.position) == part) {
+                            prop_assert!(!group.stands(incoming.receipt));
+                        }
+                    }
+                    Step::Wait(time) => now += Duration::from_millis(time),
+                    Step::Done(_) | Step::Fail(..) => {}
+                }
+                prop_assert_eq!(group.stored(), there.len());
+            }
+            prop_assert_eq!(group.stored(), 0, "all of it could be taken");
+            prop_assert_eq!(group.bytes(), 0);
+        }
+    }
+}

@@ -1,0 +1,169 @@
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Instant;
+
+use super::{LOOK, PATIENCE, free_port};
+
+/// The version of the server.
+const VERSION: &str = "4.1.0";
+/// Runs until its standard input ends, also when the test that holds the other end is killed.
+const KEEPER: &str = r#""$@" & server=$!; read -r _; kill -9 $server; wait $server 2>/dev/null"#;
+/// A small heap and a quick start.
+const JAVA: [&str; 4] = ["-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"];
+
+/// A Kafka server of one node (KRaft). It needs Java 17; what else it needs is fetched by Maven, once,
+/// into the user's cache directory.
+#[derive(Debug)]
+pub struct Kafka {
+    directory: tempfile::TempDir,
+    jars: PathBuf,
+    port: u16,
+    keeper: Mutex<Option<Child>>,
+}
+
+impl Kafka {
+    /// Starts one and waits until it listens.
+    ///
+    /// # Panics
+    /// Java or Maven is not installed, or it does not listen within a minute.
+    pub fn start() -> Self {
+        let directory = tempfile::tempdir().expect("a directory can be made");
+        let kafka = Self { directory, jars: jars(), port: free_port(), keeper: Mutex::default() };
+        let settings = kafka.settings(free_port());
+        std::fs::write(kafka.path("server.properties"), settings).expect("it can be written");
+        let mut format = kafka.java();
+        format.args(["kafka.tools.StorageTool", "format", "--config"]);
+        format.arg(kafka.path("server.properties")).args(["--cluster-id", &cluster_id()]);
+        let formatted = format.output().expect("java is installed");
+        assert!(formatted.status.success(), "{}", String::from_utf8_lossy(&formatted.stderr));
+        kafka.restart();
+        kafka
+    }
+
+    /// The one that all tests of a process share, for those that do not kill it.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Kafka> = OnceLock::new();
+        SHARED.get_or_init(Self::start)
+    }
+
+    /// Its address, as `bootstrap.servers` takes it.
+    pub fn servers(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Kills it, if it runs.
+    ///
+    /// # Panics
+    /// It cannot be killed.
+    pub fn kill(&self) {
+        if let Some(mut keeper) = self.keeper().take() {
+            drop(keeper.stdin.take());
+            keeper.wait().expect("one's own child can be waited for");
+        }
+    }
+
+    /// Kills it, starts it again on the same port with what it kept, and waits until it listens.
+    ///
+    /// # Panics
+    /// As [`start`](Kafka::start).
+    pub fn restart(&self) {
+        self.kill();
+        let log = std::fs::File::create(self.path("server.log")).expect("it can be made");
+        let server = self.java();
+        let mut keeper = Command::new("sh");
+        keeper.args(["-c", KEEPER, "sh"]).arg(server.get_program()).args(server.get_args());
+        keeper.arg("kafka.Kafka").arg(self.path("server.properties"));
+        let streams = log.try_clone().expect("a file can be opened twice");
+        keeper.stdin(Stdio::piped()).stdout(streams).stderr(log);
+        *self.keeper() = Some(keeper.spawn().expect("there is a shell"));
+        let begun = Instant::now();
+        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            if begun.elapsed() > PATIENCE {
+                let log = std::fs::read_to_string(self.path("server.log")).unwrap_or_default();
+                panic!("the server does not listen:\n{log}");
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    fn java(&self) -> Command {
+        let mut java = Command::new("java");
+        java.args(JAVA).arg("-cp").arg(self.jars.join("*"));
+        java
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn settings(&self, controller: u16) -> String {
+        let (port, logs) = (self.port, self.path("logs"));
+        format!(
+            "process.roles=broker,controller\n\
+             node.id=1\n\
+             controller.quorum.voters=1@127.0.0.1:{controller}\n\
+             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
+             controller.listener.names=CONTROLLER\n\
+             log.dirs={}\n\
+             broker.session.timeout.ms=1000\n\
+             broker.heartbeat.interval.ms=200\n\
+             controller.quorum.election.timeout.ms=200\n\
+             controller.quorum.fetch.timeout.ms=500\n\
+             auto.create.topics.enable=false\n\
+             offsets.topic.replication.factor=1\n\
+             offsets.topic.num.partitions=4\n\
+             transaction.state.log.replication.factor=1\n\
+             transaction.state.log.min.isr=1\n\
+             transaction.state.log.num.partitions=4\n\
+             group.initial.rebalance.delay.ms=0\n\
+             group.min.session.timeout.ms=1000\n",
+            logs.display()
+        )
+    }
+
+    fn keeper(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
+        self.keeper.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Kafka {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// 16 random bytes as Kafka writes them.
+fn cluster_id() -> String {
+    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+    (0..21).map(|_| char::from(DIGITS[fastrand::usize(..DIGITS.len())])).chain(['A']).collect()
+}
+
+/// Where the server's jars are; fetches them if they are not there.
+fn jars() -> PathBuf {
+    let home = std::env::var_os("HOME").unwrap_or_else(|| "/tmp".into());
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.unwrap_or_else(|| Path::new(&home).join(".cache")).join("brigade");
+    let jars = cache.join(format!("kafka-{VERSION}"));
+    if jars.exists() {
+        return jars;
+    }
+    std::fs::create_dir_all(&cache).expect("the cache directory can be made");
+    // Under another name first, so that what is there is whole.
+    let fetched = tempfile::tempdir_in(&cache).expect("a directory can be made");
+    let pom = fetched.path().join("pom.xml");
+    std::fs::write(&pom, include_str!("kafka-pom.xml")).expect("it can be written");
+    let mut maven = Command::new("mvn");
+    maven.args(["-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime"]);
+    maven.arg("-f").arg(&pom).arg(format!("-DoutputDirectory={}", fetched.path().display()));
+    let done = maven.output().expect("Maven (`mvn`) is installed");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
+    let fetched = fetched.keep();
+    // Another test may have been quicker.
+    if std::fs::rename(&fetched, &jars).is_err() {
+        assert!(jars.exists(), "the server's jars cannot be put in {}", jars.display());
+        let _ = std::fs::remove_dir_all(&fetched);
+    }
+    jars
+}
