@@ -79,7 +79,7 @@ fn kill_everything(kind: &str) {
         let until = length() + random.u64(20_000..60_000);
         while length() < until && running.iter_mut().any(|c| c.try_wait().unwrap().is_none()) {
             assert!(begun.elapsed() < Duration::from_secs(120), "it does not go on");
-            std::thread::yield_now();
+            std::thread::park_timeout(Duration::from_millis(5));
         }
         // One that starts after all have finished would wait for a run of the others.
         if running.iter_mut().all(|child| child.try_wait().unwrap().is_some()) {

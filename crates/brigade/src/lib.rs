@@ -62,7 +62,8 @@ pub use brigade_cli as cli;
 use std::sync::Arc;
 
 /// Everything that this crate brings: the connectors `embedded`, `file`, `generator`, `memory`,
-/// `redis_stream` and `rsmq`, the built-in components, and the state on SQLite.
+/// `redis_stream` and `rsmq`, with the feature `kafka` also `kafka`; the built-in components; and the
+/// state on SQLite.
 pub fn registry() -> Registry {
     let mut registry = Registry::new()
         .connector(Arc::new(brigade_embedded::Embedded))
@@ -75,6 +76,10 @@ pub fn registry() -> Registry {
             let opened = brigade_embedded::Store::open(directory, EmbeddedOptions::default());
             Box::pin(async move { opened.map(|store| store as Arc<dyn state::StateStore>) })
         }));
+    #[cfg(feature = "kafka")]
+    {
+        registry = registry.connector(Arc::new(brigade_kafka::Kafka));
+    }
     for factory in brigade_components::all() {
         registry = registry.factory(factory);
     }

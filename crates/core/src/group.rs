@@ -346,6 +346,13 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
         self.leased.keys().filter(|position| of(**position)).count()
     }
 
+    /// How many messages at the positions that `of` says are stored, handed out or not.
+    pub fn stored_at(&self, of: impl Fn(u64) -> bool) -> usize {
+        let behind = self.busy.values().flat_map(|busy| &busy.behind);
+        let waiting = self.ready.iter().chain(behind).chain(self.delayed.values());
+        waiting.filter(|item| of(item.position)).count() + self.held(of)
+    }
+
     /// Messages stored, handed out or not.
     pub fn stored(&self) -> usize {
         self.ready.len() + self.behind + self.delayed.len() + self.leased.len()

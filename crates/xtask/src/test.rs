@@ -13,35 +13,56 @@ pub(crate) struct Test {
     without: Vec<String>,
 }
 
-/// What tests need beside Rust and a C compiler, by the name that `--without` takes.
-const NEEDS: [&str; 1] = ["redis"];
+/// Something that tests need beside Rust and a C compiler.
+struct Need {
+    /// What `--without` takes.
+    name: &'static str,
+    /// The features that the tests stand behind.
+    features: &'static str,
+    /// What is installed of it, told for people.
+    version: fn() -> Option<String>,
+    /// How to get it.
+    install: &'static str,
+}
 
-/// The features that the tests of a need stand behind.
-const REAL: [(&str, &str); 1] = [("redis", "real-servers")];
+const NEEDS: [Need; 2] = [
+    Need {
+        name: "redis",
+        features: "real-redis",
+        version: redis,
+        install: "redis-server is not installed (Debian: `apt-get install redis-server`)",
+    },
+    Need {
+        name: "kafka",
+        features: "real-kafka",
+        version: kafka,
+        install: "Java 17, Maven or OpenSSL's headers are not installed (Debian: `apt-get install \
+                  openjdk-17-jre-headless maven libssl-dev pkg-config`)",
+    },
+];
 
 impl Test {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         for name in &self.without {
-            ensure!(NEEDS.contains(&name.as_str()), "no test needs `{name}`");
+            ensure!(NEEDS.iter().any(|need| need.name == name), "no test needs `{name}`");
+        }
+        let needs: Vec<&Need> = NEEDS.iter().filter(|need| !self.goes_without(need)).collect();
+        for Need { name, version, install, .. } in &needs {
+            ensure!(version().is_some(), "{install}; or go `--without {name}`");
         }
         crate::tidy::run()?;
-        // The crash tests kill the real command, so it has to be there.
-        cargo(&["build", "--bin", "brigade"])?;
-        let mut features = vec!["sabotage"];
-        for (need, feature) in REAL {
-            if !self.without.iter().any(|without| without == need) {
-                ensure!(
-                    version(need).is_some(),
-                    "{need}-server is not installed: install it (`apt-get install {need}-server`), \
-                     or go `--without {need}`"
-                );
-                features.push(feature);
-            }
-        }
+        let features = needs.iter().map(|need| need.features);
+        let features: Vec<&str> = std::iter::once("sabotage").chain(features).collect();
         let features = features.join(",");
+        // The crash tests kill the real command, so it has to be there.
+        cargo(&["build", "--bin", "brigade", "--features", &features])?;
         cargo(&["test", "--workspace", "--features", &features, "--no-fail-fast"])?;
-        report(&self.without);
+        report(&needs, &self.without);
         Ok(())
+    }
+
+    fn goes_without(&self, need: &Need) -> bool {
+        self.without.iter().any(|name| name == need.name)
     }
 }
 
@@ -52,20 +73,35 @@ fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The version of a server that is installed.
-fn version(need: &str) -> Option<String> {
-    let output = Command::new(format!("{need}-server")).arg("--version").output().ok()?;
-    let text = String::from_utf8(output.stdout).ok()?;
-    text.split(' ').find_map(|word| word.strip_prefix("v=")).map(str::to_owned)
+/// What a program that is installed says of its version.
+fn says(program: &str, argument: &str) -> Option<String> {
+    let output = Command::new(program).arg(argument).output().ok()?;
+    let text = [output.stdout, output.stderr].concat();
+    output.status.success().then(|| String::from_utf8_lossy(&text).into_owned())
+}
+
+fn redis() -> Option<String> {
+    let text = says("redis-server", "--version")?;
+    let version = text.split(' ').find_map(|word| word.strip_prefix("v="))?;
+    Some(format!("Redis {version}"))
+}
+
+fn kafka() -> Option<String> {
+    let java = says("java", "-version")?;
+    says("mvn", "--version")?;
+    let java = java.split('"').nth(1).unwrap_or("?");
+    let pom = include_str!("../../testkit/src/servers/kafka-pom.xml");
+    let (_, kafka) = pom.split_once("<artifactId>kafka_2.13</artifactId>")?;
+    let (_, kafka) = kafka.split_once("<version>")?;
+    let (kafka, _) = kafka.split_once('<')?;
+    Some(format!("Kafka {kafka} on Java {java}"))
 }
 
 #[expect(clippy::print_stdout, reason = "a script's output")]
-fn report(without: &[String]) {
+fn report(needs: &[&Need], without: &[String]) {
     println!("real: processes (killed with SIGKILL), files, SQLite (bundled)");
-    for (need, _) in REAL {
-        if let Some(version) = version(need).filter(|_| !without.iter().any(|name| name == need)) {
-            println!("real: {need}-server {version}, killed and started again");
-        }
+    for version in needs.iter().filter_map(|need| (need.version)()) {
+        println!("real: {version}, killed and started again");
     }
     match without {
         [] => println!("all tests passed, without nothing"),

@@ -55,6 +55,25 @@ pub(crate) struct Commit {
     resolved: u64,
 }
 
+/// How far a partition is.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    pub(crate) place: Place,
+    /// Its smallest unresolved offset.
+    pub(crate) low: u64,
+    /// How many are resolved beyond that.
+    pub(crate) beyond: u64,
+    /// How many messages of it are here.
+    pub(crate) stored: usize,
+}
+
+impl Progress {
+    pub(crate) fn new(place: Place, watermark: &Watermark, stored: usize) -> Self {
+        let beyond = watermark.beyond().map(|(first, past)| past - first).sum();
+        Self { place, low: watermark.low(), beyond, stored }
+    }
+}
+
 /// The offset of a receipt, as Kafka has it.
 fn offset_of(position: u64) -> u64 {
     position & ((1 << OFFSET_BITS) - 1)
@@ -212,14 +231,13 @@ impl Assignment {
         self.messages.withdraw_waiting(|position| slots.contains(&slot_of(position)));
     }
 
-    /// The partitions that are ours, each with its smallest unresolved offset, the next that comes,
-    /// and how many before that are resolved.
-    pub(crate) fn progress(&self) -> Vec<(Place, u64, u64)> {
-        let ours = self.slots.iter().filter_map(|slot| Some((slot, slot.ledger.as_ref()?)));
-        let progress = |(slot, ledger): (&Slot, &Ledger)| {
-            let low = ledger.watermark.low();
-            let beyond: u64 = ledger.watermark.beyond().map(|(first, past)| past - first).sum();
-            (slot.place.clone(), low, beyond)
+    /// How far the partitions are that are ours.
+    pub(crate) fn progress(&self) -> Vec<Progress> {
+        let ours = self.slots.iter().enumerate();
+        let ours = ours.filter_map(|(at, slot)| Some((at, slot, slot.ledger.as_ref()?)));
+        let progress = |(at, slot, ledger): (usize, &Slot, &Ledger)| {
+            let stored = self.messages.stored_at(|position| slot_of(position) == at);
+            Progress::new(slot.place.clone(), &ledger.watermark, stored)
         };
         ours.map(progress).collect()
     }

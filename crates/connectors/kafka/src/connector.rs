@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use crate::client::explain;
 use crate::consumer::{KafkaConsumer, blocking};
+use crate::lag::Lagging;
 use crate::poll::{Client, Shared, Watch};
 use crate::producer::KafkaProducer;
 use crate::settings::{Role, Settings, Site, schema};
@@ -101,7 +102,8 @@ impl Connector for Kafka {
             let client: Client = config
                 .create_with_context(Watch(Arc::clone(&shared)))
                 .map_err(|error| explain(&shared.site, "the consumer cannot be made", &error))?;
-            KafkaConsumer::open(shared, client, &topics, order, transactions)
+            let lagging = Lagging::new(topics.clone(), config);
+            KafkaConsumer::open(shared, client, &topics, order, lagging, transactions)
         });
         Ok(Arc::new(opened.await??))
     }

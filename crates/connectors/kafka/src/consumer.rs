@@ -15,7 +15,8 @@ use tokio::sync::Mutex;
 
 use crate::client::explain;
 use crate::connector::FEATURES;
-use crate::poll::{Client, Shared, State, commit, run};
+use crate::lag::Lagging;
+use crate::poll::{Client, Shared, commit, run};
 use crate::transaction::{IN_FLIGHT_MAX, Transactions};
 
 /// How long closing waits for the group.
@@ -23,8 +24,6 @@ const CLOSE: Duration = Duration::from_secs(20);
 /// How long a commit waits while the group is shared out anew, and how often it asks.
 const REBALANCE: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_millis(20);
-/// How long one question to the broker may take.
-const ASK: Duration = Duration::from_secs(5);
 
 /// Takes messages from the partitions that its group gives it.
 pub(crate) struct KafkaConsumer {
@@ -34,6 +33,7 @@ pub(crate) struct KafkaConsumer {
     closed: AtomicBool,
     /// One commit after the other; what is resolved meanwhile goes with the next.
     committing: Arc<Mutex<()>>,
+    lagging: Arc<Lagging>,
     /// With `guarantee: exactly_once`.
     transactions: Option<Arc<Transactions>>,
 }
@@ -44,6 +44,7 @@ impl KafkaConsumer {
         client: Client,
         topics: &[String],
         order: Order,
+        lagging: Lagging,
         transactions: Option<Transactions>,
     ) -> Result<Self, ConnectorError> {
         let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
@@ -62,6 +63,7 @@ impl KafkaConsumer {
             thread: std::sync::Mutex::new(Some(thread)),
             closed: AtomicBool::new(false),
             committing: Arc::default(),
+            lagging: Arc::new(lagging),
             transactions: transactions.map(Arc::new),
         })
     }
@@ -214,28 +216,8 @@ impl Consumer for KafkaConsumer {
 
     async fn lag(&self) -> Result<Lag, ConnectorError> {
         let (shared, client) = (Arc::clone(&self.shared), self.client()?);
-        blocking(move || {
-            let (progress, (_, delayed, held)) = {
-                let State { assignment, .. } = &*shared.state();
-                (assignment.progress(), assignment.counts())
-            };
-            let mut waiting = 0;
-            for ((topic, partition), low, beyond) in progress {
-                let ends = client.fetch_watermarks(&topic, partition, ASK);
-                let (first, past) =
-                    ends.map_err(|error| explain(&shared.site, "cannot read the lag", &error))?;
-                let low = low.max(u64::try_from(first).unwrap_or_default());
-                let past = u64::try_from(past).unwrap_or_default();
-                waiting += past.saturating_sub(low).saturating_sub(beyond);
-            }
-            Ok(Lag {
-                ready: Some(waiting.saturating_sub(held + delayed)),
-                delayed: Some(delayed),
-                in_flight: Some(held),
-                ..Lag::default()
-            })
-        })
-        .await?
+        let lagging = Arc::clone(&self.lagging);
+        blocking(move || lagging.ask(&shared, &client)).await?
     }
 
     fn locate(&self, receipt: Receipt) -> String {

@@ -28,6 +28,7 @@ mod assignment;
 mod client;
 mod connector;
 mod consumer;
+mod lag;
 mod metadata;
 mod poll;
 mod producer;

@@ -1,8 +1,11 @@
 //! The metadata of a commit: which offsets beyond the committed one are resolved.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
 use brigade_core::watermark::Watermark;
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 
 /// How the metadata begins; another beginning is another program's, or a later version's.
 const PREFIX: &str = "b1:";
@@ -42,6 +45,12 @@ pub(crate) fn decode(committed: u64, metadata: &str) -> Watermark {
         at = past;
     }
     watermark
+}
+
+/// The metadata of a commit that the broker tells of.
+pub(crate) fn of(committed: &TopicPartitionListElem<'_>) -> String {
+    // The client panics on metadata that is not UTF-8: then it is not ours.
+    catch_unwind(AssertUnwindSafe(|| committed.metadata().to_owned())).unwrap_or_default()
 }
 
 /// LEB128, unsigned.

@@ -2,7 +2,6 @@
 //! polls, so that neither a slow component nor a drain keeps the group waiting.
 
 use std::collections::HashMap;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -19,8 +18,8 @@ use tokio::sync::Notify;
 
 use crate::assignment::{Assignment, Commit, Place};
 use crate::client::{explain, log};
-use crate::record;
 use crate::settings::Site;
+use crate::{metadata, record};
 
 /// What came and was not asked for yet: no more than this is polled ahead.
 const AHEAD_MESSAGES: usize = 2000;
@@ -233,11 +232,9 @@ impl Watch {
             }
         };
         let mut state = shared.state();
-        for one in committed.elements() {
+        for one in &committed.elements() {
             let place: Place = (one.topic().into(), one.partition());
-            // The client panics on metadata that is not UTF-8: then it is not ours.
-            let metadata = catch_unwind(AssertUnwindSafe(|| one.metadata().to_owned()));
-            let metadata = metadata.unwrap_or_default();
+            let metadata = metadata::of(one);
             let offset = match one.offset() {
                 Offset::Offset(offset) => u64::try_from(offset).ok(),
                 _ => None,

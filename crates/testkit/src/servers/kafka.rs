@@ -6,8 +6,6 @@ use std::time::Instant;
 
 use super::{LOOK, PATIENCE, free_port};
 
-/// The version of the server.
-const VERSION: &str = "4.1.0";
 /// Runs until its standard input ends, also when the test that holds the other end is killed.
 const KEEPER: &str = r#""$@" & server=$!; read -r _; kill -9 $server; wait $server 2>/dev/null"#;
 /// A small heap and a quick start.
@@ -24,6 +22,9 @@ pub struct Kafka {
 }
 
 impl Kafka {
+    /// The version of the server, as in the list for Maven.
+    const VERSION: &str = "4.1.0";
+
     /// Starts one and waits until it listens.
     ///
     /// # Panics
@@ -145,7 +146,7 @@ fn jars() -> PathBuf {
     let home = std::env::var_os("HOME").unwrap_or_else(|| "/tmp".into());
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.unwrap_or_else(|| Path::new(&home).join(".cache")).join("brigade");
-    let jars = cache.join(format!("kafka-{VERSION}"));
+    let jars = cache.join(format!("kafka-{}", Kafka::VERSION));
     if jars.exists() {
         return jars;
     }

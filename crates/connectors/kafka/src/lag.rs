@@ -1,0 +1,146 @@
+//! How much waits for a group, over all its members.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use brigade_core::connector::{ConnectorError, Lag};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+
+use crate::assignment::{Place, Progress};
+use crate::client::explain;
+use crate::metadata;
+use crate::poll::{Client, Shared, State};
+
+/// How long one question to the broker may take.
+const ASK: Duration = Duration::from_secs(5);
+
+/// Asks for the lag. Blocks.
+pub(crate) struct Lagging {
+    topics: Vec<String>,
+    /// For one that looks. It has the group's name, as it could not be assigned anything without, but
+    /// does not join it.
+    config: ClientConfig,
+    looker: Mutex<Looker>,
+}
+
+/// Looks whether there is a record in what seems to wait: a transaction leaves marks behind its
+/// records, which nobody ever gets.
+#[derive(Default)]
+struct Looker {
+    client: Option<BaseConsumer>,
+    /// From where to where there are only marks.
+    marks: HashMap<Place, (u64, u64)>,
+}
+
+impl Lagging {
+    pub(crate) fn new(topics: Vec<String>, mut config: ClientConfig) -> Self {
+        config.remove("group.instance.id");
+        config.set("enable.partition.eof", "true");
+        Self { topics, config, looker: Mutex::default() }
+    }
+
+    pub(crate) fn ask(&self, shared: &Shared, client: &Client) -> Result<Lag, ConnectorError> {
+        let asked = self.try_ask(shared, client);
+        asked.map_err(|error| explain(&shared.site, "cannot read the lag", &error))
+    }
+
+    fn try_ask(&self, shared: &Shared, client: &Client) -> KafkaResult<Lag> {
+        let (progress, (_, delayed, held)) = {
+            let State { assignment, .. } = &*shared.state();
+            (assignment.progress(), assignment.counts())
+        };
+        let ours = progress.len();
+        let patterns = self.topics.iter().any(|topic| topic.starts_with('^'));
+        let all = if patterns { progress } else { self.everywhere(client, progress)? };
+        let mut waiting = 0;
+        for one in &all {
+            waiting += self.waiting(client, one)?;
+        }
+        Ok(Lag {
+            // Which topics there are for an expression is known when some are assigned.
+            ready: (!all.is_empty()).then(|| waiting.saturating_sub(held + delayed)),
+            delayed: Some(delayed),
+            // What the other members hold counts as ready: nobody else knows of it.
+            in_flight: (ours == all.len()).then_some(held),
+            ..Lag::default()
+        })
+    }
+
+    /// The progress in all partitions: ours as we know it, the others' as it is committed.
+    fn everywhere(&self, client: &Client, ours: Vec<Progress>) -> KafkaResult<Vec<Progress>> {
+        let mut others = TopicPartitionList::new();
+        for topic in &self.topics {
+            let metadata = client.fetch_metadata(Some(topic), ASK)?;
+            for found in metadata.topics().iter().filter(|found| found.name() == topic) {
+                for partition in found.partitions() {
+                    let is =
+                        |one: &Progress| *one.place.0 == **topic && one.place.1 == partition.id();
+                    if !ours.iter().any(is) {
+                        others.add_partition(topic, partition.id());
+                    }
+                }
+            }
+        }
+        let mut all = ours;
+        if others.count() > 0 {
+            let committed = client.committed_offsets(others, ASK)?;
+            all.extend(committed.elements().iter().map(|one| {
+                let low = match one.offset() {
+                    Offset::Offset(offset) => u64::try_from(offset).unwrap_or_default(),
+                    _ => 0,
+                };
+                let watermark = metadata::decode(low, &metadata::of(one));
+                let place = (one.topic().into(), one.partition());
+                Progress::new(place, &watermark, 0)
+            }));
+        }
+        Ok(all)
+    }
+
+    fn waiting(&self, client: &Client, one: &Progress) -> KafkaResult<u64> {
+        let (topic, partition) = &one.place;
+        let (first, past) = client.fetch_watermarks(topic, *partition, ASK)?;
+        let whole = |offset: i64| u64::try_from(offset).unwrap_or_default();
+        let (low, past) = (one.low.max(whole(first)), whole(past));
+        let waiting = past.saturating_sub(low).saturating_sub(one.beyond);
+        let nothing_known = one.beyond == 0 && one.stored == 0;
+        if waiting > 0 && nothing_known && self.only_marks(&one.place, low, past)? {
+            return Ok(0);
+        }
+        Ok(waiting)
+    }
+
+    /// Whether there is no record from an offset to the end.
+    fn only_marks(&self, place: &Place, low: u64, past: u64) -> KafkaResult<bool> {
+        let mut looker = self.looker.lock().unwrap_or_else(PoisonError::into_inner);
+        if looker.marks.get(place) == Some(&(low, past)) {
+            return Ok(true);
+        }
+        let client = match looker.client.take() {
+            Some(client) => client,
+            None => self.config.create()?,
+        };
+        let mut list = TopicPartitionList::new();
+        let from = Offset::Offset(i64::try_from(low).unwrap_or(i64::MAX));
+        list.add_partition_offset(&place.0, place.1, from)?;
+        client.assign(&list)?;
+        let begun = Instant::now();
+        let only_marks = loop {
+            match client.poll(ASK.saturating_sub(begun.elapsed())) {
+                Some(Err(KafkaError::PartitionEOF(_))) => break true,
+                Some(Ok(_)) => break false,
+                _ if begun.elapsed() >= ASK => break false,
+                _ => {}
+            }
+        };
+        client.unassign()?;
+        looker.client = Some(client);
+        if only_marks {
+            looker.marks.insert(place.clone(), (low, past));
+        }
+        Ok(only_marks)
+    }
+}
