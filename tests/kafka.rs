@@ -179,9 +179,11 @@ fn exactly_once_from_kafka_to_kafka_over_kills_and_restarts() {
     KAFKA
   billed:
     KAFKA
+  dead:
+    KAFKA
 stages:
   feed: { component: pass, input: in, outputs: [orders] }
-  bill: { component: { map: '.billed = true' }, input: orders, outputs: [billed] }
+  bill: { component: { map: '.billed = true' }, input: orders, outputs: [billed], dead_letter: dead }
   keep: { component: pass, input: billed, outputs: [out] }
 ",
         vec![("BROKERS", kafka.servers())],

@@ -16,9 +16,9 @@ use crate::{Message, Timestamp};
 /// ```
 /// use brigade_core::connector::{Order, Want};
 /// use brigade_core::{Message, group::Group};
-/// use std::time::{Duration, Instant};
+/// use std::time::Duration;
 ///
-/// let (mut group, now) = (Group::<Instant>::default(), Instant::now());
+/// let (mut group, now) = (Group::<Duration>::default(), Duration::ZERO);
 /// group.put(Message::new("a"), None);
 /// let want = Want { messages: 10, bytes: usize::MAX };
 /// let taken = group.take(want, Order::None, 0, now);

@@ -64,6 +64,8 @@ pub struct Queue {
     pub event_time: Option<FieldPath>,
     /// What it can do.
     pub features: Features,
+    /// Which store it is in: [`Connector::store_name`](brigade_core::connector::Connector::store_name).
+    pub store: String,
 }
 
 /// A checked stage.

@@ -69,6 +69,11 @@ impl Connector for Embedded {
         serde_json::from_value(settings.clone()).map_or(FEATURES, |settings| features(&settings))
     }
 
+    fn store_name(&self, settings: &Value) -> String {
+        let path = settings.get("path").and_then(Value::as_str);
+        path.unwrap_or_default().to_owned()
+    }
+
     fn schema(&self) -> Value {
         schemars::schema_for!(Settings).to_value()
     }

@@ -61,6 +61,12 @@ impl Connector for Kafka {
         Features { produce: !several, max_message_bytes, ..FEATURES }
     }
 
+    fn store_name(&self, settings: &Value) -> String {
+        let settings: Result<Settings, _> = serde_json::from_value(settings.clone());
+        let servers = settings.ok().and_then(|settings| settings.servers(Role::Consumer));
+        format!("Kafka at {}", servers.unwrap_or_default())
+    }
+
     fn schema(&self) -> Value {
         schema()
     }

@@ -20,6 +20,13 @@ pub trait Connector: Send + Sync {
     /// What a queue with these settings can do.
     fn features(&self, settings: &Value) -> Features;
 
+    /// Which store a queue with these settings is in, for [`Features::settle_together`]: queues with
+    /// the same name can share transactions. Empty, the default: the pipeline's state.
+    fn store_name(&self, settings: &Value) -> String {
+        let _ = settings;
+        String::new()
+    }
+
     /// The JSON Schema of the keys that its queues have beside the common ones: made with schemars
     /// from the type that [`check`](Connector::check) reads them into. An object schema.
     fn schema(&self) -> Value;

@@ -127,8 +127,8 @@ impl Lint<'_> {
             let message = format!("queues of type `{}` have no `limit`", keys.kind);
             self.error("queue_setting", &["queues", name, "limit"], message, None);
         }
-        let type_name = keys.kind.clone();
-        Some(Queue { spec, type_name, schema: schema.map(Arc::new), event_time, features })
+        let (type_name, store) = (keys.kind.clone(), connector.store_name(own));
+        Some(Queue { spec, type_name, schema: schema.map(Arc::new), event_time, features, store })
     }
 
     fn field(&mut self, at: &[&str], text: Option<&str>) -> Option<FieldPath> {

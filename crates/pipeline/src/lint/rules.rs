@@ -229,18 +229,44 @@ impl Lint<'_> {
         let inputs = stage.input_queues();
         let outputs: Vec<&Arc<str>> = stage.outputs.iter().chain(&stage.dead_letter).collect();
         let Some(who) = inputs.iter().chain(outputs.iter().copied()).find(asked) else { return };
+        let Some(Queue { store, .. }) = queues.get(who) else { return };
+        let at = ["queues", who, "guarantee"];
         for name in inputs.iter().chain(outputs) {
-            let Some(queue) = queues.get(name).filter(|queue| !queue.features.settle_together)
-            else {
-                continue;
+            let Some(queue) = queues.get(name) else { continue };
+            let why = match queue.features.settle_together {
+                false => "which cannot be part of one transaction",
+                true if queue.store != *store => "which is in another store",
+                true => continue,
             };
             let message = format!(
                 "queue `{who}` asks for exactly once, but stage `{}` also uses queue `{name}` of \
-                 type {}, which cannot be part of one transaction",
+                 type {}, {why}",
                 stage.name, queue.type_name
             );
             let help = "use queues that live in one store".to_owned();
-            self.error("guarantee", &["queues", who, "guarantee"], message, Some(help));
+            self.error("guarantee", &at, message, Some(help));
+        }
+        // In the state all of it is one transaction without being asked.
+        if store.is_empty() {
+            return;
+        }
+        if stage.dead_letter.is_none() {
+            let message = format!(
+                "queue `{who}` asks for exactly once, but the dead letters of stage `{}` go to the \
+                 state, which is another store",
+                stage.name
+            );
+            let help = format!("name a queue of type {} as `dead_letter:`", queues[who].type_name);
+            self.error("guarantee", &at, message, Some(help));
+        }
+        if let Some(input) = inputs.iter().find(|name| !asked(name)) {
+            let message = format!(
+                "queue `{who}` asks for exactly once, but queue `{input}`, which stage `{}` reads, \
+                 does not",
+                stage.name
+            );
+            let help = format!("set `guarantee: exactly_once` on queue `{input}`");
+            self.error("guarantee", &at, message, Some(help));
         }
     }
 }
