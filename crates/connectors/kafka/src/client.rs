@@ -25,7 +25,7 @@ pub(crate) fn log(site: &Site, level: RDKafkaLogLevel, facility: &str, text: &st
 /// An error that the runtime tries again after, or not, told with what to do.
 pub(crate) fn explain(site: &Site, doing: &str, error: &KafkaError) -> ConnectorError {
     let Site { queue, servers } = site;
-    let code = error.rdkafka_error_code();
+    let code = code_of(error);
     let advice = code.map_or("", advice);
     let message = format!("queue `{queue}` (Kafka at {servers}): {doing}: {}{advice}", why(error));
     match code {
@@ -34,8 +34,16 @@ pub(crate) fn explain(site: &Site, doing: &str, error: &KafkaError) -> Connector
     }
 }
 
+/// The code of an error, also of those whose code the client keeps to itself.
+fn code_of(error: &KafkaError) -> Option<RDKafkaErrorCode> {
+    match error {
+        KafkaError::AdminOp(code) => Some(*code),
+        error => error.rdkafka_error_code(),
+    }
+}
+
 fn why(error: &KafkaError) -> String {
-    match error.rdkafka_error_code() {
+    match code_of(error) {
         Some(code) => code.to_string(),
         None => error.to_string(),
     }

@@ -1,3 +1,4 @@
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,7 +10,15 @@ use super::{LOOK, PATIENCE, free_port};
 /// Runs until its standard input ends, also when the test that holds the other end is killed.
 const KEEPER: &str = r#""$@" & server=$!; read -r _; kill -9 $server; wait $server 2>/dev/null"#;
 /// A small heap and a quick start.
-const JAVA: [&str; 4] = ["-Xmx384m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1", "-Xshare:auto"];
+const JAVA: [&str; 5] = [
+    "-Xmx384m",
+    "-XX:+UseSerialGC",
+    "-XX:TieredStopAtLevel=1",
+    "-Xshare:auto",
+    "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
+];
+/// What Maven is to fetch.
+const POM: &str = include_str!("kafka-pom.xml");
 
 /// A Kafka server of one node (KRaft). It needs Java 17; what else it needs is fetched by Maven, once,
 /// into the user's cache directory.
@@ -18,25 +27,44 @@ pub struct Kafka {
     directory: tempfile::TempDir,
     jars: PathBuf,
     port: u16,
+    /// Where it listens for TLS, and for SASL over TLS, if it does.
+    secured: Option<(u16, u16)>,
     keeper: Mutex<Option<Child>>,
 }
 
 impl Kafka {
-    /// The version of the server, as in the list for Maven.
-    const VERSION: &str = "4.1.0";
-
     /// Starts one and waits until it listens.
     ///
     /// # Panics
     /// Java or Maven is not installed, or it does not listen within a minute.
     pub fn start() -> Self {
+        Self::start_with(None)
+    }
+
+    /// Starts one that also listens for TLS and for SASL (SCRAM-SHA-256) over TLS, with the user
+    /// `alice` and the password `secret`.
+    ///
+    /// # Panics
+    /// As [`start`](Kafka::start); or `openssl` is not installed.
+    pub fn start_secured() -> Self {
+        Self::start_with(Some((free_port(), free_port())))
+    }
+
+    fn start_with(secured: Option<(u16, u16)>) -> Self {
         let directory = tempfile::tempdir().expect("a directory can be made");
-        let kafka = Self { directory, jars: jars(), port: free_port(), keeper: Mutex::default() };
+        let (port, keeper) = (free_port(), Mutex::default());
+        let kafka = Self { directory, jars: jars(), port, secured, keeper };
+        if secured.is_some() {
+            kafka.make_certificate();
+        }
         let settings = kafka.settings(free_port());
         std::fs::write(kafka.path("server.properties"), settings).expect("it can be written");
         let mut format = kafka.java();
         format.args(["kafka.tools.StorageTool", "format", "--config"]);
         format.arg(kafka.path("server.properties")).args(["--cluster-id", &cluster_id()]);
+        if secured.is_some() {
+            format.args(["--add-scram", "SCRAM-SHA-256=[name=alice,password=secret]"]);
+        }
         let formatted = format.output().expect("java is installed");
         assert!(formatted.status.success(), "{}", String::from_utf8_lossy(&formatted.stderr));
         kafka.restart();
@@ -52,6 +80,21 @@ impl Kafka {
     /// Its address, as `bootstrap.servers` takes it.
     pub fn servers(&self) -> String {
         format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Its address for TLS, if it was started secured.
+    pub fn tls_servers(&self) -> Option<String> {
+        self.secured.map(|(port, _)| format!("127.0.0.1:{port}"))
+    }
+
+    /// Its address for SASL over TLS, if it was started secured.
+    pub fn sasl_servers(&self) -> Option<String> {
+        self.secured.map(|(_, port)| format!("127.0.0.1:{port}"))
+    }
+
+    /// The file with the certificate that it shows.
+    pub fn certificate(&self) -> PathBuf {
+        self.path("certificate.pem")
     }
 
     /// Kills it, if it runs.
@@ -101,12 +144,22 @@ impl Kafka {
 
     fn settings(&self, controller: u16) -> String {
         let (port, logs) = (self.port, self.path("logs"));
+        let listen = |(tls, sasl)| {
+            format!(
+                ",SSL://127.0.0.1:{tls},SASL_SSL://127.0.0.1:{sasl}\nssl.keystore.type=PEM\n\
+                 ssl.keystore.location={}\nsasl.enabled.mechanisms=SCRAM-SHA-256",
+                self.path("server.pem").display()
+            )
+        };
+        let more = self.secured.map(listen).unwrap_or_default();
         format!(
             "process.roles=broker,controller\n\
              node.id=1\n\
              controller.quorum.voters=1@127.0.0.1:{controller}\n\
-             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}\n\
+             listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}{more}\n\
              controller.listener.names=CONTROLLER\n\
+             listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,\
+             SSL:SSL,SASL_SSL:SASL_SSL\n\
              log.dirs={}\n\
              broker.session.timeout.ms=1000\n\
              broker.heartbeat.interval.ms=200\n\
@@ -122,6 +175,19 @@ impl Kafka {
              group.min.session.timeout.ms=1000\n",
             logs.display()
         )
+    }
+
+    /// A certificate of its own, which clients take for the authority too.
+    fn make_certificate(&self) {
+        let mut openssl = Command::new("openssl");
+        openssl.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]);
+        openssl.args(["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]);
+        openssl.arg("-keyout").arg(self.path("key.pem")).arg("-out").arg(self.certificate());
+        let made = openssl.output().expect("openssl is installed");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let read = |path| std::fs::read_to_string(path).expect("it was written");
+        let both = read(self.path("key.pem")) + &read(self.certificate());
+        std::fs::write(self.path("server.pem"), both).expect("it can be written");
     }
 
     fn keeper(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
@@ -146,7 +212,9 @@ fn jars() -> PathBuf {
     let home = std::env::var_os("HOME").unwrap_or_else(|| "/tmp".into());
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.unwrap_or_else(|| Path::new(&home).join(".cache")).join("brigade");
-    let jars = cache.join(format!("kafka-{}", Kafka::VERSION));
+    let mut hasher = DefaultHasher::new();
+    POM.hash(&mut hasher);
+    let jars = cache.join(format!("kafka-{:016x}", hasher.finish()));
     if jars.exists() {
         return jars;
     }
@@ -154,7 +222,7 @@ fn jars() -> PathBuf {
     // Under another name first, so that what is there is whole.
     let fetched = tempfile::tempdir_in(&cache).expect("a directory can be made");
     let pom = fetched.path().join("pom.xml");
-    std::fs::write(&pom, include_str!("kafka-pom.xml")).expect("it can be written");
+    std::fs::write(&pom, POM).expect("it can be written");
     let mut maven = Command::new("mvn");
     maven.args(["-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime"]);
     maven.arg("-f").arg(&pom).arg(format!("-DoutputDirectory={}", fetched.path().display()));
