@@ -57,6 +57,7 @@ async fn ready(pipeline: web::Data<Running>) -> impl Responder {
 }
 
 #[actix_web::main]
+#[expect(clippy::print_stdout, reason = "it says where it is")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let registry = brigade::registry().component("bill", bill);
     let loaded = pipeline_file::load_str(
@@ -78,7 +79,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let service = move || {
         App::new().app_data(shared.clone()).app_data(queue.clone()).service(orders).service(ready)
     };
-    HttpServer::new(service).workers(2).bind(("127.0.0.1", 8080))?.run().await?;
+    let address = std::env::args().nth(1).unwrap_or("127.0.0.1:8080".to_owned());
+    let server = HttpServer::new(service).workers(2).bind(address)?;
+    server.addrs().iter().for_each(|address| println!("orders at http://{address}"));
+    server.run().await?;
     if let Ok(running) = Arc::try_unwrap(running.into_inner()) {
         running.drain().await;
     }

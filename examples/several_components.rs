@@ -12,7 +12,7 @@ const PIPELINE: &str = "
 pipeline: words
 queues: { lines: { type: memory }, counted: { type: memory }, loud: { type: memory } }
 stages:
-  split: { component: split, input: lines }
+  split: { component: split, input: lines, copy: true } # each word to both
   count: { component: count, input: split, outputs: [counted] }
   shout: { component: shout, input: split, outputs: [loud] }
 ";

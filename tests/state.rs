@@ -25,10 +25,10 @@ impl Component for Count {
         let key = format!("k{}", n % 10);
         let known = cx.load_state(&key).await?;
         let count: u64 = known.map_or(Ok(0), |bytes| serde_json::from_slice(&bytes))? + 1;
-        if n % 17 == 0 && cx.attempt() == 1 {
+        if n.is_multiple_of(17) && cx.attempt() == 1 {
             return Err(Failure::retry("not the first time"));
         }
-        if n % 101 == 0 && cx.attempt() == 1 {
+        if n.is_multiple_of(101) && cx.attempt() == 1 {
             panic!("on purpose");
         }
         Ok(Emit::value(count).put_state(key, count.to_string()))
