@@ -13,4 +13,6 @@ async fn greet(name: String) -> Result<Greeting, Failure> {
     Ok(Greeting { text: format!("Hello, {name}!") })
 }
 
+// ANCHOR: main
 brigade::main! { greet }
+// ANCHOR_END: main
