@@ -91,8 +91,13 @@ fn setup(place: &Path) -> String {
 fn shell(place: &Path, script: &str) -> String {
     let log = fs::File::create(place.join(".log")).unwrap();
     fs::write(place.join(".script"), script).unwrap();
-    let mut shell = Command::new("sh");
-    shell.arg(place.join(".script")).current_dir(place).stdin(Stdio::null());
+    // What never ends is ended, and told by the command that it hung in.
+    let mut shell = Command::new("timeout");
+    shell
+        .args(["-k", "5", "180", "sh"])
+        .arg(place.join(".script"))
+        .current_dir(place)
+        .stdin(Stdio::null());
     shell.env_remove("RUST_LOG").env_remove("XDG_STATE_HOME");
     shell.stdout(log.try_clone().unwrap()).stderr(log);
     shell.status().unwrap();
