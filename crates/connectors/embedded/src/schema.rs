@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn several_that_make_the_file_at_the_same_time_all_open_it() {
-        const ROUNDS: usize = 20;
+        const ROUNDS: usize = 100;
         const OPENERS: usize = 4;
         let directory = tempfile::tempdir().expect("a directory");
         for round in 0..ROUNDS {
