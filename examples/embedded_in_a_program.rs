@@ -35,6 +35,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     )?;
     let pipeline = Pipeline::new(loaded.topology, &registry)?.state(MemoryState::new());
     let running = Supervisor::new().add(pipeline).start().await?;
+    // ANCHOR: running
     let mut events = running.events();
 
     let numbers = (1..=5).chain([i64::MAX]);
@@ -47,6 +48,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     running.until_idle(None).await?;
     running.scale("square", 4).await?;
+    // ANCHOR_END: running
     for answer in memory.drain("inside", "answers") {
         println!("{}", String::from_utf8_lossy(answer.payload.as_deref().unwrap_or_default()));
     }

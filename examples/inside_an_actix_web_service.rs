@@ -36,6 +36,7 @@ async fn bill(order: Order) -> Result<Bill, Failure> {
     Ok(Bill { text: format!("{}: {}.00", order.item, order.price) })
 }
 
+// ANCHOR: post
 /// Answers 202 once the order survives a crash.
 #[post("/orders")]
 async fn orders(body: web::Bytes, queue: web::Data<Arc<dyn Producer>>) -> impl Responder {
@@ -47,6 +48,7 @@ async fn orders(body: web::Bytes, queue: web::Data<Arc<dyn Producer>>) -> impl R
         Err(error) => HttpResponse::ServiceUnavailable().body(error.to_string()),
     }
 }
+// ANCHOR_END: post
 
 #[get("/ready")]
 async fn ready(pipeline: web::Data<Running>) -> impl Responder {
@@ -57,7 +59,9 @@ async fn ready(pipeline: web::Data<Running>) -> impl Responder {
 }
 
 #[actix_web::main]
+#[expect(clippy::print_stdout, reason = "it says where it is")]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    // ANCHOR: start
     let registry = brigade::registry().component("bill", bill);
     let loaded = pipeline_file::load_str(
         "shop",
@@ -71,6 +75,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let pipeline = Pipeline::new(loaded.topology, &registry)?.state_path(&state);
     let running = web::Data::new(Supervisor::new().add(pipeline).start().await?);
     let queue = web::Data::new(running.producer("orders").await?);
+    // ANCHOR_END: start
 
     // The server ends at SIGINT and SIGTERM, and the pipeline after it: what was accepted is handled
     // now or at the next start.
@@ -78,7 +83,10 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let service = move || {
         App::new().app_data(shared.clone()).app_data(queue.clone()).service(orders).service(ready)
     };
-    HttpServer::new(service).workers(2).bind(("127.0.0.1", 8080))?.run().await?;
+    let address = std::env::args().nth(1).unwrap_or("127.0.0.1:8080".to_owned());
+    let server = HttpServer::new(service).workers(2).bind(address)?;
+    server.addrs().iter().for_each(|address| println!("orders at http://{address}"));
+    server.run().await?;
     if let Ok(running) = Arc::try_unwrap(running.into_inner()) {
         running.drain().await;
     }

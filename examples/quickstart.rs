@@ -30,7 +30,7 @@ async fn bill(order: Order) -> Result<Bill, Failure> {
 
 const PIPELINE: &str = r#"
 pipeline: quickstart
-state: state
+state: "${OUT}/state"
 queues:
   orders:
     type: generator

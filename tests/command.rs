@@ -270,6 +270,20 @@ fn standard_input_and_output_are_queues() {
 }
 
 #[test]
+fn standard_input_is_csv_and_compressed_when_the_file_says_so() {
+    let input = "in: { type: file, path: '-', format: csv, compression: gzip }";
+    let text = YAML.replace("in: { type: file, path: in.jsonl }", input);
+    let text = text.replace("'.n > 10'", "'(.n | tonumber) > 10'").replace("out.jsonl", "'-'");
+    let place = Place::new("p.yaml", &text);
+    place.write("numbers.csv", "n,name\n9,Ada\n11,Grace\n");
+    assert!(Command::new("gzip").arg(place.path("numbers.csv")).status().unwrap().success());
+    let input = fs::File::open(place.path("numbers.csv.gz")).unwrap();
+    let mut run = place.command(&["run", "p.yaml", "--until-idle"]);
+    let (out, _) = ended(&run.stdin(input).output().unwrap(), 0);
+    assert_eq!(out, "{\"n\":\"11\",\"name\":\"Grace\"}\n");
+}
+
+#[test]
 fn files_are_globs_of_csv_and_long_lines_are_dead_letters() {
     let place = Place::new(
         "p.yaml",

@@ -102,7 +102,7 @@ fn metrics_are_those_of_the_documentation_and_tell_what_happens() {
         Some((words.next()?.to_owned(), words.next()?.to_owned()))
     };
     let told: BTreeSet<_> = text.lines().filter_map(type_of).collect();
-    let documented = include_str!("../docs/metrics.md");
+    let documented = include_str!("../docs/src/metrics.md");
     let row = |line: &str| {
         let mut cells = line.strip_prefix("| `brigade_")?.split('|');
         let name = format!("brigade_{}", cells.next()?.trim().trim_end_matches('`'));
@@ -110,9 +110,9 @@ fn metrics_are_those_of_the_documentation_and_tell_what_happens() {
     };
     let documented: BTreeSet<_> = documented.lines().filter_map(row).collect();
     let missing: Vec<_> = told.difference(&documented).collect();
-    assert!(missing.is_empty(), "not in docs/metrics.md: {missing:?}");
+    assert!(missing.is_empty(), "not in docs/src/metrics.md: {missing:?}");
     let never: Vec<_> = documented.difference(&told).collect();
-    assert!(never.is_empty(), "in docs/metrics.md, but never told: {never:?}");
+    assert!(never.is_empty(), "in docs/src/metrics.md, but never told: {never:?}");
 }
 
 #[test]

@@ -15,10 +15,13 @@ impl Check {
     pub(crate) fn run(&self, registry: &Registry) -> anyhow::Result<Exit> {
         let topology = self.file.load(registry)?.topology;
         let (queues, stages) = (topology.queues.len(), topology.stages.len());
+        let several = |n: usize| if n == 1 { "" } else { "s" };
         print(&format!(
-            "{}: pipeline `{}` is good: {queues} queues, {stages} stages",
+            "{}: pipeline `{}` is good: {queues} queue{}, {stages} stage{}",
             self.file.file.display(),
-            topology.pipeline
+            topology.pipeline,
+            several(queues),
+            several(stages)
         ));
         Ok(Exit::Done)
     }

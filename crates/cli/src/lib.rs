@@ -42,8 +42,8 @@ enum Command {
     Check(check::Check),
     /// Draw a pipeline.
     Graph(graph::Graph),
-    /// Print the JSON Schema of pipeline files, for editors.
-    Schema,
+    /// Print the JSON Schema of pipeline files, for editors; or the reference of their keys.
+    Schema(schema::Schema),
     /// Run the cases of test files.
     Test(test::Test),
     /// Look into queues.
@@ -82,7 +82,7 @@ async fn dispatch(command: Command, registry: &Registry) -> anyhow::Result<Exit>
         Command::Run(run) => run.run(registry).await,
         Command::Check(check) => check.run(registry),
         Command::Graph(graph) => graph.run(registry),
-        Command::Schema => schema::run(registry),
+        Command::Schema(schema) => schema.run(registry),
         Command::Test(test) => test.run(registry).await,
         Command::Queues(queues) => queues.run(registry).await,
         Command::DeadLetters(dead_letters) => dead_letters.run(registry).await,

@@ -3,7 +3,7 @@ use brigade_core::component::{
 };
 use brigade_core::connector::Problem;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::shared::{Inline, Inlined, forward, schema, settings};
@@ -13,7 +13,7 @@ use crate::shared::{Inline, Inlined, forward, schema, settings};
 pub struct Log;
 
 /// The settings of `log`.
-#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 struct Settings {
     /// How important it is.
@@ -25,7 +25,7 @@ struct Settings {
 }
 
 /// How important a line is.
-#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum Level {
     Debug,

@@ -12,7 +12,7 @@ use brigade_core::field::FieldPath;
 use futures_util::future::LocalBoxFuture;
 use indexmap::IndexMap;
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::shared::{decode, json, problem, reject, schema, settings};
@@ -71,7 +71,7 @@ enum ColumnType {
 }
 
 /// What happens when a key is not in the table.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum OnMiss {
     /// The message becomes a dead letter.

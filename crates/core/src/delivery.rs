@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::component::{Parsed, StateWrite};
+use crate::component::{Parsed, Written};
 use crate::connector::{Defect, Outgoing, Receipt};
 use crate::{Cause, Message, Timestamp};
 
@@ -121,7 +121,7 @@ pub struct Made {
     /// Outputs to queues.
     pub outputs: Outputs,
     /// Changes of the stage's own state.
-    pub writes: Vec<StateWrite>,
+    pub written: Written,
 }
 
 /// Outputs to queues, each with the queue's number in the topology.
@@ -280,10 +280,10 @@ impl Delivery {
     }
 
     /// The component of this stage is done with it.
-    pub fn done(mut self, stage: u16, outputs: Outputs, writes: Vec<StateWrite>, children: u32) {
+    pub fn done(mut self, stage: u16, outputs: Outputs, written: Written, children: u32) {
         let guard = std::mem::take(&mut self.guard);
-        let writes_nothing = outputs.is_empty() && writes.is_empty();
-        let made = Made { stage, delivery: self, outputs, writes };
+        let writes_nothing = outputs.is_empty() && written.writes.is_empty();
+        let made = Made { stage, delivery: self, outputs, written };
         let made = (!writes_nothing).then(|| Box::new(made));
         guard.resolve(Resolution::Done(Done { children, made }));
     }

@@ -9,6 +9,7 @@
 //! can run.
 
 pub mod file;
+pub mod reference;
 
 mod changes;
 mod coerce;

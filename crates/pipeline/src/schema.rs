@@ -64,7 +64,7 @@ pub(crate) fn queue_schema(catalog: &dyn Catalog, kind: &str) -> Option<Value> {
     Some(schema)
 }
 
-fn schema_of<T: schemars::JsonSchema>() -> Value {
+pub(crate) fn schema_of<T: schemars::JsonSchema>() -> Value {
     let settings =
         SchemaSettings::draft2020_12().with(|settings| settings.inline_subschemas = true);
     settings.into_generator().into_root_schema_for::<T>().to_value()

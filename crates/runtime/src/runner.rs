@@ -448,7 +448,8 @@ impl RunnerSite {
         for (stage, message) in direct {
             outbox.push(stage, delivery.child(message, None));
         }
-        delivery.done(self.stage.index, outputs, writes, children);
+        let written = self.stage.context.unsettled.show(writes);
+        delivery.done(self.stage.index, outputs, written, children);
         Step::Resolved
     }
 

@@ -1,4 +1,4 @@
-//! What is told, and under which names. `docs/metrics.md` lists them; a test holds the two together.
+//! What is told, and under which names. `docs/src/metrics.md` lists them; a test holds the two together.
 
 use brigade_runtime::{PipelineStatus, QueueDepth, StageState, StageStatus};
 use metrics::{Label, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};

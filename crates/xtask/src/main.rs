@@ -1,5 +1,6 @@
-//! The project's scripts: `cargo xtask test`, `cargo xtask tidy`.
+//! The project's scripts: `cargo xtask test`, `cargo xtask tidy`, `cargo xtask docs`.
 
+mod docs;
 mod test;
 mod tidy;
 
@@ -18,11 +19,14 @@ enum Command {
     Test(test::Test),
     /// Check the rules of the tree.
     Tidy,
+    /// Write the pages of the documentation that are generated.
+    Docs,
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Test(test) => test.run(),
         Command::Tidy => tidy::run(),
+        Command::Docs => docs::run(),
     }
 }

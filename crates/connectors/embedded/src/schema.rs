@@ -1,5 +1,6 @@
 //! The file: its tables, its version, and refusing what is none.
 
+use std::fs::{File, TryLockError};
 use std::path::Path;
 use std::time::Duration;
 
@@ -70,6 +71,7 @@ CREATE INDEX suspects ON messages (queue, id) WHERE suspect = 1;
 /// Opens the file, makes its tables, or upgrades them.
 pub(crate) fn open(path: &Path, sync: Sync) -> Result<Connection, ConnectorError> {
     let wrong = |error: rusqlite::Error| failed(path, error);
+    let _alone = alone(path);
     let length = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
     let mut connection = Connection::open(path).map_err(wrong)?;
     connection.busy_handler(Some(wait)).map_err(wrong)?;
@@ -87,6 +89,20 @@ pub(crate) fn open(path: &Path, sync: Sync) -> Result<Connection, ConnectorError
         check(&connection, path)?;
     }
     Ok(connection)
+}
+
+/// Lets one process at a time open the file: two that make it at the same moment, each in the middle
+/// of setting its journal mode, would wait for each other. Without the lock it is only slower.
+fn alone(path: &Path) -> Option<File> {
+    let lock = File::create(path.with_extension("opening")).ok()?;
+    for tries in 0.. {
+        match lock.try_lock() {
+            Ok(()) => return Some(lock),
+            Err(TryLockError::WouldBlock) if wait(tries) => {}
+            Err(_) => return None,
+        }
+    }
+    None
 }
 
 fn prepare(connection: &mut Connection, path: &Path) -> Result<(), ConnectorError> {
@@ -185,4 +201,30 @@ fn wait(tries: i32) -> bool {
     }
     std::thread::sleep(Duration::from_millis(1));
     true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_that_make_the_file_at_the_same_time_all_open_it() {
+        const ROUNDS: usize = 100;
+        const OPENERS: usize = 4;
+        let directory = tempfile::tempdir().expect("a directory");
+        for round in 0..ROUNDS {
+            let path = directory.path().join(format!("{round}.db"));
+            let start = std::sync::Barrier::new(OPENERS);
+            std::thread::scope(|scope| {
+                let opener = || {
+                    start.wait();
+                    open(&path, Sync::Full).map(drop)
+                };
+                let openers: Vec<_> = (0..OPENERS).map(|_| scope.spawn(opener)).collect();
+                for opener in openers {
+                    opener.join().expect("no panic").expect("it opens");
+                }
+            });
+        }
+    }
 }

@@ -70,9 +70,16 @@ impl Reader {
         let position = position.map_err(|error| self.wrong(Path::new("-"), &error))?;
         self.say(Said::File { key: None, position })?;
         let max = self.settings.max_message_bytes();
-        let mut lines = Lines::new(std::io::stdin().lock(), 0, max);
+        let path = Path::new("-");
+        let reader = decompress(std::io::stdin().lock(), self.settings.compression_of(path));
+        let reader = reader.map_err(|error| self.wrong(path, &error))?;
         let mut count = Count { next: (0, 0), resolved: &|_| false };
-        self.drain(Path::new("-"), &mut || lines.next(), &mut count).map(drop)
+        if self.settings.format_of(path) == FileFormat::Csv {
+            let mut csv = CsvRecords::new(reader, max);
+            return self.drain(path, &mut || csv.next(), &mut count).map(drop);
+        }
+        let mut lines = Lines::new(reader, 0, max);
+        self.drain(path, &mut || lines.next(), &mut count).map(drop)
     }
 
     /// A file with nothing in it, for a fingerprint of nothing.
@@ -297,7 +304,10 @@ struct FileEnd {
     any: bool,
 }
 
-fn decompress(file: File, compression: Compression) -> std::io::Result<Box<dyn Read>> {
+fn decompress(
+    file: impl Read + 'static,
+    compression: Compression,
+) -> std::io::Result<Box<dyn Read>> {
     let file = BufReader::new(file);
     Ok(match compression {
         Compression::None => Box::new(file),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::Unsettled;
 use crate::connector::ConnectorError;
 use crate::delivery::{Delivery, Parts};
 use crate::state::StateStore;
@@ -123,11 +124,16 @@ impl Context {
         )
     }
 
-    /// A value that the stage stored with [`Emit::put_state`](super::Emit::put_state).
+    /// A value that the stage stored with [`Emit::put_state`](super::Emit::put_state). What earlier
+    /// messages of this process wrote is seen from the moment they were handled; with `order: key`
+    /// the messages of a key so see each other's writes, in order.
     ///
     /// # Errors
     /// The state could not be read.
     pub async fn load_state(&self, key: &str) -> Result<Option<Bytes>, ConnectorError> {
+        if let Some(value) = self.stage.unsettled.get(key) {
+            return Ok(value);
+        }
         match &self.stage.state {
             Some(state) => state.load(&self.stage.state_space, key).await,
             None => Ok(None),
@@ -167,6 +173,8 @@ pub struct StageContext {
     pub state_space: Arc<str>,
     /// The state, where there is one.
     pub state: Option<Arc<dyn StateStore>>,
+    /// What is written and not yet in the state.
+    pub unsettled: Unsettled,
 }
 
 impl StageContext {
@@ -179,6 +187,7 @@ impl StageContext {
             env: BTreeMap::new(),
             state_space: format!("component/{pipeline}/{stage}").into(),
             state: None,
+            unsettled: Unsettled::default(),
         }
     }
 }

@@ -37,6 +37,7 @@ mod factory;
 mod functions;
 mod input;
 mod output;
+mod unsettled;
 
 pub use any::{AnyComponent, BatchComponent, Component, HandleError, Handling, Kind};
 pub use context::{Context, Setup, StageContext};
@@ -45,3 +46,4 @@ pub use factory::{ComponentFactory, StageSite};
 pub use functions::{IntoComponent, into_any, markers};
 pub use input::{DecodeError, Input, Parsed, Raw};
 pub use output::{Output, OutputError};
+pub use unsettled::{Unsettled, Written};

@@ -1,8 +1,9 @@
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// What a connector's queues can do, as data: `check` refuses what is not here, and the
 /// conformance suite tests what is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Features {
     /// Messages can be taken from it.
     pub consume: bool,
@@ -30,7 +31,8 @@ pub struct Features {
     pub replay: bool,
     /// Several messages are taken, and confirmed, in one round trip.
     pub batch: bool,
-    /// A failed message can be parked: see [`FailedReason::Parked`](super::FailedReason::Parked).
+    /// A failed message can be parked: it is not handed out before somebody releases it, and what
+    /// comes after it of its key waits behind it.
     pub park: bool,
     /// A queue can be given a `limit`.
     pub limit: bool,

@@ -123,7 +123,7 @@ impl Settlement {
             self.outputs.push(Output { receipt, queue, outgoing, parent });
         }
         let space = &stage.context.state_space;
-        writes.extend(made.writes.drain(..).map(|write| {
+        writes.extend(made.written.writes.drain(..).map(|write| {
             let (space, key) = (Arc::clone(space), write.key);
             match write.value {
                 Some(value) => StoreOp::Put { space, key, value },

@@ -1,0 +1,109 @@
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use super::StateWrite;
+
+/// What the messages of a stage have written to its state that is not stored yet. Writes are stored
+/// with the ack, later than the component's answer; a message that comes in between sees them here.
+#[derive(Clone, Default)]
+pub struct Unsettled(Arc<Mutex<Shared>>);
+
+#[derive(Default)]
+struct Shared {
+    next: u64,
+    /// By key, the values that wait, the youngest last, each with the number of its message.
+    values: HashMap<String, Vec<(u64, Option<Bytes>)>>,
+}
+
+/// What a message wrote, until it is stored, or never will be.
+#[derive(Default)]
+pub struct Written {
+    /// The writes.
+    pub writes: Vec<StateWrite>,
+    /// Where they are seen meanwhile, and by which number and keys.
+    seen: Option<(Unsettled, u64, Vec<String>)>,
+}
+
+impl Unsettled {
+    /// Lets these writes be seen for as long as what comes back is there.
+    pub fn show(&self, writes: Vec<StateWrite>) -> Written {
+        if writes.is_empty() {
+            return Written::default();
+        }
+        let mut shared = self.lock();
+        let number = shared.next;
+        shared.next += 1;
+        for write in &writes {
+            let values = shared.values.entry(write.key.clone()).or_default();
+            values.push((number, write.value.clone()));
+        }
+        drop(shared);
+        let keys = writes.iter().map(|write| write.key.clone()).collect();
+        Written { writes, seen: Some((self.clone(), number, keys)) }
+    }
+
+    /// What was written to a key last, if that is not stored yet; the inner `None` is a removal.
+    pub fn get(&self, key: &str) -> Option<Option<Bytes>> {
+        let shared = self.lock();
+        shared.values.get(key)?.last().map(|(_, value)| value.clone())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Written {
+    fn drop(&mut self) {
+        let Some((unsettled, number, keys)) = self.seen.take() else { return };
+        let mut shared = unsettled.lock();
+        for key in keys {
+            let Some(values) = shared.values.get_mut(&key) else { continue };
+            values.retain(|(of, _)| *of != number);
+            if values.is_empty() {
+                shared.values.remove(&key);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Unsettled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unsettled").field("keys", &self.lock().values.len()).finish()
+    }
+}
+
+impl fmt::Debug for Written {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Written").field(&self.writes).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(key: &str, value: Option<&'static str>) -> StateWrite {
+        StateWrite { key: key.to_owned(), value: value.map(Bytes::from) }
+    }
+
+    #[test]
+    fn the_youngest_write_that_still_waits_is_seen() {
+        let unsettled = Unsettled::default();
+        let first = unsettled.show(vec![write("a", Some("1")), write("b", Some("1"))]);
+        let second = unsettled.show(vec![write("a", Some("2"))]);
+        let third = unsettled.show(vec![write("a", None)]);
+        assert_eq!(unsettled.get("a"), Some(None), "a removal is a write");
+        drop(third);
+        assert_eq!(unsettled.get("a"), Some(Some("2".into())));
+        drop(first);
+        assert_eq!(unsettled.get("a"), Some(Some("2".into())));
+        assert_eq!(unsettled.get("b"), None, "it is stored now");
+        drop(second);
+        assert_eq!(unsettled.get("a"), None);
+        assert!(unsettled.lock().values.is_empty(), "nothing is kept");
+    }
+}
