@@ -11,6 +11,7 @@ use brigade_core::connector::{
 };
 use brigade_core::state::{StateStore, StoreId, StoreOp};
 use brigade_core::{CauseKind, Message, MessageId};
+use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 
 use crate::connector::features;
@@ -102,14 +103,17 @@ impl FileConsumer {
         let space = format!("file/{}/{}/{}", queue.pipeline, queue.name, reader.group);
         let lock = if settings.is_standard() { None } else { Some(lock(queue, state, &space)?) };
         let kept = state.scan(&space, "").await?;
-        let positions = kept.into_iter();
-        let positions = positions.filter_map(|(key, bytes)| Some((key, Position::decode(&bytes)?)));
+        let read = |(key, bytes): (String, Bytes)| match Position::decode(&bytes) {
+            Some(position) => Ok((key, position)),
+            None => Err(unreadable(queue, &key)),
+        };
+        let positions: Vec<_> = kept.into_iter().map(read).collect::<Result<_, _>>()?;
         let (say, said) = mpsc::channel(AHEAD);
         let stop = Arc::new(AtomicBool::new(false));
         let thread = ReaderThread {
             queue: Arc::clone(&queue.name),
             settings: settings.clone(),
-            positions: positions.collect(),
+            positions,
             say,
             stop: Arc::clone(&stop),
         };
@@ -258,6 +262,15 @@ fn receipt(file: usize, record: u64) -> Receipt {
 fn place(receipt: Receipt) -> (usize, u64) {
     let file = usize::try_from(receipt.position >> RECORD_BITS).expect("16 bits");
     (file, receipt.position & ((1 << RECORD_BITS) - 1))
+}
+
+/// A position that was kept and cannot be read: to begin again would hand everything out twice.
+fn unreadable(queue: &QueueSpec, key: &str) -> ConnectorError {
+    ConnectorError::permanent(format!(
+        "queue `{}`: the state keeps a position of file {key} that this program cannot read: use \
+         the program that wrote it, or another `state`",
+        queue.name
+    ))
 }
 
 /// One reader of a queue at a time, over all processes of this machine.
