@@ -1,5 +1,6 @@
-//! The project's scripts: `cargo xtask test`, `cargo xtask tidy`.
+//! The project's scripts: `cargo xtask test`, `cargo xtask tidy`, `cargo xtask fuzz`.
 
+mod fuzz;
 mod test;
 mod tidy;
 
@@ -18,11 +19,14 @@ enum Command {
     Test(test::Test),
     /// Check the rules of the tree.
     Tidy,
+    /// Feed what reads what others wrote.
+    Fuzz(fuzz::Fuzz),
 }
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Test(test) => test.run(),
         Command::Tidy => tidy::run(),
+        Command::Fuzz(fuzz) => fuzz.run(),
     }
 }

@@ -14,33 +14,54 @@ pub(crate) struct Test {
 }
 
 /// What tests need beside Rust and a C compiler, by the name that `--without` takes.
-const NEEDS: [&str; 1] = ["redis"];
+const NEEDS: [Need; 2] = [
+    Need {
+        name: "redis",
+        feature: "real-servers",
+        there: redis,
+        missing: "redis-server is not installed: install it (`apt-get install redis-server`)",
+    },
+    Need {
+        name: "mounts",
+        feature: "machine",
+        there: mounts,
+        missing: "file systems cannot be mounted here: run it as root",
+    },
+];
 
-/// The features that the tests of a need stand behind.
-const REAL: [(&str, &str); 1] = [("redis", "real-servers")];
+/// Something that tests need.
+struct Need {
+    name: &'static str,
+    /// The feature that the tests stand behind.
+    feature: &'static str,
+    /// What is there of it, for the report.
+    there: fn() -> Option<String>,
+    /// What to say, and to do, if it is not there.
+    missing: &'static str,
+}
 
 impl Test {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         for name in &self.without {
-            ensure!(NEEDS.contains(&name.as_str()), "no test needs `{name}`");
+            ensure!(NEEDS.iter().any(|need| need.name == name), "no test needs `{name}`");
         }
         crate::tidy::run()?;
         // The crash tests kill the real command, so it has to be there.
         cargo(&["build", "--bin", "brigade"])?;
         let mut features = vec!["sabotage"];
-        for (need, feature) in REAL {
-            if !self.without.iter().any(|without| without == need) {
-                ensure!(
-                    version(need).is_some(),
-                    "{need}-server is not installed: install it (`apt-get install {need}-server`), \
-                     or go `--without {need}`"
-                );
-                features.push(feature);
-            }
+        let mut real = vec!["processes (killed with SIGKILL), files, SQLite (bundled)".to_owned()];
+        for need in NEEDS.iter().filter(|need| !self.without.iter().any(|w| w == need.name)) {
+            let there = (need.there)();
+            real.push(
+                there.with_context(|| {
+                    format!("{}, or go `--without {}`", need.missing, need.name)
+                })?,
+            );
+            features.push(need.feature);
         }
         let features = features.join(",");
         cargo(&["test", "--workspace", "--features", &features, "--no-fail-fast"])?;
-        report(&self.without);
+        report(&real, &self.without);
         Ok(())
     }
 }
@@ -52,20 +73,31 @@ fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The version of a server that is installed.
-fn version(need: &str) -> Option<String> {
-    let output = Command::new(format!("{need}-server")).arg("--version").output().ok()?;
+fn redis() -> Option<String> {
+    let output = Command::new("redis-server").arg("--version").output().ok()?;
     let text = String::from_utf8(output.stdout).ok()?;
-    text.split(' ').find_map(|word| word.strip_prefix("v=")).map(str::to_owned)
+    let version = text.split(' ').find_map(|word| word.strip_prefix("v="))?;
+    Some(format!("redis-server {version}, killed and started again"))
+}
+
+/// Mounts something and takes it away again.
+fn mounts() -> Option<String> {
+    let directory = std::env::temp_dir().join(format!("brigade-mount-{}", std::process::id()));
+    std::fs::create_dir(&directory).ok()?;
+    let run = |program: &str, arguments: &[&str]| {
+        let status = Command::new(program).args(arguments).arg(&directory).output();
+        status.is_ok_and(|output| output.status.success())
+    };
+    let mounted = run("mount", &["-t", "tmpfs", "-o", "size=1m", "tmpfs"]);
+    let gone = mounted && run("umount", &[]);
+    std::fs::remove_dir(&directory).ok()?;
+    gone.then(|| "file systems, mounted full and read-only".to_owned())
 }
 
 #[expect(clippy::print_stdout, reason = "a script's output")]
-fn report(without: &[String]) {
-    println!("real: processes (killed with SIGKILL), files, SQLite (bundled)");
-    for (need, _) in REAL {
-        if let Some(version) = version(need).filter(|_| !without.iter().any(|name| name == need)) {
-            println!("real: {need}-server {version}, killed and started again");
-        }
+fn report(real: &[String], without: &[String]) {
+    for real in real {
+        println!("real: {real}");
     }
     match without {
         [] => println!("all tests passed, without nothing"),

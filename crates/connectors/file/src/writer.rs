@@ -308,6 +308,10 @@ pub(crate) fn failed(path: &Path, error: &std::io::Error) -> ConnectorError {
         ErrorKind::IsADirectory | ErrorKind::NotADirectory | ErrorKind::InvalidInput => {
             ConnectorError::permanent(format!("cannot write {path}: {error}; give a file's path"))
         }
+        // What has to be a directory is something else.
+        ErrorKind::AlreadyExists => ConnectorError::permanent(format!(
+            "cannot write {path}: its directory cannot be made, since a file has that name"
+        )),
         _ => ConnectorError::transient(format!("cannot write {path}: {error}")),
     }
 }
