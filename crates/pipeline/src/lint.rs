@@ -22,6 +22,15 @@ use crate::topology::{Inputs, Queue, Stage, Topology};
 
 pub(crate) use stages::check_settings;
 
+/// How far a check goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// Names only: other things may look wrong because of what is left out.
+    Names,
+    /// All there is.
+    All,
+}
+
 /// Everything a check works with.
 pub(crate) struct Lint<'l> {
     root: &'l Node,
@@ -29,6 +38,7 @@ pub(crate) struct Lint<'l> {
     directory: &'l Path,
     /// Stages whose components' settings were found wrong, and told, before.
     unsettled: &'l BTreeSet<String>,
+    depth: Depth,
     findings: &'l mut Findings,
 }
 
@@ -37,12 +47,13 @@ pub(crate) fn lint(
     root: &mut Node,
     file: Option<&PipelineFile>,
     unsettled: &BTreeSet<String>,
+    depth: Depth,
     directory: &Path,
     catalog: &dyn Catalog,
     findings: &mut Findings,
 ) -> Option<Topology> {
     let queues = queues::check_keys(root, catalog, findings);
-    let mut lint = Lint { root, catalog, directory, unsettled, findings };
+    let mut lint = Lint { root, catalog, directory, unsettled, depth, findings };
     lint.name(&["pipeline".to_owned()], root.child("pipeline").and_then(text));
     for kind in ["queues", "stages"] {
         for entry in root.child(kind).map_or(&[][..], Node::entries) {
@@ -58,6 +69,9 @@ pub(crate) fn lint(
     let pipeline: Arc<str> = file.pipeline.as_str().into();
     let queues = lint.queues(&pipeline, &queues);
     let stages = lint.stages(file, &queues);
+    if depth == Depth::Names {
+        return None;
+    }
     let (queues, stages) = lint.rules(queues, stages);
     if lint.findings.has_errors() {
         return None;

@@ -11,9 +11,9 @@ use crate::diagnostic::{Diagnostic, Diagnostics, Findings, Severity};
 use crate::file::PipelineFile;
 use crate::format::Format;
 use crate::layers::{lay_environment, lay_set};
-use crate::lint::{check_settings, lint};
+use crate::lint::{Depth, check_settings, lint};
 use crate::node::{Node, NodeValue, Origin};
-use crate::schema::{file_schema, validate};
+use crate::schema::{file_schema, validate, without_wrong};
 use crate::topology::Topology;
 
 /// What a pipeline file can name.
@@ -200,8 +200,14 @@ fn check(
     drop_nulls(&mut root);
     let valid = validate(&file_schema(), &mut root, &[], "", findings);
     let settled = check_settings(&mut root, catalog, findings);
-    let file = valid.then(|| decode(&root, findings)).flatten();
-    lint(&mut root, file.as_ref(), &settled, directory, catalog, findings)
+    if valid {
+        let file = decode(&root, findings);
+        return lint(&mut root, file.as_ref(), &settled, Depth::All, directory, catalog, findings);
+    }
+    // So that wrong names are told too, what was told of is left out.
+    let rest = without_wrong(&file_schema(), &root);
+    let file = rest.and_then(|rest| decode(&rest, &mut Findings::default()));
+    lint(&mut root, file.as_ref(), &settled, Depth::Names, directory, catalog, findings)
 }
 
 /// A key without a value is a key that is not there (`stages:` with nothing under it), except inside

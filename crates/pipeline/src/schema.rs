@@ -120,6 +120,45 @@ pub(crate) fn validate(
     valid
 }
 
+/// A copy in which what does not fit the schema is left out; none if something is missing.
+pub(crate) fn without_wrong(schema: &Value, root: &Node) -> Option<Node> {
+    /// What is left out may uncover more.
+    const ROUNDS: usize = 3;
+    let validator = jsonschema::validator_for(schema).expect("our own schemas are valid");
+    let mut rest = root.clone();
+    for _ in 0..ROUNDS {
+        let value = rest.to_json();
+        let mut wrong: Vec<Vec<String>> = Vec::new();
+        for error in validator.iter_errors(&value) {
+            let path = steps(error.instance_path().as_str());
+            match error.kind() {
+                ValidationErrorKind::Required { .. } => return None,
+                ValidationErrorKind::AdditionalProperties { unexpected } => {
+                    let below = |key: &String| path.iter().cloned().chain([key.clone()]).collect();
+                    wrong.extend(unexpected.iter().map(below));
+                }
+                _ => wrong.push(path),
+            }
+        }
+        if wrong.is_empty() {
+            return Some(rest);
+        }
+        // Later items of a list first, so that places stay what they are.
+        wrong.sort_by(|a, b| b.cmp(a));
+        for path in wrong {
+            let (last, above) = path.split_last()?;
+            match &mut rest.at_mut(above)?.value {
+                NodeValue::Map(entries) => entries.retain(|entry| entry.key != *last),
+                NodeValue::List(items) => {
+                    drop(items.remove(last.parse().ok().filter(|at| *at < items.len())?))
+                }
+                _ => return None,
+            }
+        }
+    }
+    None
+}
+
 fn tell(
     error: &ValidationError<'_>,
     schema: &Value,

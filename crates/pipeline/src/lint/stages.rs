@@ -8,7 +8,7 @@ use brigade_core::retry::RetryPolicy;
 use indexmap::IndexMap;
 use serde_json::Value;
 
-use super::{Lint, path};
+use super::{Depth, Lint, path};
 use crate::diagnostic::Findings;
 use crate::file::{ComponentKeys, ExpireKeys, ExpireThen, InputKeys, PipelineFile, StageKeys};
 use crate::load::{Catalog, CatalogComponent};
@@ -223,6 +223,7 @@ impl Lint<'_> {
                 self.unknown("component", &at, name, &known);
                 (None, false)
             }
+            Some(_) if self.depth == Depth::Names => (None, false),
             Some(CatalogComponent::Registered(component)) => {
                 if !stage.component.settings.is_null() {
                     let message = format!("component `{name}` takes no settings");
