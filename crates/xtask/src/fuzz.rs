@@ -31,10 +31,10 @@ impl Fuzz {
         for name in &self.target {
             ensure!(TARGETS.contains(&name.as_str()), "no target `{name}`: {}", TARGETS.join(", "));
         }
-        let chosen =
-            |target: &&str| self.target.is_empty() || self.target.iter().any(|name| name == target);
-        for target in TARGETS.iter().filter(chosen) {
-            self.fuzz(target)?;
+        for target in TARGETS {
+            if self.target.is_empty() || self.target.iter().any(|name| name == target) {
+                self.fuzz(target)?;
+            }
         }
         Ok(())
     }
