@@ -234,6 +234,58 @@ fn too_few_file_handles_are_told() {
     assert_eq!(place.arrived(), numbers(100));
 }
 
+const DEAD: &str = "
+pipeline: bad
+state: state
+queues:
+  in: { type: file, path: in.jsonl, max_message_bytes: 1KiB }
+  raw: { type: file, path: raw.jsonl }
+  dead: { type: embedded }
+  out: { type: file, path: out.jsonl }
+stages:
+  feed: { component: pass, input: raw, outputs: [dead] }
+  check: { component: { filter: '.n > 0' }, input: in, outputs: [out], dead_letter: dead }
+";
+
+#[test]
+fn dead_letters_that_cannot_go_back_stay_and_the_others_go() {
+    let place = Place::new(&[b"{\"n\":\"", &[b'x'; 5000][..], b"\"}\n{\"n\":\n"].concat());
+    fs::write(place.path("p.yaml"), DEAD).unwrap();
+    fs::write(place.path("raw.jsonl"), "garbage\n{\"version\":2}\n").unwrap();
+    place.run(&[], 3);
+    let dead_letters = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
+        command.current_dir(place.path("")).arg("dead-letters").args(arguments);
+        let output = command.output().unwrap();
+        (String::from_utf8(output.stdout.clone()).unwrap(), said(&output, &[0]))
+    };
+    let listed = || dead_letters(&["list", "p.yaml"]).0.lines().count() - 1;
+    assert_eq!(listed(), 4);
+    let numbers: Vec<String> = (1..=4).map(|number: u32| number.to_string()).collect();
+    for number in &numbers {
+        assert!(!dead_letters(&["show", "p.yaml", number]).0.trim().is_empty());
+    }
+    let (done, notes) = dead_letters(&["redrive", "p.yaml"]);
+    assert_eq!(done, "1 dead letters sent back\n");
+    for note in [
+        "stays: not a dead letter: expected value at line 1 column 1",
+        "stays: a dead letter of version 2; this program knows version 1",
+        "stays: only its beginning was kept; the whole is 5008 bytes at 0 of in.jsonl:record 1",
+    ] {
+        assert!(notes.contains(note), "{notes}");
+    }
+    assert_eq!(listed(), 3);
+    // It failed again, and is the fourth again.
+    place.run(&[], 3);
+    assert_eq!(listed(), 4);
+    // A stage that is no more: its dead letters stay until it is back.
+    let renamed = DEAD.replace("  check:", "  proof:");
+    fs::write(place.path("p.yaml"), renamed).unwrap();
+    let (done, notes) = dead_letters(&["redrive", "p.yaml"]);
+    assert_eq!(done, "0 dead letters sent back\n");
+    assert!(notes.contains("stays: there is no stage `check`"), "{notes}");
+}
+
 mod state {
     use super::*;
 

@@ -190,6 +190,22 @@ fn files_that_may_not_be_read_or_written_are_told() {
     assert_eq!(place.arrived(), numbers(100));
 }
 
+#[test]
+fn what_one_user_began_another_goes_on_with() {
+    let place = Place::new(numbers(100).as_bytes());
+    place.run(&[], 0);
+    fs::write(place.path("in.jsonl"), numbers(200)).unwrap();
+    chmod("777", &place.path(""));
+    for name in ["state", "state/holders"] {
+        chmod("777", &place.path(name));
+    }
+    for name in ["state/brigade.db", "out.jsonl"] {
+        chmod("666", &place.path(name));
+    }
+    said(&as_nobody(&place).output().unwrap(), &[0]);
+    assert_eq!(place.arrived(), numbers(200));
+}
+
 const DELAYED: &str = "
 pipeline: clock
 state: state

@@ -282,7 +282,12 @@ fn lock(
     let what = format!("{:?}/{space}", state.store_id());
     let hash = twox_hash::XxHash3_128::oneshot(what.as_bytes());
     let path = std::env::temp_dir().join(format!("brigade-{hash:032x}.lock"));
-    let file = File::options().create(true).append(true).open(&path);
+    // To lock it is enough to read it, which other users may as well; and some systems let nobody
+    // but its owner open with `create` what is in a shared directory.
+    let file = File::open(&path).or_else(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => File::options().create(true).append(true).open(&path),
+        _ => Err(error),
+    });
     let file = file.map_err(|error| {
         let text = format!("queue `{}`: cannot lock {}: {error}", queue.name, path.display());
         ConnectorError::permanent(text)
