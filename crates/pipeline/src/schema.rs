@@ -144,7 +144,8 @@ pub(crate) fn without_wrong(schema: &Value, root: &Node) -> Option<Node> {
             return Some(rest);
         }
         // Later items of a list first, so that places stay what they are.
-        wrong.sort_by(|a, b| b.cmp(a));
+        wrong.sort_by(|a, b| (b.len(), b).cmp(&(a.len(), a)));
+        wrong.dedup();
         for path in wrong {
             let (last, above) = path.split_last()?;
             match &mut rest.at_mut(above)?.value {
