@@ -159,8 +159,11 @@ async fn show(letters: &[Letters], number: u64) -> anyhow::Result<()> {
     for Letters { queue, .. } in letters {
         let Some(peeked) = queue.get(number).await? else { continue };
         let bytes = peeked.message.payload.as_deref().unwrap_or_default();
-        let json: serde_json::Value = serde_json::from_slice(bytes)?;
-        print(&serde_json::to_string_pretty(&json)?);
+        match serde_json::from_slice::<serde_json::Value>(bytes) {
+            Ok(json) => print(&serde_json::to_string_pretty(&json)?),
+            // Whatever it is, it is shown.
+            Err(_) => print(&String::from_utf8_lossy(bytes)),
+        }
         return Ok(());
     }
     anyhow::bail!("no dead letter {number}")
@@ -176,9 +179,10 @@ async fn redrive(
 ) -> anyhow::Result<u64> {
     let mut sent = 0;
     for Letters { queue, .. } in letters {
+        let mut stay = 0;
         loop {
             let batch = match numbers {
-                [] => queue.peek(0, REDRIVE_BATCH).await?,
+                [] => queue.peek(stay, REDRIVE_BATCH).await?,
                 numbers => {
                     let mut batch = Vec::new();
                     for number in numbers {
@@ -191,7 +195,14 @@ async fn redrive(
                 break;
             }
             for peeked in &batch {
-                let letter = letter(peeked)?;
+                let letter = match fit_to_go_back(peeked, opened) {
+                    Ok(letter) => letter,
+                    Err(why) => {
+                        crate::common::say(&format!("note: {} stays: {why}", peeked.position));
+                        stay += 1;
+                        continue;
+                    }
+                };
                 let back = opened.queue(&redrive_queue(&letter.stage), registry).await?;
                 back.put(vec![Outgoing::from(letter.message)]).await?;
                 sent += queue.delete(&[peeked.position]).await?;
@@ -202,6 +213,22 @@ async fn redrive(
         }
     }
     Ok(sent)
+}
+
+/// A dead letter whose stage can take it: others stay where they are.
+fn fit_to_go_back(peeked: &Peeked, opened: &Opened) -> anyhow::Result<DeadLetter> {
+    let letter = letter(peeked)?;
+    if let Some(whole) = &letter.truncated {
+        anyhow::bail!(
+            "only its beginning was kept; the whole is {} bytes at {} of {}",
+            whole.bytes,
+            whole.from,
+            letter.position
+        );
+    }
+    let stages = &opened.pipeline.topology().stages;
+    anyhow::ensure!(stages.contains_key(&*letter.stage), "there is no stage `{}`", letter.stage);
+    Ok(letter)
 }
 
 fn letter(peeked: &Peeked) -> anyhow::Result<DeadLetter> {

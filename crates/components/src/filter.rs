@@ -5,7 +5,7 @@ use brigade_core::connector::Problem;
 use serde_json::Value;
 
 use crate::jq::{Expression, input};
-use crate::shared::{Inline, Inlined, forward, problem, schema};
+use crate::shared::{Inline, Inlined, forward, problem};
 
 /// `filter`: keeps the messages of which a jq expression is true; the others are filtered. What is
 /// neither true nor false is rejected.
@@ -25,7 +25,8 @@ impl ComponentFactory for Filter {
     }
 
     fn schema(&self) -> Option<Value> {
-        schema::<String>()
+        let expected = "a jq expression, as in `filter: \".delay > 15\"`";
+        Some(serde_json::json!({ "type": "string", "expected": expected }))
     }
 
     fn build(

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use brigade_core::component::{Context, DecodeError, HandleError, Parsed};
 use jaq_core::data::JustLut;
-use jaq_core::load::{Arena, File, Loader};
+use jaq_core::load::{self, Arena, File, Loader, lex};
 use jaq_core::{Compiler, Ctx, Vars, unwrap_valr};
 use jaq_json::Val;
 use serde::Deserialize;
@@ -14,7 +14,7 @@ use crate::shared::{decode, reject};
 /// The most values one expression may make of one message.
 pub(crate) const VALUES_MAX: usize = 10_000;
 
-/// A compiled expression. Integers are exact up to 64 bits; larger ones are floating-point numbers.
+/// A compiled expression. Numbers are exact, however many digits they have.
 #[derive(Clone)]
 pub(crate) struct Expression {
     filter: Arc<jaq_core::compile::Filter<jaq_core::Native<JustLut<Val>>>>,
@@ -29,8 +29,8 @@ impl Expression {
         let arena = Arena::default();
         let loader = Loader::new(definitions);
         let modules = loader.load(&arena, File { code: text, path: () }).map_err(|errors| {
-            let found = errors.first().map(|(_, error)| format!("{error:?}")).unwrap_or_default();
-            format!("`{text}` is no jq expression: {}", first_words(&found))
+            let wrong = errors.first().map(|(_, error)| wrong(error)).unwrap_or_default();
+            format!("`{text}` is no jq expression: {wrong}")
         })?;
         let filter =
             Compiler::default().with_funs(functions).compile(modules).map_err(|errors| {
@@ -73,6 +73,11 @@ impl Expression {
 pub(crate) fn input(parsed: Option<Parsed>, cx: &Context) -> Result<Val, HandleError> {
     let wrong = |what: String| decode(DecodeError::new(format!("the payload is no JSON: {what}")));
     match (parsed, &cx.message().payload) {
+        (_, Some(bytes)) if has_long_number(bytes) => {
+            // What reads numbers exactly takes more than JSON, nested as deeply as the stack goes.
+            serde_json::from_slice::<Val>(bytes).map_err(|error| wrong(error.to_string()))?;
+            jaq_json::read::parse_single(bytes).map_err(|error| wrong(error.to_string()))
+        }
         (Some(Parsed::Json(value)), _) => {
             Val::deserialize(value).map_err(|error| wrong(error.to_string()))
         }
@@ -81,7 +86,41 @@ pub(crate) fn input(parsed: Option<Parsed>, cx: &Context) -> Result<Val, HandleE
     }
 }
 
-fn first_words(text: &str) -> String {
-    const SHOWN_MAX: usize = 120;
-    text.chars().take(SHOWN_MAX).collect()
+/// Whether there may be a number that 64 bits do not hold exactly.
+fn has_long_number(bytes: &[u8]) -> bool {
+    /// So many digits are exact in any case.
+    const EXACT: usize = 15;
+    let mut run = 0;
+    bytes.iter().any(|byte| {
+        run = match byte {
+            b'0'..=b'9' => run + 1,
+            b'.' => run,
+            _ => 0,
+        };
+        run > EXACT
+    })
+}
+
+/// What is wrong with an expression: what was expected, and what stands there.
+fn wrong(error: &load::Error<&str>) -> String {
+    const SHOWN_MAX: usize = 40;
+    let (expected, rest) = match error {
+        load::Error::Io(errors) => return errors.iter().map(|(_, e)| e.as_str()).collect(),
+        load::Error::Lex(errors) => match errors.first() {
+            Some((lex::Expect::Delim(open), _)) => return format!("`{open}` is not closed"),
+            Some((expected, rest)) => (expected.as_str(), *rest),
+            None => return String::new(),
+        },
+        load::Error::Parse(errors) => match errors.first() {
+            Some((expected, rest)) => (expected.as_str(), *rest),
+            None => return String::new(),
+        },
+    };
+    match rest.trim() {
+        "" => format!("expected {expected}, found its end"),
+        rest => {
+            let shown: String = rest.chars().take(SHOWN_MAX).collect();
+            format!("expected {expected}, found `{shown}`")
+        }
+    }
 }

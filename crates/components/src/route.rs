@@ -56,7 +56,9 @@ impl ComponentFactory for Route {
         for (at, rule) in rules.into_iter().enumerate() {
             let mut wrong = |key: &str, message: String| {
                 let path = vec![at.to_string(), key.to_owned()];
-                problems.push(Problem { path, message, help: None });
+                let outputs: Vec<String> = site.outputs.iter().map(|o| format!("`{o}`")).collect();
+                let help = Some(format!("its outputs are: {}", outputs.join(", ")));
+                problems.push(Problem { path, message, help: help.filter(|_| key == "to") });
             };
             if !site.outputs.iter().any(|output| **output == *rule.to) {
                 let stage = &site.stage;

@@ -82,6 +82,15 @@ async fn map_makes_any_number_of_messages_and_keeps_integers_exact() {
     assert_eq!(split.unwrap(), ["1", "\"ä\"", "null"]);
     let large = answers(map(". + {b: 1}"), &["o"], "{\"a\": 9007199254740993}").await;
     assert_eq!(large.unwrap(), ["{\"a\":9007199254740993,\"b\":1}"]);
+    let beyond = answers(map("[.a, .a + 1]"), &["o"], "{\"a\": 18446744073709551616}").await;
+    assert_eq!(beyond.unwrap(), ["[18446744073709551616,18446744073709551617]"]);
+    let decimal = answers(map(".a"), &["o"], "{\"a\": 0.12345678901234567890123}").await;
+    assert_eq!(decimal.unwrap(), ["0.12345678901234567890123"]);
+    let deep = ["[".repeat(100_000), "12345678901234567890".to_owned()].concat();
+    let deep = answers(map("."), &["o"], &deep).await.unwrap_err();
+    assert!(deep.starts_with("decode: "), "{deep}");
+    let more = answers(map("."), &["o"], "[12345678901234567890, nan]").await.unwrap_err();
+    assert!(more.starts_with("decode: "), "what is not JSON is not taken: {more}");
     let endless = answers(map("range(1000000)"), &["o"], "1").await.unwrap_err();
     assert!(endless.contains("more than 10000 values"), "{endless}");
     assert!(answers(map("."), &["a", "b"], "1").await.unwrap_err().contains("several outputs"));

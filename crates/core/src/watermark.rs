@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 /// assert!(watermark.is_resolved(2) && !watermark.is_resolved(1));
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Wire")]
 pub struct Watermark {
     /// Everything below is resolved.
     low: u64,
@@ -25,7 +26,36 @@ pub struct Watermark {
     beyond: BTreeMap<u64, u64>,
 }
 
+/// What was read, before it is known to be possible.
+#[derive(Deserialize)]
+struct Wire {
+    low: u64,
+    beyond: BTreeMap<u64, u64>,
+}
+
+impl TryFrom<Wire> for Watermark {
+    type Error = &'static str;
+
+    fn try_from(Wire { low, beyond }: Wire) -> Result<Self, Self::Error> {
+        let mut free = low;
+        for (first, past) in &beyond {
+            // A free position stands before each range.
+            if *first <= free || past <= first {
+                return Err("ranges of resolved positions that overlap, touch or are empty");
+            }
+            free = *past;
+        }
+        match free <= Self::POSITION_MAX {
+            true => Ok(Self { low, beyond }),
+            false => Err("a position out of range"),
+        }
+    }
+}
+
 impl Watermark {
+    /// The largest position there can be: far beyond any queue, and safe to count on from.
+    pub const POSITION_MAX: u64 = u64::MAX >> 1;
+
     /// Everything below this position is resolved.
     pub fn starting_at(low: u64) -> Self {
         Self { low, beyond: BTreeMap::new() }

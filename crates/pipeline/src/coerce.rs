@@ -39,7 +39,8 @@ pub(crate) fn substitute(
     match &mut node.value {
         NodeValue::Text(text) if text.contains('$') => match expand(text, lookup) {
             Ok((expanded, loose)) => {
-                *text = expanded;
+                let written = std::mem::replace(text, expanded);
+                node.written = loose.then(|| written.into());
                 node.loose |= loose;
             }
             Err((message, help)) => {

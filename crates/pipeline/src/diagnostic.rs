@@ -76,6 +76,12 @@ impl Findings {
         self.0.last_mut().expect("it was pushed just now")
     }
 
+    /// Whether this kind of error was found at a key.
+    pub(crate) fn has(&self, code: &str, path: &[String]) -> bool {
+        let path = path.join(".");
+        self.0.iter().any(|finding| finding.code == code && finding.path == path)
+    }
+
     pub(crate) fn has_errors(&self) -> bool {
         self.0.iter().any(|finding| finding.severity == Severity::Error)
     }
@@ -98,7 +104,7 @@ pub(crate) fn did_you_mean<'n>(
     right: impl IntoIterator<Item = &'n str>,
 ) -> Option<String> {
     const CLOSE_ENOUGH: f64 = 0.75;
-    const LISTED_MAX: usize = 12;
+    const LISTED_MAX: usize = 24;
     let right: Vec<&str> = right.into_iter().collect();
     let score = |name: &str| {
         let (wrong, name) = (wrong.to_lowercase(), name.to_lowercase());

@@ -34,7 +34,12 @@ impl Format {
 
     /// Parses a text; a syntax error is one finding.
     pub(crate) fn parse(self, file: &str, text: &str, findings: &mut Findings) -> Option<Node> {
+        // Some editors put a byte order mark before the text.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let places = Places::new(file, text);
+        if text.trim().is_empty() {
+            return Some(Node::new(NodeValue::Null, places.at(1, 1)));
+        }
         let result = match self {
             Self::Yaml => yaml::parse(text, &places),
             Self::Toml => toml::parse(text, &places),
@@ -45,16 +50,30 @@ impl Format {
                 refuse_duplicates(&node, &mut Vec::new(), findings);
                 Some(node)
             }
-            Err((origin, message)) => {
-                findings.add(Severity::Error, "syntax", &origin, &[], message);
+            Err(SyntaxError { origin, message, help }) => {
+                findings.add(Severity::Error, "syntax", &origin, &[], message).help = help;
                 None
             }
         }
     }
 }
 
-/// A syntax error: where and what.
-type SyntaxError = (Origin, String);
+/// A syntax error.
+struct SyntaxError {
+    origin: Origin,
+    message: String,
+    help: Option<String>,
+}
+
+impl SyntaxError {
+    fn new(origin: Origin, message: impl Into<String>) -> Self {
+        Self { origin, message: message.into(), help: None }
+    }
+
+    fn help(self, help: Option<&str>) -> Self {
+        Self { help: help.map(str::to_owned), ..self }
+    }
+}
 
 /// The deepest nesting that is read, so that no file can exhaust the stack.
 const DEPTH_MAX: usize = 64;

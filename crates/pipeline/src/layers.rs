@@ -31,7 +31,8 @@ pub(crate) fn lay_environment(root: &mut Node, variables: &[(String, String)]) {
 fn lay(node: &mut Node, layer: &ValueKind, origin: &Origin, loosely: bool) {
     let ValueKind::Table(table) = layer else {
         let text = layer.to_string();
-        *node = Node { value: NodeValue::Text(text), origin: origin.clone(), loose: true };
+        *node = Node::new(NodeValue::Text(text), origin.clone());
+        node.loose = true;
         return;
     };
     for (key, value) in table {

@@ -4,11 +4,12 @@ mod queues;
 mod rules;
 mod stages;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use brigade_core::Period;
 use brigade_core::restart::RestartPolicy;
 use indexmap::IndexMap;
 
@@ -19,11 +20,25 @@ use crate::load::Catalog;
 use crate::node::Node;
 use crate::topology::{Inputs, Queue, Stage, Topology};
 
+pub(crate) use stages::check_settings;
+
+/// How far a check goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// Names only: other things may look wrong because of what is left out.
+    Names,
+    /// All there is.
+    All,
+}
+
 /// Everything a check works with.
 pub(crate) struct Lint<'l> {
     root: &'l Node,
     catalog: &'l dyn Catalog,
     directory: &'l Path,
+    /// Stages whose components' settings were found wrong, and told, before.
+    unsettled: &'l BTreeSet<String>,
+    depth: Depth,
     findings: &'l mut Findings,
 }
 
@@ -31,12 +46,14 @@ pub(crate) struct Lint<'l> {
 pub(crate) fn lint(
     root: &mut Node,
     file: Option<&PipelineFile>,
+    unsettled: &BTreeSet<String>,
+    depth: Depth,
     directory: &Path,
     catalog: &dyn Catalog,
     findings: &mut Findings,
 ) -> Option<Topology> {
     let queues = queues::check_keys(root, catalog, findings);
-    let mut lint = Lint { root, catalog, directory, findings };
+    let mut lint = Lint { root, catalog, directory, unsettled, depth, findings };
     lint.name(&["pipeline".to_owned()], root.child("pipeline").and_then(text));
     for kind in ["queues", "stages"] {
         for entry in root.child(kind).map_or(&[][..], Node::entries) {
@@ -46,9 +63,15 @@ pub(crate) fn lint(
     lint.one_namespace();
     let file = file?;
     lint.metrics(file);
+    lint.log_level(file);
+    let restart = &file.restart;
+    lint.back_off(&["restart"], restart.min, restart.max);
     let pipeline: Arc<str> = file.pipeline.as_str().into();
     let queues = lint.queues(&pipeline, &queues);
     let stages = lint.stages(file, &queues);
+    if depth == Depth::Names {
+        return None;
+    }
     let (queues, stages) = lint.rules(queues, stages);
     if lint.findings.has_errors() {
         return None;
@@ -144,6 +167,29 @@ impl Lint<'_> {
         }
     }
 
+    /// Words that name no level: the logger itself reads the rest.
+    fn log_level(&mut self, file: &PipelineFile) {
+        const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+        let directives = file.log.level.as_deref().unwrap_or_default().split(',');
+        let level = |directive: &'_ str| Some(directive.rsplit_once('=')?.1.trim().to_lowercase());
+        let wrong = directives.filter(|directive| !directive.contains('[')).filter_map(level);
+        for word in wrong.filter(|word| !LEVELS.contains(&word.as_str())) {
+            let message = format!("`log.level`: `{word}` is no level");
+            let help = did_you_mean(&word, LEVELS);
+            self.error("wrong_value", &["log", "level"], message, help);
+        }
+    }
+
+    /// A back-off whose ends stand in the keys `min` and `max`.
+    fn back_off(&mut self, at: &[&str], min: Period, max: Period) {
+        if min > max {
+            let message = format!("the back-off begins at {min} but ends at {max}");
+            let help = Some("make `min` at most `max`".to_owned());
+            let at: Vec<&str> = at.iter().copied().chain(["min"]).collect();
+            self.error("wrong_value", &at, message, help);
+        }
+    }
+
     fn warning(&mut self, code: &'static str, at: &[&str], message: String, help: Option<String>) {
         let path = path(at);
         let origin = self.root.key_origin(&path);
@@ -154,13 +200,23 @@ impl Lint<'_> {
     fn name(&mut self, path: &[String], name: Option<&str>) {
         const NAME_MAX: usize = 100;
         let Some(name) = name else { return };
+        if self.findings.has("variable", path) {
+            return; // It is not known what the name is.
+        }
         let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
         if name.is_empty() || name.len() > NAME_MAX || !name.chars().all(fits) {
-            let message = format!(
-                "`{}` is no name: expected 1 to {NAME_MAX} letters, digits, `_`, `-` or `.`",
-                crate::node::shortened(name)
-            );
-            self.findings.add(Severity::Error, "name", self.root.key_origin(path), path, message);
+            let subject = match name {
+                "" => "a name cannot be empty".to_owned(),
+                name => format!("`{}` is no name", crate::node::shortened(name)),
+            };
+            let message =
+                format!("{subject}: expected 1 to {NAME_MAX} letters, digits, `_`, `-` or `.`");
+            // The pipeline's name is a value, those of queues and stages are keys.
+            let origin = match path {
+                [_] => &self.root.nearest(path).origin,
+                _ => self.root.key_origin(path),
+            };
+            self.findings.add(Severity::Error, "name", origin, path, message);
         }
     }
 

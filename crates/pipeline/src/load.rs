@@ -11,9 +11,9 @@ use crate::diagnostic::{Diagnostic, Diagnostics, Findings, Severity};
 use crate::file::PipelineFile;
 use crate::format::Format;
 use crate::layers::{lay_environment, lay_set};
-use crate::lint::lint;
+use crate::lint::{Depth, check_settings, lint};
 use crate::node::{Node, NodeValue, Origin};
-use crate::schema::{file_schema, validate};
+use crate::schema::{file_schema, validate, without_wrong};
 use crate::topology::Topology;
 
 /// What a pipeline file can name.
@@ -120,8 +120,22 @@ fn text_of(path: &Path) -> Result<(String, Format, String), Diagnostics> {
     if length > FILE_MAX {
         return Err(refuse("too_large", format!("{length} bytes; at most {FILE_MAX}"), None));
     }
-    let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    let bytes = std::fs::read(path).map_err(unreadable)?;
+    let text = String::from_utf8(bytes).map_err(|error| not_unicode(&name, &error))?;
     Ok((name, format, text))
+}
+
+fn not_unicode(name: &str, error: &std::string::FromUtf8Error) -> Diagnostics {
+    let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+    let line = good.iter().filter(|byte| **byte == b'\n').count() + 1;
+    let last = good.rsplit(|byte| *byte == b'\n').next().unwrap_or_default();
+    let column = String::from_utf8_lossy(last).chars().count() + 1;
+    let origin = Origin::File { file: name.into(), line, column };
+    let mut findings = Findings::default();
+    let message = "the file is not UTF-8 from here on".to_owned();
+    findings.add(Severity::Error, "unreadable", &origin, &[], message).help =
+        Some("save it as UTF-8".to_owned());
+    Diagnostics(findings.into_sorted())
 }
 
 /// Checks a text as a file of this name in this directory.
@@ -139,10 +153,14 @@ pub fn load_str(
     let mut findings = Findings::default();
     let topology = check(name, format, text, directory, overrides, catalog, &mut findings);
     let wrong = findings.has_errors();
-    let found = findings.into_sorted();
+    let mut found = findings.into_sorted();
     match topology {
         Some(topology) if !wrong => Ok(Loaded { topology, warnings: found }),
-        _ => Err(Diagnostics(found)),
+        _ => {
+            // What only looks wrong may look so because of what is.
+            found.retain(|finding| finding.severity == Severity::Error);
+            Err(Diagnostics(found))
+        }
     }
 }
 
@@ -156,6 +174,12 @@ fn check(
     findings: &mut Findings,
 ) -> Option<Topology> {
     let mut root = format.parse(name, text, findings)?;
+    if matches!(root.value, NodeValue::Null) {
+        let help = "begin with `pipeline`, its name; then come `queues` and `stages`".to_owned();
+        let message = "nothing is in the file".to_owned();
+        findings.add(Severity::Error, "empty", &root.origin, &[], message).help = Some(help);
+        return None;
+    }
     if !matches!(root.value, NodeValue::Map(_)) {
         let message = format!(
             "expected a mapping with `pipeline`, `queues` and `stages`, found {}",
@@ -174,9 +198,16 @@ fn check(
     };
     substitute(&mut root, &mut Vec::new(), &lookup, findings);
     drop_nulls(&mut root);
-    let valid = validate(&file_schema(), &mut root, &[], "the pipeline", findings);
-    let file = valid.then(|| decode(&root, findings)).flatten();
-    lint(&mut root, file.as_ref(), directory, catalog, findings)
+    let valid = validate(&file_schema(), &mut root, &[], "", findings);
+    let settled = check_settings(&mut root, catalog, findings);
+    if valid {
+        let file = decode(&root, findings);
+        return lint(&mut root, file.as_ref(), &settled, Depth::All, directory, catalog, findings);
+    }
+    // So that wrong names are told too, what was told of is left out.
+    let rest = without_wrong(&file_schema(), &root);
+    let file = rest.and_then(|rest| decode(&rest, &mut Findings::default()));
+    lint(&mut root, file.as_ref(), &settled, Depth::Names, directory, catalog, findings)
 }
 
 /// A key without a value is a key that is not there (`stages:` with nothing under it), except inside
@@ -198,7 +229,8 @@ fn decode(root: &Node, findings: &mut Findings) -> Option<PipelineFile> {
         Ok(file) => Some(file),
         Err(error) => {
             let path: Vec<String> = error.path().iter().map(ToString::to_string).collect();
-            let (origin, message) = (root.key_origin(&path).clone(), error.inner().to_string());
+            let origin = root.nearest(&path).origin.clone();
+            let message = format!("`{}`: {}", path.join("."), error.inner());
             findings.add(Severity::Error, "wrong_value", &origin, &path, message);
             None
         }

@@ -41,6 +41,8 @@ pub(crate) struct Node {
     /// A text whose type was not written by hand (a variable's value): it becomes a number or a
     /// boolean where one is expected.
     pub(crate) loose: bool,
+    /// What stood in the file before variables were put in.
+    pub(crate) written: Option<Arc<str>>,
 }
 
 #[derive(Debug, Clone)]
@@ -63,7 +65,7 @@ pub(crate) struct Entry {
 
 impl Node {
     pub(crate) fn new(value: NodeValue, origin: Origin) -> Self {
-        Self { value, origin, loose: false }
+        Self { value, origin, loose: false, written: None }
     }
 
     /// The value as JSON; a key that comes twice has its last value.
@@ -139,6 +141,14 @@ impl Node {
 
     /// What kind of value it is, for people.
     pub(crate) fn kind(&self) -> String {
+        let kind = self.plain_kind();
+        match &self.written {
+            Some(written) => format!("{kind}, out of `{}`", shortened(written)),
+            None => kind,
+        }
+    }
+
+    fn plain_kind(&self) -> String {
         match &self.value {
             NodeValue::Null => "nothing".to_owned(),
             NodeValue::Bool(bool) => format!("`{bool}`"),

@@ -9,7 +9,7 @@ use crate::coerce::coerce;
 use crate::diagnostic::{Findings, Severity, did_you_mean};
 use crate::file::{PipelineFile, QueueKeys};
 use crate::load::{Catalog, CatalogComponent};
-use crate::node::{Node, NodeValue};
+use crate::node::{Entry, Node, NodeValue, Origin};
 
 /// The complete schema, for editors: the keys of every queue type and of every component that this
 /// program knows.
@@ -47,7 +47,7 @@ pub(crate) fn file_schema() -> Value {
 /// The schema of a queue of this type.
 pub(crate) fn queue_schema(catalog: &dyn Catalog, kind: &str) -> Option<Value> {
     let mut schema = schema_of::<QueueKeys>();
-    let own = catalog.connector(kind)?.schema();
+    let own = inlined(catalog.connector(kind)?.schema());
     if let (Some(all), Some(own)) =
         (schema["properties"].as_object_mut(), own["properties"].as_object())
     {
@@ -57,11 +57,37 @@ pub(crate) fn queue_schema(catalog: &dyn Catalog, kind: &str) -> Option<Value> {
     {
         all.extend(own.clone());
     }
-    if let Some(definitions) = own.get("$defs") {
-        schema["$defs"] = definitions.clone();
-    }
     schema["additionalProperties"] = Value::Bool(false);
     Some(schema)
+}
+
+/// A schema with its definitions put where they are used, so that everything wrong has a place in it.
+pub(crate) fn inlined(mut schema: Value) -> Value {
+    /// Definitions that use themselves stay as they are beyond this.
+    const DEPTH_MAX: usize = 16;
+    fn put(value: &mut Value, definitions: &Value, depth: usize) {
+        let named = |value: &Value| {
+            let name = value.get("$ref")?.as_str()?.strip_prefix("#/$defs/")?;
+            definitions.get(name).cloned()
+        };
+        if let (Some(definition), true) = (named(value), depth < DEPTH_MAX) {
+            if let (Some(own), Value::Object(all)) = (value.as_object_mut(), definition) {
+                own.remove("$ref");
+                for (key, value) in all {
+                    own.entry(key).or_insert(value);
+                }
+            }
+            return put(value, definitions, depth + 1);
+        }
+        match value {
+            Value::Object(all) => all.values_mut().for_each(|v| put(v, definitions, depth)),
+            Value::Array(all) => all.iter_mut().for_each(|v| put(v, definitions, depth)),
+            _ => {}
+        }
+    }
+    let definitions = schema.get("$defs").cloned().unwrap_or_default();
+    put(&mut schema, &definitions, 0);
+    schema
 }
 
 pub(crate) fn schema_of<T: schemars::JsonSchema>() -> Value {
@@ -71,7 +97,8 @@ pub(crate) fn schema_of<T: schemars::JsonSchema>() -> Value {
 }
 
 /// Holds the node at a path against a schema. Texts that came from variables become numbers or
-/// booleans where those are expected. `what` names the thing for messages: "stage `check`".
+/// booleans where those are expected. `what` names the thing for messages: "queue `in`"; the file as
+/// a whole needs no name.
 pub(crate) fn validate(
     schema: &Value,
     root: &mut Node,
@@ -93,6 +120,46 @@ pub(crate) fn validate(
     valid
 }
 
+/// A copy in which what does not fit the schema is left out; none if something is missing.
+pub(crate) fn without_wrong(schema: &Value, root: &Node) -> Option<Node> {
+    /// What is left out may uncover more.
+    const ROUNDS: usize = 3;
+    let validator = jsonschema::validator_for(schema).expect("our own schemas are valid");
+    let mut rest = root.clone();
+    for _ in 0..ROUNDS {
+        let value = rest.to_json();
+        let mut wrong: Vec<Vec<String>> = Vec::new();
+        for error in validator.iter_errors(&value) {
+            let path = steps(error.instance_path().as_str());
+            match error.kind() {
+                ValidationErrorKind::Required { .. } => return None,
+                ValidationErrorKind::AdditionalProperties { unexpected } => {
+                    let below = |key: &String| path.iter().cloned().chain([key.clone()]).collect();
+                    wrong.extend(unexpected.iter().map(below));
+                }
+                _ => wrong.push(path),
+            }
+        }
+        if wrong.is_empty() {
+            return Some(rest);
+        }
+        // Later items of a list first, so that places stay what they are.
+        wrong.sort_by(|a, b| (b.len(), b).cmp(&(a.len(), a)));
+        wrong.dedup();
+        for path in wrong {
+            let (last, above) = path.split_last()?;
+            match &mut rest.at_mut(above)?.value {
+                NodeValue::Map(entries) => entries.retain(|entry| entry.key != *last),
+                NodeValue::List(items) => {
+                    drop(items.remove(last.parse().ok().filter(|at| *at < items.len())?))
+                }
+                _ => return None,
+            }
+        }
+    }
+    None
+}
+
 fn tell(
     error: &ValidationError<'_>,
     schema: &Value,
@@ -104,9 +171,11 @@ fn tell(
     let below = steps(error.instance_path().as_str());
     let path: Vec<String> = above.iter().cloned().chain(below.clone()).collect();
     let node = root.nearest(&path);
-    let inside = match below.last() {
-        Some(_) => format!("`{}` of {what}", below.join(".")),
-        None => what.to_owned(),
+    let inside = match (below.is_empty(), what) {
+        (true, "") => "the pipeline".to_owned(),
+        (true, what) => what.to_owned(),
+        (false, "") => format!("`{}`", below.join(".")),
+        (false, what) => format!("`{}` of {what}", below.join(".")),
     };
     let found = || node.kind();
     match error.kind() {
@@ -129,7 +198,9 @@ fn tell(
         ValidationErrorKind::Required { property } => {
             let key = property.as_str().unwrap_or_default();
             let message = format!("{inside} lacks the key `{key}`");
-            findings.add(Severity::Error, "missing_key", root.key_origin(&path), &path, message);
+            let origin = root.key_origin(&path);
+            let help = newly_named(root, &path, origin);
+            findings.add(Severity::Error, "missing_key", origin, &path, message).help = help;
         }
         ValidationErrorKind::Enum { options } => {
             let options: Vec<&str> =
@@ -143,13 +214,25 @@ fn tell(
             one_of(&options, node, &path, &inside, findings);
         }
         ValidationErrorKind::Type { kind } => {
-            let expected = expected(schema, error).map_or_else(|| type_names(kind), str::to_owned);
+            let words = expected(schema, error);
+            let expected = words.map_or_else(|| type_names(kind), str::to_owned);
             let message = format!("{inside}: expected {expected}, found {}", found());
-            findings.add(Severity::Error, "wrong_type", &node.origin, &path, message);
+            // Where words say what is expected, quotes alone would not help.
+            let help = words.is_none().then(|| as_text_or_list(kind, node)).flatten();
+            findings.add(Severity::Error, "wrong_type", &node.origin, &path, message).help = help;
         }
-        ValidationErrorKind::Pattern { .. }
-        | ValidationErrorKind::AnyOf { .. }
-        | ValidationErrorKind::OneOfNotValid { .. } => {
+        ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context } => {
+            if let Some(meant) = meant(schema, error, context) {
+                for error in meant {
+                    tell(error, schema, root, above, what, findings);
+                }
+                return;
+            }
+            let expected = alternatives(schema, error, context);
+            let message = format!("{inside}: expected {expected}, found {}", found());
+            findings.add(Severity::Error, "wrong_value", &node.origin, &path, message);
+        }
+        ValidationErrorKind::Pattern { .. } => {
             let expected = expected(schema, error).unwrap_or("something else");
             let message = format!("{inside}: expected {expected}, found {}", found());
             findings.add(Severity::Error, "wrong_value", &node.origin, &path, message);
@@ -163,6 +246,93 @@ fn tell(
             let message = format!("{inside}: expected {message}, found {}", found());
             findings.add(Severity::Error, "wrong_value", &node.origin, &path, message);
         }
+    }
+}
+
+/// The errors of the one alternative that is of the value's type: the others were not meant.
+fn meant<'e>(
+    schema: &Value,
+    error: &ValidationError<'_>,
+    context: &'e [Vec<ValidationError<'static>>],
+) -> Option<&'e [ValidationError<'static>]> {
+    let here = error.instance_path().as_str();
+    let of_the_type = |errors: &&Vec<ValidationError<'static>>| {
+        !errors.iter().any(|error| {
+            matches!(error.kind(), ValidationErrorKind::Type { .. })
+                && error.instance_path().as_str() == here
+        })
+    };
+    let mut fitting = context.iter().filter(of_the_type);
+    let (meant, None) = (fitting.next()?, fitting.next()) else { return None };
+    let precise = |error: &ValidationError<'_>| {
+        let keys = matches!(
+            error.kind(),
+            ValidationErrorKind::AdditionalProperties { .. } | ValidationErrorKind::Required { .. }
+        );
+        keys || error.instance_path().as_str() != here
+    };
+    // The words of the whole tell more than those of one of its parts.
+    let told = expected(schema, error).is_none() || meant.iter().any(precise);
+    told.then_some(meant.as_slice())
+}
+
+/// What is expected where none of several alternatives is of the value's type.
+fn alternatives(
+    schema: &Value,
+    error: &ValidationError<'_>,
+    context: &[Vec<ValidationError<'static>>],
+) -> String {
+    if let Some(expected) = expected(schema, error) {
+        return expected.to_owned();
+    }
+    let of = |error: &ValidationError<'static>| match error.kind() {
+        ValidationErrorKind::Type { kind } => {
+            let words = expected(schema, error);
+            Some(words.map_or_else(|| type_names(kind), str::to_owned))
+        }
+        ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context } => {
+            Some(alternatives(schema, error, context))
+        }
+        _ => None,
+    };
+    let mut found: Vec<String> = context.iter().flatten().filter_map(of).collect();
+    found.retain(|name| name != "null");
+    match found.is_empty() {
+        true => "something else".to_owned(),
+        false => found.join(" or "),
+    }
+}
+
+/// Advice for a stage or queue that only the environment or a `--set` knows: it was meant for one of
+/// the file's.
+pub(crate) fn newly_named(root: &Node, path: &[String], origin: &Origin) -> Option<String> {
+    let [kind, name] = path else { return None };
+    if matches!(origin, Origin::File { .. }) {
+        return None;
+    }
+    let in_file = |entry: &&Entry| matches!(entry.origin, Origin::File { .. });
+    let known = root.child(kind)?.entries().iter().filter(in_file).map(|entry| entry.key.as_str());
+    let help = did_you_mean(name, known)?;
+    Some(format!("the file has no `{name}` among its {kind}; {help}"))
+}
+
+/// Advice for a number where a text is expected, and for one value where a list is.
+fn as_text_or_list(kind: &TypeKind, node: &Node) -> Option<String> {
+    let wants = |wanted: &str| match kind {
+        TypeKind::Single(kind) => kind.to_string() == wanted,
+        TypeKind::Multiple(kinds) => kinds.iter().any(|kind| kind.to_string() == wanted),
+    };
+    match &node.value {
+        NodeValue::Number(number) if wants("string") => {
+            Some(format!("write it in quotes: `\"{number}\"`"))
+        }
+        NodeValue::Bool(bool) if wants("string") => {
+            Some(format!("write it in quotes: `\"{bool}\"`"))
+        }
+        NodeValue::Text(text) if wants("array") => {
+            Some(format!("write it in brackets: `[{}]`", crate::node::shortened(text)))
+        }
+        _ => None,
     }
 }
 

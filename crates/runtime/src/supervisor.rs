@@ -66,6 +66,8 @@ impl Supervisor {
         if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(StartError::new(format!("two pipelines are named `{}`", twice[0])));
         }
+        let lanes: usize = self.pipelines.iter().map(|p| p.topology().lanes.max(1)).sum();
+        room_for_threads(lanes + 1)?;
         let (ready, started) = oneshot::channel();
         let (stop, stopped) = oneshot::channel();
         let events = EventSender::new();
@@ -80,6 +82,18 @@ impl Supervisor {
             started.await.map_err(|_| StartError::new("the supervisor did not start"))??;
         Ok(Running { trees, events, stop: Some(stop), thread: Some(thread) })
     }
+}
+
+/// Threads of actors panic where they can open nothing: better to say so before they begin.
+fn room_for_threads(threads: usize) -> Result<(), StartError> {
+    /// What one opens: for its timers and wake-ups, and for signals.
+    const HANDLES: usize = 6;
+    let open = |_| std::fs::File::open("/dev/null");
+    let opened: std::io::Result<Vec<_>> = (0..threads * HANDLES).map(open).collect();
+    opened.map(drop).map_err(|error| {
+        let advice = "raise the limit of open files (`ulimit -n`), or set fewer `lanes`";
+        StartError::new(format!("{threads} threads cannot be started: {error}: {advice}"))
+    })
 }
 
 type Ready = oneshot::Sender<Result<Vec<TreeHandle>, StartError>>;

@@ -1,6 +1,8 @@
-//! The project's scripts: `cargo xtask test`, `cargo xtask tidy`, `cargo xtask docs`.
+//! The project's scripts: `cargo xtask test`, `cargo xtask tidy`, `cargo xtask docs`, `cargo xtask
+//! fuzz`.
 
 mod docs;
+mod fuzz;
 mod test;
 mod tidy;
 
@@ -21,6 +23,8 @@ enum Command {
     Tidy,
     /// Write the pages of the documentation that are generated.
     Docs,
+    /// Feed what reads what others wrote.
+    Fuzz(fuzz::Fuzz),
 }
 
 fn main() -> anyhow::Result<()> {
@@ -28,5 +32,6 @@ fn main() -> anyhow::Result<()> {
         Command::Test(test) => test.run(),
         Command::Tidy => tidy::run(),
         Command::Docs => docs::run(),
+        Command::Fuzz(fuzz) => fuzz.run(),
     }
 }

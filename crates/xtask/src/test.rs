@@ -13,56 +13,63 @@ pub(crate) struct Test {
     without: Vec<String>,
 }
 
-/// Something that tests need beside Rust and a C compiler.
-struct Need {
-    /// What `--without` takes.
-    name: &'static str,
-    /// The features that the tests stand behind.
-    features: &'static str,
-    /// What is installed of it, told for people.
-    version: fn() -> Option<String>,
-    /// How to get it.
-    install: &'static str,
-}
-
-const NEEDS: [Need; 2] = [
+/// What tests need beside Rust and a C compiler, by the name that `--without` takes.
+const NEEDS: [Need; 3] = [
     Need {
         name: "redis",
-        features: "real-redis",
-        version: redis,
-        install: "redis-server is not installed (Debian: `apt-get install redis-server`)",
+        feature: "real-redis",
+        there: redis,
+        missing: "redis-server is not installed: install it (`apt-get install redis-server`)",
     },
     Need {
         name: "kafka",
-        features: "real-kafka",
-        version: kafka,
-        install: "Java 17, Maven or OpenSSL's headers are not installed (Debian: `apt-get install \
-                  openjdk-17-jre-headless maven libssl-dev pkg-config`)",
+        feature: "real-kafka",
+        there: kafka,
+        missing: "Java 17, Maven, openssl or its headers are not installed: install them (`apt-get \
+                  install openjdk-17-jre-headless maven openssl libssl-dev pkg-config`)",
+    },
+    Need {
+        name: "mounts",
+        feature: "machine",
+        there: mounts,
+        missing: "file systems cannot be mounted here: run it as root",
     },
 ];
+
+/// Something that tests need.
+struct Need {
+    name: &'static str,
+    /// The feature that the tests stand behind.
+    feature: &'static str,
+    /// What is there of it, for the report.
+    there: fn() -> Option<String>,
+    /// What to say, and to do, if it is not there.
+    missing: &'static str,
+}
 
 impl Test {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         for name in &self.without {
             ensure!(NEEDS.iter().any(|need| need.name == name), "no test needs `{name}`");
         }
-        let needs: Vec<&Need> = NEEDS.iter().filter(|need| !self.goes_without(need)).collect();
-        for Need { name, version, install, .. } in &needs {
-            ensure!(version().is_some(), "{install}; or go `--without {name}`");
-        }
         crate::tidy::run()?;
-        let features = needs.iter().map(|need| need.features);
-        let features: Vec<&str> = std::iter::once("sabotage").chain(features).collect();
+        let mut features = vec!["sabotage"];
+        let mut real = vec!["processes (killed with SIGKILL), files, SQLite (bundled)".to_owned()];
+        for need in NEEDS.iter().filter(|need| !self.without.iter().any(|w| w == need.name)) {
+            let there = (need.there)();
+            real.push(
+                there.with_context(|| {
+                    format!("{}, or go `--without {}`", need.missing, need.name)
+                })?,
+            );
+            features.push(need.feature);
+        }
         let features = features.join(",");
         // The crash tests kill the real command, so it has to be there.
         cargo(&["build", "--bin", "brigade", "--features", &features])?;
         cargo(&["test", "--workspace", "--features", &features, "--no-fail-fast"])?;
-        report(&needs, &self.without);
+        report(&real, &self.without);
         Ok(())
-    }
-
-    fn goes_without(&self, need: &Need) -> bool {
-        self.without.iter().any(|name| name == need.name)
     }
 }
 
@@ -83,25 +90,39 @@ fn says(program: &str, argument: &str) -> Option<String> {
 fn redis() -> Option<String> {
     let text = says("redis-server", "--version")?;
     let version = text.split(' ').find_map(|word| word.strip_prefix("v="))?;
-    Some(format!("Redis {version}"))
+    Some(format!("redis-server {version}, killed and started again"))
 }
 
 fn kafka() -> Option<String> {
     let java = says("java", "-version")?;
     says("mvn", "--version")?;
+    says("openssl", "version")?;
     let java = java.split('"').nth(1).unwrap_or("?");
     let pom = include_str!("../../testkit/src/servers/kafka-pom.xml");
     let (_, kafka) = pom.split_once("<artifactId>kafka_2.13</artifactId>")?;
     let (_, kafka) = kafka.split_once("<version>")?;
     let (kafka, _) = kafka.split_once('<')?;
-    Some(format!("Kafka {kafka} on Java {java}"))
+    Some(format!("Kafka {kafka} (KRaft, on Java {java}), killed and started again; TLS, SCRAM"))
+}
+
+/// Mounts something and takes it away again.
+fn mounts() -> Option<String> {
+    let directory = std::env::temp_dir().join(format!("brigade-mount-{}", std::process::id()));
+    std::fs::create_dir(&directory).ok()?;
+    let run = |program: &str, arguments: &[&str]| {
+        let status = Command::new(program).args(arguments).arg(&directory).output();
+        status.is_ok_and(|output| output.status.success())
+    };
+    let mounted = run("mount", &["-t", "tmpfs", "-o", "size=1m", "tmpfs"]);
+    let gone = mounted && run("umount", &[]);
+    std::fs::remove_dir(&directory).ok()?;
+    gone.then(|| "file systems, mounted full and read-only".to_owned())
 }
 
 #[expect(clippy::print_stdout, reason = "a script's output")]
-fn report(needs: &[&Need], without: &[String]) {
-    println!("real: processes (killed with SIGKILL), files, SQLite (bundled)");
-    for version in needs.iter().filter_map(|need| (need.version)()) {
-        println!("real: {version}, killed and started again");
+fn report(real: &[String], without: &[String]) {
+    for real in real {
+        println!("real: {real}");
     }
     match without {
         [] => println!("all tests passed, without nothing"),

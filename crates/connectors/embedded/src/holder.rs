@@ -55,7 +55,7 @@ impl Holder {
             "INSERT INTO holders (lock, port, pid, seen_at) VALUES (?1, ?2, ?3, ?4)",
             params![name, port, std::process::id(), now_ms()],
         );
-        entered.map_err(|error| failed(directory, error))?;
+        entered.map_err(|error| failed(Path::new(db.path().unwrap_or_default()), error))?;
         let id = db.last_insert_rowid();
         Ok(Self { id, directory: directory.to_path_buf(), name, _lock: lock, socket })
     }

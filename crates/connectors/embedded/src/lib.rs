@@ -14,6 +14,9 @@ mod admin;
 mod claim;
 mod connector;
 mod consumer;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod headers;
 mod holder;
 mod producer;

@@ -170,11 +170,10 @@ pub(crate) fn failed(path: &Path, error: rusqlite::Error) -> ConnectorError {
             "the disk of the state {place} is full: make room; nothing is lost meanwhile"
         )),
         Some(ErrorCode::ReadOnly | ErrorCode::PermissionDenied | ErrorCode::CannotOpen) => {
-            // SQLite does not say why; the operating system does.
-            let why = std::fs::OpenOptions::new().read(true).write(true).open(path);
-            let why = why.err().map_or(error.to_string(), |error| error.to_string());
+            let (file, why) =
+                unwritable(path).unwrap_or_else(|| (place.to_string(), error.to_string()));
             ConnectorError::permanent(format!(
-                "the state {place} cannot be written: {why}; check its owner and permissions, and \
+                "the state {file} cannot be written: {why}; check its owner and permissions, and \
                  the limit of open files"
             ))
         }
@@ -183,6 +182,22 @@ pub(crate) fn failed(path: &Path, error: rusqlite::Error) -> ConnectorError {
         )),
         _ => ConnectorError::permanent(format!("the state {place}: {error}")),
     }
+}
+
+/// Which of the database's files cannot be written, and why: SQLite does not say, the operating
+/// system does. It makes the two beside the database with the permissions that that has just then.
+fn unwritable(path: &Path) -> Option<(String, String)> {
+    ["", "-wal", "-shm"].iter().find_map(|end| {
+        let file = format!("{}{end}", path.display());
+        let mut open = std::fs::OpenOptions::new();
+        open.read(true).write(true).create(end.is_empty()).truncate(false);
+        match open.open(&file) {
+            Err(error) if end.is_empty() || error.kind() != std::io::ErrorKind::NotFound => {
+                Some((file, error.to_string()))
+            }
+            _ => None,
+        }
+    })
 }
 
 fn corrupt(path: &Path, what: &str) -> ConnectorError {

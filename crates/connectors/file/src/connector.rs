@@ -55,7 +55,7 @@ impl Connector for FileConnector {
         };
         let mut problems = Vec::new();
         if settings.path.is_empty() {
-            problems.push(Problem::at("path", "the path is empty"));
+            problems.push(Problem::at("path", "the path is empty").help("name a file, or `-`"));
         }
         let compressed = settings.compression_of(&settings.path()) != Compression::None;
         let csv = settings.format_of(&settings.path()) == FileFormat::Csv;

@@ -11,6 +11,7 @@ use brigade_core::connector::{
 };
 use brigade_core::state::{StateStore, StoreId, StoreOp};
 use brigade_core::{CauseKind, Message, MessageId};
+use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 
 use crate::connector::features;
@@ -102,14 +103,17 @@ impl FileConsumer {
         let space = format!("file/{}/{}/{}", queue.pipeline, queue.name, reader.group);
         let lock = if settings.is_standard() { None } else { Some(lock(queue, state, &space)?) };
         let kept = state.scan(&space, "").await?;
-        let positions = kept.into_iter();
-        let positions = positions.filter_map(|(key, bytes)| Some((key, Position::decode(&bytes)?)));
+        let read = |(key, bytes): (String, Bytes)| match Position::decode(&bytes) {
+            Some(position) => Ok((key, position)),
+            None => Err(unreadable(queue, &key)),
+        };
+        let positions: Vec<_> = kept.into_iter().map(read).collect::<Result<_, _>>()?;
         let (say, said) = mpsc::channel(AHEAD);
         let stop = Arc::new(AtomicBool::new(false));
         let thread = ReaderThread {
             queue: Arc::clone(&queue.name),
             settings: settings.clone(),
-            positions: positions.collect(),
+            positions,
             say,
             stop: Arc::clone(&stop),
         };
@@ -260,6 +264,15 @@ fn place(receipt: Receipt) -> (usize, u64) {
     (file, receipt.position & ((1 << RECORD_BITS) - 1))
 }
 
+/// A position that was kept and cannot be read: to begin again would hand everything out twice.
+fn unreadable(queue: &QueueSpec, key: &str) -> ConnectorError {
+    ConnectorError::permanent(format!(
+        "queue `{}`: the state keeps a position of file {key} that this program cannot read: use \
+         the program that wrote it, or another `state`",
+        queue.name
+    ))
+}
+
 /// One reader of a queue at a time, over all processes of this machine.
 fn lock(
     queue: &QueueSpec,
@@ -269,7 +282,12 @@ fn lock(
     let what = format!("{:?}/{space}", state.store_id());
     let hash = twox_hash::XxHash3_128::oneshot(what.as_bytes());
     let path = std::env::temp_dir().join(format!("brigade-{hash:032x}.lock"));
-    let file = File::options().create(true).append(true).open(&path);
+    // To lock it is enough to read it, which other users may as well; and some systems let nobody
+    // but its owner open with `create` what is in a shared directory.
+    let file = File::open(&path).or_else(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => File::options().create(true).append(true).open(&path),
+        _ => Err(error),
+    });
     let file = file.map_err(|error| {
         let text = format!("queue `{}`: cannot lock {}: {error}", queue.name, path.display());
         ConnectorError::permanent(text)

@@ -46,9 +46,13 @@ impl Position {
         })
     }
 
-    /// Reads what was kept; `None` if it is not of a version that is known.
+    /// Reads what was kept; `None` if it is damaged, or not of a version that is known.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
-        serde_json::from_slice(bytes).ok().filter(|position: &Self| position.version == 1)
+        let possible = |position: &Self| {
+            let (record, from) = position.next;
+            position.version == 1 && record.max(from) <= Watermark::POSITION_MAX
+        };
+        serde_json::from_slice(bytes).ok().filter(possible)
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -128,6 +132,23 @@ impl Progress {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_position_that_cannot_be_is_none() {
+        let position = |low: u64, beyond: &str, next: u64| {
+            let text = format!(
+                "{{\"version\":1,\"path\":\"f\",\"fingerprint\":[0,\"\"],\
+                 \"records\":{{\"low\":{low},\"beyond\":{{{beyond}}}}},\"next\":[{next},0]}}"
+            );
+            Position::decode(text.as_bytes())
+        };
+        assert!(position(1, "\"3\":4", 1).is_some());
+        assert!(position(1, "\"1\":4", 1).is_none(), "it touches what is resolved below");
+        assert!(position(1, "\"3\":3", 1).is_none(), "an empty range");
+        assert!(position(1, "\"3\":6,\"5\":7", 1).is_none(), "they overlap");
+        assert!(position(u64::MAX, "", 1).is_none() && position(1, "", u64::MAX).is_none());
+        assert!(Position::decode(b"{\"version\":2}").is_none());
+    }
 
     proptest! {
         /// However records are resolved over several lives: no life hands out a record that an

@@ -12,6 +12,9 @@
 
 mod connector;
 mod consumer;
+#[cfg(feature = "fuzzing")]
+#[doc(hidden)]
+pub mod fuzzing;
 mod ledger;
 mod lines;
 mod producer;

@@ -10,6 +10,8 @@ use twox_hash::XxHash3_128;
 const READ: usize = 64 << 10;
 /// How much is kept of a line that is too long.
 const PREFIX: usize = 64 << 10;
+/// A byte order mark.
+const MARK: &[u8] = b"\xEF\xBB\xBF";
 
 /// One record of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -59,7 +61,8 @@ impl<R: Read> Lines<R> {
                 }
             }
             self.searched = self.buffer.len();
-            if self.buffer.len() > self.max {
+            // What does not belong to the record may come before and after it.
+            if self.buffer.len() > self.max + MARK.len() + 1 {
                 return self.too_long().map(Some);
             }
             if self.fill()? == 0 {
@@ -77,12 +80,13 @@ impl<R: Read> Lines<R> {
         line.freeze()
     }
 
-    fn record(&self, mut line: Bytes, from: u64) -> Option<Record> {
+    fn record(&self, mut line: Bytes, mut from: u64) -> Option<Record> {
+        if from == 0 && line.starts_with(MARK) {
+            line = line.slice(MARK.len()..);
+            from = MARK.len() as u64;
+        }
         if line.last() == Some(&b'\r') {
             line.truncate(line.len() - 1);
-        }
-        if from == 0 && line.starts_with(b"\xEF\xBB\xBF") {
-            line = line.slice(3..);
         }
         if line.is_empty() {
             return None;
@@ -109,18 +113,36 @@ impl<R: Read> Lines<R> {
 
     /// Reads on to the end of a line that is too long, keeping only its beginning.
     fn too_long(&mut self) -> std::io::Result<Record> {
+        if self.offset == 0 && self.buffer.starts_with(MARK) {
+            self.take(MARK.len(), 0);
+        }
         let from = self.offset;
         let mut hash = XxHash3_128::new();
         let mut prefix = Vec::new();
         let mut bytes = 0;
+        let mut keep = |part: &[u8]| {
+            hash.write(part);
+            bytes += part.len() as u64;
+            let room = PREFIX - prefix.len();
+            prefix.extend_from_slice(&part[..room.min(part.len())]);
+        };
+        // A carriage return at the end of a part may belong to the line's end.
+        let mut held = false;
         loop {
             let end = memchr(&self.buffer);
             let length = end.unwrap_or(self.buffer.len());
             let part = self.take(length, usize::from(end.is_some()));
-            hash.write(&part);
-            bytes += part.len() as u64;
-            let room = PREFIX - prefix.len();
-            prefix.extend_from_slice(&part[..room.min(part.len())]);
+            if held && !part.is_empty() {
+                keep(b"\r");
+                held = false;
+            }
+            match part.split_last() {
+                Some((b'\r', before)) => {
+                    keep(before);
+                    held = true;
+                }
+                _ => keep(&part),
+            }
             if end.is_some() || self.fill()? == 0 {
                 break;
             }
@@ -169,6 +191,22 @@ mod tests {
         assert_eq!(truncated.xxh3, format!("{:032x}", XxHash3_128::oneshot(&long)));
         assert_eq!(records[1].bytes.len(), PREFIX);
         assert_eq!(records[2].bytes, "last");
+    }
+
+    #[test]
+    fn what_does_not_belong_to_a_line_does_not_count_in_its_length() {
+        let all = |text: &[u8]| {
+            let mut lines = Lines::new(std::io::Read::chain(&text[..4], &text[4..]), 0, 4);
+            let records = std::iter::from_fn(|| lines.next().unwrap());
+            records.map(|r| (r.bytes.to_vec(), r.truncated.map(|t| t.bytes))).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            all(b"\xEF\xBB\xBFabcd\r\nefgh\r"),
+            [(b"abcd".to_vec(), None), (b"efgh".to_vec(), None)]
+        );
+        assert_eq!(all(b"\xEF\xBB\xBFabcde\r\n"), [(b"abcde".to_vec(), Some(5))]);
+        assert_eq!(all(b"\xEF\xBB\xBFabcd\r\r"), [(b"abcd\r".to_vec(), Some(5))]);
+        assert_eq!(all(b"\xEF\xBB\xBF\r\n"), []);
     }
 
     proptest! {

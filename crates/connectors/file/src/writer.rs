@@ -132,6 +132,15 @@ impl Writer {
         blocking(lock).await
     }
 
+    /// A length that was kept and cannot be read: what was written and not committed might stay.
+    fn unreadable(&self) -> ConnectorError {
+        ConnectorError::permanent(format!(
+            "the state keeps a length of {} that this program cannot read: use the program that \
+             wrote it, or another `state`",
+            self.name
+        ))
+    }
+
     /// The committed length: known if nobody else has written, else from the state.
     async fn committed(&self, locked: &Locked) -> Result<u64, ConnectorError> {
         let open = locked.open.as_ref().expect("it was locked, so it is open");
@@ -140,7 +149,8 @@ impl Writer {
         }
         let length = open.length().unwrap_or(0);
         let kept = self.state.load(SPACE, &self.name).await?;
-        let kept = kept.and_then(|bytes| std::str::from_utf8(&bytes).ok()?.parse::<u64>().ok());
+        let read = |bytes: bytes::Bytes| std::str::from_utf8(&bytes).ok()?.parse::<u64>().ok();
+        let kept = kept.map(|bytes| read(bytes).ok_or_else(|| self.unreadable())).transpose()?;
         // What was there before Brigade first wrote belongs to the file; a file that is shorter than
         // it was has been replaced or cut by somebody else.
         Ok(kept.map_or(length, |kept| kept.min(length)))
@@ -298,6 +308,10 @@ pub(crate) fn failed(path: &Path, error: &std::io::Error) -> ConnectorError {
         ErrorKind::IsADirectory | ErrorKind::NotADirectory | ErrorKind::InvalidInput => {
             ConnectorError::permanent(format!("cannot write {path}: {error}; give a file's path"))
         }
+        // What has to be a directory is something else.
+        ErrorKind::AlreadyExists => ConnectorError::permanent(format!(
+            "cannot write {path}: its directory cannot be made, since a file has that name"
+        )),
         _ => ConnectorError::transient(format!("cannot write {path}: {error}")),
     }
 }

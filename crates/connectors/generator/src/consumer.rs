@@ -52,8 +52,9 @@ impl GeneratorConsumer {
         let settings: Settings = queue.settings()?;
         let space = format!("generator/{}/{}/{}", queue.pipeline, queue.name, reader.group);
         let kept = state.load(&space, POSITION).await?;
+        let resolved = kept.map(|bytes| serde_json::from_slice(&bytes)).transpose();
         let resolved: Watermark =
-            kept.and_then(|bytes| serde_json::from_slice(&bytes).ok()).unwrap_or_default();
+            resolved.map_err(|error| unreadable(queue, &error))?.unwrap_or_default();
         // A burst of a tenth of a second, so that messages come in batches.
         let bucket = |rate: u32| TokenBucket::new(rate, Duration::from_secs(1), rate.div_ceil(10));
         let what = format!("{}/{}/{}", queue.pipeline, queue.name, settings.seed);
@@ -220,4 +221,13 @@ impl Consumer for GeneratorConsumer {
         self.changed.notify_one();
         Ok(())
     }
+}
+
+/// A position that was kept and cannot be read: to begin again would make everything twice.
+fn unreadable(queue: &QueueSpec, error: &serde_json::Error) -> ConnectorError {
+    ConnectorError::permanent(format!(
+        "queue `{}`: the state keeps a position that this program cannot read ({error}): use the \
+         program that wrote it, or another `state`",
+        queue.name
+    ))
 }

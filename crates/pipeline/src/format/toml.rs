@@ -9,8 +9,12 @@ use crate::node::{Entry, Node, NodeValue, Origin};
 
 pub(super) fn parse(text: &str, places: &Places<'_>) -> Result<Node, SyntaxError> {
     let table = DeTable::parse(text).map_err(|error| {
-        let at = error.span().map_or(0, |span| span.start);
-        (places.at_byte(at), format!("not valid TOML: {}", error.message()))
+        let span = error.span().unwrap_or_default();
+        let message = match (error.message(), text.get(span.clone())) {
+            ("duplicate key", Some(key)) => format!("key `{key}` stands twice"),
+            (message, _) => format!("not valid TOML: {message}"),
+        };
+        SyntaxError::new(places.at_byte(span.start), message)
     })?;
     let origin = places.at(1, 1);
     Ok(Node::new(map(table.get_ref(), places)?, origin))
@@ -33,7 +37,7 @@ fn map(table: &DeTable<'_>, places: &Places<'_>) -> Result<NodeValue, SyntaxErro
 
 fn node(value: &Spanned<DeValue<'_>>, places: &Places<'_>) -> Result<Node, SyntaxError> {
     let origin = places.at_byte(value.span().start);
-    let wrong = |what: &str| (origin.clone(), format!("not valid TOML here: {what}"));
+    let wrong = |what: &str| SyntaxError::new(origin.clone(), what);
     let value = match value.get_ref() {
         DeValue::String(text) => NodeValue::Text(text.to_string()),
         DeValue::Integer(integer) => {

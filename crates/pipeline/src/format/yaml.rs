@@ -21,7 +21,8 @@ pub(super) fn parse(text: &str, places: &Places<'_>) -> Result<Node, SyntaxError
             Event::StreamEnd => break,
             Event::StreamStart | Event::DocumentStart(_) | Event::DocumentEnd | Event::Nothing => {}
             _ if document.is_some() => {
-                return Err((events.origin(&span), "a second document in one file".to_owned()));
+                let wrong = SyntaxError::new(events.origin(&span), "a second document in one file");
+                return Err(wrong.help(Some("give it a file of its own, and remove the `---`")));
             }
             event => document = Some(loader.node(event, &span, &mut events, 0)?),
         }
@@ -41,7 +42,8 @@ impl<'t> Events<'t, '_> {
             Some(Err(error)) => {
                 let marker = error.marker();
                 let origin = self.places.at(marker.line(), marker.col() + 1);
-                Err((origin, format!("not valid YAML: {}", error.info())))
+                let wrong = SyntaxError::new(origin, format!("not valid YAML: {}", error.info()));
+                Err(wrong.help(advice(error.info())))
             }
             None => Ok((Event::StreamEnd, Span::default())),
         }
@@ -50,6 +52,18 @@ impl<'t> Events<'t, '_> {
     fn origin(&self, span: &Span) -> crate::node::Origin {
         self.places.at(span.start.line(), span.start.col() + 1)
     }
+}
+
+/// What usually is behind an error of the parser.
+fn advice(error: &str) -> Option<&'static str> {
+    let known = [
+        ("simple key", "a `:` is missing after a key, here or on the line before"),
+        ("tabs", "indent with spaces"),
+        ("quoted scalar", "the quote before has no end"),
+        ("unknown anchor", "a text that begins with `*` has to stand in quotes"),
+        ("block mapping", "indent the keys of a mapping alike"),
+    ];
+    known.iter().find(|(word, _)| error.contains(word)).map(|(_, advice)| *advice)
 }
 
 struct Loader<'t, 'p> {
@@ -68,13 +82,17 @@ impl<'t> Loader<'t, '_> {
     ) -> Result<Node, SyntaxError> {
         let origin = self.places.at(span.start.line(), span.start.col() + 1);
         self.nodes += 1;
-        if depth > DEPTH_MAX || self.nodes > NODES_MAX {
-            return Err((origin, "nested too deeply, or too large".to_owned()));
+        if depth > DEPTH_MAX {
+            return Err(SyntaxError::new(origin, format!("nested more than {DEPTH_MAX} deep")));
+        }
+        if self.nodes > NODES_MAX {
+            let message = format!("more than {NODES_MAX} values, those of aliases among them");
+            return Err(SyntaxError::new(origin, message));
         }
         let (value, anchor) = match event {
             Event::Alias(anchor) => {
                 let node = self.anchors.get(&anchor).cloned();
-                let node = node.ok_or_else(|| (origin, "an alias of nothing".to_owned()))?;
+                let node = node.ok_or_else(|| SyntaxError::new(origin, "an alias of nothing"))?;
                 self.nodes += size(&node);
                 return Ok(node);
             }
@@ -82,7 +100,7 @@ impl<'t> Loader<'t, '_> {
             Event::Scalar(text, _, anchor, _) => (NodeValue::Text(text.into_owned()), anchor),
             Event::SequenceStart(anchor, _) => (self.list(events, depth)?, anchor),
             Event::MappingStart(anchor, _) => (self.map(events, depth)?, anchor),
-            _ => return Err((origin, "the file ends in the middle".to_owned())),
+            _ => return Err(SyntaxError::new(origin, "the file ends in the middle")),
         };
         let node = Node::new(value, origin);
         if anchor > 0 {
@@ -113,7 +131,7 @@ impl<'t> Loader<'t, '_> {
             let key = match event {
                 Event::MappingEnd => return Ok(NodeValue::Map(entries)),
                 Event::Scalar(text, ..) => text.into_owned(),
-                _ => return Err((origin, "a key has to be a word".to_owned())),
+                _ => return Err(SyntaxError::new(origin, "a key has to be a word")),
             };
             let (event, span) = events.next()?;
             let node = self.node(event, &span, events, depth + 1)?;

@@ -13,7 +13,7 @@ use crate::diagnostic::{Findings, Severity, did_you_mean};
 use crate::file::{QueueKeys, SchemaChoice};
 use crate::load::{Catalog, beside};
 use crate::node::Node;
-use crate::schema::{queue_schema, validate};
+use crate::schema::{newly_named, queue_schema, validate};
 use crate::topology::Queue;
 
 /// The common keys, which are not the connector's.
@@ -37,13 +37,25 @@ pub(super) fn check_keys(
         let what = format!("queue `{name}`");
         if !matches!(node.value, crate::node::NodeValue::Map(_)) {
             let message = format!("{what}: expected a mapping, found {}", node.kind());
-            findings.add(Severity::Error, "wrong_type", &node.origin, &at, message);
+            let types = catalog.connector_types();
+            let help = text(node).filter(|text| types.contains(text));
+            let help = help.map(|kind| format!("write `{{ type: {kind} }}`"));
+            findings.add(Severity::Error, "wrong_type", &node.origin, &at, message).help = help;
+            continue;
+        }
+        if let Some(kind) = node.child("type").filter(|kind| text(kind).is_none()) {
+            let message = format!("`type` of {what}: expected a text, found {}", kind.kind());
+            let at = path(&["queues", &name, "type"]);
+            findings.add(Severity::Error, "wrong_type", &kind.origin, &at, message).help =
+                did_you_mean("", catalog.connector_types());
             continue;
         }
         let Some(kind) = node.child("type").and_then(text).map(str::to_owned) else {
             let message = format!("{what} lacks the key `type`");
-            findings.add(Severity::Error, "missing_key", root.key_origin(&at), &at, message).help =
-                did_you_mean("", catalog.connector_types());
+            let origin = root.key_origin(&at);
+            let help = newly_named(root, &at, origin);
+            let help = help.or_else(|| did_you_mean("", catalog.connector_types()));
+            findings.add(Severity::Error, "missing_key", origin, &at, message).help = help;
             continue;
         };
         let Some(schema) = queue_schema(catalog, &kind) else {
@@ -125,7 +137,8 @@ impl Lint<'_> {
         let features = connector.features(own);
         if spec.limit != Limit::default() && !features.limit {
             let message = format!("queues of type `{}` have no `limit`", keys.kind);
-            self.error("queue_setting", &["queues", name, "limit"], message, None);
+            let help = Some("remove `limit`, or use an `embedded` queue".to_owned());
+            self.error("queue_setting", &["queues", name, "limit"], message, help);
         }
         let (type_name, store) = (keys.kind.clone(), connector.store_name(own));
         Some(Queue { spec, type_name, schema: schema.map(Arc::new), event_time, features, store })
@@ -154,7 +167,20 @@ impl Lint<'_> {
         match jsonschema::validator_for(&schema) {
             Ok(_) => Some(schema),
             Err(error) => {
-                let message = format!("the schema of queue `{queue}` is no JSON Schema: {error}");
+                let place = error.instance_path().as_str();
+                let steps: Vec<&str> = match choice {
+                    SchemaChoice::Inline(_) => place.split('/').skip(1).collect(),
+                    SchemaChoice::Name(_) => Vec::new(),
+                };
+                let at: Vec<&str> = at.iter().copied().chain(steps.iter().copied()).collect();
+                let file = match choice {
+                    SchemaChoice::Name(name) => format!("{name}{place}: "),
+                    SchemaChoice::Inline(_) => String::new(),
+                };
+                let message = format!(
+                    "the schema of queue `{queue}` is no JSON Schema: {file}{} cannot stand there",
+                    error.instance()
+                );
                 self.error("schema", &at, message, None);
                 None
             }
@@ -163,21 +189,21 @@ impl Lint<'_> {
 
     fn schema_file(&mut self, at: &[&str], name: &str) -> Option<Value> {
         let path = beside(self.directory, name);
-        let read = std::fs::read(&path).map_err(|error| error.to_string());
-        let parsed = read.and_then(|bytes| {
-            serde_json::from_slice(&bytes).map_err(|error| format!("not JSON: {error}"))
-        });
-        match parsed {
-            Ok(schema) => Some(schema),
+        let place = path.display();
+        let (message, help) = match std::fs::read(&path) {
+            Ok(bytes) => match serde_json::from_slice(&bytes) {
+                Ok(schema) => return Some(schema),
+                Err(error) => {
+                    let help = "a schema file is JSON, whatever the pipeline file is";
+                    (format!("the schema file {place} is not JSON: {error}"), help)
+                }
+            },
             Err(error) => {
-                let message = format!(
-                    "no registered type `{name}`, and no schema file {}: {error}",
-                    path.display()
-                );
                 let help = "name a type of `schemas: [..]`, or a file beside the pipeline file";
-                self.error("schema", at, message, Some(help.to_owned()));
-                None
+                (format!("no registered type `{name}`, and no schema file {place}: {error}"), help)
             }
-        }
+        };
+        self.error("schema", at, message, Some(help.to_owned()));
+        None
     }
 }

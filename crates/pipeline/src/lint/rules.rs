@@ -6,8 +6,8 @@ use brigade_core::component::Kind;
 use brigade_core::connector::{Guarantee, Order};
 use indexmap::IndexMap;
 
-use super::Lint;
 use super::stages::Placed;
+use super::{Lint, path};
 use crate::file::Exhausted;
 use crate::topology::{Inputs, Queue, Stage};
 
@@ -55,7 +55,8 @@ impl Lint<'_> {
         }
         if stage.timeout.is_some() && kind == Kind::Batch && stage.blocking {
             let message = format!("stage `{name}`: a blocking batch cannot be ended by a timeout");
-            self.error("timeout", &["stages", name, "timeout"], message, None);
+            let help = Some("remove `timeout`, or `blocking`".to_owned());
+            self.error("timeout", &["stages", name, "timeout"], message, help);
         }
         if stage.batch.is_some() && kind != Kind::Batch {
             let message = format!(
@@ -70,7 +71,8 @@ impl Lint<'_> {
                 "stage `{name}`: a batch holds several messages of a key, so a retry would break \
                  their order"
             );
-            self.error("order", &["stages", name, "order"], message, None);
+            let help = "remove `order`, or make it a function of one message".to_owned();
+            self.error("order", &["stages", name, "order"], message, Some(help));
         }
         if stage.on_exhausted == Exhausted::Park && matches!(stage.inputs, Inputs::Direct(_)) {
             let message = format!("stage `{name}` has no queue in which messages can be parked");
@@ -107,7 +109,7 @@ impl Lint<'_> {
             self.order_rules(stage, input, queue);
         }
         if placed.delays {
-            for output in &stage.outputs {
+            for (index, output) in stage.outputs.iter().enumerate() {
                 let Some(queue) = queues.get(output).filter(|queue| !queue.features.delay) else {
                     continue;
                 };
@@ -116,19 +118,24 @@ impl Lint<'_> {
                     stage.component.name, queue.type_name
                 );
                 let help = Some("use an `embedded` queue there".to_owned());
-                self.error("delay", &["stages", name, "outputs"], message, help);
+                self.error(
+                    "delay",
+                    &["stages", name, "outputs", &index.to_string()],
+                    message,
+                    help,
+                );
             }
         }
-        for (key, output) in stage
-            .outputs
-            .iter()
-            .map(|o| ("outputs", o))
-            .chain(stage.dead_letter.iter().map(|queue| ("dead_letter", queue)))
-        {
+        let outputs = stage.outputs.iter().enumerate();
+        let outputs = outputs.map(|(index, queue)| (format!("outputs/{index}"), queue));
+        let dead = stage.dead_letter.iter().map(|queue| ("dead_letter".to_owned(), queue));
+        for (key, output) in outputs.chain(dead) {
             if let Some(queue) = queues.get(output).filter(|queue| !queue.features.produce) {
                 let kind = &queue.type_name;
                 let message = format!("nothing can be put on queue `{output}` of type {kind}");
-                self.error("output", &["stages", name, key], message, None);
+                let help = "with its settings it can only be read: use another queue".to_owned();
+                let at: Vec<&str> = ["stages", name].into_iter().chain(key.split('/')).collect();
+                self.error("output", &at, message, Some(help));
             }
         }
     }
@@ -148,9 +155,9 @@ impl Lint<'_> {
                 if features.competing && !features.key_order {
                     let message =
                         format!("queue `{input}` of type {kind} cannot keep keys in order");
-                    self.error("order", &at, message, None);
-                }
-                if queue.spec.key.is_none() && !features.key {
+                    let help = "use an `embedded` queue there, or remove `order`".to_owned();
+                    self.error("order", &at, message, Some(help));
+                } else if queue.spec.key.is_none() && !features.key {
                     let message =
                         format!("messages of queue `{input}` have no key to be ordered by");
                     let help = format!("set `key:` of queue `{input}` to a field of the payload");
@@ -159,7 +166,8 @@ impl Lint<'_> {
             }
             Order::Queue if !features.order => {
                 let message = format!("queue `{input}` of type {kind} keeps no order");
-                self.error("order", &at, message, None);
+                let help = "use an `embedded` queue there, or remove `order`".to_owned();
+                self.error("order", &at, message, Some(help));
             }
             Order::Queue => {}
         }
@@ -167,6 +175,9 @@ impl Lint<'_> {
 
     /// Direct edges may not come back to where they began: nothing would ever be resolved.
     fn direct_circle(&mut self, name: &Arc<str>, stages: &Stages) {
+        if self.findings.has("name_twice", &path(&["stages", name])) {
+            return; // It may be the queue that is meant.
+        }
         let up = |stage: &Arc<str>| match stages.get(stage).map(|stage| &stage.inputs) {
             Some(Inputs::Direct(up)) => Some(Arc::clone(up)),
             _ => None,

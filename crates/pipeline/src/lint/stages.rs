@@ -1,5 +1,6 @@
 //! Stages: names resolved, components built.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use brigade_core::component::{Kind, StageSite};
@@ -7,13 +8,41 @@ use brigade_core::retry::RetryPolicy;
 use indexmap::IndexMap;
 use serde_json::Value;
 
-use super::Lint;
+use super::{Depth, Lint, path};
+use crate::diagnostic::Findings;
 use crate::file::{ComponentKeys, ExpireKeys, ExpireThen, InputKeys, PipelineFile, StageKeys};
-use crate::load::CatalogComponent;
-use crate::node::Node;
+use crate::load::{Catalog, CatalogComponent};
+use crate::node::{Entry, Node};
+use crate::schema::{inlined, validate};
 use crate::topology::{
     Batch, ComponentChoice, Expire, Inputs, MaxInFlight, Queue, Stage, Throttle,
 };
+
+/// Holds the settings of the stages' components against their schemas; says whose are wrong.
+pub(crate) fn check_settings(
+    root: &mut Node,
+    catalog: &dyn Catalog,
+    findings: &mut Findings,
+) -> BTreeSet<String> {
+    let given = |stage: &Entry| match stage.node.child("component")?.entries() {
+        [only] => Some((stage.key.clone(), only.key.clone())),
+        _ => None,
+    };
+    let stages = root.child("stages").map_or(&[][..], Node::entries);
+    let given: Vec<(String, String)> = stages.iter().filter_map(given).collect();
+    let mut wrong = BTreeSet::new();
+    for (stage, component) in given {
+        let Some(CatalogComponent::Factory(factory)) = catalog.component(&component) else {
+            continue;
+        };
+        let Some(schema) = factory.schema().map(inlined) else { continue };
+        let at = path(&["stages", &stage, "component", &component]);
+        if !validate(&schema, root, &at, &format!("component `{component}`"), findings) {
+            wrong.insert(stage);
+        }
+    }
+    wrong
+}
 
 /// A stage, and what is known of its code.
 pub(super) struct Placed {
@@ -50,7 +79,10 @@ impl Lint<'_> {
         let output = |lint: &mut Self, at: &[&str], queue: &String| {
             if file.stages.contains_key(queue) {
                 let message = format!("`{queue}` is a stage, not a queue");
-                let help = format!("for a direct edge set `input: {name}` in stage `{queue}`");
+                let help = match at {
+                    [.., "dead_letter"] => "name a queue, which that stage then reads".to_owned(),
+                    _ => format!("for a direct edge set `input: {name}` in stage `{queue}`"),
+                };
                 lint.error("output", at, message, Some(help));
             } else if !file.queues.contains_key(queue) {
                 lint.unknown("queue", at, queue, &declared);
@@ -62,7 +94,8 @@ impl Lint<'_> {
             let at = ["stages", name, "outputs", &index.to_string()];
             let queue = output(self, &at, queue);
             if outputs.contains(&queue) {
-                self.error("output", &at, format!("output `{queue}` stands twice"), None);
+                let help = Some("remove one of the two".to_owned());
+                self.error("output", &at, format!("output `{queue}` stands twice"), help);
             } else {
                 outputs.push(queue);
             }
@@ -70,12 +103,7 @@ impl Lint<'_> {
         let dead_letter = keys.dead_letter.as_ref();
         let dead_letter =
             dead_letter.map(|queue| output(self, &["stages", name, "dead_letter"], queue));
-        if keys.retry.min > keys.retry.max {
-            let at = ["stages", name, "retry", "min"];
-            let message =
-                format!("the back-off begins at {} but ends at {}", keys.retry.min, keys.retry.max);
-            self.error("wrong_value", &at, message, Some("make `min` at most `max`".to_owned()));
-        }
+        self.back_off(&["stages", name, "retry"], keys.retry.min, keys.retry.max);
         let throttle = |keys: &crate::file::ThrottleKeys| Throttle {
             rate: keys.rate,
             per: keys.per.0,
@@ -122,16 +150,20 @@ impl Lint<'_> {
                 ComponentChoice { name: name.clone(), settings: Value::Null }
             }
             ComponentKeys::Settings(map) => {
-                if map.len() != 1 {
-                    let message =
-                        format!("expected one component with its settings, found {}", map.len());
-                    self.error("wrong_value", &["stages", stage, "component"], message, None);
+                let mut entries = map.iter();
+                if let (Some((name, settings)), None) = (entries.next(), entries.next()) {
+                    return ComponentChoice { name: name.clone(), settings: settings.clone() };
                 }
-                let (name, settings) = map.iter().next().map_or_else(
-                    || (String::new(), Value::Null),
-                    |(name, settings)| (name.clone(), settings.clone()),
-                );
-                ComponentChoice { name, settings }
+                let names: Vec<String> = map.keys().map(|name| format!("`{name}`")).collect();
+                let found = match names.as_slice() {
+                    [] => "none".to_owned(),
+                    names => names.join(" and "),
+                };
+                let message = format!("expected one component with its settings, found {found}");
+                let help = "give each component a stage of its own".to_owned();
+                let help = Some(help).filter(|_| !names.is_empty());
+                self.error("wrong_value", &["stages", stage, "component"], message, help);
+                ComponentChoice { name: String::new(), settings: Value::Null }
             }
         }
     }
@@ -149,11 +181,21 @@ impl Lint<'_> {
             InputKeys::Served(served) => (served.queues.clone(), served.priority),
         };
         if names.is_empty() {
-            self.error("input", &at, format!("stage `{stage}` reads nothing"), None);
+            let help = Some("name a queue or a stage".to_owned());
+            self.error("input", &at, format!("stage `{stage}` reads nothing"), help);
         }
         for (index, name) in names.iter().enumerate() {
+            let index_text = index.to_string();
+            let at: Vec<&str> = match keys {
+                InputKeys::One(_) => at.to_vec(),
+                InputKeys::Several(_) => at.iter().copied().chain([&*index_text]).collect(),
+                InputKeys::Served(_) => {
+                    at.iter().copied().chain(["queues", &*index_text]).collect()
+                }
+            };
             if names[..index].contains(name) {
-                self.error("input", &at, format!("input `{name}` stands twice"), None);
+                let help = Some("remove one of the two".to_owned());
+                self.error("input", &at, format!("input `{name}` stands twice"), help);
             }
             if file.stages.contains_key(name) {
                 let message = format!(
@@ -172,18 +214,26 @@ impl Lint<'_> {
     fn code(&mut self, stage: &Stage) -> (Option<Kind>, bool) {
         let (name, catalog) = (&stage.component.name, self.catalog);
         let at = ["stages", &stage.name, "component"];
+        if name.is_empty() {
+            return (None, false); // It was told that there is none, or several.
+        }
         match catalog.component(name) {
             None => {
                 let known = catalog.component_names();
                 self.unknown("component", &at, name, &known);
                 (None, false)
             }
+            Some(_) if self.depth == Depth::Names => (None, false),
             Some(CatalogComponent::Registered(component)) => {
                 if !stage.component.settings.is_null() {
                     let message = format!("component `{name}` takes no settings");
-                    self.error("component_setting", &at, message, None);
+                    let help = Some(format!("write `component: {name}`"));
+                    self.error("component_setting", &at, message, help);
                 }
                 (Some(component.kind()), component.delays())
+            }
+            Some(CatalogComponent::Factory(_)) if self.unsettled.contains(&*stage.name) => {
+                (None, false)
             }
             Some(CatalogComponent::Factory(factory)) => {
                 let outputs = stage.outputs.iter().chain(&stage.direct).cloned().collect();

@@ -3,7 +3,7 @@
 use std::sync::{Arc, LazyLock};
 
 use async_trait::async_trait;
-use brigade_core::component::{AnyComponent, ComponentFactory, StageSite, into_any};
+use brigade_core::component::{AnyComponent, into_any};
 use brigade_core::connector::{
     Connector, ConnectorEnv, ConnectorError, Consumer, Features, Problem, Producer, QueueSpec,
     Reader,
@@ -11,33 +11,27 @@ use brigade_core::connector::{
 use brigade_pipeline::{Catalog, CatalogComponent};
 use serde_json::{Value, json};
 
-/// Queue types `rich`, `poor`, `alone`; components `code` and `made`.
+/// The queue type `rich` and the component `code`.
 pub(crate) struct Fake;
 
-struct Type {
-    name: &'static str,
-    features: Features,
-}
+struct Rich;
 
 #[async_trait]
-impl Connector for Type {
+impl Connector for Rich {
     fn type_name(&self) -> &'static str {
-        self.name
+        "rich"
     }
 
     fn features(&self, _: &Value) -> Features {
-        self.features.clone()
+        Features { consume: true, produce: true, competing: true, groups: true, ..Features::NONE }
     }
 
     fn schema(&self) -> Value {
         json!({ "type": "object", "properties": { "path": { "type": "string" } } })
     }
 
-    fn check(&self, queue: &QueueSpec) -> Vec<Problem> {
-        match queue.settings["path"].as_str() {
-            Some("bad") => vec![Problem::at("path", "a bad path").help("another one")],
-            _ => Vec::new(),
-        }
+    fn check(&self, _: &QueueSpec) -> Vec<Problem> {
+        Vec::new()
     }
 
     async fn consumer(
@@ -58,37 +52,7 @@ impl Connector for Type {
     }
 }
 
-const POOR: Features = Features { consume: true, produce: true, competing: true, ..Features::NONE };
-const RICH: Features = Features {
-    order: true,
-    key: true,
-    key_order: true,
-    groups: true,
-    settle_together: true,
-    ..POOR
-};
-
-static TYPES: [Type; 3] = [
-    Type { name: "rich", features: RICH },
-    Type { name: "poor", features: POOR },
-    Type { name: "alone", features: Features { competing: false, ..POOR } },
-];
-
-struct Made;
-
-impl ComponentFactory for Made {
-    fn name(&self) -> &'static str {
-        "made"
-    }
-
-    fn schema(&self) -> Option<Value> {
-        None
-    }
-
-    fn build(&self, _: &Value, _: &StageSite) -> Result<Box<dyn AnyComponent>, Vec<Problem>> {
-        Err(vec![Problem { path: Vec::new(), message: "not that".into(), help: None }])
-    }
-}
+static RICH: Rich = Rich;
 
 /// A component behind a lock that is never waited for: the trait object itself is not `Sync`.
 static CODE: LazyLock<std::sync::Mutex<Box<dyn AnyComponent>>> = LazyLock::new(|| {
@@ -97,11 +61,11 @@ static CODE: LazyLock<std::sync::Mutex<Box<dyn AnyComponent>>> = LazyLock::new(|
 
 impl Catalog for Fake {
     fn connector(&self, type_name: &str) -> Option<&dyn Connector> {
-        TYPES.iter().find(|kind| kind.name == type_name).map(|kind| kind as &dyn Connector)
+        (type_name == "rich").then_some(&RICH as &dyn Connector)
     }
 
     fn connector_types(&self) -> Vec<&str> {
-        TYPES.iter().map(|kind| kind.name).collect()
+        vec!["rich"]
     }
 
     fn component(&self, name: &str) -> Option<CatalogComponent<'_>> {
@@ -111,13 +75,12 @@ impl Catalog for Fake {
                 // A few bytes a test, so that the catalog can lend what it makes.
                 Some(CatalogComponent::Registered(Box::leak(code)))
             }
-            "made" => Some(CatalogComponent::Factory(&Made)),
             _ => None,
         }
     }
 
     fn component_names(&self) -> Vec<&str> {
-        vec!["code", "made"]
+        vec!["code"]
     }
 
     fn user_components(&self) -> Vec<&str> {

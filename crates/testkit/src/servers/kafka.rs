@@ -144,11 +144,16 @@ impl Kafka {
 
     fn settings(&self, controller: u16) -> String {
         let (port, logs) = (self.port, self.path("logs"));
+        let pem = self.path("server.pem");
         let listen = |(tls, sasl)| {
             format!(
-                ",SSL://127.0.0.1:{tls},SASL_SSL://127.0.0.1:{sasl}\nssl.keystore.type=PEM\n\
-                 ssl.keystore.location={}\nsasl.enabled.mechanisms=SCRAM-SHA-256",
-                self.path("server.pem").display()
+                ",SSL://127.0.0.1:{tls},SASL_SSL://127.0.0.1:{sasl}\n\
+                 ssl.keystore.type=PEM\n\
+                 ssl.keystore.location={}\n\
+                 sasl.enabled.mechanisms=SCRAM-SHA-256\n\
+                 listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config=\
+                 org.apache.kafka.common.security.scram.ScramLoginModule required;",
+                pem.display()
             )
         };
         let more = self.secured.map(listen).unwrap_or_default();

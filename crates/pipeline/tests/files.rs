@@ -1,0 +1,49 @@
+//! What files mean, and what is laid over them. Wrong ones are in `tests/wrong_files` at the top of
+//! the tree.
+#![allow(clippy::unwrap_used, reason = "a test that stops says where")]
+
+mod catalog;
+
+use std::path::Path;
+
+use brigade_pipeline::{Format, Overrides, load_str};
+use catalog::Fake;
+
+#[test]
+fn values_of_the_environment_and_of_sets_take_the_type_that_is_expected() {
+    let text = "pipeline: p\nqueues: { in: { type: rich } }\nstages: { s: { component: code, input: in, workers: \"${N:-3}\" } }";
+    let overrides = Overrides {
+        variables: vec![("BRIGADE__LANES".into(), "2".into())],
+        sets: vec!["stages.s.max_in_flight={messages: 7}".into()],
+    };
+    let loaded = load_str("p.yaml", Format::Yaml, text, Path::new("."), &overrides, &Fake);
+    let topology = loaded.unwrap_or_else(|error| panic!("{error}")).topology;
+    assert_eq!(topology.lanes, 2);
+    assert_eq!(topology.stages["s"].workers, 3);
+    assert_eq!(topology.stages["s"].max_in_flight.messages, 7);
+}
+
+#[test]
+fn the_three_formats_mean_the_same() {
+    let yaml = "pipeline: p\nqueues:\n  in: { type: rich }\nstages:\n  s: { component: code, input: in, retry: { attempts: 2 } }\n";
+    let toml = "pipeline = \"p\"\n[queues]\nin = { type = \"rich\" }\n[stages.s]\ncomponent = \"code\"\ninput = \"in\"\nretry = { attempts = 2 }\n";
+    let json = r#"{"pipeline":"p","queues":{"in":{"type":"rich"}},"stages":{"s":{"component":"code","input":"in","retry":{"attempts":2}}}}"#;
+    let debug = |format, text| {
+        let loaded = load_str("p", format, text, Path::new("."), &Overrides::default(), &Fake);
+        format!("{:?}", loaded.unwrap_or_else(|error| panic!("{error}")).topology)
+    };
+    let meant = debug(Format::Yaml, yaml);
+    assert_eq!(meant, debug(Format::Toml, toml));
+    assert_eq!(meant, debug(Format::Json, json));
+}
+
+#[test]
+fn a_split_that_cuts_a_direct_edge_is_refused() {
+    let text = "pipeline: p\nqueues: { in: { type: rich } }\nstages:\n  a: { component: code, input: in }\n  b: { component: code, input: a }";
+    let loaded = load_str("p", Format::Yaml, text, Path::new("."), &Overrides::default(), &Fake);
+    let topology = loaded.unwrap().topology;
+    let said = topology.clone().split(&["a".to_owned()]).unwrap_err().to_string();
+    assert!(said.contains("stage `b` is fed directly by `a`"), "{said}");
+    assert!(said.contains("name a queue between them"), "{said}");
+    assert!(topology.split(&["a".to_owned(), "b".to_owned()]).is_ok());
+}
