@@ -5,6 +5,7 @@ use brigade_core::connector::{
     Connector, ConnectorEnv, ConnectorError, Consumer, Features, Guarantee, Problem, Producer,
     QueueSpec, Reader,
 };
+use rdkafka::ClientConfig;
 use rdkafka::producer::Producer as _;
 use serde_json::Value;
 
@@ -14,7 +15,7 @@ use crate::lag::Lagging;
 use crate::poll::{Client, Shared, Watch};
 use crate::producer::KafkaProducer;
 use crate::settings::{Role, Settings, Site, schema};
-use crate::topic::{ASK, cluster, known, make};
+use crate::topic::{ASK, Asker, known, make, reach};
 use crate::transaction::Transactions;
 
 /// What topics can do.
@@ -92,6 +93,7 @@ impl Connector for Kafka {
         let mut config = settings.client(Role::Consumer);
         config.set("group.id", &group).set("enable.auto.commit", "false");
         config.set("enable.auto.offset.store", "false");
+        let asker = ask(&site, &config).await?;
         make(&settings, &settings.topic(queue), &site).await?;
         let transactions = (queue.guarantee == Guarantee::ExactlyOnce).then(|| {
             let mut config = settings.client(Role::Producer);
@@ -103,8 +105,8 @@ impl Connector for Kafka {
         let order = reader.order;
         let revoke_within = settings.revoke_within.0;
         let opened = blocking(move || {
-            let cluster = cluster(&site, &config, &topics)?;
-            let shared = Shared::new(site, cluster, revoke_within);
+            asker.know(&site, &topics)?;
+            let shared = Shared::new(site, asker.cluster, revoke_within);
             let client: Client = config
                 .create_with_context(Watch(Arc::clone(&shared)))
                 .map_err(|error| explain(&shared.site, "the consumer cannot be made", &error))?;
@@ -132,4 +134,10 @@ impl Connector for Kafka {
         known(&site, &metadata, &topic)?;
         Ok(Arc::new(producer))
     }
+}
+
+/// Asks whether a broker lets us in, on a thread where it may block.
+async fn ask(site: &Site, config: &ClientConfig) -> Result<Asker, ConnectorError> {
+    let (site, config) = (site.clone(), config.clone());
+    blocking(move || reach(&site, config)).await?
 }

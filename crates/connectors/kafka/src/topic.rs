@@ -1,20 +1,24 @@
 //! Topics: whether they are there, and making them.
 
-use std::time::Duration;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use brigade_core::connector::ConnectorError;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::DefaultClientContext;
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::client::{ClientContext, DefaultClientContext};
+use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::metadata::Metadata;
 
-use crate::client::explain;
+use crate::client::{explain, log};
 use crate::settings::{Role, Settings, Site};
 
 /// How long a broker may take to answer when a queue is opened.
 pub(crate) const ASK: Duration = Duration::from_secs(10);
+/// How often it is looked whether it has said why it does not.
+const STEP: Duration = Duration::from_millis(200);
 
 /// Makes a topic, if the queue says so and it is not there.
 pub(crate) async fn make(
@@ -55,21 +59,69 @@ pub(crate) fn known(site: &Site, metadata: &Metadata, topic: &str) -> Result<(),
     }
 }
 
-/// Which cluster it is; its topics are there. Blocks.
-pub(crate) fn cluster(
-    site: &Site,
-    config: &ClientConfig,
-    topics: &[String],
-) -> Result<String, ConnectorError> {
-    let explained = |error: KafkaError| explain(site, "cannot reach the broker", &error);
+/// Which cluster it is, if a broker lets us in. Blocks.
+pub(crate) fn reach(site: &Site, mut config: ClientConfig) -> Result<Asker, ConnectorError> {
+    let doing = "cannot reach the broker";
     // Not a member of the group: it only asks.
-    let mut config = config.clone();
     config.remove("group.id").remove("group.instance.id");
-    let client: BaseConsumer = config.create().map_err(explained)?;
-    for topic in topics.iter().filter(|topic| !topic.starts_with('^')) {
-        let metadata = client.fetch_metadata(Some(topic), ASK).map_err(explained)?;
-        known(site, &metadata, topic)?;
+    let heard = Heard { site: site.clone(), trouble: Mutex::default() };
+    let client: BaseConsumer<Heard> =
+        config.create_with_context(heard).map_err(|error| explain(site, doing, &error))?;
+    let begun = Instant::now();
+    loop {
+        if let Some(cluster) = client.client().fetch_cluster_id(STEP) {
+            return Ok(Asker { client, cluster });
+        }
+        // What went wrong is only told to who polls.
+        let _ = client.poll(Duration::ZERO);
+        let trouble = client.context().trouble.lock().ok().and_then(|mut heard| heard.take());
+        if let Some(error) = trouble {
+            return Err(explain(site, doing, &error));
+        }
+        if begun.elapsed() > ASK {
+            let silence = KafkaError::MetadataFetch(Code::OperationTimedOut);
+            return Err(explain(site, doing, &silence));
+        }
     }
-    let cluster = client.client().fetch_cluster_id(ASK);
-    cluster.ok_or_else(|| explained(KafkaError::MetadataFetch(Code::OperationTimedOut)))
 }
+
+/// A client that only asks.
+pub(crate) struct Asker {
+    client: BaseConsumer<Heard>,
+    pub(crate) cluster: String,
+}
+
+impl Asker {
+    /// Refuses topics that are not there.
+    pub(crate) fn know(&self, site: &Site, topics: &[String]) -> Result<(), ConnectorError> {
+        for topic in topics.iter().filter(|topic| !topic.starts_with('^')) {
+            let metadata = self.client.fetch_metadata(Some(topic), ASK);
+            let metadata =
+                metadata.map_err(|error| explain(site, "cannot reach the broker", &error))?;
+            known(site, &metadata, topic)?;
+        }
+        Ok(())
+    }
+}
+
+/// Hears why there is no connection.
+pub(crate) struct Heard {
+    site: Site,
+    trouble: Mutex<Option<KafkaError>>,
+}
+
+impl ClientContext for Heard {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        log(&self.site, level, facility, text);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(queue = %self.site.queue, %error, reason, "the client met an error");
+        if let Ok(mut trouble) = self.trouble.lock() {
+            // That all brokers are down follows from what was told before.
+            trouble.get_or_insert(error);
+        }
+    }
+}
+
+impl ConsumerContext for Heard {}
