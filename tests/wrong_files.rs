@@ -66,7 +66,8 @@ fn every_wrong_file_is_told_in_full() {
     let update = std::env::var_os("UPDATE_EXPECTED").is_some();
     let mut different = Vec::new();
     for path in files() {
-        let said = said(&path) + "\n";
+        // Not all builds have it.
+        let said = said(&path).replace("`kafka`, ", "") + "\n";
         let expected = PathBuf::from(format!("{}.expected", path.display()));
         if update {
             fs::write(&expected, &said).unwrap();

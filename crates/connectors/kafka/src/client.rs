@@ -1,7 +1,11 @@
 //! What all clients share: their logs, and how their errors are told.
 
+use std::sync::{Mutex, PoisonError};
+
 use brigade_core::connector::ConnectorError;
+use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
+use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::types::RDKafkaErrorCode as Code;
 
@@ -21,6 +25,37 @@ pub(crate) fn log(site: &Site, level: RDKafkaLogLevel, facility: &str, text: &st
         _ => tracing::trace!(%queue, facility, "librdkafka: {text}"),
     }
 }
+
+/// The context of clients that only ask: keeps why there is no connection.
+pub(crate) struct Heard {
+    site: Site,
+    trouble: Mutex<Option<KafkaError>>,
+}
+
+impl Heard {
+    pub(crate) fn new(site: &Site) -> Self {
+        Self { site: site.clone(), trouble: Mutex::default() }
+    }
+
+    /// The first thing that went wrong since this was asked.
+    pub(crate) fn trouble(&self) -> Option<KafkaError> {
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl ClientContext for Heard {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        log(&self.site, level, facility, text);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(queue = %self.site.queue, %error, reason, "the client met an error");
+        // That all brokers are down follows from what was told before.
+        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+}
+
+impl ConsumerContext for Heard {}
 
 /// An error that the runtime tries again after, or not, told with what to do.
 pub(crate) fn explain(site: &Site, doing: &str, error: &KafkaError) -> ConnectorError {

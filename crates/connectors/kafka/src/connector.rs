@@ -110,7 +110,7 @@ impl Connector for Kafka {
             let client: Client = config
                 .create_with_context(Watch(Arc::clone(&shared)))
                 .map_err(|error| explain(&shared.site, "the consumer cannot be made", &error))?;
-            let lagging = Lagging::new(topics.clone(), config);
+            let lagging = Lagging::new(shared.site.clone(), topics.clone(), config);
             KafkaConsumer::open(shared, client, &topics, order, lagging, transactions)
         });
         Ok(Arc::new(opened.await??))

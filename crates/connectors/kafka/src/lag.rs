@@ -10,15 +10,17 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use crate::assignment::{Place, Progress};
-use crate::client::explain;
+use crate::client::{Heard, explain};
 use crate::metadata;
 use crate::poll::{Client, Shared, State};
+use crate::settings::Site;
 
 /// How long one question to the broker may take.
 const ASK: Duration = Duration::from_secs(5);
 
 /// Asks for the lag. Blocks.
 pub(crate) struct Lagging {
+    site: Site,
     topics: Vec<String>,
     /// For one that looks. It has the group's name, as it could not be assigned anything without, but
     /// does not join it.
@@ -30,16 +32,16 @@ pub(crate) struct Lagging {
 /// records, which nobody ever gets.
 #[derive(Default)]
 struct Looker {
-    client: Option<BaseConsumer>,
+    client: Option<BaseConsumer<Heard>>,
     /// From where to where there are only marks.
     marks: HashMap<Place, (u64, u64)>,
 }
 
 impl Lagging {
-    pub(crate) fn new(topics: Vec<String>, mut config: ClientConfig) -> Self {
+    pub(crate) fn new(site: Site, topics: Vec<String>, mut config: ClientConfig) -> Self {
         config.remove("group.instance.id");
         config.set("enable.partition.eof", "true");
-        Self { topics, config, looker: Mutex::default() }
+        Self { site, topics, config, looker: Mutex::default() }
     }
 
     pub(crate) fn ask(&self, shared: &Shared, client: &Client) -> Result<Lag, ConnectorError> {
@@ -121,7 +123,7 @@ impl Lagging {
         }
         let client = match looker.client.take() {
             Some(client) => client,
-            None => self.config.create()?,
+            None => self.config.create_with_context(Heard::new(&self.site))?,
         };
         let mut list = TopicPartitionList::new();
         let from = Offset::Offset(i64::try_from(low).unwrap_or(i64::MAX));

@@ -48,6 +48,8 @@ pub(crate) struct Shared {
     /// Something came, or is to be told.
     pub(crate) arrived: Notify,
     stopping: AtomicBool,
+    /// Nothing is fetched, as there is no room.
+    paused: AtomicBool,
 }
 
 #[derive(Default)]
@@ -71,6 +73,7 @@ impl Shared {
             room: Condvar::new(),
             arrived: Notify::new(),
             stopping: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
         })
     }
 
@@ -99,6 +102,15 @@ impl Shared {
         self.arrived.notify_waiters();
     }
 
+    /// Pauses all partitions, or lets all be fetched.
+    fn pause(&self, client: &Client, pause: bool) {
+        self.paused.store(pause, Ordering::Relaxed);
+        let set = |all: &_| if pause { client.pause(all) } else { client.resume(all) };
+        if let Err(error) = client.assignment().and_then(|all| set(&all)) {
+            tracing::debug!(queue = %self.site.queue, %error, pause, "pausing or resuming failed");
+        }
+    }
+
     fn is_full(state: &State) -> bool {
         let (ready, ..) = state.assignment.counts();
         let (_, bytes) = state.assignment.stored();
@@ -115,18 +127,14 @@ impl Shared {
 
 /// Polls until it is told to stop; then leaves the group.
 pub(crate) fn run(shared: &Arc<Shared>, client: Arc<Client>) {
-    let mut paused = false;
     while !shared.stopping() {
+        let paused = shared.paused.load(Ordering::Relaxed);
         let has_room = match paused {
             true => !Shared::is_full(&shared.state()),
             false => shared.wait_for_room(),
         };
         if has_room == paused {
-            paused = !has_room;
-            let set = |all: &_| if paused { client.pause(all) } else { client.resume(all) };
-            if let Err(error) = client.assignment().and_then(|all| set(&all)) {
-                tracing::debug!(queue = %shared.site.queue, %error, "pausing or resuming failed");
-            }
+            shared.pause(&client, !has_room);
         }
         match client.poll(POLL) {
             Some(Ok(first)) => take_over(shared, &client, first),
@@ -204,6 +212,13 @@ impl ConsumerContext for Watch {
                 self.0.tell(explain(&self.0.site, "the group cannot share the topic", error));
             }
             _ => {}
+        }
+    }
+
+    fn post_rebalance(&self, client: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        // A partition that was paused when it went is still paused when it comes back.
+        if matches!(rebalance, Rebalance::Assign(_)) {
+            self.0.pause(client, false);
         }
     }
 

@@ -1,6 +1,6 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use brigade_core::CauseKind;
@@ -23,6 +23,8 @@ use crate::record::record;
 use crate::settings::Site;
 use crate::transaction::store_id;
 
+/// How often it is told that no broker is there.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 /// How long closing waits for delivery reports.
 const FLUSH: Duration = Duration::from_secs(30);
 /// How long to wait before a record is offered again to a client whose buffers are full.
@@ -37,7 +39,10 @@ pub(crate) struct KafkaProducer {
 }
 
 /// Hears delivery reports.
-pub(crate) struct Reports(Site);
+pub(crate) struct Reports {
+    site: Site,
+    told: Mutex<Option<Instant>>,
+}
 
 /// A batch that waits for its reports.
 struct Batch {
@@ -52,17 +57,29 @@ pub(crate) struct Ticket {
     at: usize,
 }
 
+impl Reports {
+    /// Whether it was not told just now: the client repeats itself twenty times a second.
+    fn may_tell(&self) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let may = told.is_none_or(|at| at.elapsed() > TELL_EVERY);
+        if may {
+            *told = Some(Instant::now());
+        }
+        may
+    }
+}
+
 impl ClientContext for Reports {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        log(&self.0, level, facility, text);
+        log(&self.site, level, facility, text);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        let queue = &self.0.queue;
+        let queue = &self.site.queue;
         match error.rdkafka_error_code() {
             // While no broker is there, nothing is confirmed and nothing else says why.
-            Some(Code::AllBrokersDown | Code::Authentication | Code::SSL) => {
-                let error = explain(&self.0, "cannot produce", &error);
+            Some(Code::AllBrokersDown | Code::Authentication | Code::SSL) if self.may_tell() => {
+                let error = explain(&self.site, "cannot produce", &error);
                 tracing::warn!(%queue, %error, reason, "the producer has no broker");
             }
             _ => tracing::debug!(%queue, %error, reason, "the client met an error"),
@@ -76,7 +93,7 @@ impl ProducerContext for Reports {
     fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
         let outcome = match result {
             Ok(_) => Produced::Confirmed,
-            Err((error, _)) => failed(&self.0, error),
+            Err((error, _)) => failed(&self.site, error),
         };
         ticket.batch.set(ticket.at, outcome);
     }
@@ -137,7 +154,8 @@ impl KafkaProducer {
         mut config: ClientConfig,
     ) -> Result<Self, ConnectorError> {
         config.set("enable.idempotence", "true");
-        let client = config.create_with_context(Reports(site.clone()));
+        let client =
+            config.create_with_context(Reports { site: site.clone(), told: Mutex::default() });
         let client =
             client.map_err(|error| explain(&site, "the producer cannot be made", &error))?;
         let closed = AtomicBool::new(false);

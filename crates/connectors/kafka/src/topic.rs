@@ -1,18 +1,15 @@
 //! Topics: whether they are there, and making them.
 
-use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use brigade_core::connector::ConnectorError;
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-use rdkafka::client::{ClientContext, DefaultClientContext};
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::metadata::Metadata;
 
-use crate::client::{explain, log};
+use crate::client::{Heard, explain};
 use crate::settings::{Role, Settings, Site};
 
 /// How long a broker may take to answer when a queue is opened.
@@ -29,8 +26,8 @@ pub(crate) async fn make(
     let Some(create) = settings.create else { return Ok(()) };
     let doing = format!("topic `{topic}` cannot be made");
     let explained = |error: KafkaError| explain(site, &doing, &error);
-    let admin: AdminClient<DefaultClientContext> =
-        settings.client(Role::Producer).create().map_err(explained)?;
+    let admin: AdminClient<Heard> =
+        settings.client(Role::Producer).create_with_context(Heard::new(site)).map_err(explained)?;
     let new = NewTopic::new(topic, create.partitions, TopicReplication::Fixed(create.replication));
     let options = AdminOptions::new().request_timeout(Some(ASK)).operation_timeout(Some(ASK));
     let made = admin.create_topics([&new], &options).await.map_err(explained)?;
@@ -64,7 +61,7 @@ pub(crate) fn reach(site: &Site, mut config: ClientConfig) -> Result<Asker, Conn
     let doing = "cannot reach the broker";
     // Not a member of the group: it only asks.
     config.remove("group.id").remove("group.instance.id");
-    let heard = Heard { site: site.clone(), trouble: Mutex::default() };
+    let heard = Heard::new(site);
     let client: BaseConsumer<Heard> =
         config.create_with_context(heard).map_err(|error| explain(site, doing, &error))?;
     let begun = Instant::now();
@@ -74,8 +71,7 @@ pub(crate) fn reach(site: &Site, mut config: ClientConfig) -> Result<Asker, Conn
         }
         // What went wrong is only told to who polls.
         let _ = client.poll(Duration::ZERO);
-        let trouble = client.context().trouble.lock().ok().and_then(|mut heard| heard.take());
-        if let Some(error) = trouble {
+        if let Some(error) = client.context().trouble() {
             return Err(explain(site, doing, &error));
         }
         if begun.elapsed() > ASK {
@@ -103,25 +99,3 @@ impl Asker {
         Ok(())
     }
 }
-
-/// Hears why there is no connection.
-pub(crate) struct Heard {
-    site: Site,
-    trouble: Mutex<Option<KafkaError>>,
-}
-
-impl ClientContext for Heard {
-    fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        log(&self.site, level, facility, text);
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(queue = %self.site.queue, %error, reason, "the client met an error");
-        if let Ok(mut trouble) = self.trouble.lock() {
-            // That all brokers are down follows from what was told before.
-            trouble.get_or_insert(error);
-        }
-    }
-}
-
-impl ConsumerContext for Heard {}

@@ -181,6 +181,43 @@ async fn a_slow_component_does_not_trip_the_poll_interval() {
     assert_eq!(ack(&member, &taken).await, taken.len(), "the partition is still its own");
 }
 
+/// Partitions that go while nobody asks for messages, and come back later, are read again.
+#[tokio::test]
+async fn partitions_that_come_back_are_read_though_they_were_paused() {
+    const MESSAGES: u64 = 8000;
+    let queue = queue(2, &Kafka::shared().servers());
+    put(&producer(&queue).await, 0..MESSAGES).await;
+    let first = consumer(&queue).await.unwrap();
+    let mut seen = BTreeSet::new();
+    while seen.is_empty() {
+        let taken = take(&first, 1).await;
+        seen.extend(taken.iter().map(number));
+        ack(&first, &taken).await;
+    }
+    // Long enough for what is fetched ahead to fill its bound, and to be paused.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(2) {
+        tokio::task::yield_now().await;
+    }
+    let second = consumer(&queue).await.unwrap();
+    while take(&second, 1).await.is_empty() {
+        assert!(begun.elapsed() < PATIENCE, "the second gets nothing");
+    }
+    let only_some = seen.len() + 1000;
+    while seen.len() < only_some {
+        let taken = take(&first, 500).await;
+        seen.extend(taken.iter().map(number));
+        ack(&first, &taken).await;
+    }
+    drop(second);
+    while (seen.len() as u64) < MESSAGES {
+        assert!(begun.elapsed() < PATIENCE, "{} of {MESSAGES}", seen.len());
+        let taken = take(&first, 500).await;
+        seen.extend(taken.iter().map(number));
+        ack(&first, &taken).await;
+    }
+}
+
 fn told<T>(error: Result<T, ConnectorError>, parts: &[&str]) {
     let error = error.err().expect("it goes wrong");
     for part in parts {

@@ -232,17 +232,16 @@ impl Lint<'_> {
         }
     }
 
-    /// `guarantee: exactly_once` needs outputs and acks in one transaction.
+    /// `guarantee: exactly_once` on an input needs outputs and acks in one transaction.
     fn exactly_once(&mut self, stage: &Stage, queues: &Queues) {
         let asked = |name: &&Arc<str>| {
             queues.get(*name).is_some_and(|q| q.spec.guarantee == Guarantee::ExactlyOnce)
         };
         let inputs = stage.input_queues();
-        let outputs: Vec<&Arc<str>> = stage.outputs.iter().chain(&stage.dead_letter).collect();
-        let Some(who) = inputs.iter().chain(outputs.iter().copied()).find(asked) else { return };
-        let Some(Queue { store, .. }) = queues.get(who) else { return };
+        let Some(who) = inputs.iter().find(asked) else { return };
+        let Some(Queue { store, type_name, .. }) = queues.get(who) else { return };
         let at = ["queues", who, "guarantee"];
-        for name in inputs.iter().chain(outputs) {
+        for name in inputs.iter().chain(&stage.outputs).chain(&stage.dead_letter) {
             let Some(queue) = queues.get(name) else { continue };
             let why = match queue.features.settle_together {
                 false => "which cannot be part of one transaction",
@@ -257,26 +256,13 @@ impl Lint<'_> {
             let help = "use queues that live in one store".to_owned();
             self.error("guarantee", &at, message, Some(help));
         }
-        // In the state all of it is one transaction without being asked.
-        if store.is_empty() {
-            return;
-        }
-        if stage.dead_letter.is_none() {
+        if !store.is_empty() && stage.dead_letter.is_none() {
             let message = format!(
                 "queue `{who}` asks for exactly once, but the dead letters of stage `{}` go to the \
                  state, which is another store",
                 stage.name
             );
-            let help = format!("name a queue of type {} as `dead_letter:`", queues[who].type_name);
-            self.error("guarantee", &at, message, Some(help));
-        }
-        if let Some(input) = inputs.iter().find(|name| !asked(name)) {
-            let message = format!(
-                "queue `{who}` asks for exactly once, but queue `{input}`, which stage `{}` reads, \
-                 does not",
-                stage.name
-            );
-            let help = format!("set `guarantee: exactly_once` on queue `{input}`");
+            let help = format!("name a queue of type {type_name} as `dead_letter:`");
             self.error("guarantee", &at, message, Some(help));
         }
     }

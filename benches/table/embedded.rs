@@ -1,0 +1,141 @@
+//! Durable queues in one SQLite file.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use brigade::component::Raw;
+use brigade::{Failure, Memory, Message, MessageId, Registry};
+use rusqlite::Connection;
+
+use crate::support::{Goal, Row, idle, pipeline, timed};
+
+const MESSAGES: usize = 100_000;
+const BATCH: usize = 512;
+const SAMPLES: usize = 3;
+
+/// Puts messages with keys on the embedded queue `in`.
+fn fill(state: &Path, messages: usize, keys: usize) {
+    let memory = Memory::new();
+    let message = |n: usize| {
+        let payload = format!("{{\"n\":{n},\"text\":\"{}\"}}", "x".repeat(150));
+        Message::new(payload).with_id(MessageId(n as u128 + 1)).with_key((n % keys).to_string())
+    };
+    memory.put("bench", "first", (0..messages).map(message));
+    let registry = brigade::registry().connector(Arc::new(memory));
+    let text = "pipeline: bench
+queues:
+  first: { type: memory }
+  in: { type: embedded }
+stages:
+  fill: { component: pass, input: first, outputs: [in] }
+";
+    timed(pipeline(text, &registry).state_path(state), idle);
+}
+
+/// From one durable queue to another.
+pub(crate) fn durable(name: &'static str) -> Row {
+    let ours = || {
+        let directory = tempfile::tempdir().unwrap();
+        fill(directory.path(), MESSAGES, 1000);
+        let text = "pipeline: bench
+lanes: 1
+queues:
+  in: { type: embedded }
+  out: { type: embedded }
+stages:
+  move: { component: pass, input: in, outputs: [out], workers: 1 }
+";
+        let pipeline = pipeline(text, &brigade::registry());
+        timed(pipeline.state_path(directory.path()), idle)
+    };
+    Row::rates(name, 0.8, MESSAGES, ours, by_hand)
+}
+
+/// A loop with two tables: a batch is read, deleted and inserted in one synced transaction.
+fn by_hand() -> Duration {
+    let directory = tempfile::tempdir().unwrap();
+    let mut file = Connection::open(directory.path().join("queues.db")).unwrap();
+    file.pragma_update(None, "journal_mode", "wal").unwrap();
+    file.pragma_update(None, "synchronous", "full").unwrap();
+    for table in ["queue_in", "queue_out"] {
+        let columns = "n integer primary key, id blob, key blob, payload blob";
+        file.execute(&format!("create table {table} ({columns})"), []).unwrap();
+    }
+    let fill = file.transaction().unwrap();
+    for n in 0..MESSAGES {
+        let payload = format!("{{\"n\":{n},\"text\":\"{}\"}}", "x".repeat(150));
+        let insert = "insert into queue_in (id, key, payload) values (?, ?, ?)";
+        let id = (n as u128).to_le_bytes();
+        let mut insert = fill.prepare_cached(insert).unwrap();
+        insert.execute((id, (n % 1000).to_string().as_bytes(), payload.as_bytes())).unwrap();
+    }
+    fill.commit().unwrap();
+    let begun = Instant::now();
+    let mut moved = 0;
+    while moved < MESSAGES {
+        let turn = file.transaction().unwrap();
+        let mut last = 0_i64;
+        {
+            let select = "select n, id, key, payload from queue_in order by n limit ?";
+            let mut select = turn.prepare_cached(select).unwrap();
+            let insert = "insert into queue_out (id, key, payload) values (?, ?, ?)";
+            let mut insert = turn.prepare_cached(insert).unwrap();
+            let mut rows = select.query([BATCH]).unwrap();
+            while let Some(row) = rows.next().unwrap() {
+                last = row.get(0).unwrap();
+                let blob = |at: usize| row.get::<_, Vec<u8>>(at).unwrap();
+                insert.execute((blob(1), blob(2), blob(3))).unwrap();
+                moved += 1;
+            }
+        }
+        turn.execute("delete from queue_in where n <= ?", [last]).unwrap();
+        turn.commit().unwrap();
+    }
+    begun.elapsed()
+}
+
+/// `order: key`, if wished with a key whose first message fails again and again.
+pub(crate) fn by_key(name: &'static str, keys: usize, blocked: bool) -> Row {
+    let goal = Goal::AtLeast(5000.0);
+    let mut row = Row { name, unit: "messages/s", ours: vec![], by_hand: vec![], goal };
+    let messages = if blocked { 500_000 } else { MESSAGES };
+    for _ in 0..SAMPLES {
+        let directory = tempfile::tempdir().unwrap();
+        fill(directory.path(), messages, keys.min(messages));
+        let handled = Arc::new(AtomicUsize::new(0));
+        let registry = by_key_registry(Arc::clone(&handled), blocked);
+        let text = "pipeline: bench
+queues:
+  in: { type: embedded }
+stages:
+  handle:
+    component: handle
+    input: in
+    order: key
+    workers: 4
+    retry: { attempts: 1000000, min: 50ms, max: 50ms }
+";
+        let wanted = if blocked { MESSAGES } else { messages };
+        let pipeline = pipeline(text, &registry).state_path(directory.path());
+        let took = timed(pipeline, async |_| {
+            while handled.load(Relaxed) < wanted {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+        row.ours.push(wanted as f64 / took.as_secs_f64());
+    }
+    row
+}
+
+fn by_key_registry(handled: Arc<AtomicUsize>, blocked: bool) -> Registry {
+    brigade::registry().component("handle", move |raw: Raw| {
+        let payload = raw.0.as_deref().unwrap_or_default();
+        if blocked && payload.starts_with(b"{\"n\":0,") {
+            return Err(Failure::retry("blocked"));
+        }
+        handled.fetch_add(1, Relaxed);
+        Ok(())
+    })
+}

@@ -1,0 +1,73 @@
+//! From a file to a file.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::time::{Duration, Instant};
+
+use brigade::Failure;
+use brigade::component::Raw;
+
+use crate::support::{Row, idle, pipeline, timed};
+
+const MESSAGES: usize = 300_000;
+/// Lines between two syncs of the loop by hand: as many as Brigade settles at once.
+const SYNC_EVERY: usize = 1024;
+
+fn lines() -> String {
+    let text = "x".repeat(170);
+    (0..MESSAGES).map(|n| format!("{{\"n\":{n},\"text\":\"{text}\"}}\n")).collect()
+}
+
+fn copy(raw: Raw) -> Result<Vec<u8>, Failure> {
+    Ok(raw.0.as_deref().unwrap_or_default().to_vec())
+}
+
+pub(crate) fn through(name: &'static str) -> Row {
+    let ours = || {
+        let directory = tempfile::tempdir().unwrap();
+        let path = |name: &str| directory.path().join(name).display().to_string();
+        fs::write(path("in.jsonl"), lines()).unwrap();
+        let text = format!(
+            "pipeline: bench
+lanes: 1
+queues:
+  in: {{ type: file, path: '{}' }}
+  out: {{ type: file, path: '{}' }}
+stages:
+  copy: {{ component: copy, input: in, outputs: [out], workers: 1 }}
+",
+            path("in.jsonl"),
+            path("out.jsonl")
+        );
+        let registry =
+            brigade::registry().component("copy", |raw: Raw| copy(raw).map(bytes::Bytes::from));
+        let pipeline = pipeline(&text, &registry).state_path(directory.path().join("state"));
+        let took = timed(pipeline, idle);
+        let written = fs::metadata(path("out.jsonl")).unwrap().len();
+        assert_eq!(written, fs::metadata(path("in.jsonl")).unwrap().len());
+        took
+    };
+    Row::rates(name, 0.7, MESSAGES, ours, by_hand)
+}
+
+fn by_hand() -> Duration {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    fs::write(path("in.jsonl"), lines()).unwrap();
+    let begun = Instant::now();
+    let input = BufReader::with_capacity(1 << 18, fs::File::open(path("in.jsonl")).unwrap());
+    let mut output = fs::File::create(path("out.jsonl")).unwrap();
+    let mut batch = Vec::new();
+    for (n, line) in input.split(b'\n').enumerate() {
+        batch.extend(line.unwrap());
+        batch.push(b'\n');
+        if (n + 1) % SYNC_EVERY == 0 {
+            output.write_all(&batch).unwrap();
+            output.sync_data().unwrap();
+            batch.clear();
+        }
+    }
+    output.write_all(&batch).unwrap();
+    output.sync_data().unwrap();
+    begun.elapsed()
+}

@@ -1,0 +1,133 @@
+//! From one topic to another, beside a batched loop on the same client.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use brigade::prelude::*;
+use brigade::{Memory, Message, MessageId};
+use brigade_testkit::servers::Kafka;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+use rdkafka::message::Message as _;
+use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+
+use crate::redis::{Order, add, payload};
+use crate::support::{Row, idle, pipeline, timed};
+
+const MESSAGES: usize = 200_000;
+const BATCH: usize = 1000;
+
+pub(crate) fn at_least_once(name: &'static str) -> Row {
+    Row::rates(name, 0.9, MESSAGES, || through("at_least_once"), by_hand)
+}
+
+pub(crate) fn exactly_once(name: &'static str) -> Row {
+    // Printed beside; nothing is asked of it.
+    Row::rates(name, 0.0, MESSAGES, || through("exactly_once"), by_hand)
+}
+
+/// Topics that no other run has.
+fn topics() -> (String, String) {
+    let number = fastrand::u64(..);
+    (format!("in-{number:x}"), format!("out-{number:x}"))
+}
+
+fn text(guarantee: &str, group: &str) -> String {
+    let (from, to) = topics();
+    let servers = Kafka::shared().servers();
+    let more = format!("create: {{ partitions: 4 }}, config: {{ bootstrap.servers: '{servers}' }}");
+    format!(
+        "pipeline: bench
+lanes: 1
+queues:
+  first: {{ type: memory }}
+  in: {{ type: kafka, topic: {from}, group: {group}, guarantee: {guarantee}, {more} }}
+  out: {{ type: kafka, topic: {to}, {more} }}
+  dead: {{ type: kafka, topic: {to}.dead, {more} }}
+stages:
+  fill: {{ component: pass, input: first, outputs: [in], dead_letter: dead }}
+  add: {{ component: add, input: in, outputs: [out], dead_letter: dead, workers: 1 }}
+"
+    )
+}
+
+fn through(guarantee: &str) -> Duration {
+    let memory = Memory::new();
+    let message = |n| Message::new(payload(n)).with_id(MessageId(n as u128 + 1));
+    memory.put("bench", "first", (0..MESSAGES).map(message));
+    let registry = brigade::registry()
+        .connector(Arc::new(memory))
+        .component("add", |order: Order| Ok::<_, Failure>(add(order)));
+    let whole = text("at_least_once", "bench");
+    let only = |stage: &str, text: &str| {
+        let pipeline = pipeline(text, &registry).state(brigade::MemoryState::new());
+        pipeline.stages(&[stage.to_owned()]).unwrap()
+    };
+    timed(only("fill", &whole.replace(", dead_letter: dead }\n  add", " }\n  add")), idle);
+    let asked = whole.replacen("guarantee: at_least_once", &format!("guarantee: {guarantee}"), 1);
+    timed(only("add", &asked), idle)
+}
+
+/// Polls a batch, produces it, flushes, commits.
+fn by_hand() -> Duration {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", Kafka::shared().servers());
+    let (from, to) = topics();
+    make_topics(&config, [&from, &to]);
+    let mut of_producer = config.clone();
+    of_producer.set("enable.idempotence", "true").set("linger.ms", "1");
+    let producer: ThreadedProducer<DefaultProducerContext> = of_producer.create().unwrap();
+    let send = |topic: &str, payload: &[u8]| {
+        let mut record = BaseRecord::<[u8], [u8]>::to(topic).payload(payload);
+        while let Err((_, back)) = producer.send(record) {
+            std::thread::sleep(Duration::from_millis(1));
+            record = back;
+        }
+    };
+    for n in 0..MESSAGES {
+        send(&from, &payload(n));
+    }
+    producer.flush(Duration::from_secs(60)).unwrap();
+    config.set("group.id", &from).set("enable.auto.commit", "false");
+    config.set("auto.offset.reset", "earliest").set("fetch.queue.backoff.ms", "20");
+    let begun = Instant::now();
+    let consumer: BaseConsumer = config.create().unwrap();
+    consumer.subscribe(&[&from]).unwrap();
+    let mut done = 0;
+    while done < MESSAGES {
+        let (mut batch, mut ends) = (0, [None; 4]);
+        while batch < BATCH && done + batch < MESSAGES {
+            let wait = Duration::from_millis(if batch == 0 { 100 } else { 0 });
+            let Some(message) = consumer.poll(wait) else { break };
+            let message = message.unwrap();
+            let order: Order = serde_json::from_slice(message.payload().unwrap()).unwrap();
+            send(&to, &serde_json::to_vec(&add(order)).unwrap());
+            ends[message.partition() as usize] = Some(message.offset() + 1);
+            batch += 1;
+        }
+        if batch == 0 {
+            continue;
+        }
+        producer.flush(Duration::from_secs(60)).unwrap();
+        let mut offsets = TopicPartitionList::new();
+        for (partition, end) in ends.iter().enumerate() {
+            if let Some(end) = end {
+                let end = Offset::Offset(*end);
+                offsets.add_partition_offset(&from, partition as i32, end).unwrap();
+            }
+        }
+        consumer.commit(&offsets, CommitMode::Sync).unwrap();
+        done += batch;
+    }
+    begun.elapsed()
+}
+
+fn make_topics(config: &ClientConfig, names: [&str; 2]) {
+    use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+    let admin: AdminClient<_> = config.create().unwrap();
+    let topics = names.map(|name| NewTopic::new(name, 4, TopicReplication::Fixed(1)));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(20)));
+    let made = runtime.block_on(admin.create_topics(&topics, &options)).unwrap();
+    made.into_iter().for_each(|one| drop(one.unwrap()));
+}

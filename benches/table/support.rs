@@ -1,0 +1,143 @@
+//! What the rows share: pairs, percentiles, pipelines out of text.
+
+use std::fmt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use brigade::pipeline_file::{Format, Overrides, load_str};
+use brigade::{Pipeline, Registry, Running, Supervisor};
+use serde_json::{Value, json};
+
+/// How often a pair is measured.
+pub(crate) const PAIRS: usize = 5;
+
+/// What a row has to show.
+#[derive(Clone, Copy)]
+pub(crate) enum Goal {
+    /// This part of what the loop by hand carries, at least.
+    OfByHand(f64),
+    /// At least so much.
+    AtLeast(f64),
+    /// At most so much; of several samples the 99th of a hundred.
+    AtMost(f64),
+}
+
+/// What was measured.
+pub(crate) struct Row {
+    pub(crate) name: &'static str,
+    pub(crate) unit: &'static str,
+    pub(crate) ours: Vec<f64>,
+    pub(crate) by_hand: Vec<f64>,
+    pub(crate) goal: Goal,
+}
+
+/// The value that so many of a hundred do not exceed.
+fn percentile(values: &[f64], part: f64) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let at = (part / 100.0 * sorted.len() as f64).ceil() as usize;
+    sorted[at.clamp(1, sorted.len()) - 1]
+}
+
+impl Row {
+    /// Messages a second of both, in pairs.
+    pub(crate) fn rates(
+        name: &'static str,
+        goal: f64,
+        messages: usize,
+        ours: impl Fn() -> Duration,
+        by_hand: impl Fn() -> Duration,
+    ) -> Self {
+        let rate = |took: Duration| messages as f64 / took.as_secs_f64();
+        let mut row = Self {
+            name,
+            unit: "messages/s",
+            ours: vec![],
+            by_hand: vec![],
+            goal: Goal::OfByHand(goal),
+        };
+        for _ in 0..PAIRS {
+            row.by_hand.push(rate(by_hand()));
+            row.ours.push(rate(ours()));
+        }
+        row
+    }
+
+    /// The median of the pairs' ratios.
+    fn ratio(&self) -> Option<f64> {
+        let ratios: Vec<f64> = self.ours.iter().zip(&self.by_hand).map(|(o, h)| o / h).collect();
+        (!ratios.is_empty()).then(|| percentile(&ratios, 50.0))
+    }
+
+    fn met(&self) -> bool {
+        match self.goal {
+            Goal::OfByHand(part) => self.ratio().is_some_and(|ratio| ratio >= part),
+            Goal::AtLeast(least) => percentile(&self.ours, 50.0) >= least,
+            Goal::AtMost(most) => percentile(&self.ours, 99.0) <= most,
+        }
+    }
+
+    pub(crate) fn to_json(&self) -> Value {
+        let spread = |values: &[f64]| match values {
+            [] => Value::Null,
+            values => json!({
+                "samples": values.len(),
+                "min": percentile(values, 0.0),
+                "p50": percentile(values, 50.0),
+                "p99": percentile(values, 99.0),
+                "max": percentile(values, 100.0),
+            }),
+        };
+        let goal = match self.goal {
+            Goal::OfByHand(part) => json!({ "of_by_hand": part }),
+            Goal::AtLeast(least) => json!({ "at_least": least }),
+            Goal::AtMost(most) => json!({ "p99_at_most": most }),
+        };
+        json!({
+            "name": self.name,
+            "unit": self.unit,
+            "brigade": spread(&self.ours),
+            "by_hand": spread(&self.by_hand),
+            "ratio": self.ratio(),
+            "goal": goal,
+            "met": self.met(),
+        })
+    }
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (p50, p99) = (percentile(&self.ours, 50.0), percentile(&self.ours, 99.0));
+        write!(f, "  {p50:.3} {} (p99 {p99:.3})", self.unit)?;
+        if let Some(ratio) = self.ratio() {
+            write!(f, ", {ratio:.2} of the loop by hand")?;
+        }
+        write!(f, "{}", if self.met() { "" } else { ": below the goal" })
+    }
+}
+
+/// A pipeline out of text.
+pub(crate) fn pipeline(text: &str, registry: &Registry) -> Pipeline {
+    let overrides = Overrides::default();
+    let loaded = load_str("bench", Format::Yaml, text, Path::new("."), &overrides, registry);
+    let topology = loaded.unwrap_or_else(|error| panic!("{error}")).topology;
+    Pipeline::new(topology, registry).unwrap()
+}
+
+/// Runs something with a pipeline that has started; says how long that took.
+pub(crate) fn timed(pipeline: Pipeline, until: impl AsyncFnOnce(&Running)) -> Duration {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let begun = Instant::now();
+        let running = Supervisor::new().add(pipeline).start().await.unwrap();
+        until(&running).await;
+        let took = begun.elapsed();
+        running.drain().await;
+        took
+    })
+}
+
+/// Until everything that is there is done.
+pub(crate) async fn idle(running: &Running) {
+    running.until_idle(None).await.unwrap();
+}
