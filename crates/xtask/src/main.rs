@@ -1,8 +1,9 @@
-//! The project's scripts: `cargo xtask test`, `cargo xtask tidy`, `cargo xtask docs`, `cargo xtask
-//! fuzz`.
+//! The project's scripts: `cargo xtask test`, `bench`, `soak`, `fuzz`, `docs` and `tidy`.
 
+mod bench;
 mod docs;
 mod fuzz;
+mod soak;
 mod test;
 mod tidy;
 
@@ -19,6 +20,10 @@ struct Arguments {
 enum Command {
     /// Run every test: units, pipelines, crashes, documentation, and the rules of the tree.
     Test(test::Test),
+    /// Measure, beside loops written by hand, and write the table.
+    Bench(bench::Bench),
+    /// Run two processes for a long time, and do all to them that happens to processes.
+    Soak(soak::Soak),
     /// Check the rules of the tree.
     Tidy,
     /// Write the pages of the documentation that are generated.
@@ -30,6 +35,8 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Test(test) => test.run(),
+        Command::Bench(bench) => bench.run(),
+        Command::Soak(soak) => soak.run(),
         Command::Tidy => tidy::run(),
         Command::Docs => docs::run(),
         Command::Fuzz(fuzz) => fuzz.run(),

@@ -1,0 +1,121 @@
+//! The table of benchmarks: runs `benches/table`, and writes what it measured for the documentation.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::process::Command;
+
+use anyhow::{Context, ensure};
+use clap::Args;
+use serde_json::{Value, json};
+
+const JSON: &str = "docs/src/benchmarks.json";
+const PAGE: &str = "docs/src/benchmarks.md";
+
+/// Measure every row of the table, beside loops written by hand.
+#[derive(Debug, Args)]
+pub(crate) struct Bench {
+    /// Only rows whose names contain one of these; then nothing is written.
+    rows: Vec<String>,
+    /// Leave the rows on Kafka out.
+    #[arg(long)]
+    without_kafka: bool,
+}
+
+impl Bench {
+    pub(crate) fn run(&self) -> anyhow::Result<()> {
+        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+        let mut bench = vec!["bench", "--bench", "table"];
+        if !self.without_kafka {
+            bench.extend(["--features", "real-kafka"]);
+        }
+        let command = format!("cargo {}", bench.join(" "));
+        let mut run = Command::new(cargo);
+        run.args(&bench).arg("--").args(&self.rows).stderr(std::process::Stdio::inherit());
+        let output = run.output().context("cargo cannot be run")?;
+        ensure!(output.status.success(), "`{command}` failed");
+        let text = String::from_utf8(output.stdout).context("rows are text")?;
+        let rows = text.lines().filter_map(|line| serde_json::from_str(line).ok());
+        let rows: Vec<Value> = rows.filter(|row: &Value| row["name"].is_string()).collect();
+        if self.rows.is_empty() {
+            let all = json!({ "command": command, "machine": machine(), "rows": rows });
+            fs::write(JSON, format!("{all:#}\n")).context(JSON)?;
+            fs::write(PAGE, page(&all)).context(PAGE)?;
+        }
+        Ok(())
+    }
+}
+
+/// What it ran on.
+fn machine() -> Value {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let cpus = read("/proc/cpuinfo");
+    let model = cpus.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("?");
+    let says = |program: &str, argument: &str| {
+        let output = Command::new(program).arg(argument).output().ok();
+        let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+        text.unwrap_or_else(|| "?".to_owned())
+    };
+    json!({
+        "processor": model.trim_start_matches([':', ' ', '\t']),
+        "cores": std::thread::available_parallelism().map_or(0, usize::from),
+        "kernel": read("/proc/sys/kernel/osrelease").trim(),
+        "rustc": says("rustc", "--version"),
+    })
+}
+
+fn page(all: &Value) -> String {
+    let machine = &all["machine"];
+    let mut page = format!(
+        "<!-- Written by `cargo xtask bench`. -->\n# Benchmarks\n\n`{}`, on {} ({} cores), Linux {}, {}.\n\
+         Medians; each row with a loop by hand in pairs, one after the other.\n\n\
+         | row | Brigade | p99 | by hand | of by hand | goal | met |\n|---|---|---|---|---|---|---|\n",
+        text(&all["command"]),
+        text(&machine["processor"]),
+        machine["cores"],
+        text(&machine["kernel"]),
+        text(&machine["rustc"]),
+    );
+    for row in all["rows"].as_array().into_iter().flatten() {
+        let (ours, hand) = (&row["brigade"], &row["by_hand"]);
+        let unit = text(&row["unit"]);
+        let ratio = row["ratio"].as_f64().map_or(String::new(), |ratio| format!("{ratio:.2}"));
+        let met = if row["met"] == true { "yes" } else { "no" };
+        let _ = writeln!(
+            page,
+            "| {} | {} {unit} | {} | {} | {ratio} | {} | {met} |",
+            text(&row["name"]),
+            number(&ours["p50"]),
+            number(&ours["p99"]),
+            number(&hand["p50"]),
+            goal(&row["goal"]),
+        );
+    }
+    page.push_str(
+        "\n[`benchmarks.json`](benchmarks.json) has the numbers of samples and the extremes.\n",
+    );
+    page
+}
+
+fn goal(goal: &Value) -> String {
+    match goal.as_object().and_then(|goal| goal.iter().next()) {
+        Some((name, value)) if name == "of_by_hand" && value == 0.0 => String::new(),
+        Some((name, value)) if name == "of_by_hand" => format!("{value} of by hand"),
+        Some((name, value)) if name == "at_least" => format!("at least {}", number(value)),
+        Some((_, value)) => format!("p99 at most {}", number(value)),
+        None => String::new(),
+    }
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or("?")
+}
+
+/// Large numbers in thousands, small ones with a digit or two.
+fn number(value: &Value) -> String {
+    match value.as_f64() {
+        None => String::new(),
+        Some(number) if number >= 10_000.0 => format!("{:.0} k", number / 1000.0),
+        Some(number) if number >= 100.0 => format!("{number:.0}"),
+        Some(number) => format!("{number:.2}"),
+    }
+}
