@@ -138,6 +138,22 @@ fn an_error_names_the_layer_that_the_value_came_from() {
 }
 
 #[test]
+fn every_queue_can_be_asked_whether_it_is_reached() {
+    let place = Place::new("p.yaml", YAML);
+    let (_, told) = place.run(&["check", "--connect", "p.yaml"], 2);
+    assert!(told.contains("queue `in`: in.jsonl cannot be read"), "{told}");
+    place.write("in.jsonl", "");
+    let (told, _) = place.run(&["check", "--connect", "p.yaml"], 0);
+    assert!(told.contains("queue `big` (embedded): reached"), "{told}");
+    assert!(told.contains("queue `out` (file): reached"), "{told}");
+    let away = YAML.replace("{ type: embedded }", "{ type: rsmq, url: 'redis://127.0.0.1:1' }");
+    place.write("p.yaml", &away);
+    let (told, error) = place.run(&["check", "--connect", "p.yaml"], 2);
+    assert!(told.contains("queue `in` (file): reached"), "{told}");
+    assert!(error.contains("queue `big`: Redis"), "{error}");
+}
+
+#[test]
 fn queues_are_filled_looked_into_and_emptied() {
     let place = Place::new("p.yaml", YAML);
     let mut put = place.command(&["queues", "put", "p.yaml", "big", "--key", "k"]);

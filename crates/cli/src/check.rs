@@ -1,18 +1,26 @@
+use std::sync::Arc;
+
+use brigade_core::connector::ConnectorEnv;
+use brigade_pipeline::Queue;
 use brigade_runtime::Registry;
 use clap::Args;
+use futures_util::future::join_all;
 
 use crate::Exit;
-use crate::common::{FileArguments, print};
+use crate::common::{FileArguments, complain, print};
 
 /// Check a pipeline file without running it.
 #[derive(Debug, Args)]
 pub(crate) struct Check {
     #[command(flatten)]
     file: FileArguments,
+    /// Also ask every queue whether it can be reached; nothing is taken from any.
+    #[arg(long)]
+    connect: bool,
 }
 
 impl Check {
-    pub(crate) fn run(&self, registry: &Registry) -> anyhow::Result<Exit> {
+    pub(crate) async fn run(&self, registry: &Registry) -> anyhow::Result<Exit> {
         let topology = self.file.load(registry)?.topology;
         let (queues, stages) = (topology.queues.len(), topology.stages.len());
         let several = |n: usize| if n == 1 { "" } else { "s" };
@@ -23,6 +31,39 @@ impl Check {
             several(queues),
             several(stages)
         ));
-        Ok(Exit::Done)
+        match self.connect {
+            true => self.reach(registry).await,
+            false => Ok(Exit::Done),
+        }
+    }
+
+    /// Asks all queues at once, so that several that are away do not add up.
+    async fn reach(&self, registry: &Registry) -> anyhow::Result<Exit> {
+        let opened = self.file.open(registry).await?;
+        let queues = &opened.pipeline.topology().queues;
+        let env = ConnectorEnv { state: Arc::clone(&opened.state) };
+        let asked = queues.values().map(|queue| {
+            let connector = registry.connector_of(&queue.type_name);
+            let env = &env;
+            async move {
+                match connector {
+                    Some(connector) => connector.reach(&queue.spec, env).await,
+                    None => Ok(()),
+                }
+            }
+        });
+        let mut exit = Exit::Done;
+        for (queue, reached) in queues.values().zip(join_all(asked).await) {
+            let Queue { spec, type_name, .. } = queue;
+            match reached {
+                Ok(()) => print(&format!("queue `{}` ({type_name}): reached", spec.name)),
+                Err(error) => {
+                    complain(&anyhow::Error::new(error));
+                    exit = Exit::Usage;
+                }
+            }
+        }
+        opened.close().await?;
+        Ok(exit)
     }
 }

@@ -80,7 +80,7 @@ pub fn main(registry: Registry) -> ExitCode {
 async fn dispatch(command: Command, registry: &Registry) -> anyhow::Result<Exit> {
     match command {
         Command::Run(run) => run.run(registry).await,
-        Command::Check(check) => check.run(registry),
+        Command::Check(check) => check.run(registry).await,
         Command::Graph(graph) => graph.run(registry),
         Command::Schema(schema) => schema.run(registry),
         Command::Test(test) => test.run(registry).await,

@@ -1,3 +1,4 @@
+use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -69,6 +70,30 @@ impl Connector for FileConnector {
             problems.push(Problem::at("path", format!("not a glob: {error}")));
         }
         problems
+    }
+
+    async fn reach(&self, queue: &QueueSpec, _: &ConnectorEnv) -> Result<(), ConnectorError> {
+        let settings: Settings = queue.settings()?;
+        if settings.is_standard() || settings.is_glob() {
+            return Ok(());
+        }
+        // What is read has to be there; what is only written needs a place.
+        let (path, read) = (settings.path(), !queue.groups.is_empty());
+        let (name, what) = (Arc::clone(&queue.name), path.display().to_string());
+        let looked = tokio::task::spawn_blocking(move || match read {
+            true => std::fs::File::open(&path).map(drop),
+            false => {
+                let place = path.parent().filter(|place| !place.as_os_str().is_empty());
+                std::fs::metadata(place.unwrap_or(Path::new("."))).map(drop)
+            }
+        });
+        let failed = |why: String| {
+            let how = if read { "read" } else { "written" };
+            let message = format!("queue `{name}`: {what} cannot be {how}: {why}; see `path:`");
+            ConnectorError::transient(message)
+        };
+        let looked = looked.await.map_err(|error| failed(error.to_string()))?;
+        looked.map_err(|error| failed(error.to_string()))
     }
 
     async fn consumer(

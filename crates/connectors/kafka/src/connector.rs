@@ -81,6 +81,17 @@ impl Connector for Kafka {
         }
     }
 
+    async fn reach(&self, queue: &QueueSpec, _: &ConnectorEnv) -> Result<(), ConnectorError> {
+        let settings = Settings::of(queue)?;
+        let site = Site::new(queue, &settings, Role::Consumer);
+        let asker = ask(&site, &settings.client(Role::Consumer)).await?;
+        if settings.create.is_some() {
+            return Ok(());
+        }
+        let topics = settings.subscription(queue);
+        blocking(move || asker.know(&site, &topics)).await?
+    }
+
     async fn consumer(
         &self,
         queue: &QueueSpec,

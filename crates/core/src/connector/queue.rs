@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::connector::{ConnectorError, Consumer, Features, Lag, Outgoing, Producer};
+use crate::connector::{ConnectorError, Consumer, ErrorKind, Features, Lag, Outgoing, Producer};
 use crate::field::FieldPath;
 use crate::state::StateStore;
 use crate::{ByteSize, Message};
@@ -54,6 +54,21 @@ pub trait Connector: Send + Sync {
         queue: &QueueSpec,
         env: &ConnectorEnv,
     ) -> Result<Arc<dyn Producer>, ConnectorError>;
+
+    /// Whether the queue can be reached as it stands. Takes no message and makes nothing.
+    ///
+    /// By default what [`admin`](Connector::admin) says of it; a queue that cannot be looked into
+    /// counts as reached.
+    ///
+    /// # Errors
+    /// It cannot, and why.
+    async fn reach(&self, queue: &QueueSpec, env: &ConnectorEnv) -> Result<(), ConnectorError> {
+        match self.admin(queue, env).await {
+            Ok(admin) => admin.status().await.map(drop),
+            Err(error) if error.kind() == ErrorKind::Unsupported => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
 
     /// Opens the queue for people: to look into it and to empty it.
     ///

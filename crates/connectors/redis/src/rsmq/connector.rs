@@ -165,6 +165,11 @@ impl Connector for Rsmq {
         }
     }
 
+    async fn reach(&self, queue: &QueueSpec, _: &ConnectorEnv) -> Result<(), ConnectorError> {
+        let settings: Settings = queue.settings()?;
+        Wire::new(&queue.name, &settings.url)?.command::<()>(&redis::cmd("PING")).await
+    }
+
     async fn consumer(
         &self,
         queue: &QueueSpec,

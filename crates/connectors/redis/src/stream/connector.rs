@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::consumer::StreamConsumer;
 use super::producer::StreamProducer;
+use crate::wire::Wire;
 
 /// What streams can do.
 pub(crate) const FEATURES: Features = Features {
@@ -115,6 +116,11 @@ impl Connector for RedisStreams {
                     .help("write `redis://[user[:password]@]host[:port][/database]`"),
             ],
         }
+    }
+
+    async fn reach(&self, queue: &QueueSpec, _: &ConnectorEnv) -> Result<(), ConnectorError> {
+        let settings: Settings = queue.settings()?;
+        Wire::new(&queue.name, &settings.url)?.command::<()>(&redis::cmd("PING")).await
     }
 
     async fn consumer(
