@@ -207,3 +207,48 @@ mod the_custom_connector {
     brigade_testkit::conformance!(|| fixture());
 }
 // ANCHOR_END: suite
+
+const UNRELIABLE: &str = "
+pipeline: luck
+state: state
+log: { level: info }
+queues:
+  in: { type: generator, rate: 500, template: { n: '{{seq}}' } }
+  out: { type: file, path: out.jsonl }
+stages:
+  check: { component: check, input: in, outputs: [out], retry: { attempts: 20, min: 1ms, max: 5ms } }
+";
+
+/// What a component counts is on the endpoint, beside the engine's own counts.
+#[test]
+fn unreliable_counts_its_bad_luck_on_the_metrics_endpoint() {
+    let place = tempfile::tempdir().unwrap();
+    fs::write(place.path().join("luck.yaml"), UNRELIABLE).unwrap();
+    let mut run = example("unreliable");
+    run.current_dir(place.path()).args(["run", "luck.yaml", "--metrics", "127.0.0.1:0"]);
+    let mut child = run.stderr(Stdio::piped()).env("RUST_BACKTRACE", "0").spawn().unwrap();
+    let mut log = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let told = log.find(|line| line.contains("metrics at http://")).unwrap();
+    let (_, address) = told.split_once("http://").unwrap();
+    let address = address.split('/').next().unwrap().to_owned();
+    // Its panics are told: somebody has to read that.
+    let rest = std::thread::spawn(move || log.count());
+    let wanted = "bad_luck_total{pipeline=\"luck\",stage=\"check\"} ";
+    let begun = std::time::Instant::now();
+    loop {
+        let mut stream = TcpStream::connect(&address).unwrap();
+        let request = "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        let count = text.lines().find_map(|line| line.strip_prefix(wanted)?.parse::<u64>().ok());
+        if count.is_some_and(|count| count > 0) {
+            assert!(text.contains("brigade_panics_total{"), "{text}");
+            break;
+        }
+        assert!(begun.elapsed().as_secs() < 30, "{text}");
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    rest.join().unwrap();
+}
