@@ -150,7 +150,10 @@ fn every_queue_can_be_asked_whether_it_is_reached() {
     place.write("p.yaml", &away);
     let (told, error) = place.run(&["check", "--connect", "p.yaml"], 2);
     assert!(told.contains("queue `in` (file): reached"), "{told}");
-    assert!(error.contains("queue `big`: Redis"), "{error}");
+    assert!(error.contains("queue `big`: Redis") && error.contains("`url` right?"), "{error}");
+    // Directories of outputs are made when it runs.
+    place.write("p.yaml", &YAML.replace("out.jsonl", "new/out.jsonl"));
+    place.run(&["check", "--connect", "p.yaml"], 0);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use brigade_testkit::servers::Redis;
 use redis::Value;
 use serde::{Deserialize, Serialize};
 
-use crate::support::{Row, idle, pipeline, timed};
+use crate::support::{Row, acked, pipeline, timed};
 
 const MESSAGES: usize = 50_000;
 const BATCH: usize = 500;
@@ -58,8 +58,8 @@ stages:
             let pipeline = pipeline(&text, &registry).state(brigade::MemoryState::new());
             pipeline.stages(&[stage.to_owned()]).unwrap()
         };
-        timed(only("fill"), idle);
-        timed(only("add"), idle)
+        timed(only("fill"), async |running| acked(running, MESSAGES).await);
+        timed(only("add"), async |running| acked(running, MESSAGES).await)
     };
     Row::rates(name, 0.9, MESSAGES, ours, by_hand)
 }

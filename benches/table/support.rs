@@ -132,7 +132,8 @@ pub(crate) fn timed(pipeline: Pipeline, until: impl AsyncFnOnce(&Running)) -> Du
         let running = Supervisor::new().add(pipeline).start().await.unwrap();
         until(&running).await;
         let took = begun.elapsed();
-        running.drain().await;
+        // Not drained: a message that fails again and again would never be resolved.
+        running.stop(Some(Duration::from_secs(1))).await;
         took
     })
 }
@@ -140,4 +141,13 @@ pub(crate) fn timed(pipeline: Pipeline, until: impl AsyncFnOnce(&Running)) -> Du
 /// Until everything that is there is done.
 pub(crate) async fn idle(running: &Running) {
     running.until_idle(None).await.unwrap();
+}
+
+/// Until a stage, the only one here, has done so many messages.
+pub(crate) async fn acked(running: &Running, messages: usize) {
+    let done =
+        async || running.status().await[0].stages.iter().map(|stage| stage.acked).sum::<u64>();
+    while done().await < messages as u64 {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
 }

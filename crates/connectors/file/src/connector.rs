@@ -77,14 +77,20 @@ impl Connector for FileConnector {
         if settings.is_standard() || settings.is_glob() {
             return Ok(());
         }
-        // What is read has to be there; what is only written needs a place.
-        let (path, read) = (settings.path(), !queue.groups.is_empty());
+        // What is read has to be there, unless it is waited for; what is only written needs a
+        // directory, or one in which directories can be made.
+        let (path, read) = (settings.path(), !queue.groups.is_empty() && !settings.follow);
         let (name, what) = (Arc::clone(&queue.name), path.display().to_string());
         let looked = tokio::task::spawn_blocking(move || match read {
             true => std::fs::File::open(&path).map(drop),
             false => {
-                let place = path.parent().filter(|place| !place.as_os_str().is_empty());
-                std::fs::metadata(place.unwrap_or(Path::new("."))).map(drop)
+                let named = |place: &&Path| !place.as_os_str().is_empty();
+                let places = path.ancestors().skip(1).filter(named);
+                let found = places.map(std::fs::metadata).find_map(Result::ok);
+                match found.is_none_or(|found| found.is_dir()) {
+                    true => Ok(()),
+                    false => Err(std::io::ErrorKind::NotADirectory.into()),
+                }
             }
         });
         let failed = |why: String| {

@@ -269,3 +269,174 @@ impl Ledger {
         Self { watermark, next, resolved: 0, committed: 0 }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    use brigade_core::Message;
+    use brigade_core::connector::FailedReason;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        /// A record comes, after so many offsets that do not exist.
+        Arrive {
+            skipped: u64,
+        },
+        Take(usize),
+        Done(usize),
+        Fail(usize),
+        /// The broker takes what is to commit.
+        Commit,
+        /// The partition goes to another member, who begins where the last commit ended.
+        MoveOn,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            5 => prop_oneof![4 => Just(0), 1 => 1_u64..4].prop_map(|skipped| Step::Arrive { skipped }),
+            3 => (1_usize..5).prop_map(Step::Take),
+            4 => any::<usize>().prop_map(Step::Done),
+            1 => any::<usize>().prop_map(Step::Fail),
+            2 => Just(Step::Commit),
+            1 => Just(Step::MoveOn),
+        ]
+    }
+
+    /// A member, and the log that it reads.
+    struct World {
+        assignment: Assignment,
+        place: Place,
+        log: BTreeSet<u64>,
+        done: BTreeSet<u64>,
+        held: Vec<Incoming>,
+        committed: Option<(u64, String)>,
+        done_by_commit: BTreeSet<u64>,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let place: Place = ("topic".into(), 3);
+            let mut assignment = Assignment::default();
+            assert!(assignment.assign(place.clone(), None));
+            let (log, done, done_by_commit) = Default::default();
+            Self { assignment, place, log, done, held: vec![], committed: None, done_by_commit }
+        }
+
+        fn arrive(&mut self, offset: u64) {
+            let message = |receipt| Incoming::new(Message::new("x"), receipt);
+            self.assignment.arrive(&self.place, offset, message);
+        }
+
+        fn take(&mut self, messages: usize) {
+            let want = Want { messages, bytes: usize::MAX };
+            let taken = self.assignment.take(want, Order::None, Instant::now());
+            for incoming in &taken {
+                let offset = offset_of(incoming.receipt.position);
+                assert!(self.log.contains(&offset) && !self.done.contains(&offset), "{offset}");
+                assert_eq!(
+                    self.assignment.locate(incoming.receipt.position),
+                    format!("topic[3]@{offset}")
+                );
+            }
+            self.held.extend(taken);
+        }
+
+        fn commit(&mut self) {
+            for commit in self.assignment.to_commit() {
+                let offset = u64::try_from(commit.offset).unwrap();
+                let unresolved = self.log.difference(&self.done).next();
+                assert!(
+                    unresolved.is_none_or(|first| offset <= *first),
+                    "it passes {unresolved:?}"
+                );
+                self.assignment.committed(std::slice::from_ref(&commit));
+                self.committed = Some((offset, commit.metadata));
+                self.done_by_commit = self.done.clone();
+            }
+            assert!(self.assignment.to_commit().is_empty());
+        }
+
+        /// What was resolved after the last commit comes again, and nothing else that was.
+        fn move_on(&mut self) {
+            let receipts: Vec<Receipt> = self.held.drain(..).map(|held| held.receipt).collect();
+            self.assignment.revoke(&self.place.clone());
+            let fenced = self.assignment.fenced(&receipts);
+            assert_eq!(fenced.len(), receipts.len(), "a late ack does nothing");
+            let known = self.committed.as_ref().map(|(offset, text)| (*offset, text.as_str()));
+            assert!(self.assignment.assign(self.place.clone(), known));
+            self.done = self.done_by_commit.clone();
+            let from = known.map_or(0, |(offset, _)| offset);
+            let again: Vec<u64> = self.log.range(from..).copied().collect();
+            again.into_iter().for_each(|offset| self.arrive(offset));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn commits_pass_nothing_that_is_unresolved_and_nothing_resolved_comes_again(
+            steps in prop::collection::vec(step(), 1..150),
+        ) {
+            let mut world = World::new();
+            let mut next = 100;
+            for step in steps {
+                match step {
+                    Step::Arrive { skipped } => {
+                        next += skipped;
+                        world.log.insert(next);
+                        world.arrive(next);
+                        next += 1;
+                    }
+                    Step::Take(messages) => world.take(messages),
+                    Step::Done(at) if !world.held.is_empty() => {
+                        let receipt = world.held.swap_remove(at % world.held.len()).receipt;
+                        prop_assert!(world.assignment.fenced(&[receipt]).is_empty());
+                        world.assignment.resolve(&[receipt]);
+                        prop_assert!(world.assignment.fenced(&[receipt]).is_empty(), "once more is harmless");
+                        world.done.insert(offset_of(receipt.position));
+                    }
+                    Step::Fail(at) if !world.held.is_empty() => {
+                        let receipt = world.held.swap_remove(at % world.held.len()).receipt;
+                        let (reason, delay) = (FailedReason::Released, Duration::ZERO);
+                        let failed = Failed { receipt, reason, delay };
+                        prop_assert!(world.assignment.fail(&[failed], Instant::now()).is_empty());
+                        prop_assert_eq!(world.assignment.fenced(&[receipt]), [receipt]);
+                    }
+                    Step::Commit => world.commit(),
+                    Step::MoveOn => world.move_on(),
+                    Step::Done(_) | Step::Fail(_) => {}
+                }
+            }
+            // In the end everything can be resolved, and is committed.
+            world.take(usize::MAX);
+            let receipts: Vec<Receipt> = world.held.drain(..).map(|held| held.receipt).collect();
+            world.assignment.resolve(&receipts);
+            world.done.extend(receipts.iter().map(|receipt| offset_of(receipt.position)));
+            prop_assert_eq!(&world.done, &world.log);
+            world.commit();
+            prop_assert_eq!(world.assignment.stored(), (0, 0));
+        }
+    }
+
+    #[test]
+    fn a_topic_that_is_made_anew_is_read_from_its_beginning() {
+        let mut world = World::new();
+        (500..505).for_each(|offset| {
+            world.log.insert(offset);
+            world.arrive(offset);
+        });
+        world.take(5);
+        let late = world.held[0].receipt;
+        world.log = BTreeSet::from([0, 1]);
+        world.held.clear();
+        world.arrive(0);
+        world.arrive(1);
+        assert_eq!(world.assignment.fenced(&[late]), [late]);
+        world.take(5);
+        assert_eq!(world.held.len(), 2);
+    }
+}

@@ -13,6 +13,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::message::{BorrowedMessage, Message as _};
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::Notify;
 
@@ -31,6 +32,8 @@ const POLL: Duration = Duration::from_millis(100);
 /// How long nobody polls while there is no room; longer, and the partitions are paused. Pausing
 /// throws away what was fetched, so it is not done at once.
 const NO_ROOM: Duration = Duration::from_millis(500);
+/// How long to wait before it is asked again.
+const AGAIN: Duration = Duration::from_millis(100);
 /// How long one question to the broker may take.
 const ASK: Duration = Duration::from_secs(10);
 
@@ -238,11 +241,17 @@ impl Watch {
             if shared.stopping() {
                 return;
             }
-            match client.committed_offsets(list.clone(), ASK) {
+            // A partition may have an error of its own, while a transaction is open.
+            let committed = client.committed_offsets(list.clone(), ASK).and_then(|committed| {
+                committed.elements().iter().try_for_each(TopicPartitionListElem::error)?;
+                Ok(committed)
+            });
+            match committed {
                 Ok(committed) => break committed,
                 Err(error) => {
                     let doing = "cannot read the group's commits";
                     shared.tell(explain(&shared.site, doing, &error));
+                    std::thread::sleep(AGAIN);
                 }
             }
         };

@@ -110,6 +110,10 @@ impl Wire {
             };
             return ConnectorError::permanent(format!("queue `{queue}`: Redis: {text}; {help}"));
         }
-        ConnectorError::transient(format!("queue `{queue}`: Redis: {text}"))
+        let help = match error.is_connection_refusal() {
+            true => "; is the server up, and `url` right?",
+            false => "",
+        };
+        ConnectorError::transient(format!("queue `{queue}`: Redis: {text}{help}"))
     }
 }

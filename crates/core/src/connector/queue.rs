@@ -55,7 +55,7 @@ pub trait Connector: Send + Sync {
         env: &ConnectorEnv,
     ) -> Result<Arc<dyn Producer>, ConnectorError>;
 
-    /// Whether the queue can be reached as it stands. Takes no message and makes nothing.
+    /// Whether the queue can be reached as it stands. Takes no message and makes no queue.
     ///
     /// By default what [`admin`](Connector::admin) says of it; a queue that cannot be looked into
     /// counts as reached.
