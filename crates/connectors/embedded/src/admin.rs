@@ -139,8 +139,8 @@ impl QueueAdmin for EmbeddedAdmin {
         let (target, positions) = (Arc::clone(&self.target), positions.to_vec());
         let deleted = self.requests.ask(move |work| {
             let mut deleted = 0;
-            for position in positions {
-                deleted += delete(work, &target, Some(position))?;
+            for position in &positions {
+                deleted += delete(work, &target, Some(*position))?;
             }
             Ok(deleted)
         });

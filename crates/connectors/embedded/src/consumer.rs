@@ -1,4 +1,5 @@
 use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tokio::sync::Notify;
 
 use crate::claim::{Claimed, claim};
 use crate::connector::features;
-use crate::rows::{delete_leased, expire, now_ms, promote, queue_id};
+use crate::rows::{delete_leased, expire, leased, now_ms, promote, queue_id};
 use crate::settings::Settings;
 use crate::store::{Store, Targets, apply};
 use crate::thread::{Fault, Requests, Work};
@@ -80,8 +81,9 @@ impl EmbeddedConsumer {
         let (queue, order, incarnation) = (self.queue, self.order, self.incarnation);
         let (held, requests) = (Arc::clone(&self.held), self.requests.clone());
         let answer = self.requests.send(move |work| {
-            let claimed = claim(work, queue, order, want, incarnation)?;
-            Ok(ClaimedGuard { claimed: Some(claimed), queue, requests })
+            let claimed = Some(claim(work, queue, order, want, incarnation)?);
+            let (requests, committed) = (requests.clone(), Arc::clone(&work.committed));
+            Ok(ClaimedGuard { claimed, queue, requests, committed })
         });
         let mut guard = answer.await.map_err(|_| ConnectorError::closed(&self.name))??;
         let claimed = guard.claimed.take().expect("it was put there by the request");
@@ -110,11 +112,16 @@ struct ClaimedGuard {
     claimed: Option<Claimed>,
     queue: i64,
     requests: Requests,
+    /// What was undone need not be given back, and somebody else may have it by now.
+    committed: Arc<AtomicBool>,
 }
 
 impl Drop for ClaimedGuard {
     fn drop(&mut self) {
         let Some(claimed) = self.claimed.take() else { return };
+        if !self.committed.load(Ordering::Relaxed) {
+            return;
+        }
         let receipts: Vec<Receipt> = claimed.messages.iter().map(|m| m.receipt).collect();
         if !receipts.is_empty() {
             let queue = self.queue;
@@ -321,14 +328,12 @@ impl Consumer for EmbeddedConsumer {
         let rows: Vec<(u64, u64)> = receipts.iter().map(|r| (r.position, r.fence)).collect();
         let acked = self.requests.ask(move |work| {
             // All or nothing: with a lost lease what the others became is not written either.
-            work.db.execute_batch("SAVEPOINT ack")?;
-            let fenced = delete_leased(work, queue, &rows)?;
+            let (leased, fenced) = leased(work, queue, &rows)?;
             if !fenced.is_empty() && !ops.is_empty() {
-                work.db.execute_batch("ROLLBACK TO ack; RELEASE ack")?;
                 return Ok(fenced);
             }
+            delete_leased(work, queue, &leased)?;
             apply(work, &ops)?;
-            work.db.execute_batch("RELEASE ack")?;
             work.woke |= work.leases.in_quarantine();
             for (row, _) in &rows {
                 work.leases.forget(*row);

@@ -123,7 +123,8 @@ impl Holder {
             // Consumers have given back what they held; this is for those that were forgotten.
             let sql = "UPDATE messages SET holder = 0, suspect = 0,
                          state = CASE WHEN order_key IS NULL THEN 0 ELSE 3 END
-                       WHERE holder = ?1 AND state = 2 RETURNING queue, order_key";
+                       WHERE queue IN (SELECT id FROM queues) AND state = 2 AND holder = ?1
+                       RETURNING queue, order_key";
             let mut freed = db.prepare(sql)?;
             let freed = freed.query_map([self.id], |row| Ok((row.get(0)?, row.get(1)?)))?;
             let freed: Vec<(i64, Option<Vec<u8>>)> = freed.collect::<rusqlite::Result<_>>()?;
@@ -158,7 +159,8 @@ const SUSPECT_DEATHS: i64 = 2;
 fn free(db: &mut Connection, holder: i64) -> rusqlite::Result<usize> {
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let held: usize = transaction.query_row(
-        "SELECT count(*) FROM messages WHERE holder = ?1 AND state = 2",
+        "SELECT count(*) FROM messages
+         WHERE queue IN (SELECT id FROM queues) AND state = 2 AND holder = ?1",
         [holder],
         |row| row.get(0),
     )?;
@@ -166,7 +168,7 @@ fn free(db: &mut Connection, holder: i64) -> rusqlite::Result<usize> {
     transaction.execute(
         "UPDATE messages SET state = 0, holder = 0, redeliveries = redeliveries + 1,
            deaths = deaths + 1, suspect = (deaths + 1 >= ?3), crashes = crashes + ?2
-         WHERE holder = ?1 AND state = 2",
+         WHERE queue IN (SELECT id FROM queues) AND state = 2 AND holder = ?1",
         params![holder, crashed, SUSPECT_DEATHS],
     )?;
     crate::rows::put_keys_in_order(&transaction)?;

@@ -62,8 +62,8 @@ impl Producer for EmbeddedProducer {
         }
         // The whole does not fit: as many as do, one after the other.
         for outgoing in batch {
-            let (one, target) = (outgoing.clone(), Arc::clone(&self.target));
-            let put = self.requests.ask(move |work| enqueue(work, &target, &[one])).await;
+            let (one, target) = ([outgoing.clone()], Arc::clone(&self.target));
+            let put = self.requests.ask(move |work| enqueue(work, &target, &one)).await;
             outcomes.push(match put {
                 Ok(()) => Produced::Confirmed,
                 Err(error) if error.is_transient() && self.refuses() => {

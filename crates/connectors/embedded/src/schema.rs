@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use brigade_core::connector::ConnectorError;
-use rusqlite::{Connection, ErrorCode, OptionalExtension};
+use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
 
 use crate::settings::Sync;
 
@@ -63,7 +63,6 @@ CREATE INDEX by_state ON messages (queue, state, id);
 CREATE INDEX by_time ON messages (queue, visible_at) WHERE state = 1;
 CREATE INDEX by_key ON messages (queue, order_key, id) WHERE order_key IS NOT NULL;
 CREATE INDEX leased_keys ON messages (queue, order_key) WHERE state = 2 AND order_key IS NOT NULL;
-CREATE INDEX by_holder ON messages (holder) WHERE state = 2;
 CREATE INDEX parked ON messages (queue, order_key) WHERE state = 4;
 CREATE INDEX suspects ON messages (queue, id) WHERE suspect = 1;
 ";
@@ -73,7 +72,11 @@ pub(crate) fn open(path: &Path, sync: Sync) -> Result<Connection, ConnectorError
     let wrong = |error: rusqlite::Error| failed(path, error);
     let _alone = alone(path);
     let length = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
-    let mut connection = Connection::open(path).map_err(wrong)?;
+    // One thread uses it, so that it needs no lock of its own.
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
+        | OpenFlags::SQLITE_OPEN_CREATE
+        | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = Connection::open_with_flags(path, flags).map_err(wrong)?;
     connection.busy_handler(Some(wait)).map_err(wrong)?;
     let sync = match sync {
         Sync::Full => "FULL",

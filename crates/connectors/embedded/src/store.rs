@@ -315,7 +315,7 @@ impl StateStore for Store {
             .ask(move |work| {
                 let sql = "SELECT DISTINCT name FROM queues WHERE pipeline = ?1 ORDER BY name";
                 let mut names = work.db.prepare_cached(sql)?;
-                let names = names.query_map([pipeline], |row| row.get(0))?;
+                let names = names.query_map([&pipeline], |row| row.get(0))?;
                 Ok(names.collect::<rusqlite::Result<_>>()?)
             })
             .await

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
@@ -29,16 +30,19 @@ pub(crate) struct Work<'w> {
     pub(crate) options: &'w Options,
     /// Set when rows have become visible, so that others are told after the commit.
     pub(crate) woke: bool,
+    /// Whether the transaction is committed: for what has to tell, later, if it took place.
+    pub(crate) committed: Arc<AtomicBool>,
 }
 
 /// Something to be done in a transaction, answered after its commit.
 trait Job: Send {
-    fn run(&mut self, work: &mut Work<'_>) -> rusqlite::Result<()>;
+    /// Says whether the transaction may go on: not when it failed with part of it done.
+    fn run(&mut self, work: &mut Work<'_>) -> bool;
     fn answer(self: Box<Self>, committed: Result<(), ConnectorError>);
 }
 
 struct Request<F, T> {
-    run: Option<F>,
+    run: F,
     result: Option<Result<T, ConnectorError>>,
     reply: oneshot::Sender<Result<T, ConnectorError>>,
     path: Arc<PathBuf>,
@@ -46,27 +50,20 @@ struct Request<F, T> {
 
 impl<F, T> Job for Request<F, T>
 where
-    F: FnOnce(&mut Work<'_>) -> Result<T, Fault> + Send,
+    F: FnMut(&mut Work<'_>) -> Result<T, Fault> + Send,
     T: Send,
 {
-    fn run(&mut self, work: &mut Work<'_>) -> rusqlite::Result<()> {
-        let Some(run) = self.run.take() else { return Ok(()) };
-        // A request that fails part-way leaves nothing behind, and the others go on.
-        work.db.execute_batch("SAVEPOINT request")?;
-        match run(work) {
-            Ok(value) => {
-                work.db.execute_batch("RELEASE request")?;
-                self.result = Some(Ok(value));
-            }
-            Err(fault) => {
-                work.db.execute_batch("ROLLBACK TO request; RELEASE request")?;
-                self.result = Some(Err(match fault {
-                    Fault::Sql(error) => failed(&self.path, error),
-                    Fault::Told(error) => error,
-                }));
-            }
-        }
-        Ok(())
+    fn run(&mut self, work: &mut Work<'_>) -> bool {
+        let before = work.db.total_changes();
+        let result = (self.run)(work).map_err(|fault| match fault {
+            Fault::Sql(error) => failed(&self.path, error),
+            Fault::Told(error) => error,
+        });
+        // Some errors end the transaction by themselves.
+        let clean = work.db.total_changes() == before && !work.db.is_autocommit();
+        let goes_on = result.is_ok() || clean;
+        self.result = Some(result);
+        goes_on
     }
 
     fn answer(self: Box<Self>, committed: Result<(), ConnectorError>) {
@@ -121,10 +118,10 @@ impl Requests {
         (Self { sender, path: Arc::new(path) }, Inbox(receiver))
     }
 
-    /// Does something in the next transaction.
+    /// Does something in the next transaction. It may be undone and done again.
     pub(crate) async fn ask<T: Send + 'static>(
         &self,
-        run: impl FnOnce(&mut Work<'_>) -> Result<T, Fault> + Send + 'static,
+        run: impl FnMut(&mut Work<'_>) -> Result<T, Fault> + Send + 'static,
     ) -> Result<T, ConnectorError> {
         let answer = self.send(run);
         answer.await.unwrap_or_else(|_| Err(self.closed()))
@@ -133,11 +130,11 @@ impl Requests {
     /// Sends a request whose answer nobody has to wait for.
     pub(crate) fn send<T: Send + 'static>(
         &self,
-        run: impl FnOnce(&mut Work<'_>) -> Result<T, Fault> + Send + 'static,
+        run: impl FnMut(&mut Work<'_>) -> Result<T, Fault> + Send + 'static,
     ) -> oneshot::Receiver<Result<T, ConnectorError>> {
         let (reply, answer) = oneshot::channel();
         let path = Arc::clone(&self.path);
-        let request = Request { run: Some(run), result: None, reply, path };
+        let request = Request { run, result: None, reply, path };
         // If the thread has ended, the reply is dropped, which says so.
         let _ = self.sender.send(Told::Job(Box::new(request)));
         answer
@@ -171,6 +168,15 @@ pub(crate) struct StoreThread {
     pub(crate) path: PathBuf,
     /// Tells consumers to look again.
     pub(crate) visible: Arc<Notify>,
+}
+
+/// How a group of jobs went.
+enum Transacted {
+    Committed {
+        woke: bool,
+    },
+    /// One of them failed part-way, so that nothing was kept.
+    Undone,
 }
 
 impl StoreThread {
@@ -222,10 +228,19 @@ impl StoreThread {
     }
 
     /// Does a group of jobs in one transaction, commits once, and answers all.
+    ///
+    /// When one of them fails part-way, everything is undone and each is done by itself: that is
+    /// rare, and a savepoint for each would copy every page that they change.
     fn commit(&mut self, mut jobs: Vec<Box<dyn Job>>, leases: &mut Leases) {
-        let mut woke = false;
-        let committed = self.transact(&mut jobs, leases, &mut woke);
-        let failed = committed.err().map(|error| failed(&self.path, error));
+        let transacted = self.transact(&mut jobs, leases);
+        if matches!(transacted, Ok(Transacted::Undone)) {
+            leases.reload(&self.db, self.holder.id);
+            if jobs.len() > 1 {
+                return jobs.into_iter().for_each(|job| self.commit(vec![job], leases));
+            }
+        }
+        let woke = matches!(transacted, Ok(Transacted::Committed { woke: true }));
+        let failed = transacted.err().map(|error| failed(&self.path, error));
         for job in jobs {
             job.answer(match &failed {
                 None => Ok(()),
@@ -248,8 +263,7 @@ impl StoreThread {
         &mut self,
         jobs: &mut [Box<dyn Job>],
         leases: &mut Leases,
-        woke: &mut bool,
-    ) -> rusqlite::Result<()> {
+    ) -> rusqlite::Result<Transacted> {
         let transaction = self.db.transaction_with_behavior(TransactionBehavior::Immediate)?;
         let mut work = Work {
             db: &transaction,
@@ -257,12 +271,15 @@ impl StoreThread {
             leases,
             options: &self.options,
             woke: false,
+            committed: Arc::default(),
         };
-        for job in jobs.iter_mut() {
-            job.run(&mut work)?;
+        if !jobs.iter_mut().all(|job| job.run(&mut work)) {
+            return Ok(Transacted::Undone);
         }
-        *woke = work.woke;
-        transaction.commit()
+        let (woke, committed) = (work.woke, work.committed);
+        transaction.commit()?;
+        committed.store(true, Ordering::Relaxed);
+        Ok(Transacted::Committed { woke })
     }
 
     /// Changes when another process has written.
