@@ -322,7 +322,7 @@ impl Default for RestartKeys {
 
 impl Default for InFlightKeys {
     fn default() -> Self {
-        Self { messages: 1024, bytes: ByteSize(64 << 20) }
+        Self { messages: 4096, bytes: ByteSize(64 << 20) }
     }
 }
 

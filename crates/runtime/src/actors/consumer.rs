@@ -31,7 +31,7 @@ use crate::tree::{Exit, Report};
 /// The most messages asked for at once: eight chunks, or two for each of the workers.
 const PULL_MAX: usize = 8 * CHUNK_MAX;
 /// The most messages settled in one transaction, so that locks are not held for long.
-const SETTLE_MAX: usize = 2 * PULL_MAX;
+const SETTLE_MAX: usize = 4 * PULL_MAX;
 /// Settlements under way at once: one that waits for the disk and one that is being prepared.
 const SETTLEMENTS_MAX: usize = 2;
 /// How long settlements that are under way may take when the consumer closes.
