@@ -97,22 +97,82 @@ fn metrics_are_those_of_the_documentation_and_tell_what_happens() {
     assert!(text.contains(lost) && value(&text, lost) == 0.0, "{text}");
     assert!(text.contains("brigade_component_seconds_bucket{"), "{text}");
 
-    let type_of = |line: &str| {
-        let mut words = line.strip_prefix("# TYPE ")?.split(' ');
-        Some((words.next()?.to_owned(), words.next()?.to_owned()))
-    };
-    let told: BTreeSet<_> = text.lines().filter_map(type_of).collect();
+    let told = types(&text);
     let documented = include_str!("../docs/src/metrics.md");
-    let row = |line: &str| {
-        let mut cells = line.strip_prefix("| `brigade_")?.split('|');
-        let name = format!("brigade_{}", cells.next()?.trim().trim_end_matches('`'));
-        Some((name, cells.next()?.trim().to_owned()))
-    };
-    let documented: BTreeSet<_> = documented.lines().filter_map(row).collect();
+    let (own, _) = documented.split_once("## The names of Volley").unwrap();
+    let documented = rows(own);
     let missing: Vec<_> = told.difference(&documented).collect();
     assert!(missing.is_empty(), "not in docs/src/metrics.md: {missing:?}");
     let never: Vec<_> = documented.difference(&told).collect();
     assert!(never.is_empty(), "in docs/src/metrics.md, but never told: {never:?}");
+}
+
+/// The names and types that a table documents.
+fn rows(table: &str) -> BTreeSet<(String, String)> {
+    let row = |line: &str| {
+        let mut cells = line.strip_prefix("| `")?.split('|');
+        let name = cells.next()?.trim().trim_end_matches('`').to_owned();
+        Some((name, cells.next()?.trim().to_owned()))
+    };
+    table.lines().filter_map(row).collect()
+}
+
+/// The names and types that an exposition tells.
+fn types(text: &str) -> BTreeSet<(String, String)> {
+    let type_of = |line: &str| {
+        let mut words = line.strip_prefix("# TYPE ")?.split(' ');
+        Some((words.next()?.to_owned(), words.next()?.to_owned()))
+    };
+    text.lines().filter_map(type_of).collect()
+}
+
+#[test]
+fn what_the_metrics_tell_adds_up() {
+    let run = Run::start(YAML);
+    let outputs =
+        "brigade_outputs_total{pipeline=\"watched\",stage=\"sort\",input=\"in\",output=\"kept\"}";
+    let text = run.until("/metrics", |_, body| value(body, outputs) > 500.0);
+    let of = |name: &str, labels: &str| value(&text, &format!("{name}{{{labels}}}"));
+    let copy = "pipeline=\"watched\",stage=\"copy\"";
+    let acked = of("brigade_messages_acked_total", copy);
+    assert!(of("brigade_settle_seconds_count", copy) >= acked, "{text}");
+    assert!(of("brigade_age_seconds_count", copy) >= acked, "{text}");
+    assert!(of("brigade_age_seconds_sum", copy) > 0.0, "{text}");
+    assert!(of("brigade_pulls_total", copy) > 0.0, "{text}");
+    let idle = of("brigade_idle_milliseconds_total", copy);
+    let busy = of("brigade_busy_milliseconds_total", copy);
+    assert!(idle > busy, "2,000 messages a second leave it idle: {idle} ms, {busy} ms busy");
+    assert!(of("brigade_last_message_age_seconds", copy) < 10.0, "{text}");
+    let kept = "pipeline=\"watched\",queue=\"kept\",operation=\"ack\"";
+    assert!(of("brigade_queue_seconds_count", kept) > 0.0, "{text}");
+    let bytes = "brigade_queue_bytes{pipeline=\"watched\",stage=\"copy\",queue=\"kept\"}";
+    run.until("/metrics", |_, body| body.contains(bytes));
+}
+
+#[test]
+fn the_names_of_volley_are_those_of_the_documentation() {
+    let yaml =
+        YAML.replace("metrics: 127.0.0.1:0", "metrics: { address: '127.0.0.1:0', names: volley }");
+    let run = Run::start(&yaml);
+    let produced =
+        "messages_produced_count_total{volley_app=\"sort\",source=\"in\",destination=\"kept\"}";
+    let text = run.until("/metrics", |_, body| value(body, produced) > 100.0);
+    let consumed = "messages_consumed_count_total{volley_app=\"sort\",status=\"success\"}";
+    assert!(value(&text, consumed) > value(&text, produced), "a tenth is rejected: {text}");
+    let cycle = "process_time_seconds_count{volley_app=\"sort\",process_name=\"cycle\"}";
+    assert!(value(&text, cycle) > 0.0, "{text}");
+    assert!(!text.contains("brigade_"), "{text}");
+
+    let documented = include_str!("../docs/src/metrics.md");
+    let (_, table) = documented.split_once("## The names of Volley").unwrap();
+    let told: BTreeSet<_> = types(&text);
+    let (created, told): (BTreeSet<_>, BTreeSet<_>) =
+        told.into_iter().partition(|(name, _)| name.ends_with("_created"));
+    let elsewhere = |name: &str| name.starts_with("redis_") || name.starts_with("delivery_");
+    let documented: BTreeSet<_> =
+        rows(table).into_iter().filter(|(name, _)| !elsewhere(name)).collect();
+    assert_eq!(told, documented);
+    assert_eq!(created.len(), told.len());
 }
 
 #[test]

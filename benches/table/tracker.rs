@@ -26,7 +26,7 @@ pub(crate) fn per_message(name: &'static str) -> Row {
         for round in 0..ROUNDS {
             let chunk = (0..CHUNK).map(|at| {
                 let receipt = Receipt { position: round * CHUNK + at, fence: 1 };
-                let slot = flights.hand_out(receipt, 64);
+                let slot = flights.hand_out(receipt, 64, None);
                 Delivery::from(Parts {
                     message: message.clone(),
                     parsed: None,

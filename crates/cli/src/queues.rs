@@ -112,7 +112,7 @@ async fn list(file: &FileArguments, registry: &Registry) -> anyhow::Result<Exit>
                 number(lag.delayed),
                 number(lag.in_flight),
                 number(lag.parked),
-                number(status.bytes),
+                number(lag.bytes),
             ]);
         }
     }

@@ -3,7 +3,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use brigade_core::Period;
-use brigade_pipeline::{LogFormat, Topology};
+use brigade_pipeline::{LogFormat, MetricNames, Topology};
 use brigade_runtime::{Registry, Running, Stopped, Supervisor, Watcher};
 use clap::Args;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -48,9 +48,9 @@ impl Run {
         log(topology.log_format, topology.log_level.as_deref())?;
         let mut signals = signals()?;
         let address = self.metrics_address(topology)?;
-        let stats = topology.log_stats;
+        let (stats, names) = (topology.log_stats, topology.metric_names);
         let running = Supervisor::new().add(pipeline).start().await?;
-        let _server = self.serve(address, &running)?;
+        let _server = self.serve(address, names, &running)?;
         let _stats = stats.map(|every| tokio::spawn(tell_stats(running.watcher(), every)));
         let idle = async {
             match &self.until_idle {
@@ -91,10 +91,11 @@ impl Run {
     fn serve(
         &self,
         address: Option<SocketAddr>,
+        names: MetricNames,
         running: &Running,
     ) -> anyhow::Result<Option<brigade_watch::Server>> {
         let Some(address) = address else { return Ok(None) };
-        let server = brigade_watch::serve(address, running.watcher())?;
+        let server = brigade_watch::serve(address, running.watcher(), names)?;
         tracing::info!("metrics at http://{}/metrics", server.address());
         Ok(Some(server))
     }
@@ -109,7 +110,12 @@ impl Run {
         }
     }
 
-    fn serve(&self, _: Option<SocketAddr>, _: &Running) -> anyhow::Result<Option<()>> {
+    fn serve(
+        &self,
+        _: Option<SocketAddr>,
+        _: MetricNames,
+        _: &Running,
+    ) -> anyhow::Result<Option<()>> {
         Ok(None)
     }
 }

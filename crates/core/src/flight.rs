@@ -1,8 +1,11 @@
 //! What a consumer has handed out: which message waits for how many resolutions, and what becomes
 //! of it when the last is in.
 
+use std::time::Instant;
+
 use smallvec::SmallVec;
 
+use crate::Timestamp;
 use crate::connector::Receipt;
 use crate::delivery::{Done, GivenUp, Made, Requeued, Resolution, Resolved, Slot};
 
@@ -22,10 +25,20 @@ pub struct Flights {
 #[derive(Debug, Default)]
 struct Entry {
     receipt: Option<Receipt>,
+    since: Option<Since>,
     bytes: usize,
     /// Deliveries not yet resolved.
     open: u32,
     end: End,
+}
+
+/// Since when a message is under way, to tell how long it took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Since {
+    /// When it was put on its queue, if the queue knows.
+    pub enqueued_at: Option<Timestamp>,
+    /// When the consumer had it.
+    pub received: Instant,
 }
 
 /// How a message ended.
@@ -50,20 +63,24 @@ pub struct Finished {
     pub slot: Slot,
     /// What acks it.
     pub receipt: Receipt,
+    /// Since when it was under way.
+    pub since: Option<Since>,
     /// How it ended.
     pub end: End,
 }
 
 impl Flights {
-    /// A message of this size is handed out, as one delivery.
-    pub fn hand_out(&mut self, receipt: Receipt, bytes: usize) -> Slot {
+    /// A message of this size is handed out, as one delivery. `since` comes back with it when it is
+    /// finished.
+    pub fn hand_out(&mut self, receipt: Receipt, bytes: usize, since: Option<Since>) -> Slot {
         let slot = self.free.pop().unwrap_or_else(|| {
             let next = u32::try_from(self.entries.len()).expect("credit is far below 2^32");
             self.entries.push(Entry::default());
             Slot(next)
         });
         let end = End::default();
-        self.entries[slot.0 as usize] = Entry { receipt: Some(receipt), bytes, open: 1, end };
+        let receipt = Some(receipt);
+        self.entries[slot.0 as usize] = Entry { receipt, since, bytes, open: 1, end };
         self.messages += 1;
         self.bytes += bytes;
         slot
@@ -96,7 +113,8 @@ impl Flights {
             self.messages -= 1;
             return None;
         }
-        Some(Finished { slot, receipt, end: std::mem::take(&mut entry.end) })
+        let (since, end) = (entry.since, std::mem::take(&mut entry.end));
+        Some(Finished { slot, receipt, since, end })
     }
 
     /// A finished message is settled: its slot and its credit are free.
@@ -150,7 +168,7 @@ mod tests {
     #[test]
     fn a_message_ends_with_the_last_of_its_descendants() {
         let mut flights = Flights::default();
-        let slot = flights.hand_out(RECEIPT, 10);
+        let slot = flights.hand_out(RECEIPT, 10, None);
         assert!(flights.resolve(Resolved { slot, resolution: done(2) }).is_none());
         assert_eq!(flights.messages(), 2);
         assert!(flights.resolve(Resolved { slot, resolution: done(0) }).is_none());
@@ -165,7 +183,7 @@ mod tests {
     #[test]
     fn a_lost_child_gives_the_whole_message_back() {
         let mut flights = Flights::default();
-        let slot = flights.hand_out(RECEIPT, 10);
+        let slot = flights.hand_out(RECEIPT, 10, None);
         flights.resolve(Resolved { slot, resolution: done(1) });
         let resolved = Resolved { slot, resolution: Resolution::Dropped };
         assert!(flights.resolve(resolved).expect("the last one").end.released);
@@ -183,7 +201,7 @@ mod tests {
                 if open.is_empty() {
                     let Some(_) = children.next() else { break };
                     begun += 1;
-                    open.push(flights.hand_out(RECEIPT, 7));
+                    open.push(flights.hand_out(RECEIPT, 7, None));
                 }
                 let slot = open.swap_remove(open.len() / 2);
                 let n = children.next().unwrap_or(0);

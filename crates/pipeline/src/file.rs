@@ -34,7 +34,7 @@ pub struct PipelineFile {
     pub log: LogKeys,
     /// Where metrics and health can be asked for, as in `127.0.0.1:9090`. Default: nowhere.
     #[serde(default)]
-    pub metrics: Option<String>,
+    pub metrics: Option<MetricsChoice>,
     /// The queues, by name.
     #[serde(default)]
     pub queues: BTreeMap<String, Value>,
@@ -78,6 +78,54 @@ pub enum LogFormat {
     Human,
     /// One JSON object a line.
     Json,
+}
+
+/// Where metrics can be asked for: an address, or a mapping with more.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+#[schemars(extend("expected" = "an address as in `127.0.0.1:9090`, or a mapping with `address`"))]
+pub enum MetricsChoice {
+    /// An IP address and a port.
+    Address(String),
+    /// An address, and what else is to be said.
+    Keys(MetricsKeys),
+}
+
+/// Where metrics can be asked for, and under which names.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MetricsKeys {
+    /// An IP address and a port, as in `127.0.0.1:9090`.
+    pub address: String,
+    /// The names of the metrics.
+    #[serde(default)]
+    pub names: MetricNames,
+}
+
+impl MetricsChoice {
+    pub(crate) fn address(&self) -> &str {
+        match self {
+            Self::Address(address) | Self::Keys(MetricsKeys { address, .. }) => address,
+        }
+    }
+
+    pub(crate) fn names(&self) -> MetricNames {
+        match self {
+            Self::Address(_) => MetricNames::default(),
+            Self::Keys(keys) => keys.names,
+        }
+    }
+}
+
+/// The names of metrics.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MetricNames {
+    /// Brigade's own.
+    #[default]
+    Brigade,
+    /// Those of Volley 1.x, for dashboards that were made for it.
+    Volley,
 }
 
 /// The keys that every queue has, whatever its type.

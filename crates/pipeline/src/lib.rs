@@ -25,7 +25,7 @@ mod topology;
 
 pub use changes::changes;
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
-pub use file::{Exhausted, Expiry, LogFormat, PipelineFile};
+pub use file::{Exhausted, Expiry, LogFormat, MetricNames, PipelineFile};
 pub use format::Format;
 pub use graph::GraphFormat;
 pub use load::{Catalog, CatalogComponent, Loaded, Overrides, load_str, read};

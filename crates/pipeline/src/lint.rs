@@ -15,7 +15,7 @@ use indexmap::IndexMap;
 
 use crate::changes::fingerprint;
 use crate::diagnostic::{Findings, Severity, did_you_mean};
-use crate::file::PipelineFile;
+use crate::file::{MetricsChoice, PipelineFile};
 use crate::load::Catalog;
 use crate::node::Node;
 use crate::topology::{Inputs, Queue, Stage, Topology};
@@ -103,7 +103,8 @@ fn topology(
         log_format: file.log.format,
         log_level: file.log.level.clone(),
         log_stats: Some(file.log.stats.map_or(STATS, |period| period.0)).filter(|p| !p.is_zero()),
-        metrics: file.metrics.as_deref().and_then(|address| address.parse().ok()),
+        metrics: file.metrics.as_ref().and_then(|metrics| metrics.address().parse().ok()),
+        metric_names: file.metrics.as_ref().map(MetricsChoice::names).unwrap_or_default(),
         upstream: upstream(&stages),
         fingerprint: fingerprint(&queues, &stages),
         queues,
@@ -159,11 +160,16 @@ impl Lint<'_> {
     }
 
     fn metrics(&mut self, file: &PipelineFile) {
-        let address = file.metrics.as_deref().filter(|text| text.parse::<SocketAddr>().is_err());
-        if let Some(address) = address {
-            let message = format!("`metrics`: `{address}` is no address");
+        let Some(metrics) = &file.metrics else { return };
+        let address = metrics.address();
+        if address.parse::<SocketAddr>().is_err() {
+            let at: &[&str] = match metrics {
+                MetricsChoice::Address(_) => &["metrics"],
+                MetricsChoice::Keys(_) => &["metrics", "address"],
+            };
+            let message = format!("`{}`: `{address}` is no address", at.join("."));
             let help = "write an IP address and a port, as in `127.0.0.1:9090`".to_owned();
-            self.error("wrong_value", &["metrics"], message, Some(help));
+            self.error("wrong_value", at, message, Some(help));
         }
     }
 

@@ -14,7 +14,7 @@ use indexmap::IndexMap;
 use serde_json::Value;
 
 use crate::diagnostic::{Diagnostic, Diagnostics, Severity, did_you_mean};
-use crate::file::{Exhausted, Expiry, LogFormat};
+use crate::file::{Exhausted, Expiry, LogFormat, MetricNames};
 use crate::node::Origin;
 
 /// A pipeline that was checked: every name in it is there, and every wish can be met.
@@ -40,6 +40,8 @@ pub struct Topology {
     pub log_stats: Option<Duration>,
     /// Where metrics and health can be asked for.
     pub metrics: Option<SocketAddr>,
+    /// Under which names.
+    pub metric_names: MetricNames,
     /// The queues that the stages here use, in the file's order.
     pub queues: IndexMap<Arc<str>, Queue>,
     /// The stages that run here, in the file's order.

@@ -26,5 +26,8 @@ mod tree;
 pub use events::{Event, Events};
 pub use pipeline::{LoadError, Pipeline, StartError, dead_letter_queue, redrive_queue};
 pub use registry::{OpenState, Registry};
-pub use status::{PipelineStatus, QueueDepth, StageState, StageStatus, Stopped, Unaccounted};
+pub use status::{
+    Outputs, PipelineStatus, QueueDepth, QueueTimes, StageState, StageStatus, Stopped, Times,
+    Unaccounted,
+};
 pub use supervisor::{CommandError, Running, Supervisor, Watcher};

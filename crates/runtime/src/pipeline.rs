@@ -13,7 +13,7 @@ use brigade_pipeline::{
 };
 use serde_json::json;
 
-use crate::plan::{Plan, QueuePlace, QueuePlan, StageEdges, StagePlan, Target};
+use crate::plan::{Plan, QueuePlace, QueuePlan, QueueTimings, StageEdges, StagePlan, Target};
 use crate::registry::{OpenState, Registry};
 
 /// A checked pipeline file together with the code it names.
@@ -266,6 +266,7 @@ impl Planner {
         self.add(QueuePlan {
             index: 0,
             features: queue.features.clone(),
+            times: QueueTimings::new(&queue.spec),
             spec: queue.spec.clone(),
             place: QueuePlace::Connector(connector),
             schema,
@@ -280,6 +281,7 @@ impl Planner {
         let spec = QueueSpec::new(&self.topology.pipeline, &name, json!({}));
         self.add(QueuePlan {
             index: 0,
+            times: QueueTimings::new(&spec),
             spec,
             place: QueuePlace::State,
             features: Features { delay: true, attempts: true, ..Features::NONE },

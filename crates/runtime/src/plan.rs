@@ -3,18 +3,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use brigade_core::component::{AnyComponent, StageContext};
 use brigade_core::connector::{Connector, ConnectorEnv, Features, Order, QueueSpec};
 use brigade_core::credit::Credit;
 use brigade_core::field::FieldPath;
+use brigade_core::flight::Since;
 use brigade_core::restart::RestartPolicy;
 use brigade_core::retry::RetryPolicy;
 use brigade_core::throttle::TokenBucket;
 use brigade_pipeline::{Exhausted, Expire};
 
-use crate::stats::StageStats;
+use crate::runner::now;
+use crate::stats::{Counter, StageStats, Timing};
 
 /// One pipeline, ready to be started.
 pub(crate) struct Plan {
@@ -38,6 +40,28 @@ pub(crate) struct QueuePlan {
     pub(crate) features: Features,
     pub(crate) schema: Option<jsonschema::Validator>,
     pub(crate) event_time: Option<FieldPath>,
+    pub(crate) times: QueueTimings,
+}
+
+/// How long it takes to work with a queue.
+pub(crate) struct QueueTimings {
+    /// From asking for messages until some came.
+    pub(crate) read: Timing,
+    /// Putting a batch on it, confirmed.
+    pub(crate) write: Timing,
+    /// Acking a batch, with everything that is written along with it.
+    pub(crate) ack: Timing,
+    /// Messages that were put on it and confirmed; those that it did not take, at each try.
+    pub(crate) written: Counter,
+    pub(crate) failed: Counter,
+}
+
+impl QueueTimings {
+    pub(crate) fn new(queue: &QueueSpec) -> Self {
+        let of = |operation| Timing::new(&queue.pipeline, &queue.name, operation);
+        let (written, failed) = (Counter::default(), Counter::default());
+        Self { read: of("read"), write: of("write"), ack: of("ack"), written, failed }
+    }
 }
 
 /// Who keeps a queue.
@@ -88,6 +112,10 @@ pub(crate) struct StagePlan {
     pub(crate) stats: StageStats,
     /// How long a message takes in the component; a recorder that the program installed has it.
     call_seconds: metrics::Histogram,
+    /// From receiving a message until it is settled.
+    settle_seconds: metrics::Histogram,
+    /// From when a message was put on its queue until it is settled.
+    age_seconds: metrics::Histogram,
     #[cfg(feature = "sabotage")]
     pub(crate) sabotage: crate::sabotage::Sabotage,
 }
@@ -111,6 +139,11 @@ impl StagePlan {
     ) -> Self {
         let throttle = stage.throttle.as_ref();
         let pipeline = context.pipeline.to_string();
+        let histogram = |name| {
+            metrics::histogram!(
+                name, "pipeline" => pipeline.clone(), "stage" => stage.name.to_string()
+            )
+        };
         Self {
             index: edges.index,
             name: Arc::clone(&stage.name),
@@ -137,9 +170,9 @@ impl StagePlan {
             blocking: stage.blocking,
             stuck_limit: stage.stuck_limit,
             stats: StageStats::default(),
-            call_seconds: metrics::histogram!(
-                "brigade_component_seconds", "pipeline" => pipeline, "stage" => stage.name.to_string()
-            ),
+            call_seconds: histogram("brigade_component_seconds"),
+            settle_seconds: histogram("brigade_settle_seconds"),
+            age_seconds: histogram("brigade_age_seconds"),
             #[cfg(feature = "sabotage")]
             sabotage: Default::default(),
         }
@@ -147,8 +180,32 @@ impl StagePlan {
 
     /// So many messages were handled in this time, one after the other.
     pub(crate) fn handled(&self, n: usize, took: Duration) {
-        self.stats.busy_ns.add(usize::try_from(took.as_nanos()).unwrap_or(usize::MAX));
+        self.stats.busy_ns.add_time(took);
         self.call_seconds.record_many(took.as_secs_f64() / n.max(1) as f64, n.max(1));
+    }
+
+    /// So many messages came, together.
+    pub(crate) fn came(&self, n: usize) {
+        self.stats.received.add(n);
+        self.stats.pulls.add(1);
+        self.stats.last_message.set(u64::try_from(now().0).unwrap_or(0));
+    }
+
+    /// These messages are settled. Those that came together are counted together.
+    pub(crate) fn settled(&self, since: &[Since]) {
+        let (at, time) = (Instant::now(), now());
+        self.stats.settled.add(since.len());
+        for run in since.chunk_by(|one, next| one.received == next.received) {
+            let took = at.duration_since(run[0].received);
+            let all = took.saturating_mul(u32::try_from(run.len()).unwrap_or(u32::MAX));
+            self.stats.settled_ns.add_time(all);
+            self.settle_seconds.record_many(took, run.len());
+        }
+        for run in since.chunk_by(|one, next| one.enqueued_at == next.enqueued_at) {
+            if let Some(enqueued_at) = run[0].enqueued_at {
+                self.age_seconds.record_many(time.since(enqueued_at), run.len());
+            }
+        }
     }
 
     /// A copy of the component as it was registered, before any `init`.

@@ -1,8 +1,9 @@
 //! Counters of a stage, kept by its actors and read by anybody.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// One stage's counters since the start. Atomic, relaxed: each is right by itself.
 #[derive(Debug, Default)]
@@ -14,11 +15,21 @@ pub(crate) struct StageStats {
     pub(crate) dead_lettered: Counter,
     /// Dead letters by the kind of their cause.
     pub(crate) causes: Mutex<BTreeMap<&'static str, u64>>,
+    /// Outputs by the queue their root came from and the queue they went to.
+    pub(crate) outputs: Mutex<BTreeMap<(u16, u16), u64>>,
     /// The time that components took, in nanoseconds, all workers together.
     pub(crate) busy_ns: Counter,
+    /// The time that workers waited for something to do, in nanoseconds, all together.
+    pub(crate) idle_ns: Counter,
+    /// Answers of its queues with messages.
+    pub(crate) pulls: Counter,
+    /// When the last message came, in milliseconds since 1970; 0 is never.
+    pub(crate) last_message: Counter,
+    /// Messages that were settled, and the time from receiving to settling them, all together.
+    pub(crate) settled: Counter,
+    pub(crate) settled_ns: Counter,
     pub(crate) discarded: Counter,
     pub(crate) released: Counter,
-    pub(crate) emitted: Counter,
     pub(crate) calls: Counter,
     pub(crate) failed_attempts: Counter,
     pub(crate) panics: Counter,
@@ -27,7 +38,38 @@ pub(crate) struct StageStats {
     /// Threads of blocking components that were given up on and still run.
     pub(crate) stuck: Counter,
     /// Whether outputs wait for a queue that does not take them.
-    pub(crate) blocked: AtomicBool,
+    pub(crate) blocked: Blocked,
+}
+
+/// Whether something is blocked, and how long it was in all.
+#[derive(Debug, Default)]
+pub(crate) struct Blocked {
+    since: Mutex<Option<Instant>>,
+    ns: Counter,
+}
+
+impl Blocked {
+    pub(crate) fn set(&self, blocked: bool) {
+        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        match (blocked, *since) {
+            (true, None) => *since = Some(Instant::now()),
+            (false, Some(begun)) => {
+                self.ns.add_time(begun.elapsed());
+                *since = None;
+            }
+            _ => {}
+        }
+    }
+
+    pub(crate) fn is(&self) -> bool {
+        self.since.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
+    /// How long it was, until now if it is.
+    pub(crate) fn time(&self) -> Duration {
+        let since = *self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        self.ns.time() + since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
 }
 
 /// A number that is counted up, or set.
@@ -41,11 +83,54 @@ impl Counter {
         }
     }
 
+    /// Adds nanoseconds.
+    pub(crate) fn add_time(&self, time: Duration) {
+        self.add(usize::try_from(time.as_nanos()).unwrap_or(usize::MAX));
+    }
+
+    /// The nanoseconds that were added.
+    pub(crate) fn time(&self) -> Duration {
+        Duration::from_nanos(self.get())
+    }
+
+    pub(crate) fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
     pub(crate) fn sub(&self, n: usize) {
         self.0.fetch_sub(n as u64, Ordering::Relaxed);
     }
 
     pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// How often something was done with a queue, and how long that took.
+pub(crate) struct Timing {
+    count: Counter,
+    ns: Counter,
+    seconds: metrics::Histogram,
+}
+
+impl Timing {
+    pub(crate) fn new(pipeline: &str, queue: &str, operation: &'static str) -> Self {
+        let seconds = metrics::histogram!(
+            "brigade_queue_seconds",
+            "pipeline" => pipeline.to_owned(), "queue" => queue.to_owned(), "operation" => operation
+        );
+        Self { count: Counter::default(), ns: Counter::default(), seconds }
+    }
+
+    /// It was done once, begun then.
+    pub(crate) fn done_since(&self, begun: Instant) {
+        let took = begun.elapsed();
+        self.count.add(1);
+        self.ns.add_time(took);
+        self.seconds.record(took);
+    }
+
+    pub(crate) fn get(&self) -> (u64, Duration) {
+        (self.count.get(), self.ns.time())
     }
 }

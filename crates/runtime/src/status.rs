@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use brigade_core::Timestamp;
 use brigade_core::connector::Lag;
 use serde::Serialize;
 
-use crate::plan::StagePlan;
+use crate::plan::{QueuePlace, QueuePlan, StagePlan};
+use crate::runner::now;
 
 /// The state of a stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -48,6 +50,8 @@ pub struct PipelineStatus {
     pub pipeline: String,
     /// Its stages, in the file's order.
     pub stages: Vec<StageStatus>,
+    /// How long it takes to work with its queues.
+    pub queues: Vec<QueueTimes>,
     /// What the books say has vanished or came from nowhere: nothing, unless Brigade has a defect.
     pub unaccounted: Vec<Unaccounted>,
 }
@@ -63,6 +67,69 @@ pub struct QueueDepth {
     pub stage: String,
     /// How much.
     pub lag: Lag,
+}
+
+/// How often something was done, and how long that took in all.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Times {
+    /// How often.
+    pub count: u64,
+    /// How long, all together.
+    pub time: Duration,
+}
+
+impl From<(u64, Duration)> for Times {
+    fn from((count, time): (u64, Duration)) -> Self {
+        Self { count, time }
+    }
+}
+
+/// How long it takes to work with a queue.
+#[derive(Debug, Clone, Serialize)]
+pub struct QueueTimes {
+    /// The queue.
+    pub queue: String,
+    /// Its type; empty for one that the state keeps for a stage.
+    pub kind: &'static str,
+    /// Answers with messages; the waiting for them counts.
+    pub reads: Times,
+    /// Batches put on it and confirmed.
+    pub writes: Times,
+    /// Messages that were put on it and confirmed.
+    pub written: u64,
+    /// Messages that it did not take, each time they were tried.
+    pub failed: u64,
+    /// Batches acked, with everything that is written along with the ack.
+    pub acks: Times,
+}
+
+impl QueueTimes {
+    pub(crate) fn of(queue: &QueuePlan) -> Self {
+        let times = &queue.times;
+        Self {
+            queue: queue.spec.name.to_string(),
+            kind: match &queue.place {
+                QueuePlace::Connector(connector) => connector.type_name(),
+                QueuePlace::State => "",
+            },
+            reads: times.read.get().into(),
+            writes: times.write.get().into(),
+            written: times.written.get(),
+            failed: times.failed.get(),
+            acks: times.ack.get().into(),
+        }
+    }
+}
+
+/// Outputs of a stage on their way from one queue to another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Outputs {
+    /// The queue that the message came from, or its root over direct edges.
+    pub input: String,
+    /// The queue that it went to.
+    pub output: String,
+    /// How many.
+    pub messages: u64,
 }
 
 /// Messages that the books cannot account for.
@@ -118,11 +185,21 @@ pub struct StageStatus {
     /// Messages delivered and unresolved, descendants over direct edges counted.
     pub in_flight: u64,
     /// Outputs to queues.
-    pub emitted: u64,
+    pub outputs: Vec<Outputs>,
     /// Calls of the component.
     pub calls: u64,
     /// The time that its components took, all workers together.
     pub busy: Duration,
+    /// The time that its workers waited for something to do, all together.
+    pub idle: Duration,
+    /// The time that outputs waited for a queue that did not take them.
+    pub blocked_for: Duration,
+    /// Answers of its queues with messages.
+    pub pulls: u64,
+    /// How long ago its last message came.
+    pub last_message: Option<Duration>,
+    /// Messages settled, and the time from receiving to settling them.
+    pub settled: Times,
     /// Attempts that failed.
     pub failed_attempts: u64,
     /// Attempts that panicked.
@@ -144,8 +221,11 @@ impl StageStatus {
         state: StageState,
         error: Option<String>,
         in_flight: usize,
+        queues: &[Arc<QueuePlan>],
     ) -> Self {
         let stats = &stage.stats;
+        let last = stats.last_message.get();
+        let ago = |at: u64| Timestamp(i64::try_from(at).unwrap_or(i64::MAX));
         Self {
             stage: stage.name.to_string(),
             state,
@@ -160,17 +240,33 @@ impl StageStatus {
             discarded: stats.discarded.get(),
             released: stats.released.get(),
             in_flight: in_flight as u64,
-            emitted: stats.emitted.get(),
+            outputs: outputs(stage, queues),
             calls: stats.calls.get(),
-            busy: Duration::from_nanos(stats.busy_ns.get()),
+            busy: stats.busy_ns.time(),
+            idle: stats.idle_ns.time(),
+            blocked_for: stats.blocked.time(),
+            pulls: stats.pulls.get(),
+            last_message: (last > 0).then(|| now().since(ago(last))),
+            settled: (stats.settled.get(), stats.settled_ns.time()).into(),
             failed_attempts: stats.failed_attempts.get(),
             panics: stats.panics.get(),
             timeouts: stats.timeouts.get(),
             restarts: stats.restarts.get(),
             stuck_threads: stats.stuck.get(),
-            blocked: stats.blocked.load(std::sync::atomic::Ordering::Relaxed),
+            blocked: stats.blocked.is(),
         }
     }
+}
+
+fn outputs(stage: &StagePlan, queues: &[Arc<QueuePlan>]) -> Vec<Outputs> {
+    let outputs = stage.stats.outputs.lock().unwrap_or_else(PoisonError::into_inner);
+    let name = |queue: u16| queues[usize::from(queue)].spec.name.to_string();
+    let told = outputs.iter().map(|((input, output), messages)| Outputs {
+        input: name(*input),
+        output: name(*output),
+        messages: *messages,
+    });
+    told.collect()
 }
 
 /// How a run ended.

@@ -18,7 +18,7 @@ use brigade_core::restart::{Restart, RestartBudget};
 use crate::events::{Event, EventSender};
 use crate::lane::Lanes;
 use crate::plan::Plan;
-use crate::status::{PipelineStatus, StageState, StageStatus, Unaccounted};
+use crate::status::{PipelineStatus, QueueTimes, StageState, StageStatus, Unaccounted};
 
 pub(crate) use command::Command;
 use line::{Line, Producers};
@@ -206,11 +206,13 @@ impl Tree {
         let stages = numbered.map(|(stage, entry)| {
             let line = self.lines.get(&self.root_of(stage.index));
             let in_flight = line.map_or(0, |line| line.in_flight(stage.index));
-            StageStatus::of(stage, entry.workers, entry.state, entry.error.clone(), in_flight)
+            let (workers, error) = (entry.workers, entry.error.clone());
+            StageStatus::of(stage, workers, entry.state, error, in_flight, &self.plan.queues)
         });
         PipelineStatus {
             pipeline: self.plan.pipeline.to_string(),
             stages: stages.collect(),
+            queues: self.plan.queues.iter().map(|queue| QueueTimes::of(queue)).collect(),
             unaccounted: self.unaccounted.clone(),
         }
     }

@@ -6,7 +6,9 @@
 
 mod names;
 mod server;
+mod volley;
 
+pub use brigade_pipeline::MetricNames as Names;
 pub use server::{ServeError, Server, serve};
 
 use std::sync::OnceLock;

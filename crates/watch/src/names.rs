@@ -1,6 +1,6 @@
 //! What is told, and under which names. `docs/src/metrics.md` lists them; a test holds the two together.
 
-use brigade_runtime::{PipelineStatus, QueueDepth, StageState, StageStatus};
+use brigade_runtime::{Outputs, PipelineStatus, QueueDepth, StageState, StageStatus};
 use metrics::{Label, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 
 /// A counter's name, what it means, and where it stands in the status.
@@ -16,7 +16,7 @@ const COUNTERS: [Count; 12] = [
     }),
     ("brigade_messages_released_total", "Messages given back undecided.", |s| s.released),
     ("brigade_messages_discarded_total", "Messages given up on and not kept.", |s| s.discarded),
-    ("brigade_outputs_total", "Outputs to queues.", |s| s.emitted),
+    ("brigade_pulls_total", "Answers of its queues with messages.", |s| s.pulls),
     ("brigade_calls_total", "Calls of the component.", |s| s.calls),
     ("brigade_failed_attempts_total", "Attempts that failed.", |s| s.failed_attempts),
     ("brigade_panics_total", "Attempts that panicked.", |s| s.panics),
@@ -25,7 +25,11 @@ const COUNTERS: [Count; 12] = [
 ];
 
 const DEAD_LETTERS: &str = "brigade_dead_letters_total";
+const OUTPUTS: &str = "brigade_outputs_total";
 const BUSY: &str = "brigade_busy_milliseconds_total";
+const IDLE: &str = "brigade_idle_milliseconds_total";
+const BLOCKED_FOR: &str = "brigade_blocked_milliseconds_total";
+const LAST: &str = "brigade_last_message_age_seconds";
 const IN_FLIGHT: &str = "brigade_in_flight";
 const WORKERS: &str = "brigade_workers";
 const RUNNING: &str = "brigade_stage_running";
@@ -33,8 +37,12 @@ const BLOCKED: &str = "brigade_stage_blocked";
 const STUCK: &str = "brigade_stuck_threads";
 const UNACCOUNTED: &str = "brigade_unaccounted_messages";
 const DEPTH: &str = "brigade_queue_messages";
+const BYTES: &str = "brigade_queue_bytes";
 const AGE: &str = "brigade_queue_oldest_age_seconds";
 const COMPONENT: &str = "brigade_component_seconds";
+const SETTLE: &str = "brigade_settle_seconds";
+const MESSAGE_AGE: &str = "brigade_age_seconds";
+const QUEUE: &str = "brigade_queue_seconds";
 
 /// Tells the recorder what the metrics mean.
 pub(crate) fn describe() {
@@ -43,6 +51,10 @@ pub(crate) fn describe() {
     }
     describe_counter!(DEAD_LETTERS, "Dead letters, by the kind of their cause.");
     describe_counter!(BUSY, Unit::Milliseconds, "Time in components, all workers together.");
+    describe_counter!(OUTPUTS, "Outputs to queues.");
+    describe_counter!(IDLE, Unit::Milliseconds, "Time that workers waited for something to do.");
+    describe_counter!(BLOCKED_FOR, Unit::Milliseconds, "Time that outputs waited for a queue.");
+    describe_gauge!(LAST, Unit::Seconds, "How long ago the stage's last message came.");
     describe_gauge!(IN_FLIGHT, "Messages delivered and unresolved.");
     describe_gauge!(WORKERS, "Workers.");
     describe_gauge!(RUNNING, "1 if the stage is running.");
@@ -51,6 +63,18 @@ pub(crate) fn describe() {
     describe_gauge!(UNACCOUNTED, "Messages that the books cannot account for: 0 when all is well.");
     describe_gauge!(DEPTH, "Messages that wait for the stage: ready, delayed, in_flight, parked.");
     describe_gauge!(AGE, Unit::Seconds, "How long the oldest ready message has waited.");
+    describe_gauge!(BYTES, Unit::Bytes, "What is on the queue for the stage, whatever its state.");
+    describe_histogram!(SETTLE, Unit::Seconds, "From receiving a message until it is settled.");
+    describe_histogram!(
+        MESSAGE_AGE,
+        Unit::Seconds,
+        "From putting a message on its queue to settling it."
+    );
+    describe_histogram!(
+        QUEUE,
+        Unit::Seconds,
+        "How long a queue takes to answer: read, write, ack."
+    );
     describe_histogram!(COMPONENT, Unit::Seconds, "How long one message takes in the component.");
 }
 
@@ -69,8 +93,21 @@ pub(crate) fn publish(pipeline: &PipelineStatus) {
             labels.push(Label::new("cause", *kind));
             counter!(DEAD_LETTERS, labels).absolute(*count);
         }
-        let busy = u64::try_from(stage.busy.as_millis()).unwrap_or(u64::MAX);
-        counter!(BUSY, labels.clone()).absolute(busy);
+        for Outputs { input, output, messages } in &stage.outputs {
+            let mut labels = labels.clone();
+            labels.push(Label::new("input", input.clone()));
+            labels.push(Label::new("output", output.clone()));
+            counter!(OUTPUTS, labels).absolute(*messages);
+        }
+        for (name, time) in
+            [(BUSY, stage.busy), (IDLE, stage.idle), (BLOCKED_FOR, stage.blocked_for)]
+        {
+            let ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+            counter!(name, labels.clone()).absolute(ms);
+        }
+        if let Some(ago) = stage.last_message {
+            gauge!(LAST, labels.clone()).set(ago.as_secs_f64());
+        }
         let lost = pipeline.unaccounted.iter().filter(|wrong| wrong.stage == stage.stage);
         let lost: u64 = lost.map(|wrong| wrong.messages.unsigned_abs()).sum();
         let is = |yes: bool| if yes { 1.0 } else { 0.0 };
@@ -105,6 +142,9 @@ pub(crate) fn publish_depth(depth: &QueueDepth) {
         let mut labels = labels.clone();
         labels.push(Label::new("state", state));
         gauge!(DEPTH, labels).set(count as f64);
+    }
+    if let Some(bytes) = lag.bytes {
+        gauge!(BYTES, labels.clone()).set(bytes as f64);
     }
     if lag.age.is_some() || lag.ready == Some(0) {
         gauge!(AGE, labels).set(lag.age.unwrap_or_default().as_secs_f64());

@@ -2,14 +2,15 @@
 
 use std::net::SocketAddr;
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use actix_web::dev::ServerHandle;
 use actix_web::{App, HttpResponse, HttpServer, Responder, get, rt, web};
+use brigade_pipeline::MetricNames as Names;
 use brigade_runtime::{StageState, Watcher};
 use metrics_exporter_prometheus::PrometheusHandle;
 
-use crate::names;
+use crate::{names, volley};
 
 /// Connections at once; more wait.
 const CONNECTIONS_MAX: usize = 64;
@@ -56,7 +57,7 @@ impl Drop for Server {
 ///
 /// # Errors
 /// The address is taken or not of this machine, or the program has another recorder.
-pub fn serve(address: SocketAddr, watcher: Watcher) -> Result<Server, ServeError> {
+pub fn serve(address: SocketAddr, watcher: Watcher, names: Names) -> Result<Server, ServeError> {
     let recorder = crate::recorder()?.clone();
     let wrong = |error: std::io::Error| {
         ServeError(format!("metrics cannot be served at {address}: {error}"))
@@ -66,7 +67,8 @@ pub fn serve(address: SocketAddr, watcher: Watcher) -> Result<Server, ServeError
     let (ready, started) = std::sync::mpsc::channel();
     let run = move || {
         rt::System::new().block_on(async move {
-            let site = web::Data::new(Site { watcher, recorder });
+            let site = Site { watcher, recorder, names, since: SystemTime::now() };
+            let site = web::Data::new(site);
             let app = move || {
                 App::new().app_data(site.clone()).service(metrics).service(live).service(is_ready)
             };
@@ -94,20 +96,35 @@ pub fn serve(address: SocketAddr, watcher: Watcher) -> Result<Server, ServeError
 struct Site {
     watcher: Watcher,
     recorder: PrometheusHandle,
+    names: Names,
+    since: SystemTime,
 }
 
 #[get("/metrics")]
 async fn metrics(site: web::Data<Site>) -> impl Responder {
-    for pipeline in site.watcher.status().await {
-        names::publish(&pipeline);
-    }
-    for depth in site.watcher.depths().await {
-        names::publish_depth(&depth);
-    }
+    let pipelines = site.watcher.status().await;
     site.recorder.run_upkeep();
-    HttpResponse::Ok()
-        .content_type("text/plain; version=0.0.4; charset=utf-8")
-        .body(site.recorder.render())
+    let text = match site.names {
+        Names::Brigade => {
+            pipelines.iter().for_each(names::publish);
+            site.watcher.depths().await.iter().for_each(names::publish_depth);
+            site.recorder.render()
+        }
+        Names::Volley => {
+            let text = volley::text(&pipelines, site.since);
+            text + &without_own(&site.recorder.render())
+        }
+    };
+    HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(text)
+}
+
+/// What components count themselves.
+fn without_own(text: &str) -> String {
+    let own = |line: &&str| {
+        let line = line.trim_start_matches("# HELP ").trim_start_matches("# TYPE ");
+        !line.starts_with("brigade_")
+    };
+    text.lines().filter(own).flat_map(|line| [line, "\n"]).collect()
 }
 
 #[get("/health/live")]

@@ -32,12 +32,12 @@ impl EmbeddedAdmin {
     }
 }
 
-/// The groups of a queue that were ever read or written: number, name, bytes.
-fn groups(work: &Work<'_>, target: &Target) -> rusqlite::Result<Vec<(i64, String, u64)>> {
-    let sql = "SELECT id, grp, bytes FROM queues WHERE pipeline = ?1 AND name = ?2 ORDER BY grp";
+/// The groups of a queue that were ever read or written: number and name.
+fn groups(work: &Work<'_>, target: &Target) -> rusqlite::Result<Vec<(i64, String)>> {
+    let sql = "SELECT id, grp FROM queues WHERE pipeline = ?1 AND name = ?2 ORDER BY grp";
     let mut groups = work.db.prepare_cached(sql)?;
     let groups = groups.query_map(params![&*target.pipeline, &*target.name], |row| {
-        Ok((row.get(0)?, row.get(1)?, row.get(2)?))
+        Ok((row.get(0)?, row.get(1)?))
     })?;
     groups.collect()
 }
@@ -69,7 +69,7 @@ fn select(rest: &str) -> String {
 /// Deletes the rows of a queue that nobody works on, all or one.
 fn delete(work: &mut Work<'_>, target: &Target, only: Option<u64>) -> rusqlite::Result<u64> {
     let mut deleted = 0;
-    for (queue, _, _) in groups(work, target)? {
+    for (queue, _) in groups(work, target)? {
         let sql = "DELETE FROM messages WHERE queue = ?1 AND state != 2 AND (?2 IS NULL OR id = ?2)
                    RETURNING size, order_key";
         deleted += delete_rows(work, queue, sql, params![queue, only])?;
@@ -101,8 +101,8 @@ impl QueueAdmin for EmbeddedAdmin {
         let target = Arc::clone(&self.target);
         let status = self.requests.ask(move |work| {
             let mut all = Vec::new();
-            for (queue, group, bytes) in groups(work, &target)? {
-                all.push(QueueStatus { group, lag: lag(work, queue)?, bytes: Some(bytes) });
+            for (queue, group) in groups(work, &target)? {
+                all.push(QueueStatus { group, lag: lag(work, queue)? });
             }
             Ok(all)
         });
@@ -152,7 +152,7 @@ impl QueueAdmin for EmbeddedAdmin {
         let positions = positions.map(<[u64]>::to_vec);
         let released = self.requests.ask(move |work| {
             let mut released = 0;
-            for (queue, _, _) in groups(work, &target)? {
+            for (queue, _) in groups(work, &target)? {
                 released += release(work, queue, positions.as_deref())?;
             }
             Ok(released)

@@ -395,8 +395,9 @@ pub(crate) fn lag(work: &Work<'_>, queue: i64) -> rusqlite::Result<Lag> {
         let sql = "SELECT count(*) FROM messages WHERE queue = ?1 AND state = ?2";
         work.db.prepare_cached(sql)?.query_row([queue, state], |row| row.get(0))
     };
-    let sql = "SELECT messages FROM queues WHERE id = ?1";
-    let all: u64 = work.db.prepare_cached(sql)?.query_row([queue], |row| row.get(0))?;
+    let sql = "SELECT messages, bytes FROM queues WHERE id = ?1";
+    let (all, bytes): (u64, u64) =
+        work.db.prepare_cached(sql)?.query_row([queue], |row| Ok((row.get(0)?, row.get(1)?)))?;
     let (delayed, leased) = (count(crate::schema::DELAYED)?, count(crate::schema::LEASED)?);
     let sql = "SELECT count(*) FROM messages WHERE queue = ?1 AND (state = 4 OR order_key IN
                  (SELECT order_key FROM messages WHERE queue = ?1 AND state = 4))";
@@ -410,6 +411,7 @@ pub(crate) fn lag(work: &Work<'_>, queue: i64) -> rusqlite::Result<Lag> {
         parked: Some(parked),
         delayed: Some(delayed),
         in_flight: Some(leased),
+        bytes: Some(bytes),
         age,
         at_end: false,
     })

@@ -406,10 +406,9 @@ impl Consumer for FileConsumer {
         Ok(Lag {
             ready: shared.at_end.then_some(shared.ahead.len() as u64),
             delayed: Some(returned as u64),
-            parked: None,
             in_flight: Some(out as u64),
-            age: None,
             at_end: end,
+            ..Lag::default()
         })
     }
 

@@ -201,10 +201,9 @@ impl Consumer for GeneratorConsumer {
         Ok(Lag {
             ready: left,
             delayed: Some(returned),
-            parked: None,
             in_flight: Some(shared.out.len() as u64 - returned),
-            age: None,
             at_end: left == Some(0) && shared.out.is_empty(),
+            ..Lag::default()
         })
     }
 

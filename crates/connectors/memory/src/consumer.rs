@@ -122,10 +122,10 @@ impl Consumer for MemoryConsumer {
         Ok(Lag {
             ready: Some(ready),
             delayed: Some(delayed),
-            parked: None,
             in_flight: Some(in_flight),
-            age: None,
+            bytes: Some(self.with(|group| group.bytes())),
             at_end,
+            ..Lag::default()
         })
     }
 

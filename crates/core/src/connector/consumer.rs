@@ -194,6 +194,8 @@ pub struct Lag {
     pub in_flight: Option<u64>,
     /// Messages that are parked, and those that wait behind them.
     pub parked: Option<u64>,
+    /// The bytes of all that is there, whatever its state.
+    pub bytes: Option<u64>,
     /// How long the oldest ready message has waited.
     pub age: Option<Duration>,
     /// Whether a finite queue has been read to its end.

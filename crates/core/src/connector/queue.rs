@@ -288,8 +288,6 @@ pub struct QueueStatus {
     pub group: String,
     /// How much waits.
     pub lag: Lag,
-    /// The bytes stored.
-    pub bytes: Option<u64>,
 }
 
 /// A message as people look at it.

@@ -152,7 +152,7 @@ impl WorkLoop {
             return self.run_blocking_batches(call).await;
         }
         let ordered = self.runner.site.stage.order != Order::None;
-        while let Some(mut items) = self.desk.next(1).await {
+        while let Some(mut items) = self.next(1).await {
             let Some(item) = items.pop() else { continue };
             let Some(item) = (if ordered { self.desk.pass(item) } else { Some(item) }) else {
                 continue;
@@ -175,7 +175,7 @@ impl WorkLoop {
     /// Batches are not fenced: a timeout on a blocking batch component is refused by `check`.
     async fn run_blocking_batches(&mut self, call: &Mutex<Call>) {
         let size = self.runner.site.stage.batch.map_or(1, |(size, _)| size);
-        while let Some(items) = self.desk.next(size).await {
+        while let Some(items) = self.next(size).await {
             if lock(call).fenced {
                 return;
             }

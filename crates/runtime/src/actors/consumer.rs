@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use arc_swap::ArcSwapOption;
@@ -15,7 +15,7 @@ use brigade_core::connector::{
 };
 use brigade_core::credit::Credit;
 use brigade_core::delivery::{Delivery, Origin, Parts, Resolved, Slot};
-use brigade_core::flight::{Finished, Flights};
+use brigade_core::flight::{Finished, Flights, Since};
 use brigade_core::order::shard;
 use brigade_core::retry::doubled;
 use futures_util::future::{LocalBoxFuture, OptionFuture};
@@ -366,7 +366,7 @@ impl PullLoop {
         let (messages, bytes) = (self.flights.messages(), self.flights.bytes());
         let Some(want) = self.want(messages, bytes) else { return };
         let consumer = Arc::clone(&self.site.consumer);
-        let control = Arc::clone(control);
+        let (control, input) = (Arc::clone(control), Arc::clone(&self.site.input));
         let wait = match self.failures {
             0 => Duration::ZERO,
             failures => doubled(BACK_OFF.0, BACK_OFF.1, failures),
@@ -376,7 +376,9 @@ impl PullLoop {
                 tokio::time::sleep(wait).await;
             }
             control.set_waiting(true);
+            let begun = Instant::now();
             let pulled = consumer.consume(want).await;
+            input.times.read.done_since(begun);
             control.set_waiting(false);
             pulled
         }));
@@ -402,9 +404,10 @@ impl PullLoop {
             Ok(messages) => {
                 self.failures = 0;
                 self.came += messages.len() as u64;
-                self.site.stage.stats.received.add(messages.len());
+                self.site.stage.came(messages.len());
+                let received = Instant::now();
                 for incoming in messages {
-                    self.hand_out(incoming);
+                    self.hand_out(incoming, received);
                 }
                 Ok(())
             }
@@ -418,8 +421,10 @@ impl PullLoop {
         }
     }
 
-    fn hand_out(&mut self, incoming: Incoming) {
-        let slot = self.flights.hand_out(incoming.receipt, incoming.message.size());
+    fn hand_out(&mut self, incoming: Incoming, received: Instant) {
+        let since = Since { enqueued_at: incoming.enqueued_at, received };
+        let size = incoming.message.size();
+        let slot = self.flights.hand_out(incoming.receipt, size, Some(since));
         let mut delivery = self.delivery(incoming, slot);
         let line = self.line(&mut delivery);
         if self.backlog.len() <= line {
@@ -461,7 +466,7 @@ impl PullLoop {
     async fn close(mut self) {
         self.pulling = None;
         // Outputs may be on their queues already: an ack that is under way saves doing it again.
-        if !self.site.stage.stats.blocked.load(Relaxed) {
+        if !self.site.stage.stats.blocked.is() {
             let rest = async { while self.settling.next().await.is_some() {} };
             let _ = tokio::time::timeout(LAST_SETTLEMENTS, rest).await;
         }

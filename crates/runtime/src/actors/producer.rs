@@ -1,8 +1,7 @@
 //! The actor of one producer on one lane, and the way to it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use arc_swap::ArcSwapOption;
@@ -67,8 +66,10 @@ impl Outlet {
         let mut places: Vec<usize> = (0..batch.len()).collect();
         let (mut batch, mut failures) = (Arc::new(batch), 0);
         loop {
+            let begun = Instant::now();
             let error = match self.ask_to_produce(Arc::clone(&batch)).await {
                 Ok(outcomes) => {
+                    self.queue.times.write.done_since(begun);
                     let (mut left, mut last) = (Vec::new(), None);
                     for (at, outcome) in outcomes.into_iter().enumerate() {
                         match outcome {
@@ -80,6 +81,9 @@ impl Outlet {
                             }
                         }
                     }
+                    let times = &self.queue.times;
+                    times.failed.add(left.len());
+                    times.written.add(places.len() - left.len());
                     let Some(error) = last else { break };
                     batch = Arc::new(left.iter().map(|at| batch[*at].clone()).collect());
                     places = left.iter().map(|at| places[*at]).collect();
@@ -90,7 +94,7 @@ impl Outlet {
             self.wait_after(&error, &mut failures, stage).await?;
         }
         if failures > 0 {
-            stage.stats.blocked.store(false, Relaxed);
+            stage.stats.blocked.set(false);
             tracing::info!(queue = %self.queue.spec.name, failures, "the queue takes messages again");
         }
         Ok(rejected)
@@ -137,7 +141,7 @@ impl Outlet {
             tracing::warn!(stage = %stage.name, %queue, %error, "the queue takes nothing; waiting");
         }
         *failures += 1;
-        stage.stats.blocked.store(true, Relaxed);
+        stage.stats.blocked.set(true);
         tokio::time::sleep(doubled(BACK_OFF.0, BACK_OFF.1, *failures)).await;
         Ok(())
     }

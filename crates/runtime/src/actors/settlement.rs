@@ -26,6 +26,8 @@ pub(super) struct Settlement {
     pub(super) parents: Rc<Parents>,
     /// What goes back.
     pub(super) failed: Vec<Failed>,
+    /// How many outputs there are, by stage and queue.
+    emitted: Vec<((u16, u16), u64)>,
 }
 
 /// They come in boxes; unboxing would copy them.
@@ -67,6 +69,7 @@ impl Settlement {
             settlement.add(receipt, end, &mut parents, settler);
         }
         settlement.parents = Rc::new(parents);
+        settlement.count_outputs(settler);
         settlement
     }
 
@@ -117,9 +120,13 @@ impl Settlement {
         settler: &Settler,
     ) {
         let stage: &StagePlan = settler.stage(made.stage);
-        stage.stats.emitted.add(made.outputs.len());
         let parent = Some(parent);
         for (queue, outgoing) in made.outputs.drain(..) {
+            let edge = (made.stage, queue);
+            match self.emitted.iter_mut().find(|(known, _)| *known == edge) {
+                Some((_, count)) => *count += 1,
+                None => self.emitted.push((edge, 1)),
+            }
             self.outputs.push(Output { receipt, queue, outgoing, parent });
         }
         let space = &stage.context.state_space;
@@ -132,13 +139,21 @@ impl Settlement {
         }));
     }
 
+    fn count_outputs(&mut self, settler: &Settler) {
+        for ((stage, queue), count) in self.emitted.drain(..) {
+            let outputs = &settler.stage(stage).stats.outputs;
+            let mut outputs = outputs.lock().unwrap_or_else(PoisonError::into_inner);
+            *outputs.entry((settler.input.index, queue)).or_default() += count;
+        }
+    }
+
     /// Leaves the first `n` units, with their outputs, and answers with the rest.
     pub(super) fn split_off(&mut self, n: usize) -> Self {
         let units = self.units.split_off(n);
         let rest: HashSet<Receipt> = units.iter().map(|unit| unit.receipt).collect();
         let outputs = self.outputs.extract_if(.., |output| rest.contains(&output.receipt));
         let outputs = outputs.collect();
-        Self { units, outputs, parents: Rc::clone(&self.parents), failed: Vec::new() }
+        Self { units, outputs, parents: Rc::clone(&self.parents), ..Self::default() }
     }
 
     /// Takes back what was split off.

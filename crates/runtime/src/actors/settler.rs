@@ -2,12 +2,11 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use brigade_core::connector::{Acked, ConnectorError, Consumer, Failed, Hold, Outgoing, Rejected};
 use brigade_core::delivery::{GivenUp, Slot};
-use brigade_core::flight::Finished;
+use brigade_core::flight::{Finished, Since};
 use brigade_core::retry::doubled;
 use brigade_core::state::{StateStore, StoreOp};
 use brigade_core::{Cause, CauseKind};
@@ -74,6 +73,7 @@ impl Settler {
     /// queue does not take it.
     pub(crate) async fn settle(&self, batch: Vec<Finished>) -> Result<Settled, SettleError> {
         let slots = batch.iter().map(|finished| finished.slot).collect();
+        let since: Vec<Since> = batch.iter().filter_map(|finished| finished.since).collect();
         #[cfg(feature = "sabotage")]
         let first = batch.first().map(|finished| finished.receipt);
         let mut settlement = Settlement::of(batch, self);
@@ -87,6 +87,7 @@ impl Settler {
         if !failed.is_empty() {
             self.give_back(failed).await?;
         }
+        self.root().settled(&since);
         #[cfg(feature = "sabotage")]
         if let Some(receipt) =
             first.filter(|_| self.root().sabotage.strike(crate::sabotage::ACK_TWICE))
@@ -160,7 +161,7 @@ impl Settler {
                 }
             }
         }
-        self.root().stats.blocked.store(false, Relaxed);
+        self.root().stats.blocked.set(false);
         Ok(outcomes)
     }
 
@@ -218,7 +219,9 @@ impl Settler {
             holds.extend(staged.hold);
         }
         let together = !ops.is_empty();
+        let begun = Instant::now();
         let acked = self.consumer.ack(settlement.receipts(), ops).await?;
+        self.input.times.ack.done_since(begun);
         if acked.fenced.is_empty() || !together {
             holds.into_iter().for_each(|hold| hold.commit());
         }
@@ -281,7 +284,7 @@ impl Settler {
             tracing::warn!(stage = %stage.name, %queue, %error, "cannot settle; trying again");
         }
         *failures += 1;
-        stage.stats.blocked.store(true, Relaxed);
+        stage.stats.blocked.set(true);
         tokio::time::sleep(doubled(BACK_OFF.0, BACK_OFF.1, *failures)).await;
         Ok(())
     }

@@ -160,13 +160,21 @@ pub(super) struct WorkLoop {
 impl WorkLoop {
     async fn run(mut self) {
         let batches = self.runner.component.kind() == Kind::Batch;
-        while let Some(items) = self.desk.next(self.chunk(batches)).await {
+        while let Some(items) = self.next(self.chunk(batches)).await {
             if batches {
                 self.gather_and_handle(items).await;
             } else {
                 self.handle(items).await;
             }
         }
+    }
+
+    /// Waits for something to do.
+    pub(super) async fn next(&self, max: usize) -> Option<Vec<Item>> {
+        let begun = Instant::now();
+        let items = self.desk.next(max).await;
+        self.runner.site.stage.stats.idle_ns.add_time(begun.elapsed());
+        items
     }
 
     fn chunk(&self, batches: bool) -> usize {
