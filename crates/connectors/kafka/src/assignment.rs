@@ -252,6 +252,13 @@ impl Assignment {
         self.messages.counts()
     }
 
+    /// How far the farthest message that came is from its partition's committed offset.
+    pub(crate) fn span(&self) -> u64 {
+        let ledgers = self.slots.iter().filter_map(|slot| slot.ledger.as_ref());
+        let spans = ledgers.map(|ledger| ledger.next.saturating_sub(ledger.watermark.low()));
+        spans.max().unwrap_or(0)
+    }
+
     /// Where a message stands, for people.
     pub(crate) fn locate(&self, position: u64) -> String {
         match self.slots.get(slot_of(position)) {

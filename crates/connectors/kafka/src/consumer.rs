@@ -16,8 +16,9 @@ use tokio::sync::Mutex;
 use crate::client::explain;
 use crate::connector::FEATURES;
 use crate::lag::Lagging;
+use crate::metadata::{RANGES_MAX, SPAN_MAX};
 use crate::poll::{Client, Shared, commit, run};
-use crate::transaction::{IN_FLIGHT_MAX, Transactions};
+use crate::transaction::Transactions;
 
 /// How long closing waits for the group.
 const CLOSE: Duration = Duration::from_secs(20);
@@ -78,10 +79,11 @@ impl KafkaConsumer {
         let mut state = self.shared.state();
         let assignment = &mut state.assignment;
         let mut want = want;
-        if self.transactions.is_some() {
+        // What is resolved has to fit into the commit, without which exactly once would be a guess.
+        if self.transactions.is_some() && assignment.span() > SPAN_MAX {
             let (_, delayed, held) = assignment.counts();
             let out = usize::try_from(delayed + held).unwrap_or(usize::MAX);
-            want.messages = want.messages.min(IN_FLIGHT_MAX.saturating_sub(out));
+            want.messages = want.messages.min(RANGES_MAX.saturating_sub(out));
         }
         let taken = match want.messages {
             0 => Vec::new(),

@@ -7,36 +7,69 @@ use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
 use brigade_core::watermark::Watermark;
 use rdkafka::topic_partition_list::TopicPartitionListElem;
 
-/// How the metadata begins; another beginning is another program's, or a later version's.
-const PREFIX: &str = "b1:";
+/// How the metadata begins: with ranges, or with a bit for each offset. Another beginning is another
+/// program's, or a later version's.
+const RANGES: &str = "b1:";
+const BITS: &str = "b2:";
 /// The most that is written: brokers take 4,096 bytes (`offset.metadata.max.bytes`).
 const MAX: usize = 4000;
+/// The bytes that fit into it.
+const BYTES_MAX: usize = (MAX - 3) / 4 * 3;
+/// So many ranges always fit.
+pub(crate) const RANGES_MAX: usize = 450;
+/// So many offsets from the committed one on always fit, whichever of them are resolved.
+pub(crate) const SPAN_MAX: u64 = BYTES_MAX as u64 * 8;
 
-/// Writes the resolved ranges, the lowest first, as many as there is room for.
+/// Writes the resolved ranges; if there is no room for all of them, a bit for each of the first
+/// [`SPAN_MAX`] offsets.
 pub(crate) fn encode(watermark: &Watermark) -> String {
     let mut bytes = Vec::new();
-    let mut at = watermark.low();
+    let low = watermark.low();
+    let mut at = low;
     for (first, past) in watermark.beyond() {
-        let before = bytes.len();
         write(&mut bytes, first - at);
         write(&mut bytes, past - first);
-        if PREFIX.len() + bytes.len().div_ceil(3) * 4 > MAX {
-            bytes.truncate(before);
-            break;
+        if bytes.len() > BYTES_MAX {
+            return format!("{BITS}{}", BASE64.encode(bits(watermark)));
         }
         at = past;
     }
     match bytes.is_empty() {
         true => String::new(),
-        false => format!("{PREFIX}{}", BASE64.encode(bytes)),
+        false => format!("{RANGES}{}", BASE64.encode(bytes)),
     }
+}
+
+/// A bit for each offset from the committed one on, the lowest bit of a byte first.
+fn bits(watermark: &Watermark) -> Vec<u8> {
+    let low = watermark.low();
+    let mut bytes = vec![0_u8; BYTES_MAX];
+    for (first, past) in watermark.beyond() {
+        for offset in first - low..(past - low).min(SPAN_MAX) {
+            bytes[(offset / 8) as usize] |= 1 << (offset % 8);
+        }
+    }
+    let last = bytes.iter().rposition(|byte| *byte != 0);
+    bytes.truncate(last.map_or(0, |last| last + 1));
+    bytes
 }
 
 /// What is resolved, by a commit. What cannot be read tells nothing: its messages come again.
 pub(crate) fn decode(committed: u64, metadata: &str) -> Watermark {
     let mut watermark = Watermark::starting_at(committed);
-    let bytes = metadata.strip_prefix(PREFIX).and_then(|text| BASE64.decode(text).ok());
-    let bytes = bytes.unwrap_or_default();
+    let bytes = |prefix| {
+        let text = metadata.strip_prefix(prefix)?;
+        BASE64.decode(text).ok()
+    };
+    if let Some(bytes) = bytes(BITS) {
+        let set = |at: &u64| bytes[(at / 8) as usize] & 1 << (at % 8) != 0;
+        // The committed offset itself is not resolved.
+        let offsets = (1..bytes.len() as u64 * 8).filter(set);
+        for offset in offsets.map_while(|at| committed.checked_add(at)) {
+            watermark.resolve(offset);
+        }
+    }
+    let bytes = bytes(RANGES).unwrap_or_default();
     let (mut rest, mut at) = (bytes.as_slice(), committed);
     while let (Some(gap), Some(length)) = (read(&mut rest), read(&mut rest)) {
         let range = at.checked_add(gap).and_then(|first| Some((first, first.checked_add(length)?)));
@@ -88,6 +121,27 @@ mod tests {
         watermark.resolve_range(1001, 1003);
         watermark.resolve_range(1300, 1301);
         assert_eq!(encode(&watermark), "b1:AQKpAgE");
+        for offset in (2000..10_000).step_by(2) {
+            watermark.resolve(offset);
+        }
+        let text = encode(&watermark);
+        assert!(text.starts_with("b2:BgAAAAAAAA"), "{text}");
+        assert_eq!(text.len(), 1503);
+    }
+
+    #[test]
+    fn what_may_be_in_flight_always_fits() {
+        let mut watermark = Watermark::starting_at(7);
+        for at in 0..RANGES_MAX as u64 {
+            watermark.resolve_range(8 + at * 2_000_000, 8 + at * 2_000_000 + 1_999_999);
+        }
+        assert!(encode(&watermark).starts_with(RANGES));
+        let mut watermark = Watermark::starting_at(7);
+        for offset in (8..7 + SPAN_MAX).step_by(2) {
+            watermark.resolve(offset);
+        }
+        let read = decode(7, &encode(&watermark));
+        assert_eq!(read.beyond().collect::<Vec<_>>(), watermark.beyond().collect::<Vec<_>>());
     }
 
     proptest! {
@@ -107,12 +161,20 @@ mod tests {
             let read = decode(low, &text);
             prop_assert_eq!(read.low(), low);
             let (all, some) = (watermark.beyond().collect::<Vec<_>>(), read.beyond().collect::<Vec<_>>());
-            prop_assert!(all.starts_with(&some));
-            prop_assert!(some.len() == all.len() || text.len() > MAX - 20);
+            if text.starts_with(BITS) {
+                let near = |offset: &u64| *offset < low + SPAN_MAX;
+                let offsets = |ranges: Vec<(u64, u64)>| {
+                    let all = ranges.into_iter().flat_map(|(first, past)| first..past);
+                    all.take_while(near).collect::<Vec<_>>()
+                };
+                prop_assert_eq!(offsets(some), offsets(all));
+            } else {
+                prop_assert_eq!(some, all);
+            }
         }
 
         #[test]
-        fn nothing_that_is_read_resolves_what_is_committed_next(text in "(b1:)?[A-Za-z0-9+/]{0,40}") {
+        fn nothing_that_is_read_resolves_what_is_committed_next(text in "(b[12]:)?[A-Za-z0-9+/]{0,40}") {
             prop_assert_eq!(decode(7, &text).low(), 7);
         }
     }

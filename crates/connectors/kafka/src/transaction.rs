@@ -1,7 +1,7 @@
 //! Outputs and offsets in one transaction.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use brigade_core::connector::{ConnectorError, Receipt};
 use brigade_core::state::{StoreId, StoreOp};
@@ -19,9 +19,6 @@ use crate::poll::{Client, Shared, offsets};
 use crate::record::record;
 use crate::settings::Site;
 
-/// The most messages of a consumer that are handed out: so many gaps always fit into the metadata of
-/// a commit, without which exactly once would be a guess.
-pub(crate) const IN_FLIGHT_MAX: usize = 450;
 /// How long one step of a transaction may take.
 const STEP: Duration = Duration::from_secs(20);
 /// How often a commit is asked for whose answer did not come; each waits for [`STEP`].
@@ -69,6 +66,15 @@ impl Transactions {
         if config.get("transaction.timeout.ms").is_none() {
             // What a dead member began holds up the readers of its outputs for no longer.
             config.set("transaction.timeout.ms", "30000");
+        }
+        if config.get("linger.ms").is_none() {
+            // A transaction's outputs come at once, and it waits for them.
+            config.set("linger.ms", "1");
+        }
+        if config.get("retry.backoff.ms").is_none() {
+            // The broker finishes one transaction after it has answered; whoever begins the next
+            // before that is told to try again, and would wait ten times as long as it takes.
+            config.set("retry.backoff.ms", "10");
         }
         let store = store_id(&site.servers);
         Self { site, config, store, producer: Mutex::default() }
@@ -150,6 +156,11 @@ impl Transactions {
             Failed::Other(ConnectorError::transient("the consumer is in no group yet"))
         })?;
         producer.send_offsets_to_transaction(&offsets(commits)?, &member, STEP)?;
+        // A commit flushes, which looks ten times a second whether all is written.
+        let begun = Instant::now();
+        while producer.in_flight_count() > 0 && begun.elapsed() < STEP {
+            producer.poll(Duration::from_millis(1));
+        }
         // While there is no answer nobody knows: asking again is what tells.
         for _ in 0..COMMITS_MAX {
             match producer.commit_transaction(STEP) {
