@@ -212,3 +212,60 @@ fn an_address_that_is_taken_is_told() {
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.contains("metrics cannot be served at 127.0.0.1:"), "{error}");
 }
+
+/// What a run says on standard error.
+fn said(yaml: &str, arguments: &[&str]) -> String {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("p.yaml"), yaml).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
+    command.current_dir(directory.path()).args(["run", "p.yaml", "--until-idle"]);
+    let output = command.args(arguments).env_remove("RUST_LOG").output().unwrap();
+    String::from_utf8(output.stderr).unwrap()
+}
+
+const FINITE: &str = "
+pipeline: finite
+state: state
+queues:
+  in: { type: generator, template: { secret: '{{int 4711 4711}}' }, count: 10 }
+  out: { type: file, path: out.jsonl }
+stages:
+  copy: { component: { map: 'error(\"first\\nERROR forged\\r\")' }, input: in, outputs: [out] }
+";
+
+#[test]
+fn a_run_logs_where_each_stage_begins_and_ends() {
+    let said = said(FINITE, &["--set", "log.format=json"]);
+    let lines: Vec<serde_json::Value> =
+        said.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    let with = |message: &str| {
+        let fields = lines.iter().map(|line| &line["fields"]);
+        fields.into_iter().find(|fields| fields["message"] == message && fields["stage"] == "copy")
+    };
+    assert!(with("running").is_some(), "{said}");
+    let done = with("done").unwrap();
+    assert_eq!((&done["received"], &done["dead_letters"]), (&10.into(), &10.into()), "{said}");
+}
+
+#[test]
+fn what_an_error_says_cannot_forge_a_log_line_and_payloads_are_not_logged() {
+    let said = said(FINITE, &["--set", "log.level=debug,brigade=trace"]);
+    assert!(said.contains("dead letter"), "{said}");
+    let forged = said.lines().filter(|line| line.trim_start().starts_with("ERROR forged"));
+    assert_eq!(forged.count(), 0, "{said}");
+    assert!(!said.contains("4711"), "{said}");
+    let file = FINITE.replace(
+        "{ map: 'error(\"first\\nERROR forged\\r\")' }",
+        "{ lookup: { file: \"gone\\nERROR forged\", key: k, match: [{ field: n, add: { m: k } }] } }",
+    );
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("p.yaml"), file).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
+    command.current_dir(directory.path()).args(["run", "p.yaml"]).env_remove("RUST_LOG");
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let told = lines.find(|line| line.contains("gone")).unwrap();
+    assert!(told.contains("gone\\nERROR forged"), "{told}");
+    child.kill().unwrap();
+    child.wait().unwrap();
+}

@@ -10,6 +10,7 @@
 
 #[path = "../common/place.rs"]
 mod place;
+mod terminal;
 
 use std::fs;
 use std::path::{Path, PathBuf};

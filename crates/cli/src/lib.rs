@@ -5,6 +5,8 @@ mod check;
 mod common;
 mod dead_letters;
 mod graph;
+mod log;
+mod progress;
 mod queues;
 mod run;
 mod schema;

@@ -1,18 +1,17 @@
-use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use brigade_core::Period;
-use brigade_pipeline::{LogFormat, MetricNames, Topology};
+use brigade_pipeline::{MetricNames, Topology};
 use brigade_runtime::{Registry, Running, Stopped, Supervisor, Watcher};
 use clap::Args;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tokio::sync::mpsc;
-use tracing_subscriber::EnvFilter;
 
-use crate::Exit;
 use crate::common::{FileArguments, say, table};
+use crate::progress::Progress;
+use crate::{Exit, log};
 
 /// Run a pipeline until it is stopped, or until nothing is left to do.
 #[derive(Debug, Args)]
@@ -45,13 +44,16 @@ impl Run {
             pipeline = pipeline.stages(&self.stage)?;
         }
         let topology = pipeline.topology();
-        log(topology.log_format, topology.log_level.as_deref())?;
+        let progress = Progress::new();
+        log::set_up(topology.log_format, topology.log_level.as_deref(), &progress)?;
         let mut signals = signals()?;
         let address = self.metrics_address(topology)?;
         let (stats, names) = (topology.log_stats, topology.metric_names);
         let running = Supervisor::new().add(pipeline).start().await?;
         let _server = self.serve(address, names, &running)?;
         let _stats = stats.map(|every| tokio::spawn(tell_stats(running.watcher(), every)));
+        let finite = self.until_idle.is_some();
+        let telling = tokio::spawn(progress.clone().tell(running.watcher(), finite));
         let idle = async {
             match &self.until_idle {
                 Some(quiet) => running.until_idle(quiet.map(|quiet| quiet.0)).await,
@@ -68,10 +70,13 @@ impl Run {
         let stopped = tokio::select! {
             stopped = end(running, &ending) => stopped,
             _ = signals.recv() => {
+                progress.end();
                 say("aborted: what was in flight is handled again at the next start");
                 return Ok(Exit::Aborted);
             }
         };
+        telling.abort();
+        progress.end();
         summary(&stopped);
         Ok(exit(&stopped))
     }
@@ -209,19 +214,4 @@ fn signals() -> anyhow::Result<mpsc::UnboundedReceiver<i32>> {
         }
     })?;
     Ok(receiver)
-}
-
-fn log(format: LogFormat, level: Option<&str>) -> anyhow::Result<()> {
-    let filter = match std::env::var("RUST_LOG") {
-        Ok(directives) if !directives.is_empty() => EnvFilter::try_new(directives)?,
-        _ => EnvFilter::try_new(level.unwrap_or("info"))?,
-    };
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let set = match format {
-        LogFormat::Human => {
-            lines.with_target(false).with_ansi(std::io::stderr().is_terminal()).try_init()
-        }
-        LogFormat::Json => lines.json().try_init(),
-    };
-    set.map_err(|error| anyhow::anyhow!("logging cannot be set up: {error}"))
 }

@@ -154,12 +154,18 @@ impl Tree {
         if entry.state == state && entry.error == error {
             return;
         }
-        let name = &self.plan.stages[usize::from(stage)].name;
-        match &error {
-            Some(error) if state == StageState::Failed => {
-                tracing::error!(pipeline = %self.plan.pipeline, stage = %name, %error, "failed");
+        let plan = &self.plan.stages[usize::from(stage)];
+        let (name, pipeline, stats) = (&plan.name, &self.plan.pipeline, &plan.stats);
+        match (state, &error) {
+            (StageState::Failed, Some(error)) => {
+                tracing::error!(%pipeline, stage = %name, %error, "failed");
             }
-            _ => tracing::debug!(pipeline = %self.plan.pipeline, stage = %name, %state, "state"),
+            (StageState::Running, None) => tracing::info!(%pipeline, stage = %name, "running"),
+            (StageState::Stopped, _) => tracing::info!(
+                %pipeline, stage = %name, received = stats.received.get(),
+                acked = stats.acked.get(), dead_letters = stats.dead_lettered.get(), "done"
+            ),
+            _ => tracing::debug!(%pipeline, stage = %name, %state, "state"),
         }
         (entry.state, entry.error) = (state, error.clone());
         self.events.send(Event::State {

@@ -1,0 +1,86 @@
+//! Log lines on standard error, one line each, and out of the way of the progress line.
+
+use std::io::{self, IsTerminal, Write};
+
+use brigade_pipeline::LogFormat;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::progress::Progress;
+
+/// Sets up logging; `RUST_LOG` goes before the file's level.
+pub(crate) fn set_up(
+    format: LogFormat,
+    level: Option<&str>,
+    progress: &Progress,
+) -> anyhow::Result<()> {
+    let filter = match std::env::var("RUST_LOG") {
+        Ok(directives) if !directives.is_empty() => EnvFilter::try_new(directives)?,
+        _ => EnvFilter::try_new(level.unwrap_or("info"))?,
+    };
+    let lines = Lines { progress: progress.clone() };
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines);
+    let set = match format {
+        LogFormat::Human => {
+            lines.with_target(false).with_ansi(io::stderr().is_terminal()).try_init()
+        }
+        LogFormat::Json => lines.json().try_init(),
+    };
+    set.map_err(|error| anyhow::anyhow!("logging cannot be set up: {error}"))
+}
+
+/// Writes each event as one line.
+struct Lines {
+    progress: Progress,
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Line<'a>;
+
+    fn make_writer(&'a self) -> Line<'a> {
+        Line(&self.progress)
+    }
+}
+
+struct Line<'a>(&'a Progress);
+
+impl Write for Line<'_> {
+    /// Takes one event as a whole: that is how `tracing-subscriber` writes it.
+    fn write(&mut self, event: &[u8]) -> io::Result<usize> {
+        let line = one_line(event);
+        self.0.aside(|| io::stderr().lock().write_all(&line))?;
+        Ok(event.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// The same with line breaks within it written as `\n` and `\r`: what comes from outside, such as
+/// the text of a component's error, could else forge a line.
+fn one_line(event: &[u8]) -> Vec<u8> {
+    let text = event.strip_suffix(b"\n").unwrap_or(event);
+    let mut line = Vec::with_capacity(event.len() + 1);
+    for byte in text {
+        match byte {
+            b'\n' => line.extend(b"\\n"),
+            b'\r' => line.extend(b"\\r"),
+            byte => line.push(*byte),
+        }
+    }
+    line.push(b'\n');
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_is_one_line_whatever_it_holds() {
+        assert_eq!(one_line(b"plain\n"), b"plain\n");
+        assert_eq!(one_line(b"no end"), b"no end\n");
+        assert_eq!(one_line(b"a\nERROR forged\r\n\n"), b"a\\nERROR forged\\r\\n\n");
+    }
+}
