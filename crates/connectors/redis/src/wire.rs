@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use brigade_core::connector::ConnectorError;
+use brigade_core::state::StoreId;
 use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, ErrorKind, FromRedisValue, RedisError, RedisResult,
-    ScriptInvocation, ServerErrorKind,
+    AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, FromRedisValue, IntoConnectionInfo,
+    RedisError, RedisResult, ScriptInvocation, ServerErrorKind,
 };
 use tokio::sync::Mutex;
 
@@ -19,6 +20,19 @@ const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// The server where a queue names none.
 pub(crate) fn local() -> String {
     "redis://127.0.0.1:6379".to_owned()
+}
+
+/// The name of the store that a server's database is. Without user and password: those are no part
+/// of it, and not to be told.
+fn store_of(info: &ConnectionInfo) -> String {
+    format!("redis {}/{}", info.addr(), info.redis_settings().db())
+}
+
+/// The same out of a queue's settings; nothing if their `url` is no address.
+pub(crate) fn store_name(settings: &serde_json::Value) -> String {
+    let url = settings.get("url").and_then(serde_json::Value::as_str);
+    let info = url.map_or_else(local, str::to_owned).into_connection_info();
+    info.map(|info| store_of(&info)).unwrap_or_default()
 }
 
 pub(crate) struct Wire {
@@ -37,6 +51,11 @@ impl Wire {
 
     pub(crate) fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// The store that the server's database is: its queues can be written in one script.
+    pub(crate) fn store(&self) -> StoreId {
+        StoreId::new(store_of(self.client.get_connection_info()))
     }
 
     async fn connection(&self) -> RedisResult<MultiplexedConnection> {

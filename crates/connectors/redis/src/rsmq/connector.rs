@@ -14,6 +14,7 @@ use serde_json::Value;
 use super::consumer::RsmqConsumer;
 use super::producer::RsmqProducer;
 use super::scripts::CREATE;
+use crate::output::Target;
 use crate::wire::Wire;
 
 /// The longest name that every client takes.
@@ -73,6 +74,7 @@ fn features(settings: &Settings) -> Features {
         batch: true,
         empty_payload: true,
         binary: true,
+        settle_together: true,
         max_message_bytes: u64::try_from(settings.maxsize).ok(),
         ..Features::NONE
     }
@@ -93,6 +95,12 @@ pub(crate) struct Site {
 }
 
 impl Site {
+    /// Where outputs go that are written along with an ack.
+    pub(crate) fn target(&self) -> Target {
+        let channel = self.realtime.clone().unwrap_or_default();
+        Target::Rsmq { messages: self.messages.clone(), channel }
+    }
+
     /// Connects, and makes the queue if it is not there.
     async fn open(queue: &QueueSpec) -> Result<Self, ConnectorError> {
         let settings: Settings = queue.settings()?;
@@ -150,6 +158,10 @@ impl Connector for Rsmq {
 
     fn features(&self, settings: &Value) -> Features {
         serde_json::from_value(settings.clone()).map_or(Features::NONE, |s| features(&s))
+    }
+
+    fn store_name(&self, settings: &Value) -> String {
+        crate::wire::store_name(settings)
     }
 
     fn schema(&self) -> Value {

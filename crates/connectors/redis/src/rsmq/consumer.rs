@@ -7,13 +7,14 @@ use async_trait::async_trait;
 use brigade_core::connector::{
     Acked, ConnectorError, Consumer, Failed, FailedReason, Features, Incoming, Lag, Receipt, Want,
 };
-use brigade_core::state::StoreOp;
+use brigade_core::state::{StoreId, StoreOp};
 use brigade_core::{IncarnationId, Message, MessageId, Timestamp};
 use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 
 use super::connector::Site;
 use super::scripts::{DELETE, HIDE, LAG, RECEIVE};
+use crate::output;
 
 /// The most messages that are received at once.
 const RECEIVE_MAX: usize = 500;
@@ -182,22 +183,27 @@ impl Consumer for RsmqConsumer {
         receipts: Vec<Receipt>,
         ops: Vec<StoreOp>,
     ) -> Result<Acked, ConnectorError> {
-        if !ops.is_empty() {
-            return Err(ConnectorError::unsupported("an RSMQ queue takes no other writes"));
-        }
         let (known, mut fenced) = self.ids(&receipts);
-        if !known.is_empty() {
+        // All or nothing: with a lost lease what the others became is not put either.
+        if !fenced.is_empty() && !ops.is_empty() {
+            return Ok(Acked { fenced });
+        }
+        if !known.is_empty() || !ops.is_empty() {
             let mut delete = DELETE.key(&self.site.messages);
-            delete.key(&self.site.hash).key(&self.site.attempts);
+            delete.key(&self.site.hash).key(&self.site.attempts).arg(known.len());
             for (receipt, id) in &known {
                 delete.arg(id).arg(receipt.fence);
             }
+            output::add(&mut delete, &ops)?;
             let gone: Vec<String> = self.site.wire.script(&delete).await?;
             fenced.extend(fenced_of(&known, &gone));
         }
+        let undone = !fenced.is_empty() && !ops.is_empty();
         let mut shared = self.shared();
         for (receipt, _) in known {
-            shared.held.remove(&receipt.position);
+            if !undone || fenced.contains(&receipt) {
+                shared.held.remove(&receipt.position);
+            }
         }
         Ok(Acked { fenced })
     }
@@ -242,6 +248,10 @@ impl Consumer for RsmqConsumer {
         let (ready, hidden): (u64, u64) = self.site.wire.script(&lag).await?;
         // Hidden are those that wait for their time and those that somebody works on.
         Ok(Lag { ready: Some(ready), in_flight: Some(hidden), ..Lag::default() })
+    }
+
+    fn store(&self) -> Option<StoreId> {
+        Some(self.site.wire.store())
     }
 
     fn locate(&self, receipt: Receipt) -> String {

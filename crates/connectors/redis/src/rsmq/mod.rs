@@ -11,7 +11,8 @@
 //!
 //! Brigade keeps one key more: the hash `rsmq:q:brigade:attempts` (failed attempts, since the receive
 //! count also counts crashes). A late holder does nothing: whatever is done to a message compares its
-//! receive count. Ids carry the time, so sending again after a lost answer makes another message.
+//! receive count. Ids carry the time, so sending again after a lost answer makes another message; an
+//! output that is sent in the script of its ack is sent once.
 
 mod connector;
 mod consumer;
@@ -19,3 +20,4 @@ mod producer;
 mod scripts;
 
 pub use connector::Rsmq;
+pub(crate) use producer::random_part;

@@ -1,9 +1,13 @@
 use async_trait::async_trait;
 use brigade_core::CauseKind;
-use brigade_core::connector::{ConnectorError, Features, Outgoing, Produced, Producer, Rejected};
+use brigade_core::connector::{
+    ConnectorError, Features, Outgoing, Produced, Producer, Rejected, Staged,
+};
+use brigade_core::state::StoreId;
 
 use super::connector::Site;
 use super::scripts::SEND;
+use crate::output;
 
 /// The most messages in one script: more gains nothing, and others wait meanwhile.
 const SCRIPT_MAX: usize = 200;
@@ -30,24 +34,16 @@ impl RsmqProducer {
         })
     }
 
-    async fn send(&self, batch: &[&Outgoing]) -> Result<(), ConnectorError> {
+    async fn send(&self, batch: &[Outgoing]) -> Result<(), ConnectorError> {
         let mut send = SEND.key(&self.site.messages);
-        send.key(&self.site.hash).arg(self.site.realtime.as_deref().unwrap_or_default());
-        for outgoing in batch {
-            match outgoing.delay {
-                Some(delay) => send.arg(delay.as_millis().to_string()),
-                None => send.arg(-1),
-            };
-            let random: String =
-                std::iter::repeat_with(fastrand::alphanumeric).take(RANDOM).collect();
-            send.arg(random).arg(outgoing.message.payload.as_deref().unwrap_or_default());
-        }
-        let ids: Vec<String> = self.site.wire.script(&send).await?;
-        match ids.len() == batch.len() {
-            true => Ok(()),
-            false => Err(ConnectorError::transient("RSMQ took only a part of the batch")),
-        }
+        output::add(&mut send, &self.site.target().enqueue(batch))?;
+        self.site.wire.script::<i64>(&send).await.map(drop)
     }
+}
+
+/// What an id has after its time.
+pub(crate) fn random_part() -> String {
+    std::iter::repeat_with(fastrand::alphanumeric).take(RANDOM).collect()
 }
 
 #[async_trait]
@@ -58,10 +54,10 @@ impl Producer for RsmqProducer {
 
     async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
         let refused: Vec<Option<Rejected>> = batch.iter().map(|o| self.refused(o)).collect();
-        let good: Vec<&Outgoing> = batch
+        let good: Vec<Outgoing> = batch
             .iter()
             .zip(&refused)
-            .filter_map(|(outgoing, refused)| refused.is_none().then_some(outgoing))
+            .filter_map(|(outgoing, refused)| refused.is_none().then(|| outgoing.clone()))
             .collect();
         for chunk in good.chunks(SCRIPT_MAX) {
             self.send(chunk).await?;
@@ -71,6 +67,18 @@ impl Producer for RsmqProducer {
             None => Produced::Confirmed,
         };
         Ok(refused.into_iter().map(outcome).collect())
+    }
+
+    async fn stage(&self, batch: &[Outgoing]) -> Result<Staged, ConnectorError> {
+        let refused = batch.iter().map(|outgoing| self.refused(outgoing)).enumerate();
+        let rejected: Vec<_> = refused.filter_map(|(at, why)| Some((at, why?))).collect();
+        // What is refused becomes a dead letter first; the rest is staged again without it.
+        let batch = if rejected.is_empty() { batch } else { &[] };
+        Ok(Staged { ops: self.site.target().enqueue(batch), rejected, hold: None })
+    }
+
+    fn store(&self) -> Option<StoreId> {
+        Some(self.site.wire.store())
     }
 
     async fn shutdown(&self) -> Result<(), ConnectorError> {

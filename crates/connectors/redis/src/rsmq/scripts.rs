@@ -4,6 +4,8 @@ use std::sync::LazyLock;
 
 use redis::Script;
 
+use crate::output::PUT;
+
 const NOW: &str = "
 local time = redis.call('TIME')
 local usec = tonumber(time[1]) * 1000000 + tonumber(time[2])
@@ -36,35 +38,13 @@ pub(crate) static CREATE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Sends messages. KEYS: messages, hash. ARGV: channel or nothing, then of each delay in milliseconds
-/// (-1: the queue's own), 22 random characters, body. Answers with the ids.
+/// Sends messages. ARGV: outputs.
 pub(crate) static SEND: LazyLock<Script> = LazyLock::new(|| {
     script(
-        &[NOW],
+        &[PUT],
         "
-        local digits = '0123456789abcdefghijklmnopqrstuvwxyz'
-        local function base36(n)
-          local text = ''
-          while n > 0 do
-            local digit = n % 36
-            text = string.sub(digits, digit + 1, digit + 1) .. text
-            n = math.floor(n / 36)
-          end
-          return text
-        end
-        local own = tonumber(redis.call('HGET', KEYS[2], 'delay') or 0) * 1000
-        local ids = {}
-        for i = 2, #ARGV, 3 do
-          local delay = tonumber(ARGV[i])
-          if delay < 0 then delay = own end
-          local id = base36(usec + #ids) .. ARGV[i + 1]
-          redis.call('ZADD', KEYS[1], string.format('%.0f', now + delay), id)
-          redis.call('HSET', KEYS[2], id, ARGV[i + 2])
-          ids[#ids + 1] = id
-        end
-        redis.call('HINCRBY', KEYS[2], 'totalsent', #ids)
-        if ARGV[1] ~= '' then redis.call('PUBLISH', ARGV[1], redis.call('ZCARD', KEYS[1])) end
-        return ids",
+        put(1)
+        return 1",
     )
 });
 
@@ -91,23 +71,25 @@ pub(crate) static RECEIVE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Deletes what still stands. KEYS: messages, hash, attempts. ARGV: id and receive count of each.
-/// Answers with the fenced.
+/// Deletes what still stands, and puts outputs; with outputs all or nothing. KEYS: messages, hash,
+/// attempts. ARGV: how many, id and receive count of each, then outputs. Answers with the fenced.
 pub(crate) static DELETE: LazyLock<Script> = LazyLock::new(|| {
     script(
-        &[STANDS],
+        &[STANDS, PUT],
         "
-        local fenced = {}
-        for i = 1, #ARGV, 2 do
-          local id = ARGV[i]
-          if stands(id, ARGV[i + 1]) then
-            redis.call('ZREM', KEYS[1], id)
-            redis.call('HDEL', KEYS[2], id, id .. ':rc', id .. ':fr')
-            redis.call('HDEL', KEYS[3], id)
-          else
-            fenced[#fenced + 1] = id
-          end
+        local past = 1 + 2 * tonumber(ARGV[1])
+        local fenced, good = {}, {}
+        for i = 2, past, 2 do
+          local into = stands(ARGV[i], ARGV[i + 1]) and good or fenced
+          into[#into + 1] = ARGV[i]
         end
+        if #fenced > 0 and #ARGV > past then return fenced end
+        for _, id in ipairs(good) do
+          redis.call('ZREM', KEYS[1], id)
+          redis.call('HDEL', KEYS[2], id, id .. ':rc', id .. ':fr')
+          redis.call('HDEL', KEYS[3], id)
+        end
+        put(past + 1)
         return fenced",
     )
 });

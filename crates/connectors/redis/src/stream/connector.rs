@@ -30,6 +30,7 @@ pub(crate) const FEATURES: Features = Features {
     null_payload: true,
     empty_payload: true,
     binary: true,
+    settle_together: true,
     max_message_bytes: Some(512 << 20),
     ..Features::NONE
 };
@@ -95,6 +96,10 @@ impl Connector for RedisStreams {
 
     fn features(&self, _: &Value) -> Features {
         FEATURES
+    }
+
+    fn store_name(&self, settings: &Value) -> String {
+        crate::wire::store_name(settings)
     }
 
     fn schema(&self) -> Value {

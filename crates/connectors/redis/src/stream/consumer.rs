@@ -8,7 +8,7 @@ use brigade_core::IncarnationId;
 use brigade_core::connector::{
     Acked, ConnectorError, Consumer, Failed, FailedReason, Features, Incoming, Lag, Receipt, Want,
 };
-use brigade_core::state::StoreOp;
+use brigade_core::state::{StoreId, StoreOp};
 use futures_util::future::BoxFuture;
 use redis::{Value, cmd};
 use tokio::sync::{Mutex, Notify};
@@ -18,6 +18,7 @@ use super::connector::{FEATURES, Keys};
 use super::entry::{incoming, pack, unpack};
 use super::producer::make_group;
 use super::scripts::{ACK, CLAIM_DEAD, CLAIM_DUE, CLAIM_OWN, FAIL, GIVE_BACK, HELD, LAG};
+use crate::output;
 use crate::wire::Wire;
 
 /// A member that has not been heard of for so long is dead.
@@ -288,21 +289,26 @@ impl Consumer for StreamConsumer {
         receipts: Vec<Receipt>,
         ops: Vec<StoreOp>,
     ) -> Result<Acked, ConnectorError> {
-        if !ops.is_empty() {
-            return Err(ConnectorError::unsupported("a Redis stream takes no other writes"));
-        }
-        if receipts.is_empty() {
+        if receipts.is_empty() && ops.is_empty() {
             return Ok(Acked::default());
         }
         let keys = &self.site.keys;
         let mut ack = ACK.key(&keys.stream);
-        ack.key(&keys.attempts).arg(&keys.group).arg(&self.site.member);
+        ack.key(&keys.attempts).arg(&keys.group).arg(&self.site.member).arg(receipts.len());
+        let positions = || receipts.iter().map(|receipt| receipt.position);
+        for end in [positions().min(), positions().max()] {
+            ack.arg(unpack(end.unwrap_or(0)));
+        }
         for receipt in &receipts {
             ack.arg(unpack(receipt.position)).arg(receipt.fence);
         }
+        output::add(&mut ack, &ops)?;
         let fenced: Vec<String> = self.site.wire.script(&ack).await?;
-        self.site.forget(&receipts);
-        Ok(Acked { fenced: those(&receipts, &fenced) })
+        let fenced = those(&receipts, &fenced);
+        // With a lost lease nothing of it was done.
+        let undone = !fenced.is_empty() && !ops.is_empty();
+        self.site.forget(if undone { &fenced } else { &receipts });
+        Ok(Acked { fenced })
     }
 
     async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
@@ -342,6 +348,10 @@ impl Consumer for StreamConsumer {
             in_flight: known(held),
             ..Lag::default()
         })
+    }
+
+    fn store(&self) -> Option<StoreId> {
+        Some(self.site.wire.store())
     }
 
     fn locate(&self, receipt: Receipt) -> String {

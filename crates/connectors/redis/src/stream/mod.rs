@@ -16,7 +16,7 @@
 //! `{S}:brigade:later` (messages that were put with a delay). The keys lie in the stream's slot.
 //!
 //! An entry is removed from the stream when it is acked and the stream has only one group; with
-//! several groups entries stay, as other readers may need them.
+//! several groups when every group is past it.
 
 mod connector;
 mod consumer;
@@ -25,3 +25,4 @@ mod producer;
 mod scripts;
 
 pub use connector::RedisStreams;
+pub(crate) use entry::fields;

@@ -1,12 +1,14 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use brigade_core::connector::{ConnectorError, Features, Outgoing, Produced, Producer};
+use brigade_core::connector::{ConnectorError, Features, Outgoing, Produced, Producer, Staged};
+use brigade_core::state::StoreId;
 use redis::{Pipeline, cmd};
 
 use super::connector::{FEATURES, Keys};
 use super::entry::fields;
 use super::scripts::LATER;
+use crate::output::Target;
 use crate::wire::Wire;
 
 /// The most entries in one pipeline: more gains nothing.
@@ -91,6 +93,16 @@ impl Producer for StreamProducer {
             }
         }
         Ok(outcomes)
+    }
+
+    async fn stage(&self, batch: &[Outgoing]) -> Result<Staged, ConnectorError> {
+        let target =
+            Target::Stream { stream: self.keys.stream.clone(), later: self.keys.later.clone() };
+        Ok(Staged { ops: target.enqueue(batch), rejected: Vec::new(), hold: None })
+    }
+
+    fn store(&self) -> Option<StoreId> {
+        Some(self.wire.store())
     }
 
     async fn shutdown(&self) -> Result<(), ConnectorError> {

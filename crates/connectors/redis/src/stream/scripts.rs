@@ -4,6 +4,8 @@ use std::sync::LazyLock;
 
 use redis::Script;
 
+use crate::output::PUT;
+
 /// Shared by scripts that claim: entries with how often they were handed out and their attempts.
 const CLAIM: &str = "
 local function claim(stream, attempts, group, me, ids)
@@ -29,6 +31,32 @@ end
 local function now()
   local time = redis.call('TIME')
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
+end
+";
+
+/// Removes the entries that every group is past: delivered, and pending with none.
+const PAST: &str = "
+local function at(id)
+  local ms, number = string.match(id, '(%d+)-(%d+)')
+  return tonumber(ms), tonumber(number)
+end
+local function before(a, b)
+  local ams, an = at(a)
+  local bms, bn = at(b)
+  return ams < bms or (ams == bms and an < bn)
+end
+local function trim(stream)
+  local first = nil
+  for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
+    local kept = {}
+    for i = 1, #group, 2 do kept[group[i]] = group[i + 1] end
+    local needs = kept['last-delivered-id']
+    if kept['pending'] > 0 then
+      needs = redis.call('XPENDING', stream, kept['name'])[2]
+    end
+    if not first or before(needs, first) then first = needs end
+  end
+  if first then redis.call('XTRIM', stream, 'MINID', '~', first) end
 end
 ";
 
@@ -100,23 +128,36 @@ pub(crate) static CLAIM_OWN: LazyLock<Script> = LazyLock::new(|| {
     ))
 });
 
-/// Acks what still stands; an entry that no other group may need is removed.
-/// KEYS: stream, attempts. ARGV: group, member, then id and fence of each. Answers with the fenced.
+/// Acks what still stands, and puts outputs; with outputs all or nothing. An entry that no group
+/// needs any more is removed: at once if there is only one, else when all groups are past it.
+/// KEYS: stream, attempts. ARGV: group, member, how many, the first and the last id, then id and fence
+/// of each, then outputs. Answers with the fenced.
 pub(crate) static ACK: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
-        "{STANDS}
-        local sole = #redis.call('XINFO', 'GROUPS', KEYS[1]) == 1
-        local fenced = {{}}
-        for i = 3, #ARGV, 2 do
-          local id = ARGV[i]
-          if stands(KEYS[1], ARGV[1], ARGV[2], id, ARGV[i + 1]) then
-            redis.call('XACK', KEYS[1], ARGV[1], id)
-            redis.call('HDEL', KEYS[2], id)
-            if sole then redis.call('XDEL', KEYS[1], id) end
-          else
-            fenced[#fenced + 1] = id
-          end
+        "{PUT}{PAST}
+        local stream, group, member, n = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
+        local past = 5 + 2 * n
+        local held = {{}}
+        if n > 0 then
+          local pending =
+            redis.call('XPENDING', stream, group, ARGV[4], ARGV[5], 1000000, member)
+          for _, entry in ipairs(pending) do held[entry[1]] = entry[4] end
         end
+        local fenced, good = {{}}, {{}}
+        for i = 6, past, 2 do
+          local into = held[ARGV[i]] == tonumber(ARGV[i + 1]) and good or fenced
+          into[#into + 1] = ARGV[i]
+        end
+        if #fenced > 0 and #ARGV > past then return fenced end
+        local sole = #redis.call('XINFO', 'GROUPS', stream) == 1
+        for from = 1, #good, 1000 do
+          local to = math.min(from + 999, #good)
+          redis.call('XACK', stream, group, unpack(good, from, to))
+          redis.call('HDEL', KEYS[2], unpack(good, from, to))
+          if sole then redis.call('XDEL', stream, unpack(good, from, to)) end
+        end
+        if #good > 0 and not sole then trim(stream) end
+        put(past + 1)
         return fenced"
     ))
 });

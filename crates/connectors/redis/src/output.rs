@@ -1,0 +1,155 @@
+//! Outputs that are written in the script that acks what they were made of.
+
+use std::sync::Arc;
+
+use brigade_core::connector::{ConnectorError, Outgoing};
+use brigade_core::state::StoreOp;
+use redis::ScriptInvocation;
+
+use crate::rsmq::random_part;
+use crate::stream::fields;
+
+/// Where an output goes. It travels as the name of an operation's queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Target {
+    /// The stream with this key, and where what is put with a delay waits.
+    Stream { stream: String, later: String },
+    /// The RSMQ queue with this key, and the channel of its notices, if there is one.
+    Rsmq { messages: String, channel: String },
+}
+
+/// Between the parts of a target's name; no key that a pipeline file names has it.
+const BETWEEN: char = '\n';
+
+impl Target {
+    pub(crate) fn name(&self) -> Arc<str> {
+        match self {
+            Self::Stream { stream, later } => format!("stream{BETWEEN}{stream}{BETWEEN}{later}"),
+            Self::Rsmq { messages, channel } => {
+                format!("rsmq{BETWEEN}{messages}{BETWEEN}{channel}")
+            }
+        }
+        .into()
+    }
+
+    fn of_name(name: &str) -> Option<Self> {
+        let (kind, rest) = name.split_once(BETWEEN)?;
+        let (key, more) = rest.split_once(BETWEEN)?;
+        let (key, more) = (key.to_owned(), more.to_owned());
+        match kind {
+            "stream" => Some(Self::Stream { stream: key, later: more }),
+            "rsmq" => Some(Self::Rsmq { messages: key, channel: more }),
+            _ => None,
+        }
+    }
+
+    /// Operations that put these messages here.
+    pub(crate) fn enqueue(&self, batch: &[Outgoing]) -> Vec<StoreOp> {
+        let queue = self.name();
+        let enqueue = |outgoing: &Outgoing| StoreOp::Enqueue {
+            queue: Arc::clone(&queue),
+            outgoing: outgoing.clone(),
+        };
+        batch.iter().map(enqueue).collect()
+    }
+}
+
+/// What the script of an ack takes to put outputs; [`add`] gives it its arguments, which begin at
+/// `first` there.
+pub(crate) const PUT: &str = "
+local digits = '0123456789abcdefghijklmnopqrstuvwxyz'
+local function base36(n)
+  local text = ''
+  while n > 0 do
+    local digit = n % 36
+    text = string.sub(digits, digit + 1, digit + 1) .. text
+    n = math.floor(n / 36)
+  end
+  return text
+end
+local function put(first)
+  local time = redis.call('TIME')
+  local usec = tonumber(time[1]) * 1000000 + tonumber(time[2])
+  local now = math.floor(usec / 1000)
+  local i, sent = first, 0
+  while i <= #ARGV do
+    local kind, key, n = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
+    local from, to = i + 3, i + 2 + n
+    if kind == 's' then
+      redis.call('XADD', key, '*', unpack(ARGV, from, to))
+    elseif kind == 'l' then
+      local packed = cmsgpack.pack({unpack(ARGV, from + 1, to)})
+      redis.call('ZADD', key, now + tonumber(ARGV[from]), packed)
+    else
+      local channel, delay = ARGV[from], tonumber(ARGV[from + 1])
+      local hash = key .. ':Q'
+      if delay < 0 then delay = tonumber(redis.call('HGET', hash, 'delay') or 0) * 1000 end
+      local id = base36(usec + sent) .. ARGV[from + 2]
+      sent = sent + 1
+      redis.call('ZADD', key, string.format('%.0f', now + delay), id)
+      redis.call('HSET', hash, id, ARGV[from + 3])
+      redis.call('HINCRBY', hash, 'totalsent', 1)
+      if channel ~= '' then redis.call('PUBLISH', channel, redis.call('ZCARD', key)) end
+    end
+    i = to + 1
+  end
+end
+";
+
+/// Adds outputs to the arguments of a script with [`PUT`].
+pub(crate) fn add(
+    script: &mut ScriptInvocation<'_>,
+    ops: &[StoreOp],
+) -> Result<(), ConnectorError> {
+    for op in ops {
+        let StoreOp::Enqueue { queue, outgoing } = op else {
+            let error = "a settlement on Redis takes messages only";
+            return Err(ConnectorError::unsupported(error));
+        };
+        let target = Target::of_name(queue).ok_or_else(|| {
+            ConnectorError::unsupported(format!("`{queue}` is no queue on Redis"))
+        })?;
+        add_one(script, &target, outgoing);
+    }
+    Ok(())
+}
+
+fn add_one(script: &mut ScriptInvocation<'_>, target: &Target, outgoing: &Outgoing) {
+    let delay = outgoing.delay.filter(|delay| !delay.is_zero()).map(|delay| delay.as_millis());
+    match target {
+        Target::Stream { stream, later } => {
+            let fields = fields(outgoing);
+            match delay {
+                None => script.arg("s").arg(stream).arg(fields.len() * 2),
+                Some(delay) => {
+                    script.arg("l").arg(later).arg(fields.len() * 2 + 2);
+                    script.arg(delay.to_string()).arg(fastrand::u128(..).to_string())
+                }
+            };
+            for (name, value) in fields {
+                script.arg(name).arg(value);
+            }
+        }
+        Target::Rsmq { messages, channel } => {
+            script.arg("q").arg(messages).arg(4).arg(channel);
+            script.arg(delay.map_or_else(|| "-1".to_owned(), |delay| delay.to_string()));
+            script.arg(random_part());
+            script.arg(outgoing.message.payload.as_deref().unwrap_or_default());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_comes_back_from_its_name() {
+        let stream = Target::Stream { stream: "a b".into(), later: "{a b}:brigade:later".into() };
+        let rsmq = Target::Rsmq { messages: "rsmq:q".into(), channel: String::new() };
+        for target in [stream, rsmq] {
+            assert_eq!(Target::of_name(&target.name()), Some(target));
+        }
+        assert_eq!(Target::of_name("kafka-topic"), None);
+    }
+}
