@@ -3,6 +3,7 @@
 
 mod output;
 pub mod rsmq;
+mod server;
 pub mod stream;
 mod wire;
 

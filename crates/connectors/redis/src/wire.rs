@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use brigade_core::connector::ConnectorError;
 use brigade_core::state::StoreId;
-use redis::aio::MultiplexedConnection;
 use redis::{
-    AsyncConnectionConfig, Client, ConnectionInfo, ErrorKind, FromRedisValue, IntoConnectionInfo,
-    RedisError, RedisResult, ScriptInvocation, ServerErrorKind,
+    AsyncConnectionConfig, ErrorKind, FromRedisValue, RedisError, RedisResult, ScriptInvocation,
+    ServerErrorKind,
 };
+
+use crate::server::{Connection, Place, Server};
 use tokio::sync::Mutex;
 
 /// How long making a connection may take.
@@ -17,48 +18,39 @@ const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// How long an answer may take, beside the time that a command waits by itself.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 
-/// The server where a queue names none.
-pub(crate) fn local() -> String {
-    "redis://127.0.0.1:6379".to_owned()
-}
-
-/// The name of the store that a server's database is. Without user and password: those are no part
-/// of it, and not to be told.
-fn store_of(info: &ConnectionInfo) -> String {
-    format!("redis {}/{}", info.addr(), info.redis_settings().db())
-}
-
-/// The same out of a queue's settings; nothing if their `url` is no address.
-pub(crate) fn store_name(settings: &serde_json::Value) -> String {
-    let url = settings.get("url").and_then(serde_json::Value::as_str);
-    let info = url.map_or_else(local, str::to_owned).into_connection_info();
-    info.map(|info| store_of(&info)).unwrap_or_default()
-}
-
 pub(crate) struct Wire {
     queue: Arc<str>,
-    client: Client,
-    connection: Mutex<Option<MultiplexedConnection>>,
+    place: Place,
+    server: Server,
+    connection: Mutex<Option<Connection>>,
 }
 
 impl Wire {
-    pub(crate) fn new(queue: &Arc<str>, url: &str) -> Result<Arc<Self>, ConnectorError> {
-        let client = Client::open(url).map_err(|_| {
-            ConnectorError::permanent(format!("queue `{queue}`: `url` is no address of a server"))
-        })?;
-        Ok(Arc::new(Self { queue: Arc::clone(queue), client, connection: Mutex::default() }))
-    }
-
-    pub(crate) fn client(&self) -> &Client {
-        &self.client
+    pub(crate) fn new(queue: &Arc<str>, place: &Place) -> Result<Arc<Self>, ConnectorError> {
+        let server = place.server();
+        let server =
+            server.map_err(|why| ConnectorError::permanent(format!("queue `{queue}`: {why}")))?;
+        let (queue, place) = (Arc::clone(queue), place.clone());
+        Ok(Arc::new(Self { queue, place, server, connection: Mutex::default() }))
     }
 
     /// The store that the server's database is: its queues can be written in one script.
-    pub(crate) fn store(&self) -> StoreId {
-        StoreId::new(store_of(self.client.get_connection_info()))
+    pub(crate) fn store(&self) -> Option<StoreId> {
+        self.place.store().map(StoreId::new)
     }
 
-    async fn connection(&self) -> RedisResult<MultiplexedConnection> {
+    /// Runs a script on a connection of its own, where nobody can wait for it: in a destructor. If it
+    /// cannot be done, nobody hears of it.
+    pub(crate) fn at_last(&self, script: ScriptInvocation<'static>) {
+        let wire = Self::new(&self.queue, &self.place);
+        std::thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
+            runtime.block_on(wire.ok()?.script::<redis::Value>(&script)).ok()
+        });
+    }
+
+    async fn connection(&self) -> RedisResult<Connection> {
         let mut connection = self.connection.lock().await;
         if let Some(connection) = &*connection {
             return Ok(connection.clone());
@@ -66,14 +58,14 @@ impl Wire {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_MAX))
             .set_response_timeout(Some(ANSWER_MAX));
-        let made = self.client.get_multiplexed_async_connection_with_config(&config).await?;
+        let made = self.server.connect(&config).await?;
         Ok(connection.insert(made).clone())
     }
 
     /// Runs something on the connection; a broken one is made anew the next time.
     async fn with<T>(
         &self,
-        run: impl AsyncFnOnce(&mut MultiplexedConnection) -> RedisResult<T>,
+        run: impl AsyncFnOnce(&mut Connection) -> RedisResult<T>,
     ) -> Result<T, ConnectorError> {
         let answer = match self.connection().await {
             Ok(mut connection) => run(&mut connection).await,
@@ -82,7 +74,13 @@ impl Wire {
         match answer {
             Ok(answer) => Ok(answer),
             Err(error) => {
-                if error.is_unrecoverable_error() || error.is_timeout() || error.is_io_error() {
+                // A master that became a replica is to be looked for anew.
+                let moved = matches!(error.code(), Some("READONLY" | "MASTERDOWN"));
+                if error.is_unrecoverable_error()
+                    || error.is_timeout()
+                    || error.is_io_error()
+                    || moved
+                {
                     *self.connection.lock().await = None;
                 }
                 Err(self.wrong(&error))
@@ -111,6 +109,19 @@ impl Wire {
         self.with(async |connection| script.invoke_async(connection).await).await
     }
 
+    /// Whether the server answers, and has at this key what it should, or nothing.
+    pub(crate) async fn reach(&self, key: &str, kind: &str) -> Result<(), ConnectorError> {
+        let there: String = self.command(redis::cmd("TYPE").arg(key)).await?;
+        if there == kind || there == "none" {
+            return Ok(());
+        }
+        let queue = &self.queue;
+        Err(ConnectorError::permanent(format!(
+            "queue `{queue}`: Redis has a {there} at the key `{key}`, where a {kind} is expected: \
+             change `stream` or `queue`, or remove the key"
+        )))
+    }
+
     /// What an error means, for people and for the runtime. The address is not told: it may hold a
     /// password.
     pub(crate) fn wrong(&self, error: &RedisError) -> ConnectorError {
@@ -124,7 +135,7 @@ impl Wire {
         };
         if permanent {
             let help = match code.as_str() {
-                "WRONGTYPE" => "another kind of value has the key: change `stream`",
+                "WRONGTYPE" => "another kind of value has the key: change `stream` or `queue`",
                 _ => "check user and password in `url`",
             };
             return ConnectorError::permanent(format!("queue `{queue}`: Redis: {text}; {help}"));

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 mod kafka;
 mod redis;
+mod redis_groups;
 
 pub use kafka::Kafka;
 pub use redis::Redis;
+pub use redis_groups::{MASTER, RedisCluster, RedisSentinel};
 
 /// How long a server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(60);

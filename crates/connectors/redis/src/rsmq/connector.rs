@@ -15,6 +15,7 @@ use super::consumer::RsmqConsumer;
 use super::producer::RsmqProducer;
 use super::scripts::CREATE;
 use crate::output::Target;
+use crate::server::{Place, Sentinel, Tls};
 use crate::wire::Wire;
 
 /// The longest name that every client takes.
@@ -30,9 +31,17 @@ pub struct Rsmq;
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Settings {
-    /// The server: `redis://[user[:password]@]host[:port][/database]`.
-    #[serde(default = "crate::wire::local")]
+    /// The server: `redis://[user[:password]@]host[:port][/database]`, with TLS `rediss:`. Default:
+    /// this machine, or `REDIS_HOST`.
+    #[serde(default = "crate::server::local")]
     url: String,
+    /// Certificates, if the system's do not do.
+    tls: Option<Tls>,
+    /// The Sentinels that `url` is one of.
+    sentinel: Option<Sentinel>,
+    /// Whether `url` is a node of a Cluster.
+    #[serde(default)]
+    cluster: bool,
     /// The queue's name there: 1 to 64 letters, digits, `_` and `-`. Default: its name here.
     queue: Option<String>,
     /// The namespace. Default: `rsmq`.
@@ -48,6 +57,14 @@ pub(crate) struct Settings {
     /// Whether each sending is published on `rsmq:rt:QUEUE`, as the Node client's `realtime` does.
     #[serde(default)]
     realtime: bool,
+}
+
+impl Settings {
+    /// Where the queue's server is.
+    fn place(&self) -> Place {
+        let Self { url, tls, sentinel, cluster, .. } = self.clone();
+        Place { url, tls, sentinel, cluster }
+    }
 }
 
 fn namespace() -> String {
@@ -106,7 +123,7 @@ impl Site {
         let settings: Settings = queue.settings()?;
         let name = settings.queue.clone().unwrap_or_else(|| queue.name.to_string());
         let base = format!("{}:{name}", settings.namespace);
-        let wire = Wire::new(&queue.name, &settings.url)?;
+        let wire = Wire::new(&queue.name, &settings.place())?;
         let site = Self {
             queue: Arc::clone(&queue.name),
             hash: format!("{base}:Q"),
@@ -126,12 +143,10 @@ impl Site {
 }
 
 fn problems(queue: &QueueSpec, settings: &Settings) -> Vec<Problem> {
-    let mut problems = Vec::new();
-    if redis::Client::open(settings.url.as_str()).is_err() {
-        problems.push(
-            Problem::at("url", "it is no address of a Redis server")
-                .help("write `redis://[user[:password]@]host[:port][/database]`"),
-        );
+    let mut problems = settings.place().problems();
+    if settings.cluster {
+        let text = "RSMQ's keys of one queue lie on several servers of a Cluster";
+        problems.push(Problem::at("cluster", text).help("use a `redis_stream`, or a server alone"));
     }
     let name = settings.queue.as_deref().unwrap_or(&queue.name);
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
@@ -161,7 +176,8 @@ impl Connector for Rsmq {
     }
 
     fn store_name(&self, settings: &Value) -> String {
-        crate::wire::store_name(settings)
+        let settings: Result<Settings, _> = serde_json::from_value(settings.clone());
+        settings.ok().and_then(|settings| settings.place().store()).unwrap_or_default()
     }
 
     fn schema(&self) -> Value {
@@ -179,7 +195,9 @@ impl Connector for Rsmq {
 
     async fn reach(&self, queue: &QueueSpec, _: &ConnectorEnv) -> Result<(), ConnectorError> {
         let settings: Settings = queue.settings()?;
-        Wire::new(&queue.name, &settings.url)?.command::<()>(&redis::cmd("PING")).await
+        let name = settings.queue.clone().unwrap_or_else(|| queue.name.to_string());
+        let key = format!("{}:{name}", settings.namespace);
+        Wire::new(&queue.name, &settings.place())?.reach(&key, "zset").await
     }
 
     async fn consumer(

@@ -251,7 +251,7 @@ impl Consumer for RsmqConsumer {
     }
 
     fn store(&self) -> Option<StoreId> {
-        Some(self.site.wire.store())
+        self.site.wire.store()
     }
 
     fn locate(&self, receipt: Receipt) -> String {
@@ -282,17 +282,12 @@ impl Drop for RsmqConsumer {
         if held.is_empty() {
             return;
         }
-        // A destructor may not wait: a thread gives back what is held. If it cannot, it is visible
-        // again when the visibility timeout is over.
-        let site = Arc::clone(&self.site);
-        std::thread::spawn(move || {
-            let mut hide = HIDE.key(&site.messages);
-            hide.key(&site.hash).key(&site.attempts);
-            for (receipt, id, period, attempts) in held {
-                hide.arg(id).arg(receipt.fence).arg(period.as_millis().to_string()).arg(attempts);
-            }
-            let mut connection = site.wire.client().get_connection()?;
-            hide.invoke::<Vec<String>>(&mut connection)
-        });
+        // If it cannot be given back, it is visible again when the visibility timeout is over.
+        let mut hide = HIDE.prepare_invoke();
+        hide.key(&self.site.messages).key(&self.site.hash).key(&self.site.attempts);
+        for (receipt, id, period, attempts) in held {
+            hide.arg(id).arg(receipt.fence).arg(period.as_millis().to_string()).arg(attempts);
+        }
+        self.site.wire.at_last(hide);
     }
 }

@@ -57,7 +57,8 @@ impl Producer for RsmqProducer {
         let good: Vec<Outgoing> = batch
             .iter()
             .zip(&refused)
-            .filter_map(|(outgoing, refused)| refused.is_none().then(|| outgoing.clone()))
+            .filter(|(_, refused)| refused.is_none())
+            .map(|(outgoing, _)| outgoing.clone())
             .collect();
         for chunk in good.chunks(SCRIPT_MAX) {
             self.send(chunk).await?;
@@ -78,7 +79,7 @@ impl Producer for RsmqProducer {
     }
 
     fn store(&self) -> Option<StoreId> {
-        Some(self.site.wire.store())
+        self.site.wire.store()
     }
 
     async fn shutdown(&self) -> Result<(), ConnectorError> {

@@ -11,10 +11,11 @@ use serde_json::Value;
 
 use super::consumer::StreamConsumer;
 use super::producer::StreamProducer;
+use crate::server::{Place, Sentinel, Tls};
 use crate::wire::Wire;
 
 /// What streams can do.
-pub(crate) const FEATURES: Features = Features {
+const FEATURES: Features = Features {
     consume: true,
     produce: true,
     durable: true,
@@ -43,14 +44,36 @@ pub struct RedisStreams;
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Settings {
-    /// The server: `redis://[user[:password]@]host[:port][/database]`.
-    #[serde(default = "crate::wire::local")]
-    pub(crate) url: String,
+    /// The server: `redis://[user[:password]@]host[:port][/database]`, with TLS `rediss:`. Default:
+    /// this machine, or `REDIS_HOST`.
+    #[serde(default = "crate::server::local")]
+    url: String,
+    /// Certificates, if the system's do not do.
+    tls: Option<Tls>,
+    /// The Sentinels that `url` is one of.
+    sentinel: Option<Sentinel>,
+    /// Whether `url` is a node of a Cluster.
+    #[serde(default)]
+    cluster: bool,
     /// The stream's key. Default: the queue's name.
     pub(crate) stream: Option<String>,
     /// The consumer group, made if it is not there. Default: the pipeline's name, and where several
     /// stages read the stream, `PIPELINE.STAGE`.
     pub(crate) group: Option<String>,
+}
+
+impl Settings {
+    /// Where the queue's server is.
+    fn place(&self) -> Place {
+        let Self { url, tls, sentinel, cluster, .. } = self.clone();
+        Place { url, tls, sentinel, cluster }
+    }
+}
+
+/// What streams with these settings can do.
+fn features(settings: &Settings) -> Features {
+    // The streams of a Cluster lie on several servers.
+    Features { settle_together: !settings.cluster, ..FEATURES }
 }
 
 /// The names of what belongs to a stream.
@@ -94,12 +117,13 @@ impl Connector for RedisStreams {
         "redis_stream"
     }
 
-    fn features(&self, _: &Value) -> Features {
-        FEATURES
+    fn features(&self, settings: &Value) -> Features {
+        serde_json::from_value(settings.clone()).map_or(FEATURES, |s| features(&s))
     }
 
     fn store_name(&self, settings: &Value) -> String {
-        crate::wire::store_name(settings)
+        let settings: Result<Settings, _> = serde_json::from_value(settings.clone());
+        settings.ok().and_then(|settings| settings.place().store()).unwrap_or_default()
     }
 
     fn schema(&self) -> Value {
@@ -107,25 +131,18 @@ impl Connector for RedisStreams {
     }
 
     fn check(&self, queue: &QueueSpec) -> Vec<Problem> {
-        let settings: Settings = match queue.settings() {
-            Ok(settings) => settings,
+        match queue.settings::<Settings>() {
+            Ok(settings) => settings.place().problems(),
             Err(error) => {
-                return vec![Problem { path: Vec::new(), message: error.to_string(), help: None }];
+                vec![Problem { path: Vec::new(), message: error.to_string(), help: None }]
             }
-        };
-        match redis::Client::open(settings.url) {
-            Ok(_) => Vec::new(),
-            // The address may hold a password: it is not told.
-            Err(_) => vec![
-                Problem::at("url", "it is no address of a Redis server")
-                    .help("write `redis://[user[:password]@]host[:port][/database]`"),
-            ],
         }
     }
 
     async fn reach(&self, queue: &QueueSpec, _: &ConnectorEnv) -> Result<(), ConnectorError> {
         let settings: Settings = queue.settings()?;
-        Wire::new(&queue.name, &settings.url)?.command::<()>(&redis::cmd("PING")).await
+        let stream = Keys::new(queue, &settings, None).stream;
+        Wire::new(&queue.name, &settings.place())?.reach(&stream, "stream").await
     }
 
     async fn consumer(
@@ -136,7 +153,7 @@ impl Connector for RedisStreams {
     ) -> Result<Arc<dyn Consumer>, ConnectorError> {
         let settings: Settings = queue.settings()?;
         let keys = Keys::new(queue, &settings, Some(reader));
-        Ok(Arc::new(StreamConsumer::open(keys, &settings.url).await?))
+        Ok(Arc::new(StreamConsumer::open(keys, &settings.place(), features(&settings)).await?))
     }
 
     async fn producer(
@@ -155,6 +172,8 @@ impl Connector for RedisStreams {
             groups.push(Keys::new(queue, &settings, Some(&reader)).group);
         }
         let keys = Keys::new(queue, &settings, None);
-        Ok(Arc::new(StreamProducer::open(keys, groups, &settings.url).await?))
+        Ok(Arc::new(
+            StreamProducer::open(keys, groups, &settings.place(), features(&settings)).await?,
+        ))
     }
 }

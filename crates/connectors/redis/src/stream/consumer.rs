@@ -14,11 +14,12 @@ use redis::{Value, cmd};
 use tokio::sync::{Mutex, Notify};
 use tokio::task::JoinHandle;
 
-use super::connector::{FEATURES, Keys};
+use super::connector::Keys;
 use super::entry::{incoming, pack, unpack};
 use super::producer::make_group;
 use super::scripts::{ACK, CLAIM_DEAD, CLAIM_DUE, CLAIM_OWN, FAIL, GIVE_BACK, HELD, LAG};
 use crate::output;
+use crate::server::Place;
 use crate::wire::Wire;
 
 /// A member that has not been heard of for so long is dead.
@@ -44,6 +45,7 @@ pub(crate) struct StreamConsumer {
 /// What reading takes, also while nobody waits for it.
 struct Site {
     keys: Keys,
+    features: Features,
     member: String,
     incarnation: IncarnationId,
     /// Waits for new entries; commands go the other way.
@@ -64,13 +66,18 @@ struct Fetch {
 }
 
 impl StreamConsumer {
-    pub(crate) async fn open(keys: Keys, url: &str) -> Result<Self, ConnectorError> {
-        let (reading, wire) = (Wire::new(&keys.queue, url)?, Wire::new(&keys.queue, url)?);
+    pub(crate) async fn open(
+        keys: Keys,
+        place: &Place,
+        features: Features,
+    ) -> Result<Self, ConnectorError> {
+        let (reading, wire) = (Wire::new(&keys.queue, place)?, Wire::new(&keys.queue, place)?);
         make_group(&wire, &keys.stream, &keys.group).await?;
         let incarnation = IncarnationId::of(keys.stream.as_bytes());
         let member = format!("brigade-{:016x}", fastrand::u64(..));
         let site = Arc::new(Site {
             keys,
+            features,
             member,
             incarnation,
             reading,
@@ -249,7 +256,7 @@ fn entries_of(answer: Value) -> Vec<Value> {
 #[async_trait]
 impl Consumer for StreamConsumer {
     fn features(&self) -> Features {
-        FEATURES
+        self.site.features.clone()
     }
 
     async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
@@ -351,7 +358,7 @@ impl Consumer for StreamConsumer {
     }
 
     fn store(&self) -> Option<StoreId> {
-        Some(self.site.wire.store())
+        self.site.wire.store()
     }
 
     fn locate(&self, receipt: Receipt) -> String {
@@ -386,16 +393,12 @@ impl Drop for StreamConsumer {
         if self.closed.swap(true, Ordering::Relaxed) {
             return;
         }
-        // A destructor may not wait: a thread gives back what is held. If it cannot, others take it
-        // over when they have not heard of this member for a while.
-        let site = Arc::clone(&self.site);
-        std::thread::spawn(move || {
-            let keys = &site.keys;
-            let mut back = GIVE_BACK.key(&keys.stream);
-            back.key(&keys.delayed).key(keys.alive(&site.member));
-            back.arg(&keys.group).arg(&site.member);
-            let mut connection = site.wire.client().get_connection()?;
-            back.invoke::<i64>(&mut connection)
-        });
+        // If it cannot be given back, others take it over when they have not heard of this member for
+        // a while.
+        let keys = &self.site.keys;
+        let mut back = GIVE_BACK.prepare_invoke();
+        back.key(&keys.stream).key(&keys.delayed).key(keys.alive(&self.site.member));
+        back.arg(&keys.group).arg(&self.site.member);
+        self.site.wire.at_last(back);
     }
 }

@@ -5,10 +5,11 @@ use brigade_core::connector::{ConnectorError, Features, Outgoing, Produced, Prod
 use brigade_core::state::StoreId;
 use redis::{Pipeline, cmd};
 
-use super::connector::{FEATURES, Keys};
+use super::connector::Keys;
 use super::entry::fields;
 use super::scripts::LATER;
 use crate::output::Target;
+use crate::server::Place;
 use crate::wire::Wire;
 
 /// The most entries in one pipeline: more gains nothing.
@@ -17,6 +18,7 @@ const PIPELINE_MAX: usize = 500;
 /// Puts messages on a stream.
 pub(crate) struct StreamProducer {
     keys: Keys,
+    features: Features,
     wire: Arc<Wire>,
 }
 
@@ -24,14 +26,15 @@ impl StreamProducer {
     pub(crate) async fn open(
         keys: Keys,
         groups: Vec<String>,
-        url: &str,
+        place: &Place,
+        features: Features,
     ) -> Result<Self, ConnectorError> {
-        let wire = Wire::new(&keys.queue, url)?;
+        let wire = Wire::new(&keys.queue, place)?;
         // A group that is made later would not get what is put before.
         for group in groups {
             make_group(&wire, &keys.stream, &group).await?;
         }
-        Ok(Self { keys, wire })
+        Ok(Self { keys, features, wire })
     }
 
     async fn add(&self, batch: &[Outgoing]) -> Result<(), ConnectorError> {
@@ -74,7 +77,7 @@ pub(crate) async fn make_group(
 #[async_trait]
 impl Producer for StreamProducer {
     fn features(&self) -> Features {
-        FEATURES
+        self.features.clone()
     }
 
     async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
@@ -102,7 +105,7 @@ impl Producer for StreamProducer {
     }
 
     fn store(&self) -> Option<StoreId> {
-        Some(self.wire.store())
+        self.wire.store()
     }
 
     async fn shutdown(&self) -> Result<(), ConnectorError> {

@@ -1,0 +1,264 @@
+//! Which server a queue is on, and how it is reached: alone, behind Sentinels, or a Cluster; with TLS.
+
+use std::path::PathBuf;
+
+use brigade_core::connector::Problem;
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::cluster::{ClusterClient, ClusterClientBuilder};
+use redis::cluster_async::ClusterConnection;
+use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
+use redis::{
+    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo,
+    IntoConnectionInfo, RedisFuture, RedisResult, TlsCertificates, TlsMode, Value,
+};
+use schemars::JsonSchema;
+use serde::Deserialize;
+use tokio::sync::Mutex;
+
+/// The server where a queue names none: `REDIS_HOST`, if that is set.
+pub(crate) fn local() -> String {
+    let host = std::env::var("REDIS_HOST").ok().filter(|host| !host.is_empty());
+    format!("redis://{}:6379", host.as_deref().unwrap_or("127.0.0.1"))
+}
+
+/// Certificates, for `rediss:` addresses. Without `ca` the system's are trusted.
+#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Tls {
+    /// A file with the certificates (PEM) of who is trusted, instead of the system's.
+    ca: Option<PathBuf>,
+    /// A file with the certificate (PEM) that is shown to the server.
+    certificate: Option<PathBuf>,
+    /// A file with that certificate's key (PEM).
+    key: Option<PathBuf>,
+}
+
+/// The Sentinels that know which server is the master. `url` then is one of them, but its user,
+/// password and database are those of the servers.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Sentinel {
+    /// The master's name there.
+    master: String,
+    /// More Sentinels, each `host` or `host:port` (26379).
+    #[serde(default)]
+    more: Vec<String>,
+    /// The Sentinels' own user.
+    user: Option<String>,
+    /// The Sentinels' own password.
+    password: Option<String>,
+}
+
+/// What the keys of a queue say about its server.
+#[derive(Debug, Clone)]
+pub(crate) struct Place {
+    pub(crate) url: String,
+    pub(crate) tls: Option<Tls>,
+    pub(crate) sentinel: Option<Sentinel>,
+    pub(crate) cluster: bool,
+}
+
+/// Why a place is none.
+pub(crate) const NO_ADDRESS: &str = "it is no address of a Redis server";
+
+impl Place {
+    /// What is wrong with it, without asking anybody.
+    pub(crate) fn problems(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        if self.info().is_err() {
+            // The address may hold a password: it is not told.
+            problems
+                .push(Problem::at("url", NO_ADDRESS).help(
+                    "write `redis://[user[:password]@]host[:port][/database]`, or `rediss:`",
+                ));
+        }
+        if self.tls.is_some() && !self.url.starts_with("rediss:") {
+            problems.push(
+                Problem::at("tls", "`url` does not ask for TLS").help("begin it with `rediss:`"),
+            );
+        }
+        if let Some(Tls { certificate, key, .. }) = &self.tls
+            && certificate.is_some() != key.is_some()
+        {
+            problems.push(Problem::at("tls", "`certificate` and `key` go together"));
+        }
+        if self.cluster && self.sentinel.is_some() {
+            problems.push(Problem::at("sentinel", "a Cluster has no Sentinels"));
+        }
+        let sentinels = self.sentinel.iter().flat_map(|sentinel| &sentinel.more);
+        for wrong in sentinels.filter(|at| host_and_port(at).is_none()) {
+            let text = format!("`{wrong}` is neither `host` nor `host:port`");
+            problems.push(Problem::at("sentinel", text));
+        }
+        problems
+    }
+
+    fn info(&self) -> RedisResult<ConnectionInfo> {
+        self.url.as_str().into_connection_info()
+    }
+
+    /// The name of the store that the server's database is, for what is settled in one step. Without
+    /// user and password: those are no part of it, and not to be told. A Cluster is many stores.
+    pub(crate) fn store(&self) -> Option<String> {
+        let info = self.info().ok().filter(|_| !self.cluster)?;
+        let db = info.redis_settings().db();
+        Some(match &self.sentinel {
+            None => format!("redis {}/{db}", info.addr()),
+            Some(sentinel) => format!("redis {} of {}/{db}", sentinel.master, info.addr()),
+        })
+    }
+
+    /// Prepares for connecting. Reads certificates.
+    ///
+    /// # Errors
+    /// The address is none, or a certificate cannot be read; what is told holds no password.
+    pub(crate) fn server(&self) -> Result<Server, String> {
+        let wrong = |_| "`url` is no address of a server".to_owned();
+        let info = self.info().map_err(wrong)?;
+        let tls = self.url.starts_with("rediss:");
+        if tls {
+            // Another part of the program may have chosen one; that one serves as well.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        }
+        let certificates = self.certificates()?;
+        let said = |error: redis::RedisError| format!("the server cannot be used: {error}");
+        if let Some(sentinel) = &self.sentinel {
+            let client = sentinel_client(sentinel, &info, tls, certificates).map_err(said)?;
+            return Ok(Server::Sentinel(Mutex::new(client)));
+        }
+        if self.cluster {
+            let mut builder = ClusterClientBuilder::new([info]);
+            if let Some(certificates) = certificates {
+                builder = builder.certs(certificates);
+            }
+            return Ok(Server::Cluster(Box::new(builder.build().map_err(said)?)));
+        }
+        let client = match certificates {
+            Some(certificates) => Client::build_with_tls(info, certificates),
+            None => Client::open(info),
+        };
+        client.map(Server::Single).map_err(said)
+    }
+
+    fn certificates(&self) -> Result<Option<TlsCertificates>, String> {
+        let Some(Tls { ca, certificate, key }) = &self.tls else { return Ok(None) };
+        let read = |path: &PathBuf| {
+            std::fs::read(path)
+                .map_err(|error| format!("{} cannot be read: {error}", path.display()))
+        };
+        let root_cert = ca.as_ref().map(read).transpose()?;
+        let client_tls = match (certificate, key) {
+            (Some(certificate), Some(key)) => {
+                Some(ClientTlsConfig { client_cert: read(certificate)?, client_key: read(key)? })
+            }
+            _ => None,
+        };
+        Ok(Some(TlsCertificates { client_tls, root_cert }))
+    }
+}
+
+/// The parts of an address without a scheme.
+fn host_and_port(address: &str) -> Option<(String, u16)> {
+    const PORT: u16 = 26_379;
+    let (host, port) = match address.rsplit_once(':') {
+        Some((host, port)) => (host, port.parse().ok()?),
+        None => (address, PORT),
+    };
+    (!host.is_empty()).then(|| (host.to_owned(), port))
+}
+
+fn sentinel_client(
+    sentinel: &Sentinel,
+    info: &ConnectionInfo,
+    tls: bool,
+    certificates: Option<TlsCertificates>,
+) -> RedisResult<SentinelClient> {
+    let address = |(host, port): (String, u16)| match tls {
+        true => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
+        false => ConnectionAddr::Tcp(host, port),
+    };
+    let more = sentinel.more.iter().filter_map(|at| host_and_port(at)).map(address);
+    let all = [info.addr().clone()].into_iter().chain(more);
+    let mut builder =
+        SentinelClientBuilder::new(all, &sentinel.master, SentinelServerType::Master)?
+            .set_client_to_redis_db(info.redis_settings().db());
+    if let Some(user) = info.redis_settings().username() {
+        builder = builder.set_client_to_redis_username(user);
+    }
+    if let Some(password) = info.redis_settings().password() {
+        builder = builder.set_client_to_redis_password(password);
+    }
+    if let Some(user) = &sentinel.user {
+        builder = builder.set_client_to_sentinel_username(user);
+    }
+    if let Some(password) = &sentinel.password {
+        builder = builder.set_client_to_sentinel_password(password);
+    }
+    if tls {
+        builder = builder
+            .set_client_to_redis_tls_mode(TlsMode::Secure)
+            .set_client_to_sentinel_tls_mode(TlsMode::Secure);
+    }
+    if let Some(certificates) = certificates {
+        builder = builder
+            .set_client_to_redis_certificates(certificates.clone())
+            .set_client_to_sentinel_certificates(certificates);
+    }
+    builder.build()
+}
+
+/// What connections are made with.
+pub(crate) enum Server {
+    Single(Client),
+    Sentinel(Mutex<SentinelClient>),
+    Cluster(Box<ClusterClient>),
+}
+
+impl Server {
+    pub(crate) async fn connect(&self, config: &AsyncConnectionConfig) -> RedisResult<Connection> {
+        Ok(match self {
+            Self::Single(client) => Connection::Single(
+                client.get_multiplexed_async_connection_with_config(config).await?,
+            ),
+            Self::Sentinel(client) => Connection::Single(
+                client.lock().await.get_async_connection_with_config(config).await?,
+            ),
+            Self::Cluster(client) => Connection::Cluster(client.get_async_connection().await?),
+        })
+    }
+}
+
+/// A connection, whatever it goes to.
+#[derive(Clone)]
+pub(crate) enum Connection {
+    Single(MultiplexedConnection),
+    Cluster(ClusterConnection),
+}
+
+impl ConnectionLike for Connection {
+    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
+        match self {
+            Self::Single(connection) => connection.req_packed_command(cmd),
+            Self::Cluster(connection) => connection.req_packed_command(cmd),
+        }
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        pipeline: &'a redis::Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        match self {
+            Self::Single(connection) => connection.req_packed_commands(pipeline, offset, count),
+            Self::Cluster(connection) => connection.req_packed_commands(pipeline, offset, count),
+        }
+    }
+
+    fn get_db(&self) -> i64 {
+        match self {
+            Self::Single(connection) => connection.get_db(),
+            Self::Cluster(connection) => connection.get_db(),
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! What the conformance suite does not ask: TLS and users, Sentinels, Clusters, trimming, wrong keys.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that stops says where"
+)]
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use brigade_core::connector::{
+    Connector, ConnectorEnv, Consumer, Incoming, Order, Outgoing, Producer, QueueSpec, Reader, Want,
+};
+use brigade_core::{Message, MessageId};
+use brigade_memory::MemoryState;
+use brigade_redis::{RedisStreams, Rsmq};
+use brigade_testkit::servers::{MASTER, Redis, RedisCluster, RedisSentinel};
+use serde_json::{Value, json};
+
+const WANT: Want = Want { messages: 100, bytes: usize::MAX };
+
+fn env() -> ConnectorEnv {
+    ConnectorEnv { state: MemoryState::new() }
+}
+
+fn queue(name: &str, settings: Value) -> QueueSpec {
+    QueueSpec::new("shop", name, settings)
+}
+
+async fn open(
+    connector: &dyn Connector,
+    queue: &QueueSpec,
+) -> (Arc<dyn Producer>, Arc<dyn Consumer>) {
+    let reader = Reader { stage: "test".into(), group: "".into(), order: Order::None };
+    let producer = connector.producer(queue, &env()).await.unwrap();
+    (producer, connector.consumer(queue, &reader, &env()).await.unwrap())
+}
+
+fn numbered(n: usize) -> Outgoing {
+    Message::new(n.to_string()).with_id(MessageId(n as u128 + 1)).into()
+}
+
+fn number(incoming: &Incoming) -> usize {
+    std::str::from_utf8(incoming.message.payload.as_deref().unwrap()).unwrap().parse().unwrap()
+}
+
+/// Takes and acks until so many different ones have come.
+async fn drain(consumer: &dyn Consumer, many: usize) -> BTreeSet<usize> {
+    let mut seen = BTreeSet::new();
+    while seen.len() < many {
+        let taken = again(|| consumer.consume(WANT)).await;
+        seen.extend(taken.iter().map(number));
+        let receipts: Vec<_> = taken.iter().map(|incoming| incoming.receipt).collect();
+        again(|| consumer.ack(receipts.clone(), Vec::new())).await;
+    }
+    seen
+}
+
+/// Tries again for as long as the server is away, as the runtime does.
+async fn again<T, F>(ask: impl Fn() -> F) -> T
+where
+    F: Future<Output = Result<T, brigade_core::connector::ConnectorError>>,
+{
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    let mut pause = tokio::time::interval(Duration::from_millis(50));
+    loop {
+        match ask().await {
+            Ok(answer) => return answer,
+            Err(error) if error.is_transient() && tokio::time::Instant::now() < deadline => {
+                pause.tick().await;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn over_tls_a_user_with_few_rights_works_with_streams_and_rsmq() {
+    let server = Redis::start_secured();
+    let place = json!({ "url": server.url(), "tls": { "ca": server.authority() } });
+    let connectors: [&dyn Connector; 2] = [&RedisStreams, &Rsmq];
+    for connector in connectors {
+        let queue = queue("shop", place.clone());
+        assert_eq!(connector.check(&queue).len(), 0);
+        connector.reach(&queue, &env()).await.unwrap();
+        let (producer, consumer) = open(connector, &queue).await;
+        producer.produce(&(0..10).map(numbered).collect::<Vec<_>>()).await.unwrap();
+        assert_eq!(drain(&*consumer, 10).await.len(), 10);
+    }
+    let told = |error: brigade_core::connector::ConnectorError| {
+        assert!(!error.to_string().contains("secret"), "{error}");
+        (error.is_transient(), error.to_string())
+    };
+    // A key that the user may not touch.
+    let foreign = queue("other", place.clone());
+    let (transient, text) = told(RedisStreams.producer(&foreign, &env()).await.err().unwrap());
+    let foreign = queue("other", place.clone());
+    let reader = Reader { stage: "test".into(), group: "".into(), order: Order::None };
+    let error = RedisStreams.consumer(&foreign, &reader, &env()).await.err().unwrap();
+    assert!(!told(error).0, "no waiting for rights");
+    assert!(!transient && text.contains("`other`") && text.contains("user"), "{text}");
+    // A wrong password, an authority that is not trusted, no TLS where TLS is spoken.
+    let wrong = json!({ "url": server.url().replace("secret", "guess"), "tls": place["tls"] });
+    let error = RedisStreams.reach(&queue("shop", wrong), &env()).await.unwrap_err();
+    assert!(!error.is_transient() && error.to_string().contains("password"), "{error}");
+    let untrusted = json!({ "url": server.url() });
+    let error = RedisStreams.reach(&queue("shop", untrusted), &env()).await.unwrap_err();
+    assert!(error.to_string().contains("certificate"), "{error}");
+    let plain = json!({ "url": server.url().replace("rediss", "redis") });
+    assert!(RedisStreams.reach(&queue("shop", plain), &env()).await.is_err());
+}
+
+#[tokio::test]
+async fn when_the_master_dies_the_sentinels_new_one_is_used() {
+    let servers = RedisSentinel::start();
+    let place = json!({ "url": servers.url(), "sentinel": { "master": MASTER } });
+    let queue = queue("shop", place);
+    let (producer, consumer) = open(&RedisStreams, &queue).await;
+    let batch = |from: usize| (from..from + 100).map(numbered).collect::<Vec<_>>();
+    producer.produce(&batch(0)).await.unwrap();
+    let before = drain(&*consumer, 50).await;
+    servers.fail_over();
+    again(|| async { producer.produce(&batch(100)).await }).await;
+    let wanted: BTreeSet<usize> = (100..200).collect();
+    let mut after = BTreeSet::new();
+    while !after.is_superset(&wanted) {
+        let taken = again(|| consumer.consume(WANT)).await;
+        after.extend(taken.iter().map(number));
+        let receipts: Vec<_> = taken.iter().map(|incoming| incoming.receipt).collect();
+        again(|| consumer.ack(receipts.clone(), Vec::new())).await;
+    }
+    // Replication is asynchronous: what was confirmed just before the death may be lost.
+    let lost = (0..100).filter(|n| !before.contains(n) && !after.contains(n)).count();
+    println!("{lost} of 100 were lost with the master");
+}
+
+#[tokio::test]
+async fn on_a_cluster_a_stream_is_followed_when_its_slot_moves() {
+    let cluster = RedisCluster::start();
+    let place = json!({ "url": cluster.url(), "cluster": true });
+    let queue = queue("shop", place.clone());
+    let (producer, consumer) = open(&RedisStreams, &queue).await;
+    let batch = |from: usize| (from..from + 100).map(numbered).collect::<Vec<_>>();
+    producer.produce(&batch(0)).await.unwrap();
+    assert_eq!(drain(&*consumer, 100).await.len(), 100);
+    producer.produce(&batch(100)).await.unwrap();
+    cluster.move_away("shop");
+    again(|| async { producer.produce(&batch(200)).await }).await;
+    assert_eq!(drain(&*consumer, 200).await, (100..300).collect());
+    // Its streams lie on several servers, so that nothing is settled together.
+    assert_eq!(consumer.store(), None);
+    let refused = Rsmq.check(&QueueSpec::new("shop", "jobs", place));
+    assert!(refused[0].message.contains("several servers"), "{refused:?}");
+}
+
+#[tokio::test]
+async fn with_several_groups_what_all_are_past_is_trimmed_and_nothing_else() {
+    const MANY: usize = 1000;
+    let server = Redis::start();
+    let mut queue = queue("shop", json!({ "url": server.url() }));
+    queue.groups = vec!["one".into(), "two".into()];
+    let producer = RedisStreams.producer(&queue, &env()).await.unwrap();
+    let batch: Vec<Outgoing> = (0..MANY).map(numbered).collect();
+    producer.produce(&batch).await.unwrap();
+    let reader =
+        |group: &str| Reader { stage: group.into(), group: group.into(), order: Order::None };
+    let one = RedisStreams.consumer(&queue, &reader("one"), &env()).await.unwrap();
+    let two = RedisStreams.consumer(&queue, &reader("two"), &env()).await.unwrap();
+    let mut connection = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
+    let mut length = || redis::cmd("XLEN").arg("shop").query::<usize>(&mut connection).unwrap();
+    assert_eq!(drain(&*one, MANY).await.len(), MANY);
+    assert_eq!(length(), MANY, "the other group has seen nothing yet");
+    assert_eq!(drain(&*two, MANY).await.len(), MANY);
+    // Redis removes whole blocks of entries, of a hundred by default.
+    assert!(length() <= 200, "{} are left", length());
+}
+
+#[tokio::test]
+async fn a_key_of_another_kind_is_told_before_and_during_a_run() {
+    let server = Redis::start();
+    let mut connection = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
+    redis::cmd("SET").arg("shop").arg("text").exec(&mut connection).unwrap();
+    redis::cmd("SET").arg("rsmq:shop").arg("text").exec(&mut connection).unwrap();
+    let queue = queue("shop", json!({ "url": server.url() }));
+    for connector in [&RedisStreams as &dyn Connector, &Rsmq] {
+        let error = connector.reach(&queue, &env()).await.unwrap_err();
+        assert!(!error.is_transient(), "{error}");
+        let text = error.to_string();
+        assert!(text.contains("`shop`") && text.contains("has a string"), "{text}");
+    }
+    let error = RedisStreams.producer(&queue, &env()).await.err().unwrap();
+    assert!(!error.is_transient() && error.to_string().contains("change `stream`"), "{error}");
+}
