@@ -33,6 +33,7 @@ pub(crate) fn per_message(name: &'static str) -> Row {
                     number: origin.next_number(),
                     attempts: 0,
                     redeliveries: 0,
+                    codec: brigade::Codec::Json,
                     input: 0,
                     receipt,
                     enqueued_at: None,

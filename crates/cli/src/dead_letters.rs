@@ -204,7 +204,7 @@ async fn redrive(
                     }
                 };
                 let back = opened.queue(&redrive_queue(&letter.stage), registry).await?;
-                back.put(vec![Outgoing::from(letter.message)]).await?;
+                back.put(vec![Outgoing::from(letter.into_redrive())]).await?;
                 sent += queue.delete(&[peeked.position]).await?;
             }
             if !numbers.is_empty() {

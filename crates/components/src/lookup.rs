@@ -219,8 +219,7 @@ impl Looking {
                 fields.insert(name.clone(), row[column].clone());
             }
         }
-        let payload = Some(payload.to_string().into());
-        Ok(Emit::from(Emitted::new(payload)))
+        Ok(Emit::from(Emitted::json(payload.to_string())))
     }
 }
 

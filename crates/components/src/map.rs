@@ -94,7 +94,7 @@ impl Inline for Mapping {
             if bytes > BYTES_MAX {
                 return Err(reject(format!("makes more than {BYTES_MAX} bytes of one message")));
             }
-            let mut output = Emitted::new(Some(payload.into()));
+            let mut output = Emitted::json(payload);
             if let Some(key) = &self.key {
                 let key = key.run(value)?.into_iter().next().map(|key| match key {
                     jaq_json::Val::TStr(text) => text.to_vec().into(),

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Headers, Message, MessageId, Timestamp};
+use crate::{Codec, Headers, Message, MessageId, Timestamp};
 
 /// A message given up on, kept byte for byte with its cause, origin, attempts and time.
 ///
@@ -13,6 +13,8 @@ use crate::{Headers, Message, MessageId, Timestamp};
 pub struct DeadLetter {
     /// The message as the stage got it.
     pub message: Message,
+    /// What its payload is written in.
+    pub codec: Codec,
     /// Why it was given up on.
     pub cause: Cause,
     /// The pipeline.
@@ -143,6 +145,8 @@ pub enum DeadLetterError {
 }
 
 const VERSION: u32 = 1;
+/// What a redriven message's payload is written in, if not in JSON.
+const CODEC_HEADER: &str = "brigade-codec";
 
 /// The form on the wire. Bytes that are UTF-8 stand as text, others as base64 in a field of the
 /// same name with `_base64`.
@@ -151,6 +155,8 @@ struct Wire {
     version: u32,
     #[serde(flatten)]
     payload: Bin,
+    #[serde(default, skip_serializing_if = "Codec::is_json")]
+    codec: Codec,
     key: Option<WireBytes>,
     headers: Vec<(String, Option<WireBytes>)>,
     cause: Cause,
@@ -216,6 +222,8 @@ impl DeadLetter {
     ///  "pipeline":"flights", "event_time":null, "truncated":null}
     /// ```
     ///
+    /// Of a queue with another `codec` than JSON there is `"codec"` too.
+    ///
     /// A payload that is not UTF-8 stands as `payload_base64`, a null payload as neither. A key or a
     /// header's value that is not UTF-8 stands as `{"base64":"..."}`. Times are milliseconds since
     /// 1970.
@@ -233,6 +241,7 @@ impl DeadLetter {
         let wire = Wire {
             version: VERSION,
             payload,
+            codec: self.codec,
             key: self.message.key.as_ref().map(WireBytes::of),
             headers: headers.map(|(name, v)| (name.to_owned(), v.map(WireBytes::of))).collect(),
             cause: self.cause.clone(),
@@ -248,6 +257,25 @@ impl DeadLetter {
             truncated: self.truncated.clone(),
         };
         serde_json::to_vec(&wire).expect("strings and numbers always encode").into()
+    }
+
+    /// The message as it goes back to its stage: what it is written in goes along as a header.
+    pub fn into_redrive(self) -> Message {
+        match self.codec {
+            Codec::Json => self.message,
+            codec => self.message.with_header(CODEC_HEADER, codec.as_str()),
+        }
+    }
+
+    /// Takes that header off a message that goes back to its stage.
+    pub fn take_codec(message: &mut Message) -> Codec {
+        let named = message.headers.get(CODEC_HEADER).flatten();
+        let named = named.and_then(|name| Codec::of_name(std::str::from_utf8(name).ok()?));
+        if named.is_some() {
+            let others = message.headers.iter().filter(|(name, _)| *name != CODEC_HEADER);
+            message.headers = others.map(|(name, value)| (name, value.cloned())).collect();
+        }
+        named.unwrap_or_default()
     }
 
     /// Reads what [`to_json`](DeadLetter::to_json) wrote.
@@ -285,6 +313,7 @@ impl DeadLetter {
                 payload,
                 event_time: wire.event_time.map(Timestamp),
             },
+            codec: wire.codec,
             cause: wire.cause,
             pipeline: wire.pipeline,
             stage: wire.stage,
@@ -306,6 +335,7 @@ mod tests {
     fn letter(message: Message) -> DeadLetter {
         DeadLetter {
             message,
+            codec: Codec::Cbor,
             cause: Cause::new(CauseKind::Error, "no \"luck\"\n"),
             pipeline: "flights".into(),
             stage: "check".into(),

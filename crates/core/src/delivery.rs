@@ -15,7 +15,7 @@ use smallvec::SmallVec;
 
 use crate::component::{Parsed, Written};
 use crate::connector::{Defect, Outgoing, Receipt};
-use crate::{Cause, Message, Timestamp};
+use crate::{Cause, Codec, Message, Timestamp};
 
 /// A message on its way through a stage, with the duty to resolve it.
 ///
@@ -39,6 +39,8 @@ pub struct Parts {
     pub redeliveries: u32,
     /// The queue it came from, by its number in the topology.
     pub input: u16,
+    /// What its payload is written in.
+    pub codec: Codec,
     /// What the consumer knows it by.
     pub receipt: Receipt,
     /// When it was put on its queue.
@@ -311,13 +313,14 @@ impl Delivery {
     /// A delivery of what this one became, one of the `children` that [`Done`] announces.
     #[must_use]
     pub fn child(&self, message: Message, parsed: Option<Parsed>) -> Self {
-        let Parts { redeliveries, input, receipt, enqueued_at, .. } = *self.0;
+        let Parts { redeliveries, input, codec, receipt, enqueued_at, .. } = *self.0;
         let guard = self.guard.child();
         let parts = Parts {
             message,
             parsed,
             redeliveries,
             input,
+            codec,
             receipt,
             enqueued_at,
             guard,
@@ -329,8 +332,16 @@ impl Delivery {
     /// The same message without the duty, for a call that may be given up on.
     #[must_use]
     pub fn copy_without_duty(&self) -> Self {
-        let Parts { attempts, redeliveries, input, receipt, enqueued_at, first_failed_at, .. } =
-            *self.0;
+        let Parts {
+            attempts,
+            redeliveries,
+            input,
+            codec,
+            receipt,
+            enqueued_at,
+            first_failed_at,
+            ..
+        } = *self.0;
         let guard = Guard { origin: self.guard.origin.clone(), slot: None };
         let message = self.message.clone();
         let parts = Parts {
@@ -338,6 +349,7 @@ impl Delivery {
             attempts,
             redeliveries,
             input,
+            codec,
             receipt,
             enqueued_at,
             first_failed_at,

@@ -9,6 +9,7 @@
 //! [`restart`], [`throttle`], [`watermark`].
 
 pub mod books;
+mod codec;
 pub mod component;
 pub mod connector;
 pub mod credit;
@@ -28,6 +29,7 @@ pub mod throttle;
 mod units;
 pub mod watermark;
 
+pub use codec::Codec;
 pub use dead_letter::{Cause, CauseKind, DeadLetter, DeadLetterError, Truncated};
 pub use failure::{BoxError, Failure};
 pub use id::{IncarnationId, MessageId};

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use brigade_core::connector::{Guarantee, Limit, Order};
-use brigade_core::{ByteSize, Period};
+use brigade_core::{ByteSize, Codec, Period};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -134,6 +134,10 @@ pub struct QueueKeys {
     /// The queue's type: which connector it belongs to.
     #[serde(rename = "type")]
     pub kind: String,
+    /// What payloads are written in. Components read and write values whatever it is; what they emit
+    /// as bytes is taken to be in the codec that it came in. Dead letters are JSON.
+    #[serde(default)]
+    pub codec: Codec,
     /// What payloads must fit: a JSON Schema, the path of a file with one (relative to the pipeline
     /// file), or the name of a registered Rust type.
     #[serde(default)]

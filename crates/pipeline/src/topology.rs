@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use brigade_core::Codec;
 use brigade_core::connector::{Features, Order, QueueSpec};
 use brigade_core::field::FieldPath;
 use brigade_core::restart::RestartPolicy;
@@ -60,6 +61,8 @@ pub struct Queue {
     pub spec: QueueSpec,
     /// Its type.
     pub type_name: String,
+    /// What payloads are written in.
+    pub codec: Codec,
     /// What payloads must fit.
     pub schema: Option<Arc<Value>>,
     /// Where a message's event time stands in its payload.

@@ -1,10 +1,11 @@
 //! The edge between a queue and a component: where payloads are decoded and checked.
 
-use brigade_core::component::{DecodeError, Input, Parsed};
+use brigade_core::component::{Input, Parsed};
 use brigade_core::delivery::Delivery;
-use brigade_core::{Cause, CauseKind, Message, Timestamp};
+use brigade_core::{Cause, CauseKind, Codec, Message, Timestamp};
 use serde_json::Value;
 
+use crate::codec;
 use crate::plan::QueuePlan;
 
 /// At most this many of a payload's violations of its schema are told.
@@ -38,13 +39,22 @@ impl QueuePlan {
         Ok(())
     }
 
-    /// Checks a message that is to go on this queue, and fills in what the queue's `key` and
-    /// `event_time` say.
-    pub(crate) fn send(&self, message: &mut Message) -> Result<(), Cause> {
+    /// Checks a message that is to go on this queue, fills in what the queue's `key` and `event_time`
+    /// say, and writes its payload, which is in the codec `from`, in the queue's own.
+    pub(crate) fn send(&self, message: &mut Message, from: Codec) -> Result<(), Cause> {
+        self.read_output(message, from)?;
+        if let Some(payload) = message.payload.as_ref().filter(|_| from != self.codec) {
+            let written = codec::transcode(from, self.codec, payload);
+            message.payload = Some(written.map_err(|error| self.unfit(&error))?);
+        }
+        Ok(())
+    }
+
+    fn read_output(&self, message: &mut Message, from: Codec) -> Result<(), Cause> {
         if self.schema.is_none() && self.spec.key.is_none() && self.event_time.is_none() {
             return Ok(());
         }
-        let value = Value::decode(message, None).map_err(|error| self.unfit(&error))?;
+        let value = decoded(message, from).map_err(|error| self.unfit(&error))?;
         if let Some(schema) = &self.schema {
             self.check(schema, &value)
                 .map_err(|cause| Cause { kind: CauseKind::Output, ..cause })?;
@@ -58,7 +68,7 @@ impl QueuePlan {
         Ok(())
     }
 
-    fn unfit(&self, error: &DecodeError) -> Cause {
+    fn unfit(&self, error: &str) -> Cause {
         let message = format!("output for queue `{}`: {error}", self.spec.name);
         Cause::new(CauseKind::Output, message)
     }
@@ -91,11 +101,30 @@ impl QueuePlan {
     }
 }
 
+/// A payload as a value.
+fn decoded(message: &Message, from: Codec) -> Result<Value, String> {
+    match (from, &message.payload) {
+        (Codec::Json, _) | (_, None) => {
+            Value::decode(message, None).map_err(|error| error.to_string())
+        }
+        (codec, Some(payload)) => codec::decode(codec, payload),
+    }
+}
+
+/// Reads the payload for the component, if it is not JSON: that components read themselves.
+pub(crate) fn read_value(delivery: &mut Delivery) -> Result<(), Cause> {
+    let reads = !matches!(delivery.codec, Codec::Json | Codec::Bytes);
+    if reads && delivery.parsed.is_none() && delivery.message.payload.is_some() {
+        parse(delivery)?;
+    }
+    Ok(())
+}
+
 /// Parses the payload once; whoever needs it next finds it parsed.
 fn parse(delivery: &mut Delivery) -> Result<&Value, Cause> {
     if !matches!(delivery.parsed, Some(Parsed::Json(_))) {
-        let value = Value::decode(&delivery.message, None)
-            .map_err(|error| Cause::new(CauseKind::Decode, error.to_string()))?;
+        let value = decoded(&delivery.message, delivery.codec)
+            .map_err(|error| Cause::new(CauseKind::Decode, error))?;
         delivery.parsed = Some(Parsed::Json(value));
     }
     match &delivery.parsed {

@@ -13,6 +13,7 @@ mod registry;
 mod status;
 
 mod actors;
+mod codec;
 mod edge;
 mod lane;
 mod plan;

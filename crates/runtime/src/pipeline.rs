@@ -5,6 +5,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use brigade_core::Codec;
 use brigade_core::component::{AnyComponent, StageContext, StageSite};
 use brigade_core::connector::{Connector, ConnectorEnv, Features, QueueSpec};
 use brigade_core::state::StateStore;
@@ -140,7 +141,7 @@ impl Pipeline {
     }
 
     /// Puts all its queues on this connector, whatever the file says, for trying it. Settings and
-    /// limits of the queues are left out; schemas, keys and event times stay.
+    /// limits of the queues are left out, payloads are JSON; schemas, keys and event times stay.
     #[must_use]
     pub fn on(mut self, connector: Arc<dyn Connector>) -> Self {
         let kind = connector.type_name();
@@ -148,6 +149,7 @@ impl Pipeline {
             queue.type_name = kind.to_owned();
             queue.spec.settings = json!({});
             queue.spec.limit = Default::default();
+            queue.codec = Codec::Json;
             queue.features = connector.features(&queue.spec.settings);
         }
         self.connectors.insert(kind.to_owned(), connector);
@@ -269,6 +271,7 @@ impl Planner {
             times: QueueTimings::new(&queue.spec),
             spec: queue.spec.clone(),
             place: QueuePlace::Connector(connector),
+            codec: queue.codec,
             schema,
             event_time: queue.event_time.clone(),
         });
@@ -285,6 +288,7 @@ impl Planner {
             spec,
             place: QueuePlace::State,
             features: Features { delay: true, attempts: true, ..Features::NONE },
+            codec: Codec::Json,
             schema: None,
             event_time: None,
         });

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use brigade_core::Codec;
 use brigade_core::component::{AnyComponent, StageContext};
 use brigade_core::connector::{Connector, ConnectorEnv, Features, Order, QueueSpec};
 use brigade_core::credit::Credit;
@@ -38,6 +39,8 @@ pub(crate) struct QueuePlan {
     pub(crate) spec: QueueSpec,
     pub(crate) place: QueuePlace,
     pub(crate) features: Features,
+    /// What its payloads are written in.
+    pub(crate) codec: Codec,
     pub(crate) schema: Option<jsonschema::Validator>,
     pub(crate) event_time: Option<FieldPath>,
     pub(crate) times: QueueTimings,

@@ -10,13 +10,14 @@ use brigade_core::component::{
 use brigade_core::connector::{Order, Outgoing};
 use brigade_core::delivery::{Again, Delivery, Outputs, Requeued, Resolution, ended_here};
 use brigade_core::retry::{Retry, Waiting};
-use brigade_core::{Cause, CauseKind, Failure, Message, Timestamp, Truncated};
+use brigade_core::{Cause, CauseKind, Codec, Failure, Message, Timestamp, Truncated};
 use brigade_pipeline::{Exhausted, Expiry};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 
+use crate::edge::read_value;
 use crate::plan::{QueuePlan, StagePlan, Target};
 use crate::pool::{CHUNK_MAX, Pool};
 use crate::tree::Report;
@@ -256,6 +257,9 @@ impl RunnerSite {
             let cause = Cause::new(defect.kind, defect.message);
             return Err(self.give_up_on(delivery, cause, truncated));
         }
+        if let Err(cause) = read_value(&mut delivery) {
+            return Err(self.give_up_on(delivery, cause, None));
+        }
         let input = &self.queues[usize::from(delivery.input)];
         if self.stage.upstream.is_none()
             && let Err(cause) = input.receive(&mut delivery)
@@ -425,6 +429,9 @@ impl RunnerSite {
         for output in emitted {
             let takeover = output.turn(&mut delivery.message);
             delivery.message.id = id;
+            if takeover.value {
+                delivery.codec = Codec::Json;
+            }
             delivery.go_on(takeover.typed.map(Parsed::Typed));
         }
         outbox.gone_on += 1;
@@ -445,8 +452,10 @@ impl RunnerSite {
             Err(cause) => return self.give_up_on(delivery, cause, None),
         };
         let children = u32::try_from(direct.len()).expect("memory ends before");
-        for (stage, message) in direct {
-            outbox.push(stage, delivery.child(message, None));
+        for (stage, message, codec) in direct {
+            let mut child = delivery.child(message, None);
+            child.codec = codec;
+            outbox.push(stage, child);
         }
         let written = self.stage.context.unsettled.show(writes);
         delivery.done(self.stage.index, outputs, written, children);
@@ -473,13 +482,14 @@ impl RunnerSite {
             for (name, target) in self.targets(output)? {
                 let mut message = output.message(&delivery.message);
                 message.id = delivery.message.id.output(&self.stage.name, name, index);
+                let codec = if output.is_value() { Codec::Json } else { delivery.codec };
                 index += 1;
                 match *target {
                     Target::Queue(queue) => {
-                        self.queues[usize::from(queue)].send(&mut message)?;
+                        self.queues[usize::from(queue)].send(&mut message, codec)?;
                         outputs.push((queue, Outgoing { message, delay: output.delay() }));
                     }
-                    Target::Direct(stage) => direct.push((stage, message)),
+                    Target::Direct(stage) => direct.push((stage, message, codec)),
                 }
             }
         }
@@ -512,8 +522,9 @@ impl RunnerSite {
     }
 }
 
-/// What the outputs of one message have become: for queues, and for stages fed directly.
-type Routed = (Outputs, Vec<(u16, Message)>);
+/// What the outputs of one message have become: for queues, and for stages fed directly, with what
+/// they are written in.
+type Routed = (Outputs, Vec<(u16, Message, Codec)>);
 
 /// Calls the component, for as long as it takes.
 pub(crate) async fn call(

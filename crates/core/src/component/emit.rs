@@ -42,6 +42,8 @@ pub struct Emitted {
     pub payload: Option<Bytes>,
     /// What the payload was encoded from, for a direct edge.
     typed: Option<Box<dyn Any + Send>>,
+    /// Whether the payload is a value, written as JSON, and not the component's own bytes.
+    value: bool,
     changes: Option<Box<Changes>>,
 }
 
@@ -59,6 +61,8 @@ struct Changes {
 pub struct Takeover {
     /// What the payload was encoded from.
     pub typed: Option<Box<dyn Any + Send>>,
+    /// Whether its payload is a value, written as JSON, and not the component's own bytes.
+    pub value: bool,
     /// Not to be handed out before this long.
     pub delay: Option<Duration>,
 }
@@ -67,6 +71,17 @@ impl Emitted {
     /// An output with this payload, for the stage's only output.
     pub fn new(payload: Option<Bytes>) -> Self {
         Self { payload, ..Self::default() }
+    }
+
+    /// A value that is written as JSON already. Where its queue has another codec it is rewritten,
+    /// while the bytes of [`new`](Emitted::new) are taken to be in the codec that the input came in.
+    ///
+    /// ```
+    /// use brigade_core::component::Emitted;
+    /// assert!(Emitted::json("{}").is_value());
+    /// ```
+    pub fn json(payload: impl Into<Bytes>) -> Self {
+        Self { value: true, ..Self::new(Some(payload.into())) }
     }
 
     /// The same for the output of this name.
@@ -103,6 +118,11 @@ impl Emitted {
         self
     }
 
+    /// Whether its payload is a value, written as JSON, and not the component's own bytes.
+    pub fn is_value(&self) -> bool {
+        self.value
+    }
+
     /// How long it is not to be handed out.
     pub fn delay(&self) -> Option<Duration> {
         self.changes.as_ref()?.delay
@@ -119,7 +139,7 @@ impl Emitted {
             message.headers = headers;
         }
         message.event_time = changes.event_time.or(message.event_time);
-        Takeover { typed: self.typed, delay: changes.delay }
+        Takeover { typed: self.typed, value: self.value, delay: changes.delay }
     }
 
     /// The output's message beside the input, all but its id.
@@ -285,7 +305,7 @@ impl Emit {
         match serde_json::to_vec(&value) {
             Ok(json) => {
                 let payload = Some(json.into());
-                self.outputs.push(Emitted { output, payload, ..Emitted::default() });
+                self.outputs.push(Emitted { output, payload, value: true, ..Emitted::default() });
             }
             Err(error) => {
                 self.rest().error.get_or_insert_with(|| OutputError::new(output, error));

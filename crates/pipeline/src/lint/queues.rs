@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use brigade_core::Codec;
 use brigade_core::connector::{Limit, QueueSpec};
 use brigade_core::field::FieldPath;
 use indexmap::IndexMap;
@@ -17,7 +18,7 @@ use crate::schema::{newly_named, queue_schema, validate};
 use crate::topology::Queue;
 
 /// The common keys, which are not the connector's.
-const COMMON: [&str; 6] = ["type", "schema", "key", "event_time", "guarantee", "limit"];
+const COMMON: [&str; 7] = ["type", "codec", "schema", "key", "event_time", "guarantee", "limit"];
 
 /// Queues whose keys are right, by name: the common keys and the connector's own.
 pub(super) type Decoded = BTreeMap<String, (QueueKeys, Value)>;
@@ -140,8 +141,29 @@ impl Lint<'_> {
             let help = Some("remove `limit`, or use an `embedded` queue".to_owned());
             self.error("queue_setting", &["queues", name, "limit"], message, help);
         }
+        self.read_as_bytes(name, keys);
         let (type_name, store) = (keys.kind.clone(), connector.store_name(own));
-        Some(Queue { spec, type_name, schema: schema.map(Arc::new), event_time, features, store })
+        let (codec, schema) = (keys.codec, schema.map(Arc::new));
+        Some(Queue { spec, type_name, codec, schema, event_time, features, store })
+    }
+
+    /// What needs a value cannot be asked of bytes.
+    fn read_as_bytes(&mut self, name: &str, keys: &QueueKeys) {
+        if keys.codec != Codec::Bytes {
+            return;
+        }
+        let asked = [
+            ("schema", keys.schema.is_some()),
+            ("key", keys.key.is_some()),
+            ("event_time", keys.event_time.is_some()),
+        ];
+        for (key, _) in asked.into_iter().filter(|(_, asked)| *asked) {
+            let message = format!(
+                "queue `{name}`: `{key}` reads payloads, and with `codec: bytes` they are no values"
+            );
+            let help = format!("remove `{key}`, or name the codec");
+            self.error("queue_setting", &["queues", name, key], message, Some(help));
+        }
     }
 
     fn field(&mut self, at: &[&str], text: Option<&str>) -> Option<FieldPath> {

@@ -36,6 +36,7 @@ impl Lint<'_> {
         self.readers(&mut queues, &stages);
         for stage in stages.values() {
             self.exactly_once(stage, &queues);
+            self.dead_letters_are_json(stage, &queues);
         }
         (queues, stages)
     }
@@ -229,6 +230,19 @@ impl Lint<'_> {
                 1 => vec!["".into()],
                 _ => readers,
             };
+        }
+    }
+
+    fn dead_letters_are_json(&mut self, stage: &Stage, queues: &Queues) {
+        let dead = stage.dead_letter.as_ref().and_then(|name| queues.get_key_value(name));
+        if let Some((name, queue)) = dead.filter(|(_, queue)| !queue.codec.is_json()) {
+            let message = format!(
+                "stage `{}` keeps its dead letters on queue `{name}`, whose codec is {}; they are JSON",
+                stage.name,
+                queue.codec.as_str()
+            );
+            let help = "remove `codec`, or use another queue".to_owned();
+            self.error("queue_setting", &["queues", name, "codec"], message, Some(help));
         }
     }
 

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use actix::prelude::*;
 use arc_swap::ArcSwapOption;
+use brigade_core::DeadLetter;
 use brigade_core::books::Page;
 use brigade_core::connector::{
     ConnectorError, Consumer as ConnectorConsumer, Incoming, Order, Want,
@@ -24,7 +25,7 @@ use tokio::sync::Notify;
 
 use super::Crash;
 use super::settler::{SettleError, Settled, Settler};
-use crate::plan::{QueuePlan, StagePlan};
+use crate::plan::{QueuePlace, QueuePlan, StagePlan};
 use crate::pool::{CHUNK_MAX, Pool};
 use crate::tree::{Exit, Report};
 
@@ -445,9 +446,15 @@ impl PullLoop {
         delivery.message.key.as_ref().map_or(0, |key| shard(key, workers))
     }
 
-    fn delivery(&self, incoming: Incoming, slot: Slot) -> Delivery {
+    fn delivery(&self, mut incoming: Incoming, slot: Slot) -> Delivery {
+        let codec = match self.site.input.place {
+            QueuePlace::Connector(_) => self.site.input.codec,
+            // What is redriven is written as it was when it came to the stage.
+            QueuePlace::State => DeadLetter::take_codec(&mut incoming.message),
+        };
         let parts = Parts {
             message: incoming.message,
+            codec,
             parsed: None,
             number: self.origin.next_number(),
             attempts: incoming.attempts,

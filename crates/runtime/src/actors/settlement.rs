@@ -215,6 +215,7 @@ impl Settler {
         let id = message.id.output(&stage.name, DEAD_LETTER, 0);
         let letter = DeadLetter {
             message,
+            codec: delivery.codec,
             cause: given_up.cause,
             pipeline: stage.context.pipeline.to_string(),
             stage: stage.name.to_string(),

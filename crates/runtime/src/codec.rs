@@ -1,0 +1,165 @@
+//! Payloads from and to what a queue's `codec` says. The structured form is JSON.
+
+use std::io::Cursor;
+
+use brigade_core::Codec;
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::Value;
+
+/// How deep values may be nested, as with JSON.
+const DEPTH_MAX: usize = 128;
+
+/// Reads a payload as a value.
+///
+/// # Errors
+/// It is not written in that codec, holds what JSON cannot say, is nested too deep, or has something
+/// behind it.
+pub(crate) fn decode(codec: Codec, payload: &[u8]) -> Result<Value, String> {
+    match codec {
+        Codec::Json => serde_json::from_slice(payload)
+            .map_err(|error| format!("the payload is no JSON: {error}")),
+        Codec::Messagepack => {
+            let mut reader = rmp_serde::Deserializer::new(Cursor::new(payload));
+            reader.set_max_depth(DEPTH_MAX);
+            let value = Value::deserialize(&mut reader).map_err(|error| {
+                format!("the payload is no MessagePack that JSON can say: {error}")
+            })?;
+            let read = reader.get_ref().position();
+            whole(value, payload.len() as u64 - read)
+        }
+        Codec::Cbor => {
+            let mut rest = payload;
+            let value = ciborium::de::from_reader_with_recursion_limit(&mut rest, DEPTH_MAX)
+                .map_err(|error| format!("the payload is no CBOR that JSON can say: {error}"))?;
+            whole(value, rest.len() as u64)
+        }
+        Codec::Text => match std::str::from_utf8(payload) {
+            Ok(text) => Ok(Value::String(text.to_owned())),
+            Err(error) => Err(format!("the payload is no UTF-8 text: {error}")),
+        },
+        Codec::Bytes => Err("the queue's codec is `bytes`: its payloads are no values".to_owned()),
+    }
+}
+
+fn whole(value: Value, left: u64) -> Result<Value, String> {
+    match left {
+        0 => Ok(value),
+        left => Err(format!("the payload has {left} bytes behind its value")),
+    }
+}
+
+/// Writes a value as a payload.
+///
+/// # Errors
+/// That codec cannot say it.
+pub(crate) fn encode(codec: Codec, value: &Value) -> Result<Bytes, String> {
+    let wrong = |error: &dyn std::fmt::Display| format!("not to be written: {error}");
+    let bytes = match (codec, value) {
+        (Codec::Text, Value::String(text)) => text.clone().into_bytes(),
+        (Codec::Json | Codec::Text | Codec::Bytes, value) => {
+            serde_json::to_vec(value).map_err(|error| wrong(&error))?
+        }
+        (Codec::Messagepack, value) => {
+            rmp_serde::to_vec_named(value).map_err(|error| wrong(&error))?
+        }
+        (Codec::Cbor, value) => {
+            let mut bytes = Vec::new();
+            ciborium::into_writer(value, &mut bytes).map_err(|error| wrong(&error))?;
+            bytes
+        }
+    };
+    Ok(bytes.into())
+}
+
+/// Turns a payload that is written in one codec into another. Bytes stay what they are, whatever the
+/// other side is.
+///
+/// # Errors
+/// As [`decode`] and [`encode`].
+pub(crate) fn transcode(from: Codec, to: Codec, payload: &Bytes) -> Result<Bytes, String> {
+    if from == to || from == Codec::Bytes || to == Codec::Bytes {
+        return Ok(payload.clone());
+    }
+    encode(to, &decode(from, payload)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const STRUCTURED: [Codec; 3] = [Codec::Json, Codec::Messagepack, Codec::Cbor];
+
+    fn value() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<u64>().prop_map(Value::from),
+            (-1e300..1e300).prop_map(Value::from),
+            ".{0,8}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(4, 32, 6, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
+                prop::collection::btree_map(".{0,5}", inner, 0..6)
+                    .prop_map(|map| Value::Object(map.into_iter().collect())),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_value_comes_back_from_every_codec(value in value()) {
+            for codec in STRUCTURED {
+                let payload = encode(codec, &value).unwrap();
+                prop_assert_eq!(decode(codec, &payload).unwrap(), value.clone());
+            }
+            let text = Value::from("some text");
+            prop_assert_eq!(decode(Codec::Text, &encode(Codec::Text, &text).unwrap()).unwrap(), text);
+        }
+
+        #[test]
+        fn nothing_panics_and_nothing_is_taken_that_has_more_behind_it(
+            bytes in prop::collection::vec(any::<u8>(), 0..64), value in value(), more in 1_usize..4,
+        ) {
+            for codec in STRUCTURED {
+                let _ = decode(codec, &bytes);
+                let mut payload = encode(codec, &value).unwrap().to_vec();
+                payload.extend(vec![b'1'; more]);
+                let read = decode(codec, &payload);
+                // One digit more is another number in JSON.
+                prop_assert!(read.is_err() || codec == Codec::Json && value.is_number());
+            }
+        }
+    }
+
+    #[test]
+    fn what_json_cannot_say_does_not_decode() {
+        // Binary data, a number as a key, an array that claims four thousand million elements.
+        let messagepack: [&[u8]; 3] = [&[0xc4, 1, 7], &[0x81, 1, 2], &[0xdd, 255, 255, 255, 255]];
+        for payload in messagepack {
+            assert!(decode(Codec::Messagepack, payload).is_err(), "{payload:?}");
+        }
+        let cbor: [&[u8]; 3] =
+            [&[0x41, 7], &[0xa1, 1, 2], &[0x9b, 255, 255, 255, 255, 255, 255, 255, 255]];
+        for payload in cbor {
+            assert!(decode(Codec::Cbor, payload).is_err(), "{payload:?}");
+        }
+        let deep = [&[0x91; 10_000][..], &[1]].concat();
+        assert!(decode(Codec::Messagepack, &deep).is_err());
+        let deep = [&[0x81; 10_000][..], &[1]].concat();
+        assert!(decode(Codec::Cbor, &deep).is_err());
+    }
+
+    #[test]
+    fn bytes_stay_what_they_are() {
+        let odd = Bytes::from_static(b"\xff{");
+        for codec in STRUCTURED {
+            assert_eq!(transcode(Codec::Bytes, codec, &odd).unwrap(), odd);
+            assert_eq!(transcode(codec, Codec::Bytes, &odd).unwrap(), odd);
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! Queues whose payloads are not JSON: what comes in, what goes out, what fails, what goes back.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that stops says where"
+)]
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+
+use brigade::component::Raw;
+use brigade::pipeline_file::{Format, Overrides, load_str};
+use brigade::prelude::*;
+use brigade::{DeadLetter, Memory, MemoryState, Message, MessageId, Pipeline, Supervisor};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+#[derive(Debug, Serialize, Deserialize, Output)]
+struct Order {
+    n: u64,
+    name: String,
+}
+
+fn count_up(order: Order) -> Result<Order, Failure> {
+    match order.n {
+        13 => Err(Failure::reject("an unlucky number")),
+        n => Ok(Order { n: n + 1, ..order }),
+    }
+}
+
+fn as_it_is(raw: Raw) -> Result<Raw, Failure> {
+    Ok(raw)
+}
+
+/// Runs a pipeline on memory queues until nothing is left to do.
+async fn run(memory: &Memory, text: &str) {
+    let registry = brigade::registry()
+        .connector(Arc::new(memory.clone()))
+        .component("count_up", count_up)
+        .component("as_it_is", as_it_is);
+    let (path, overrides) = (Path::new("."), Overrides::default());
+    let loaded = load_str("codecs", Format::Yaml, text, path, &overrides, &registry);
+    let topology = loaded.unwrap_or_else(|error| panic!("{error}")).topology;
+    let pipeline = Pipeline::new(topology, &registry).unwrap().state(MemoryState::new());
+    let running = Supervisor::new().add(pipeline).start().await.unwrap();
+    running.until_idle(None).await.unwrap();
+    running.stop(None).await;
+}
+
+fn message(n: u128, payload: impl Into<bytes::Bytes>) -> Message {
+    Message::new(payload).with_id(MessageId(n))
+}
+
+fn messagepack(value: &Value) -> Vec<u8> {
+    rmp_serde::to_vec_named(value).unwrap()
+}
+
+fn payloads(memory: &Memory, queue: &str) -> Vec<bytes::Bytes> {
+    memory.messages("codecs", queue).into_iter().map(|m| m.payload.unwrap()).collect()
+}
+
+#[tokio::test]
+async fn typed_components_read_and_write_every_codec() {
+    let memory = Memory::new();
+    let order = json!({ "n": 1, "name": "Lübeck" });
+    memory.put("codecs", "packed", [message(1, messagepack(&order))]);
+    run(
+        &memory,
+        "pipeline: codecs
+queues:
+  packed: { type: memory, codec: messagepack, key: name, schema: { required: [n] } }
+  binary: { type: memory, codec: cbor }
+  plain: { type: memory }
+stages:
+  one: { component: count_up, input: packed, outputs: [binary] }
+  two: { component: count_up, input: binary, outputs: [plain] }
+",
+    )
+    .await;
+    let out = memory.messages("codecs", "plain");
+    let value: Value = serde_json::from_slice(out[0].payload.as_deref().unwrap()).unwrap();
+    assert_eq!(value, json!({ "n": 3, "name": "Lübeck" }));
+    assert_eq!(out[0].key.as_deref(), Some("Lübeck".as_bytes()), "read out of MessagePack");
+}
+
+#[tokio::test]
+async fn bytes_pass_as_they_are_and_are_rewritten_for_another_codec() {
+    let memory = Memory::new();
+    // Not what `rmp_serde` would write: the number takes more room than it needs.
+    let odd = [0x81, 0xa1, b'n', 0xcd, 0, 7];
+    memory.put("codecs", "packed", [message(1, odd.to_vec())]);
+    let text = "pipeline: codecs
+queues:
+  packed: { type: memory, codec: messagepack }
+  same: { type: memory, codec: messagepack }
+  other: { type: memory, codec: cbor }
+  raw: { type: memory, codec: bytes }
+  json: { type: memory }
+stages:
+  pass: { component: as_it_is, input: packed }
+  on: { component: as_it_is, input: pass, outputs: [same, other, raw, json], copy: true }
+";
+    run(&memory, text).await;
+    assert_eq!(payloads(&memory, "same"), [&odd[..]]);
+    assert_eq!(payloads(&memory, "raw"), [&odd[..]]);
+    assert_eq!(payloads(&memory, "json"), ["{\"n\":7}"]);
+    assert_eq!(payloads(&memory, "other"), [&[0xa1, 0x61, b'n', 7][..]]);
+}
+
+#[tokio::test]
+async fn a_text_is_a_string_for_those_who_read_values() {
+    let memory = Memory::new();
+    memory.put("codecs", "words", [message(1, "Grüße"), message(2, vec![0xff])]);
+    let text = "pipeline: codecs
+queues:
+  words: { type: memory, codec: text }
+  shouts: { type: memory, codec: text }
+  dead: { type: memory }
+stages:
+  shout:
+    component: { map: 'ascii_upcase + \"!\"' }
+    input: words
+    outputs: [shouts]
+    dead_letter: dead
+";
+    run(&memory, text).await;
+    assert_eq!(payloads(&memory, "shouts"), ["GRüßE!"]);
+    let letter = DeadLetter::from_json(&payloads(&memory, "dead")[0]).unwrap();
+    assert_eq!(letter.message.payload.as_deref(), Some(&[0xff][..]));
+    assert!(letter.cause.message.contains("no UTF-8 text"), "{:?}", letter.cause);
+}
+
+#[tokio::test]
+async fn what_does_not_decode_is_kept_byte_for_byte() {
+    let memory = Memory::new();
+    let wrong: [&[u8]; 3] = [b"{\"n\":1}", &[0x81, 0xa1], &[0xc4, 1, 7]];
+    let failing = messagepack(&json!({ "n": 13, "name": "x" }));
+    let all = wrong.iter().map(|bytes| bytes.to_vec()).chain([failing.clone()]);
+    memory.put("codecs", "packed", all.enumerate().map(|(n, p)| message(n as u128 + 1, p)));
+    let text = "pipeline: codecs
+queues:
+  packed: { type: memory, codec: messagepack }
+  out: { type: memory }
+  dead: { type: memory }
+stages:
+  one: { component: count_up, input: packed, outputs: [out], dead_letter: dead }
+";
+    run(&memory, text).await;
+    let dead = payloads(&memory, "dead");
+    let mut kept: Vec<_> = dead
+        .iter()
+        .map(|json| DeadLetter::from_json(json).unwrap().message.payload.unwrap().to_vec())
+        .collect();
+    let mut wanted: Vec<Vec<u8>> = wrong.iter().map(|bytes| bytes.to_vec()).collect();
+    wanted.push(failing);
+    kept.sort();
+    wanted.sort();
+    assert_eq!(kept, wanted);
+}
+
+#[test]
+fn a_redriven_message_is_read_in_the_codec_that_it_came_in() {
+    let place = tempfile::tempdir().unwrap();
+    std::fs::write(place.path().join("in.jsonl"), "{\"n\":1}\n{\"n\":2}\n").unwrap();
+    let yaml = "
+pipeline: codecs
+state: state
+queues:
+  in: { type: file, path: in.jsonl }
+  packed: { type: embedded, codec: messagepack }
+  out: { type: file, path: out.jsonl }
+stages:
+  pack: { component: pass, input: in, outputs: [packed] }
+  check: { component: { map: 'if .n == 2 then error(\"two\") else . end' }, input: packed, outputs: [out] }
+";
+    std::fs::write(place.path().join("p.yaml"), yaml).unwrap();
+    let brigade = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
+        let output = command.current_dir(place.path()).args(arguments).output().unwrap();
+        (output.status.code(), String::from_utf8(output.stdout).unwrap())
+    };
+    assert_eq!(brigade(&["run", "p.yaml", "--until-idle"]).0, Some(3));
+    let (_, shown) = brigade(&["dead-letters", "list", "p.yaml"]);
+    assert!(shown.contains("two"), "{shown}");
+    assert_eq!(brigade(&["dead-letters", "redrive", "p.yaml"]).0, Some(0));
+    let mended = "stages.check.component.map=.";
+    assert_eq!(brigade(&["run", "p.yaml", "--until-idle", "--set", mended]).0, Some(0));
+    let out = std::fs::read_to_string(place.path().join("out.jsonl")).unwrap();
+    assert_eq!(out, "{\"n\":1}\n{\"n\":2}\n");
+}
