@@ -302,3 +302,44 @@ fn commands_in_the_documentation_do_what_is_shown() {
     }
     assert!(ran > 20, "only {ran} commands were found");
 }
+
+/// What shows each of Volley's weaknesses and behaviours: tests, or the reason why there is none.
+#[test]
+fn each_of_volleys_weaknesses_and_behaviours_is_shown_or_told() {
+    let page = read(Path::new("docs/src/from-volley.md"));
+    let tests = test_names();
+    let weaknesses = (1..=23).map(|n| format!("W{n}"));
+    for number in weaknesses.chain((1..=62).map(|n| n.to_string())) {
+        let start = format!("| {number} | ");
+        let mut rows = page.lines().filter(|line| line.starts_with(&start));
+        let row = rows.next().unwrap_or_else(|| panic!("{number} is missing"));
+        assert!(rows.next().is_none(), "{number} is there twice");
+        let shown = row.trim_end_matches('|').rsplit('|').next().unwrap().trim();
+        assert!(!shown.is_empty(), "{number} is neither shown nor told");
+        // Words in backquotes that look like a test's name are one.
+        let named =
+            shown.split('`').skip(1).step_by(2).filter(|word| word.matches('_').count() > 2);
+        for name in named {
+            assert!(tests.contains(name), "{number}: there is no test `{name}`");
+        }
+    }
+}
+
+/// The names of all functions in the project's Rust files.
+fn test_names() -> std::collections::BTreeSet<String> {
+    let (mut names, mut left) = (std::collections::BTreeSet::new(), Vec::new());
+    left.extend(["crates", "tests"].map(|directory| root().join(directory)));
+    while let Some(path) = left.pop() {
+        if path.is_dir() {
+            left.extend(fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+        } else if path.extension().is_some_and(|end| end == "rs") {
+            let text = fs::read_to_string(path).unwrap();
+            let functions = text.split("fn ").skip(1);
+            let name = |f: &str| {
+                f.split(|c: char| !c.is_alphanumeric() && c != '_').next().map(str::to_owned)
+            };
+            names.extend(functions.filter_map(name));
+        }
+    }
+    names
+}

@@ -51,6 +51,26 @@ fn hello_greets_three_names() {
 }
 
 #[test]
+fn from_volley_scores_shares_and_keeps_what_violates_the_schema() {
+    let state = tempfile::tempdir().unwrap();
+    let mut example = example("from_volley");
+    let run = ["run", "pipelines/from_volley.yaml", "--until-idle", "--state"];
+    let output = example.args(run).arg(state.path()).output().unwrap();
+    // There are dead letters in a hundred messages, but for one run in a hundred thousand.
+    assert_eq!(output.status.code(), Some(3), "{}", String::from_utf8_lossy(&output.stderr));
+    let mut queues = self::example("from_volley");
+    let queues = queues.args(["queues", "list", "pipelines/from_volley.yaml", "--state"]);
+    let listed = lines(queues.arg(state.path()));
+    let ready = |queue: &str| -> usize {
+        let row = listed.iter().find(|line| line.trim_start().starts_with(queue)).unwrap();
+        row.split_whitespace().nth(2).unwrap().parse().unwrap()
+    };
+    assert_eq!(ready("queue-a"), ready("queue-b"), "{listed:?}");
+    assert!(ready("queue-a") > 10, "about 45 of a hundred are positive and fit: {listed:?}");
+    assert!(ready("dead-letter-queue") > 0, "{listed:?}");
+}
+
+#[test]
 fn quickstart_ends_with_bills_and_dead_letters() {
     let told = lines(&mut example("quickstart")).join("\n");
     assert!(

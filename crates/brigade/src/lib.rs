@@ -32,8 +32,8 @@
 //! With `brigade::main! { bill }` a program has the whole command line with its own components.
 
 pub use brigade_core::{
-    BoxError, Cause, CauseKind, Codec, DeadLetter, Failure, Headers, IncarnationId, Message, MessageId,
-    Timestamp,
+    BoxError, Cause, CauseKind, Codec, DeadLetter, Failure, Headers, IncarnationId, Message,
+    MessageId, Timestamp,
 };
 pub use brigade_core::{component, connector, delivery, state};
 pub use brigade_embedded::{

@@ -1,10 +1,12 @@
 //! The `brigade` command, for the program of that name and for users' own programs, which get it
 //! with `brigade::main!`. One file a command.
 
+mod asyncapi;
 mod check;
 mod common;
 mod dead_letters;
 mod graph;
+mod import;
 mod log;
 mod progress;
 mod queues;
@@ -42,8 +44,12 @@ enum Command {
     Run(run::Run),
     /// Check a pipeline file without running it.
     Check(check::Check),
+    /// Describe a pipeline's queues as an AsyncAPI 3 document.
+    Asyncapi(asyncapi::AsyncApi),
     /// Draw a pipeline.
     Graph(graph::Graph),
+    /// Write a pipeline file out of another system's file.
+    Import(import::Import),
     /// Print the JSON Schema of pipeline files, for editors; or the reference of their keys.
     Schema(schema::Schema),
     /// Run the cases of test files.
@@ -83,7 +89,9 @@ async fn dispatch(command: Command, registry: &Registry) -> anyhow::Result<Exit>
     match command {
         Command::Run(run) => run.run(registry).await,
         Command::Check(check) => check.run(registry).await,
+        Command::Asyncapi(asyncapi) => asyncapi.run(registry),
         Command::Graph(graph) => graph.run(registry),
+        Command::Import(import) => import.run(),
         Command::Schema(schema) => schema.run(registry),
         Command::Test(test) => test.run(registry).await,
         Command::Queues(queues) => queues.run(registry).await,

@@ -136,6 +136,10 @@ impl Settings {
 
     /// The consumer group of a reader.
     pub(crate) fn group(&self, queue: &QueueSpec, reader: &Reader) -> String {
+        self.group_in(queue, reader, environment)
+    }
+
+    fn group_in(&self, queue: &QueueSpec, reader: &Reader, environment: Environment) -> String {
         let base = self.group.clone().or_else(|| environment("KAFKA_CONSUMER_GROUP"));
         let base = base.unwrap_or_else(|| queue.pipeline.to_string());
         match reader.group.is_empty() {
@@ -146,6 +150,10 @@ impl Settings {
 
     /// The brokers' addresses.
     pub(crate) fn servers(&self, role: Role) -> Option<String> {
+        self.servers_in(role, environment)
+    }
+
+    fn servers_in(&self, role: Role, environment: Environment) -> Option<String> {
         let own = match role {
             Role::Consumer => "KAFKA_CONSUMER_BROKERS",
             Role::Producer => "KAFKA_PRODUCER_BROKERS",
@@ -156,6 +164,10 @@ impl Settings {
 
     /// A client's properties: the defaults, the environment's, the file's.
     pub(crate) fn client(&self, role: Role) -> ClientConfig {
+        self.client_in(role, environment)
+    }
+
+    fn client_in(&self, role: Role, environment: Environment) -> ClientConfig {
         let mut client = ClientConfig::new();
         for (_, name, value) in DEFAULTS.iter().filter(|(of, ..)| *of == role) {
             client.set(*name, *value);
@@ -165,7 +177,7 @@ impl Settings {
             client.set("security.protocol", "SASL_SSL").set("sasl.mechanism", "PLAIN");
             client.set("sasl.username", user).set("sasl.password", password);
         }
-        if let Some(servers) = self.servers(role) {
+        if let Some(servers) = self.servers_in(role, environment) {
             client.set(SERVERS, servers);
         }
         for (name, value) in &self.config {
@@ -212,6 +224,9 @@ fn no_servers() -> String {
     "no Kafka broker is named".to_owned()
 }
 
+/// What a variable of the environment says.
+type Environment = fn(&str) -> Option<String>;
+
 fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
@@ -233,4 +248,67 @@ impl Site {
 /// The JSON Schema of [`Settings`].
 pub(crate) fn schema() -> Value {
     schemars::schema_for!(Settings).to_value()
+}
+
+#[cfg(test)]
+mod tests {
+    use brigade_core::connector::Order;
+    use serde_json::json;
+
+    use super::*;
+
+    fn settings(keys: Value) -> Settings {
+        serde_json::from_value(keys).unwrap()
+    }
+
+    fn nothing(_: &str) -> Option<String> {
+        None
+    }
+
+    fn all(name: &str) -> Option<String> {
+        Some(name.to_lowercase())
+    }
+
+    #[test]
+    fn variables_name_the_brokers_unless_the_file_does() {
+        let silent = settings(json!({}));
+        let brokers = |name: &str| (name == "KAFKA_BROKERS").then(|| "all".to_owned());
+        let consumers = |name: &str| (name == "KAFKA_CONSUMER_BROKERS").then(|| "in".to_owned());
+        assert_eq!(silent.servers_in(Role::Consumer, nothing), None);
+        assert_eq!(silent.servers_in(Role::Producer, brokers).as_deref(), Some("all"));
+        assert_eq!(silent.servers_in(Role::Consumer, consumers).as_deref(), Some("in"));
+        assert_eq!(silent.servers_in(Role::Producer, consumers), None);
+        let own = silent.servers_in(Role::Producer, all);
+        assert_eq!(own.as_deref(), Some("kafka_producer_brokers"));
+        let said = settings(json!({ "config": { "bootstrap.servers": "file" } }));
+        assert_eq!(said.servers_in(Role::Consumer, all).as_deref(), Some("file"));
+    }
+
+    #[test]
+    fn a_key_in_the_environment_is_for_sasl_unless_the_file_says_otherwise() {
+        let client = settings(json!({})).client_in(Role::Consumer, all);
+        let is = |client: &ClientConfig, name: &str, value: &str| {
+            assert_eq!(client.get(name), Some(value), "{name}");
+        };
+        is(&client, "security.protocol", "SASL_SSL");
+        is(&client, "sasl.mechanism", "PLAIN");
+        is(&client, "sasl.username", "kafka_key");
+        is(&client, "sasl.password", "kafka_secret");
+        let config = json!({ "config": { "security.protocol": "PLAINTEXT" } });
+        is(&settings(config).client_in(Role::Consumer, all), "security.protocol", "PLAINTEXT");
+        let half = |name: &str| (name == "KAFKA_KEY").then(|| "key".to_owned());
+        assert_eq!(settings(json!({})).client_in(Role::Consumer, half).get("sasl.username"), None);
+    }
+
+    #[test]
+    fn the_group_is_the_files_the_environments_or_the_pipelines() {
+        let queue = QueueSpec::new("shop", "in", json!({}));
+        let reader =
+            |group: &str| Reader { stage: "s".into(), group: group.into(), order: Order::None };
+        let silent = settings(json!({}));
+        assert_eq!(silent.group_in(&queue, &reader(""), nothing), "shop");
+        assert_eq!(silent.group_in(&queue, &reader("s"), all), "kafka_consumer_group.s");
+        let said = settings(json!({ "group": "file" }));
+        assert_eq!(said.group_in(&queue, &reader(""), all), "file");
+    }
 }

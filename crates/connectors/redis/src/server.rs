@@ -97,14 +97,15 @@ impl Place {
         self.url.as_str().into_connection_info()
     }
 
-    /// The name of the store that the server's database is, for what is settled in one step. Without
-    /// user and password: those are no part of it, and not to be told. A Cluster is many stores.
+    /// The name of the store that the server's database is, for what is settled in one step: as one
+    /// user, since another may lack the rights. Without the password. A Cluster is many stores.
     pub(crate) fn store(&self) -> Option<String> {
         let info = self.info().ok().filter(|_| !self.cluster)?;
-        let db = info.redis_settings().db();
+        let (db, user) = (info.redis_settings().db(), info.redis_settings().username());
+        let user = user.unwrap_or("default");
         Some(match &self.sentinel {
-            None => format!("redis {}/{db}", info.addr()),
-            Some(sentinel) => format!("redis {} of {}/{db}", sentinel.master, info.addr()),
+            None => format!("redis {user} {}/{db}", info.addr()),
+            Some(sentinel) => format!("redis {user} {} of {}/{db}", sentinel.master, info.addr()),
         })
     }
 

@@ -193,3 +193,46 @@ async fn a_key_of_another_kind_is_told_before_and_during_a_run() {
     let error = RedisStreams.producer(&queue, &env()).await.err().unwrap();
     assert!(!error.is_transient() && error.to_string().contains("change `stream`"), "{error}");
 }
+
+#[tokio::test]
+async fn a_server_that_forgets_its_scripts_costs_nothing() {
+    let server = Redis::start();
+    let mut connection = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
+    for connector in [&RedisStreams as &dyn Connector, &Rsmq] {
+        let queue = queue("shop", json!({ "url": server.url() }));
+        let (producer, consumer) = open(connector, &queue).await;
+        for n in 0..10 {
+            redis::cmd("SCRIPT").arg("FLUSH").exec(&mut connection).unwrap();
+            producer.produce(&[numbered(n)]).await.unwrap();
+            redis::cmd("SCRIPT").arg("FLUSH").exec(&mut connection).unwrap();
+            assert_eq!(drain(&*consumer, 1).await, BTreeSet::from([n]));
+        }
+        consumer.shutdown().await.unwrap();
+        redis::cmd("DEL").arg("shop").exec(&mut connection).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_slow_holder_keeps_its_rsmq_message() {
+    let server = Redis::start();
+    let queue = queue("shop", json!({ "url": server.url(), "vt": "1s" }));
+    let (producer, slow) = open(&Rsmq, &queue).await;
+    let (_, other) = open(&Rsmq, &queue).await;
+    producer.produce(&[numbered(7)]).await.unwrap();
+    let held = slow.consume(WANT).await.unwrap();
+    let period = slow.lease().unwrap() / 3;
+    // Three times its visibility timeout, renewed as the runtime does.
+    let mut renew = tokio::time::interval(period);
+    let begun = tokio::time::Instant::now();
+    let asked = async {
+        while begun.elapsed() < Duration::from_secs(3) {
+            renew.tick().await;
+            slow.extend(&[held[0].receipt]).await.unwrap();
+        }
+    };
+    tokio::select! {
+        () = asked => {}
+        taken = other.consume(WANT) => panic!("somebody else has it: {taken:?}"),
+    }
+    assert_eq!(slow.ack(vec![held[0].receipt], Vec::new()).await.unwrap().fenced, []);
+}

@@ -1,0 +1,69 @@
+//! Pipeline files out of other systems' files.
+
+mod engines;
+mod volley;
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+
+use crate::Exit;
+use crate::common::{print, say};
+
+/// Write a pipeline file out of another system's file.
+#[derive(Debug, Args)]
+pub(crate) struct Import {
+    #[command(subcommand)]
+    from: From,
+}
+
+#[derive(Debug, Subcommand)]
+enum From {
+    /// Out of Volley's queues, both the list of 0.x and the mapping with profiles of 1.x.
+    Volley {
+        /// Volley's file of queues, as `volley_config.yml`.
+        file: PathBuf,
+        /// Python files with its engines; each engine becomes a stage.
+        engines: Vec<PathBuf>,
+        /// The pipeline's name. Default: the name of the file's directory.
+        #[arg(long)]
+        name: Option<String>,
+        /// Where the pipeline file is written. Default: standard output.
+        #[arg(long, value_name = "PATH")]
+        output: Option<PathBuf>,
+    },
+}
+
+impl Import {
+    pub(crate) fn run(&self) -> anyhow::Result<Exit> {
+        let From::Volley { file, engines, name, output } = &self.from;
+        let place = file.display().to_string();
+        let read = |path: &PathBuf| {
+            std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+        };
+        let config = brigade_pipeline::read(file)?;
+        let mut found = Vec::new();
+        for path in engines {
+            found.extend(engines::find(&path.display().to_string(), &read(path)?)?);
+        }
+        let name = name.clone().unwrap_or_else(|| directory_of(file));
+        let volley::Imported { text, notes } = volley::import(&place, &config, &found, &name)?;
+        match output {
+            None => print(text.trim_end()),
+            Some(path) => std::fs::write(path, text)
+                .with_context(|| format!("cannot write {}", path.display()))?,
+        }
+        for note in notes {
+            say(&format!("note: {note}"));
+        }
+        Ok(Exit::Done)
+    }
+}
+
+/// What the pipeline is called where nobody says it.
+fn directory_of(file: &std::path::Path) -> String {
+    let whole = file.canonicalize().unwrap_or_default();
+    let directory = whole.parent().and_then(|parent| parent.file_name());
+    directory.map_or_else(|| "imported".to_owned(), |name| name.to_string_lossy().into_owned())
+}

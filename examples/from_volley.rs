@@ -1,0 +1,35 @@
+//! What a Volley user writes with Brigade: a schema whose violations become dead letters, several
+//! outputs, no output, a key.
+//!
+//! `cargo run --example from_volley -- run pipelines/from_volley.yaml --until-idle --state /tmp/volley`
+
+use brigade::prelude::*;
+
+#[derive(serde::Deserialize)]
+struct InputMessage {
+    id: u64,
+    value: i64,
+}
+
+#[derive(serde::Serialize, Output)]
+struct OutputMessage {
+    hello: String,
+}
+
+// ANCHOR: score
+fn score(input: InputMessage) -> Result<Option<OutputMessage>, Failure> {
+    if input.value <= 0 {
+        return Ok(None);
+    }
+    Ok(Some(OutputMessage { hello: format!("foo {}", input.id) }))
+}
+// ANCHOR_END: score
+
+// ANCHOR: outputs
+fn share(input: serde_json::Value) -> Result<Emit, Failure> {
+    let hello = input["hello"].as_str().unwrap_or_default().to_owned();
+    Ok(Emit::to("queue-a", &input).key(hello).and("queue-b", &input))
+}
+// ANCHOR_END: outputs
+
+brigade::main! { score, share }
