@@ -34,7 +34,7 @@ mod tests {
 
     use brigade::pipeline_file::{Format, Overrides, load_str};
     use brigade::prelude::*;
-    use brigade_testkit::Trial;
+    use brigade_testkit::{Fault, Trial};
 
     use super::{Reading, alarm};
 
@@ -56,13 +56,16 @@ stages:
   alarm: { component: alarm, input: readings, outputs: [alarms] }
 ";
 
-    #[tokio::test]
-    async fn in_a_pipeline_alarms_go_on_and_nonsense_is_a_dead_letter() {
+    fn boiler() -> Pipeline {
         let registry = brigade::registry().component("alarm", alarm);
         let (format, here, over) = (Format::Yaml, Path::new("."), Overrides::default());
         let loaded = load_str("boiler.yaml", format, PIPELINE, here, &over, &registry).unwrap();
-        let pipeline = Pipeline::new(loaded.topology, &registry).unwrap();
-        let trial = Trial::start(pipeline).await.unwrap();
+        Pipeline::new(loaded.topology, &registry).unwrap()
+    }
+
+    #[tokio::test]
+    async fn in_a_pipeline_alarms_go_on_and_nonsense_is_a_dead_letter() {
+        let trial = Trial::start(boiler()).await.unwrap();
         trial.send(
             "readings",
             [
@@ -81,5 +84,22 @@ stages:
         assert_eq!(causes, ["decode", "rejected"]);
         trial.end().await;
     }
+    // ANCHOR_END: tests
+
+    // ANCHOR: faults
+    #[tokio::test]
+    async fn an_alarm_gets_through_though_nearly_everything_fails() {
+        let trial = Trial::of(boiler())
+            .fault("alarm", 1..=1, Fault::Panic)
+            .fault("alarm", 2..=3, Fault::Error("the service is away".to_owned()))
+            .outage("alarms", 1..=4)
+            .without_back_off();
+        let trial = trial.start().await.unwrap();
+        trial.send("readings", [Message::new("{\"sensor\":\"boiler\",\"celsius\":95}")]);
+        trial.settle().await.unwrap();
+        assert_eq!(trial.outputs("alarms").len(), 1);
+        let stage = trial.status().await.stages.remove(0);
+        assert_eq!((stage.calls, stage.failed_attempts), (4, 3));
+    }
+    // ANCHOR_END: faults
 }
-// ANCHOR_END: tests

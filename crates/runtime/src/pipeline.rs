@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use brigade_core::Codec;
 use brigade_core::component::{AnyComponent, StageContext, StageSite};
@@ -138,6 +139,34 @@ impl Pipeline {
             )
         })?;
         Ok(base.join("brigade").join(self.name()))
+    }
+
+    /// Puts something around a stage's component, for trying it.
+    ///
+    /// # Errors
+    /// There is no such stage.
+    pub fn wrap(
+        mut self,
+        stage: &str,
+        wrap: impl FnOnce(Box<dyn AnyComponent>) -> Box<dyn AnyComponent>,
+    ) -> Result<Self, StartError> {
+        let (name, component) = self.components.remove_entry(stage).ok_or_else(|| {
+            StartError::new(format!("pipeline `{}` has no stage `{stage}`", self.name()))
+        })?;
+        self.components.insert(name, wrap(component));
+        Ok(self)
+    }
+
+    /// Has retries and restarts wait for a millisecond at most, whatever the file says, for trying it.
+    #[must_use]
+    pub fn without_back_off(mut self) -> Self {
+        const NEXT_TO_NOTHING: Duration = Duration::from_millis(1);
+        for stage in self.topology.stages.values_mut() {
+            (stage.retry.min, stage.retry.max) = (NEXT_TO_NOTHING, NEXT_TO_NOTHING);
+        }
+        let restart = &mut self.topology.restart;
+        (restart.min, restart.max) = (NEXT_TO_NOTHING, NEXT_TO_NOTHING);
+        self
     }
 
     /// Puts all its queues on this connector, whatever the file says, for trying it. Settings and

@@ -227,16 +227,17 @@ impl Port {
 
     /// How many chunks' time the worker needs for what it has.
     fn chunks(&self) -> usize {
-        self.queued() / self.chunk_of(usize::MAX)
+        self.queued() / self.ahead(usize::MAX)
     }
 
     /// How many messages make one chunk: few where each takes long, so that a worker does not sit
     /// on work that another could do.
     pub(crate) fn chunk(&self) -> usize {
-        self.chunk_of(CHUNK_MAX)
+        self.ahead(CHUNK_MAX)
     }
 
-    fn chunk_of(&self, max: usize) -> usize {
+    /// How many messages the worker does in a chunk's time, at most so many.
+    pub(crate) fn ahead(&self, max: usize) -> usize {
         let chunk_ns = u64::try_from(CHUNK_TIME.as_nanos()).expect("a few milliseconds");
         match self.pace_ns.load(Ordering::Relaxed) {
             0 => 1,

@@ -11,12 +11,14 @@
 
 pub mod conformance;
 
+mod faults;
 mod fixture;
 pub mod servers;
 mod trial;
 
+pub use faults::Fault;
 pub use fixture::{Disturb, Fixture};
-pub use trial::Trial;
+pub use trial::{Trial, TrialSetup};
 
 /// One test for each property of the suite; the argument is a function that makes a
 /// [`Fixture`](crate::Fixture). The caller depends on tokio with `macros` and `rt`.

@@ -1,3 +1,6 @@
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -7,6 +10,8 @@ use brigade_runtime::{
     CommandError, Pipeline, PipelineStatus, Running, StageState, StartError, Stopped, Supervisor,
     dead_letter_queue,
 };
+
+use crate::faults::{Fault, Faulty, Planned, Unsteady};
 
 /// How often it is looked whether a pipeline has started.
 const LOOK: Duration = Duration::from_millis(1);
@@ -35,41 +40,131 @@ pub struct Trial {
     running: Running,
 }
 
-impl Trial {
-    /// Starts a pipeline with a memory queue in the place of each of its queues, and waits until it
+/// A trial that is not started yet: faults can be planned.
+pub struct TrialSetup {
+    pipeline: Pipeline,
+    faults: BTreeMap<String, Vec<Planned>>,
+    outages: Vec<(String, RangeInclusive<u64>)>,
+}
+
+impl TrialSetup {
+    /// These calls of a stage's component go wrong, counted from 1 over all its workers; a retry is a
+    /// call too, and a batch is one.
+    #[must_use]
+    pub fn fault(mut self, stage: &str, calls: RangeInclusive<u64>, fault: Fault) -> Self {
+        self.faults.entry(stage.to_owned()).or_default().push((calls, fault));
+        self
+    }
+
+    /// A queue does not take these batches of outputs, counted from 1; each try is one.
+    #[must_use]
+    pub fn outage(mut self, queue: &str, batches: RangeInclusive<u64>) -> Self {
+        self.outages.push((queue.to_owned(), batches));
+        self
+    }
+
+    /// Nothing waits: back-offs before retries and restarts take a millisecond, whatever the file
+    /// says. Lanes are threads with clocks of their own, so time itself cannot be stopped for all of
+    /// them; delays of messages and timeouts stay as they are.
+    #[must_use]
+    pub fn without_back_off(self) -> Self {
+        Self { pipeline: self.pipeline.without_back_off(), ..self }
+    }
+
+    /// Starts the pipeline with a memory queue in the place of each of its queues, and waits until it
     /// runs. Schemas, keys and event times stay; settings and limits of the queues do not.
     ///
     /// # Errors
-    /// It does not start, or a stage fails before it runs.
-    pub async fn start(pipeline: Pipeline) -> Result<Self, StartError> {
-        let (memory, state) = (Memory::new(), MemoryState::new());
-        let stages = pipeline.topology().stages.values();
-        let declared = stages.map(|stage| {
-            let dead = stage.dead_letter.as_ref().map(|queue| queue.to_string());
-            (stage.name.to_string(), dead)
-        });
-        let topology = pipeline.topology();
-        let dead = |queue: &str| {
-            let mut stages = topology.stages.values();
-            stages.any(|stage| stage.dead_letter.as_deref() == Some(queue))
-        };
-        let queues = topology.queues.iter().map(|(name, queue)| {
-            let read = !queue.spec.groups.is_empty() || dead(name);
-            (name.to_string(), read)
-        });
-        let queues = queues.collect();
-        let (declared, name) = (declared.collect(), pipeline.name().to_owned());
-        let pipeline = pipeline.on(Arc::new(memory.clone())).state(state.clone());
-        let running = Supervisor::new().add(pipeline).start().await?;
-        while !running.is_ready().await {
-            let stages = running.status().await.into_iter().flat_map(|pipeline| pipeline.stages);
-            if let Some(failed) = { stages }.find(|stage| stage.state == StageState::Failed) {
-                let why = failed.error.unwrap_or_default();
-                return Err(StartError::new(format!("stage `{}` failed: {why}", failed.stage)));
-            }
-            tokio::time::sleep(LOOK).await;
+    /// It does not start, a stage fails before it runs, or a fault is planned for no stage.
+    pub async fn start(self) -> Result<Trial, StartError> {
+        let Self { mut pipeline, faults, outages } = self;
+        for (stage, faults) in faults {
+            pipeline = pipeline.wrap(&stage, |inner| Box::new(Faulty::new(inner, faults)))?;
         }
-        Ok(Self { memory, state, pipeline: name, declared, queues, running })
+        let (memory, state) = (Memory::new(), MemoryState::new());
+        let connector = Unsteady { memory: memory.clone(), outages };
+        let (name, declared) = (pipeline.name().to_owned(), declared(&pipeline));
+        let queues = queues(&pipeline);
+        let pipeline = pipeline.on(Arc::new(connector)).state(state.clone());
+        let running = Supervisor::new().add(pipeline).start().await?;
+        wait_until_ready(&running).await?;
+        Ok(Trial { memory, state, pipeline: name, declared, queues, running })
+    }
+}
+
+impl fmt::Debug for TrialSetup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut all = f.debug_struct("TrialSetup");
+        all.field("pipeline", &self.pipeline.name()).field("faults", &self.faults);
+        all.field("outages", &self.outages).finish()
+    }
+}
+
+/// The dead-letter queue that each stage's file names, if it names one.
+fn declared(pipeline: &Pipeline) -> Vec<(String, Option<String>)> {
+    let stages = pipeline.topology().stages.values();
+    let declared = stages.map(|stage| {
+        let dead = stage.dead_letter.as_ref().map(|queue| queue.to_string());
+        (stage.name.to_string(), dead)
+    });
+    declared.collect()
+}
+
+/// The queues, and whether a stage reads them or they hold dead letters.
+fn queues(pipeline: &Pipeline) -> Vec<(String, bool)> {
+    let topology = pipeline.topology();
+    let dead = |queue: &str| {
+        let mut stages = topology.stages.values();
+        stages.any(|stage| stage.dead_letter.as_deref() == Some(queue))
+    };
+    let queues = topology.queues.iter().map(|(name, queue)| {
+        let read = !queue.spec.groups.is_empty() || dead(name);
+        (name.to_string(), read)
+    });
+    queues.collect()
+}
+
+async fn wait_until_ready(running: &Running) -> Result<(), StartError> {
+    while !running.is_ready().await {
+        let stages = running.status().await.into_iter().flat_map(|pipeline| pipeline.stages);
+        if let Some(failed) = { stages }.find(|stage| stage.state == StageState::Failed) {
+            let why = failed.error.unwrap_or_default();
+            return Err(StartError::new(format!("stage `{}` failed: {why}", failed.stage)));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(())
+}
+
+impl Trial {
+    /// A trial of this pipeline, for which faults can be planned before it starts.
+    ///
+    /// ```no_run
+    /// # async fn trial(pipeline: brigade_runtime::Pipeline) -> Result<(), Box<dyn std::error::Error>> {
+    /// use brigade_core::Message;
+    /// use brigade_testkit::{Fault, Trial};
+    /// let trial = Trial::of(pipeline)
+    ///     .fault("bill", 2..=3, Fault::Error("the service is away".into()))
+    ///     .fault("bill", 5..=5, Fault::Panic)
+    ///     .outage("invoices", 1..=4)
+    ///     .without_back_off()
+    ///     .start()
+    ///     .await?;
+    /// trial.send("orders", (0..10).map(|n| Message::new(format!("{{\"total\": {n}}}"))));
+    /// trial.settle().await?;
+    /// assert_eq!(trial.outputs("invoices").len(), 10);
+    /// # Ok(()) }
+    /// ```
+    pub fn of(pipeline: Pipeline) -> TrialSetup {
+        TrialSetup { pipeline, faults: BTreeMap::new(), outages: Vec::new() }
+    }
+
+    /// As [`of`](Trial::of) without faults, and started.
+    ///
+    /// # Errors
+    /// As [`TrialSetup::start`].
+    pub async fn start(pipeline: Pipeline) -> Result<Self, StartError> {
+        Self::of(pipeline).start().await
     }
 
     /// Puts messages on a queue.
@@ -138,5 +233,20 @@ impl Trial {
     /// Resolves what is in flight, and ends.
     pub async fn end(self) -> Vec<Stopped> {
         self.running.drain().await
+    }
+
+    /// Ends; what is not resolved by the deadline goes back to its queue.
+    pub async fn stop(self, deadline: Duration) -> Vec<Stopped> {
+        self.running.stop(Some(deadline)).await
+    }
+
+    /// As [`end`](Trial::end), and leaves the queues to be looked into.
+    pub async fn end_with_queues(self) -> (Memory, Vec<Stopped>) {
+        (self.memory.clone(), self.end().await)
+    }
+
+    /// As [`stop`](Trial::stop), and leaves the queues to be looked into.
+    pub async fn stop_with_queues(self, deadline: Duration) -> (Memory, Vec<Stopped>) {
+        (self.memory.clone(), self.stop(deadline).await)
     }
 }

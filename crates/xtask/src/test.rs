@@ -1,5 +1,7 @@
 //! Every test there is, and what was real in them.
 
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, ensure};
@@ -65,22 +67,30 @@ impl Test {
             features.push(need.feature);
         }
         let features = features.join(",");
+        let used = std::env::temp_dir().join(format!("brigade-servers-{}", std::process::id()));
         // The crash tests kill the real command, so it has to be there.
-        cargo(&["build", "--bin", "brigade", "--features", &features])?;
+        cargo(&["build", "--bin", "brigade", "--features", &features], &used)?;
         let mut test = vec!["test", "--workspace", "--features", &features, "--no-fail-fast"];
         if self.without.iter().any(|without| without == "kafka") {
             // It builds the C client, whose headers may be missing too.
             test.extend(["--exclude", "brigade-kafka"]);
         }
-        cargo(&test)?;
-        report(&real, &self.without);
+        let passed = cargo(&test, &used);
+        let counts = Counts::read(&used);
+        // It was this run's; nobody else reads it.
+        let _ = std::fs::remove_file(&used);
+        passed?;
+        report(&real, &counts, &self.without);
         Ok(())
     }
 }
 
-fn cargo(arguments: &[&str]) -> anyhow::Result<()> {
+/// Runs cargo; tests that start servers note it in the file `used`.
+fn cargo(arguments: &[&str], used: &Path) -> anyhow::Result<()> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-    let status = Command::new(cargo).args(arguments).status().context("cargo cannot be run")?;
+    let mut cargo = Command::new(cargo);
+    cargo.args(arguments).env("BRIGADE_SERVERS_USED", used);
+    let status = cargo.status().context("cargo cannot be run")?;
     ensure!(status.success(), "`cargo {}` failed", arguments.join(" "));
     Ok(())
 }
@@ -124,8 +134,47 @@ fn mounts() -> Option<String> {
     gone.then(|| "file systems, mounted full and read-only".to_owned())
 }
 
+/// The servers that tests use, as they note it, and what they are called in the report.
+const SERVERS: [(&str, &str); 6] = [
+    ("redis", "Redis"),
+    ("redis, secured", "Redis with TLS and a user with few rights"),
+    ("redis, sentinel", "Redis with a Sentinel, failed over"),
+    ("redis, cluster", "Redis Cluster, slots moved"),
+    ("kafka", "Kafka"),
+    ("kafka, secured", "Kafka with TLS and SCRAM"),
+];
+
+/// Which tests used which server.
+struct Counts(BTreeSet<(String, String)>);
+
+impl Counts {
+    /// Reads what the tests noted: a server and a test a line.
+    fn read(used: &Path) -> Self {
+        let text = std::fs::read_to_string(used).unwrap_or_default();
+        let line = |line: &str| {
+            let (server, test) = line.split_once('\t')?;
+            Some((server.to_owned(), test.to_owned()))
+        };
+        Self(text.lines().filter_map(line).collect())
+    }
+
+    fn of(&self, server: &str) -> usize {
+        self.0.iter().filter(|(used, _)| used == server).count()
+    }
+}
+
 #[expect(clippy::print_stdout, reason = "a script's output")]
-fn report(real: &[String], without: &[String]) {
+fn report(real: &[String], counts: &Counts, without: &[String]) {
+    println!("\n{:<44} {:>5}", "server", "tests");
+    for (server, name) in SERVERS {
+        match counts.of(server) {
+            0 => println!("{name:<44} {:>5}", "none"),
+            tests => println!("{name:<44} {tests:>5}"),
+        }
+    }
+    for absent in ["PostgreSQL", "a schema registry"] {
+        println!("{absent:<44} {:>5} (no queue or codec of Brigade's uses it)", "none");
+    }
     for real in real {
         println!("real: {real}");
     }

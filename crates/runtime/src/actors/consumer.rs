@@ -26,7 +26,7 @@ use tokio::sync::Notify;
 use super::Crash;
 use super::settler::{SettleError, Settled, Settler};
 use crate::plan::{QueuePlace, QueuePlan, StagePlan};
-use crate::pool::{CHUNK_MAX, Pool};
+use crate::pool::{CHUNK_MAX, Pool, Port};
 use crate::tree::{Exit, Report};
 
 /// The most messages asked for at once: eight chunks, or two for each of the workers.
@@ -155,6 +155,13 @@ pub(crate) struct ConsumerSite {
     pub(crate) credit: Credit,
     pub(crate) settler: Settler,
     pub(crate) report: Report,
+}
+
+impl ConsumerSite {
+    /// How much a worker gets at once: a batch at least, if it works in batches.
+    fn chunk(&self, port: &Port) -> usize {
+        port.chunk().max(self.stage.batch.map_or(1, |(size, _)| size))
+    }
 }
 
 pub(crate) struct Consumer {
@@ -339,8 +346,8 @@ impl PullLoop {
         // A fair share first, so that a small backlog is not all one worker's.
         let share = line.len().div_ceil(ports.len().max(1));
         for port in ports {
-            let chunk = port.chunk();
-            let room = (2 * chunk).saturating_sub(port.queued()).min(share.max(1)).min(line.len());
+            let room = (2 * self.site.chunk(port)).saturating_sub(port.queued());
+            let room = room.min(share.max(1)).min(line.len());
             if room > 0 {
                 port.send(line.drain(..room).collect());
             }
@@ -358,14 +365,15 @@ impl PullLoop {
             control.set_waiting(false);
             return;
         }
-        if !idle || held >= PULL_MAX {
+        let room = self.room().saturating_sub(held);
+        if !idle || room == 0 {
             return;
         }
         if self.site.before.iter().any(|first| !first.waiting.load(Relaxed)) {
             return;
         }
         let (messages, bytes) = (self.flights.messages(), self.flights.bytes());
-        let Some(want) = self.want(messages, bytes) else { return };
+        let Some(want) = self.want(messages, bytes, room) else { return };
         let consumer = Arc::clone(&self.site.consumer);
         let (control, input) = (Arc::clone(control), Arc::clone(&self.site.input));
         let wait = match self.failures {
@@ -385,12 +393,23 @@ impl PullLoop {
         }));
     }
 
-    fn want(&self, messages: usize, bytes: usize) -> Option<Want> {
+    /// How much the consumer holds at most beside what its workers have: what they do in two chunks'
+    /// time, so that it does not sit on work that another lane or process could do.
+    fn room(&self) -> usize {
+        let ports = self.site.pool.ports();
+        let here = |port: &&Arc<Port>| self.site.lane.is_none_or(|here| here == port.lane);
+        let batch = self.site.stage.batch.map_or(1, |(size, _)| size);
+        let ahead = |port: &Arc<Port>| 2 * port.ahead(PULL_MAX).max(batch);
+        let room: usize = ports.iter().filter(here).map(ahead).sum();
+        room.clamp(1, PULL_MAX)
+    }
+
+    fn want(&self, messages: usize, bytes: usize, room: usize) -> Option<Want> {
         // In queue order one at a time: the next may not be seen before the last is resolved.
         if self.site.stage.order == Order::Queue && messages > 0 {
             return None;
         }
-        let max = if self.site.stage.order == Order::Queue { 1 } else { PULL_MAX };
+        let max = if self.site.stage.order == Order::Queue { 1 } else { room };
         self.site.credit.want(messages, bytes, max)
     }
 

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
-use super::{LOOK, PATIENCE, free_port};
+use super::{LOOK, PATIENCE, free_port, used};
 
 /// Runs until its standard input ends, also when the test that holds the other end is killed.
 const KEEPER: &str = r#""$@" & server=$!; read -r _; kill -9 $server; wait $server 2>/dev/null"#;
@@ -51,6 +51,7 @@ impl Kafka {
     }
 
     fn start_with(secured: Option<(u16, u16)>) -> Self {
+        used(if secured.is_some() { "kafka, secured" } else { "kafka" });
         let directory = tempfile::tempdir().expect("a directory can be made");
         let (port, keeper) = (free_port(), Mutex::default());
         let kafka = Self { directory, jars: jars(), port, secured, keeper };
@@ -74,6 +75,7 @@ impl Kafka {
     /// The one that all tests of a process share, for those that do not kill it.
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Kafka> = OnceLock::new();
+        used("kafka");
         SHARED.get_or_init(Self::start)
     }
 

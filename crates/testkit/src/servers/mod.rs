@@ -1,6 +1,7 @@
 //! Real servers for tests, each on a port and in a directory of its own, to be killed and started
 //! again.
 
+use std::io::Write as _;
 use std::net::TcpListener;
 use std::time::Duration;
 
@@ -23,4 +24,16 @@ const PORTS: std::ops::Range<u16> = 15_000..30_000;
 fn free_port() -> u16 {
     let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
     std::iter::repeat_with(|| fastrand::u16(PORTS)).find(free).expect("it tries for ever")
+}
+
+/// Notes which test uses a server, in the file that `BRIGADE_SERVERS_USED` names, if it does: what
+/// `cargo xtask test` counts for its last table.
+fn used(server: &str) {
+    let Some(file) = std::env::var_os("BRIGADE_SERVERS_USED") else { return };
+    let thread = std::thread::current();
+    let program = std::env::args().next().unwrap_or_default();
+    let line = format!("{server}\t{program} {}\n", thread.name().unwrap_or("?"));
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(file);
+    // A table that counts one less is no reason for a test to fail.
+    let _ = file.and_then(|mut file| file.write_all(line.as_bytes()));
 }

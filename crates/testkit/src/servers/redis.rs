@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{LOOK, PATIENCE, free_port};
+use super::{LOOK, PATIENCE, free_port, used};
 
 /// A Redis server (`redis-server` in the path) that keeps on disk whatever it confirmed.
 #[derive(Debug)]
@@ -32,6 +32,7 @@ impl Redis {
     /// # Panics
     /// As [`start`](Redis::start).
     pub fn start_with(options: &[&str]) -> Self {
+        used("redis");
         let directory = tempfile::tempdir().expect("a directory can be made");
         let more = options.iter().map(|option| (*option).to_owned()).collect();
         let redis = Self { directory, port: free_port(), tls: None, more, child: Mutex::default() };
@@ -45,6 +46,7 @@ impl Redis {
     /// # Panics
     /// As [`start`](Redis::start); or `openssl` is not installed.
     pub fn start_secured() -> Self {
+        used("redis, secured");
         let directory = tempfile::tempdir().expect("a directory can be made");
         let (certificate, key) = make_certificates(directory.path());
         let port = free_port();

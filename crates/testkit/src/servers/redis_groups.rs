@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use super::redis::Redis;
-use super::{LOOK, PATIENCE, free_port};
+use super::{LOOK, PATIENCE, free_port, used};
 
 /// A master, a replica, and a Sentinel that watches them.
 #[derive(Debug)]
@@ -25,6 +25,7 @@ impl RedisSentinel {
     /// # Panics
     /// `redis-server` or `redis-cli` is not installed, or something does not answer.
     pub fn start() -> Self {
+        used("redis, sentinel");
         let master = Redis::start();
         let of = format!("127.0.0.1 {}", master.port());
         let replica = Redis::start_with(&["--replicaof", "127.0.0.1", &master.port().to_string()]);
@@ -104,6 +105,7 @@ impl RedisCluster {
     /// # Panics
     /// `redis-server` or `redis-cli` is not installed, or the Cluster does not come to be.
     pub fn start() -> Self {
+        used("redis, cluster");
         let server = |_| Redis::start_with(&["--cluster-enabled", "yes"]);
         let cluster = Self { servers: [0, 1, 2].map(server) };
         let addresses = cluster.servers.each_ref().map(|s| format!("127.0.0.1:{}", s.port()));

@@ -1,0 +1,194 @@
+//! Faults at given points of a trial: calls of components that go wrong, queues that take nothing.
+
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use brigade_core::component::{
+    AnyComponent, Context, Emit, HandleError, Handling, Kind, Parsed, Setup,
+};
+use brigade_core::connector::{
+    Connector, ConnectorEnv, ConnectorError, Consumer, Features, Outgoing, Problem, Produced,
+    Producer, QueueSpec, Reader,
+};
+use brigade_core::{BoxError, Failure};
+use brigade_memory::Memory;
+use futures_util::future::LocalBoxFuture;
+use serde_json::Value;
+
+/// What a call of a component does instead of its work, or before it.
+#[derive(Debug, Clone)]
+pub enum Fault {
+    /// It panics.
+    Panic,
+    /// It fails, and may be tried again.
+    Error(String),
+    /// It fails for good.
+    Reject(String),
+    /// It takes so much longer, and then does its work.
+    Slow(Duration),
+}
+
+/// Calls, counted from 1 over all workers of a stage, and what goes wrong with them. A batch is one
+/// call.
+pub(crate) type Planned = (RangeInclusive<u64>, Fault);
+
+/// A component some of whose calls go wrong.
+pub(crate) struct Faulty {
+    inner: Box<dyn AnyComponent>,
+    faults: Arc<Vec<Planned>>,
+    calls: Arc<AtomicU64>,
+}
+
+impl Faulty {
+    pub(crate) fn new(inner: Box<dyn AnyComponent>, faults: Vec<Planned>) -> Self {
+        Self { inner, faults: Arc::new(faults), calls: Arc::default() }
+    }
+
+    /// What goes wrong with the next call.
+    fn next(&self) -> Option<Fault> {
+        let call = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        let planned = self.faults.iter().find(|(calls, _)| calls.contains(&call));
+        planned.map(|(_, fault)| fault.clone())
+    }
+}
+
+fn failed(fault: &Fault) -> Option<Failure> {
+    match fault {
+        Fault::Panic => panic!("a fault of the trial"),
+        Fault::Error(text) => Some(Failure::retry(text.clone())),
+        Fault::Reject(text) => Some(Failure::reject(text.clone())),
+        Fault::Slow(_) => None,
+    }
+}
+
+async fn wait(fault: &Fault) {
+    if let Fault::Slow(period) = fault {
+        tokio::time::sleep(*period).await;
+    }
+}
+
+impl AnyComponent for Faulty {
+    fn kind(&self) -> Kind {
+        self.inner.kind()
+    }
+
+    fn init<'a>(&'a mut self, setup: &'a Setup) -> LocalBoxFuture<'a, Result<(), BoxError>> {
+        self.inner.init(setup)
+    }
+
+    fn handle<'a>(&'a mut self, parsed: Option<Parsed>, cx: &'a Context) -> Handling<'a> {
+        let Some(fault) = self.next() else { return self.inner.handle(parsed, cx) };
+        if let Some(failure) = failed(&fault) {
+            return Handling::Done(Err(HandleError::Failed(failure)));
+        }
+        Handling::Pending(Box::pin(async move {
+            wait(&fault).await;
+            match self.inner.handle(parsed, cx) {
+                Handling::Done(answer) => answer,
+                Handling::Pending(answer) => answer.await,
+            }
+        }))
+    }
+
+    fn handle_batch<'a>(
+        &'a mut self,
+        parsed: Vec<Option<Parsed>>,
+        cx: &'a [Context],
+    ) -> LocalBoxFuture<'a, Vec<Result<Emit, HandleError>>> {
+        let Some(fault) = self.next() else { return self.inner.handle_batch(parsed, cx) };
+        Box::pin(async move {
+            if failed(&fault).is_some() {
+                let failure = || HandleError::Failed(failed(&fault).expect("it was one just now"));
+                return cx.iter().map(|_| Err(failure())).collect();
+            }
+            wait(&fault).await;
+            self.inner.handle_batch(parsed, cx).await
+        })
+    }
+
+    fn delays(&self) -> bool {
+        self.inner.delays()
+    }
+
+    fn fresh(&self) -> Box<dyn AnyComponent> {
+        let (faults, calls) = (Arc::clone(&self.faults), Arc::clone(&self.calls));
+        Box::new(Self { inner: self.inner.fresh(), faults, calls })
+    }
+}
+
+/// Memory queues some of which take nothing for a while.
+pub(crate) struct Unsteady {
+    pub(crate) memory: Memory,
+    /// Queues, and which batches they do not take, counted from 1.
+    pub(crate) outages: Vec<(String, RangeInclusive<u64>)>,
+}
+
+#[async_trait]
+impl Connector for Unsteady {
+    fn type_name(&self) -> &'static str {
+        self.memory.type_name()
+    }
+
+    fn features(&self, settings: &Value) -> Features {
+        self.memory.features(settings)
+    }
+
+    fn schema(&self) -> Value {
+        self.memory.schema()
+    }
+
+    fn check(&self, queue: &QueueSpec) -> Vec<Problem> {
+        self.memory.check(queue)
+    }
+
+    async fn consumer(
+        &self,
+        queue: &QueueSpec,
+        reader: &Reader,
+        env: &ConnectorEnv,
+    ) -> Result<Arc<dyn Consumer>, ConnectorError> {
+        self.memory.consumer(queue, reader, env).await
+    }
+
+    async fn producer(
+        &self,
+        queue: &QueueSpec,
+        env: &ConnectorEnv,
+    ) -> Result<Arc<dyn Producer>, ConnectorError> {
+        let inner = self.memory.producer(queue, env).await?;
+        let outages = self.outages.iter().filter(|(name, _)| **name == *queue.name);
+        let outages: Vec<_> = outages.map(|(_, batches)| batches.clone()).collect();
+        if outages.is_empty() {
+            return Ok(inner);
+        }
+        Ok(Arc::new(UnsteadyProducer { inner, outages, batches: AtomicU64::new(0) }))
+    }
+}
+
+struct UnsteadyProducer {
+    inner: Arc<dyn Producer>,
+    outages: Vec<RangeInclusive<u64>>,
+    batches: AtomicU64,
+}
+
+#[async_trait]
+impl Producer for UnsteadyProducer {
+    fn features(&self) -> Features {
+        self.inner.features()
+    }
+
+    async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
+        let number = self.batches.fetch_add(1, Ordering::Relaxed) + 1;
+        if self.outages.iter().any(|outage| outage.contains(&number)) {
+            return Err(ConnectorError::transient("an outage of the trial"));
+        }
+        self.inner.produce(batch).await
+    }
+
+    async fn shutdown(&self) -> Result<(), ConnectorError> {
+        self.inner.shutdown().await
+    }
+}
