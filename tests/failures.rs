@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use brigade::component::{Component, Context, Emit, Setup};
 use brigade::{BoxError, CauseKind, Failure, Message, StageState};
+use bytes::Bytes;
 use common::{World, eventually};
 
 const TWO_STAGES: &str = "
@@ -250,8 +251,12 @@ async fn what_does_not_decode_never_reaches_the_component() {
     let dead = world.dead_letters("first");
     assert_eq!(dead.len(), 7);
     assert!(dead.iter().all(|letter| letter.cause.kind == CauseKind::Decode));
-    assert_eq!(dead[1].message.payload.as_deref(), Some(&b"\xff\xfe"[..]), "kept byte for byte");
-    assert_eq!(dead[6].message.payload, None);
+    let mut kept: Vec<_> = dead.iter().map(|letter| letter.message.payload.clone()).collect();
+    let mut sent: Vec<_> = broken.iter().map(|bytes| Some(Bytes::from_static(bytes))).collect();
+    sent.push(None);
+    kept.sort();
+    sent.sort();
+    assert_eq!(kept, sent, "kept byte for byte");
 }
 
 #[tokio::test]

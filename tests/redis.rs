@@ -197,3 +197,57 @@ fn once(kind: &str, payloads: impl Fn(&mut redis::Connection, &str) -> Vec<Strin
     assert_eq!(bills, wanted);
     assert_eq!(payloads(&mut connection, "dead").len(), MESSAGES - wanted.len());
 }
+
+#[test]
+fn queues_and_dead_letters_on_redis_are_looked_into_and_sent_back() {
+    for kind in ["redis_stream", "rsmq"] {
+        let directory = tempfile::tempdir().unwrap();
+        let server = Redis::start();
+        let yaml = "
+pipeline: shop
+state: state
+queues:
+  in: { type: generator, count: 10, template: { n: '{{seq}}' } }
+  orders: { type: KIND, url: '${REDIS_URL}' }
+  dead: { type: KIND, url: '${REDIS_URL}' }
+  out: { type: KIND, url: '${REDIS_URL}' }
+stages:
+  feed: { component: pass, input: in, outputs: [orders] }
+  bill:
+    component: { map: 'if .n == 3 then error(\"three\") else . end' }
+    input: orders
+    outputs: [out]
+    dead_letter: dead
+"
+        .replace("KIND", kind);
+        fs::write(directory.path().join("p.yaml"), yaml).unwrap();
+        let brigade = |arguments: &[&str]| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
+            command.current_dir(directory.path()).args(arguments).env("REDIS_URL", server.url());
+            let output = command.output().unwrap();
+            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+        };
+        let (code, told) = brigade(&["run", "p.yaml", "--until-idle"]);
+        assert_eq!(code, Some(3), "{kind}: {told}");
+        let ready = |queue: &str| -> String {
+            let (_, listed) = brigade(&["queues", "list", "p.yaml"]);
+            let row = listed.lines().find(|line| line.trim_start().starts_with(queue));
+            let row = row.unwrap_or_else(|| panic!("{listed}"));
+            row.split_whitespace().nth(2).unwrap().to_owned()
+        };
+        assert_eq!((&*ready("out"), &*ready("dead")), ("9", "1"), "{kind}");
+        let (_, shown) = brigade(&["dead-letters", "list", "p.yaml"]);
+        assert!(shown.contains("three"), "{kind}: {shown}");
+        let (code, told) = brigade(&["dead-letters", "redrive", "p.yaml"]);
+        assert_eq!(code, Some(0), "{kind}: {told}");
+        let mended = "stages.bill.component.map=.";
+        let (code, told) = brigade(&["run", "p.yaml", "--until-idle", "--set", mended]);
+        assert_eq!(code, Some(0), "{kind}: {told}");
+        assert_eq!((&*ready("out"), &*ready("dead")), ("10", "0"), "{kind}");
+        let (_, peeked) = brigade(&["queues", "peek", "p.yaml", "out"]);
+        assert_eq!(peeked.matches("{\"n\":").count(), 10, "{kind}: {peeked}");
+        let (_, purged) = brigade(&["queues", "purge", "p.yaml", "out"]);
+        assert!(purged.contains("10"), "{kind}: {purged}");
+    }
+}

@@ -236,3 +236,37 @@ async fn a_slow_holder_keeps_its_rsmq_message() {
     }
     assert_eq!(slow.ack(vec![held[0].receipt], Vec::new()).await.unwrap().fenced, []);
 }
+
+#[tokio::test]
+async fn queues_are_looked_into_filled_and_emptied_but_for_what_somebody_works_on() {
+    let server = Redis::start();
+    for connector in [&RedisStreams as &dyn Connector, &Rsmq] {
+        let name = connector.type_name();
+        let queue = queue(name, json!({ "url": server.url() }));
+        let admin = connector.admin(&queue, &env()).await.unwrap();
+        admin.put((0..20).map(numbered).collect()).await.unwrap();
+        let status = admin.status().await.unwrap();
+        assert_eq!((status.len(), status[0].lag.ready), (1, Some(20)), "{name}");
+        let (_, consumer) = open(connector, &queue).await;
+        let want = Want { messages: 3, ..WANT };
+        let held = consumer.consume(want).await.unwrap();
+        let text = |peeked: &brigade_core::connector::Peeked| {
+            String::from_utf8(peeked.message.payload.clone().unwrap().to_vec()).unwrap()
+        };
+        let all = admin.peek(0, 100).await.unwrap();
+        let mut seen: Vec<usize> = all.iter().map(|peeked| text(peeked).parse().unwrap()).collect();
+        seen.sort_unstable();
+        assert_eq!(seen, (0..20).collect::<Vec<_>>(), "{name}");
+        assert_eq!(admin.peek(5, 3).await.unwrap().len(), 3);
+        let free = all.iter().find(|one| text(one) == "15").unwrap();
+        assert_eq!(text(&admin.get(free.position).await.unwrap().unwrap()), "15");
+        assert_eq!(admin.delete(&[free.position]).await.unwrap(), 1);
+        assert!(admin.get(free.position).await.unwrap().is_none());
+        let worked_on = all.iter().find(|one| text(one) == number(&held[0]).to_string()).unwrap();
+        assert_eq!(admin.delete(&[worked_on.position]).await.unwrap(), 0, "{name}");
+        assert_eq!(admin.purge().await.unwrap(), 16, "{name}");
+        let receipts: Vec<_> = held.iter().map(|incoming| incoming.receipt).collect();
+        assert_eq!(consumer.ack(receipts, Vec::new()).await.unwrap().fenced, [], "{name}");
+        assert_eq!(admin.peek(0, 100).await.unwrap().len(), 0, "{name}");
+    }
+}

@@ -4,13 +4,14 @@ use std::time::Duration;
 use async_trait::async_trait;
 use brigade_core::Period;
 use brigade_core::connector::{
-    Connector, ConnectorEnv, ConnectorError, Consumer, Features, Problem, Producer, QueueSpec,
-    Reader,
+    Connector, ConnectorEnv, ConnectorError, Consumer, Features, Problem, Producer, QueueAdmin,
+    QueueSpec, Reader,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::admin::RsmqAdmin;
 use super::consumer::RsmqConsumer;
 use super::producer::RsmqProducer;
 use super::scripts::CREATE;
@@ -215,5 +216,13 @@ impl Connector for Rsmq {
         _: &ConnectorEnv,
     ) -> Result<Arc<dyn Producer>, ConnectorError> {
         Ok(Arc::new(RsmqProducer::new(Site::open(queue).await?)))
+    }
+
+    async fn admin(
+        &self,
+        queue: &QueueSpec,
+        _: &ConnectorEnv,
+    ) -> Result<Arc<dyn QueueAdmin>, ConnectorError> {
+        Ok(Arc::new(RsmqAdmin::new(Site::open(queue).await?)))
     }
 }

@@ -14,6 +14,7 @@
 //! receive count. Ids carry the time, so sending again after a lost answer makes another message; an
 //! output that is sent in the script of its ack is sent once.
 
+mod admin;
 mod connector;
 mod consumer;
 mod producer;

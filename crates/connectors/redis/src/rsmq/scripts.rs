@@ -115,6 +115,26 @@ pub(crate) static HIDE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
+/// Removes messages that nobody works on. KEYS: messages, hash, attempts. ARGV: ids. Answers with how
+/// many are gone.
+pub(crate) static REMOVE: LazyLock<Script> = LazyLock::new(|| {
+    script(
+        &[NOW],
+        "
+        local gone = 0
+        for _, id in ipairs(ARGV) do
+          local from = redis.call('ZSCORE', KEYS[1], id)
+          local received = redis.call('HEXISTS', KEYS[2], id .. ':rc') == 1
+          if from and (tonumber(from) <= now or not received) then
+            gone = gone + redis.call('ZREM', KEYS[1], id)
+            redis.call('HDEL', KEYS[2], id, id .. ':rc', id .. ':fr')
+            redis.call('HDEL', KEYS[3], id)
+          end
+        end
+        return gone",
+    )
+});
+
 /// How many can be received, and how many are hidden. KEYS: messages.
 pub(crate) static LAG: LazyLock<Script> = LazyLock::new(|| {
     script(

@@ -2,15 +2,16 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use brigade_core::connector::{
-    Connector, ConnectorEnv, ConnectorError, Consumer, Features, Problem, Producer, QueueSpec,
-    Reader,
+    Connector, ConnectorEnv, ConnectorError, Consumer, Features, Problem, Producer, QueueAdmin,
+    QueueSpec, Reader,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::admin::StreamAdmin;
 use super::consumer::StreamConsumer;
-use super::producer::StreamProducer;
+use super::producer::{StreamProducer, make_group};
 use crate::server::{Place, Sentinel, Tls};
 use crate::wire::Wire;
 
@@ -162,18 +163,47 @@ impl Connector for RedisStreams {
         _: &ConnectorEnv,
     ) -> Result<Arc<dyn Producer>, ConnectorError> {
         let settings: Settings = queue.settings()?;
-        let mut groups = Vec::new();
-        for group in &queue.groups {
-            let reader = Reader {
-                stage: Arc::clone(group),
-                group: Arc::clone(group),
-                order: brigade_core::connector::Order::None,
-            };
-            groups.push(Keys::new(queue, &settings, Some(&reader)).group);
-        }
-        let keys = Keys::new(queue, &settings, None);
-        Ok(Arc::new(
-            StreamProducer::open(keys, groups, &settings.place(), features(&settings)).await?,
-        ))
+        Ok(Arc::new(producer(queue, &settings).await?))
     }
+
+    async fn admin(
+        &self,
+        queue: &QueueSpec,
+        _: &ConnectorEnv,
+    ) -> Result<Arc<dyn QueueAdmin>, ConnectorError> {
+        let settings: Settings = queue.settings()?;
+        let mut groups = groups(queue, &settings);
+        if groups.is_empty() {
+            // Nobody in this file reads it; another may, under the name that it would have.
+            groups.push((String::new(), Keys::new(queue, &settings, None)));
+        }
+        let wire = Wire::new(&queue.name, &settings.place())?;
+        for (_, keys) in &groups {
+            make_group(&wire, &keys.stream, &keys.group).await?;
+        }
+        let producer = producer(queue, &settings).await?;
+        Ok(Arc::new(StreamAdmin::new(groups, producer, wire)))
+    }
+}
+
+/// A stream's keys for each group that reads it, with the group's name in the pipeline file.
+fn groups(queue: &QueueSpec, settings: &Settings) -> Vec<(String, Keys)> {
+    let keys = |group: &Arc<str>| {
+        let reader = Reader {
+            stage: Arc::clone(group),
+            group: Arc::clone(group),
+            order: brigade_core::connector::Order::None,
+        };
+        (group.to_string(), Keys::new(queue, settings, Some(&reader)))
+    };
+    queue.groups.iter().map(keys).collect()
+}
+
+async fn producer(
+    queue: &QueueSpec,
+    settings: &Settings,
+) -> Result<StreamProducer, ConnectorError> {
+    let groups = groups(queue, settings).into_iter().map(|(_, keys)| keys.group).collect();
+    let keys = Keys::new(queue, settings, None);
+    StreamProducer::open(keys, groups, &settings.place(), features(settings)).await
 }

@@ -18,6 +18,7 @@
 //! An entry is removed from the stream when it is acked and the stream has only one group; with
 //! several groups when every group is past it.
 
+mod admin;
 mod connector;
 mod consumer;
 mod entry;

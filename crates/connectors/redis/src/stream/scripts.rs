@@ -206,6 +206,41 @@ pub(crate) static GIVE_BACK: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
+/// Deletes entries that no member works on. KEYS: stream, then of each group delayed and attempts.
+/// ARGV: how many groups, their names, then the ids. Answers with how many are gone.
+pub(crate) static DELETE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "
+        local groups, gone = tonumber(ARGV[1]), 0
+        for i = groups + 2, #ARGV do
+          local id, held = ARGV[i], false
+          for g = 1, groups do
+            local pending = redis.call('XPENDING', KEYS[1], ARGV[g + 1], id, id, 1)
+            if pending[1] and pending[1][2] ~= '~delayed' then held = true end
+          end
+          if not held then
+            for g = 1, groups do
+              redis.call('XACK', KEYS[1], ARGV[g + 1], id)
+              redis.call('ZREM', KEYS[2 * g], id)
+              redis.call('HDEL', KEYS[2 * g + 1], id)
+            end
+            gone = gone + redis.call('XDEL', KEYS[1], id)
+          end
+        end
+        return gone",
+    )
+});
+
+/// Forgets messages that were put with a delay. KEYS: later. Answers with how many there were.
+pub(crate) static PURGE_LATER: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "
+        local there = redis.call('ZCARD', KEYS[1])
+        redis.call('DEL', KEYS[1])
+        return there",
+    )
+});
+
 /// Keeps a message for later. KEYS: later. ARGV: delay in milliseconds, something that tells it from
 /// others, then names and values.
 pub(crate) static LATER: LazyLock<Script> = LazyLock::new(|| {

@@ -1,0 +1,175 @@
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use brigade_core::IncarnationId;
+use brigade_core::connector::{
+    ConnectorError, Lag, Outgoing, Peeked, Producer, QueueAdmin, QueueStatus,
+};
+use redis::{Value, cmd};
+
+use super::connector::Keys;
+use super::entry::{incoming, pack, unpack};
+use super::producer::StreamProducer;
+use super::scripts::{DELETE, LAG, PURGE_LATER};
+use crate::wire::Wire;
+
+/// How many entries are looked at or deleted at once.
+const BATCH: usize = 500;
+
+/// A stream as people look at it.
+pub(crate) struct StreamAdmin {
+    /// The stream for each of its groups, with the group's name in the pipeline file.
+    groups: Vec<(String, Keys)>,
+    producer: StreamProducer,
+    wire: Arc<Wire>,
+    incarnation: IncarnationId,
+}
+
+impl StreamAdmin {
+    pub(crate) fn new(
+        groups: Vec<(String, Keys)>,
+        producer: StreamProducer,
+        wire: Arc<Wire>,
+    ) -> Self {
+        let incarnation = IncarnationId::of(groups[0].1.stream.as_bytes());
+        Self { groups, producer, wire, incarnation }
+    }
+
+    fn keys(&self) -> &Keys {
+        &self.groups[0].1
+    }
+
+    /// Entries from an id on.
+    async fn range(&self, from: &str, to: &str, max: usize) -> Result<Vec<Value>, ConnectorError> {
+        let mut range = cmd("XRANGE");
+        range.arg(&self.keys().stream).arg(from).arg(to).arg("COUNT").arg(max);
+        self.wire.command(&range).await
+    }
+
+    /// An entry, with what its first group knows of it.
+    async fn peeked(&self, entry: Value) -> Result<Option<Peeked>, ConnectorError> {
+        let Some(incoming) = incoming(entry, self.incarnation)? else { return Ok(None) };
+        let (name, keys) = &self.groups[0];
+        let id = unpack(incoming.receipt.position);
+        let mut pending = cmd("XPENDING");
+        pending.arg(&keys.stream).arg(&keys.group).arg(&id).arg(&id).arg(1);
+        let pending: Vec<(String, String, u64, u64)> = self.wire.command(&pending).await?;
+        let kept: Option<String> =
+            self.wire.command(cmd("HGET").arg(&keys.attempts).arg(&id)).await?;
+        let attempts = kept.as_deref().and_then(|kept| kept.split(':').next()?.parse().ok());
+        let held = pending.first().filter(|(_, member, ..)| member != "~delayed");
+        let handed_out = pending.first().map_or(0, |(_, _, _, count)| *count);
+        let attempts: u32 = attempts.unwrap_or(0);
+        let handed_out = u32::try_from(handed_out).unwrap_or(u32::MAX);
+        Ok(Some(Peeked {
+            position: incoming.receipt.position,
+            group: name.clone(),
+            message: incoming.message,
+            attempts,
+            redeliveries: handed_out.saturating_sub(1).saturating_sub(attempts),
+            parked: None,
+            holder: held.map(|(_, member, ..)| member.clone().into()),
+        }))
+    }
+
+    /// Deletes entries that nobody works on.
+    async fn delete_ids(&self, ids: &[String]) -> Result<u64, ConnectorError> {
+        let keys = self.keys();
+        let mut delete = DELETE.key(&keys.stream);
+        for (_, keys) in &self.groups {
+            delete.key(&keys.delayed).key(&keys.attempts);
+        }
+        delete.arg(self.groups.len());
+        for (_, keys) in &self.groups {
+            delete.arg(&keys.group);
+        }
+        for id in ids {
+            delete.arg(id);
+        }
+        self.wire.script(&delete).await
+    }
+}
+
+/// The id right after one.
+fn after(id: &str) -> String {
+    format!("({id}")
+}
+
+fn id_of(entry: &Value) -> Option<String> {
+    match entry {
+        Value::Array(parts) => match parts.first()? {
+            Value::BulkString(id) => Some(String::from_utf8_lossy(id).into_owned()),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+#[async_trait]
+impl QueueAdmin for StreamAdmin {
+    async fn status(&self) -> Result<Vec<QueueStatus>, ConnectorError> {
+        let mut all = Vec::with_capacity(self.groups.len());
+        for (name, keys) in &self.groups {
+            let mut lag = LAG.key(&keys.stream);
+            lag.key(&keys.delayed).key(&keys.later).arg(&keys.group);
+            let (ready, delayed, held): (i64, i64, i64) = self.wire.script(&lag).await?;
+            let known = |n: i64| u64::try_from(n).ok();
+            let lag = Lag {
+                ready: known(ready),
+                delayed: known(delayed),
+                in_flight: known(held),
+                ..Lag::default()
+            };
+            all.push(QueueStatus { group: name.clone(), lag });
+        }
+        Ok(all)
+    }
+
+    async fn peek(&self, skip: u64, limit: u64) -> Result<Vec<Peeked>, ConnectorError> {
+        let (mut skip, mut from, mut peeked) = (skip, "-".to_owned(), Vec::new());
+        while (peeked.len() as u64) < limit {
+            let entries = self.range(&from, "+", BATCH).await?;
+            let Some(last) = entries.last().and_then(id_of) else { break };
+            for entry in entries {
+                if skip > 0 {
+                    skip -= 1;
+                } else if (peeked.len() as u64) < limit {
+                    peeked.extend(self.peeked(entry).await?);
+                }
+            }
+            from = after(&last);
+        }
+        Ok(peeked)
+    }
+
+    async fn get(&self, position: u64) -> Result<Option<Peeked>, ConnectorError> {
+        let id = unpack(position);
+        match self.range(&id, &id, 1).await?.pop() {
+            Some(entry) => self.peeked(entry).await,
+            None => Ok(None),
+        }
+    }
+
+    async fn put(&self, messages: Vec<Outgoing>) -> Result<(), ConnectorError> {
+        self.producer.produce(&messages).await.map(drop)
+    }
+
+    async fn delete(&self, positions: &[u64]) -> Result<u64, ConnectorError> {
+        let ids: Vec<String> = positions.iter().map(|position| unpack(*position)).collect();
+        self.delete_ids(&ids).await
+    }
+
+    async fn purge(&self) -> Result<u64, ConnectorError> {
+        let (mut from, mut gone) = ("-".to_owned(), 0);
+        loop {
+            let entries = self.range(&from, "+", BATCH).await?;
+            let ids: Vec<String> =
+                entries.iter().filter_map(id_of).filter(|id| pack(id).is_some()).collect();
+            let Some(last) = ids.last().cloned() else { break };
+            gone += self.delete_ids(&ids).await?;
+            from = after(&last);
+        }
+        let later: u64 = self.wire.script(&PURGE_LATER.key(&self.keys().later)).await?;
+        Ok(gone + later)
+    }
+}
