@@ -103,3 +103,60 @@ async fn a_delivery_that_is_lost_on_an_edge_is_found() {
     assert_eq!((wrong.stage.as_str(), wrong.messages), ("second", 1));
     assert!(wrong.place.starts_with("edge to worker "), "{wrong:?}");
 }
+
+/// After a restart: what was stored, and what came since, is resolved or left.
+#[tokio::test]
+async fn after_a_restart_what_was_stored_and_came_is_resolved_or_left() {
+    const STORED: u64 = 5000;
+    const NEW: u64 = 2000;
+    let directory = tempfile::tempdir().unwrap();
+    let world = World::new();
+    let yaml = "
+queues: { first: { type: memory }, kept: { type: embedded }, out: { type: embedded } }
+stages:
+  feed: { component: pass, input: first, outputs: [kept] }
+  work: { component: sometimes, input: kept, outputs: [out], max_in_flight: { messages: 50 } }
+";
+    let sometimes = async |n: u64| match n % 7 {
+        0 => Err(Failure::reject("each seventh")),
+        _ => Ok(serde_json::json!(n)),
+    };
+    let registry = world.registry().component("sometimes", sometimes);
+    let start = async || {
+        let topology = world.load(yaml, &registry);
+        let pipeline = brigade::Pipeline::new(topology, &registry).unwrap();
+        let pipeline = pipeline.state_path(directory.path());
+        brigade::Supervisor::new().add(pipeline).start().await.unwrap()
+    };
+    let count = async |running: &Running, stage: &str| {
+        let status = running.status().await.remove(0);
+        let stage = status.stage(stage).unwrap();
+        (stage.acked, stage.acked + stage.filtered + stage.dead_lettered + stage.discarded)
+    };
+    let left = async |running: &Running| {
+        let depths = running.watcher().depths().await;
+        let kept = depths.iter().find(|depth| depth.queue == "kept").unwrap();
+        let lag = &kept.lag;
+        [lag.ready, lag.delayed, lag.in_flight].into_iter().flatten().sum::<u64>()
+    };
+
+    world.put("first", 0..STORED);
+    let running = start().await;
+    eventually("all is stored", async || count(&running, "feed").await.0 == STORED).await;
+    running.stop(Some(Duration::ZERO)).await;
+
+    let running = start().await;
+    eventually("it runs", async || running.is_ready().await).await;
+    running.drain_stage("work").await.unwrap();
+    let stored = left(&running).await;
+    let (_, before) = count(&running, "work").await;
+    world.put("first", STORED..STORED + NEW);
+    eventually("the new ones are stored", async || count(&running, "feed").await.0 == NEW).await;
+    running.resume("work").await.unwrap();
+    eventually("some are done", async || count(&running, "work").await.1 > before + 500).await;
+    running.drain_stage("work").await.unwrap();
+    let (_, resolved) = count(&running, "work").await;
+    assert_eq!(stored + before + NEW, resolved + left(&running).await);
+    assert_eq!(running.status().await.remove(0).unaccounted, []);
+    running.stop(None).await;
+}

@@ -388,6 +388,7 @@ impl DerefMut for Delivery {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
     use std::panic::{AssertUnwindSafe, catch_unwind};
 
     fn nowhere() -> Locate {
@@ -439,5 +440,46 @@ mod tests {
         std::mem::forget(origin.guard(Slot(0)));
         assert_eq!(origin.live(), 1);
         assert!(taken(&origin).is_empty());
+    }
+
+    proptest! {
+        /// Whoever holds the guards, on however many threads, and however each ends: one resolution a
+        /// guard, and none is left alive.
+        #[test]
+        fn every_guard_resolves_once(
+            ends in prop::collection::vec(0_u8..4, 1..60), threads in 1_usize..4,
+        ) {
+            let origin = Origin::new(nowhere(), || {});
+            let mut guards: Vec<Vec<(Guard, u8)>> = (0..threads).map(|_| Vec::new()).collect();
+            let mut expected = Vec::new();
+            for (at, end) in ends.iter().enumerate() {
+                let slot = u32::try_from(at).unwrap();
+                let guard = origin.guard(Slot(slot));
+                expected.push(slot);
+                if *end == 3 {
+                    // A child shares its parent's slot.
+                    guards[at % threads].push((guard.child(), 1));
+                    expected.push(slot);
+                }
+                guards[at % threads].push((guard, *end));
+            }
+            std::thread::scope(|scope| {
+                for share in guards {
+                    scope.spawn(move || {
+                        for (guard, end) in share {
+                            match end {
+                                0 => drop(guard),
+                                1 => guard.resolve(Resolution::Discarded),
+                                _ => guard.resolve(Resolution::Released),
+                            }
+                        }
+                    });
+                }
+            });
+            let mut slots: Vec<u32> = taken(&origin).iter().map(|one| one.slot.0).collect();
+            slots.sort_unstable();
+            prop_assert_eq!(slots, expected);
+            prop_assert_eq!(origin.live(), 0);
+        }
     }
 }

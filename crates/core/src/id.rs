@@ -90,6 +90,7 @@ impl FromStr for MessageId {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn the_encoding_of_ids_never_changes() {
@@ -107,4 +108,22 @@ mod tests {
     // Computed by another implementation of XXH3 from the encodings above.
     const GOLDEN_ROOT: &str = "9a82c8fd40ed8f73252e2934756e9e17";
     const GOLDEN_OUTPUT: &str = "36be288062de5da1ac0ae907ca401312";
+
+    proptest! {
+        #[test]
+        fn an_id_is_read_back(id in any::<u128>()) {
+            prop_assert_eq!(MessageId(id).to_string().parse(), Ok(MessageId(id)));
+        }
+
+        #[test]
+        fn different_origins_have_different_ids(
+            one in (any::<u128>(), "[a-c]{0,3}", "[a-c]{0,3}", 0_u32..3),
+            other in (any::<u128>(), "[a-c]{0,3}", "[a-c]{0,3}", 0_u32..3),
+        ) {
+            let id = |(parent, stage, output, index): &(u128, String, String, u32)| {
+                MessageId(*parent).output(stage, output, *index)
+            };
+            prop_assert_eq!(one == other, id(&one) == id(&other));
+        }
+    }
 }

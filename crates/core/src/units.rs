@@ -169,6 +169,7 @@ impl JsonSchema for ByteSize {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     #[test]
     fn periods_print_as_they_are_written() {
@@ -184,5 +185,20 @@ mod tests {
         assert_eq!("30".parse(), Ok(ByteSize(30)));
         assert!("99999999999999999999GiB".parse::<ByteSize>().is_err());
         assert!("18446744073709551615GiB".parse::<ByteSize>().is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read_back(ms in 0_u64..1 << 50, bytes in any::<u64>()) {
+            let period = Period(Duration::from_millis(ms));
+            prop_assert_eq!(period.to_string().parse(), Ok(period));
+            let size = ByteSize(bytes);
+            prop_assert_eq!(size.to_string().parse(), Ok(size));
+        }
+
+        #[test]
+        fn no_text_makes_it_panic(text in "[0-9]{0,25} ?[A-Za-zµ]{0,4}") {
+            let _ = (text.parse::<Period>(), text.parse::<ByteSize>());
+        }
     }
 }

@@ -85,6 +85,7 @@ impl fmt::Debug for Written {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn write(key: &str, value: Option<&'static str>) -> StateWrite {
         StateWrite { key: key.to_owned(), value: value.map(Bytes::from) }
@@ -105,5 +106,33 @@ mod tests {
         drop(second);
         assert_eq!(unsettled.get("a"), None);
         assert!(unsettled.lock().values.is_empty(), "nothing is kept");
+    }
+
+    proptest! {
+        /// In whatever order writes are stored: of those that wait the youngest is seen, as by a list
+        /// of all that looks through them; and nothing is kept.
+        #[test]
+        fn what_is_seen_is_the_youngest_that_waits(
+            steps in prop::collection::vec((0_usize..3, any::<Option<u8>>(), 0_usize..8), 1..60),
+        ) {
+            let unsettled = Unsettled::default();
+            let mut waiting: Vec<(String, Option<Bytes>, Written)> = Vec::new();
+            for (key, value, store) in steps {
+                let key = format!("k{key}");
+                let value = value.map(|value| Bytes::from(vec![value]));
+                let write = StateWrite { key: key.clone(), value: value.clone() };
+                waiting.push((key, value, unsettled.show(vec![write])));
+                if store < waiting.len() {
+                    waiting.remove(store);
+                }
+                for key in ["k0", "k1", "k2"] {
+                    let youngest = waiting.iter().rev().find(|(of, ..)| of == key);
+                    let youngest = youngest.map(|(_, value, _)| value.clone());
+                    prop_assert_eq!(unsettled.get(key), youngest);
+                }
+            }
+            drop(waiting);
+            prop_assert!(unsettled.lock().values.is_empty());
+        }
     }
 }
