@@ -1,6 +1,7 @@
 //! Brigade's queues on Redis: [Streams](stream), and [RSMQ](rsmq), the queues of the Node and Python
 //! clients of that name.
 
+mod limit;
 mod output;
 pub mod rsmq;
 mod server;

@@ -68,10 +68,21 @@ local function base36(n)
   return text
 end
 local function put(first)
+  -- All keys before the first write, so that nothing is put if one of them cannot be.
+  local i = first
+  while i <= #ARGV do
+    local kind, n = redis.call('TYPE', ARGV[i + 1]).ok, tonumber(ARGV[i + 2])
+    local wanted = ARGV[i] == 's' and 'stream' or 'zset'
+    if kind ~= 'none' and kind ~= wanted then
+      error({err = 'WRONGTYPE a ' .. kind .. ' is at the key ' .. ARGV[i + 1]})
+    end
+    i = i + 3 + n
+  end
   local time = redis.call('TIME')
   local usec = tonumber(time[1]) * 1000000 + tonumber(time[2])
   local now = math.floor(usec / 1000)
-  local i, sent = first, 0
+  i = first
+  local sent = 0
   while i <= #ARGV do
     local kind, key, n = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
     local from, to = i + 3, i + 2 + n

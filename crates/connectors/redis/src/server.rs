@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use brigade_core::connector::Problem;
+use futures_util::StreamExt;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
@@ -226,6 +227,27 @@ impl Server {
             ),
             Self::Cluster(client) => Connection::Cluster(client.get_async_connection().await?),
         })
+    }
+}
+
+impl Server {
+    /// Has `heard` called whenever something is published on this channel, until the connection
+    /// breaks. A Cluster is not listened to.
+    pub(crate) async fn listen(&self, channel: &str, heard: impl Fn()) -> RedisResult<()> {
+        let client = match self {
+            Self::Single(client) => client.clone(),
+            Self::Sentinel(client) => client.lock().await.async_get_client().await?,
+            Self::Cluster(_) => return Ok(()),
+        };
+        let mut notices = client.get_async_pubsub().await?;
+        notices.subscribe(channel).await?;
+        // What was published before the subscription stood is looked for now.
+        heard();
+        let mut messages = notices.into_on_message();
+        while messages.next().await.is_some() {
+            heard();
+        }
+        Ok(())
     }
 }
 

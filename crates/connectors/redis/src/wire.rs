@@ -50,6 +50,16 @@ impl Wire {
         });
     }
 
+    /// Has `heard` called whenever something is published on this channel, until the connection
+    /// breaks.
+    pub(crate) async fn listen(
+        &self,
+        channel: &str,
+        heard: impl Fn(),
+    ) -> Result<(), ConnectorError> {
+        self.server.listen(channel, heard).await.map_err(|error| self.wrong(&error))
+    }
+
     async fn connection(&self) -> RedisResult<Connection> {
         let mut connection = self.connection.lock().await;
         if let Some(connection) = &*connection {

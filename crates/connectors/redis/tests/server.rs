@@ -270,3 +270,92 @@ async fn queues_are_looked_into_filled_and_emptied_but_for_what_somebody_works_o
         assert_eq!(admin.peek(0, 100).await.unwrap().len(), 0, "{name}");
     }
 }
+
+#[tokio::test]
+async fn what_is_handed_out_too_often_without_an_outcome_is_told_as_a_crash() {
+    let server = Redis::start();
+    for connector in [&RedisStreams as &dyn Connector, &Rsmq] {
+        let name = connector.type_name();
+        let queue = queue(name, json!({ "url": server.url(), "max_redeliveries": 2 }));
+        let (producer, consumer) = open(connector, &queue).await;
+        producer.produce(&[numbered(7)]).await.unwrap();
+        for time in 0..4 {
+            let taken = consumer.consume(WANT).await.unwrap();
+            let defect = taken[0].defect.as_ref().map(|defect| defect.message.clone());
+            assert_eq!(defect.is_some(), time == 3, "{name}, time {time}: {defect:?}");
+            let failed = brigade_core::connector::Failed {
+                receipt: taken[0].receipt,
+                reason: brigade_core::connector::FailedReason::Released,
+                delay: Duration::ZERO,
+            };
+            consumer.on_fail(vec![failed]).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_realtime_queue_hears_of_what_is_sent() {
+    let server = Redis::start();
+    let queue = queue("shop", json!({ "url": server.url(), "realtime": true }));
+    let (producer, consumer) = open(&Rsmq, &queue).await;
+    // It listens once the server counts a subscriber.
+    let mut connection = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
+    let mut listeners = || {
+        let mut count = redis::cmd("PUBSUB");
+        let answer: (String, u64) =
+            count.arg("NUMSUB").arg("rsmq:rt:shop").query(&mut connection).unwrap();
+        answer.1
+    };
+    while listeners() == 0 {
+        tokio::task::yield_now().await;
+    }
+    let mut quick = 0;
+    for n in 0..10 {
+        let waiting = consumer.consume(WANT);
+        tokio::pin!(waiting);
+        // The queue is empty: it waits now.
+        let early = tokio::time::timeout(Duration::from_millis(20), &mut waiting).await;
+        assert!(early.is_err());
+        producer.produce(&[numbered(n)]).await.unwrap();
+        let sent = tokio::time::Instant::now();
+        let taken = waiting.await.unwrap();
+        quick += usize::from(sent.elapsed() < Duration::from_millis(500));
+        consumer.ack(vec![taken[0].receipt], Vec::new()).await.unwrap();
+    }
+    // Without hearing of it, an empty queue is looked into once a second here.
+    assert!(quick >= 8, "{quick} of 10 came at once");
+}
+
+#[tokio::test]
+async fn an_output_that_cannot_be_put_leaves_its_input_where_it_is() {
+    let server = Redis::start();
+    let mut connection = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
+    for connector in [&RedisStreams as &dyn Connector, &Rsmq] {
+        let name = connector.type_name();
+        let (input, good) = (format!("{name}-in"), format!("{name}-good"));
+        let at = |name: &str| queue(name, json!({ "url": server.url() }));
+        let (producer, consumer) = open(connector, &at(&input)).await;
+        let outputs = connector.producer(&at(&good), &env()).await.unwrap();
+        let broken = connector.producer(&at(&format!("{name}-bad")), &env()).await.unwrap();
+        // Somebody puts another kind of value at the key of one output.
+        let key = |name: &str| {
+            if connector.type_name() == "rsmq" { format!("rsmq:{name}") } else { name.to_owned() }
+        };
+        let bad = key(&format!("{name}-bad"));
+        redis::cmd("DEL").arg(&bad).exec(&mut connection).unwrap();
+        redis::cmd("SET").arg(&bad).arg("text").exec(&mut connection).unwrap();
+        producer.produce(&[numbered(7)]).await.unwrap();
+        let taken = consumer.consume(WANT).await.unwrap();
+        let mut ops = outputs.stage(&[numbered(1)]).await.unwrap().ops;
+        ops.extend(broken.stage(&[numbered(2)]).await.unwrap().ops);
+        let error = consumer.ack(vec![taken[0].receipt], ops).await.unwrap_err();
+        assert!(!error.is_transient() && error.to_string().contains(&bad), "{name}: {error}");
+        let admin = connector.admin(&at(&good), &env()).await.unwrap();
+        assert_eq!(admin.peek(0, 10).await.unwrap().len(), 0, "{name}: nothing of it is put");
+        // It still stands, and can be acked with what can be put.
+        let ops = outputs.stage(&[numbered(1)]).await.unwrap().ops;
+        let acked = consumer.ack(vec![taken[0].receipt], ops).await.unwrap();
+        assert_eq!(acked.fenced, [], "{name}");
+        assert_eq!(admin.peek(0, 10).await.unwrap().len(), 1, "{name}");
+    }
+}

@@ -4,8 +4,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use brigade_core::Period;
 use brigade_core::connector::{
-    Connector, ConnectorEnv, ConnectorError, Consumer, Features, Problem, Producer, QueueAdmin,
-    QueueSpec, Reader,
+    Connector, ConnectorEnv, ConnectorError, Consumer, Defect, Features, Problem, Producer,
+    QueueAdmin, QueueSpec, Reader,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -55,9 +55,14 @@ pub(crate) struct Settings {
     /// The longest body in bytes, 1024 to 65536, or -1 for no bound. Default: 65536.
     #[serde(default = "max_size")]
     maxsize: i64,
-    /// Whether each sending is published on `rsmq:rt:QUEUE`, as the Node client's `realtime` does.
+    /// Whether each sending is published on `rsmq:rt:QUEUE`, as the Node client's `realtime` does, and
+    /// heard of by who receives: else an empty queue is looked into every 50 ms.
     #[serde(default)]
     realtime: bool,
+    /// A message that was handed out again so often without an outcome becomes a dead letter of the
+    /// kind `crash`: it may be what ends whoever handles it. Stops and lost connections count too.
+    #[serde(default = "crate::limit::redeliveries")]
+    max_redeliveries: u32,
 }
 
 impl Settings {
@@ -108,11 +113,17 @@ pub(crate) struct Site {
     /// Where sendings are published, if they are.
     pub(crate) realtime: Option<String>,
     pub(crate) vt: Duration,
+    max_redeliveries: u32,
     pub(crate) features: Features,
     pub(crate) wire: Arc<Wire>,
 }
 
 impl Site {
+    /// What is said of a message that was handed out so often, if that is too often.
+    pub(crate) fn handed_out_too_often(&self, redeliveries: u32) -> Option<Box<Defect>> {
+        crate::limit::too_often(redeliveries, self.max_redeliveries)
+    }
+
     /// Where outputs go that are written along with an ack.
     pub(crate) fn target(&self) -> Target {
         let channel = self.realtime.clone().unwrap_or_default();
@@ -132,6 +143,7 @@ impl Site {
             realtime: settings.realtime.then(|| format!("{}:rt:{name}", settings.namespace)),
             messages: base,
             vt: settings.vt.0,
+            max_redeliveries: settings.max_redeliveries,
             features: features(&settings),
             wire,
         };

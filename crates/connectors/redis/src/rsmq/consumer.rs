@@ -11,6 +11,7 @@ use brigade_core::state::{StoreId, StoreOp};
 use brigade_core::{IncarnationId, Message, MessageId, Timestamp};
 use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
+use tokio::task::JoinHandle;
 
 use super::connector::Site;
 use super::scripts::{DELETE, HIDE, LAG, RECEIVE};
@@ -20,6 +21,10 @@ use crate::output;
 const RECEIVE_MAX: usize = 500;
 /// How often an empty queue is looked into.
 const LOOK: Duration = Duration::from_millis(50);
+/// The same where sendings are heard of: not all senders publish them.
+const LOOK_LISTENING: Duration = Duration::from_secs(1);
+/// How long to wait before listening again after a connection broke.
+const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 
 /// A received message: id, body, receive count, first receiving, failed attempts.
 type Received = (String, Option<Vec<u8>>, u64, Option<String>, Option<u32>);
@@ -31,7 +36,9 @@ pub(crate) struct RsmqConsumer {
     /// A receiving that outlives who asked for it.
     fetch: tokio::sync::Mutex<Option<BoxFuture<'static, Fetched>>>,
     closed: AtomicBool,
-    woken: Notify,
+    woken: Arc<Notify>,
+    /// Hears of sendings, if the queue is `realtime`.
+    listening: Option<JoinHandle<()>>,
 }
 
 type Fetched = Result<(Vec<Received>, i64), ConnectorError>;
@@ -47,12 +54,17 @@ struct Shared {
 
 impl RsmqConsumer {
     pub(crate) fn new(site: Site) -> Self {
+        let (site, woken) = (Arc::new(site), Arc::new(Notify::new()));
+        let channel = site.realtime.clone();
+        let listening = channel
+            .map(|channel| tokio::spawn(listen(Arc::clone(&site), channel, Arc::clone(&woken))));
         Self {
-            site: Arc::new(site),
+            site,
             shared: Mutex::default(),
             fetch: tokio::sync::Mutex::default(),
             closed: AtomicBool::new(false),
-            woken: Notify::new(),
+            woken,
+            listening,
         }
     }
 
@@ -87,6 +99,7 @@ impl RsmqConsumer {
             incoming.redeliveries = handed_out.saturating_sub(1).saturating_sub(incoming.attempts);
             let sent = id.get(..10).and_then(|time| i64::from_str_radix(time, 36).ok());
             incoming.enqueued_at = sent.map(|usec| Timestamp(usec / 1000));
+            incoming.defect = self.site.handed_out_too_often(incoming.redeliveries);
             if incoming.attempts > 0 {
                 incoming.first_failed_at = first.and_then(|ms| ms.parse().ok()).map(Timestamp);
             }
@@ -134,6 +147,16 @@ impl RsmqConsumer {
     }
 }
 
+/// Wakes the consumer whenever something is sent, for as long as it is there.
+async fn listen(site: Arc<Site>, channel: String, woken: Arc<Notify>) {
+    loop {
+        if let Err(error) = site.wire.listen(&channel, || woken.notify_waiters()).await {
+            tracing::debug!(queue = %site.queue, %error, "does not hear of sendings");
+        }
+        tokio::time::sleep(LISTEN_AGAIN).await;
+    }
+}
+
 async fn receive(site: Arc<Site>, max: usize) -> Fetched {
     let mut receive = RECEIVE.key(&site.messages);
     receive.key(&site.hash).key(&site.attempts).arg(max).arg(site.vt.as_millis().to_string());
@@ -170,8 +193,9 @@ impl Consumer for RsmqConsumer {
             drop(fetch);
             let (received, next_ms) = fetched?;
             if received.is_empty() {
-                let next = u64::try_from(next_ms).map_or(LOOK, Duration::from_millis);
-                let wait = next.clamp(Duration::from_millis(1), LOOK);
+                let look = if self.listening.is_some() { LOOK_LISTENING } else { LOOK };
+                let next = u64::try_from(next_ms).map_or(look, Duration::from_millis);
+                let wait = next.clamp(Duration::from_millis(1), look);
                 let _ = tokio::time::timeout(wait, woken).await;
             }
             self.enter(received);
@@ -278,6 +302,9 @@ impl Consumer for RsmqConsumer {
 
 impl Drop for RsmqConsumer {
     fn drop(&mut self) {
+        if let Some(listening) = &self.listening {
+            listening.abort();
+        }
         let held = self.give_up();
         if held.is_empty() {
             return;

@@ -84,12 +84,13 @@ pub(crate) static DELETE: LazyLock<Script> = LazyLock::new(|| {
           into[#into + 1] = ARGV[i]
         end
         if #fenced > 0 and #ARGV > past then return fenced end
+        -- Outputs first: a script that ends in an error keeps what it has done.
+        put(past + 1)
         for _, id in ipairs(good) do
           redis.call('ZREM', KEYS[1], id)
           redis.call('HDEL', KEYS[2], id, id .. ':rc', id .. ':fr')
           redis.call('HDEL', KEYS[3], id)
         end
-        put(past + 1)
         return fenced",
     )
 });

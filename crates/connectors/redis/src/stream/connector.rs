@@ -61,6 +61,10 @@ pub(crate) struct Settings {
     /// The consumer group, made if it is not there. Default: the pipeline's name, and where several
     /// stages read the stream, `PIPELINE.STAGE`.
     pub(crate) group: Option<String>,
+    /// A message that was handed out again so often without an outcome becomes a dead letter of the
+    /// kind `crash`: it may be what ends whoever handles it. Stops and lost connections count too.
+    #[serde(default = "crate::limit::redeliveries")]
+    max_redeliveries: u32,
 }
 
 impl Settings {
@@ -154,7 +158,8 @@ impl Connector for RedisStreams {
     ) -> Result<Arc<dyn Consumer>, ConnectorError> {
         let settings: Settings = queue.settings()?;
         let keys = Keys::new(queue, &settings, Some(reader));
-        Ok(Arc::new(StreamConsumer::open(keys, &settings.place(), features(&settings)).await?))
+        let max = settings.max_redeliveries;
+        Ok(Arc::new(StreamConsumer::open(keys, &settings.place(), features(&settings), max).await?))
     }
 
     async fn producer(

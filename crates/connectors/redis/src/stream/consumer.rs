@@ -18,6 +18,7 @@ use super::connector::Keys;
 use super::entry::{incoming, pack, unpack};
 use super::producer::make_group;
 use super::scripts::{ACK, CLAIM_DEAD, CLAIM_DUE, CLAIM_OWN, FAIL, GIVE_BACK, HELD, LAG};
+use crate::limit::too_often;
 use crate::output;
 use crate::server::Place;
 use crate::wire::Wire;
@@ -46,6 +47,7 @@ pub(crate) struct StreamConsumer {
 struct Site {
     keys: Keys,
     features: Features,
+    max_redeliveries: u32,
     member: String,
     incarnation: IncarnationId,
     /// Waits for new entries; commands go the other way.
@@ -70,6 +72,7 @@ impl StreamConsumer {
         keys: Keys,
         place: &Place,
         features: Features,
+        max_redeliveries: u32,
     ) -> Result<Self, ConnectorError> {
         let (reading, wire) = (Wire::new(&keys.queue, place)?, Wire::new(&keys.queue, place)?);
         make_group(&wire, &keys.stream, &keys.group).await?;
@@ -78,6 +81,7 @@ impl StreamConsumer {
         let site = Arc::new(Site {
             keys,
             features,
+            max_redeliveries,
             member,
             incarnation,
             reading,
@@ -122,7 +126,10 @@ impl Site {
     fn incoming(&self, entries: Vec<Value>) -> Result<Vec<Incoming>, ConnectorError> {
         let read =
             entries.into_iter().filter_map(|entry| incoming(entry, self.incarnation).transpose());
-        let read: Vec<Incoming> = read.collect::<Result<_, _>>()?;
+        let mut read: Vec<Incoming> = read.collect::<Result<_, _>>()?;
+        for incoming in &mut read {
+            incoming.defect = too_often(incoming.redeliveries, self.max_redeliveries);
+        }
         self.held().extend(read.iter().map(|incoming| incoming.receipt.position));
         Ok(read)
     }

@@ -149,6 +149,8 @@ pub(crate) static ACK: LazyLock<Script> = LazyLock::new(|| {
           into[#into + 1] = ARGV[i]
         end
         if #fenced > 0 and #ARGV > past then return fenced end
+        -- Outputs first: a script that ends in an error keeps what it has done.
+        put(past + 1)
         local sole = #redis.call('XINFO', 'GROUPS', stream) == 1
         for from = 1, #good, 1000 do
           local to = math.min(from + 999, #good)
@@ -157,7 +159,6 @@ pub(crate) static ACK: LazyLock<Script> = LazyLock::new(|| {
           if sole then redis.call('XDEL', stream, unpack(good, from, to)) end
         end
         if #good > 0 and not sole then trim(stream) end
-        put(past + 1)
         return fenced"
     ))
 });
