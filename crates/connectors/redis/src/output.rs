@@ -69,12 +69,14 @@ local function base36(n)
 end
 local function put(first)
   -- All keys before the first write, so that nothing is put if one of them cannot be.
-  local i = first
+  local i, kinds = first, {}
   while i <= #ARGV do
-    local kind, n = redis.call('TYPE', ARGV[i + 1]).ok, tonumber(ARGV[i + 2])
+    local key, n = ARGV[i + 1], tonumber(ARGV[i + 2])
+    local kind = kinds[key] or redis.call('TYPE', key).ok
+    kinds[key] = kind
     local wanted = ARGV[i] == 's' and 'stream' or 'zset'
     if kind ~= 'none' and kind ~= wanted then
-      error({err = 'WRONGTYPE a ' .. kind .. ' is at the key ' .. ARGV[i + 1]})
+      error({err = 'WRONGTYPE a ' .. kind .. ' is at the key ' .. key})
     end
     i = i + 3 + n
   end

@@ -365,8 +365,8 @@ impl PullLoop {
             control.set_waiting(false);
             return;
         }
-        let room = self.room().saturating_sub(held);
-        if !idle || room == 0 {
+        let room = self.room();
+        if !idle || held >= room {
             return;
         }
         if self.site.before.iter().any(|first| !first.waiting.load(Relaxed)) {
