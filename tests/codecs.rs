@@ -133,6 +133,27 @@ stages:
 }
 
 #[tokio::test]
+async fn long_runs_of_digits_stay_what_they_are() {
+    let memory = Memory::new();
+    let card = json!({ "card": "1234567890123456" });
+    memory.put("codecs", "packed", [message(1, messagepack(&card))]);
+    memory.put("codecs", "words", [message(2, "1234567890123456")]);
+    let text = "pipeline: codecs
+queues:
+  packed: { type: memory, codec: messagepack }
+  words: { type: memory, codec: text }
+  out: { type: memory }
+  said: { type: memory }
+stages:
+  one: { component: { map: '.' }, input: packed, outputs: [out] }
+  two: { component: { map: '.' }, input: words, outputs: [said] }
+";
+    run(&memory, text).await;
+    assert_eq!(payloads(&memory, "out"), [card.to_string()]);
+    assert_eq!(payloads(&memory, "said"), ["\"1234567890123456\""]);
+}
+
+#[tokio::test]
 async fn what_does_not_decode_is_kept_byte_for_byte() {
     let memory = Memory::new();
     let wrong: [&[u8]; 3] = [b"{\"n\":1}", &[0x81, 0xa1], &[0xc4, 1, 7]];

@@ -73,7 +73,8 @@ impl Expression {
 pub(crate) fn input(parsed: Option<Parsed>, cx: &Context) -> Result<Val, HandleError> {
     let wrong = |what: String| decode(DecodeError::new(format!("the payload is no JSON: {what}")));
     match (parsed, &cx.message().payload) {
-        (_, Some(bytes)) if has_long_number(bytes) => {
+        // Other codecs hold no number that 64 bits do not, and are no JSON text.
+        (_, Some(bytes)) if cx.codec().is_json() && has_long_number(bytes) => {
             // What reads numbers exactly takes more than JSON, nested as deeply as the stack goes.
             serde_json::from_slice::<Val>(bytes).map_err(|error| wrong(error.to_string()))?;
             jaq_json::read::parse_single(bytes).map_err(|error| wrong(error.to_string()))

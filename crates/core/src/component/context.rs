@@ -8,7 +8,7 @@ use super::Unsettled;
 use crate::connector::ConnectorError;
 use crate::delivery::{Delivery, Parts};
 use crate::state::StateStore;
-use crate::{Headers, Message, MessageId, Timestamp};
+use crate::{Codec, Headers, Message, MessageId, Timestamp};
 
 /// What a component may know of the message it handles and of where it runs.
 pub struct Context {
@@ -36,6 +36,11 @@ impl Context {
     /// Takes the delivery back.
     pub fn into_delivery(self) -> Delivery {
         self.delivery
+    }
+
+    /// What the message's payload is written in.
+    pub fn codec(&self) -> Codec {
+        self.delivery.codec
     }
 
     /// The message itself.
