@@ -1,7 +1,7 @@
 //! What a Volley user writes with Brigade: a schema whose violations become dead letters, several
 //! outputs, no output, a key.
 //!
-//! `cargo run --example from_volley -- run pipelines/from_volley.yaml --until-idle --state /tmp/volley`
+//! `cargo run --example from_volley -- run pipelines/from_volley.yaml --until-idle --state target/volley`
 
 use brigade::prelude::*;
 

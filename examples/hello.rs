@@ -1,6 +1,6 @@
 //! The smallest program: one component, and the whole command line.
 //!
-//! `cargo run --example hello -- run pipelines/hello.yaml --until-idle --state /tmp/hello`
+//! `cargo run --example hello -- run pipelines/hello.yaml --until-idle --state target/hello`
 
 use brigade::prelude::*;
 

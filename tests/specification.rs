@@ -317,6 +317,8 @@ async fn beyond_its_budget_a_stage_has_failed_and_its_queue_keeps_the_rest() {
     })
     .await;
     trial.send("in", numbered(0..10));
+    // A consumer that still lived would take them now.
+    trial.settle().await.unwrap();
     assert_eq!(trial.outputs("in").len(), 10);
     assert_eq!(trial.status().await.stage("second").unwrap().state, StageState::Running);
 }
@@ -359,6 +361,7 @@ async fn what_is_not_done_by_the_deadline_goes_back_and_uses_no_attempt() {
     eventually("it is in flight", async || in_flight().await == 1).await;
     let (memory, stopped) = trial.stop_with_queues(Duration::from_millis(10)).await;
     assert_eq!(stopped[0].given_back, 1);
+    assert_eq!(stopped[0].status.stage("first").unwrap().failed_attempts, 0);
     assert_eq!(memory.messages("test", "in").len(), 1);
 }
 
