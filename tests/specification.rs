@@ -218,6 +218,19 @@ async fn at_the_end_a_batch_that_is_not_full_is_handled() {
     assert_eq!(memory.messages("test", "out").len(), 3);
 }
 
+#[tokio::test]
+async fn a_consumer_that_stalls_is_opened_again_and_nothing_is_lost() {
+    let setup = trial(&two("")).stall("in", 2..=3).without_back_off();
+    let trial = setup.start().await.unwrap();
+    for n in 0..20 {
+        trial.send("in", numbered(n..n + 1));
+        trial.settle().await.unwrap();
+    }
+    assert_eq!(sorted(numbers(&trial, "out")), all(20));
+    let stage = trial.status().await.stage("first").unwrap().clone();
+    assert_eq!((stage.restarts, stage.acked), (2, 20));
+}
+
 // Outputs.
 
 #[tokio::test]

@@ -10,9 +10,10 @@ use brigade_core::component::{
     AnyComponent, Context, Emit, HandleError, Handling, Kind, Parsed, Setup,
 };
 use brigade_core::connector::{
-    Connector, ConnectorEnv, ConnectorError, Consumer, Features, Outgoing, Problem, Produced,
-    Producer, QueueSpec, Reader,
+    Acked, Connector, ConnectorEnv, ConnectorError, Consumer, Failed, Features, Incoming, Lag,
+    Outgoing, Problem, Produced, Producer, QueueSpec, Reader, Receipt, Want,
 };
+use brigade_core::state::StoreOp;
 use brigade_core::{BoxError, Failure};
 use brigade_memory::Memory;
 use futures_util::future::LocalBoxFuture;
@@ -119,12 +120,16 @@ impl AnyComponent for Faulty {
     }
 }
 
-/// Memory queues some of which take nothing for a while.
+/// Memory queues some of which take nothing for a while, or stall.
 pub(crate) struct Unsteady {
     pub(crate) memory: Memory,
     /// Queues, and which batches they do not take, counted from 1.
     pub(crate) outages: Vec<(String, RangeInclusive<u64>)>,
+    pub(crate) stalls: Vec<Stalls>,
 }
+
+/// A queue, which of its pulls stall, counted from 1 over all its consumers, and how many there were.
+pub(crate) type Stalls = (String, RangeInclusive<u64>, Arc<AtomicU64>);
 
 #[async_trait]
 impl Connector for Unsteady {
@@ -150,7 +155,13 @@ impl Connector for Unsteady {
         reader: &Reader,
         env: &ConnectorEnv,
     ) -> Result<Arc<dyn Consumer>, ConnectorError> {
-        self.memory.consumer(queue, reader, env).await
+        let inner = self.memory.consumer(queue, reader, env).await?;
+        let Some((_, stalls, pulls)) = self.stalls.iter().find(|(name, ..)| **name == *queue.name)
+        else {
+            return Ok(inner);
+        };
+        let (stalls, pulls) = (stalls.clone(), Arc::clone(pulls));
+        Ok(Arc::new(UnsteadyConsumer { inner, stalls, pulls }))
     }
 
     async fn producer(
@@ -165,6 +176,51 @@ impl Connector for Unsteady {
             return Ok(inner);
         }
         Ok(Arc::new(UnsteadyProducer { inner, outages, batches: AtomicU64::new(0) }))
+    }
+}
+
+struct UnsteadyConsumer {
+    inner: Arc<dyn Consumer>,
+    stalls: RangeInclusive<u64>,
+    pulls: Arc<AtomicU64>,
+}
+
+#[async_trait]
+impl Consumer for UnsteadyConsumer {
+    fn features(&self) -> Features {
+        self.inner.features()
+    }
+
+    async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
+        let number = self.pulls.fetch_add(1, Ordering::Relaxed) + 1;
+        match self.stalls.contains(&number) {
+            true => Err(ConnectorError::stalled("a stall of the trial")),
+            false => self.inner.consume(want).await,
+        }
+    }
+
+    async fn ack(
+        &self,
+        receipts: Vec<Receipt>,
+        ops: Vec<StoreOp>,
+    ) -> Result<Acked, ConnectorError> {
+        self.inner.ack(receipts, ops).await
+    }
+
+    async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
+        self.inner.on_fail(failed).await
+    }
+
+    async fn lag(&self) -> Result<Lag, ConnectorError> {
+        self.inner.lag().await
+    }
+
+    fn locate(&self, receipt: Receipt) -> String {
+        self.inner.locate(receipt)
+    }
+
+    async fn shutdown(&self) -> Result<(), ConnectorError> {
+        self.inner.shutdown().await
     }
 }
 

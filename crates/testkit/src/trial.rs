@@ -11,7 +11,7 @@ use brigade_runtime::{
     dead_letter_queue,
 };
 
-use crate::faults::{Fault, Faulty, Planned, Unsteady};
+use crate::faults::{Fault, Faulty, Planned, Stalls, Unsteady};
 
 /// How often it is looked whether a pipeline has started.
 const LOOK: Duration = Duration::from_millis(1);
@@ -45,6 +45,7 @@ pub struct TrialSetup {
     pipeline: Pipeline,
     faults: BTreeMap<String, Vec<Planned>>,
     outages: Vec<(String, RangeInclusive<u64>)>,
+    stalls: Vec<Stalls>,
 }
 
 impl TrialSetup {
@@ -63,6 +64,14 @@ impl TrialSetup {
         self
     }
 
+    /// These pulls from a queue, counted from 1, fail as those of a consumer that does not get on: its
+    /// connection has to be opened again.
+    #[must_use]
+    pub fn stall(mut self, queue: &str, pulls: RangeInclusive<u64>) -> Self {
+        self.stalls.push((queue.to_owned(), pulls, Arc::default()));
+        self
+    }
+
     /// Nothing waits: back-offs before retries and restarts take a millisecond, whatever the file
     /// says. Lanes are threads with clocks of their own, so time itself cannot be stopped for all of
     /// them; delays of messages and timeouts stay as they are.
@@ -77,12 +86,12 @@ impl TrialSetup {
     /// # Errors
     /// It does not start, a stage fails before it runs, or a fault is planned for no stage.
     pub async fn start(self) -> Result<Trial, StartError> {
-        let Self { mut pipeline, faults, outages } = self;
+        let Self { mut pipeline, faults, outages, stalls } = self;
         for (stage, faults) in faults {
             pipeline = pipeline.wrap(&stage, |inner| Box::new(Faulty::new(inner, faults)))?;
         }
         let (memory, state) = (Memory::new(), MemoryState::new());
-        let connector = Unsteady { memory: memory.clone(), outages };
+        let connector = Unsteady { memory: memory.clone(), outages, stalls };
         let (name, declared) = (pipeline.name().to_owned(), declared(&pipeline));
         let queues = queues(&pipeline);
         let pipeline = pipeline.on(Arc::new(connector)).state(state.clone());
@@ -96,7 +105,7 @@ impl fmt::Debug for TrialSetup {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut all = f.debug_struct("TrialSetup");
         all.field("pipeline", &self.pipeline.name()).field("faults", &self.faults);
-        all.field("outages", &self.outages).finish()
+        all.field("outages", &self.outages).field("stalls", &self.stalls).finish()
     }
 }
 
@@ -156,7 +165,7 @@ impl Trial {
     /// # Ok(()) }
     /// ```
     pub fn of(pipeline: Pipeline) -> TrialSetup {
-        TrialSetup { pipeline, faults: BTreeMap::new(), outages: Vec::new() }
+        TrialSetup { pipeline, faults: BTreeMap::new(), outages: Vec::new(), stalls: Vec::new() }
     }
 
     /// As [`of`](Trial::of) without faults, and started.

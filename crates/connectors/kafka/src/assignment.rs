@@ -10,6 +10,7 @@ use brigade_core::group::Group;
 use brigade_core::watermark::Watermark;
 
 use crate::metadata;
+use crate::position::Position;
 
 /// A position is a partition's slot (16 bits) and an offset (48 bits).
 const OFFSET_BITS: u32 = 48;
@@ -263,7 +264,8 @@ impl Assignment {
     pub(crate) fn locate(&self, position: u64) -> String {
         match self.slots.get(slot_of(position)) {
             Some(Slot { place: (topic, partition), .. }) => {
-                format!("{topic}[{partition}]@{}", offset_of(position))
+                let (topic, partition) = (topic.to_string(), *partition);
+                Position { topic, partition, offset: offset_of(position) }.to_string()
             }
             None => format!("?@{}", offset_of(position)),
         }

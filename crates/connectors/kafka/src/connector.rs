@@ -2,20 +2,20 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use brigade_core::connector::{
-    Connector, ConnectorEnv, ConnectorError, Consumer, Features, Guarantee, Problem, Producer,
-    QueueSpec, Reader,
+    Connector, ConnectorEnv, ConnectorError, Consumer, Features, Guarantee, Order, Problem,
+    Producer, QueueAdmin, QueueSpec, Reader,
 };
 use rdkafka::ClientConfig;
-use rdkafka::producer::Producer as _;
 use serde_json::Value;
 
+use crate::admin::TopicAdmin;
 use crate::client::explain;
 use crate::consumer::{KafkaConsumer, blocking};
 use crate::lag::Lagging;
 use crate::poll::{Client, Shared, Watch};
 use crate::producer::KafkaProducer;
 use crate::settings::{Role, Settings, Site, schema};
-use crate::topic::{ASK, Asker, known, make, reach};
+use crate::topic::{Asker, make, reach};
 use crate::transaction::Transactions;
 
 /// What topics can do.
@@ -101,9 +101,7 @@ impl Connector for Kafka {
         let settings = Settings::of(queue)?;
         let site = Site::new(queue, &settings, Role::Consumer);
         let group = settings.group(queue, reader);
-        let mut config = settings.client(Role::Consumer);
-        config.set("group.id", &group).set("enable.auto.commit", "false");
-        config.set("enable.auto.offset.store", "false");
+        let config = settings.member(queue, reader);
         let asker = ask(&site, &config).await?;
         make(&settings, &settings.topic(queue), &site).await?;
         let transactions = (queue.guarantee == Guarantee::ExactlyOnce).then(|| {
@@ -114,10 +112,9 @@ impl Connector for Kafka {
         });
         let topics = settings.subscription(queue);
         let order = reader.order;
-        let revoke_within = settings.revoke_within.0;
         let opened = blocking(move || {
             asker.know(&site, &topics)?;
-            let shared = Shared::new(site, asker.cluster, revoke_within);
+            let shared = Shared::new(site, asker.cluster, &settings);
             let client: Client = config
                 .create_with_context(Watch(Arc::clone(&shared)))
                 .map_err(|error| explain(&shared.site, "the consumer cannot be made", &error))?;
@@ -136,14 +133,40 @@ impl Connector for Kafka {
         let site = Site::new(queue, &settings, Role::Producer);
         let topic = settings.topic(queue);
         make(&settings, &settings.topic(queue), &site).await?;
-        let producer = KafkaProducer::open(site.clone(), &topic, settings.client(Role::Producer))?;
-        let client = Arc::clone(producer.client());
-        let name = topic.clone();
-        let asked = blocking(move || client.client().fetch_metadata(Some(&name), ASK)).await?;
-        let doing = "cannot reach the broker";
-        let metadata = asked.map_err(|error| explain(&site, doing, &error))?;
-        known(&site, &metadata, &topic)?;
+        let producer = KafkaProducer::open(site, &topic, settings.client(Role::Producer))?;
+        producer.look().await?;
         Ok(Arc::new(producer))
+    }
+
+    async fn admin(
+        &self,
+        queue: &QueueSpec,
+        _: &ConnectorEnv,
+    ) -> Result<Arc<dyn QueueAdmin>, ConnectorError> {
+        let settings = Settings::of(queue)?;
+        if !settings.topics.is_empty() {
+            return Err(ConnectorError::unsupported(format!(
+                "queue `{}` names several `topics`: only queues of one can be looked into",
+                queue.name
+            )));
+        }
+        let site = Site::new(queue, &settings, Role::Consumer);
+        let topic = settings.topic(queue);
+        let Asker { cluster, .. } = ask(&site, &settings.client(Role::Consumer)).await?;
+        make(&settings, &topic, &site).await?;
+        let producing = Site::new(queue, &settings, Role::Producer);
+        let producer = KafkaProducer::open(producing, &topic, settings.client(Role::Producer))?;
+        producer.look().await?;
+        // Nobody in this file reads it: another may, under the name that it would have.
+        let alone = [Arc::from("")];
+        let groups = if queue.groups.is_empty() { &alone } else { &queue.groups[..] };
+        let group = |name: &Arc<str>| {
+            let (stage, group) = (Arc::clone(name), Arc::clone(name));
+            let reader = Reader { stage, group, order: Order::None };
+            (name.to_string(), settings.member(queue, &reader))
+        };
+        let groups = groups.iter().map(group).collect();
+        Ok(Arc::new(TopicAdmin::open(site, topic, cluster, groups, producer)?))
     }
 }
 

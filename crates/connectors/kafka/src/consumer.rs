@@ -74,6 +74,29 @@ impl KafkaConsumer {
         client.ok_or_else(|| ConnectorError::closed(&self.shared.site.queue))
     }
 
+    /// Nothing came for long: refuses to go on if the thread hangs in the client, or the broker has
+    /// records that do not come.
+    async fn watch(&self) -> Result<(), ConnectorError> {
+        let Shared { site, stall_after, .. } = &*self.shared;
+        let beats = self.shared.beats();
+        let why = if beats.polled.elapsed() >= *stall_after {
+            "the consumer's thread does not poll any more"
+        } else if beats.came.elapsed() >= *stall_after && self.is_starved().await? {
+            "the broker has records, and none comes"
+        } else {
+            return Ok(());
+        };
+        Err(ConnectorError::stalled(format!(
+            "queue `{}` (Kafka at {}): {why}, for {stall_after:?} (`stall_after`)",
+            site.queue, site.servers
+        )))
+    }
+
+    async fn is_starved(&self) -> Result<bool, ConnectorError> {
+        let (shared, lagging) = (Arc::clone(&self.shared), Arc::clone(&self.lagging));
+        blocking(move || lagging.is_starved(&shared)).await
+    }
+
     /// Takes what is there; else says how long to wait, if not for ever.
     fn take(&self, want: Want) -> Result<Result<Vec<Incoming>, Option<Instant>>, ConnectorError> {
         let mut state = self.shared.state();
@@ -163,9 +186,13 @@ impl Consumer for KafkaConsumer {
             }
             match self.take(want)? {
                 Ok(taken) => return Ok(taken),
-                Err(None) => arrived.await,
-                Err(Some(due)) => {
-                    let _ = tokio::time::timeout_at(due.into(), arrived).await;
+                Err(due) => {
+                    let patience = Instant::now() + self.shared.stall_after;
+                    let until = due.map_or(patience, |due| due.min(patience));
+                    let waited = tokio::time::timeout_at(until.into(), arrived).await;
+                    if waited.is_err() && until == patience {
+                        self.watch().await?;
+                    }
                 }
             }
         }

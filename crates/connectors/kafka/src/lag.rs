@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use brigade_core::connector::{ConnectorError, Lag};
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
@@ -49,6 +49,20 @@ impl Lagging {
         asked.map_err(|error| explain(&shared.site, "cannot read the lag", &error))
     }
 
+    /// Whether the broker has records for partitions that are ours, though we have none of them. Asks
+    /// over a connection of its own, as the consumer's may be what hangs. That the broker does not
+    /// answer at all is told elsewhere.
+    pub(crate) fn is_starved(&self, shared: &Shared) -> bool {
+        let ours = shared.state().assignment.progress();
+        if ours.iter().any(|one| one.stored > 0) {
+            return false;
+        }
+        let waits = |client: &BaseConsumer<Heard>| {
+            ours.iter().any(|one| self.waiting(client, one).is_ok_and(|waiting| waiting > 0))
+        };
+        self.config.create_with_context(Heard::new(&self.site)).is_ok_and(|client| waits(&client))
+    }
+
     fn try_ask(&self, shared: &Shared, client: &Client) -> KafkaResult<Lag> {
         let (progress, (_, delayed, held)) = {
             let State { assignment, .. } = &*shared.state();
@@ -71,8 +85,18 @@ impl Lagging {
         })
     }
 
+    /// How much waits for the group of a client that is no member of it.
+    pub(crate) fn waiting_for(&self, client: &BaseConsumer<Heard>) -> KafkaResult<u64> {
+        let all = self.everywhere(client, Vec::new())?;
+        all.iter().map(|one| self.waiting(client, one)).sum()
+    }
+
     /// The progress in all partitions: ours as we know it, the others' as it is committed.
-    fn everywhere(&self, client: &Client, ours: Vec<Progress>) -> KafkaResult<Vec<Progress>> {
+    fn everywhere(
+        &self,
+        client: &BaseConsumer<impl ConsumerContext>,
+        ours: Vec<Progress>,
+    ) -> KafkaResult<Vec<Progress>> {
         let mut others = TopicPartitionList::new();
         for topic in &self.topics {
             let metadata = client.fetch_metadata(Some(topic), ASK)?;
@@ -102,7 +126,11 @@ impl Lagging {
         Ok(all)
     }
 
-    fn waiting(&self, client: &Client, one: &Progress) -> KafkaResult<u64> {
+    fn waiting(
+        &self,
+        client: &BaseConsumer<impl ConsumerContext>,
+        one: &Progress,
+    ) -> KafkaResult<u64> {
         let (topic, partition) = &one.place;
         let (first, past) = client.fetch_watermarks(topic, *partition, ASK)?;
         let whole = |offset: i64| u64::try_from(offset).unwrap_or_default();

@@ -25,6 +25,7 @@
 //! offsets with their metadata are one transaction. It needs no barrier and no rewinding: a transaction
 //! that is aborted is done again with the same outputs.
 
+mod admin;
 mod assignment;
 mod client;
 mod connector;
@@ -32,6 +33,7 @@ mod consumer;
 mod lag;
 mod metadata;
 mod poll;
+mod position;
 mod producer;
 mod record;
 mod settings;
@@ -39,3 +41,4 @@ mod topic;
 mod transaction;
 
 pub use connector::Kafka;
+pub use position::{NoPosition, Position};

@@ -19,7 +19,7 @@ use tokio::sync::Notify;
 
 use crate::assignment::{Assignment, Commit, Place};
 use crate::client::{explain, log};
-use crate::settings::Site;
+use crate::settings::{Settings, Site};
 use crate::{metadata, record};
 
 /// What came and was not asked for yet: no more than this is polled ahead.
@@ -45,6 +45,7 @@ pub(crate) struct Shared {
     /// Which cluster, for the ids of records without one.
     cluster: String,
     revoke_within: Duration,
+    pub(crate) stall_after: Duration,
     state: Mutex<State>,
     /// There is room again, or something was resolved.
     room: Condvar,
@@ -53,6 +54,15 @@ pub(crate) struct Shared {
     stopping: AtomicBool,
     /// Nothing is fetched, as there is no room.
     paused: AtomicBool,
+    /// When the thread was last heard of, and when a record last came.
+    beats: Mutex<Beats>,
+}
+
+/// When something last moved.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Beats {
+    pub(crate) polled: Instant,
+    pub(crate) came: Instant,
 }
 
 #[derive(Default)]
@@ -67,17 +77,34 @@ pub(crate) struct State {
 }
 
 impl Shared {
-    pub(crate) fn new(site: Site, cluster: String, revoke_within: Duration) -> Arc<Self> {
+    pub(crate) fn new(site: Site, cluster: String, settings: &Settings) -> Arc<Self> {
         Arc::new(Self {
             site,
             cluster,
-            revoke_within,
+            revoke_within: settings.revoke_within.0,
+            stall_after: settings.stall_after.0,
             state: Mutex::default(),
             room: Condvar::new(),
             arrived: Notify::new(),
             stopping: AtomicBool::new(false),
             paused: AtomicBool::new(false),
+            beats: Mutex::new(Beats { polled: Instant::now(), came: Instant::now() }),
         })
+    }
+
+    /// When something last moved.
+    pub(crate) fn beats(&self) -> Beats {
+        *self.beats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The thread is alive; whether a record came, or none could come.
+    fn beat(&self, came: bool) {
+        let now = Instant::now();
+        let mut beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
+        beats.polled = now;
+        if came {
+            beats.came = now;
+        }
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -139,6 +166,8 @@ pub(crate) fn run(shared: &Arc<Shared>, client: Arc<Client>) {
         if has_room == paused {
             shared.pause(&client, !has_room);
         }
+        // Where there is no room nothing is meant to come.
+        shared.beat(!has_room);
         match client.poll(POLL) {
             Some(Ok(first)) => take_over(shared, &client, first),
             Some(Err(error)) => poll_failed(shared, &error),
@@ -162,6 +191,7 @@ fn take_over(shared: &Shared, client: &Client, first: BorrowedMessage<'_>) {
             None => break,
         }
     }
+    shared.beat(true);
     let mut state = shared.state();
     let State { assignment, places, .. } = &mut *state;
     let mut here: Option<&(Place, IncarnationId)> = None;
@@ -251,6 +281,7 @@ impl Watch {
                 Err(error) => {
                     let doing = "cannot read the group's commits";
                     shared.tell(explain(&shared.site, doing, &error));
+                    shared.beat(true);
                     std::thread::sleep(AGAIN);
                 }
             }
@@ -273,6 +304,7 @@ impl Watch {
             state.places.insert((place.0.to_string(), place.1), (place, incarnation));
         }
         drop(state);
+        shared.beat(true);
         tracing::info!(queue = %shared.site.queue, partitions = list.count(), "assigned");
     }
 
@@ -285,6 +317,7 @@ impl Watch {
         let mut state = shared.state();
         let lost = client.assignment_lost();
         loop {
+            shared.beat(true);
             state.assignment.stop_handing_out(&places);
             let held = state.assignment.held_of(&places);
             let left = shared.revoke_within.saturating_sub(begun.elapsed());

@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -19,8 +19,9 @@ use tokio::sync::Notify;
 use crate::client::{explain, log};
 use crate::connector::FEATURES;
 use crate::consumer::blocking;
-use crate::record::record;
+use crate::record::{partition, record};
 use crate::settings::Site;
+use crate::topic::{ASK, known};
 use crate::transaction::store_id;
 
 /// How often it is told that no broker is there.
@@ -35,6 +36,7 @@ pub(crate) struct KafkaProducer {
     client: Arc<ThreadedProducer<Reports>>,
     site: Site,
     topic: Arc<str>,
+    partitions: AtomicI32,
     closed: AtomicBool,
 }
 
@@ -140,13 +142,6 @@ fn failed(site: &Site, error: &KafkaError) -> Produced {
     Produced::Rejected(Rejected { kind, message: format!("{error}{advice}") })
 }
 
-/// What the client cannot even be given.
-fn refuse(outgoing: &Outgoing) -> Option<Rejected> {
-    let odd = outgoing.message.headers.iter().find(|(name, _)| name.contains('\0'))?;
-    let message = format!("Kafka takes no header whose name has a null byte: {:?}", odd.0);
-    Some(Rejected { kind: CauseKind::Refused, message })
-}
-
 impl KafkaProducer {
     pub(crate) fn open(
         site: Site,
@@ -158,13 +153,44 @@ impl KafkaProducer {
             config.create_with_context(Reports { site: site.clone(), told: Mutex::default() });
         let client =
             client.map_err(|error| explain(&site, "the producer cannot be made", &error))?;
-        let closed = AtomicBool::new(false);
-        Ok(Self { client: Arc::new(client), site, topic: topic.into(), closed })
+        let (partitions, closed) = (AtomicI32::new(0), AtomicBool::new(false));
+        Ok(Self { client: Arc::new(client), site, topic: topic.into(), partitions, closed })
     }
 
-    /// The client, for questions to the broker.
-    pub(crate) fn client(&self) -> &Arc<ThreadedProducer<Reports>> {
-        &self.client
+    /// Refuses a topic that is not there. Keeps how many partitions it has.
+    pub(crate) async fn look(&self) -> Result<i32, ConnectorError> {
+        let (client, topic) = (Arc::clone(&self.client), Arc::clone(&self.topic));
+        let asked = blocking(move || client.client().fetch_metadata(Some(&topic), ASK)).await?;
+        let doing = "cannot reach the broker";
+        let metadata = asked.map_err(|error| explain(&self.site, doing, &error))?;
+        known(&self.site, &metadata, &self.topic)?;
+        let topic = metadata.topics().iter().find(|found| found.name() == &*self.topic);
+        let partitions = topic.map_or(0, |topic| topic.partitions().len());
+        let partitions = i32::try_from(partitions).unwrap_or(i32::MAX);
+        self.partitions.store(partitions, Ordering::Relaxed);
+        Ok(partitions)
+    }
+
+    /// What the client cannot even be given.
+    async fn refuse(&self, outgoing: &Outgoing) -> Result<Option<Rejected>, ConnectorError> {
+        let message = &outgoing.message;
+        let refused = |message| Some(Rejected { kind: CauseKind::Refused, message });
+        if let Some((odd, _)) = message.headers.iter().find(|(name, _)| name.contains('\0')) {
+            let message = format!("Kafka takes no header whose name has a null byte: {odd:?}");
+            return Ok(refused(message));
+        }
+        match partition(message) {
+            // One may have been added since.
+            Ok(Some(asked)) if asked >= self.partitions.load(Ordering::Relaxed) => {
+                let there = self.look().await?;
+                let message = || {
+                    format!("topic `{}` has {there} partitions, and no number {asked}", self.topic)
+                };
+                Ok((asked >= there).then(|| refused(message())).flatten())
+            }
+            Ok(_) => Ok(None),
+            Err(rejected) => Ok(Some(rejected)),
+        }
     }
 
     /// Gives one record to the client; waits for as long as its buffers are full.
@@ -200,7 +226,7 @@ impl Producer for KafkaProducer {
         }
         let batch = Batch::new(outgoing.len());
         for (at, one) in outgoing.iter().enumerate() {
-            match refuse(one) {
+            match self.refuse(one).await? {
                 Some(rejected) => batch.set(at, Produced::Rejected(rejected)),
                 None => self.send(one, &batch, at).await,
             }
@@ -218,7 +244,7 @@ impl Producer for KafkaProducer {
     async fn stage(&self, batch: &[Outgoing]) -> Result<Staged, ConnectorError> {
         let (mut ops, mut rejected) = (Vec::with_capacity(batch.len()), Vec::new());
         for (at, outgoing) in batch.iter().enumerate() {
-            match refuse(outgoing) {
+            match self.refuse(outgoing).await? {
                 Some(why) => rejected.push((at, why)),
                 None => ops.push(StoreOp::Enqueue {
                     queue: Arc::clone(&self.topic),

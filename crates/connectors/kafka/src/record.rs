@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use brigade_core::connector::{Defect, Incoming, Receipt};
+use brigade_core::connector::{Defect, Incoming, Receipt, Rejected};
 use brigade_core::{CauseKind, Headers, IncarnationId, Message, MessageId, Timestamp};
 use bytes::Bytes;
 use rdkafka::message::{
@@ -14,11 +14,27 @@ use rdkafka::util::IntoOpaque;
 const ID: &str = "brigade-id";
 const EVENT_TIME: &str = "brigade-event-time";
 
+/// Which partition a record is to go to; it is no header of the record.
+const PARTITION: &str = "brigade-partition";
+
+/// The partition that a message asks for.
+pub(crate) fn partition(message: &Message) -> Result<Option<i32>, Rejected> {
+    let Some(asked) = message.headers.get(PARTITION) else { return Ok(None) };
+    let text = asked.and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or_default();
+    match text.parse() {
+        Ok(partition @ 0..) => Ok(Some(partition)),
+        _ => {
+            let message = format!("the header `{PARTITION}`: expected a number, found {text:?}");
+            Err(Rejected { kind: CauseKind::Refused, message })
+        }
+    }
+}
+
 /// The headers of a message's record.
 pub(crate) fn headers(message: &Message) -> OwnedHeaders {
     let id = message.id.to_string();
     let mut headers = OwnedHeaders::new_with_capacity(message.headers.len() + 2);
-    for (key, value) in message.headers.iter() {
+    for (key, value) in message.headers.iter().filter(|(key, _)| *key != PARTITION) {
         headers = headers.insert(Header { key, value: value.map(|value| &value[..]) });
     }
     headers = headers.insert(Header { key: ID, value: Some(&id) });
@@ -35,6 +51,9 @@ pub(crate) fn record<'m, D: IntoOpaque>(
     opaque: D,
 ) -> BaseRecord<'m, [u8], [u8], D> {
     let mut record = BaseRecord::with_opaque_to(topic, opaque).headers(headers(message));
+    if let Ok(Some(partition)) = partition(message) {
+        record = record.partition(partition);
+    }
     if let Some(payload) = &message.payload {
         record = record.payload(&payload[..]);
     }

@@ -36,6 +36,10 @@ pub(crate) struct Settings {
     /// resolved; what is not by then is handled again by the other. Default: 10s.
     #[serde(default = "revoke_within")]
     pub(crate) revoke_within: Period,
+    /// How long the broker may have records of which none comes, or the client may hang, before the
+    /// connection is closed and opened again. Default: 2m.
+    #[serde(default = "stall_after")]
+    pub(crate) stall_after: Period,
 }
 
 /// How a topic is made.
@@ -72,6 +76,10 @@ impl std::fmt::Display for Scalar {
 
 fn revoke_within() -> Period {
     Period(Duration::from_secs(10))
+}
+
+fn stall_after() -> Period {
+    Period(Duration::from_secs(120))
 }
 
 fn one() -> i32 {
@@ -165,6 +173,14 @@ impl Settings {
     /// A client's properties: the defaults, the environment's, the file's.
     pub(crate) fn client(&self, role: Role) -> ClientConfig {
         self.client_in(role, environment)
+    }
+
+    /// The properties of a member of a reader's group.
+    pub(crate) fn member(&self, queue: &QueueSpec, reader: &Reader) -> ClientConfig {
+        let mut config = self.client(Role::Consumer);
+        config.set("group.id", self.group(queue, reader)).set("enable.auto.commit", "false");
+        config.set("enable.auto.offset.store", "false");
+        config
     }
 
     fn client_in(&self, role: Role, environment: Environment) -> ClientConfig {

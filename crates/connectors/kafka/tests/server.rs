@@ -1,5 +1,4 @@
-//! What the suite does not ask: members that come and go, what is wrong with a broker or a queue,
-//! TLS and passwords.
+//! What is wrong with a broker, a queue or a record; TLS and passwords; which partition.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -7,216 +6,18 @@
     reason = "a test that stops says where"
 )]
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+mod common;
+
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use brigade_core::Message;
 use brigade_core::connector::{
-    Connector as _, ConnectorEnv, ConnectorError, Consumer, Incoming, Order, Outgoing, Produced,
-    Producer, QueueSpec, Reader, Want,
+    Connector as _, ConnectorError, Outgoing, Produced, QueueSpec, Want,
 };
-use brigade_kafka::Kafka as Connector;
-use brigade_memory::MemoryState;
+use brigade_kafka::{Kafka as Connector, Position};
 use brigade_testkit::servers::Kafka;
-use serde_json::{Value, json};
-
-const PATIENCE: Duration = Duration::from_secs(60);
-
-fn queue(partitions: u32, servers: &str) -> QueueSpec {
-    let topic = format!("queue-{:016x}", fastrand::u64(..));
-    let settings = json!({
-        "topic": topic,
-        "group": topic,
-        "create": { "partitions": partitions },
-        "revoke_within": "2s",
-        "config": {
-            "bootstrap.servers": servers,
-            "session.timeout.ms": 3000,
-            "heartbeat.interval.ms": 200,
-        },
-    });
-    QueueSpec::new("suite", "queue", settings)
-}
-
-fn with(queue: &QueueSpec, name: &str, value: impl Into<Value>) -> QueueSpec {
-    let mut queue = queue.clone();
-    queue.settings["config"][name] = value.into();
-    queue
-}
-
-fn env() -> ConnectorEnv {
-    ConnectorEnv { state: MemoryState::new() }
-}
-
-async fn consumer(queue: &QueueSpec) -> Result<Arc<dyn Consumer>, ConnectorError> {
-    let reader = Reader { stage: "suite".into(), group: "".into(), order: Order::None };
-    Connector.consumer(queue, &reader, &env()).await
-}
-
-async fn producer(queue: &QueueSpec) -> Arc<dyn Producer> {
-    Connector.producer(queue, &env()).await.unwrap()
-}
-
-fn numbered(n: u64) -> Outgoing {
-    Message::new(n.to_string()).with_key(format!("k{}", n % 50)).into()
-}
-
-fn number(incoming: &Incoming) -> u64 {
-    std::str::from_utf8(incoming.message.payload.as_deref().unwrap()).unwrap().parse().unwrap()
-}
-
-async fn put(producer: &Arc<dyn Producer>, numbers: std::ops::Range<u64>) {
-    let batch: Vec<Outgoing> = numbers.map(numbered).collect();
-    for outcome in producer.produce(&batch).await.unwrap() {
-        assert!(matches!(outcome, Produced::Confirmed), "{outcome:?}");
-    }
-}
-
-/// What comes within a moment.
-async fn take(consumer: &Arc<dyn Consumer>, max: usize) -> Vec<Incoming> {
-    let want = Want { messages: max, bytes: usize::MAX };
-    let taken = tokio::time::timeout(Duration::from_millis(200), consumer.consume(want)).await;
-    taken.unwrap_or(Ok(Vec::new())).unwrap()
-}
-
-async fn ack(consumer: &Arc<dyn Consumer>, taken: &[Incoming]) -> usize {
-    let receipts = taken.iter().map(|incoming| incoming.receipt).collect();
-    loop {
-        match consumer.ack(Clone::clone(&receipts), Vec::new()).await {
-            Ok(acked) => return taken.len() - acked.fenced.len(),
-            Err(error) => assert!(error.is_transient(), "{error}"),
-        }
-    }
-}
-
-/// What is resolved beyond the committed offset is known to the next member: it is not handled again
-/// though a message before it is unresolved.
-#[tokio::test]
-async fn only_what_is_unresolved_comes_again_to_the_next_member() {
-    let queue = queue(1, &Kafka::shared().servers());
-    put(&producer(&queue).await, 0..1000).await;
-    let first = consumer(&queue).await.unwrap();
-    let mut taken = Vec::new();
-    while taken.len() < 1000 {
-        taken.extend(take(&first, 1000).await);
-    }
-    let (left, done): (Vec<Incoming>, Vec<Incoming>) =
-        taken.into_iter().partition(|incoming| number(incoming) % 100 == 7);
-    assert_eq!(ack(&first, &done).await, 990);
-    // Killed, not stopped.
-    drop(first);
-    let next = consumer(&queue).await.unwrap();
-    let mut again = BTreeSet::new();
-    while again.len() < left.len() {
-        again.extend(take(&next, 1000).await.iter().map(number));
-    }
-    assert_eq!(again, left.iter().map(number).collect());
-    assert!(take(&next, 1).await.is_empty(), "what is resolved came again");
-}
-
-/// Members join and leave: no message is lost, what a leaving member had in flight is resolved before
-/// its partitions go, and each key's first occurrences are in order.
-#[tokio::test]
-async fn members_come_and_go_and_nothing_is_lost() {
-    const MESSAGES: u64 = 20_000;
-    let queue = queue(8, &Kafka::shared().servers());
-    let producer = producer(&queue).await;
-    let mut members = vec![consumer(&queue).await.unwrap()];
-    let mut random = fastrand::Rng::with_seed(3);
-    let (mut put_so_far, mut times) = (0, BTreeMap::<u64, u32>::new());
-    let mut last_of_key = BTreeMap::<u64, u64>::new();
-    let (begun, mut changes) = (Instant::now(), 0);
-    while (times.len() as u64) < MESSAGES {
-        assert!(begun.elapsed() < 3 * PATIENCE, "{} of {MESSAGES}", times.len());
-        if put_so_far < MESSAGES {
-            put(&producer, put_so_far..put_so_far + 500).await;
-            put_so_far += 500;
-        }
-        for member in &members {
-            let taken = take(member, 400).await;
-            for incoming in &taken {
-                let n = number(incoming);
-                let first = *times.entry(n).and_modify(|times| *times += 1).or_insert(1) == 1;
-                if first {
-                    let before = last_of_key.insert(n % 50, n);
-                    assert!(before.is_none_or(|before| before < n), "{n} after {before:?}");
-                }
-            }
-            ack(member, &taken).await;
-        }
-        match random.u32(..3) {
-            0 if members.len() < 4 => members.push(consumer(&queue).await.unwrap()),
-            1 if members.len() > 1 => {
-                let leaving = members.swap_remove(random.usize(..members.len()));
-                if random.bool() {
-                    leaving.shutdown().await.unwrap();
-                }
-            }
-            _ => continue,
-        }
-        changes += 1;
-    }
-    let twice = times.values().filter(|times| **times > 1).count();
-    println!("{twice} of {MESSAGES} came again over {changes} members that came or went");
-    // Every member acks what it takes before it leaves.
-    assert_eq!(twice, 0);
-}
-
-/// A component that works for longer than the group waits for a poll keeps its partitions.
-#[tokio::test]
-async fn a_slow_component_does_not_trip_the_poll_interval() {
-    let slow = with(&queue(1, &Kafka::shared().servers()), "max.poll.interval.ms", 3000);
-    put(&producer(&slow).await, 0..5000).await;
-    let member = consumer(&slow).await.unwrap();
-    let mut taken = Vec::new();
-    while taken.is_empty() {
-        taken = take(&member, 10).await;
-    }
-    let begun = Instant::now();
-    // Nobody asks for more; what is fetched ahead fills its bound.
-    while begun.elapsed() < Duration::from_secs(5) {
-        tokio::task::yield_now().await;
-    }
-    assert_eq!(ack(&member, &taken).await, taken.len(), "the partition is still its own");
-}
-
-/// Partitions that go while nobody asks for messages, and come back later, are read again.
-#[tokio::test]
-async fn partitions_that_come_back_are_read_though_they_were_paused() {
-    const MESSAGES: u64 = 8000;
-    let queue = queue(2, &Kafka::shared().servers());
-    put(&producer(&queue).await, 0..MESSAGES).await;
-    let first = consumer(&queue).await.unwrap();
-    let mut seen = BTreeSet::new();
-    while seen.is_empty() {
-        let taken = take(&first, 1).await;
-        seen.extend(taken.iter().map(number));
-        ack(&first, &taken).await;
-    }
-    // Long enough for what is fetched ahead to fill its bound, and to be paused.
-    let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(2) {
-        tokio::task::yield_now().await;
-    }
-    let second = consumer(&queue).await.unwrap();
-    while take(&second, 1).await.is_empty() {
-        assert!(begun.elapsed() < PATIENCE, "the second gets nothing");
-    }
-    let only_some = seen.len() + 1000;
-    while seen.len() < only_some {
-        let taken = take(&first, 500).await;
-        seen.extend(taken.iter().map(number));
-        ack(&first, &taken).await;
-    }
-    drop(second);
-    while (seen.len() as u64) < MESSAGES {
-        assert!(begun.elapsed() < PATIENCE, "{} of {MESSAGES}", seen.len());
-        let taken = take(&first, 500).await;
-        seen.extend(taken.iter().map(number));
-        ack(&first, &taken).await;
-    }
-}
+use common::{PATIENCE, ack, consumer, env, number, numbered, producer, put, queue, take, with};
 
 fn told<T>(error: Result<T, ConnectorError>, parts: &[&str]) {
     let error = error.err().expect("it goes wrong");
@@ -331,4 +132,56 @@ async fn tls_and_scram() {
     let error = consumer(&wrong).await.err().unwrap();
     assert!(!error.to_string().contains("wr0ng"), "no secret is told: {error}");
     told::<()>(Err(error), &["queue `queue`", "sasl.password"]);
+}
+
+/// Signed by nobody, as brokers take it that are told to.
+#[tokio::test]
+async fn oauthbearer() {
+    let server = Kafka::start_secured();
+    let ca = server.certificate().display().to_string();
+    let queue = queue(1, &server.sasl_servers().unwrap());
+    let queue = with(&with(&queue, "security.protocol", "sasl_ssl"), "ssl.ca.location", ca);
+    let queue = with(&queue, "sasl.mechanism", "OAUTHBEARER");
+    let queue = with(&queue, "enable.sasl.oauthbearer.unsecure.jwt", true);
+    works(&with(&queue, "sasl.oauthbearer.config", "principal=alice")).await;
+    let wrong = with(&queue, "sasl.oauthbearer.config", "principal=alice lifeSeconds=-60");
+    told(consumer(&wrong).await, &["queue `queue`"]);
+}
+
+#[tokio::test]
+async fn a_message_can_say_which_partition_it_goes_to() {
+    let queue = queue(4, &Kafka::shared().servers());
+    let to = |partition: &str| -> Outgoing {
+        Message::new("1")
+            .with_key("k")
+            .with_header("brigade-partition", partition.to_owned())
+            .into()
+    };
+    let batch = [to("3"), to("0"), to("4"), to("three"), to("-1")];
+    let producer = producer(&queue).await;
+    let outcomes = producer.produce(&batch).await.unwrap();
+    let why = |at: usize| match &outcomes[at] {
+        Produced::Rejected(why) => why.message.as_str(),
+        other => panic!("{other:?}"),
+    };
+    assert!(matches!(outcomes[..2], [Produced::Confirmed, Produced::Confirmed]), "{outcomes:?}");
+    assert!(why(2).contains("has 4 partitions, and no number 4"), "{}", why(2));
+    assert!(why(3).contains("expected a number, found \"three\""), "{}", why(3));
+    assert!(why(4).contains("expected a number"), "{}", why(4));
+    // In a transaction it is the same: a message that can go nowhere is not tried for ever.
+    let staged = producer.stage(&batch).await.unwrap();
+    let rejected: Vec<usize> = staged.rejected.iter().map(|(at, _)| *at).collect();
+    assert_eq!((staged.ops.len(), rejected), (2, vec![2, 3, 4]));
+    let member = consumer(&queue).await.unwrap();
+    let (mut places, begun) = (BTreeSet::new(), Instant::now());
+    while places.len() < 2 {
+        assert!(begun.elapsed() < PATIENCE, "{places:?}");
+        for incoming in take(&member, 10).await {
+            assert!(incoming.message.headers.is_empty(), "it is no header of the record");
+            let place: Position = member.locate(incoming.receipt).parse().unwrap();
+            assert_eq!(place.topic, queue.settings["topic"].as_str().unwrap());
+            places.insert((place.partition, place.offset));
+        }
+    }
+    assert_eq!(places, [(0, 0), (3, 0)].into());
 }

@@ -23,6 +23,9 @@ pub enum ErrorKind {
     Unsupported,
     /// The consumer or producer was shut down.
     Closed,
+    /// The consumer gets nothing though there is something, or hears nothing any more: it is closed and
+    /// opened again, within the stage's budget of restarts.
+    Stalled,
 }
 
 impl ConnectorError {
@@ -48,6 +51,11 @@ impl ConnectorError {
             message: format!("the connection to queue `{queue}` is shut down"),
             source: None,
         }
+    }
+
+    /// The consumer does not get on, and has to be opened again.
+    pub fn stalled(message: impl Into<String>) -> Self {
+        Self { kind: ErrorKind::Stalled, message: message.into(), source: None }
     }
 
     /// The same error with its cause.

@@ -12,7 +12,7 @@ use arc_swap::ArcSwapOption;
 use brigade_core::DeadLetter;
 use brigade_core::books::Page;
 use brigade_core::connector::{
-    ConnectorError, Consumer as ConnectorConsumer, Incoming, Order, Want,
+    ConnectorError, Consumer as ConnectorConsumer, ErrorKind, Incoming, Order, Want,
 };
 use brigade_core::credit::Credit;
 use brigade_core::delivery::{Delivery, Origin, Parts, Resolved, Slot};
@@ -185,13 +185,16 @@ impl Actor for Consumer {
         control.addr.store(Some(Arc::new(ctx.address())));
         let pull = PullLoop::new(site).run();
         ctx.spawn(pull.into_actor(self).map(move |result, actor, ctx| {
-            actor.exit.expected();
             control.addr.store(None);
             control.in_flight.store(0, Relaxed);
-            control.stopped.store(true, Relaxed);
-            if let Err(error) = result {
-                report.failed(stage, error);
+            match result {
+                // It died: the supervisor opens its connection again.
+                Err(End::Stalled) => return ctx.stop(),
+                Err(End::Failed(error)) => report.failed(stage, error),
+                Ok(()) => {}
             }
+            actor.exit.expected();
+            control.stopped.store(true, Relaxed);
             ctx.stop();
         }));
     }
@@ -203,6 +206,14 @@ impl Handler<Crash> for Consumer {
     fn handle(&mut self, _: Crash, _: &mut Self::Context) {
         panic!("killed by a test");
     }
+}
+
+/// Why a consumer cannot go on.
+enum End {
+    /// It will not go better by itself: the stage fails.
+    Failed(String),
+    /// Its connection has to be opened again.
+    Stalled,
 }
 
 type Pulled = Result<Vec<Incoming>, ConnectorError>;
@@ -247,13 +258,13 @@ impl PullLoop {
     }
 
     /// Pulls, deals and settles until it is told to stop or cannot go on; then closes.
-    async fn run(mut self) -> Result<(), String> {
+    async fn run(mut self) -> Result<(), End> {
         let result = self.pull_until_stopped().await;
         self.close().await;
         result
     }
 
-    async fn pull_until_stopped(&mut self) -> Result<(), String> {
+    async fn pull_until_stopped(&mut self) -> Result<(), End> {
         let lease = self.site.consumer.lease().map(|lease| lease / 3);
         let mut extend = lease.map(tokio::time::interval);
         loop {
@@ -277,7 +288,7 @@ impl PullLoop {
                     self.take_in(pulled)?;
                 }
                 Some(settled) = self.settling.next() => {
-                    let Settled { slots, outcomes } = settled.map_err(|error| error.to_string())?;
+                    let Settled { slots, outcomes } = settled.map_err(|error| End::Failed(error.to_string()))?;
                     self.settled += outcomes;
                     for slot in slots {
                         self.flights.settled(slot);
@@ -413,7 +424,7 @@ impl PullLoop {
         self.site.credit.want(messages, bytes, max)
     }
 
-    fn take_in(&mut self, pulled: Pulled) -> Result<(), String> {
+    fn take_in(&mut self, pulled: Pulled) -> Result<(), End> {
         let queue = &self.site.input.spec.name;
         match pulled {
             Ok(messages) if messages.is_empty() => {
@@ -437,7 +448,11 @@ impl PullLoop {
                 tracing::warn!(%queue, %error, failures = self.failures, ?again, "cannot consume");
                 Ok(())
             }
-            Err(error) => Err(format!("cannot consume from queue `{queue}`: {error}")),
+            Err(error) if error.kind() == ErrorKind::Stalled => {
+                tracing::error!(%queue, %error, "the consumer is opened again");
+                Err(End::Stalled)
+            }
+            Err(error) => Err(End::Failed(format!("cannot consume from queue `{queue}`: {error}"))),
         }
     }
 

@@ -41,8 +41,8 @@ impl Kafka {
         Self::start_with(None)
     }
 
-    /// Starts one that also listens for TLS and for SASL (SCRAM-SHA-256) over TLS, with the user
-    /// `alice` and the password `secret`.
+    /// Starts one that also listens for TLS and for SASL over TLS: SCRAM-SHA-256 with the user `alice`
+    /// and the password `secret`, and OAUTHBEARER with tokens that nobody signed.
     ///
     /// # Panics
     /// As [`start`](Kafka::start); or `openssl` is not installed.
@@ -152,9 +152,12 @@ impl Kafka {
                 ",SSL://127.0.0.1:{tls},SASL_SSL://127.0.0.1:{sasl}\n\
                  ssl.keystore.type=PEM\n\
                  ssl.keystore.location={}\n\
-                 sasl.enabled.mechanisms=SCRAM-SHA-256\n\
+                 sasl.enabled.mechanisms=SCRAM-SHA-256,OAUTHBEARER\n\
                  listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config=\
-                 org.apache.kafka.common.security.scram.ScramLoginModule required;",
+                 org.apache.kafka.common.security.scram.ScramLoginModule required;\n\
+                 listener.name.sasl_ssl.oauthbearer.sasl.jaas.config=\
+                 org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required \
+                 unsecuredLoginStringClaim_sub=\"broker\";",
                 pem.display()
             )
         };

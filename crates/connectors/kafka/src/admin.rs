@@ -1,0 +1,304 @@
+//! A topic as people look at it. Kafka deletes no single record: what is deleted here is committed as
+//! resolved, for each group that reads the topic in this pipeline.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use brigade_core::connector::{
+    ConnectorError, Lag, Outgoing, Peeked, Produced, Producer as _, QueueAdmin, QueueStatus,
+    Receipt,
+};
+use brigade_core::watermark::Watermark;
+use brigade_core::{IncarnationId, Message};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
+use rdkafka::message::Message as _;
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+
+use crate::client::{Heard, explain};
+use crate::consumer::blocking;
+use crate::lag::Lagging;
+use crate::metadata;
+use crate::producer::KafkaProducer;
+use crate::record;
+use crate::settings::Site;
+
+/// How long one question to the broker may take.
+const ASK: Duration = Duration::from_secs(10);
+/// A position is a partition and an offset.
+const OFFSET_BITS: u32 = 48;
+
+/// See the module.
+pub(crate) struct TopicAdmin {
+    desk: Arc<Desk>,
+    producer: KafkaProducer,
+}
+
+struct Desk {
+    site: Site,
+    topic: String,
+    cluster: String,
+    /// The groups, with their names in the pipeline file; one at least.
+    groups: Vec<Group>,
+    /// One question after the other: a client reads one place at a time.
+    turn: Mutex<()>,
+}
+
+struct Group {
+    name: String,
+    client: BaseConsumer<Heard>,
+    lagging: Lagging,
+}
+
+/// What a group has of a partition.
+struct Partition {
+    number: i32,
+    watermark: Watermark,
+    /// Where the topic's records end.
+    past: u64,
+}
+
+impl TopicAdmin {
+    pub(crate) fn open(
+        site: Site,
+        topic: String,
+        cluster: String,
+        groups: Vec<(String, ClientConfig)>,
+        producer: KafkaProducer,
+    ) -> Result<Self, ConnectorError> {
+        let open = |(name, mut config): (String, ClientConfig)| {
+            config.remove("group.instance.id");
+            config.set("enable.partition.eof", "true");
+            let client = config
+                .create_with_context(Heard::new(&site))
+                .map_err(|error| explain(&site, "the consumer cannot be made", &error))?;
+            let lagging = Lagging::new(site.clone(), vec![topic.clone()], config);
+            Ok(Group { name, client, lagging })
+        };
+        let groups = groups.into_iter().map(open).collect::<Result<_, ConnectorError>>()?;
+        let desk = Desk { site, topic, cluster, groups, turn: Mutex::default() };
+        Ok(Self { desk: Arc::new(desk), producer })
+    }
+
+    async fn at_desk<T: Send + 'static>(
+        &self,
+        doing: &'static str,
+        ask: impl FnOnce(&Desk) -> KafkaResult<T> + Send + 'static,
+    ) -> Result<T, ConnectorError> {
+        let desk = Arc::clone(&self.desk);
+        let asked = blocking(move || {
+            let _turn = desk.turn.lock().unwrap_or_else(PoisonError::into_inner);
+            ask(&desk).map_err(|error| desk.explain(doing, &error))
+        });
+        asked.await?
+    }
+}
+
+impl Desk {
+    fn explain(&self, doing: &str, error: &KafkaError) -> ConnectorError {
+        let members = [Code::UnknownMemberId, Code::IllegalGeneration, Code::RebalanceInProgress];
+        match error.rdkafka_error_code() {
+            Some(code) if members.contains(&code) => ConnectorError::permanent(format!(
+                "queue `{}` (Kafka at {}): {doing}: a stage that runs reads it; stop that first \
+                 ({code})",
+                self.site.queue, self.site.servers
+            )),
+            _ => explain(&self.site, doing, error),
+        }
+    }
+
+    fn partitions(&self, group: &Group) -> KafkaResult<Vec<Partition>> {
+        let found = group.client.fetch_metadata(Some(&self.topic), ASK)?;
+        let mut list = TopicPartitionList::new();
+        for topic in found.topics().iter().filter(|found| found.name() == self.topic) {
+            for partition in topic.partitions() {
+                list.add_partition(&self.topic, partition.id());
+            }
+        }
+        let committed = group.client.committed_offsets(list, ASK)?;
+        let mut partitions = Vec::with_capacity(committed.count());
+        for one in &committed.elements() {
+            let number = one.partition();
+            let (first, past) = group.client.fetch_watermarks(&self.topic, number, ASK)?;
+            let whole = |offset: i64| u64::try_from(offset).unwrap_or_default();
+            let low = match one.offset() {
+                Offset::Offset(offset) => whole(offset),
+                _ => 0,
+            };
+            let mut watermark = metadata::decode(low, &metadata::of(one));
+            // What was cut off is nobody's any more.
+            watermark.resolve_range(watermark.low(), whole(first));
+            partitions.push(Partition { number, watermark, past: whole(past) });
+        }
+        partitions.sort_unstable_by_key(|partition| partition.number);
+        Ok(partitions)
+    }
+
+    /// Shows the records of a partition from an offset on, until somebody has seen enough.
+    fn read(
+        &self,
+        group: &Group,
+        partition: i32,
+        from: u64,
+        mut show: impl FnMut(u64, Message) -> bool,
+    ) -> KafkaResult<()> {
+        let mut list = TopicPartitionList::new();
+        let offset = Offset::Offset(i64::try_from(from).unwrap_or(i64::MAX));
+        list.add_partition_offset(&self.topic, partition, offset)?;
+        group.client.assign(&list)?;
+        let place = format!("{}/{}/{partition}", self.cluster, self.topic);
+        let incarnation = IncarnationId::of(place.as_bytes());
+        let begun = Instant::now();
+        loop {
+            match group.client.poll(ASK.saturating_sub(begun.elapsed())) {
+                Some(Ok(record)) => {
+                    let offset = u64::try_from(record.offset()).unwrap_or_default();
+                    let receipt = Receipt { position: pack(partition, offset), fence: 0 };
+                    let incoming = record::incoming(&record, incarnation, receipt);
+                    if !show(offset, incoming.message) {
+                        break;
+                    }
+                }
+                Some(Err(KafkaError::PartitionEOF(_))) => break,
+                Some(Err(error)) => return Err(error),
+                None => return Err(KafkaError::MessageConsumption(Code::OperationTimedOut)),
+            }
+        }
+        group.client.unassign()
+    }
+
+    fn peek(&self, mut skip: u64, limit: u64) -> KafkaResult<Vec<Peeked>> {
+        let (group, mut peeked) = (&self.groups[0], Vec::new());
+        for Partition { number, watermark, past } in self.partitions(group)? {
+            if watermark.low() >= past || peeked.len() as u64 >= limit {
+                continue;
+            }
+            self.read(group, number, watermark.low(), |offset, message| {
+                if watermark.is_resolved(offset) {
+                    return true;
+                }
+                match skip {
+                    0 => peeked.push(self.peeked(number, offset, message)),
+                    _ => skip -= 1,
+                }
+                (peeked.len() as u64) < limit
+            })?;
+        }
+        Ok(peeked)
+    }
+
+    fn get(&self, position: u64) -> KafkaResult<Option<Peeked>> {
+        let (group, (number, wanted)) = (&self.groups[0], unpack(position));
+        let partitions = self.partitions(group)?;
+        let there = |one: &&Partition| one.number == number && one.past > wanted;
+        let Some(partition) = partitions.iter().find(there) else { return Ok(None) };
+        let mut found = None;
+        if !partition.watermark.is_resolved(wanted) {
+            self.read(group, number, wanted, |offset, message| {
+                found = (offset == wanted).then(|| self.peeked(number, offset, message));
+                false
+            })?;
+        }
+        Ok(found)
+    }
+
+    fn peeked(&self, partition: i32, offset: u64, message: Message) -> Peeked {
+        Peeked {
+            position: pack(partition, offset),
+            group: self.groups[0].name.clone(),
+            message,
+            attempts: 0,
+            redeliveries: 0,
+            parked: None,
+            holder: None,
+        }
+    }
+
+    /// Resolves records for each group; says how many were not, for the first.
+    fn resolve(&self, mut gone: impl FnMut(&mut Partition)) -> KafkaResult<u64> {
+        let mut resolved = 0;
+        for (at, group) in self.groups.iter().enumerate() {
+            let before = group.lagging.waiting_for(&group.client)?;
+            let mut list = TopicPartitionList::new();
+            for mut partition in self.partitions(group)? {
+                gone(&mut partition);
+                let watermark = &partition.watermark;
+                let mut one = list.add_partition(&self.topic, partition.number);
+                one.set_offset(Offset::Offset(i64::try_from(watermark.low()).unwrap_or(i64::MAX)))?;
+                one.set_metadata(metadata::encode(watermark));
+            }
+            group.client.commit(&list, CommitMode::Sync)?;
+            if at == 0 {
+                resolved = before.saturating_sub(group.lagging.waiting_for(&group.client)?);
+            }
+        }
+        Ok(resolved)
+    }
+}
+
+fn pack(partition: i32, offset: u64) -> u64 {
+    u64::try_from(partition).unwrap_or_default() << OFFSET_BITS | offset
+}
+
+fn unpack(position: u64) -> (i32, u64) {
+    let partition = i32::try_from(position >> OFFSET_BITS).unwrap_or(i32::MAX);
+    (partition, position & ((1 << OFFSET_BITS) - 1))
+}
+
+#[async_trait]
+impl QueueAdmin for TopicAdmin {
+    async fn status(&self) -> Result<Vec<QueueStatus>, ConnectorError> {
+        let asked = self.at_desk("cannot read the lag", |desk| {
+            let status = |group: &Group| {
+                let ready = Some(group.lagging.waiting_for(&group.client)?);
+                let lag = Lag { ready, ..Lag::default() };
+                Ok(QueueStatus { group: group.name.clone(), lag })
+            };
+            desk.groups.iter().map(status).collect()
+        });
+        asked.await
+    }
+
+    async fn peek(&self, skip: u64, limit: u64) -> Result<Vec<Peeked>, ConnectorError> {
+        self.at_desk("cannot read the topic", move |desk| desk.peek(skip, limit)).await
+    }
+
+    async fn get(&self, position: u64) -> Result<Option<Peeked>, ConnectorError> {
+        self.at_desk("cannot read the topic", move |desk| desk.get(position)).await
+    }
+
+    async fn put(&self, messages: Vec<Outgoing>) -> Result<(), ConnectorError> {
+        for produced in self.producer.produce(&messages).await? {
+            match produced {
+                Produced::Confirmed => {}
+                Produced::Failed(error) => return Err(error),
+                Produced::Rejected(why) => return Err(ConnectorError::permanent(why.message)),
+            }
+        }
+        Ok(())
+    }
+
+    async fn delete(&self, positions: &[u64]) -> Result<u64, ConnectorError> {
+        let gone: Vec<(i32, u64)> = positions.iter().map(|position| unpack(*position)).collect();
+        let resolved = self.at_desk("cannot commit", move |desk| {
+            desk.resolve(|partition| {
+                for (_, offset) in gone.iter().filter(|(number, _)| *number == partition.number) {
+                    if *offset < partition.past {
+                        partition.watermark.resolve(*offset);
+                    }
+                }
+            })
+        });
+        resolved.await
+    }
+
+    async fn purge(&self) -> Result<u64, ConnectorError> {
+        let resolved = self.at_desk("cannot commit", |desk| {
+            desk.resolve(|one| {
+                one.watermark = Watermark::starting_at(one.past.max(one.watermark.low()));
+            })
+        });
+        resolved.await
+    }
+}

@@ -1,0 +1,83 @@
+//! What the tests of a real broker share.
+#![allow(dead_code, reason = "not every test needs all of it")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use brigade_core::Message;
+use brigade_core::connector::{
+    Connector as _, ConnectorEnv, ConnectorError, Consumer, Incoming, Order, Outgoing, Produced,
+    Producer, QueueSpec, Reader, Want,
+};
+use brigade_kafka::Kafka as Connector;
+use brigade_memory::MemoryState;
+use serde_json::{Value, json};
+
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(crate) fn queue(partitions: u32, servers: &str) -> QueueSpec {
+    let topic = format!("queue-{:016x}", fastrand::u64(..));
+    let settings = json!({
+        "topic": topic,
+        "group": topic,
+        "create": { "partitions": partitions },
+        "revoke_within": "2s",
+        "config": {
+            "bootstrap.servers": servers,
+            "session.timeout.ms": 3000,
+            "heartbeat.interval.ms": 200,
+        },
+    });
+    QueueSpec::new("suite", "queue", settings)
+}
+
+pub(crate) fn with(queue: &QueueSpec, name: &str, value: impl Into<Value>) -> QueueSpec {
+    let mut queue = queue.clone();
+    queue.settings["config"][name] = value.into();
+    queue
+}
+
+pub(crate) fn env() -> ConnectorEnv {
+    ConnectorEnv { state: MemoryState::new() }
+}
+
+pub(crate) async fn consumer(queue: &QueueSpec) -> Result<Arc<dyn Consumer>, ConnectorError> {
+    let reader = Reader { stage: "suite".into(), group: "".into(), order: Order::None };
+    Connector.consumer(queue, &reader, &env()).await
+}
+
+pub(crate) async fn producer(queue: &QueueSpec) -> Arc<dyn Producer> {
+    Connector.producer(queue, &env()).await.unwrap()
+}
+
+pub(crate) fn numbered(n: u64) -> Outgoing {
+    Message::new(n.to_string()).with_key(format!("k{}", n % 50)).into()
+}
+
+pub(crate) fn number(incoming: &Incoming) -> u64 {
+    std::str::from_utf8(incoming.message.payload.as_deref().unwrap()).unwrap().parse().unwrap()
+}
+
+pub(crate) async fn put(producer: &Arc<dyn Producer>, numbers: std::ops::Range<u64>) {
+    let batch: Vec<Outgoing> = numbers.map(numbered).collect();
+    for outcome in producer.produce(&batch).await.unwrap() {
+        assert!(matches!(outcome, Produced::Confirmed), "{outcome:?}");
+    }
+}
+
+/// What comes within a moment.
+pub(crate) async fn take(consumer: &Arc<dyn Consumer>, max: usize) -> Vec<Incoming> {
+    let want = Want { messages: max, bytes: usize::MAX };
+    let taken = tokio::time::timeout(Duration::from_millis(200), consumer.consume(want)).await;
+    taken.unwrap_or(Ok(Vec::new())).unwrap()
+}
+
+pub(crate) async fn ack(consumer: &Arc<dyn Consumer>, taken: &[Incoming]) -> usize {
+    let receipts = taken.iter().map(|incoming| incoming.receipt).collect();
+    loop {
+        match consumer.ack(Clone::clone(&receipts), Vec::new()).await {
+            Ok(acked) => return taken.len() - acked.fenced.len(),
+            Err(error) => assert!(error.is_transient(), "{error}"),
+        }
+    }
+}

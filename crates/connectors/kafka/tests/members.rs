@@ -1,0 +1,309 @@
+//! Members of a group: they come, go, work slowly, hang and are killed.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that stops says where"
+)]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use brigade_core::connector::{ErrorKind, Incoming, Outgoing, QueueSpec, Want};
+use brigade_kafka::Position;
+use brigade_testkit::servers::Kafka;
+use common::{PATIENCE, ack, consumer, number, numbered, producer, put, queue, take, with};
+
+/// What is resolved beyond the committed offset is known to the next member: it is not handled again
+/// though a message before it is unresolved.
+#[tokio::test]
+async fn only_what_is_unresolved_comes_again_to_the_next_member() {
+    let queue = queue(1, &Kafka::shared().servers());
+    put(&producer(&queue).await, 0..1000).await;
+    let first = consumer(&queue).await.unwrap();
+    let mut taken = Vec::new();
+    while taken.len() < 1000 {
+        taken.extend(take(&first, 1000).await);
+    }
+    let (left, done): (Vec<Incoming>, Vec<Incoming>) =
+        taken.into_iter().partition(|incoming| number(incoming) % 100 == 7);
+    assert_eq!(ack(&first, &done).await, 990);
+    // Killed, not stopped.
+    drop(first);
+    let next = consumer(&queue).await.unwrap();
+    let mut again = BTreeSet::new();
+    while again.len() < left.len() {
+        again.extend(take(&next, 1000).await.iter().map(number));
+    }
+    assert_eq!(again, left.iter().map(number).collect());
+    assert!(take(&next, 1).await.is_empty(), "what is resolved came again");
+}
+
+/// Members join and leave: no message is lost, what a leaving member had in flight is resolved before
+/// its partitions go, and each key's first occurrences are in order.
+#[tokio::test]
+async fn members_come_and_go_and_nothing_is_lost() {
+    const MESSAGES: u64 = 20_000;
+    let queue = queue(8, &Kafka::shared().servers());
+    let producer = producer(&queue).await;
+    let mut members = vec![consumer(&queue).await.unwrap()];
+    let mut random = fastrand::Rng::with_seed(3);
+    let (mut put_so_far, mut times) = (0, BTreeMap::<u64, u32>::new());
+    let mut last_of_key = BTreeMap::<u64, u64>::new();
+    let (begun, mut changes) = (Instant::now(), 0);
+    while (times.len() as u64) < MESSAGES {
+        assert!(begun.elapsed() < 3 * PATIENCE, "{} of {MESSAGES}", times.len());
+        if put_so_far < MESSAGES {
+            put(&producer, put_so_far..put_so_far + 500).await;
+            put_so_far += 500;
+        }
+        for member in &members {
+            let taken = take(member, 400).await;
+            for incoming in &taken {
+                let n = number(incoming);
+                let first = *times.entry(n).and_modify(|times| *times += 1).or_insert(1) == 1;
+                if first {
+                    let before = last_of_key.insert(n % 50, n);
+                    assert!(before.is_none_or(|before| before < n), "{n} after {before:?}");
+                }
+            }
+            ack(member, &taken).await;
+        }
+        match random.u32(..3) {
+            0 if members.len() < 4 => members.push(consumer(&queue).await.unwrap()),
+            1 if members.len() > 1 => {
+                let leaving = members.swap_remove(random.usize(..members.len()));
+                if random.bool() {
+                    leaving.shutdown().await.unwrap();
+                }
+            }
+            _ => continue,
+        }
+        changes += 1;
+    }
+    let twice = times.values().filter(|times| **times > 1).count();
+    println!("{twice} of {MESSAGES} came again over {changes} members that came or went");
+    // Every member acks what it takes before it leaves.
+    assert_eq!(twice, 0);
+}
+
+/// A component that works for longer than the group waits for a poll keeps its partitions.
+#[tokio::test]
+async fn a_slow_component_does_not_trip_the_poll_interval() {
+    let slow = with(&queue(1, &Kafka::shared().servers()), "max.poll.interval.ms", 3000);
+    put(&producer(&slow).await, 0..5000).await;
+    let member = consumer(&slow).await.unwrap();
+    let mut taken = Vec::new();
+    while taken.is_empty() {
+        taken = take(&member, 10).await;
+    }
+    let begun = Instant::now();
+    // Nobody asks for more; what is fetched ahead fills its bound.
+    while begun.elapsed() < Duration::from_secs(5) {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(ack(&member, &taken).await, taken.len(), "the partition is still its own");
+}
+
+/// Partitions that go while nobody asks for messages, and come back later, are read again.
+#[tokio::test]
+async fn partitions_that_come_back_are_read_though_they_were_paused() {
+    const MESSAGES: u64 = 8000;
+    let queue = queue(2, &Kafka::shared().servers());
+    put(&producer(&queue).await, 0..MESSAGES).await;
+    let first = consumer(&queue).await.unwrap();
+    let mut seen = BTreeSet::new();
+    while seen.is_empty() {
+        let taken = take(&first, 1).await;
+        seen.extend(taken.iter().map(number));
+        ack(&first, &taken).await;
+    }
+    // Long enough for what is fetched ahead to fill its bound, and to be paused.
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(2) {
+        tokio::task::yield_now().await;
+    }
+    let second = consumer(&queue).await.unwrap();
+    while take(&second, 1).await.is_empty() {
+        assert!(begun.elapsed() < PATIENCE, "the second gets nothing");
+    }
+    let only_some = seen.len() + 1000;
+    while seen.len() < only_some {
+        let taken = take(&first, 500).await;
+        seen.extend(taken.iter().map(number));
+        ack(&first, &taken).await;
+    }
+    drop(second);
+    while (seen.len() as u64) < MESSAGES {
+        assert!(begun.elapsed() < PATIENCE, "{} of {MESSAGES}", seen.len());
+        let taken = take(&first, 500).await;
+        seen.extend(taken.iter().map(number));
+        ack(&first, &taken).await;
+    }
+}
+
+/// A message for one partition.
+fn to(partition: i32, n: u64) -> Outgoing {
+    let Outgoing { message, .. } = numbered(n);
+    message.with_header("brigade-partition", partition.to_string()).into()
+}
+
+fn place(incoming: &Incoming, member: &dyn brigade_core::connector::Consumer) -> i32 {
+    member.locate(incoming.receipt).parse::<Position>().unwrap().partition
+}
+
+/// A member with a `group.instance.id` that is away for less than the session's timeout finds its
+/// partitions again, and what came meanwhile; nobody else was given them.
+#[tokio::test]
+async fn a_static_member_that_comes_back_has_the_partitions_that_it_had() {
+    const PARTITIONS: i32 = 4;
+    let queue = queue(4, &Kafka::shared().servers());
+    let member = |name: &str| {
+        let queue = with(&queue, "group.instance.id", name);
+        with(&queue, "session.timeout.ms", 30_000)
+    };
+    let producer = producer(&queue).await;
+    let (first, second) = (member("first"), member("second"));
+    let mut one = consumer(&first).await.unwrap();
+    let other = consumer(&second).await.unwrap();
+    // Which partitions each has, once both have some.
+    let (mut of_one, mut of_other) = (BTreeSet::new(), BTreeSet::new());
+    let (begun, mut n) = (Instant::now(), 0);
+    while of_one.len() + of_other.len() < 4 || of_one.is_empty() || of_other.is_empty() {
+        assert!(begun.elapsed() < PATIENCE, "{of_one:?} and {of_other:?}");
+        for partition in 0..PARTITIONS {
+            producer.produce(&[to(partition, n)]).await.unwrap();
+            n += 1;
+        }
+        for (member, places) in [(&one, &mut of_one), (&other, &mut of_other)] {
+            let taken = take(member, 100).await;
+            places.clear();
+            places.extend(taken.iter().map(|incoming| place(incoming, &**member)));
+            ack(member, &taken).await;
+        }
+    }
+    // Killed: it does not say that it goes.
+    drop(one);
+    let late: Vec<Outgoing> = (0..PARTITIONS).map(|partition| to(partition, 1000)).collect();
+    producer.produce(&late).await.unwrap();
+    let (mut seen, mut from_one) = (BTreeSet::new(), BTreeSet::new());
+    while seen.len() < of_other.len() {
+        assert!(begun.elapsed() < PATIENCE, "{seen:?} of {of_other:?}");
+        let taken = take(&other, 100).await;
+        let late = taken.iter().filter(|incoming| number(incoming) == 1000);
+        seen.extend(late.map(|incoming| place(incoming, &*other)));
+        ack(&other, &taken).await;
+    }
+    assert_eq!(seen, of_other, "what the first had is not given away");
+    one = consumer(&first).await.unwrap();
+    while from_one.len() < of_one.len() {
+        assert!(begun.elapsed() < PATIENCE, "{from_one:?} of {of_one:?}");
+        let taken = take(&one, 100).await;
+        let late = taken.iter().filter(|incoming| number(incoming) == 1000);
+        from_one.extend(late.map(|incoming| place(incoming, &*one)));
+        ack(&one, &taken).await;
+    }
+    assert_eq!(from_one, of_one);
+}
+
+fn impatient(queue: &QueueSpec) -> QueueSpec {
+    let mut queue = queue.clone();
+    queue.settings["stall_after"] = "2s".into();
+    queue
+}
+
+async fn stalls(queue: &QueueSpec, why: &str) {
+    let member = consumer(queue).await.unwrap();
+    let want = Want { messages: 10, bytes: usize::MAX };
+    let begun = Instant::now();
+    let error = loop {
+        assert!(begun.elapsed() < PATIENCE, "it does not notice");
+        match member.consume(want).await {
+            Err(error) => break error,
+            Ok(taken) => assert!(taken.is_empty(), "something came"),
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::Stalled, "{error}");
+    assert!(
+        error.to_string().contains(why) && error.to_string().contains("stall_after"),
+        "{error}"
+    );
+}
+
+/// The broker keeps what is asked for to itself, since it is told to wait for more.
+#[tokio::test]
+async fn records_that_do_not_come_are_noticed() {
+    let queue = queue(1, &Kafka::shared().servers());
+    put(&producer(&queue).await, 0..10).await;
+    let starved = with(&with(&queue, "fetch.min.bytes", 50_000_000), "fetch.wait.max.ms", 250_000);
+    let starved = with(&starved, "socket.timeout.ms", 300_000);
+    stalls(&impatient(&starved), "none comes").await;
+    // Another gets them.
+    let (other, mut seen) = (consumer(&queue).await.unwrap(), BTreeSet::new());
+    let begun = Instant::now();
+    while seen.len() < 10 {
+        assert!(begun.elapsed() < PATIENCE, "{seen:?}");
+        seen.extend(take(&other, 10).await.iter().map(number));
+    }
+}
+
+/// A queue that is empty is not taken for one that does not get on.
+#[tokio::test]
+async fn an_empty_queue_does_not_count_as_stalled() {
+    let queue = impatient(&queue(1, &Kafka::shared().servers()));
+    let producer = producer(&queue).await;
+    let member = consumer(&queue).await.unwrap();
+    let want = Want { messages: 10, bytes: usize::MAX };
+    let long = Duration::from_secs(5);
+    assert!(tokio::time::timeout(long, member.consume(want)).await.is_err(), "nothing is told");
+    put(&producer, 0..1).await;
+    assert_eq!(member.consume(want).await.unwrap().len(), 1);
+}
+
+/// Keeps the polling thread of the queue `hung` from returning, as a hang in the client would.
+struct Hang;
+
+#[derive(Default)]
+struct Names(String);
+
+impl tracing::field::Visit for Names {
+    fn record_debug(&mut self, _: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        self.0 += &format!("{value:?} ");
+    }
+}
+
+impl tracing::Subscriber for Hang {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        metadata.target().starts_with("brigade_kafka")
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut names = Names::default();
+        event.record(&mut names);
+        if names.0.contains("hung") && names.0.contains("assigned") {
+            std::thread::park_timeout(PATIENCE);
+        }
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[tokio::test]
+async fn a_thread_that_hangs_is_noticed() {
+    tracing::subscriber::set_global_default(Hang).unwrap();
+    let mut queue = impatient(&queue(1, &Kafka::shared().servers()));
+    queue.name = "hung".into();
+    stalls(&queue, "does not poll").await;
+}
