@@ -14,9 +14,30 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use brigade_testkit::servers::{Kafka, Redis};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::message::Message as _;
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
-const MESSAGES: usize = 20_000;
+/// What a stage has in flight at most, and so repeats at most when it is killed.
+const IN_FLIGHT: usize = 512;
 const PATIENCE: Duration = Duration::from_secs(240);
+
+/// How much is done to how many messages: the full figures where they are asked for, in minutes.
+struct Figures {
+    messages: usize,
+    kills: usize,
+    /// Of each server.
+    restarts: usize,
+}
+
+impl Figures {
+    fn get() -> Self {
+        match std::env::var_os("BRIGADE_FULL") {
+            Some(_) => Self { messages: 200_000, kills: 20, restarts: 5 },
+            None => Self { messages: 20_000, kills: 4, restarts: 2 },
+        }
+    }
+}
 
 /// What all pipelines here begin with. A dead member is given up soon.
 const HEAD: &str = "
@@ -26,6 +47,7 @@ queues:
   in: { type: file, path: in.jsonl }
   out: { type: file, path: out.jsonl }
 ";
+const PARTITIONS: i32 = 4;
 /// The keys of each queue on Kafka.
 const KAFKA: &str = "type: kafka
     create: { partitions: 4 }
@@ -37,21 +59,22 @@ const KAFKA: &str = "type: kafka
       transaction.timeout.ms: 5000";
 
 struct Place {
+    messages: usize,
     directory: tempfile::TempDir,
     servers: Vec<(&'static str, String)>,
 }
 
 impl Place {
-    fn new(pipeline: &str, servers: Vec<(&'static str, String)>) -> Self {
+    fn new(messages: usize, pipeline: &str, servers: Vec<(&'static str, String)>) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let input: String = (0..MESSAGES).map(|n| format!("{{\"n\":{n}}}\n")).collect();
+        let input: String = (0..messages).map(|n| format!("{{\"n\":{n}}}\n")).collect();
         fs::write(directory.path().join("in.jsonl"), input).unwrap();
         fs::write(
             directory.path().join("p.yaml"),
             format!("{HEAD}{}", pipeline.replace("KAFKA", KAFKA)),
         )
         .unwrap();
-        Self { directory, servers }
+        Self { messages, directory, servers }
     }
 
     fn path(&self) -> &Path {
@@ -96,7 +119,7 @@ impl Place {
     }
 
     /// Waits until a condition holds, or all have ended; says whether somebody still runs.
-    fn wait(&self, running: &mut [Child], until: impl Fn() -> bool) -> bool {
+    fn wait(&self, running: &mut [Child], mut until: impl FnMut() -> bool) -> bool {
         let begun = Instant::now();
         loop {
             // One that starts after all have finished would wait for a run of the others.
@@ -117,64 +140,102 @@ impl Place {
             assert!(child.wait().unwrap().success(), "{}", self.logs());
         }
         let counts = self.counted();
-        let missing: Vec<usize> = (0..MESSAGES).filter(|n| !counts.contains_key(n)).collect();
+        let missing: Vec<usize> = (0..self.messages).filter(|n| !counts.contains_key(n)).collect();
         assert!(missing.is_empty(), "{} are missing, as {:?}", missing.len(), &missing[..1]);
         counts
     }
 }
 
+/// What is done to the processes and servers of a run.
+enum Blow {
+    Kill,
+    RestartKafka,
+    RestartRedis,
+}
+
+/// All of them, in random order.
+fn blows(figures: &Figures, random: &mut fastrand::Rng) -> Vec<Blow> {
+    let mut blows: Vec<Blow> = (0..figures.kills).map(|_| Blow::Kill).collect();
+    for _ in 0..figures.restarts {
+        blows.extend([Blow::RestartKafka, Blow::RestartRedis]);
+    }
+    random.shuffle(&mut blows);
+    blows
+}
+
+/// Tells which numbers came more than once, and how often in all.
+fn told_repeats(counts: &BTreeMap<usize, usize>) -> usize {
+    let repeats: Vec<usize> = counts.iter().filter(|(_, n)| **n > 1).map(|(n, _)| *n).collect();
+    println!("more than once: {repeats:?}");
+    counts.values().map(|count| count - 1).sum()
+}
+
 #[test]
 fn from_kafka_over_redis_to_kafka_processes_and_servers_are_killed_and_nothing_is_lost() {
     const STAGES: [&str; 4] = ["feed", "bill", "pass_on", "keep"];
-    const KILLS: usize = 8;
+    let figures = Figures::get();
     let (kafka, redis) = (Kafka::start(), Redis::start());
     let servers = vec![("BROKERS", kafka.servers()), ("REDIS_URL", redis.url())];
     let place = Place::new(
+        figures.messages,
         "  bills: { type: redis_stream, url: '${REDIS_URL}' }
   orders:
     KAFKA
   sent:
     KAFKA
 stages:
-  feed: { component: pass, input: in, outputs: [orders] }
-  bill: { component: { map: '.billed = true' }, input: orders, outputs: [bills] }
-  pass_on: { component: pass, input: bills, outputs: [sent] }
-  keep: { component: pass, input: sent, outputs: [out] }
+  feed: { component: pass, input: in, outputs: [orders], max_in_flight: { messages: 512 } }
+  bill: { component: { map: '.billed = true' }, input: orders, outputs: [bills], max_in_flight: { messages: 512 } }
+  pass_on: { component: pass, input: bills, outputs: [sent], max_in_flight: { messages: 512 } }
+  keep: { component: pass, input: sent, outputs: [out], max_in_flight: { messages: 512 } }
 ",
         servers,
     );
+    let begun = Instant::now();
     let mut running: Vec<Child> = STAGES.iter().map(|stage| place.start(stage)).collect();
     let mut random = fastrand::Rng::with_seed(7);
-    for kill in 0..KILLS {
-        let until = place.written() + random.u64(10_000..40_000);
+    let blows = blows(&figures, &mut random);
+    // A line of the output is some twenty bytes; they are spread over the run.
+    let pace = (figures.messages * 20 / (blows.len() + 1)) as u64;
+    let (mut kills, mut restarts) = (0, 0);
+    for blow in &blows {
+        let until = place.written() + random.u64(pace / 2..pace);
         if !place.wait(&mut running, || place.written() >= until) {
-            println!("done after {kill} of {KILLS} deaths");
             break;
         }
-        match kill % 4 {
-            2 => kafka.restart(),
-            3 => redis.restart(),
-            _ => {
+        match blow {
+            Blow::Kill => {
                 let at = random.usize(..STAGES.len());
                 running[at].kill().unwrap();
                 running[at].wait().unwrap();
                 running[at] = place.start(STAGES[at]);
+                kills += 1;
             }
+            Blow::RestartKafka => kafka.restart(),
+            Blow::RestartRedis => redis.restart(),
         }
+        restarts += usize::from(!matches!(blow, Blow::Kill));
     }
     let counts = place.finish(running);
-    let twice = counts.values().filter(|count| **count > 1).count();
-    println!("{twice} of {MESSAGES} came more than once, after {KILLS} deaths");
-    // What a dying process or server had in flight may come again: its credit, each time.
-    assert!(twice <= KILLS * 2 * 1024, "{twice} came more than once");
+    println!(
+        "{} messages over {kills} kills and {restarts} restarts of servers, in {:.0?}: none lost",
+        figures.messages,
+        begun.elapsed()
+    );
+    let repeats = told_repeats(&counts);
+    // A killed process repeats at most what it had in flight; a server that goes may do so to all.
+    let bound = (kills + STAGES.len() * restarts) * IN_FLIGHT;
+    println!("{repeats} repeats, of {bound} at most");
+    assert!(repeats <= bound, "{repeats} repeats");
 }
 
 #[test]
 fn exactly_once_from_kafka_to_kafka_over_kills_and_restarts() {
-    const KILLS: usize = 6;
+    let figures = Figures::get();
     let kafka = Kafka::start();
     let place = Place::new(
-        "  orders:
+        figures.messages,
+        &"  orders:
     guarantee: exactly_once
     KAFKA
   billed:
@@ -183,28 +244,98 @@ fn exactly_once_from_kafka_to_kafka_over_kills_and_restarts() {
     KAFKA
 stages:
   feed: { component: pass, input: in, outputs: [orders] }
-  bill: { component: { map: '.billed = true' }, input: orders, outputs: [billed], dead_letter: dead }
-  keep: { component: pass, input: billed, outputs: [out] }
-",
+  bill: { component: { map: '.billed = true' }, input: orders, outputs: [billed], dead_letter: dead,
+    throttle: { rate: RATE, per: 1s, burst: RATE } }
+"
+        // So that it takes long enough for all that is done to it.
+        .replace(
+            "RATE",
+            &(figures.messages / (3 * (figures.kills + figures.restarts))).to_string(),
+        ),
         vec![("BROKERS", kafka.servers())],
     );
-    // What feeds and what counts is not killed: a file is no part of a transaction.
-    let mut running: Vec<Child> =
-        ["bill", "feed", "keep"].iter().map(|stage| place.start(stage)).collect();
+    // What feeds is not killed: a file is no part of a transaction. What came out is read here.
+    let mut feeding = vec![place.start("feed")];
+    place.wait(&mut feeding, || false);
+    assert!(feeding.remove(0).wait().unwrap().success(), "{}", place.logs());
+    let mut running = vec![place.start("bill")];
+    let mut out = Topic::new(&kafka.servers(), "billed");
     let mut random = fastrand::Rng::with_seed(11);
-    for kill in 0..KILLS {
-        let until = place.written() + random.u64(10_000..40_000);
-        if !place.wait(&mut running, || place.written() >= until) {
-            println!("done after {kill} of {KILLS} deaths");
+    let blows = blows(&figures, &mut random);
+    let pace = figures.messages / (blows.len() + 1);
+    let (mut kills, mut restarts) = (0, 0);
+    for blow in blows.iter().filter(|blow| !matches!(blow, Blow::RestartRedis)) {
+        let until = out.counts.len() + random.usize(pace / 2..pace);
+        if !place.wait(&mut running, || out.read() >= until) {
             break;
         }
-        running[0].kill().unwrap();
-        running[0].wait().unwrap();
-        running[0] = place.start("bill");
+        match blow {
+            Blow::RestartKafka => {
+                kafka.restart();
+                restarts += 1;
+            }
+            _ => {
+                running[0].kill().unwrap();
+                running[0].wait().unwrap();
+                running[0] = place.start("bill");
+                kills += 1;
+            }
+        }
     }
-    let counts = place.finish(running);
-    let twice = counts.values().filter(|count| **count > 1).count();
-    assert_eq!(twice, 0, "exactly once");
+    place.wait(&mut running, || false);
+    assert!(running.remove(0).wait().unwrap().success(), "{}", place.logs());
+    let begun = Instant::now();
+    while out.read() < figures.messages {
+        assert!(begun.elapsed() < PATIENCE, "{} of {}", out.counts.len(), figures.messages);
+    }
+    // Whatever else there may be.
+    while out.read_on() {}
+    println!("{} messages over {kills} kills and {restarts} restarts", figures.messages);
+    assert_eq!(told_repeats(&out.counts), 0, "exactly once");
+}
+
+/// A topic, read as far as it is committed.
+struct Topic {
+    client: BaseConsumer,
+    counts: BTreeMap<usize, usize>,
+}
+
+impl Topic {
+    fn new(servers: &str, topic: &str) -> Self {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", servers).set("group.id", "reader");
+        let client: BaseConsumer =
+            config.set("isolation.level", "read_committed").create().unwrap();
+        // Not as a member of a group, which might give out something twice.
+        let mut all = TopicPartitionList::new();
+        all.add_partition_range(topic, 0, PARTITIONS - 1);
+        all.set_all_offsets(Offset::Beginning).unwrap();
+        client.assign(&all).unwrap();
+        Self { client, counts: BTreeMap::new() }
+    }
+
+    /// Takes in a record, if one comes soon; says whether it did.
+    fn read_on(&mut self) -> bool {
+        match self.client.poll(Duration::from_millis(500)) {
+            Some(Ok(record)) => {
+                let bytes = record.payload().unwrap();
+                let value: serde_json::Value = serde_json::from_slice(bytes).unwrap();
+                let n = value["n"].as_u64().unwrap() as usize;
+                *self.counts.entry(n).or_default() += 1;
+                true
+            }
+            // The broker may be away.
+            Some(Err(_)) => true,
+            None => false,
+        }
+    }
+
+    /// Takes in what is there; says how many numbers have come by now.
+    fn read(&mut self) -> usize {
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_millis(100) && self.read_on() {}
+        self.counts.len()
+    }
 }
 
 #[test]

@@ -27,6 +27,11 @@ pub(crate) struct Fuzz {
 }
 
 impl Fuzz {
+    /// Fuzzes each target for so many seconds.
+    pub(crate) fn all(seconds: u64) -> anyhow::Result<()> {
+        Self { seconds, target: Vec::new() }.run()
+    }
+
     pub(crate) fn run(&self) -> anyhow::Result<()> {
         for name in &self.target {
             ensure!(TARGETS.contains(&name.as_str()), "no target `{name}`: {}", TARGETS.join(", "));

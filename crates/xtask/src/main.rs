@@ -22,7 +22,7 @@ enum Command {
     Test(test::Test),
     /// Measure, beside loops written by hand, and write the table.
     Bench(bench::Bench),
-    /// Run two processes for a long time, and do all to them that happens to processes.
+    /// Do for a long time to processes and brokers all that happens to them; and fuzz.
     Soak(soak::Soak),
     /// Check the rules of the tree.
     Tidy,

@@ -16,7 +16,7 @@ pub(crate) struct Test {
 }
 
 /// What tests need beside Rust and a C compiler, by the name that `--without` takes.
-const NEEDS: [Need; 3] = [
+const NEEDS: [Need; 4] = [
     Need {
         name: "redis",
         feature: "real-redis",
@@ -29,6 +29,13 @@ const NEEDS: [Need; 3] = [
         there: kafka,
         missing: "Java 17, Maven, openssl or its headers are not installed: install them (`apt-get \
                   install openjdk-17-jre-headless maven openssl libssl-dev pkg-config`)",
+    },
+    Need {
+        name: "rsmq-clients",
+        feature: "real-rsmq-clients",
+        there: rsmq_clients,
+        missing: "Node with npm, or Python 3 with pip, is not installed: install them (`apt-get install \
+                  nodejs npm python3-pip`)",
     },
     Need {
         name: "mounts",
@@ -96,8 +103,8 @@ fn cargo(arguments: &[&str], used: &Path) -> anyhow::Result<()> {
 }
 
 /// What a program that is installed says of its version.
-fn says(program: &str, argument: &str) -> Option<String> {
-    let output = Command::new(program).arg(argument).output().ok()?;
+fn says(program: &str, arguments: &str) -> Option<String> {
+    let output = Command::new(program).args(arguments.split(' ')).output().ok()?;
     let text = [output.stdout, output.stderr].concat();
     output.status.success().then(|| String::from_utf8_lossy(&text).into_owned())
 }
@@ -120,6 +127,13 @@ fn kafka() -> Option<String> {
     Some(format!("Kafka {kafka} (KRaft, on Java {java}), killed and started again; TLS, SCRAM"))
 }
 
+fn rsmq_clients() -> Option<String> {
+    says("npm", "--version")?;
+    says("python3", "-m pip --version")?;
+    let (node, python) = (says("node", "--version")?, says("python3", "--version")?);
+    Some(format!("the RSMQ clients of Node ({}) and {}", node.trim(), python.trim()))
+}
+
 /// Mounts something and takes it away again.
 fn mounts() -> Option<String> {
     let directory = std::env::temp_dir().join(format!("brigade-mount-{}", std::process::id()));
@@ -135,13 +149,14 @@ fn mounts() -> Option<String> {
 }
 
 /// The servers that tests use, as they note it, and what they are called in the report.
-const SERVERS: [(&str, &str); 6] = [
+const SERVERS: [(&str, &str); 7] = [
     ("redis", "Redis"),
     ("redis, secured", "Redis with TLS and a user with few rights"),
     ("redis, sentinel", "Redis with a Sentinel, failed over"),
     ("redis, cluster", "Redis Cluster, slots moved"),
+    ("rsmq clients", "the RSMQ clients of Node and Python"),
     ("kafka", "Kafka"),
-    ("kafka, secured", "Kafka with TLS and SCRAM"),
+    ("kafka, secured", "Kafka with TLS, SCRAM and OAUTHBEARER"),
 ];
 
 /// Which tests used which server.

@@ -206,28 +206,26 @@ impl Consumer for KafkaConsumer {
         if receipts.is_empty() && ops.is_empty() {
             return Ok(Acked::default());
         }
-        let fenced = self.shared.state().assignment.fenced(&receipts);
         if !ops.is_empty() {
-            if fenced.is_empty() {
-                let transactions = self.transactions.as_ref().ok_or_else(|| {
-                    ConnectorError::unsupported(
-                        "outputs in the transaction of the acks: set `guarantee: exactly_once` on \
-                         the input queue",
-                    )
-                })?;
-                let turn = Arc::clone(&self.committing).lock_owned().await;
-                let (shared, client) = (Arc::clone(&self.shared), self.client()?);
-                let transactions = Arc::clone(transactions);
-                blocking(move || {
-                    let _turn = turn;
-                    transactions.settle(&shared, &client, &receipts, &ops)
-                })
-                .await??;
-                self.shared.arrived.notify_waiters();
-                self.shared.made_room();
-            }
+            let transactions = self.transactions.as_ref().ok_or_else(|| {
+                ConnectorError::unsupported(
+                    "outputs in the transaction of the acks: set `guarantee: exactly_once` on the \
+                     input queue",
+                )
+            })?;
+            let turn = Arc::clone(&self.committing).lock_owned().await;
+            let (shared, client) = (Arc::clone(&self.shared), self.client()?);
+            let transactions = Arc::clone(transactions);
+            let settled = blocking(move || {
+                let _turn = turn;
+                transactions.settle(&shared, &client, &receipts, &ops)
+            });
+            let fenced = settled.await??;
+            self.shared.arrived.notify_waiters();
+            self.shared.made_room();
             return Ok(Acked { fenced });
         }
+        let fenced = self.shared.state().assignment.fenced(&receipts);
         self.shared.state().assignment.resolve(&receipts);
         self.shared.made_room();
         // What waited behind its key may be ready now.

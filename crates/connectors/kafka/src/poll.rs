@@ -123,7 +123,7 @@ impl Shared {
         self.arrived.notify_waiters();
     }
 
-    fn stopping(&self) -> bool {
+    pub(crate) fn stopping(&self) -> bool {
         self.stopping.load(Ordering::Relaxed)
     }
 

@@ -5,22 +5,26 @@ use std::time::{Duration, Instant};
 
 use brigade_core::connector::{ConnectorError, Receipt};
 use brigade_core::state::{StoreId, StoreOp};
-use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::Consumer as _;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::consumer::{Consumer as _, ConsumerGroupMetadata};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::topic_partition_list::TopicPartitionListElem;
+use rdkafka::{ClientConfig, Offset};
 
 use crate::assignment::Commit;
 use crate::client::{explain, log};
+use crate::metadata;
 use crate::poll::{Client, Shared, offsets};
 use crate::record::record;
 use crate::settings::Site;
 
 /// How long one step of a transaction may take.
 const STEP: Duration = Duration::from_secs(20);
+/// How long to wait before it is asked again what became of a transaction.
+const AGAIN: Duration = Duration::from_millis(200);
 /// How often a commit is asked for whose answer did not come; each waits for [`STEP`].
 const COMMITS_MAX: u32 = 30;
 
@@ -84,40 +88,94 @@ impl Transactions {
         self.store.clone()
     }
 
-    /// Puts the outputs on their topics and commits these messages, all or nothing. Blocks.
+    /// Puts the outputs on their topics and commits these messages, all or nothing; says which receipts
+    /// do not stand, and if there are any does nothing. Blocks.
     pub(crate) fn settle(
         &self,
         shared: &Shared,
         client: &Client,
         receipts: &[Receipt],
         ops: &[StoreOp],
-    ) -> Result<(), ConnectorError> {
+    ) -> Result<Vec<Receipt>, ConnectorError> {
         let explained = |error: &KafkaError| explain(&self.site, "the transaction failed", error);
         let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
-        let commits = shared.state().assignment.to_commit_with(receipts);
+        // In this order: what is lost after the look at the receipts ends the generation, and the
+        // transaction with it; what was lost and came back before is seen by the look.
+        let member = client.group_metadata().ok_or_else(|| {
+            ConnectorError::transient(format!("queue `{}`: in no group yet", self.site.queue))
+        })?;
+        let state = shared.state();
+        let fenced = state.assignment.fenced(receipts);
+        if !fenced.is_empty() {
+            return Ok(fenced);
+        }
+        let commits = state.assignment.to_commit_with(receipts);
+        drop(state);
         let open = match &*producer {
             Some(open) => open,
             None => producer.insert(self.open()?),
         };
-        if let Err(error) = self.write(open, client, &commits, ops) {
+        if let Err(error) = self.write(open, &member, &commits, ops) {
             let ended =
                 open.client().fatal_error().is_some() || open.abort_transaction(STEP).is_err();
             if ended {
                 *producer = None;
             }
-            return Err(match error {
+            match error {
+                Failed::Commit(error) => {
+                    tracing::warn!(
+                        queue = %self.site.queue, %error,
+                        "nobody knows whether a transaction was committed: asking"
+                    );
+                    if !self.find_out(&mut producer, shared, client, &commits)? {
+                        return Err(ConnectorError::transient(explained(&error).to_string()));
+                    }
+                }
                 // The runtime tries again with a new producer.
                 Failed::Kafka(error) if ended => {
-                    ConnectorError::transient(explained(&error).to_string())
+                    return Err(ConnectorError::transient(explained(&error).to_string()));
                 }
-                Failed::Kafka(error) => explained(&error),
-                Failed::Other(error) => error,
-            });
+                Failed::Kafka(error) => return Err(explained(&error)),
+                Failed::Other(error) => return Err(error),
+            }
         }
         let mut state = shared.state();
         state.assignment.resolve(receipts);
         state.assignment.committed(&commits);
-        Ok(())
+        Ok(fenced)
+    }
+
+    /// Whether a transaction was committed, whose commit did not answer. Waits for as long as the broker
+    /// does not say: to do it again and to take it for done would both be wrong.
+    fn find_out(
+        &self,
+        producer: &mut Option<ThreadedProducer<Quiet>>,
+        shared: &Shared,
+        client: &Client,
+        commits: &[Commit],
+    ) -> Result<bool, ConnectorError> {
+        loop {
+            // Beginning anew ends what was begun, one way or the other.
+            let open = match producer.is_some() {
+                true => Ok(()),
+                false => self.open().map(|open| *producer = Some(open)),
+            };
+            let found = open.and_then(|()| {
+                let asked = is_committed(client, commits);
+                asked
+                    .map_err(|error| explain(&self.site, "cannot read the group's commits", &error))
+            });
+            match found {
+                Ok(is) => return Ok(is),
+                Err(_) if shared.stopping() => {
+                    return Err(ConnectorError::closed(&self.site.queue));
+                }
+                Err(error) => {
+                    tracing::warn!(queue = %self.site.queue, %error, "asking again");
+                    std::thread::sleep(AGAIN);
+                }
+            }
+        }
     }
 
     fn open(&self) -> Result<ThreadedProducer<Quiet>, ConnectorError> {
@@ -133,7 +191,7 @@ impl Transactions {
     fn write(
         &self,
         producer: &ThreadedProducer<Quiet>,
-        client: &Client,
+        member: &ConsumerGroupMetadata,
         commits: &[Commit],
         ops: &[StoreOp],
     ) -> Result<(), Failed> {
@@ -152,10 +210,7 @@ impl Transactions {
                 next = back;
             }
         }
-        let member = client.group_metadata().ok_or_else(|| {
-            Failed::Other(ConnectorError::transient("the consumer is in no group yet"))
-        })?;
-        producer.send_offsets_to_transaction(&offsets(commits)?, &member, STEP)?;
+        producer.send_offsets_to_transaction(&offsets(commits)?, member, STEP)?;
         // A commit flushes, which looks ten times a second whether all is written.
         let begun = Instant::now();
         while producer.in_flight_count() > 0 && begun.elapsed() < STEP {
@@ -165,15 +220,36 @@ impl Transactions {
         for _ in 0..COMMITS_MAX {
             match producer.commit_transaction(STEP) {
                 Err(KafkaError::Transaction(error)) if error.is_retriable() => {}
-                done => return Ok(done?),
+                done => return done.map_err(Failed::Commit),
             }
         }
-        Ok(producer.commit_transaction(STEP)?)
+        producer.commit_transaction(STEP).map_err(Failed::Commit)
     }
+}
+
+/// Whether the group's offsets and metadata are these. Nobody else commits for these partitions but who
+/// got them since, and then what is resolved here does not count any more.
+fn is_committed(client: &Client, commits: &[Commit]) -> KafkaResult<bool> {
+    let found = client.committed_offsets(offsets(commits)?, STEP)?;
+    let elements = found.elements();
+    elements.iter().try_for_each(TopicPartitionListElem::error)?;
+    let is = |commit: &Commit| {
+        let (topic, partition) = &commit.place;
+        let of = |found: &&TopicPartitionListElem<'_>| {
+            *found.topic() == **topic && found.partition() == *partition
+        };
+        elements.iter().find(of).is_some_and(|found| {
+            let offset = found.offset() == Offset::Offset(commit.offset);
+            offset && metadata::of(found) == commit.metadata
+        })
+    };
+    Ok(commits.iter().all(is))
 }
 
 enum Failed {
     Kafka(KafkaError),
+    /// The commit itself: it may have happened.
+    Commit(KafkaError),
     Other(ConnectorError),
 }
 

@@ -1,11 +1,10 @@
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::net::TcpStream;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
 
-use super::{LOOK, PATIENCE, free_port, used};
+use super::{LOOK, PATIENCE, cached, free_port, used};
 
 /// Runs until its standard input ends, also when the test that holds the other end is killed.
 const KEEPER: &str = r#""$@" & server=$!; read -r _; kill -9 $server; wait $server 2>/dev/null"#;
@@ -219,30 +218,13 @@ fn cluster_id() -> String {
 
 /// Where the server's jars are; fetches them if they are not there.
 fn jars() -> PathBuf {
-    let home = std::env::var_os("HOME").unwrap_or_else(|| "/tmp".into());
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
-    let cache = cache.unwrap_or_else(|| Path::new(&home).join(".cache")).join("brigade");
-    let mut hasher = DefaultHasher::new();
-    POM.hash(&mut hasher);
-    let jars = cache.join(format!("kafka-{:016x}", hasher.finish()));
-    if jars.exists() {
-        return jars;
-    }
-    std::fs::create_dir_all(&cache).expect("the cache directory can be made");
-    // Under another name first, so that what is there is whole.
-    let fetched = tempfile::tempdir_in(&cache).expect("a directory can be made");
-    let pom = fetched.path().join("pom.xml");
-    std::fs::write(&pom, POM).expect("it can be written");
-    let mut maven = Command::new("mvn");
-    maven.args(["-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime"]);
-    maven.arg("-f").arg(&pom).arg(format!("-DoutputDirectory={}", fetched.path().display()));
-    let done = maven.output().expect("Maven (`mvn`) is installed");
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
-    let fetched = fetched.keep();
-    // Another test may have been quicker.
-    if std::fs::rename(&fetched, &jars).is_err() {
-        assert!(jars.exists(), "the server's jars cannot be put in {}", jars.display());
-        let _ = std::fs::remove_dir_all(&fetched);
-    }
-    jars
+    cached("kafka", POM, |directory| {
+        let pom = directory.join("pom.xml");
+        std::fs::write(&pom, POM).expect("it can be written");
+        let mut maven = Command::new("mvn");
+        maven.args(["-q", "-B", "dependency:copy-dependencies", "-DincludeScope=runtime"]);
+        maven.arg("-f").arg(&pom).arg(format!("-DoutputDirectory={}", directory.display()));
+        let done = maven.output().expect("Maven (`mvn`) is installed");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
+    })
 }

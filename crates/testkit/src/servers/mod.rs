@@ -1,17 +1,21 @@
 //! Real servers for tests, each on a port and in a directory of its own, to be killed and started
 //! again.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::Write as _;
 use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 mod kafka;
 mod redis;
 mod redis_groups;
+mod rsmq;
 
 pub use kafka::Kafka;
 pub use redis::Redis;
 pub use redis_groups::{MASTER, RedisCluster, RedisSentinel};
+pub use rsmq::RsmqClient;
 
 /// How long a server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -36,4 +40,29 @@ fn used(server: &str) {
     let file = std::fs::OpenOptions::new().create(true).append(true).open(file);
     // A table that counts one less is no reason for a test to fail.
     let _ = file.and_then(|mut file| file.write_all(line.as_bytes()));
+}
+
+/// A directory of the user's cache for what has to be fetched, by a name and what it is of; fetches it
+/// if it is not there.
+fn cached(name: &str, what: &str, fetch: impl FnOnce(&Path)) -> PathBuf {
+    let home = std::env::var_os("HOME").unwrap_or_else(|| "/tmp".into());
+    let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.unwrap_or_else(|| Path::new(&home).join(".cache")).join("brigade");
+    let mut hasher = DefaultHasher::new();
+    what.hash(&mut hasher);
+    let there = cache.join(format!("{name}-{:016x}", hasher.finish()));
+    if there.exists() {
+        return there;
+    }
+    std::fs::create_dir_all(&cache).expect("the cache directory can be made");
+    // Under another name first, so that what is there is whole.
+    let fetched = tempfile::tempdir_in(&cache).expect("a directory can be made");
+    fetch(fetched.path());
+    let fetched = fetched.keep();
+    // Another test may have been quicker.
+    if std::fs::rename(&fetched, &there).is_err() {
+        assert!(there.exists(), "what was fetched cannot be put in {}", there.display());
+        let _ = std::fs::remove_dir_all(&fetched);
+    }
+    there
 }

@@ -86,7 +86,8 @@ impl Redis {
         self.directory.path().join("ca.pem")
     }
 
-    pub(super) fn port(&self) -> u16 {
+    /// The port that it listens on, without TLS.
+    pub fn port(&self) -> u16 {
         self.port
     }
 

@@ -1,0 +1,100 @@
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use serde_json::Value;
+
+use super::{cached, used};
+
+/// What the clients are, for the package managers.
+const NODE: &str = "rsmq@0.12.4";
+const PYTHON: [&str; 2] = ["PyRSMQ==0.4.5", "redis==8.1.0"];
+const NODE_PROGRAM: &str = include_str!("rsmq/client.js");
+const PYTHON_PROGRAM: &str = include_str!("rsmq/client.py");
+
+/// One of the clients that others use for RSMQ queues, as a process: the Node package `rsmq` or the
+/// Python package `PyRSMQ`. They are fetched by `npm` and `pip`, once, into the user's cache directory.
+#[derive(Debug)]
+pub struct RsmqClient {
+    child: Child,
+    input: Option<ChildStdin>,
+    output: BufReader<ChildStdout>,
+}
+
+impl RsmqClient {
+    /// The Node client, at a Redis on this port; `realtime` is whether it publishes what it sends.
+    ///
+    /// # Panics
+    /// `node` or `npm` is not installed, or the package cannot be fetched.
+    pub fn node(port: u16, realtime: bool) -> Self {
+        used("rsmq clients");
+        let modules = cached("rsmq-node", NODE, |directory| {
+            let mut npm = Command::new("npm");
+            npm.args(["install", "--silent", "--no-audit", "--no-fund", "--prefix"]);
+            install(npm.arg(directory).arg(NODE));
+        });
+        let mut node = Command::new("node");
+        node.arg("-e").arg(NODE_PROGRAM).arg("brigade").arg(port.to_string());
+        node.arg(if realtime { "realtime" } else { "silent" });
+        Self::start(node.env("NODE_PATH", modules.join("node_modules")))
+    }
+
+    /// The Python client, at a Redis on this port.
+    ///
+    /// # Panics
+    /// `python3` or its `pip` is not installed, or the package cannot be fetched.
+    pub fn python(port: u16) -> Self {
+        used("rsmq clients");
+        let modules = cached("rsmq-python", &PYTHON.join(" "), |directory: &Path| {
+            let mut pip = Command::new("python3");
+            pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
+            install(pip.arg("--target").arg(directory).args(PYTHON));
+        });
+        let mut python = Command::new("python3");
+        python.arg("-c").arg(PYTHON_PROGRAM).arg(port.to_string());
+        Self::start(python.env("PYTHONPATH", modules))
+    }
+
+    fn start(command: &mut Command) -> Self {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("the client's language is installed");
+        let input = child.stdin.take();
+        let output = BufReader::new(child.stdout.take().expect("it is piped"));
+        Self { child, input, output }
+    }
+
+    /// Calls a method of the client, with its options (an object); answers with what it answers, or with
+    /// its error.
+    ///
+    /// # Errors
+    /// The client's.
+    ///
+    /// # Panics
+    /// The client's process has ended, or `options` is no object.
+    pub fn call(&mut self, operation: &str, mut options: Value) -> Result<Value, String> {
+        options["op"] = operation.into();
+        let input = self.input.as_mut().expect("it is open until the end");
+        writeln!(input, "{options}").expect("the client's process is there");
+        let mut line = String::new();
+        self.output.read_line(&mut line).expect("the client's process is there");
+        let mut answer: Value = serde_json::from_str(&line).expect("it answers with JSON");
+        match answer["error"].take() {
+            Value::Null => Ok(answer["ok"].take()),
+            error => Err(error.as_str().unwrap_or_default().to_owned()),
+        }
+    }
+}
+
+impl Drop for RsmqClient {
+    fn drop(&mut self) {
+        drop(self.input.take());
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn install(command: &mut Command) {
+    let program = command.get_program().display().to_string();
+    let done = command.output().unwrap_or_else(|error| panic!("{program}: {error}"));
+    assert!(done.status.success(), "{program}: {}", String::from_utf8_lossy(&done.stderr));
+}
