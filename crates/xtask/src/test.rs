@@ -16,7 +16,7 @@ pub(crate) struct Test {
 }
 
 /// What tests need beside Rust and a C compiler, by the name that `--without` takes.
-const NEEDS: [Need; 4] = [
+const NEEDS: [Need; 5] = [
     Need {
         name: "redis",
         feature: "real-redis",
@@ -29,6 +29,12 @@ const NEEDS: [Need; 4] = [
         there: kafka,
         missing: "Java 17, Maven, openssl or its headers are not installed: install them (`apt-get \
                   install openjdk-17-jre-headless maven openssl libssl-dev pkg-config`)",
+    },
+    Need {
+        name: "postgres",
+        feature: "real-postgres",
+        there: postgres,
+        missing: "PostgreSQL's server is not installed: install it (`apt-get install postgresql`)",
     },
     Need {
         name: "rsmq-clients",
@@ -127,6 +133,15 @@ fn kafka() -> Option<String> {
     Some(format!("Kafka {kafka} (KRaft, on Java {java}), killed and started again; TLS, SCRAM"))
 }
 
+fn postgres() -> Option<String> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let newest = versions.map(|version| version.path().join("bin/postgres")).max();
+    let program = newest.map_or_else(|| "postgres".to_owned(), |path| path.display().to_string());
+    let text = says(&program, "--version")?;
+    let version = text.split(' ').nth(2).unwrap_or("?").to_owned();
+    Some(format!("PostgreSQL {}, killed and started again", version.trim()))
+}
+
 fn rsmq_clients() -> Option<String> {
     says("npm", "--version")?;
     says("python3", "-m pip --version")?;
@@ -149,12 +164,13 @@ fn mounts() -> Option<String> {
 }
 
 /// The servers that tests use, as they note it, and what they are called in the report.
-const SERVERS: [(&str, &str); 7] = [
+const SERVERS: [(&str, &str); 8] = [
     ("redis", "Redis"),
     ("redis, secured", "Redis with TLS and a user with few rights"),
     ("redis, sentinel", "Redis with a Sentinel, failed over"),
     ("redis, cluster", "Redis Cluster, slots moved"),
     ("rsmq clients", "the RSMQ clients of Node and Python"),
+    ("postgres", "PostgreSQL"),
     ("kafka", "Kafka"),
     ("kafka, secured", "Kafka with TLS, SCRAM and OAUTHBEARER"),
 ];

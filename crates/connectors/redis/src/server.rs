@@ -16,10 +16,21 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::sync::Mutex;
 
-/// The server where a queue names none: `REDIS_HOST`, if that is set.
+/// The server where a queue names none: `REDIS_HOST`, a host or `host:port`, if that is set.
 pub(crate) fn local() -> String {
     let host = std::env::var("REDIS_HOST").ok().filter(|host| !host.is_empty());
-    format!("redis://{}:6379", host.as_deref().unwrap_or("127.0.0.1"))
+    address(host.as_deref().unwrap_or("127.0.0.1"))
+}
+
+fn address(host: &str) -> String {
+    let has_port = host.rsplit_once(':').is_some_and(|(name, port)| {
+        port.parse::<u16>().is_ok() && (name.ends_with(']') || !name.contains(':'))
+    });
+    match has_port {
+        true => format!("redis://{host}"),
+        false if host.contains(':') && !host.ends_with(']') => format!("redis://[{host}]:6379"),
+        false => format!("redis://{host}:6379"),
+    }
 }
 
 /// Certificates, for `rediss:` addresses. Without `ca` the system's are trusted.
@@ -283,5 +294,19 @@ impl ConnectionLike for Connection {
             Self::Single(connection) => connection.get_db(),
             Self::Cluster(connection) => connection.get_db(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn a_host_is_taken_with_a_port_and_without() {
+        let addresses = ["cache", "cache:6380", "10.0.0.1", "::1", "[::1]", "[::1]:6380"];
+        let wanted =
+            ["cache:6379", "cache:6380", "10.0.0.1:6379", "[::1]:6379", "[::1]:6379", "[::1]:6380"];
+        assert_eq!(
+            addresses.map(super::address),
+            wanted.map(|address| format!("redis://{address}"))
+        );
     }
 }

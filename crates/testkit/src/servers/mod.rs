@@ -8,11 +8,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 mod kafka;
+mod postgres;
 mod redis;
 mod redis_groups;
 mod rsmq;
 
 pub use kafka::Kafka;
+pub use postgres::Postgres;
 pub use redis::Redis;
 pub use redis_groups::{MASTER, RedisCluster, RedisSentinel};
 pub use rsmq::RsmqClient;

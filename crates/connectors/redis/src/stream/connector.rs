@@ -46,7 +46,7 @@ pub struct RedisStreams;
 #[serde(deny_unknown_fields)]
 pub(crate) struct Settings {
     /// The server: `redis://[user[:password]@]host[:port][/database]`, with TLS `rediss:`. Default:
-    /// this machine, or `REDIS_HOST`.
+    /// this machine, or `REDIS_HOST` (`host` or `host:port`).
     #[serde(default = "crate::server::local")]
     url: String,
     /// Certificates, if the system's do not do.
