@@ -266,7 +266,7 @@ fn dead_letters_that_cannot_go_back_stay_and_the_others_go() {
         assert!(!dead_letters(&["show", "p.yaml", number]).0.trim().is_empty());
     }
     let (done, notes) = dead_letters(&["redrive", "p.yaml"]);
-    assert_eq!(done, "1 dead letters sent back\n");
+    assert_eq!(done, "1 dead letter sent back\n");
     for note in [
         "stays: not a dead letter: expected value at line 1 column 1",
         "stays: a dead letter of version 2; this program knows version 1",

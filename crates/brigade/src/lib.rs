@@ -50,7 +50,7 @@ pub use brigade_runtime::{
 /// What programs with components usually need.
 pub mod prelude {
     pub use crate::component::{BatchComponent, Component, Context, Emit, Raw, Setup};
-    pub use crate::{Failure, Message, Output, Pipeline, Supervisor};
+    pub use crate::{BoxError, Failure, Message, Output, Pipeline, Supervisor};
 }
 
 #[cfg(feature = "watch")]

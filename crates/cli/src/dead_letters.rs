@@ -83,19 +83,26 @@ impl DeadLetters {
             Command::Show { number, .. } => show(&letters, *number).await?,
             Command::Redrive { numbers, .. } => {
                 let sent = redrive(&opened, registry, &letters, numbers).await?;
-                print(&format!("{sent} dead letters sent back"));
+                print(&format!("{} sent back", letters_counted(sent)));
             }
             Command::Delete { numbers, .. } => {
                 let mut deleted = 0;
                 for letters in &letters {
                     deleted += letters.queue.delete(numbers).await?;
                 }
-                print(&format!("{deleted} dead letters deleted"));
+                print(&format!("{} deleted", letters_counted(deleted)));
             }
         }
         drop(letters);
         opened.close().await?;
         Ok(Exit::Done)
+    }
+}
+
+fn letters_counted(count: u64) -> String {
+    match count {
+        1 => "1 dead letter".to_owned(),
+        count => format!("{count} dead letters"),
     }
 }
 

@@ -32,7 +32,7 @@ enum Exit {
 
 /// Pipelines between queues that lose nothing.
 #[derive(Debug, Parser)]
-#[command(name = "brigade", version, about, arg_required_else_help = true)]
+#[command(name = "brigade", version, arg_required_else_help = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,

@@ -95,7 +95,7 @@ fn expand(
         let value = lookup(name).filter(|value| default.is_none() || !value.is_empty());
         let value = value.or_else(|| default.map(str::to_owned)).ok_or_else(|| {
             let help = format!("set it, or give a default: `${{{name}:-default}}`");
-            (format!("the environment variable `{name}` is not set"), help)
+            (format!("the variable `{name}` is not set"), help)
         })?;
         expanded.push_str(&value);
         any = true;

@@ -243,6 +243,13 @@ impl Lint<'_> {
     /// Tells of a name that is nowhere declared.
     fn unknown(&mut self, what: &str, at: &[&str], name: &str, known: &[&str]) {
         let help = did_you_mean(name, known.iter().copied());
+        let help = match (what, help) {
+            ("component", help) if self.catalog.user_components().is_empty() => Some(format!(
+                "{}; components of your own are in your program: run its command, not `brigade`",
+                help.unwrap_or_default()
+            )),
+            (_, help) => help,
+        };
         let code = match what {
             "component" => "unknown_component",
             "queue type" => "unknown_type",

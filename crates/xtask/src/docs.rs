@@ -1,5 +1,9 @@
-//! The pages of the documentation that are generated from the code.
+//! The pages of the documentation that are generated from the code, and what others take over from
+//! files.
 
+mod include;
+
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, ensure};
@@ -19,5 +23,26 @@ pub(crate) fn run() -> anyhow::Result<()> {
         ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         std::fs::write(page, output.stdout).with_context(|| format!("cannot write {page}"))?;
     }
+    for page in pages(Path::new("docs/src"))? {
+        let text = std::fs::read_to_string(&page)?;
+        let folder = page.parent().unwrap_or(Path::new("."));
+        let renewed = include::renewed(&text, folder);
+        let renewed = renewed.map_err(|why| anyhow::anyhow!("{}: {why}", page.display()))?;
+        std::fs::write(&page, renewed)?;
+    }
     Ok(())
+}
+
+/// All pages below a folder.
+fn pages(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        match path.is_dir() {
+            true => found.extend(pages(&path)?),
+            false if path.extension().is_some_and(|kind| kind == "md") => found.push(path),
+            false => {}
+        }
+    }
+    Ok(found)
 }

@@ -18,7 +18,8 @@ use crate::{BoxError, Failure};
             with `&Context` as a second argument if it likes,",
     note = "or `async fn(Vec<In>) -> Vec<Result<Out, Error>>`,",
     note = "or a type that implements `Component` or `BatchComponent`;",
-    note = "`In` implements `serde::Deserialize`, `Out` derives `brigade::Output`"
+    note = "`In` implements `serde::Deserialize`, `Out` derives `brigade::Output`; a text, a number or another \
+            crate's type goes out as `Emit::value(it)`"
 )]
 pub trait IntoComponent<Marker> {
     /// Erases its types.

@@ -260,12 +260,16 @@ impl Lint<'_> {
     }
 
     fn unused_code(&mut self, placed: &IndexMap<Arc<str>, Placed>) {
-        for name in self.catalog.user_components() {
-            if !placed.values().any(|placed| placed.stage.component.name == name) {
-                let message = format!("no stage uses the component `{name}`");
-                self.warning("unused_component", &["stages"], message, None);
-            }
-        }
+        let used = |name: &str| placed.values().any(|placed| placed.stage.component.name == name);
+        let all = self.catalog.user_components();
+        let unused: Vec<_> =
+            all.iter().filter(|name| !used(name)).map(|n| format!("`{n}`")).collect();
+        let message = match &unused[..] {
+            [] => return,
+            [one] => format!("no stage uses the component {one}"),
+            several => format!("no stage uses the components {}", several.join(", ")),
+        };
+        self.warning("unused_component", &["stages"], message, None);
     }
 }
 
