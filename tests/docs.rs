@@ -6,6 +6,7 @@
 //! - `yaml pipeline` is a whole pipeline file, `yaml queues` and `yaml stages` are what stands below
 //!   these keys; `toml pipeline` and `json pipeline` are files too. `yaml cases` are test files, and
 //!   `yaml custom` is a file of an example that has a test of its own. There is no other `yaml`.
+//!   `kafka` and `registry` among the words say what cargo feature the file needs.
 //! - `file=NAME` writes the block to a file, for the commands after it.
 //! - `console` are commands after `$ `, run by one shell for a page, each with lines that it prints:
 //!   in order, others may stand between them, `…` is any text. `console norun` is not run; it has no
@@ -244,6 +245,7 @@ fn every_pipeline_file_in_the_documentation_is_good() {
             let text = match () {
                 // Its queue type is behind a feature.
                 () if is("kafka") && !cfg!(feature = "kafka") => continue,
+                () if is("registry") && !cfg!(feature = "schema-registry") => continue,
                 () if is("pipeline") => block.text.clone(),
                 () if is("queues") => whole(&block, "queues"),
                 () if is("stages") => whole(&block, "stages"),

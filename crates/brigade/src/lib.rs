@@ -81,6 +81,10 @@ pub fn registry() -> Registry {
     {
         registry = registry.connector(Arc::new(brigade_kafka::Kafka));
     }
+    #[cfg(feature = "schema-registry")]
+    {
+        registry = registry.formats(Arc::new(brigade_schemas::SchemaRegistries));
+    }
     for factory in brigade_components::all() {
         registry = registry.factory(factory);
     }

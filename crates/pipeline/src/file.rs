@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use brigade_core::connector::{Guarantee, Limit, Order};
+use brigade_core::connector::{Guarantee, Limit, Order, SchemaRegistry};
 use brigade_core::{ByteSize, Codec, Period};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -138,6 +138,10 @@ pub struct QueueKeys {
     /// as bytes is taken to be in the codec that it came in. Dead letters are JSON.
     #[serde(default)]
     pub codec: Codec,
+    /// A schema registry (Confluent's HTTP API) that payloads are read and written with: Avro, Protobuf or
+    /// JSON, as it says. In between they are JSON.
+    #[serde(default)]
+    pub registry: Option<SchemaRegistry>,
     /// What payloads must fit: a JSON Schema, the path of a file with one (relative to the pipeline
     /// file), or the name of a registered Rust type.
     #[serde(default)]

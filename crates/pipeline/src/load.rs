@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use brigade_core::component::{AnyComponent, ComponentFactory};
-use brigade_core::connector::Connector;
+use brigade_core::connector::{Connector, Formats};
 use serde_json::Value;
 
 use crate::coerce::substitute;
@@ -30,6 +30,10 @@ pub trait Catalog {
     fn user_components(&self) -> Vec<&str>;
     /// The JSON Schema of a registered Rust type.
     fn schema(&self, name: &str) -> Option<&Value>;
+    /// What opens schema registries, if anything does.
+    fn formats(&self) -> Option<&dyn Formats> {
+        None
+    }
 }
 
 /// A component as the catalog has it.

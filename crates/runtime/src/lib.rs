@@ -15,6 +15,7 @@ mod status;
 mod actors;
 mod codec;
 mod edge;
+mod format;
 mod lane;
 mod plan;
 mod pool;

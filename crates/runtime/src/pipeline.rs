@@ -179,6 +179,7 @@ impl Pipeline {
             queue.spec.settings = json!({});
             queue.spec.limit = Default::default();
             queue.codec = Codec::Json;
+            queue.spec.registry = None;
             queue.features = connector.features(&queue.spec.settings);
         }
         self.connectors.insert(kind.to_owned(), connector);

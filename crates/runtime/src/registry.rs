@@ -6,10 +6,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use brigade_core::component::{AnyComponent, ComponentFactory, IntoComponent};
-use brigade_core::connector::{Connector, ConnectorError};
+use brigade_core::connector::{Connector, ConnectorError, Formats};
 use brigade_core::state::StateStore;
 use brigade_pipeline::{Catalog, CatalogComponent};
 use futures_util::future::BoxFuture;
+
+use crate::format::Formatted;
 
 /// What a program can name in its pipeline files.
 ///
@@ -27,6 +29,7 @@ pub struct Registry {
     factories: BTreeMap<&'static str, Box<dyn ComponentFactory>>,
     components: BTreeMap<String, Box<dyn AnyComponent>>,
     schemas: BTreeMap<String, serde_json::Value>,
+    formats: Option<Arc<dyn Formats>>,
     state: Option<OpenState>,
 }
 
@@ -81,6 +84,12 @@ impl Registry {
         self.schema(name, schema.to_value())
     }
 
+    /// What opens the schema registries that queues name.
+    #[must_use]
+    pub fn formats(self, formats: Arc<dyn Formats>) -> Self {
+        Self { formats: Some(formats), ..self }
+    }
+
     /// What keeps the pipelines' state.
     #[must_use]
     pub fn state(self, open: OpenState) -> Self {
@@ -94,7 +103,11 @@ impl Registry {
 
     /// The connector of a queue type.
     pub fn connector_of(&self, type_name: &str) -> Option<Arc<dyn Connector>> {
-        self.connectors.get(type_name).cloned()
+        let inner = Arc::clone(self.connectors.get(type_name)?);
+        Some(match self.formats.clone() {
+            Some(formats) => Arc::new(Formatted { inner, formats }),
+            None => inner,
+        })
     }
 }
 
@@ -125,6 +138,10 @@ impl Catalog for Registry {
 
     fn schema(&self, name: &str) -> Option<&serde_json::Value> {
         self.schemas.get(name)
+    }
+
+    fn formats(&self) -> Option<&dyn Formats> {
+        self.formats.as_deref()
     }
 }
 

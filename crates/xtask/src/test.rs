@@ -16,7 +16,7 @@ pub(crate) struct Test {
 }
 
 /// What tests need beside Rust and a C compiler, by the name that `--without` takes.
-const NEEDS: [Need; 5] = [
+const NEEDS: [Need; 6] = [
     Need {
         name: "redis",
         feature: "real-redis",
@@ -35,6 +35,13 @@ const NEEDS: [Need; 5] = [
         feature: "real-postgres",
         there: postgres,
         missing: "PostgreSQL's server is not installed: install it (`apt-get install postgresql`)",
+    },
+    Need {
+        name: "schema-registry",
+        feature: "real-schema-registry",
+        there: schema_registry,
+        missing: "Java 17, Maven or OpenSSL's headers are not installed: install them (`apt-get install \
+                  openjdk-17-jre-headless maven libssl-dev pkg-config`)",
     },
     Need {
         name: "rsmq-clients",
@@ -87,6 +94,9 @@ impl Test {
         if self.without.iter().any(|without| without == "kafka") {
             // It builds the C client, whose headers may be missing too.
             test.extend(["--exclude", "brigade-kafka"]);
+        }
+        if self.without.iter().any(|without| without == "schema-registry") {
+            test.extend(["--exclude", "brigade-schemas"]);
         }
         let passed = cargo(&test, &used);
         let counts = Counts::read(&used);
@@ -142,6 +152,15 @@ fn postgres() -> Option<String> {
     Some(format!("PostgreSQL {}, killed and started again", version.trim()))
 }
 
+fn schema_registry() -> Option<String> {
+    says("java", "-version")?;
+    says("mvn", "--version")?;
+    let source = include_str!("../../testkit/src/servers/schema_registry.rs");
+    let (_, rest) = source.split_once("apicurio-registry-app:")?;
+    let (version, _) = rest.split_once(':')?;
+    Some(format!("a schema registry (Apicurio {version}), killed and started again"))
+}
+
 fn rsmq_clients() -> Option<String> {
     says("npm", "--version")?;
     says("python3", "-m pip --version")?;
@@ -164,13 +183,14 @@ fn mounts() -> Option<String> {
 }
 
 /// The servers that tests use, as they note it, and what they are called in the report.
-const SERVERS: [(&str, &str); 8] = [
+const SERVERS: [(&str, &str); 9] = [
     ("redis", "Redis"),
     ("redis, secured", "Redis with TLS and a user with few rights"),
     ("redis, sentinel", "Redis with a Sentinel, failed over"),
     ("redis, cluster", "Redis Cluster, slots moved"),
     ("rsmq clients", "the RSMQ clients of Node and Python"),
     ("postgres", "PostgreSQL"),
+    ("schema registry", "the schema registry"),
     ("kafka", "Kafka"),
     ("kafka, secured", "Kafka with TLS, SCRAM and OAUTHBEARER"),
 ];

@@ -18,12 +18,14 @@
 mod consumer;
 mod error;
 mod features;
+mod format;
 mod producer;
 mod queue;
 
 pub use consumer::{Acked, Consumer, Defect, Failed, FailedReason, Incoming, Lag, Receipt, Want};
 pub use error::{ConnectorError, ErrorKind};
 pub use features::Features;
+pub use format::{Format, Formats, SchemaRegistry};
 pub use producer::{Hold, Outgoing, Produced, Producer, Rejected, Staged};
 pub use queue::{
     Connector, ConnectorEnv, Guarantee, Limit, Order, Peeked, Problem, QueueAdmin, QueueSpec,

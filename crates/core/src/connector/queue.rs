@@ -6,7 +6,9 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::connector::{ConnectorError, Consumer, ErrorKind, Features, Lag, Outgoing, Producer};
+use crate::connector::{
+    ConnectorError, Consumer, ErrorKind, Features, Lag, Outgoing, Producer, SchemaRegistry,
+};
 use crate::field::FieldPath;
 use crate::state::StateStore;
 use crate::{ByteSize, Message};
@@ -104,6 +106,8 @@ pub struct QueueSpec {
     pub limit: Limit,
     /// What is asked of it.
     pub guarantee: Guarantee,
+    /// Where the schemas of its payloads are, if they are in a registry.
+    pub registry: Option<SchemaRegistry>,
     /// The keys of its type, as in the file, defaults not filled in.
     pub settings: Value,
 }
@@ -118,6 +122,7 @@ impl QueueSpec {
             key: None,
             limit: Limit::default(),
             guarantee: Guarantee::default(),
+            registry: None,
             settings,
         }
     }

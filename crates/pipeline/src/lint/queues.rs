@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use brigade_core::Codec;
-use brigade_core::connector::{Limit, QueueSpec};
+use brigade_core::connector::{Limit, QueueSpec, SchemaRegistry};
 use brigade_core::field::FieldPath;
 use indexmap::IndexMap;
 use serde_json::{Map, Value};
@@ -18,7 +18,8 @@ use crate::schema::{newly_named, queue_schema, validate};
 use crate::topology::Queue;
 
 /// The common keys, which are not the connector's.
-const COMMON: [&str; 7] = ["type", "codec", "schema", "key", "event_time", "guarantee", "limit"];
+const COMMON: [&str; 8] =
+    ["type", "codec", "registry", "schema", "key", "event_time", "guarantee", "limit"];
 
 /// Queues whose keys are right, by name: the common keys and the connector's own.
 pub(super) type Decoded = BTreeMap<String, (QueueKeys, Value)>;
@@ -142,9 +143,37 @@ impl Lint<'_> {
             self.error("queue_setting", &["queues", name, "limit"], message, help);
         }
         self.read_as_bytes(name, keys);
+        spec.registry = self.registry(name, keys);
         let (type_name, store) = (keys.kind.clone(), connector.store_name(own));
         let (codec, schema) = (keys.codec, schema.map(Arc::new));
         Some(Queue { spec, type_name, codec, schema, event_time, features, store })
+    }
+
+    fn registry(&mut self, name: &str, keys: &QueueKeys) -> Option<SchemaRegistry> {
+        let mut registry = keys.registry.clone()?;
+        let at = ["queues", name, "registry"];
+        let Some(formats) = self.catalog.formats() else {
+            let message =
+                format!("queue `{name}`: this program was built without schema registries");
+            let help = "build it with the feature `schema-registry`".to_owned();
+            self.error("queue_setting", &at, message, Some(help));
+            return None;
+        };
+        for problem in formats.check(&registry) {
+            let at: Vec<&str> =
+                at.iter().copied().chain(problem.path.iter().map(String::as_str)).collect();
+            let message = format!("queue `{name}`: {}", problem.message);
+            self.error("queue_setting", &at, message, problem.help);
+        }
+        if !keys.codec.is_json() {
+            let message =
+                format!("queue `{name}`: with a `registry`, its schemas say what is written");
+            let help = "remove `codec`, or `registry`".to_owned();
+            self.error("queue_setting", &["queues", name, "codec"], message, Some(help));
+        }
+        registry.register =
+            registry.register.map(|file| beside(self.directory, &file).display().to_string());
+        Some(registry)
     }
 
     /// What needs a value cannot be asked of bytes.

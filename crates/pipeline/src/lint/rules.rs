@@ -235,6 +235,14 @@ impl Lint<'_> {
 
     fn dead_letters_are_json(&mut self, stage: &Stage, queues: &Queues) {
         let dead = stage.dead_letter.as_ref().and_then(|name| queues.get_key_value(name));
+        if let Some((name, _)) = dead.filter(|(_, queue)| queue.spec.registry.is_some()) {
+            let message = format!(
+                "stage `{}` keeps its dead letters on queue `{name}`, which has a `registry`; they are JSON",
+                stage.name
+            );
+            let help = "remove `registry`, or use another queue".to_owned();
+            self.error("queue_setting", &["queues", name, "registry"], message, Some(help));
+        }
         if let Some((name, queue)) = dead.filter(|(_, queue)| !queue.codec.is_json()) {
             let message = format!(
                 "stage `{}` keeps its dead letters on queue `{name}`, whose codec is {}; they are JSON",

@@ -12,12 +12,14 @@ mod postgres;
 mod redis;
 mod redis_groups;
 mod rsmq;
+mod schema_registry;
 
 pub use kafka::Kafka;
 pub use postgres::Postgres;
 pub use redis::Redis;
 pub use redis_groups::{MASTER, RedisCluster, RedisSentinel};
 pub use rsmq::RsmqClient;
+pub use schema_registry::SchemaRegistry;
 
 /// How long a server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(60);

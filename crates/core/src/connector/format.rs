@@ -1,0 +1,78 @@
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::connector::{ConnectorError, Problem, QueueSpec};
+
+/// Where the schemas of a queue's payloads are: a registry that speaks Confluent's HTTP API.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct SchemaRegistry {
+    /// The registry's address.
+    pub url: String,
+    /// The subject whose latest schema outputs are written with. Default: `TOPIC-value` or, where the
+    /// queue has no `topic`, `QUEUE-value`.
+    #[serde(default)]
+    pub subject: Option<String>,
+    /// For Protobuf: the full name of the message that outputs are written as, `shop.Order`.
+    #[serde(default)]
+    pub message: Option<String>,
+    /// A file (`.avsc`, `.proto`, `.json`) whose schema is registered under the subject before
+    /// anything is written, if it is not there.
+    #[serde(default)]
+    pub register: Option<String>,
+    /// Who asks, if the registry wants to know.
+    #[serde(default)]
+    pub user: Option<String>,
+    /// The user's password.
+    #[serde(default)]
+    pub password: Option<String>,
+}
+
+impl fmt::Debug for SchemaRegistry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut all = f.debug_struct("SchemaRegistry");
+        all.field("url", &self.url).field("subject", &self.subject).field("user", &self.user);
+        all.finish_non_exhaustive()
+    }
+}
+
+/// Payloads in a form that needs more than the payload to be read: what stands in a
+/// [`SchemaRegistry`]. The runtime has them read before a message is handed out, and written before it
+/// is produced; in between they are JSON.
+#[async_trait]
+pub trait Formats: Send + Sync {
+    /// What is wrong with the keys beyond their schema. Does no IO.
+    fn check(&self, registry: &SchemaRegistry) -> Vec<Problem>;
+
+    /// Opens the form of a queue's payloads, to read them or also to write them.
+    ///
+    /// # Errors
+    /// The registry cannot be asked, or has nothing to write with.
+    async fn open(
+        &self,
+        queue: &QueueSpec,
+        registry: &SchemaRegistry,
+        writes: bool,
+    ) -> Result<Arc<dyn Format>, ConnectorError>;
+}
+
+/// The form of a queue's payloads.
+#[async_trait]
+pub trait Format: Send + Sync {
+    /// A payload as JSON; the inner error is what is wrong with the payload.
+    ///
+    /// # Errors
+    /// The registry cannot be asked: nobody knows yet.
+    async fn read(&self, payload: &Bytes) -> Result<Result<Bytes, String>, ConnectorError>;
+
+    /// JSON as a payload; the inner error is what is wrong with the JSON.
+    ///
+    /// # Errors
+    /// The registry cannot be asked: nobody knows yet.
+    async fn write(&self, json: &Bytes) -> Result<Result<Bytes, String>, ConnectorError>;
+}

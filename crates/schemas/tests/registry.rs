@@ -1,0 +1,154 @@
+//! Avro, Protobuf and JSON with a real registry.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that stops says where"
+)]
+
+use std::sync::Arc;
+
+use brigade_core::connector::{Format, Formats as _, QueueSpec, SchemaRegistry as Keys};
+use brigade_schemas::SchemaRegistries;
+use brigade_testkit::servers::SchemaRegistry;
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+const AVRO: &str = r#"{
+    "type": "record", "name": "Order", "namespace": "shop",
+    "fields": [
+        { "name": "id", "type": "long" },
+        { "name": "customer", "type": "string" },
+        { "name": "total", "type": ["null", "double"], "default": null },
+        { "name": "lines", "type": { "type": "array", "items": {
+            "type": "record", "name": "Line",
+            "fields": [{ "name": "sku", "type": "string" }, { "name": "count", "type": "int" }]
+        } } },
+        { "name": "state", "type": { "type": "enum", "name": "State", "symbols": ["NEW", "PAID"] } },
+        { "name": "labels", "type": { "type": "map", "values": "string" } }
+    ]
+}"#;
+const PROTOBUF: &str = r#"
+syntax = "proto3";
+package shop;
+message Order {
+    message Line { string sku = 1; int32 count = 2; }
+    enum State { NEW = 0; PAID = 1; }
+    int64 id = 1;
+    string customer_name = 2;
+    optional double total = 3;
+    repeated Line lines = 4;
+    State state = 5;
+    map<string, string> labels = 6;
+}
+message Other { string text = 1; }
+"#;
+const JSON: &str = r#"{ "$schema": "http://json-schema.org/draft-07/schema#", "type": "object" }"#;
+
+fn keys(server: &SchemaRegistry) -> Keys {
+    serde_json::from_value(json!({ "url": server.url() })).unwrap()
+}
+
+/// Opens the subject `orders-value` with this schema, by the file's name.
+async fn opened(server: &SchemaRegistry, file: &str, text: &str) -> Arc<dyn Format> {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(file);
+    std::fs::write(&path, text).unwrap();
+    let register = Some(path.display().to_string());
+    let keys = Keys { register, message: Some("shop.Order".into()), ..keys(server) };
+    let queue = QueueSpec::new("shop", "orders", json!({}));
+    SchemaRegistries.open(&queue, &keys, true).await.unwrap()
+}
+
+fn bytes(value: &Value) -> Bytes {
+    serde_json::to_vec(value).unwrap().into()
+}
+
+async fn written(format: &Arc<dyn Format>, value: &Value) -> Bytes {
+    format.write(&bytes(value)).await.unwrap().unwrap()
+}
+
+async fn read(format: &Arc<dyn Format>, payload: &Bytes) -> Value {
+    serde_json::from_slice(&format.read(payload).await.unwrap().unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn avro_goes_out_and_comes_back() {
+    let server = SchemaRegistry::start();
+    let format = opened(&server, "order.avsc", AVRO).await;
+    let order = json!({
+        "id": 9_007_199_254_740_993_i64, "customer": "größe", "total": 1.5,
+        "lines": [{ "sku": "a", "count": 2 }], "state": "PAID", "labels": { "k": "v" },
+    });
+    let payload = written(&format, &order).await;
+    assert_eq!(payload[0], 0, "Confluent's prefix");
+    assert!(payload.len() < 60, "it is binary: {payload:?}");
+    assert_eq!(read(&format, &payload).await, order);
+    // What has a default may be left out; what has none may not.
+    let without = json!({ "id": 1, "customer": "c", "total": null, "lines": [], "state": "NEW", "labels": {} });
+    assert_eq!(read(&format, &written(&format, &without).await).await, without);
+    let wrong = format.write(&bytes(&json!({ "id": "one" }))).await.unwrap();
+    assert!(wrong.is_err(), "it does not fit the schema: {wrong:?}");
+    // Another queue reads it without knowing the subject.
+    let queue = QueueSpec::new("shop", "others", json!({}));
+    let reader = SchemaRegistries.open(&queue, &keys(&server), false).await.unwrap();
+    assert_eq!(read(&reader, &payload).await, order);
+}
+
+#[tokio::test]
+async fn protobuf_goes_out_and_comes_back() {
+    let server = SchemaRegistry::start();
+    let format = opened(&server, "order.proto", PROTOBUF).await;
+    let order = json!({
+        "id": 9_007_199_254_740_993_i64, "customer_name": "größe", "total": 1.5,
+        "lines": [{ "sku": "a", "count": 2 }], "state": "PAID", "labels": { "k": "v" },
+    });
+    let payload = written(&format, &order).await;
+    assert_eq!(payload[0], 0, "Confluent's prefix");
+    assert_eq!(read(&format, &payload).await, order);
+    let wrong = format.write(&bytes(&json!({ "id": "one" }))).await.unwrap();
+    assert!(wrong.is_err(), "it does not fit the message: {wrong:?}");
+    let queue = QueueSpec::new("shop", "orders", json!({}));
+    let error = SchemaRegistries.open(&queue, &keys(&server), true).await.err().unwrap();
+    assert!(error.to_string().contains("message: .."), "{error}");
+}
+
+#[tokio::test]
+async fn json_has_its_prefix_and_stays_as_it_is() {
+    let server = SchemaRegistry::start();
+    let format = opened(&server, "order.json", JSON).await;
+    let text = Bytes::from_static(b"{ \"n\": 1.50 }");
+    let payload = format.write(&text).await.unwrap().unwrap();
+    assert_eq!((payload[0], payload.len()), (0, text.len() + 5));
+    assert_eq!(format.read(&payload).await.unwrap().unwrap(), text);
+}
+
+#[tokio::test]
+async fn what_is_no_such_payload_is_told_and_a_registry_that_is_away_is_waited_for() {
+    let server = SchemaRegistry::start();
+    let format = opened(&server, "order.avsc", AVRO).await;
+    for odd in [&b""[..], b"{}", b"\x00\x00", b"\x01\x00\x00\x00\x01\x02"] {
+        let told = format.read(&Bytes::from_static(odd)).await.unwrap().unwrap_err();
+        assert!(told.contains("schema's id"), "{told}");
+    }
+    let unknown = Bytes::from_static(b"\x00\x00\x0f\x42\x3f\x02");
+    let told = format.read(&unknown).await.unwrap().unwrap_err();
+    assert!(told.contains("has no schema 999999"), "{told}");
+    let torn = Bytes::from_static(b"\x00\x00\x00\x00\x01\x02");
+    assert!(format.read(&torn).await.unwrap().is_err(), "its end is missing");
+    // Nobody knows while it is away: no message is given up on.
+    let queue = QueueSpec::new("shop", "orders", json!({}));
+    let reader = SchemaRegistries.open(&queue, &keys(&server), false).await.unwrap();
+    server.kill();
+    let away = reader.read(&torn).await.unwrap_err();
+    assert!(away.is_transient() && away.to_string().contains(&server.url()), "{away}");
+    let error = SchemaRegistries.open(&queue, &keys(&server), true).await.err().unwrap();
+    assert!(error.is_transient() && error.to_string().contains("queue `orders`"), "{error}");
+    server.restart();
+    let error = SchemaRegistries.open(&queue, &keys(&server), true).await.err().unwrap();
+    let told = error.to_string();
+    assert!(
+        error.is_transient() && told.contains("`orders-value`") && told.contains("register"),
+        "{told}"
+    );
+}

@@ -1,0 +1,121 @@
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::{LOOK, PATIENCE, cached, free_port, used};
+
+/// What Maven is to fetch, and the plugin that does it.
+const ARTIFACT: &str = "io.apicurio:apicurio-registry-app:2.6.13.Final:tar.gz:all";
+const PLUGIN: &str = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy";
+const PROGRAM: &str = "apicurio-registry-app-2.6.13.Final-runner.jar";
+/// Runs until its standard input ends, also when the test that holds the other end is killed.
+const KEEPER: &str = r#""$@" & server=$!; read -r _; kill -9 $server; wait $server 2>/dev/null"#;
+
+/// A schema registry that speaks Confluent's HTTP API: Apicurio Registry, with its schemas in memory. It
+/// needs Java 17; Maven fetches it, once, into the user's cache directory.
+#[derive(Debug)]
+pub struct SchemaRegistry {
+    directory: tempfile::TempDir,
+    port: u16,
+    keeper: Mutex<Option<Child>>,
+}
+
+impl SchemaRegistry {
+    /// Starts one and waits until it answers.
+    ///
+    /// # Panics
+    /// Java, Maven or tar is not installed, or it does not answer within a minute.
+    pub fn start() -> Self {
+        used("schema registry");
+        let directory = tempfile::tempdir().expect("a directory can be made");
+        let registry = Self { directory, port: free_port(), keeper: Mutex::default() };
+        registry.restart();
+        registry
+    }
+
+    /// Its address, as `registry: { url: .. }` takes it.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}/apis/ccompat/v7", self.port)
+    }
+
+    /// Kills it, if it runs.
+    ///
+    /// # Panics
+    /// It cannot be killed.
+    pub fn kill(&self) {
+        if let Some(mut keeper) = self.keeper().take() {
+            drop(keeper.stdin.take());
+            keeper.wait().expect("one's own child can be waited for");
+        }
+    }
+
+    /// Kills it, starts it again on the same port, without any schema, and waits until it answers.
+    ///
+    /// # Panics
+    /// As [`start`](SchemaRegistry::start).
+    pub fn restart(&self) {
+        self.kill();
+        let place = self.directory.path().join("server.log");
+        let log = std::fs::File::create(&place).expect("it can be made");
+        let mut keeper = Command::new("sh");
+        keeper.args(["-c", KEEPER, "sh", "java", "-Xmx256m", "-XX:TieredStopAtLevel=1"]);
+        keeper.arg("-Dquarkus.http.host=127.0.0.1");
+        keeper.arg(format!("-Dquarkus.http.port={}", self.port)).arg("-jar").arg(program());
+        let streams = log.try_clone().expect("a file can be opened twice");
+        keeper.stdin(Stdio::piped()).stdout(streams).stderr(log);
+        *self.keeper() = Some(keeper.spawn().expect("there is a shell"));
+        let begun = Instant::now();
+        while !self.answers() {
+            if begun.elapsed() > PATIENCE {
+                panic!(
+                    "it does not answer:\n{}",
+                    std::fs::read_to_string(place).unwrap_or_default()
+                );
+            }
+            std::thread::sleep(LOOK);
+        }
+    }
+
+    fn answers(&self) -> bool {
+        let ask = || -> std::io::Result<String> {
+            let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            let request =
+                "GET /apis/ccompat/v7/subjects HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+            stream.write_all(request.as_bytes())?;
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).map(|_| answer)
+        };
+        ask().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
+    }
+
+    fn keeper(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
+        self.keeper.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for SchemaRegistry {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Where the server's program is; fetches it if it is not there.
+fn program() -> PathBuf {
+    let there = cached("schema-registry", ARTIFACT, |directory| {
+        let mut maven = Command::new("mvn");
+        maven.args(["-q", "-B", PLUGIN, &format!("-Dartifact={ARTIFACT}")]);
+        maven.arg(format!("-DoutputDirectory={}", directory.display()));
+        let done = maven.output().expect("Maven (`mvn`) is installed");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
+        let archive = directory.join("apicurio-registry-app-2.6.13.Final-all.tar.gz");
+        let mut tar = Command::new("tar");
+        let done = tar.arg("xzf").arg(&archive).arg("-C").arg(directory).status();
+        assert!(done.is_ok_and(|done| done.success()), "tar unpacks {}", archive.display());
+        std::fs::remove_file(&archive).expect("it can be removed");
+    });
+    there.join(PROGRAM)
+}
