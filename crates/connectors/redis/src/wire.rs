@@ -13,6 +13,8 @@ use redis::{
 use crate::server::{Connection, Place, Server};
 use tokio::sync::Mutex;
 
+/// How much of a server's error is told, in characters.
+const TOLD_MAX: usize = 400;
 /// How long making a connection may take.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// How long an answer may take, beside the time that a command waits by itself.
@@ -137,7 +139,8 @@ impl Wire {
     pub(crate) fn wrong(&self, error: &RedisError) -> ConnectorError {
         let queue = &self.queue;
         let code = error.code().unwrap_or_default().to_owned();
-        let text = error.to_string();
+        // That of a batch tells one for each command.
+        let text: String = error.to_string().chars().take(TOLD_MAX).collect();
         let permanent = match error.kind() {
             ErrorKind::AuthenticationFailed | ErrorKind::InvalidClientConfig => true,
             ErrorKind::Server(ServerErrorKind::ResponseError) => code == "WRONGTYPE",
@@ -150,9 +153,15 @@ impl Wire {
             };
             return ConnectorError::permanent(format!("queue `{queue}`: Redis: {text}; {help}"));
         }
-        let help = match error.is_connection_refusal() {
-            true => "; is the server up, and `url` right?",
-            false => "",
+        // Inside a script's error the code of what went wrong stands in the text.
+        let help = if error.is_connection_refusal() {
+            "; is the server up, and `url` right?"
+        } else if text.contains("MISCONF") {
+            "; the server cannot write to its disk: make room there"
+        } else if text.contains("OOM") {
+            "; the server is at its `maxmemory`: raise it, or make room"
+        } else {
+            ""
         };
         ConnectorError::transient(format!("queue `{queue}`: Redis: {text}{help}"))
     }

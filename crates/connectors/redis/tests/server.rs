@@ -11,7 +11,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use brigade_core::connector::{
-    Connector, ConnectorEnv, Consumer, Incoming, Order, Outgoing, Producer, QueueSpec, Reader, Want,
+    Connector, ConnectorEnv, Consumer, Incoming, Order, Outgoing, Produced, Producer, QueueSpec,
+    Reader, Want,
 };
 use brigade_core::{Message, MessageId};
 use brigade_memory::MemoryState;
@@ -358,4 +359,104 @@ async fn an_output_that_cannot_be_put_leaves_its_input_where_it_is() {
         assert_eq!(acked.fenced, [], "{name}");
         assert_eq!(admin.peek(0, 10).await.unwrap().len(), 1, "{name}");
     }
+}
+
+/// A server whose disk is full, or whose memory: what is asked of it is told, tried again, and done when
+/// there is room. Nothing is lost, and nothing done twice.
+#[tokio::test]
+async fn a_server_that_has_no_room_is_told_and_waited_for() {
+    for (connector, fault) in [
+        (&RedisStreams as &dyn Connector, "MISCONF"),
+        (&Rsmq, "MISCONF"),
+        (&RedisStreams, "OOM"),
+        (&Rsmq, "OOM"),
+    ] {
+        let directory = tempfile::tempdir().unwrap();
+        let place = directory.path().display().to_string();
+        let server = Redis::start_with(&["--enable-protected-configs", "yes"]);
+        let admin = redis::Client::open(server.url()).unwrap();
+        let mut admin = admin.get_multiplexed_async_connection().await.unwrap();
+        let mut config = async |name: &str, value: &str| {
+            let set = redis::cmd("CONFIG").arg("SET").arg(name).arg(value).clone();
+            set.query_async::<()>(&mut admin).await.unwrap();
+        };
+        config("dir", &place).await;
+        let queue = queue("shop", json!({ "url": server.url() }));
+        let (producer, consumer) = open(connector, &queue).await;
+        producer.produce(&(0..10).map(numbered).collect::<Vec<_>>()).await.unwrap();
+        let taken = again(|| consumer.consume(Want { messages: 5, ..WANT })).await;
+        if fault == "OOM" {
+            config("maxmemory", "1").await;
+        } else {
+            // A snapshot cannot take the place of a directory; then the server takes no writes.
+            std::fs::create_dir(directory.path().join("dump.rdb")).unwrap();
+            config("appendonly", "no").await;
+            config("save", "1 1").await;
+        }
+        let mut extra = 10;
+        let begun = std::time::Instant::now();
+        let error = loop {
+            assert!(begun.elapsed() < Duration::from_secs(30), "{fault} does not come");
+            let batch: Vec<Outgoing> = (extra..extra + 20).map(numbered).collect();
+            match producer.produce(&batch).await {
+                Err(error) => break error,
+                Ok(_) => extra += batch.len(),
+            }
+        };
+        let text = error.to_string();
+        assert!(error.is_transient() && text.contains("`shop`") && text.contains(fault), "{text}");
+        assert!(text.len() < 700, "a batch's errors are not all told: {text}");
+        let receipts: Vec<_> = taken.iter().map(|incoming| incoming.receipt).collect();
+        let acked = consumer.ack(receipts.clone(), Vec::new()).await;
+        if fault == "MISCONF" {
+            let error = acked.as_ref().unwrap_err();
+            assert!(error.is_transient() && error.to_string().contains("disk"), "{error}");
+            std::fs::remove_dir(directory.path().join("dump.rdb")).unwrap();
+            config("save", "").await;
+        } else {
+            config("maxmemory", "0").await;
+        }
+        let last = [numbered(1_000_000)];
+        again(|| producer.produce(&last)).await;
+        // Whoever was told that it is done does not ask again.
+        let acked = match acked {
+            Ok(acked) => acked,
+            Err(_) => again(|| consumer.ack(receipts.clone(), Vec::new())).await,
+        };
+        assert_eq!(acked.fenced, []);
+        let first: BTreeSet<usize> = taken.iter().map(number).collect();
+        let mut seen = drain(&*consumer, extra - taken.len() + 1).await;
+        assert!(first.is_disjoint(&seen), "what is acked does not come again");
+        seen.extend(first);
+        assert_eq!(seen, (0..extra).chain([1_000_000]).collect(), "{fault}");
+    }
+}
+
+/// More headers than a script can pass on make a dead letter, not an ack that fails for ever.
+#[tokio::test]
+async fn a_message_with_too_many_headers_is_refused() {
+    let server = Redis::start();
+    let queue = queue("shop", json!({ "url": server.url() }));
+    let with = |n: usize, headers: usize| -> Outgoing {
+        let Outgoing { mut message, delay } = numbered(n);
+        (0..headers).for_each(|h| message.headers.push(&format!("h{h}"), Some("v".into())));
+        Outgoing { message, delay }
+    };
+    let (producer, consumer) = open(&RedisStreams, &queue).await;
+    let batch = [with(0, 0), with(1, 1001), with(2, 1000)];
+    let outcomes = producer.produce(&batch).await.unwrap();
+    let [Produced::Confirmed, Produced::Rejected(why), Produced::Confirmed] = &outcomes[..] else {
+        panic!("{outcomes:?}")
+    };
+    assert!(why.message.contains("1001 headers"), "{}", why.message);
+    // The same in the script that acks: the largest that is taken goes through it.
+    let taken = again(|| consumer.consume(WANT)).await;
+    assert_eq!(taken.len(), 2);
+    let staged = producer.stage(&batch).await.unwrap();
+    assert_eq!((staged.ops.len(), staged.rejected.len(), staged.rejected[0].0), (2, 1, 1));
+    let receipts = taken.iter().map(|incoming| incoming.receipt).collect();
+    assert_eq!(consumer.ack(receipts, staged.ops).await.unwrap().fenced, []);
+    let out = again(|| consumer.consume(WANT)).await;
+    let headers: Vec<usize> = out.iter().map(|incoming| incoming.message.headers.len()).collect();
+    assert_eq!(headers, [0, 1000]);
 }

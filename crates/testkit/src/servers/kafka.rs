@@ -1,5 +1,5 @@
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Instant;
@@ -24,6 +24,7 @@ const POM: &str = include_str!("kafka-pom.xml");
 #[derive(Debug)]
 pub struct Kafka {
     directory: tempfile::TempDir,
+    records: PathBuf,
     jars: PathBuf,
     port: u16,
     /// Where it listens for TLS, and for SASL over TLS, if it does.
@@ -37,7 +38,15 @@ impl Kafka {
     /// # Panics
     /// Java or Maven is not installed, or it does not listen within a minute.
     pub fn start() -> Self {
-        Self::start_with(None)
+        Self::start_with(None, None)
+    }
+
+    /// Starts one that keeps its records in this directory.
+    ///
+    /// # Panics
+    /// As [`start`](Kafka::start).
+    pub fn start_in(records: &Path) -> Self {
+        Self::start_with(None, Some(records))
     }
 
     /// Starts one that also listens for TLS and for SASL over TLS: SCRAM-SHA-256 with the user `alice`
@@ -46,14 +55,15 @@ impl Kafka {
     /// # Panics
     /// As [`start`](Kafka::start); or `openssl` is not installed.
     pub fn start_secured() -> Self {
-        Self::start_with(Some((free_port(), free_port())))
+        Self::start_with(Some((free_port(), free_port())), None)
     }
 
-    fn start_with(secured: Option<(u16, u16)>) -> Self {
+    fn start_with(secured: Option<(u16, u16)>, records: Option<&Path>) -> Self {
         used(if secured.is_some() { "kafka, secured" } else { "kafka" });
         let directory = tempfile::tempdir().expect("a directory can be made");
+        let records = records.unwrap_or(directory.path()).join("logs");
         let (port, keeper) = (free_port(), Mutex::default());
-        let kafka = Self { directory, jars: jars(), port, secured, keeper };
+        let kafka = Self { directory, records, jars: jars(), port, secured, keeper };
         if secured.is_some() {
             kafka.make_certificate();
         }
@@ -144,7 +154,7 @@ impl Kafka {
     }
 
     fn settings(&self, controller: u16) -> String {
-        let (port, logs) = (self.port, self.path("logs"));
+        let (port, logs) = (self.port, &self.records);
         let pem = self.path("server.pem");
         let listen = |(tls, sasl)| {
             format!(

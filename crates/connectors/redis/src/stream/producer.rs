@@ -1,7 +1,10 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use brigade_core::connector::{ConnectorError, Features, Outgoing, Produced, Producer, Staged};
+use brigade_core::CauseKind;
+use brigade_core::connector::{
+    ConnectorError, Features, Outgoing, Produced, Producer, Rejected, Staged,
+};
 use brigade_core::state::StoreId;
 use redis::{Pipeline, cmd};
 
@@ -14,6 +17,9 @@ use crate::wire::Wire;
 
 /// The most entries in one pipeline: more gains nothing.
 const PIPELINE_MAX: usize = 500;
+/// The most headers of a message: a script passes an entry's names and values on as arguments, of which
+/// Lua takes 8,000.
+const HEADERS_MAX: usize = 1000;
 
 /// Puts messages on a stream.
 pub(crate) struct StreamProducer {
@@ -74,6 +80,15 @@ pub(crate) async fn make_group(
     }
 }
 
+/// A message with more headers than a script can pass on.
+fn refused(outgoing: &Outgoing) -> Option<Rejected> {
+    let headers = outgoing.message.headers.len();
+    (headers > HEADERS_MAX).then(|| Rejected {
+        kind: CauseKind::Refused,
+        message: format!("{headers} headers; a stream's entry takes at most {HEADERS_MAX}"),
+    })
+}
+
 #[async_trait]
 impl Producer for StreamProducer {
     fn features(&self) -> Features {
@@ -81,7 +96,16 @@ impl Producer for StreamProducer {
     }
 
     async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
-        let mut outcomes = Vec::with_capacity(batch.len());
+        let refused: Vec<Option<Rejected>> = batch.iter().map(refused).collect();
+        let taken: Vec<Outgoing>;
+        let batch = match refused.iter().any(Option::is_some) {
+            false => batch,
+            true => {
+                let both = batch.iter().zip(&refused);
+                taken = both.filter(|(_, why)| why.is_none()).map(|(one, _)| one.clone()).collect();
+                &taken
+            }
+        };
         let delayed = |outgoing: &Outgoing| outgoing.delay.is_some_and(|delay| !delay.is_zero());
         for part in batch.chunk_by(|a, b| delayed(a) == delayed(b)) {
             for chunk in part.chunks(PIPELINE_MAX) {
@@ -92,16 +116,22 @@ impl Producer for StreamProducer {
                 } else {
                     self.add(chunk).await?;
                 }
-                outcomes.resize_with(outcomes.len() + chunk.len(), || Produced::Confirmed);
             }
         }
-        Ok(outcomes)
+        let outcome = |why: Option<Rejected>| why.map_or(Produced::Confirmed, Produced::Rejected);
+        Ok(refused.into_iter().map(outcome).collect())
     }
 
     async fn stage(&self, batch: &[Outgoing]) -> Result<Staged, ConnectorError> {
         let target =
             Target::Stream { stream: self.keys.stream.clone(), later: self.keys.later.clone() };
-        Ok(Staged { ops: target.enqueue(batch), rejected: Vec::new(), hold: None })
+        let rejected: Vec<(usize, Rejected)> =
+            batch.iter().enumerate().filter_map(|(at, one)| Some((at, refused(one)?))).collect();
+        let mut ops = target.enqueue(batch);
+        for (at, _) in rejected.iter().rev() {
+            ops.remove(*at);
+        }
+        Ok(Staged { ops, rejected, hold: None })
     }
 
     fn store(&self) -> Option<StoreId> {
