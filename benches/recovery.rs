@@ -24,18 +24,18 @@ use serde_json::Value;
 
 /// An output that can be away, and counts what it gets.
 #[derive(Default)]
-struct Sink {
+struct Kept {
     away: AtomicBool,
     taken: AtomicU64,
 }
 
 #[derive(Clone)]
-struct SinkConnector(Arc<Sink>);
+struct KeepConnector(Arc<Kept>);
 
 #[async_trait]
-impl Connector for SinkConnector {
+impl Connector for KeepConnector {
     fn type_name(&self) -> &'static str {
-        "sink"
+        "kept"
     }
 
     fn features(&self, _: &Value) -> Features {
@@ -56,7 +56,7 @@ impl Connector for SinkConnector {
         _: &Reader,
         _: &ConnectorEnv,
     ) -> Result<Arc<dyn Consumer>, ConnectorError> {
-        Err(ConnectorError::unsupported("a sink"))
+        Err(ConnectorError::unsupported("it only keeps"))
     }
 
     async fn producer(
@@ -64,14 +64,14 @@ impl Connector for SinkConnector {
         _: &QueueSpec,
         _: &ConnectorEnv,
     ) -> Result<Arc<dyn Producer>, ConnectorError> {
-        Ok(Arc::new(SinkProducer(Arc::clone(&self.0))))
+        Ok(Arc::new(KeepProducer(Arc::clone(&self.0))))
     }
 }
 
-struct SinkProducer(Arc<Sink>);
+struct KeepProducer(Arc<Kept>);
 
 #[async_trait]
-impl Producer for SinkProducer {
+impl Producer for KeepProducer {
     fn features(&self) -> Features {
         Features { produce: true, ..Features::NONE }
     }
@@ -104,7 +104,7 @@ fn resident() -> i64 {
 }
 
 async fn outage(seconds: u64) {
-    let sink = Arc::new(Sink::default());
+    let kept = Arc::new(Kept::default());
     let calls = Arc::new(AtomicU64::new(0));
     let count = Arc::clone(&calls);
     let call = move |raw: Raw| {
@@ -112,19 +112,19 @@ async fn outage(seconds: u64) {
         Ok::<_, Failure>(raw.0.unwrap_or_default())
     };
     let registry = brigade::registry()
-        .connector(Arc::new(SinkConnector(Arc::clone(&sink))))
+        .connector(Arc::new(KeepConnector(Arc::clone(&kept))))
         .component("call", call);
     let yaml = "
 pipeline: bench
 queues:
   in: { type: generator, template: { n: '{{seq}}', text: '{{hex 100}}' }, rate: 20000 }
-  out: { type: sink }
+  out: { type: kept }
 stages: { call: { component: call, input: in, outputs: [out], workers: 2 } }
 ";
     let running = start(yaml, &registry).await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     let before = resident();
-    sink.away.store(true, Relaxed);
+    kept.away.store(true, Relaxed);
     let mut most = before;
     let begun = Instant::now();
     let mut called = Vec::new();
@@ -134,7 +134,7 @@ stages: { call: { component: call, input: in, outputs: [out], workers: 2 } }
         called.push(calls.load(Relaxed));
     }
     let stopped_pulling = called[called.len() / 2] == called[called.len() - 1];
-    sink.away.store(false, Relaxed);
+    kept.away.store(false, Relaxed);
     tokio::time::sleep(Duration::from_secs(1)).await;
     let stopped = running.drain().await;
     let stage = &stopped[0].status.stages[0];
@@ -143,7 +143,7 @@ stages: { call: { component: call, input: in, outputs: [out], workers: 2 } }
          {stopped_pulling}; {} calls, {} outputs taken, {} failed attempts",
         (most - before) as f64 / 1e6,
         calls.load(Relaxed),
-        sink.taken.load(Relaxed),
+        kept.taken.load(Relaxed),
         stage.failed_attempts
     );
 }

@@ -3,13 +3,13 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use brigade::component::Raw;
 use brigade::{Failure, Memory, Message, MessageId, Registry};
 use rusqlite::Connection;
 
-use crate::support::{Goal, Row, idle, pipeline, timed};
+use crate::support::{Goal, Row, Spent, Stopwatch, idle, pipeline, timed};
 
 const MESSAGES: usize = 100_000;
 const BATCH: usize = 512;
@@ -54,7 +54,7 @@ stages:
 }
 
 /// A loop with two tables: a batch is read, deleted and inserted in one synced transaction.
-fn by_hand() -> Duration {
+fn by_hand() -> Spent {
     let directory = tempfile::tempdir().unwrap();
     let mut file = Connection::open(directory.path().join("queues.db")).unwrap();
     file.pragma_update(None, "journal_mode", "wal").unwrap();
@@ -72,7 +72,7 @@ fn by_hand() -> Duration {
         insert.execute((id, (n % 1000).to_string().as_bytes(), payload.as_bytes())).unwrap();
     }
     fill.commit().unwrap();
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     let mut moved = 0;
     while moved < MESSAGES {
         let turn = file.transaction().unwrap();
@@ -93,7 +93,7 @@ fn by_hand() -> Duration {
         turn.execute("delete from queue_in where n <= ?", [last]).unwrap();
         turn.commit().unwrap();
     }
-    begun.elapsed()
+    begun.stop()
 }
 
 /// `order: key`, if wished with a key whose first message fails again and again.
@@ -119,7 +119,7 @@ stages:
 ";
         let wanted = if blocked { MESSAGES } else { messages };
         let pipeline = pipeline(text, &registry).state_path(directory.path());
-        let took = timed(pipeline, async |_| {
+        let Spent { took, .. } = timed(pipeline, async |_| {
             while handled.load(Relaxed) < wanted {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }

@@ -2,12 +2,11 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::time::{Duration, Instant};
 
 use brigade::Failure;
 use brigade::component::Raw;
 
-use crate::support::{Row, idle, pipeline, timed};
+use crate::support::{Row, Spent, Stopwatch, idle, pipeline, timed};
 
 const MESSAGES: usize = 300_000;
 /// Lines between two syncs of the loop by hand: as many as Brigade settles at once.
@@ -50,11 +49,11 @@ stages:
     Row::rates(name, 0.7, MESSAGES, ours, by_hand)
 }
 
-fn by_hand() -> Duration {
+fn by_hand() -> Spent {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
     fs::write(path("in.jsonl"), lines()).unwrap();
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     let input = BufReader::with_capacity(1 << 18, fs::File::open(path("in.jsonl")).unwrap());
     let mut output = fs::File::create(path("out.jsonl")).unwrap();
     let mut batch = Vec::new();
@@ -69,5 +68,5 @@ fn by_hand() -> Duration {
     }
     output.write_all(&batch).unwrap();
     output.sync_data().unwrap();
-    begun.elapsed()
+    begun.stop()
 }

@@ -1,24 +1,28 @@
 //! From one topic to another, beside a batched loop on the same client.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use brigade::prelude::*;
 use brigade::{Memory, Message, MessageId};
-use brigade_testkit::servers::Kafka;
+use brigade_testkit::servers::{Kafka, Redis};
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::message::Message as _;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use crate::redis::{Order, add, payload};
-use crate::support::{Row, acked, pipeline, timed};
+use crate::support::{Goal, Row, Spent, Stopwatch, acked, pipeline, timed};
 
 const MESSAGES: usize = 200_000;
 const BATCH: usize = 1000;
 
 pub(crate) fn at_least_once(name: &'static str) -> Row {
     Row::rates(name, 0.9, MESSAGES, || through("at_least_once"), by_hand)
+}
+
+pub(crate) fn processor(name: &'static str) -> Row {
+    Row::processor(name, 1.2, MESSAGES, || through("at_least_once"), by_hand)
 }
 
 pub(crate) fn exactly_once(name: &'static str) -> Row {
@@ -51,7 +55,7 @@ stages:
     )
 }
 
-fn through(guarantee: &str) -> Duration {
+fn through(guarantee: &str) -> Spent {
     let memory = Memory::new();
     let message = |n| Message::new(payload(n)).with_id(MessageId(n as u128 + 1));
     memory.put("bench", "first", (0..MESSAGES).map(message));
@@ -72,7 +76,7 @@ fn through(guarantee: &str) -> Duration {
 }
 
 /// Polls a batch, produces it, flushes, commits.
-fn by_hand() -> Duration {
+fn by_hand() -> Spent {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", Kafka::shared().servers());
     let (from, to) = topics();
@@ -93,7 +97,7 @@ fn by_hand() -> Duration {
     producer.flush(Duration::from_secs(60)).unwrap();
     config.set("group.id", &from).set("enable.auto.commit", "false");
     config.set("auto.offset.reset", "earliest").set("fetch.queue.backoff.ms", "20");
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     let consumer: BaseConsumer = config.create().unwrap();
     consumer.subscribe(&[&from]).unwrap();
     let mut done = 0;
@@ -125,7 +129,7 @@ fn by_hand() -> Duration {
         consumer.commit(&offsets, CommitMode::Sync).unwrap();
         done += batch;
     }
-    begun.elapsed()
+    begun.stop()
 }
 
 fn make_topics(config: &ClientConfig, names: [&str; 2]) {
@@ -136,4 +140,64 @@ fn make_topics(config: &ClientConfig, names: [&str; 2]) {
     let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(20)));
     let made = runtime.block_on(admin.create_topics(&topics, &options)).unwrap();
     made.into_iter().for_each(|one| drop(one.unwrap()));
+}
+
+/// How many messages wait, and for how long the output's server is away, in [`backlog`].
+const BACKLOG: usize = 5_000_000;
+const OUTAGE: Duration = Duration::from_secs(60);
+
+/// The memory of a process that works on a long backlog, and whose output's server goes away.
+pub(crate) fn backlog(name: &'static str) -> Row {
+    let redis = Redis::start();
+    let (from, _) = topics();
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", Kafka::shared().servers()).set("linger.ms", "20");
+    make_topics(&config, [&from, &format!("{from}-unused")]);
+    let producer: ThreadedProducer<DefaultProducerContext> = config.create().unwrap();
+    for n in 0..BACKLOG {
+        let payload = format!("{{\"n\":{n},\"text\":\"{n:064}\"}}");
+        let mut record = BaseRecord::<[u8], [u8]>::to(&from).payload(payload.as_bytes());
+        while let Err((_, back)) = producer.send(record) {
+            std::thread::sleep(Duration::from_millis(1));
+            record = back;
+        }
+    }
+    producer.flush(Duration::from_secs(60)).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let text = format!(
+        "pipeline: bench
+state: state
+queues:
+  in: {{ type: kafka, topic: {from}, config: {{ bootstrap.servers: '{}' }} }}
+  out: {{ type: redis_stream, url: '{}' }}
+stages:
+  pass: {{ component: pass, input: in, outputs: [out] }}
+",
+        Kafka::shared().servers(),
+        redis.url()
+    );
+    std::fs::write(directory.path().join("p.yaml"), text).unwrap();
+    let mut brigade = std::process::Command::new(env!("CARGO_BIN_EXE_brigade"));
+    brigade.current_dir(directory.path()).args(["run", "p.yaml"]);
+    let log = std::fs::File::create(directory.path().join("log")).unwrap();
+    let mut running = brigade.stderr(log).spawn().unwrap();
+    let mut row =
+        Row { name, unit: "MB resident", ours: vec![], by_hand: vec![], goal: Goal::AtMost(200.0) };
+    let mut watch = |period: Duration| {
+        let begun = std::time::Instant::now();
+        while begun.elapsed() < period {
+            std::thread::sleep(Duration::from_millis(200));
+            let statm = std::fs::read_to_string(format!("/proc/{}/statm", running.id())).unwrap();
+            let pages: f64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
+            row.ours.push(pages * 4096.0 / 1e6);
+        }
+    };
+    watch(Duration::from_secs(10));
+    redis.kill();
+    watch(OUTAGE);
+    redis.restart();
+    watch(Duration::from_secs(5));
+    running.kill().unwrap();
+    running.wait().unwrap();
+    row
 }

@@ -42,10 +42,16 @@ const ROWS: &[Bench] = &[
     ("start, first message", start::first_message),
     ("start, 1,000 stages", start::many_stages),
     ("Redis Streams to Redis Streams", redis::streams),
+    ("Redis Streams to Redis Streams, processor", redis::streams_processor),
+    ("RSMQ to RSMQ", redis::rsmq),
     #[cfg(feature = "real-kafka")]
     ("Kafka to Kafka", kafka::at_least_once),
     #[cfg(feature = "real-kafka")]
+    ("Kafka to Kafka, processor", kafka::processor),
+    #[cfg(feature = "real-kafka")]
     ("Kafka to Kafka, exactly once", kafka::exactly_once),
+    #[cfg(feature = "real-kafka")]
+    ("Kafka, 5,000,000 waiting, the output away for a minute", kafka::backlog),
 ];
 
 fn main() {

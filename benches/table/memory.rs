@@ -2,7 +2,6 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use brigade::component::Raw;
 use brigade::prelude::*;
@@ -10,7 +9,7 @@ use brigade::{Memory, MemoryState, Message, MessageId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use crate::support::{Row, idle, pipeline, timed};
+use crate::support::{Row, Spent, Stopwatch, idle, pipeline, timed};
 
 const MESSAGES: usize = 500_000;
 const CHUNK: usize = 64;
@@ -132,20 +131,20 @@ fn by_hand(
     stages: usize,
     payload: fn(usize) -> Bytes,
     work: impl Fn(&[u8]) -> Bytes + Copy + Send,
-) -> Duration {
+) -> Spent {
     let mut all = messages(payload);
     let mut shares: Vec<Vec<Message>> = Vec::new();
     for left in (1..=threads).rev() {
         shares.push(all.split_off(all.len() - all.len() / left));
     }
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     let acked: usize = std::thread::scope(|scope| {
         let one = |share: Vec<Message>| scope.spawn(move || one_by_hand(share, stages, work));
         let running: Vec<_> = shares.into_iter().map(one).collect();
         running.into_iter().map(|thread| thread.join().unwrap()).sum()
     });
     assert_eq!(acked, MESSAGES);
-    begun.elapsed()
+    begun.stop()
 }
 
 fn one_by_hand(share: Vec<Message>, stages: usize, work: impl Fn(&[u8]) -> Bytes) -> usize {

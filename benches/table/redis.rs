@@ -1,7 +1,6 @@
 //! From one Redis stream to another, beside a batched loop on the same client.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use brigade::prelude::*;
 use brigade::{Memory, Message, MessageId};
@@ -9,7 +8,7 @@ use brigade_testkit::servers::Redis;
 use redis::Value;
 use serde::{Deserialize, Serialize};
 
-use crate::support::{Row, acked, pipeline, timed};
+use crate::support::{Row, Spent, Stopwatch, acked, pipeline, timed};
 
 const MESSAGES: usize = 50_000;
 const BATCH: usize = 500;
@@ -33,39 +32,49 @@ pub(crate) fn add(mut order: Order) -> Order {
 }
 
 pub(crate) fn streams(name: &'static str) -> Row {
-    let ours = || {
-        let server = Redis::start();
-        let memory = Memory::new();
-        let message = |n| Message::new(payload(n)).with_id(MessageId(n as u128 + 1));
-        memory.put("bench", "first", (0..MESSAGES).map(message));
-        let registry = brigade::registry()
-            .connector(Arc::new(memory))
-            .component("add", |order: Order| Ok::<_, Failure>(add(order)));
-        let text = format!(
-            "pipeline: bench
+    Row::rates(name, 0.9, MESSAGES, || through("redis_stream"), by_hand)
+}
+
+pub(crate) fn streams_processor(name: &'static str) -> Row {
+    Row::processor(name, 1.2, MESSAGES, || through("redis_stream"), by_hand)
+}
+
+pub(crate) fn rsmq(name: &'static str) -> Row {
+    Row::rates(name, 0.8, MESSAGES, || through("rsmq"), rsmq_by_hand)
+}
+
+/// Fills a queue of this type, and measures what it takes to pass all of it on to another.
+fn through(kind: &str) -> Spent {
+    let server = Redis::start();
+    let memory = Memory::new();
+    let message = |n| Message::new(payload(n)).with_id(MessageId(n as u128 + 1));
+    memory.put("bench", "first", (0..MESSAGES).map(message));
+    let registry = brigade::registry()
+        .connector(Arc::new(memory))
+        .component("add", |order: Order| Ok::<_, Failure>(add(order)));
+    let text = format!(
+        "pipeline: bench
 lanes: 1
 queues:
   first: {{ type: memory }}
-  in: {{ type: redis_stream, url: '{0}' }}
-  out: {{ type: redis_stream, url: '{0}' }}
+  in: {{ type: {kind}, url: '{0}' }}
+  out: {{ type: {kind}, url: '{0}' }}
 stages:
   fill: {{ component: pass, input: first, outputs: [in] }}
   add: {{ component: add, input: in, outputs: [out], workers: 1 }}
 ",
-            server.url()
-        );
-        let only = |stage: &str| {
-            let pipeline = pipeline(&text, &registry).state(brigade::MemoryState::new());
-            pipeline.stages(&[stage.to_owned()]).unwrap()
-        };
-        timed(only("fill"), async |running| acked(running, MESSAGES).await);
-        timed(only("add"), async |running| acked(running, MESSAGES).await)
+        server.url()
+    );
+    let only = |stage: &str| {
+        let pipeline = pipeline(&text, &registry).state(brigade::MemoryState::new());
+        pipeline.stages(&[stage.to_owned()]).unwrap()
     };
-    Row::rates(name, 0.9, MESSAGES, ours, by_hand)
+    timed(only("fill"), async |running| acked(running, MESSAGES).await);
+    timed(only("add"), async |running| acked(running, MESSAGES).await)
 }
 
 /// Reads, adds and acks a batch in one pipeline after the other.
-fn by_hand() -> Duration {
+fn by_hand() -> Spent {
     let server = Redis::start();
     let mut client = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
     for n in (0..MESSAGES).step_by(BATCH) {
@@ -77,7 +86,7 @@ fn by_hand() -> Duration {
     }
     let mut make = redis::cmd("XGROUP");
     make.arg(&["CREATE", "in", "group", "0"]).query::<()>(&mut client).unwrap();
-    let begun = Instant::now();
+    let begun = Stopwatch::start();
     let mut done = 0;
     while done < MESSAGES {
         let mut read = redis::cmd("XREADGROUP");
@@ -99,5 +108,57 @@ fn by_hand() -> Duration {
         turn.cmd("XDEL").arg("in").arg(&ids).ignore();
         turn.query::<()>(&mut client).unwrap();
     }
-    begun.elapsed()
+    begun.stop()
+}
+
+/// Receives so many at once, as the Node and Python clients' script does one.
+const RECEIVE: &str = "
+  local now = redis.call('TIME')
+  now = now[1] * 1000 + math.floor(now[2] / 1000)
+  local got = {}
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])) do
+    redis.call('ZADD', KEYS[1], now + 30000, id)
+    redis.call('HINCRBY', KEYS[1] .. ':Q', 'totalrecv', 1)
+    if redis.call('HINCRBY', KEYS[1] .. ':Q', id .. ':rc', 1) == 1 then
+      redis.call('HSET', KEYS[1] .. ':Q', id .. ':fr', now)
+    end
+    got[#got + 1] = id
+    got[#got + 1] = redis.call('HGET', KEYS[1] .. ':Q', id)
+  end
+  return got";
+
+/// Receives a batch with one script; sends and deletes it in one pipeline.
+fn rsmq_by_hand() -> Spent {
+    let server = Redis::start();
+    let mut client = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
+    let send = |pipe: &mut redis::Pipeline, queue: &str, n: usize, body: Vec<u8>| {
+        // As long as the clients' ids, and in their order.
+        let id = format!("{n:032}");
+        pipe.cmd("ZADD").arg(queue).arg(n).arg(&id).ignore();
+        pipe.cmd("HSET").arg(format!("{queue}:Q")).arg(&id).arg(body).ignore();
+        pipe.cmd("HINCRBY").arg(format!("{queue}:Q")).arg("totalsent").arg(1).ignore();
+    };
+    for n in (0..MESSAGES).step_by(BATCH) {
+        let mut fill = redis::pipe();
+        (n..n + BATCH).for_each(|n| send(&mut fill, "rsmq:in", n, payload(n)));
+        fill.query::<()>(&mut client).unwrap();
+    }
+    let receive = redis::Script::new(RECEIVE);
+    let begun = Stopwatch::start();
+    let mut done = 0;
+    while done < MESSAGES {
+        let got: Vec<Vec<u8>> = receive.key("rsmq:in").arg(BATCH).invoke(&mut client).unwrap();
+        let mut turn = redis::pipe();
+        for message in got.chunks(2) {
+            let (id, order) = (&message[0], serde_json::from_slice(&message[1]).unwrap());
+            send(&mut turn, "rsmq:out", done, serde_json::to_vec(&add(order)).unwrap());
+            let id = String::from_utf8(id.clone()).unwrap();
+            turn.cmd("ZREM").arg("rsmq:in").arg(&id).ignore();
+            let fields = [id.clone(), format!("{id}:rc"), format!("{id}:fr")];
+            turn.cmd("HDEL").arg("rsmq:in:Q").arg(&fields).ignore();
+            done += 1;
+        }
+        turn.query::<()>(&mut client).unwrap();
+    }
+    begun.stop()
 }

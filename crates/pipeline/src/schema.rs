@@ -171,36 +171,21 @@ fn tell(
     let below = steps(error.instance_path().as_str());
     let path: Vec<String> = above.iter().cloned().chain(below.clone()).collect();
     let node = root.nearest(&path);
-    let inside = match (below.is_empty(), what) {
-        (true, "") => "the pipeline".to_owned(),
-        (true, what) => what.to_owned(),
-        (false, "") => format!("`{}`", below.join(".")),
-        (false, what) => format!("`{}` of {what}", below.join(".")),
-    };
+    let inside = inside(&below, what);
     let found = || node.kind();
+    let mut wrong_value = |expected: &str| {
+        let message = format!("{inside}: expected {expected}, found {}", found());
+        findings.add(Severity::Error, "wrong_value", &node.origin, &path, message);
+    };
     match error.kind() {
         ValidationErrorKind::AdditionalProperties { unexpected } => {
-            let known = sibling(schema, error, "properties");
-            let known: Vec<&str> = known
-                .and_then(Value::as_object)
-                .into_iter()
-                .flatten()
-                .map(|(k, _)| k.as_str())
-                .collect();
-            for key in unexpected {
-                let path: Vec<String> = path.iter().cloned().chain([key.clone()]).collect();
-                let message = format!("unknown key `{key}` in {inside}");
-                let origin = root.key_origin(&path);
-                findings.add(Severity::Error, "unknown_key", origin, &path, message).help =
-                    did_you_mean(key, known.iter().copied());
-            }
+            let known = sibling(schema, error, "properties").and_then(Value::as_object);
+            let known: Vec<&str> = known.into_iter().flatten().map(|(k, _)| k.as_str()).collect();
+            unknown_keys(unexpected, &known, root, &path, &inside, findings);
         }
         ValidationErrorKind::Required { property } => {
             let key = property.as_str().unwrap_or_default();
-            let message = format!("{inside} lacks the key `{key}`");
-            let origin = root.key_origin(&path);
-            let help = newly_named(root, &path, origin);
-            findings.add(Severity::Error, "missing_key", origin, &path, message).help = help;
+            missing_key(key, root, &path, &inside, findings);
         }
         ValidationErrorKind::Enum { options } => {
             let options: Vec<&str> =
@@ -228,24 +213,49 @@ fn tell(
                 }
                 return;
             }
-            let expected = alternatives(schema, error, context);
-            let message = format!("{inside}: expected {expected}, found {}", found());
-            findings.add(Severity::Error, "wrong_value", &node.origin, &path, message);
+            wrong_value(&alternatives(schema, error, context));
         }
         ValidationErrorKind::Pattern { .. } => {
-            let expected = expected(schema, error).unwrap_or("something else");
-            let message = format!("{inside}: expected {expected}, found {}", found());
-            findings.add(Severity::Error, "wrong_value", &node.origin, &path, message);
+            wrong_value(expected(schema, error).unwrap_or("something else"));
         }
-        other => {
-            let message = match other {
-                ValidationErrorKind::Minimum { limit } => format!("at least {limit}"),
-                ValidationErrorKind::Maximum { limit } => format!("at most {limit}"),
-                _ => format!("something else ({error})"),
-            };
-            let message = format!("{inside}: expected {message}, found {}", found());
-            findings.add(Severity::Error, "wrong_value", &node.origin, &path, message);
-        }
+        ValidationErrorKind::Minimum { limit } => wrong_value(&format!("at least {limit}")),
+        ValidationErrorKind::Maximum { limit } => wrong_value(&format!("at most {limit}")),
+        _ => wrong_value(&format!("something else ({error})")),
+    }
+}
+
+/// What a value is called: by its keys, and by what it is a part of.
+fn inside(below: &[String], what: &str) -> String {
+    match (below.is_empty(), what) {
+        (true, "") => "the pipeline".to_owned(),
+        (true, what) => what.to_owned(),
+        (false, "") => format!("`{}`", below.join(".")),
+        (false, what) => format!("`{}` of {what}", below.join(".")),
+    }
+}
+
+fn missing_key(key: &str, root: &Node, path: &[String], inside: &str, findings: &mut Findings) {
+    let message = format!("{inside} lacks the key `{key}`");
+    let origin = root.key_origin(path);
+    let help = newly_named(root, path, origin);
+    findings.add(Severity::Error, "missing_key", origin, path, message).help = help;
+}
+
+/// Tells of keys that nobody knows, each at its own place.
+fn unknown_keys(
+    unexpected: &[String],
+    known: &[&str],
+    root: &Node,
+    path: &[String],
+    inside: &str,
+    findings: &mut Findings,
+) {
+    for key in unexpected {
+        let path: Vec<String> = path.iter().cloned().chain([key.clone()]).collect();
+        let message = format!("unknown key `{key}` in {inside}");
+        let origin = root.key_origin(&path);
+        findings.add(Severity::Error, "unknown_key", origin, &path, message).help =
+            did_you_mean(key, known.iter().copied());
     }
 }
 

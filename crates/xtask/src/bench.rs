@@ -109,6 +109,9 @@ fn goal(goal: &Value) -> String {
     match goal.as_object().and_then(|goal| goal.iter().next()) {
         Some((name, value)) if name == "of_by_hand" && value == 0.0 => String::new(),
         Some((name, value)) if name == "of_by_hand" => format!("{value} of by hand"),
+        Some((name, value)) if name == "at_most_of_by_hand" => {
+            format!("{value} of by hand at most")
+        }
         Some((name, value)) if name == "at_least" => format!("at least {}", number(value)),
         Some((_, value)) => format!("p99 at most {}", number(value)),
         None => String::new(),

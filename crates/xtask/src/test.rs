@@ -223,9 +223,6 @@ fn report(real: &[String], counts: &Counts, without: &[String]) {
             tests => println!("{name:<44} {tests:>5}"),
         }
     }
-    for absent in ["PostgreSQL", "a schema registry"] {
-        println!("{absent:<44} {:>5} (no queue or codec of Brigade's uses it)", "none");
-    }
     for real in real {
         println!("real: {real}");
     }

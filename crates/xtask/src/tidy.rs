@@ -4,9 +4,33 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, ensure};
+use serde_json::Value;
 
 /// The longest file.
 const LINES_MAX: usize = 600;
+/// The longest function, and the longest of tests and benchmarks, which tell a story.
+const FUNCTION_MAX: usize = 60;
+const STORY_MAX: usize = 80;
+/// What a crate may depend on, of the project's own; the root, `brigade`, on everything, and those that
+/// are not here, as connectors, on the core alone.
+const ARROWS: [(&str, &[&str]); 7] = [
+    ("brigade-core", &[]),
+    ("brigade-macros", &[]),
+    ("xtask", &[]),
+    ("brigade-runtime", &["brigade-core", "brigade-pipeline"]),
+    ("brigade-testkit", &["brigade-core", "brigade-memory", "brigade-runtime"]),
+    ("brigade-watch", &["brigade-pipeline", "brigade-runtime"]),
+    (
+        "brigade-cli",
+        &[
+            "brigade-core",
+            "brigade-pipeline",
+            "brigade-runtime",
+            "brigade-testkit",
+            "brigade-watch",
+        ],
+    ),
+];
 
 /// Holds the tree against its rules; tells everything that is wrong.
 pub(crate) fn run() -> anyhow::Result<()> {
@@ -15,7 +39,9 @@ pub(crate) fn run() -> anyhow::Result<()> {
         let text = std::fs::read_to_string(&path)
             .with_context(|| format!("cannot read {}", path.display()))?;
         check(&path, &text, &mut wrong);
+        functions(&path, &text, &mut wrong);
     }
+    arrows(&mut wrong)?;
     ensure!(wrong.is_empty(), "the tree breaks its rules:\n{}", wrong.join("\n"));
     Ok(())
 }
@@ -25,6 +51,61 @@ fn rust_files() -> anyhow::Result<Vec<PathBuf>> {
     let listed = listed.context("git cannot be run")?;
     let names = String::from_utf8(listed.stdout).context("a file's name is not UTF-8")?;
     Ok(names.lines().map(PathBuf::from).filter(|path| path.exists()).collect())
+}
+
+/// Which crate knows which.
+fn arrows(wrong: &mut Vec<String>) -> anyhow::Result<()> {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let mut metadata = Command::new(cargo);
+    let asked = metadata.args(["metadata", "--no-deps", "--format-version", "1"]).output();
+    let metadata: Value = serde_json::from_slice(&asked.context("cargo cannot be run")?.stdout)?;
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let name = |value: &Value| value["name"].as_str().unwrap_or_default().to_owned();
+    for package in list(&metadata["packages"]).iter().filter(|package| name(package) != "brigade") {
+        let package_name = name(package);
+        let allowed = ARROWS.iter().find(|(of, _)| *of == package_name);
+        let allowed = allowed.map_or(&["brigade-core"][..], |(_, allowed)| *allowed);
+        for dependency in list(&package["dependencies"]) {
+            let on = name(&dependency);
+            let own = on == "brigade" || on.starts_with("brigade-");
+            if own && dependency["kind"].is_null() && !allowed.contains(&on.as_str()) {
+                wrong.push(format!("{package_name} depends on {on}, which it may not know"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// How long functions are, by the indentation that rustfmt gives them.
+fn functions(path: &Path, text: &str, wrong: &mut Vec<String>) {
+    let lines: Vec<&str> = text.lines().collect();
+    let story = path
+        .components()
+        .any(|part| ["tests", "benches"].contains(&&*part.as_os_str().to_string_lossy()));
+    let tests = lines.iter().position(|line| *line == "#[cfg(test)]").unwrap_or(lines.len());
+    for (first, line) in lines.iter().enumerate() {
+        let indentation = line.len() - line.trim_start().len();
+        let words = ["pub ", "pub(crate) ", "pub(super) ", "const ", "async ", "unsafe "];
+        let mut rest = line.trim_start();
+        while let Some(after) = words.iter().find_map(|word| rest.strip_prefix(word)) {
+            rest = after;
+        }
+        if !rest.starts_with("fn ") || rest.ends_with('}') {
+            continue;
+        }
+        let body =
+            lines[first..].iter().position(|line| line.ends_with('{') || line.ends_with(';'));
+        if body.is_none_or(|body| lines[first + body].ends_with(';')) {
+            continue;
+        }
+        let end = format!("{}}}", " ".repeat(indentation));
+        let length = lines[first..].iter().position(|line| *line == end).unwrap_or(0) + 1;
+        let most = if story || first > tests { STORY_MAX } else { FUNCTION_MAX };
+        if length > most {
+            let place = format!("{}:{}", path.display(), first + 1);
+            wrong.push(format!("{place}: a function of {length} lines, more than {most}"));
+        }
+    }
 }
 
 fn check(path: &Path, text: &str, wrong: &mut Vec<String>) {
@@ -57,6 +138,10 @@ fn check(path: &Path, text: &str, wrong: &mut Vec<String>) {
                     tell("core reads no clock, does no IO and spawns nothing");
                 }
             }
+        }
+        // Queues have consumers and producers here.
+        if [["si", "nk"].concat(), ["Si", "nk"].concat()].iter().any(|word| line.contains(word)) {
+            tell("another word than the project's: consumer, producer, queue");
         }
         if within("tests") && line.contains("sleep(") {
             tell("a test waits for what it wants to see, it does not sleep");

@@ -75,34 +75,10 @@ impl Lint<'_> {
     }
 
     fn stage(&mut self, name: &str, keys: &StageKeys, file: &PipelineFile) -> Stage {
-        let declared: Vec<&str> = file.queues.keys().map(String::as_str).collect();
-        let output = |lint: &mut Self, at: &[&str], queue: &String| {
-            if file.stages.contains_key(queue) {
-                let message = format!("`{queue}` is a stage, not a queue");
-                let help = match at {
-                    [.., "dead_letter"] => "name a queue, which that stage then reads".to_owned(),
-                    _ => format!("for a direct edge set `input: {name}` in stage `{queue}`"),
-                };
-                lint.error("output", at, message, Some(help));
-            } else if !file.queues.contains_key(queue) {
-                lint.unknown("queue", at, queue, &declared);
-            }
-            Arc::from(queue.as_str())
-        };
-        let mut outputs: Vec<Arc<str>> = Vec::new();
-        for (index, queue) in keys.outputs.iter().enumerate() {
-            let at = ["stages", name, "outputs", &index.to_string()];
-            let queue = output(self, &at, queue);
-            if outputs.contains(&queue) {
-                let help = Some("remove one of the two".to_owned());
-                self.error("output", &at, format!("output `{queue}` stands twice"), help);
-            } else {
-                outputs.push(queue);
-            }
-        }
+        let outputs = self.outputs(name, &keys.outputs, file);
         let dead_letter = keys.dead_letter.as_ref();
         let dead_letter =
-            dead_letter.map(|queue| output(self, &["stages", name, "dead_letter"], queue));
+            dead_letter.map(|queue| self.output(&["stages", name, "dead_letter"], queue, file));
         self.back_off(&["stages", name, "retry"], keys.retry.min, keys.retry.max);
         let throttle = |keys: &crate::file::ThrottleKeys| Throttle {
             rate: keys.rate,
@@ -142,6 +118,40 @@ impl Lint<'_> {
             stuck_limit: usize::from(keys.stuck_limit),
             env: keys.env.clone(),
         }
+    }
+
+    fn outputs(&mut self, stage: &str, queues: &[String], file: &PipelineFile) -> Vec<Arc<str>> {
+        let mut outputs: Vec<Arc<str>> = Vec::new();
+        for (index, queue) in queues.iter().enumerate() {
+            let at = ["stages", stage, "outputs", &index.to_string()];
+            let queue = self.output(&at, queue, file);
+            if outputs.contains(&queue) {
+                let help = Some("remove one of the two".to_owned());
+                self.error("output", &at, format!("output `{queue}` stands twice"), help);
+            } else {
+                outputs.push(queue);
+            }
+        }
+        outputs
+    }
+
+    /// A queue that a stage writes to; tells if it is none.
+    fn output(&mut self, at: &[&str], queue: &str, file: &PipelineFile) -> Arc<str> {
+        if file.stages.contains_key(queue) {
+            let message = format!("`{queue}` is a stage, not a queue");
+            let help = match at {
+                [.., "dead_letter"] => "name a queue, which that stage then reads".to_owned(),
+                [_, stage, ..] => {
+                    format!("for a direct edge set `input: {stage}` in stage `{queue}`")
+                }
+                _ => String::new(),
+            };
+            self.error("output", at, message, Some(help));
+        } else if !file.queues.contains_key(queue) {
+            let declared: Vec<&str> = file.queues.keys().map(String::as_str).collect();
+            self.unknown("queue", at, queue, &declared);
+        }
+        Arc::from(queue)
     }
 
     fn component(&mut self, stage: &str, keys: &ComponentKeys) -> ComponentChoice {
