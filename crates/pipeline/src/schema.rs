@@ -172,9 +172,8 @@ fn tell(
     let path: Vec<String> = above.iter().cloned().chain(below.clone()).collect();
     let node = root.nearest(&path);
     let inside = inside(&below, what);
-    let found = || node.kind();
     let mut wrong_value = |expected: &str| {
-        let message = format!("{inside}: expected {expected}, found {}", found());
+        let message = format!("{inside}: expected {expected}, found {}", node.kind());
         findings.add(Severity::Error, "wrong_value", &node.origin, &path, message);
     };
     match error.kind() {
@@ -188,8 +187,8 @@ fn tell(
             missing_key(key, root, &path, &inside, findings);
         }
         ValidationErrorKind::Enum { options } => {
-            let options: Vec<&str> =
-                options.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            let options = options.as_array().into_iter().flatten();
+            let options: Vec<&str> = options.filter_map(Value::as_str).collect();
             one_of(&options, node, &path, &inside, findings);
         }
         // An enum whose variants have comments is written as `oneOf` of constants.
@@ -201,17 +200,15 @@ fn tell(
         ValidationErrorKind::Type { kind } => {
             let words = expected(schema, error);
             let expected = words.map_or_else(|| type_names(kind), str::to_owned);
-            let message = format!("{inside}: expected {expected}, found {}", found());
+            let message = format!("{inside}: expected {expected}, found {}", node.kind());
             // Where words say what is expected, quotes alone would not help.
             let help = words.is_none().then(|| as_text_or_list(kind, node)).flatten();
             findings.add(Severity::Error, "wrong_type", &node.origin, &path, message).help = help;
         }
         ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context } => {
             if let Some(meant) = meant(schema, error, context) {
-                for error in meant {
-                    tell(error, schema, root, above, what, findings);
-                }
-                return;
+                let tell = |error| tell(error, schema, root, above, what, findings);
+                return meant.iter().for_each(tell);
             }
             wrong_value(&alternatives(schema, error, context));
         }
