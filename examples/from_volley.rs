@@ -5,23 +5,30 @@
 
 use brigade::prelude::*;
 
+// ANCHOR: models
 #[derive(serde::Deserialize)]
 struct InputMessage {
     id: u64,
     value: i64,
+    /// The fields that are not named here, to be passed on.
+    #[serde(flatten)]
+    rest: serde_json::Map<String, serde_json::Value>,
 }
 
 #[derive(serde::Serialize, Output)]
 struct OutputMessage {
     hello: String,
+    #[serde(flatten)]
+    rest: serde_json::Map<String, serde_json::Value>,
 }
+// ANCHOR_END: models
 
 // ANCHOR: score
 fn score(input: InputMessage) -> Result<Option<OutputMessage>, Failure> {
     if input.value <= 0 {
         return Ok(None);
     }
-    Ok(Some(OutputMessage { hello: format!("foo {}", input.id) }))
+    Ok(Some(OutputMessage { hello: format!("foo {}", input.id), rest: input.rest }))
 }
 // ANCHOR_END: score
 

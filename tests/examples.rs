@@ -68,6 +68,12 @@ fn from_volley_scores_shares_and_keeps_what_violates_the_schema() {
     assert_eq!(ready("queue-a"), ready("queue-b"), "{listed:?}");
     assert!(ready("queue-a") > 10, "about 45 of a hundred are positive and fit: {listed:?}");
     assert!(ready("dead-letter-queue") > 0, "{listed:?}");
+    // A field that the component's types do not name has gone through.
+    let mut queues = self::example("from_volley");
+    let queues =
+        queues.args(["queues", "peek", "pipelines/from_volley.yaml", "queue-a", "--state"]);
+    let peeked = lines(queues.arg(state.path())).join("\n");
+    assert_eq!(peeked.matches("\"origin\":\"web\"").count(), 10, "{peeked}");
 }
 
 #[test]
