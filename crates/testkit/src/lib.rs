@@ -1,4 +1,4 @@
-//! For tests: [`Trial`] drives a whole pipeline on memory queues, and the conformance suite tests a
+//! For tests: [`Driven`] drives one component, [`Trial`] a whole pipeline on memory queues, and the conformance suite tests a
 //! connector, also one of your own, with one call.
 //!
 //! ```ignore
@@ -11,11 +11,13 @@
 
 pub mod conformance;
 
+mod drive;
 mod faults;
 mod fixture;
 pub mod servers;
 mod trial;
 
+pub use drive::Driven;
 pub use faults::Fault;
 pub use fixture::{Disturb, Fixture};
 pub use trial::{Trial, TrialSetup};
