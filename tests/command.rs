@@ -263,6 +263,8 @@ fn exit_codes_tell_how_it_ended() {
     place.write("wrong.yaml", "pipeline: wrong\nstagse: {}\n");
     let (_, error) = place.run(&["check", "wrong.yaml"], 2);
     assert!(error.contains("wrong.yaml:2:1") && error.contains("`stages`"), "{error}");
+    let (_, error) = place.run(&["run", "p.yaml", "--stage", "none"], 2);
+    assert!(error.contains("no stage `none`") && error.contains("--> --stage"), "{error}");
     place.write("in.jsonl", "");
     place.run(&["run", "p.yaml", "--until-idle"], 0);
     let halting = YAML.replace(

@@ -97,7 +97,7 @@ impl Findings {
         let place = |finding: &Diagnostic| match &finding.origin {
             Origin::File { line, column, .. } => (0, *line, *column),
             Origin::Variable(_) => (1, 0, 0),
-            Origin::Set(_) => (2, 0, 0),
+            Origin::Set(_) | Origin::Stages => (2, 0, 0),
         };
         self.0.sort_by_key(place);
         self.0.dedup();

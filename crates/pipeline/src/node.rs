@@ -21,6 +21,8 @@ pub enum Origin {
     Variable(String),
     /// From a `--set`.
     Set(String),
+    /// From the choice of stages that are to run here.
+    Stages,
 }
 
 impl fmt::Display for Origin {
@@ -29,6 +31,7 @@ impl fmt::Display for Origin {
             Self::File { file, line, column } => write!(f, "{file}:{line}:{column}"),
             Self::Variable(name) => write!(f, "environment variable {name}"),
             Self::Set(text) => write!(f, "--set {text}"),
+            Self::Stages => f.write_str("--stage"),
         }
     }
 }

@@ -196,8 +196,7 @@ impl Topology {
     pub fn split(self, names: &[String]) -> Result<Self, Diagnostics> {
         let mut wrong = Vec::new();
         let mut refuse = |message: String, help: Option<String>| {
-            let origin = Origin::Set("--stage".to_owned());
-            let (severity, path) = (Severity::Error, String::new());
+            let (origin, severity, path) = (Origin::Stages, Severity::Error, String::new());
             wrong.push(Diagnostic { severity, code: "split", message, origin, path, help });
         };
         let here = |name: &str| names.iter().any(|chosen| chosen == name);
