@@ -1,13 +1,11 @@
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::Instant;
+use std::process::Command;
+use std::sync::OnceLock;
 
-use super::{LOOK, PATIENCE, cached, free_port, used};
+use super::keeper::Keeper;
+use super::{cached, free_port, used};
 
-/// Runs until its standard input ends, also when the test that holds the other end is killed.
-const KEEPER: &str = r#""$@" & server=$!; read -r _; kill -9 $server; wait $server 2>/dev/null"#;
 /// A small heap and a quick start.
 const JAVA: [&str; 5] = [
     "-Xmx384m",
@@ -23,13 +21,14 @@ const POM: &str = include_str!("kafka-pom.xml");
 /// into the user's cache directory.
 #[derive(Debug)]
 pub struct Kafka {
+    /// Dropped first: the server writes into the directory.
+    keeper: Keeper,
     directory: tempfile::TempDir,
     records: PathBuf,
     jars: PathBuf,
     port: u16,
     /// Where it listens for TLS, and for SASL over TLS, if it does.
     secured: Option<(u16, u16)>,
-    keeper: Mutex<Option<Child>>,
 }
 
 impl Kafka {
@@ -62,7 +61,7 @@ impl Kafka {
         used(if secured.is_some() { "kafka, secured" } else { "kafka" });
         let directory = tempfile::tempdir().expect("a directory can be made");
         let records = records.unwrap_or(directory.path()).join("logs");
-        let (port, keeper) = (free_port(), Mutex::default());
+        let (port, keeper) = (free_port(), Keeper::default());
         let kafka = Self { directory, records, jars: jars(), port, secured, keeper };
         if secured.is_some() {
             kafka.make_certificate();
@@ -113,10 +112,7 @@ impl Kafka {
     /// # Panics
     /// It cannot be killed.
     pub fn kill(&self) {
-        if let Some(mut keeper) = self.keeper().take() {
-            drop(keeper.stdin.take());
-            keeper.wait().expect("one's own child can be waited for");
-        }
+        self.keeper.kill();
     }
 
     /// Kills it, starts it again on the same port with what it kept, and waits until it listens.
@@ -125,22 +121,10 @@ impl Kafka {
     /// As [`start`](Kafka::start).
     pub fn restart(&self) {
         self.kill();
-        let log = std::fs::File::create(self.path("server.log")).expect("it can be made");
-        let server = self.java();
-        let mut keeper = Command::new("sh");
-        keeper.args(["-c", KEEPER, "sh"]).arg(server.get_program()).args(server.get_args());
-        keeper.arg("kafka.Kafka").arg(self.path("server.properties"));
-        let streams = log.try_clone().expect("a file can be opened twice");
-        keeper.stdin(Stdio::piped()).stdout(streams).stderr(log);
-        *self.keeper() = Some(keeper.spawn().expect("there is a shell"));
-        let begun = Instant::now();
-        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            if begun.elapsed() > PATIENCE {
-                let log = std::fs::read_to_string(self.path("server.log")).unwrap_or_default();
-                panic!("the server does not listen:\n{log}");
-            }
-            std::thread::sleep(LOOK);
-        }
+        let mut server = self.java();
+        server.arg("kafka.Kafka").arg(self.path("server.properties"));
+        let listens = || TcpStream::connect(("127.0.0.1", self.port)).is_ok();
+        self.keeper.start(&server, "-KILL", &self.path("server.log"), listens);
     }
 
     fn java(&self) -> Command {
@@ -207,16 +191,6 @@ impl Kafka {
         let read = |path| std::fs::read_to_string(path).expect("it was written");
         let both = read(self.path("key.pem")) + &read(self.certificate());
         std::fs::write(self.path("server.pem"), both).expect("it can be written");
-    }
-
-    fn keeper(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
-        self.keeper.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Kafka {
-    fn drop(&mut self) {
-        self.kill();
     }
 }
 

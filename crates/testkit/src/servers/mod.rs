@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 mod kafka;
+mod keeper;
 mod postgres;
 mod redis;
 mod redis_groups;

@@ -1,13 +1,9 @@
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, PoisonError};
-use std::time::Instant;
+use std::process::Command;
 
-use super::{LOOK, PATIENCE, free_port, used};
+use super::keeper::Keeper;
+use super::{free_port, used};
 
-/// Runs until its standard input ends, also when the test that holds the other end is killed. SIGQUIT
-/// ends a server as a crash does, with all its processes.
-const KEEPER: &str = r#""$@" & server=$!; read -r _; kill -QUIT $server; wait $server 2>/dev/null"#;
 /// Where Debian puts the server.
 const DEBIAN: &str = "/usr/lib/postgresql";
 
@@ -15,9 +11,10 @@ const DEBIAN: &str = "/usr/lib/postgresql";
 /// `postgres`, since it refuses to run as root.
 #[derive(Debug)]
 pub struct Postgres {
+    /// Dropped first: the server writes into the directory.
+    keeper: Keeper,
     directory: tempfile::TempDir,
     port: u16,
-    keeper: Mutex<Option<Child>>,
 }
 
 impl Postgres {
@@ -28,7 +25,7 @@ impl Postgres {
     pub fn start() -> Self {
         used("postgres");
         let directory = tempfile::tempdir().expect("a directory can be made");
-        let postgres = Self { directory, port: free_port(), keeper: Mutex::default() };
+        let postgres = Self { directory, port: free_port(), keeper: Keeper::default() };
         if is_root() {
             let chown =
                 Command::new("chown").arg("postgres").arg(postgres.directory.path()).status();
@@ -56,10 +53,7 @@ impl Postgres {
     /// # Panics
     /// It cannot be waited for.
     pub fn kill(&self) {
-        if let Some(mut keeper) = self.keeper().take() {
-            drop(keeper.stdin.take());
-            keeper.wait().expect("one's own child can be waited for");
-        }
+        self.keeper.kill();
     }
 
     /// Kills it, starts it again on the same port with what it kept, and waits until it answers.
@@ -68,39 +62,17 @@ impl Postgres {
     /// As [`start`](Postgres::start).
     pub fn restart(&self) {
         self.kill();
-        let log = std::fs::File::create(self.directory.path().join("server.log"));
-        let log = log.expect("it can be made");
-        let server = command("postgres");
-        let mut keeper = Command::new("sh");
-        keeper.args(["-c", KEEPER, "sh"]).arg(server.get_program()).args(server.get_args());
-        keeper.arg("-D").arg(self.data()).args(["-h", "127.0.0.1", "-p", &self.port.to_string()]);
-        keeper.arg("-k").arg(self.directory.path());
-        let streams = log.try_clone().expect("a file can be opened twice");
-        keeper.stdin(Stdio::piped()).stdout(streams).stderr(log);
-        *self.keeper() = Some(keeper.spawn().expect("there is a shell"));
-        let begun = Instant::now();
+        let port = self.port.to_string();
+        let mut server = command("postgres");
+        server.arg("-D").arg(self.data()).args(["-h", "127.0.0.1", "-p", &port]);
+        server.arg("-k").arg(self.directory.path());
         let ready = || {
             let mut ready = command("pg_isready");
-            ready.args(["-q", "-h", "127.0.0.1", "-p", &self.port.to_string()]);
+            ready.args(["-q", "-h", "127.0.0.1", "-p", &port]);
             ready.status().is_ok_and(|status| status.success())
         };
-        while !ready() {
-            if begun.elapsed() > PATIENCE {
-                let log = self.directory.path().join("server.log");
-                panic!("it does not answer:\n{}", std::fs::read_to_string(log).unwrap_or_default());
-            }
-            std::thread::sleep(LOOK);
-        }
-    }
-
-    fn keeper(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
-        self.keeper.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for Postgres {
-    fn drop(&mut self) {
-        self.kill();
+        // SIGQUIT ends it as a crash does, with all its processes.
+        self.keeper.start(&server, "-QUIT", &self.directory.path().join("server.log"), ready);
     }
 }
 

@@ -1,26 +1,25 @@
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
-use super::{LOOK, PATIENCE, cached, free_port, used};
+use super::keeper::Keeper;
+use super::{cached, free_port, used};
 
 /// What Maven is to fetch, and the plugin that does it.
 const ARTIFACT: &str = "io.apicurio:apicurio-registry-app:2.6.13.Final:tar.gz:all";
 const PLUGIN: &str = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy";
 const PROGRAM: &str = "apicurio-registry-app-2.6.13.Final-runner.jar";
-/// Runs until its standard input ends, also when the test that holds the other end is killed.
-const KEEPER: &str = r#""$@" & server=$!; read -r _; kill -9 $server; wait $server 2>/dev/null"#;
 
 /// A schema registry that speaks Confluent's HTTP API: Apicurio Registry, with its schemas in memory. It
 /// needs Java 17; Maven fetches it, once, into the user's cache directory.
 #[derive(Debug)]
 pub struct SchemaRegistry {
+    /// Dropped first: the server writes into the directory.
+    keeper: Keeper,
     directory: tempfile::TempDir,
     port: u16,
-    keeper: Mutex<Option<Child>>,
 }
 
 impl SchemaRegistry {
@@ -31,7 +30,7 @@ impl SchemaRegistry {
     pub fn start() -> Self {
         used("schema registry");
         let directory = tempfile::tempdir().expect("a directory can be made");
-        let registry = Self { directory, port: free_port(), keeper: Mutex::default() };
+        let registry = Self { directory, port: free_port(), keeper: Keeper::default() };
         registry.restart();
         registry
     }
@@ -46,10 +45,7 @@ impl SchemaRegistry {
     /// # Panics
     /// It cannot be killed.
     pub fn kill(&self) {
-        if let Some(mut keeper) = self.keeper().take() {
-            drop(keeper.stdin.take());
-            keeper.wait().expect("one's own child can be waited for");
-        }
+        self.keeper.kill();
     }
 
     /// Kills it, starts it again on the same port, without any schema, and waits until it answers.
@@ -58,25 +54,11 @@ impl SchemaRegistry {
     /// As [`start`](SchemaRegistry::start).
     pub fn restart(&self) {
         self.kill();
-        let place = self.directory.path().join("server.log");
-        let log = std::fs::File::create(&place).expect("it can be made");
-        let mut keeper = Command::new("sh");
-        keeper.args(["-c", KEEPER, "sh", "java", "-Xmx256m", "-XX:TieredStopAtLevel=1"]);
-        keeper.arg("-Dquarkus.http.host=127.0.0.1");
-        keeper.arg(format!("-Dquarkus.http.port={}", self.port)).arg("-jar").arg(program());
-        let streams = log.try_clone().expect("a file can be opened twice");
-        keeper.stdin(Stdio::piped()).stdout(streams).stderr(log);
-        *self.keeper() = Some(keeper.spawn().expect("there is a shell"));
-        let begun = Instant::now();
-        while !self.answers() {
-            if begun.elapsed() > PATIENCE {
-                panic!(
-                    "it does not answer:\n{}",
-                    std::fs::read_to_string(place).unwrap_or_default()
-                );
-            }
-            std::thread::sleep(LOOK);
-        }
+        let mut server = Command::new("java");
+        server.args(["-Xmx256m", "-XX:TieredStopAtLevel=1", "-Dquarkus.http.host=127.0.0.1"]);
+        server.arg(format!("-Dquarkus.http.port={}", self.port)).arg("-jar").arg(program());
+        let log = self.directory.path().join("server.log");
+        self.keeper.start(&server, "-KILL", &log, || self.answers());
     }
 
     fn answers(&self) -> bool {
@@ -90,16 +72,6 @@ impl SchemaRegistry {
             stream.read_to_string(&mut answer).map(|_| answer)
         };
         ask().is_ok_and(|answer| answer.starts_with("HTTP/1.1 200"))
-    }
-
-    fn keeper(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
-        self.keeper.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Drop for SchemaRegistry {
-    fn drop(&mut self) {
-        self.kill();
     }
 }
 
