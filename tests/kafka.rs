@@ -17,6 +17,7 @@ use brigade_testkit::servers::{Kafka, Redis};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::Message as _;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use serde_json::Value;
 
 /// What a stage has in flight at most, and so repeats at most when it is killed.
 const IN_FLIGHT: usize = 512;
@@ -82,9 +83,13 @@ impl Place {
     }
 
     fn start(&self, stage: &str) -> Child {
+        self.start_program(Path::new(env!("CARGO_BIN_EXE_brigade")), stage)
+    }
+
+    fn start_program(&self, program: &Path, stage: &str) -> Child {
         let log = self.path().join(format!("{stage}.log"));
         let log = fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
+        let mut command = Command::new(program);
         command.current_dir(self.path()).args(["run", "p.yaml", "--until-idle", "--stage", stage]);
         command.envs(self.servers.iter().cloned()).env("RUST_LOG", "info");
         command.stdout(Stdio::null()).stderr(log).spawn().unwrap()
@@ -99,7 +104,7 @@ impl Place {
         let text = fs::read_to_string(self.path().join("out.jsonl")).unwrap_or_default();
         let mut counts = BTreeMap::new();
         for line in text.lines() {
-            let value: serde_json::Value = serde_json::from_str(line).expect("no torn line");
+            let value: Value = serde_json::from_str(line).expect("no torn line");
             assert_eq!(value["billed"], true);
             *counts.entry(value["n"].as_u64().unwrap() as usize).or_default() += 1;
         }
@@ -294,10 +299,71 @@ stages:
     assert_eq!(told_repeats(&out.counts), 0, "exactly once");
 }
 
+/// What fails waits on a retry topic, whose copies and offsets are parts of the transactions.
+#[test]
+fn exactly_once_with_failures_that_wait_on_retry_topics_over_kills() {
+    const MESSAGES: usize = 3000;
+    const KILLS: usize = 4;
+    let kafka = Kafka::start();
+    let place = Place::new(
+        MESSAGES,
+        "  orders:
+    guarantee: exactly_once
+    retry_topics: [2s, 10s]
+    KAFKA
+  checked:
+    KAFKA
+  dead:
+    KAFKA
+stages:
+  feed: { component: pass, input: in, outputs: [orders] }
+  check: { component: check, input: orders, outputs: [checked], dead_letter: dead,
+    retry: { attempts: 50, min: 1200ms, max: 3s }, throttle: { rate: 400, per: 1s } }
+",
+        vec![("BROKERS", kafka.servers())],
+    );
+    let unreliable = Path::new(env!("CARGO_BIN_EXE_brigade")).with_file_name("examples/unreliable");
+    assert!(unreliable.exists(), "`cargo build --examples --all-features` first");
+    let start = |stage| place.start_program(&unreliable, stage);
+    let mut feeding = vec![start("feed")];
+    place.wait(&mut feeding, || false);
+    assert!(feeding.remove(0).wait().unwrap().success(), "{}", place.logs());
+    let mut running = vec![start("check")];
+    let mut out = Topic::new(&kafka.servers(), "checked");
+    for kill in 1..=KILLS {
+        let until = kill * MESSAGES / (KILLS + 1);
+        assert!(place.wait(&mut running, || out.read() >= until), "{}", place.logs());
+        running[0].kill().unwrap();
+        running[0].wait().unwrap();
+        running[0] = start("check");
+    }
+    place.wait(&mut running, || false);
+    // Dead letters make it end with 3.
+    assert_eq!(running.remove(0).wait().unwrap().code(), Some(3), "{}", place.logs());
+    let (begun, poisoned) = (Instant::now(), MESSAGES.div_ceil(97));
+    while out.read() < MESSAGES - poisoned {
+        assert!(begun.elapsed() < PATIENCE, "{} of {MESSAGES}", out.counts.len());
+    }
+    while out.read_on() {}
+    assert_eq!(told_repeats(&out.counts), 0, "exactly once");
+    let mut dead = Topic::new(&kafka.servers(), "dead");
+    dead.number = |letter| {
+        let payload: Value = serde_json::from_str(letter["payload"].as_str().unwrap()).unwrap();
+        payload["n"].as_u64()
+    };
+    while dead.read() < poisoned {
+        assert!(begun.elapsed() < PATIENCE, "{} of {poisoned} dead letters", dead.counts.len());
+    }
+    assert!(dead.counts.keys().all(|n| n % 97 == 0), "only poison: {:?}", dead.counts);
+    assert_eq!(told_repeats(&dead.counts), 0, "exactly once");
+}
+
 /// A topic, read as far as it is committed.
 struct Topic {
     client: BaseConsumer,
     counts: BTreeMap<usize, usize>,
+    /// The number in a record.
+    number: fn(&Value) -> Option<u64>,
 }
 
 impl Topic {
@@ -311,7 +377,7 @@ impl Topic {
         all.add_partition_range(topic, 0, PARTITIONS - 1);
         all.set_all_offsets(Offset::Beginning).unwrap();
         client.assign(&all).unwrap();
-        Self { client, counts: BTreeMap::new() }
+        Self { client, counts: BTreeMap::new(), number: |value| value["n"].as_u64() }
     }
 
     /// Takes in a record, if one comes soon; says whether it did.
@@ -319,8 +385,8 @@ impl Topic {
         match self.client.poll(Duration::from_millis(500)) {
             Some(Ok(record)) => {
                 let bytes = record.payload().unwrap();
-                let value: serde_json::Value = serde_json::from_slice(bytes).unwrap();
-                let n = value["n"].as_u64().unwrap() as usize;
+                let value: Value = serde_json::from_slice(bytes).unwrap();
+                let n = (self.number)(&value).unwrap() as usize;
                 *self.counts.entry(n).or_default() += 1;
                 true
             }

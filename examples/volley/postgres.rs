@@ -24,6 +24,7 @@ const FEATURES: Features = Features {
     durable: true,
     competing: true,
     delay: true,
+    retry_delay: true,
     attempts: true,
     batch: true,
     key: true,

@@ -63,6 +63,7 @@ struct Item {
     position: u64,
     message: Message,
     enqueued_at: Option<Timestamp>,
+    first_failed_at: Option<Timestamp>,
     attempts: u32,
     redeliveries: u32,
     defect: Option<Box<Defect>>,
@@ -70,6 +71,21 @@ struct Item {
     holds_key: bool,
     /// It holds the whole queue while it waits to be tried again.
     holds_queue: bool,
+}
+
+impl Item {
+    fn handed_out(&self, fence: u64) -> Incoming {
+        let receipt = Receipt { position: self.position, fence };
+        Incoming {
+            message: self.message.clone(),
+            receipt,
+            attempts: self.attempts,
+            redeliveries: self.redeliveries,
+            enqueued_at: self.enqueued_at,
+            first_failed_at: self.first_failed_at,
+            defect: self.defect.clone(),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -93,20 +109,29 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
         let position = self.next;
         self.next += 1;
         let item = self.item(position, message);
-        match at {
-            None => self.ready.push_back(item),
-            Some(at) => drop(self.delayed.insert((at, position), item)),
-        }
+        self.store(item, at);
     }
 
-    /// A message comes in behind all others, at the position of its receipt. A group has messages
-    /// that were [put](Group::put) or such, not both.
-    pub fn put_at(&mut self, incoming: Incoming) {
-        let Incoming { message, receipt, attempts, redeliveries, enqueued_at, defect, .. } =
-            incoming;
-        let item = self.item(receipt.position, message);
-        let item = Item { attempts, redeliveries, enqueued_at, defect, ..item };
-        self.ready.push_back(item);
+    /// A message comes in behind all others, at the position of its receipt; with a time it is not
+    /// handed out before it. A group has messages that were [put](Group::put) or such, not both.
+    pub fn put_at(&mut self, incoming: Incoming, at: Option<T>) {
+        let item = self.item(incoming.receipt.position, incoming.message);
+        let item = Item {
+            attempts: incoming.attempts,
+            redeliveries: incoming.redeliveries,
+            enqueued_at: incoming.enqueued_at,
+            first_failed_at: incoming.first_failed_at,
+            defect: incoming.defect,
+            ..item
+        };
+        self.store(item, at);
+    }
+
+    fn store(&mut self, item: Item, at: Option<T>) {
+        match at {
+            None => self.ready.push_back(item),
+            Some(at) => drop(self.delayed.insert((at, item.position), item)),
+        }
     }
 
     fn item(&mut self, position: u64, message: Message) -> Item {
@@ -115,6 +140,7 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
             position,
             message,
             enqueued_at: None,
+            first_failed_at: None,
             attempts: 0,
             redeliveries: 0,
             defect: None,
@@ -156,10 +182,7 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
 
     fn lease(&mut self, item: Item, order: Order, holder: u64) -> Incoming {
         self.fence += 1;
-        let receipt = Receipt { position: item.position, fence: self.fence };
-        let mut incoming = Incoming::new(item.message.clone(), receipt);
-        (incoming.attempts, incoming.redeliveries) = (item.attempts, item.redeliveries);
-        (incoming.enqueued_at, incoming.defect) = (item.enqueued_at, item.defect.clone());
+        let incoming = item.handed_out(self.fence);
         self.leased.insert(item.position, Lease { fence: self.fence, holder, item, order });
         incoming
     }
@@ -167,6 +190,13 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
     /// Whether a handing-over still stands.
     pub fn stands(&self, receipt: Receipt) -> bool {
         self.leased.get(&receipt.position).is_some_and(|lease| lease.fence == receipt.fence)
+    }
+
+    /// A message that is handed out, as it was.
+    pub fn held(&self, receipt: Receipt) -> Option<Incoming> {
+        let lease = self.leased.get(&receipt.position);
+        let lease = lease.filter(|lease| lease.fence == receipt.fence)?;
+        Some(lease.item.handed_out(lease.fence))
     }
 
     /// A message is done; says whether its handing-over still stood.
@@ -342,7 +372,7 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
     }
 
     /// How many messages at the positions that `of` says are handed out.
-    pub fn held(&self, of: impl Fn(u64) -> bool) -> usize {
+    pub fn held_at(&self, of: impl Fn(u64) -> bool) -> usize {
         self.leased.keys().filter(|position| of(**position)).count()
     }
 
@@ -350,7 +380,13 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
     pub fn stored_at(&self, of: impl Fn(u64) -> bool) -> usize {
         let behind = self.busy.values().flat_map(|busy| &busy.behind);
         let waiting = self.ready.iter().chain(behind).chain(self.delayed.values());
-        waiting.filter(|item| of(item.position)).count() + self.held(of)
+        waiting.filter(|item| of(item.position)).count() + self.held_at(of)
+    }
+
+    /// How many messages at the positions that `of` says wait for their time, and their bytes.
+    pub fn delayed_at(&self, of: impl Fn(u64) -> bool) -> (usize, u64) {
+        let items = self.delayed.values().filter(|item| of(item.position));
+        items.fold((0, 0), |(count, bytes), item| (count + 1, bytes + item.message.size() as u64))
     }
 
     /// Messages stored, handed out or not.
@@ -413,7 +449,7 @@ mod tests {
     /// What is done to a group; numbers choose among what is there.
     #[derive(Debug, Clone)]
     enum Step {
-        Put { key: u8, part: u64 },
+        Put { key: u8, part: u64, delay: Option<u64> },
         Take { messages: usize },
         Done(usize),
         Fail(usize, u64),
@@ -423,7 +459,8 @@ mod tests {
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
-            4 => (0_u8..4, 0_u64..3).prop_map(|(key, part)| Step::Put { key, part }),
+            4 => (0_u8..4, 0_u64..3, prop::option::weighted(0.2, 0_u64..4))
+                .prop_map(|(key, part, delay)| Step::Put { key, part, delay }),
             3 => (1_usize..5).prop_map(|messages| Step::Take { messages }),
             3 => any::<usize>().prop_map(Step::Done),
             2 => (any::<usize>(), 0_u64..4).prop_map(|(at, delay)| Step::Fail(at, delay)),
@@ -456,17 +493,21 @@ mod tests {
             let (mut now, mut next) = (Duration::ZERO, 0_u64);
             let mut there: BTreeMap<u64, Bytes> = BTreeMap::new();
             let mut held: Vec<Incoming> = Vec::new();
+            let mut due: BTreeMap<u64, Duration> = BTreeMap::new();
             let last = Step::Wait(10);
             let drain = std::iter::repeat_n([Step::Take { messages: 5 }, Step::Done(0)], 400);
             for step in steps.into_iter().chain([last]).chain(drain.flatten()) {
                 match step {
-                    Step::Put { key, part } => {
+                    Step::Put { key, part, delay } => {
                         let position = part << 32 | next;
                         next += 1;
                         let key = Bytes::from(vec![key]);
                         there.insert(position, key.clone());
                         let receipt = Receipt { position, fence: 0 };
-                        group.put_at(Incoming::new(Message::new("x").with_key(key), receipt));
+                        let incoming = Incoming::new(Message::new("x").with_key(key), receipt);
+                        let at = delay.map(|delay| now + Duration::from_millis(delay));
+                        group.put_at(incoming, at);
+                        due.extend(at.map(|at| (position, at)));
                     }
                     Step::Take { messages } => {
                         let want = Want { messages, bytes: usize::MAX };
@@ -475,6 +516,7 @@ mod tests {
                         for incoming in &taken {
                             let position = incoming.receipt.position;
                             prop_assert!(there.contains_key(&position), "it was done or withdrawn");
+                            prop_assert!(due.get(&position).is_none_or(|due| *due <= now));
                             let is_held = |h: &Incoming| h.receipt.position == position;
                             prop_assert!(!held.iter().any(is_held), "it is handed out already");
                             let other = |h: &&Incoming| h.message.key == incoming.message.key;

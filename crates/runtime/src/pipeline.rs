@@ -317,7 +317,7 @@ impl Planner {
             times: QueueTimings::new(&spec),
             spec,
             place: QueuePlace::State,
-            features: Features { delay: true, attempts: true, ..Features::NONE },
+            features: Features { delay: true, retry_delay: true, attempts: true, ..Features::NONE },
             codec: Codec::Json,
             schema: None,
             event_time: None,

@@ -363,7 +363,7 @@ impl RunnerSite {
     /// Where a failed delivery can wait: in its queue only if it stands for itself there, and if
     /// its place in the order does not matter.
     fn waiting(&self, delivery: &Delivery) -> Waiting {
-        let delays = self.queues[usize::from(delivery.input)].features.delay;
+        let delays = self.queues[usize::from(delivery.input)].features.retry_delay;
         let free = self.stage.order == Order::None && self.stage.upstream.is_none();
         if delays && free { Waiting::InQueue } else { Waiting::InProcess }
     }

@@ -18,7 +18,7 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use crate::client::{Heard, explain};
 use crate::consumer::blocking;
-use crate::lag::Lagging;
+use crate::lag::{Lagging, Waiting};
 use crate::metadata;
 use crate::producer::KafkaProducer;
 use crate::record;
@@ -51,6 +51,22 @@ struct Group {
     lagging: Lagging,
 }
 
+/// A group that reads the topic.
+pub(crate) struct Grouped {
+    /// Its name in the pipeline file.
+    pub(crate) name: String,
+    /// The properties of its members.
+    pub(crate) config: ClientConfig,
+    pub(crate) retry_topics: Vec<String>,
+}
+
+impl Group {
+    /// How much of the topic itself waits.
+    fn waiting(&self) -> KafkaResult<u64> {
+        self.lagging.waiting_for(&self.client).map(|waiting| waiting.ready)
+    }
+}
+
 /// What a group has of a partition.
 struct Partition {
     number: i32,
@@ -64,16 +80,16 @@ impl TopicAdmin {
         site: Site,
         topic: String,
         cluster: String,
-        groups: Vec<(String, ClientConfig)>,
+        groups: Vec<Grouped>,
         producer: KafkaProducer,
     ) -> Result<Self, ConnectorError> {
-        let open = |(name, mut config): (String, ClientConfig)| {
+        let open = |Grouped { name, mut config, retry_topics }: Grouped| {
             config.remove("group.instance.id");
             config.set("enable.partition.eof", "true");
             let client = config
                 .create_with_context(Heard::new(&site))
                 .map_err(|error| explain(&site, "the consumer cannot be made", &error))?;
-            let lagging = Lagging::new(site.clone(), vec![topic.clone()], config);
+            let lagging = Lagging::new(site.clone(), vec![topic.clone()], retry_topics, config);
             Ok(Group { name, client, lagging })
         };
         let groups = groups.into_iter().map(open).collect::<Result<_, ConnectorError>>()?;
@@ -155,7 +171,7 @@ impl Desk {
                 Some(Ok(record)) => {
                     let offset = u64::try_from(record.offset()).unwrap_or_default();
                     let receipt = Receipt { position: pack(partition, offset), fence: 0 };
-                    let incoming = record::incoming(&record, incarnation, receipt);
+                    let (incoming, _) = record::incoming(&record, incarnation, receipt);
                     if !show(offset, incoming.message) {
                         break;
                     }
@@ -219,7 +235,7 @@ impl Desk {
     fn resolve(&self, mut gone: impl FnMut(&mut Partition)) -> KafkaResult<u64> {
         let mut resolved = 0;
         for (at, group) in self.groups.iter().enumerate() {
-            let before = group.lagging.waiting_for(&group.client)?;
+            let before = group.waiting()?;
             let mut list = TopicPartitionList::new();
             for mut partition in self.partitions(group)? {
                 gone(&mut partition);
@@ -230,7 +246,7 @@ impl Desk {
             }
             group.client.commit(&list, CommitMode::Sync)?;
             if at == 0 {
-                resolved = before.saturating_sub(group.lagging.waiting_for(&group.client)?);
+                resolved = before.saturating_sub(group.waiting()?);
             }
         }
         Ok(resolved)
@@ -251,8 +267,9 @@ impl QueueAdmin for TopicAdmin {
     async fn status(&self) -> Result<Vec<QueueStatus>, ConnectorError> {
         let asked = self.at_desk("cannot read the lag", |desk| {
             let status = |group: &Group| {
-                let ready = Some(group.lagging.waiting_for(&group.client)?);
-                let lag = Lag { ready, ..Lag::default() };
+                let Waiting { ready, delayed } = group.lagging.waiting_for(&group.client)?;
+                let (ready, delayed) = (Some(ready), Some(delayed));
+                let lag = Lag { ready, delayed, ..Lag::default() };
                 Ok(QueueStatus { group: group.name.clone(), lag })
             };
             desk.groups.iter().map(status).collect()

@@ -8,6 +8,7 @@ use std::time::Instant;
 use brigade_core::connector::{Failed, Incoming, Order, Receipt, Want};
 use brigade_core::group::Group;
 use brigade_core::watermark::Watermark;
+use rustc_hash::FxHashMap;
 
 use crate::metadata;
 use crate::position::Position;
@@ -20,6 +21,11 @@ const SLOTS_MAX: usize = 1 << (64 - OFFSET_BITS);
 /// A topic and one of its partitions.
 pub(crate) type Place = (Arc<str>, i32);
 
+/// So many messages of one partition wait for their time here, and so many bytes of all partitions; what
+/// comes after them waits at the broker.
+const DELAYED_MAX: usize = 500;
+pub(crate) const DELAYED_BYTES_MAX: u64 = 8 << 20;
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Assignment {
@@ -27,6 +33,18 @@ pub(crate) struct Assignment {
     slots: Vec<Slot>,
     by_place: HashMap<Place, usize>,
     messages: Group<Instant>,
+    /// By position: where the messages stand whose copies these are.
+    origins: FxHashMap<u64, String>,
+}
+
+/// A message that came.
+#[derive(Debug)]
+pub(crate) struct Arrival {
+    pub(crate) incoming: Incoming,
+    /// Not to be handed out before.
+    pub(crate) due: Option<Instant>,
+    /// Where the message stands whose copy it is.
+    pub(crate) origin: Option<String>,
 }
 
 #[derive(Debug)]
@@ -64,14 +82,17 @@ pub(crate) struct Progress {
     pub(crate) low: u64,
     /// How many are resolved beyond that.
     pub(crate) beyond: u64,
-    /// How many messages of it are here.
+    /// How many messages of it are here, and how many of these are handed out, and wait for their time.
     pub(crate) stored: usize,
+    pub(crate) held: usize,
+    pub(crate) delayed: usize,
 }
 
 impl Progress {
-    pub(crate) fn new(place: Place, watermark: &Watermark, stored: usize) -> Self {
+    /// That of a partition of which nothing is here.
+    pub(crate) fn of_others(place: Place, watermark: &Watermark) -> Self {
         let beyond = watermark.beyond().map(|(first, past)| past - first).sum();
-        Self { place, low: watermark.low(), beyond, stored }
+        Self { place, low: watermark.low(), beyond, stored: 0, held: 0, delayed: 0 }
     }
 }
 
@@ -108,22 +129,28 @@ impl Assignment {
     pub(crate) fn revoke(&mut self, place: &Place) {
         let Some(slot) = self.by_place.get(place).copied() else { return };
         self.slots[slot].ledger = None;
-        self.messages.withdraw(|position| slot_of(position) == slot);
+        self.forget(slot);
     }
 
-    /// A record came; the message is only made when it is to be handed out.
+    fn forget(&mut self, slot: usize) {
+        self.messages.withdraw(|position| slot_of(position) == slot);
+        self.origins.retain(|position, _| slot_of(*position) != slot);
+    }
+
+    /// A record came; the message is only made when it is to be handed out. One of which none is made is
+    /// not for this group.
     pub(crate) fn arrive(
         &mut self,
         place: &Place,
         offset: u64,
-        incoming: impl FnOnce(Receipt) -> Incoming,
+        arrival: impl FnOnce(Receipt) -> Option<Arrival>,
     ) {
         let Some(slot) = self.by_place.get(place).copied() else { return };
         let Some(ledger) = &mut self.slots[slot].ledger else { return };
         if offset < ledger.next {
             // The topic was made anew, or its log cut: what was known of it is void.
             *ledger = Ledger::starting_at(Watermark::starting_at(offset));
-            self.messages.withdraw(|position| slot_of(position) == slot);
+            self.forget(slot);
         }
         let Some(ledger) = &mut self.slots[slot].ledger else { return };
         // Offsets that do not come were compacted away or are a transaction's marks.
@@ -133,7 +160,13 @@ impl Assignment {
             return;
         }
         let position = (slot as u64) << OFFSET_BITS | offset;
-        self.messages.put_at(incoming(Receipt { position, fence: 0 }));
+        let Some(Arrival { incoming, due, origin }) = arrival(Receipt { position, fence: 0 })
+        else {
+            ledger.resolve(offset);
+            return;
+        };
+        self.origins.extend(origin.map(|origin| (position, origin)));
+        self.messages.put_at(incoming, due);
     }
 
     /// What can be handed out now.
@@ -151,6 +184,11 @@ impl Assignment {
         // The last first, since each goes to the front.
         let lost = failed.iter().rev().filter(|failed| !self.messages.fail(failed, now));
         lost.map(|failed| failed.receipt).collect()
+    }
+
+    /// A message that is handed out, as it came.
+    pub(crate) fn held(&self, receipt: Receipt) -> Option<Incoming> {
+        self.messages.held(receipt)
     }
 
     /// The receipts that do not stand: their partition is lost, or they were given back. One that
@@ -171,8 +209,10 @@ impl Assignment {
                 continue;
             }
             if let Some(ledger) = &mut self.slots[slot_of(receipt.position)].ledger {
-                ledger.watermark.resolve(offset_of(receipt.position));
-                ledger.resolved += 1;
+                ledger.resolve(offset_of(receipt.position));
+            }
+            if !self.origins.is_empty() {
+                self.origins.remove(&receipt.position);
             }
         }
     }
@@ -222,7 +262,7 @@ impl Assignment {
     pub(crate) fn held_of(&self, places: &[Place]) -> usize {
         let slots: Vec<usize> =
             places.iter().filter_map(|place| self.by_place.get(place).copied()).collect();
-        self.messages.held(|position| slots.contains(&slot_of(position)))
+        self.messages.held_at(|position| slots.contains(&slot_of(position)))
     }
 
     /// Messages of these partitions that are not handed out are not handed out any more.
@@ -237,31 +277,55 @@ impl Assignment {
         let ours = self.slots.iter().enumerate();
         let ours = ours.filter_map(|(at, slot)| Some((at, slot, slot.ledger.as_ref()?)));
         let progress = |(at, slot, ledger): (usize, &Slot, &Ledger)| {
-            let stored = self.messages.stored_at(|position| slot_of(position) == at);
-            Progress::new(slot.place.clone(), &ledger.watermark, stored)
+            let of = |position| slot_of(position) == at;
+            let progress = Progress::of_others(slot.place.clone(), &ledger.watermark);
+            let (stored, held) = (self.messages.stored_at(of), self.messages.held_at(of));
+            Progress { stored, held, delayed: self.messages.delayed_at(of).0, ..progress }
         };
         ours.map(progress).collect()
     }
 
-    /// Messages that came and are unresolved, and their bytes.
-    pub(crate) fn stored(&self) -> (usize, u64) {
-        (self.messages.stored(), self.messages.bytes())
+    /// Messages that are ready, and the bytes of all that came and does not wait for its time.
+    pub(crate) fn ready(&self) -> (u64, u64) {
+        let (_, delayed) = self.messages.delayed_at(|_| true);
+        (self.messages.counts().0, self.messages.bytes() - delayed)
     }
 
-    /// Messages that are ready, that wait for their time, and that are handed out.
-    pub(crate) fn counts(&self) -> (u64, u64, u64) {
-        self.messages.counts()
+    /// The partitions of which no more is to come for now, as enough of them waits for its time: by
+    /// number, by bytes, or by how far it reaches from the committed offset.
+    pub(crate) fn resting(&self, span_max: u64) -> Vec<Place> {
+        let (all, bytes) = self.messages.delayed_at(|_| true);
+        if all == 0 {
+            return Vec::new();
+        }
+        let rests = |(at, slot): &(usize, &Slot)| {
+            let (delayed, _) = self.messages.delayed_at(|position| slot_of(position) == *at);
+            let far = slot.ledger.as_ref().is_some_and(|ledger| ledger.span() >= span_max);
+            delayed > 0 && (delayed >= DELAYED_MAX || bytes >= DELAYED_BYTES_MAX || far)
+        };
+        let slots = self.slots.iter().enumerate().filter(|(_, slot)| slot.ledger.is_some());
+        slots.filter(rests).map(|(_, slot)| slot.place.clone()).collect()
     }
 
-    /// How far the farthest message that came is from its partition's committed offset.
-    pub(crate) fn span(&self) -> u64 {
-        let ledgers = self.slots.iter().filter_map(|slot| slot.ledger.as_ref());
-        let spans = ledgers.map(|ledger| ledger.next.saturating_sub(ledger.watermark.low()));
-        spans.max().unwrap_or(0)
+    /// How many messages can be handed out so that never more than `out` of a partition are that reaches
+    /// farther than `span` from its committed offset.
+    pub(crate) fn room(&self, span: u64, out: usize) -> usize {
+        let far =
+            self.slots.iter().enumerate().filter(|(_, slot)| {
+                slot.ledger.as_ref().is_some_and(|ledger| ledger.span() > span)
+            });
+        let room = |(at, _): (usize, &Slot)| {
+            let of = |position| slot_of(position) == at;
+            out.saturating_sub(self.messages.held_at(of) + self.messages.delayed_at(of).0)
+        };
+        far.map(room).min().unwrap_or(usize::MAX)
     }
 
     /// Where a message stands, for people.
     pub(crate) fn locate(&self, position: u64) -> String {
+        if let Some(origin) = self.origins.get(&position) {
+            return origin.clone();
+        }
         match self.slots.get(slot_of(position)) {
             Some(Slot { place: (topic, partition), .. }) => {
                 let (topic, partition) = (topic.to_string(), *partition);
@@ -277,11 +341,21 @@ impl Ledger {
         let next = watermark.low();
         Self { watermark, next, resolved: 0, committed: 0 }
     }
+
+    fn resolve(&mut self, offset: u64) {
+        self.watermark.resolve(offset);
+        self.resolved += 1;
+    }
+
+    /// How far the farthest message that came is from the committed offset.
+    fn span(&self) -> u64 {
+        self.next.saturating_sub(self.watermark.low())
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::collections::{BTreeMap, BTreeSet};
     use std::time::Duration;
 
     use brigade_core::Message;
@@ -290,11 +364,23 @@ mod tests {
 
     use super::*;
 
+    #[derive(Debug, Clone, Copy)]
+    enum Kind {
+        Plain,
+        /// Not to be handed out before [`LATER`].
+        Delayed,
+        /// Another group's.
+        Foreign,
+    }
+
+    const LATER: Duration = Duration::from_secs(1);
+
     #[derive(Debug, Clone)]
     enum Step {
         /// A record comes, after so many offsets that do not exist.
         Arrive {
             skipped: u64,
+            kind: Kind,
         },
         Take(usize),
         Done(usize),
@@ -305,9 +391,14 @@ mod tests {
         MoveOn,
     }
 
+    fn kind() -> impl Strategy<Value = Kind> {
+        prop_oneof![6 => Just(Kind::Plain), 1 => Just(Kind::Delayed), 1 => Just(Kind::Foreign)]
+    }
+
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
-            5 => prop_oneof![4 => Just(0), 1 => 1_u64..4].prop_map(|skipped| Step::Arrive { skipped }),
+            5 => (prop_oneof![4 => Just(0), 1 => 1_u64..4], kind())
+                .prop_map(|(skipped, kind)| Step::Arrive { skipped, kind }),
             3 => (1_usize..5).prop_map(Step::Take),
             4 => any::<usize>().prop_map(Step::Done),
             1 => any::<usize>().prop_map(Step::Fail),
@@ -325,6 +416,9 @@ mod tests {
         held: Vec<Incoming>,
         committed: Option<(u64, String)>,
         done_by_commit: BTreeSet<u64>,
+        kinds: BTreeMap<u64, Kind>,
+        begun: Instant,
+        now: Instant,
     }
 
     impl World {
@@ -332,25 +426,53 @@ mod tests {
             let place: Place = ("topic".into(), 3);
             let mut assignment = Assignment::default();
             assert!(assignment.assign(place.clone(), None));
-            let (log, done, done_by_commit) = Default::default();
-            Self { assignment, place, log, done, held: vec![], committed: None, done_by_commit }
+            let (log, done, done_by_commit, kinds) = Default::default();
+            let (held, committed, begun) = (Vec::new(), None, Instant::now());
+            Self {
+                assignment,
+                place,
+                log,
+                done,
+                held,
+                committed,
+                done_by_commit,
+                kinds,
+                begun,
+                now: begun,
+            }
         }
 
         fn arrive(&mut self, offset: u64) {
-            let message = |receipt| Incoming::new(Message::new("x"), receipt);
-            self.assignment.arrive(&self.place, offset, message);
+            let kind = self.kinds.get(&offset).copied().unwrap_or(Kind::Plain);
+            let arrival = |receipt| {
+                let incoming = Incoming::new(Message::new("x"), receipt);
+                let (due, origin) = match kind {
+                    Kind::Plain => (None, None),
+                    Kind::Delayed => (Some(self.begun + LATER), Some("first[1]@2".to_owned())),
+                    Kind::Foreign => return None,
+                };
+                Some(Arrival { incoming, due, origin })
+            };
+            if let Kind::Foreign = kind {
+                self.done.insert(offset);
+            }
+            self.assignment.arrive(&self.place, offset, arrival);
         }
 
         fn take(&mut self, messages: usize) {
             let want = Want { messages, bytes: usize::MAX };
-            let taken = self.assignment.take(want, Order::None, Instant::now());
+            let taken = self.assignment.take(want, Order::None, self.now);
             for incoming in &taken {
                 let offset = offset_of(incoming.receipt.position);
                 assert!(self.log.contains(&offset) && !self.done.contains(&offset), "{offset}");
-                assert_eq!(
-                    self.assignment.locate(incoming.receipt.position),
-                    format!("topic[3]@{offset}")
-                );
+                let place = self.assignment.locate(incoming.receipt.position);
+                match self.kinds.get(&offset) {
+                    Some(Kind::Delayed) => {
+                        assert!(self.now >= self.begun + LATER, "too early");
+                        assert_eq!(place, "first[1]@2");
+                    }
+                    _ => assert_eq!(place, format!("topic[3]@{offset}")),
+                }
             }
             self.held.extend(taken);
         }
@@ -394,8 +516,9 @@ mod tests {
             let mut next = 100;
             for step in steps {
                 match step {
-                    Step::Arrive { skipped } => {
+                    Step::Arrive { skipped, kind } => {
                         next += skipped;
+                        world.kinds.insert(next, kind);
                         world.log.insert(next);
                         world.arrive(next);
                         next += 1;
@@ -421,14 +544,32 @@ mod tests {
                 }
             }
             // In the end everything can be resolved, and is committed.
+            world.now += LATER;
             world.take(usize::MAX);
             let receipts: Vec<Receipt> = world.held.drain(..).map(|held| held.receipt).collect();
             world.assignment.resolve(&receipts);
             world.done.extend(receipts.iter().map(|receipt| offset_of(receipt.position)));
             prop_assert_eq!(&world.done, &world.log);
             world.commit();
-            prop_assert_eq!(world.assignment.stored(), (0, 0));
+            prop_assert_eq!(world.assignment.ready(), (0, 0));
+            prop_assert!(world.assignment.origins.is_empty());
         }
+    }
+
+    #[test]
+    fn a_partition_rests_while_many_of_its_messages_wait_for_their_time() {
+        let mut world = World::new();
+        for offset in 0..DELAYED_MAX as u64 {
+            assert!(world.assignment.resting(u64::MAX).is_empty(), "{offset}");
+            world.kinds.insert(offset, Kind::Delayed);
+            world.log.insert(offset);
+            world.arrive(offset);
+        }
+        assert_eq!(world.assignment.resting(u64::MAX), [world.place.clone()]);
+        assert_eq!(world.assignment.ready(), (0, 0));
+        world.now += LATER;
+        world.take(1);
+        assert!(world.assignment.resting(u64::MAX).is_empty(), "they are due");
     }
 
     #[test]

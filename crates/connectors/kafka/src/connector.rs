@@ -8,41 +8,16 @@ use brigade_core::connector::{
 use rdkafka::ClientConfig;
 use serde_json::Value;
 
-use crate::admin::TopicAdmin;
+use crate::admin::{Grouped, TopicAdmin};
 use crate::client::explain;
-use crate::consumer::{KafkaConsumer, blocking};
+use crate::consumer::{KafkaConsumer, Reading, blocking};
 use crate::lag::Lagging;
 use crate::poll::{Client, Shared, Watch};
 use crate::producer::KafkaProducer;
-use crate::settings::{Role, Settings, Site, schema};
-use crate::topic::{Asker, make, reach};
+use crate::retry::RetryTopics;
+use crate::settings::{FEATURES, Role, Settings, Site, schema};
+use crate::topic::{Asker, make, make_retry_topics, reach};
 use crate::transaction::Transactions;
-
-/// What topics can do.
-pub(crate) const FEATURES: Features = Features {
-    consume: true,
-    produce: true,
-    durable: true,
-    order: true,
-    key_order: true,
-    groups: true,
-    replay: true,
-    batch: true,
-    key: true,
-    headers: true,
-    event_time: true,
-    message_id: true,
-    null_payload: true,
-    empty_payload: true,
-    binary: true,
-    settle_together: true,
-    ..Features::NONE
-};
-
-/// The longest record, with all that is around it, if `message.max.bytes` does not say otherwise.
-const MESSAGE_MAX: u64 = 1_000_000;
-/// Room for what is around a payload: the headers that Brigade adds, and a short key.
-const AROUND: u64 = 1024;
 
 /// The connector of queues on Kafka, type `kafka`.
 #[derive(Debug, Clone, Copy, Default)]
@@ -55,11 +30,10 @@ impl Connector for Kafka {
     }
 
     fn features(&self, settings: &Value) -> Features {
-        let several = settings.get("topics").is_some();
-        let max = settings.pointer("/config/message.max.bytes").map(ToString::to_string);
-        let max = max.and_then(|max| max.trim_matches('"').parse().ok()).unwrap_or(MESSAGE_MAX);
-        let max_message_bytes = Some(u64::saturating_sub(max, AROUND));
-        Features { produce: !several, max_message_bytes, ..FEATURES }
+        match serde_json::from_value::<Settings>(settings.clone()) {
+            Ok(settings) => settings.features(),
+            Err(_) => FEATURES,
+        }
     }
 
     fn store_name(&self, settings: &Value) -> String {
@@ -104,22 +78,26 @@ impl Connector for Kafka {
         let config = settings.member(queue, reader);
         let asker = ask(&site, &config).await?;
         make(&settings, &settings.topic(queue), &site).await?;
-        let transactions = (queue.guarantee == Guarantee::ExactlyOnce).then(|| {
-            let mut config = settings.client(Role::Producer);
-            // Outputs share the input's cluster: one set of brokers.
-            config.set("bootstrap.servers", &site.servers);
-            Transactions::new(site.clone(), config, &group)
-        });
+        let retry_topics = settings.retry_topics(queue, reader);
+        let asker = make_retry_topics(asker, &settings, &retry_topics, &site).await?;
+        let transactions = (queue.guarantee == Guarantee::ExactlyOnce)
+            .then(|| Transactions::new(site.clone(), settings.producer_at(&site), &group));
+        let in_transactions = transactions.is_some();
+        let retry = RetryTopics::open(&settings, &group, &retry_topics, &site, in_transactions)?;
         let topics = settings.subscription(queue);
         let order = reader.order;
         let opened = blocking(move || {
             asker.know(&site, &topics)?;
-            let shared = Shared::new(site, asker.cluster, &settings);
+            let shared = Shared::new(site, asker.cluster, group, &settings);
             let client: Client = config
                 .create_with_context(Watch(Arc::clone(&shared)))
                 .map_err(|error| explain(&shared.site, "the consumer cannot be made", &error))?;
-            let lagging = Lagging::new(shared.site.clone(), topics.clone(), config);
-            KafkaConsumer::open(shared, client, &topics, order, lagging, transactions)
+            let features = settings.features();
+            let lagging =
+                Lagging::new(shared.site.clone(), topics.clone(), retry_topics.clone(), config);
+            let topics = [topics, retry_topics].concat();
+            let reading = Reading { topics, order, features, lagging, transactions, retry };
+            KafkaConsumer::open(shared, client, reading)
         });
         Ok(Arc::new(opened.await??))
     }
@@ -163,7 +141,9 @@ impl Connector for Kafka {
         let group = |name: &Arc<str>| {
             let (stage, group) = (Arc::clone(name), Arc::clone(name));
             let reader = Reader { stage, group, order: Order::None };
-            (name.to_string(), settings.member(queue, &reader))
+            let config = settings.member(queue, &reader);
+            let retry_topics = settings.retry_topics(queue, &reader);
+            Grouped { name: name.to_string(), config, retry_topics }
         };
         let groups = groups.iter().map(group).collect();
         Ok(Arc::new(TopicAdmin::open(site, topic, cluster, groups, producer)?))

@@ -1,12 +1,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use brigade_core::connector::{
-    Acked, ConnectorError, Consumer, ErrorKind, Failed, Features, Incoming, Lag, Order, Receipt,
-    Want,
+    Acked, ConnectorError, Consumer, ErrorKind, Failed, Features, Incoming, Lag, Order, Produced,
+    Receipt, Rejected, Want,
 };
 use brigade_core::state::{StoreId, StoreOp};
 use rdkafka::consumer::Consumer as _;
@@ -14,10 +14,10 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use tokio::sync::Mutex;
 
 use crate::client::explain;
-use crate::connector::FEATURES;
 use crate::lag::Lagging;
 use crate::metadata::{RANGES_MAX, SPAN_MAX};
 use crate::poll::{Client, Shared, commit, run};
+use crate::retry::{Copy, RetryTopics};
 use crate::transaction::Transactions;
 
 /// How long closing waits for the group.
@@ -37,17 +37,27 @@ pub(crate) struct KafkaConsumer {
     lagging: Arc<Lagging>,
     /// With `guarantee: exactly_once`.
     transactions: Option<Arc<Transactions>>,
+    retry: Option<RetryTopics>,
+    features: Features,
+}
+
+/// What a consumer reads, and how.
+pub(crate) struct Reading {
+    pub(crate) topics: Vec<String>,
+    pub(crate) order: Order,
+    pub(crate) features: Features,
+    pub(crate) lagging: Lagging,
+    pub(crate) transactions: Option<Transactions>,
+    pub(crate) retry: Option<RetryTopics>,
 }
 
 impl KafkaConsumer {
     pub(crate) fn open(
         shared: Arc<Shared>,
         client: Client,
-        topics: &[String],
-        order: Order,
-        lagging: Lagging,
-        transactions: Option<Transactions>,
+        reading: Reading,
     ) -> Result<Self, ConnectorError> {
+        let Reading { topics, order, features, lagging, transactions, retry } = reading;
         let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
         let subscribed = client.subscribe(&topics);
         subscribed.map_err(|error| explain(&shared.site, "cannot subscribe", &error))?;
@@ -66,6 +76,8 @@ impl KafkaConsumer {
             committing: Arc::default(),
             lagging: Arc::new(lagging),
             transactions: transactions.map(Arc::new),
+            retry,
+            features,
         })
     }
 
@@ -103,15 +115,10 @@ impl KafkaConsumer {
         let assignment = &mut state.assignment;
         let mut want = want;
         // What is resolved has to fit into the commit, without which exactly once would be a guess.
-        if self.transactions.is_some() && assignment.span() > SPAN_MAX {
-            let (_, delayed, held) = assignment.counts();
-            let out = usize::try_from(delayed + held).unwrap_or(usize::MAX);
-            want.messages = want.messages.min(RANGES_MAX.saturating_sub(out));
+        if self.transactions.is_some() {
+            want.messages = want.messages.min(assignment.room(SPAN_MAX, RANGES_MAX));
         }
-        let taken = match want.messages {
-            0 => Vec::new(),
-            _ => assignment.take(want, self.order, Instant::now()),
-        };
+        let taken = assignment.take(want, self.order, Instant::now());
         if !taken.is_empty() {
             drop(state);
             self.shared.made_room();
@@ -121,6 +128,99 @@ impl KafkaConsumer {
             Some(error) => Err(error),
             None => Ok(Err(state.assignment.due())),
         }
+    }
+
+    /// These messages come again from here.
+    fn put_back(&self, failed: Vec<Failed>) -> Vec<Receipt> {
+        let fenced = self.shared.state().assignment.fail(&failed, Instant::now());
+        self.moved();
+        fenced
+    }
+
+    /// These messages come again from retry topics; what does not fit there, from here.
+    async fn send_away(
+        &self,
+        retry: &RetryTopics,
+        failed: Vec<Failed>,
+    ) -> Result<Vec<Receipt>, ConnectorError> {
+        let receipts: Vec<Receipt> = failed.iter().map(|failed| failed.receipt).collect();
+        let (mut copies, mut here) = (Vec::new(), Vec::new());
+        let mut fenced = self.shared.state().assignment.fenced(&receipts);
+        for failed in failed.into_iter().filter(|failed| !fenced.contains(&failed.receipt)) {
+            let receipt = failed.receipt;
+            let state = self.shared.state();
+            // It went in an earlier try of the same.
+            let Some(incoming) = state.assignment.held(receipt) else { continue };
+            let origin = state.assignment.locate(receipt.position);
+            match retry.copy(incoming, failed, &origin, SystemTime::now().into()) {
+                Ok(copy) => copies.push(copy),
+                Err(failed) => here.push(failed),
+            }
+        }
+        match &self.transactions {
+            _ if copies.is_empty() => {}
+            Some(transactions) => {
+                let receipts = copies.iter().map(|copy| copy.failed.receipt).collect();
+                let ops = copies.into_iter().map(|copy| retry.op(copy)).collect();
+                fenced.extend(self.settle(transactions, receipts, ops).await?);
+            }
+            None => here.extend(self.produce_copies(retry, copies).await?),
+        }
+        fenced.extend(self.put_back(here));
+        Ok(fenced)
+    }
+
+    /// Puts copies on their topics, and resolves their messages; answers with those that were refused.
+    async fn produce_copies(
+        &self,
+        retry: &RetryTopics,
+        copies: Vec<Copy>,
+    ) -> Result<Vec<Failed>, ConnectorError> {
+        let (mut refused, mut gone, mut trouble) = (Vec::new(), Vec::new(), None);
+        for (failed, produced) in retry.put(copies).await? {
+            match produced {
+                Produced::Confirmed => gone.push(failed.receipt),
+                Produced::Rejected(Rejected { message, .. }) => {
+                    let queue = &self.shared.site.queue;
+                    tracing::warn!(%queue, why = message, "a retry topic takes no copy: it waits here");
+                    refused.push(failed);
+                }
+                Produced::Failed(error) => trouble = Some(error),
+            }
+        }
+        self.shared.state().assignment.resolve(&gone);
+        self.moved();
+        self.commit().await?;
+        match trouble {
+            Some(error) => Err(error),
+            None => Ok(refused),
+        }
+    }
+
+    /// Acks and puts in one transaction; says which receipts do not stand, and if there are any does
+    /// nothing.
+    async fn settle(
+        &self,
+        transactions: &Arc<Transactions>,
+        receipts: Vec<Receipt>,
+        ops: Vec<StoreOp>,
+    ) -> Result<Vec<Receipt>, ConnectorError> {
+        let turn = Arc::clone(&self.committing).lock_owned().await;
+        let (shared, client) = (Arc::clone(&self.shared), self.client()?);
+        let transactions = Arc::clone(transactions);
+        let settled = blocking(move || {
+            let _turn = turn;
+            transactions.settle(&shared, &client, &receipts, &ops)
+        });
+        let fenced = settled.await??;
+        self.moved();
+        Ok(fenced)
+    }
+
+    /// There is room, and what waited behind a key may be ready now.
+    fn moved(&self) {
+        self.shared.arrived.notify_waiters();
+        self.shared.made_room();
     }
 
     /// Commits what is resolved, together with what others have resolved meanwhile.
@@ -175,7 +275,7 @@ pub(crate) async fn blocking<T: Send + 'static>(
 #[async_trait]
 impl Consumer for KafkaConsumer {
     fn features(&self) -> Features {
-        FEATURES
+        self.features.clone()
     }
 
     async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
@@ -213,31 +313,27 @@ impl Consumer for KafkaConsumer {
                      input queue",
                 )
             })?;
-            let turn = Arc::clone(&self.committing).lock_owned().await;
-            let (shared, client) = (Arc::clone(&self.shared), self.client()?);
-            let transactions = Arc::clone(transactions);
-            let settled = blocking(move || {
-                let _turn = turn;
-                transactions.settle(&shared, &client, &receipts, &ops)
-            });
-            let fenced = settled.await??;
-            self.shared.arrived.notify_waiters();
-            self.shared.made_room();
+            let fenced = self.settle(transactions, receipts, ops).await?;
             return Ok(Acked { fenced });
         }
         let fenced = self.shared.state().assignment.fenced(&receipts);
         self.shared.state().assignment.resolve(&receipts);
-        self.shared.made_room();
-        // What waited behind its key may be ready now.
-        self.shared.arrived.notify_waiters();
+        self.moved();
         self.commit().await?;
         Ok(Acked { fenced })
     }
 
     async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
-        let fenced = self.shared.state().assignment.fail(&failed, Instant::now());
-        self.shared.arrived.notify_waiters();
-        self.shared.made_room();
+        let away = |failed: &Failed| self.order == Order::None && RetryTopics::takes(failed);
+        let fenced = match &self.retry {
+            Some(retry) => {
+                let (away, here) = failed.into_iter().partition(away);
+                let mut fenced = self.put_back(here);
+                fenced.extend(self.send_away(retry, away).await?);
+                fenced
+            }
+            None => self.put_back(failed),
+        };
         Ok(Acked { fenced })
     }
 

@@ -12,7 +12,7 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use crate::assignment::{Place, Progress};
 use crate::client::{Heard, explain};
 use crate::metadata;
-use crate::poll::{Client, Shared, State};
+use crate::poll::{Client, Shared};
 use crate::settings::Site;
 
 /// How long one question to the broker may take.
@@ -22,10 +22,18 @@ const ASK: Duration = Duration::from_secs(5);
 pub(crate) struct Lagging {
     site: Site,
     topics: Vec<String>,
+    retry_topics: Vec<String>,
     /// For one that looks. It has the group's name, as it could not be assigned anything without, but
     /// does not join it.
     config: ClientConfig,
     looker: Mutex<Looker>,
+}
+
+/// How much waits that can be handed out, and how much for its time.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Waiting {
+    pub(crate) ready: u64,
+    pub(crate) delayed: u64,
 }
 
 /// Looks whether there is a record in what seems to wait: a transaction leaves marks behind its
@@ -38,10 +46,16 @@ struct Looker {
 }
 
 impl Lagging {
-    pub(crate) fn new(site: Site, topics: Vec<String>, mut config: ClientConfig) -> Self {
+    /// Of some topics, or expressions, and of retry topics.
+    pub(crate) fn new(
+        site: Site,
+        topics: Vec<String>,
+        retry_topics: Vec<String>,
+        mut config: ClientConfig,
+    ) -> Self {
         config.remove("group.instance.id");
         config.set("enable.partition.eof", "true");
-        Self { site, topics, config, looker: Mutex::default() }
+        Self { site, topics, retry_topics, config, looker: Mutex::default() }
     }
 
     pub(crate) fn ask(&self, shared: &Shared, client: &Client) -> Result<Lag, ConnectorError> {
@@ -64,31 +78,45 @@ impl Lagging {
     }
 
     fn try_ask(&self, shared: &Shared, client: &Client) -> KafkaResult<Lag> {
-        let (progress, (_, delayed, held)) = {
-            let State { assignment, .. } = &*shared.state();
-            (assignment.progress(), assignment.counts())
-        };
+        let progress = shared.state().assignment.progress();
         let ours = progress.len();
         let patterns = self.topics.iter().any(|topic| topic.starts_with('^'));
         let all = if patterns { progress } else { self.everywhere(client, progress)? };
-        let mut waiting = 0;
-        for one in &all {
-            waiting += self.waiting(client, one)?;
-        }
+        let Waiting { ready, delayed } = self.waiting_in(client, &all)?;
+        let held: usize = all.iter().map(|one| one.held).sum();
         Ok(Lag {
             // Which topics there are for an expression is known when some are assigned.
-            ready: (!all.is_empty()).then(|| waiting.saturating_sub(held + delayed)),
+            ready: (!all.is_empty()).then_some(ready),
             delayed: Some(delayed),
             // What the other members hold counts as ready: nobody else knows of it.
-            in_flight: (ours == all.len()).then_some(held),
+            in_flight: (ours == all.len()).then_some(held as u64),
             ..Lag::default()
         })
     }
 
     /// How much waits for the group of a client that is no member of it.
-    pub(crate) fn waiting_for(&self, client: &BaseConsumer<Heard>) -> KafkaResult<u64> {
+    pub(crate) fn waiting_for(&self, client: &BaseConsumer<Heard>) -> KafkaResult<Waiting> {
         let all = self.everywhere(client, Vec::new())?;
-        all.iter().map(|one| self.waiting(client, one)).sum()
+        self.waiting_in(client, &all)
+    }
+
+    /// What is on a retry topic waits for its time.
+    fn waiting_in(
+        &self,
+        client: &BaseConsumer<impl ConsumerContext>,
+        all: &[Progress],
+    ) -> KafkaResult<Waiting> {
+        let mut sum = Waiting::default();
+        for one in all {
+            let here = self.waiting(client, one)?.saturating_sub(one.held as u64);
+            let delayed = match self.retry_topics.iter().any(|topic| **topic == *one.place.0) {
+                true => here,
+                false => here.min(one.delayed as u64),
+            };
+            sum.delayed += delayed;
+            sum.ready += here - delayed;
+        }
+        Ok(sum)
     }
 
     /// The progress in all partitions: ours as we know it, the others' as it is committed.
@@ -98,7 +126,7 @@ impl Lagging {
         ours: Vec<Progress>,
     ) -> KafkaResult<Vec<Progress>> {
         let mut others = TopicPartitionList::new();
-        for topic in &self.topics {
+        for topic in self.topics.iter().chain(&self.retry_topics) {
             let metadata = client.fetch_metadata(Some(topic), ASK)?;
             for found in metadata.topics().iter().filter(|found| found.name() == topic) {
                 for partition in found.partitions() {
@@ -120,7 +148,7 @@ impl Lagging {
                 };
                 let watermark = metadata::decode(low, &metadata::of(one));
                 let place = (one.topic().into(), one.partition());
-                Progress::new(place, &watermark, 0)
+                Progress::of_others(place, &watermark)
             }));
         }
         Ok(all)

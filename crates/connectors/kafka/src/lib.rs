@@ -5,8 +5,8 @@
 //!
 //! A message's payload, key and headers are the record's, as they are, null and empty told apart; its
 //! event time is the record's timestamp. Brigade adds the header `brigade-id` (the message's id, 32
-//! hexadecimal digits) and, only for times that Kafka has no place for (before 1970), the header
-//! `brigade-event-time` (milliseconds). Other programs may leave both out: a record without an id gets
+//! hexadecimal digits) and, only for times that Kafka has no place for (before 1970) and on retry
+//! topics, the header `brigade-event-time` (milliseconds). Other programs may leave both out: a record without an id gets
 //! one from its cluster, topic, partition and offset.
 //!
 //! # What is committed
@@ -18,6 +18,14 @@
 //! one on, the lowest of a byte first. Whoever gets the partition next passes over them. Other clients
 //! ignore the metadata. What does not fit into the 4,096 bytes that brokers allow is left out, and
 //! comes again after a crash.
+//!
+//! # Retry topics
+//!
+//! With `retry_topics` a message with a long back-off is put on a topic of the group's own as a copy, and
+//! resolved. The copy's headers tell for which group it is (`brigade-group`), when it is due
+//! (`brigade-due`), how often it failed (`brigade-attempts`), when first (`brigade-failed-at`), why last
+//! (`brigade-error`), and where the message itself stands (`brigade-origin`). Its record has no timestamp
+//! of the message's, which could be older than what the broker retains.
 //!
 //! # Exactly once
 //!
@@ -36,6 +44,7 @@ mod poll;
 mod position;
 mod producer;
 mod record;
+mod retry;
 mod settings;
 mod topic;
 mod transaction;

@@ -4,10 +4,10 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use brigade_core::IncarnationId;
-use brigade_core::connector::ConnectorError;
+use brigade_core::connector::{ConnectorError, Incoming};
+use brigade_core::{IncarnationId, Timestamp};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance};
@@ -17,8 +17,9 @@ use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::Notify;
 
-use crate::assignment::{Assignment, Commit, Place};
+use crate::assignment::{Arrival, Assignment, Commit, Place};
 use crate::client::{explain, log};
+use crate::metadata::SPAN_MAX;
 use crate::settings::{Settings, Site};
 use crate::{metadata, record};
 
@@ -44,6 +45,8 @@ pub(crate) struct Shared {
     pub(crate) site: Site,
     /// Which cluster, for the ids of records without one.
     cluster: String,
+    /// Which group, for what is on retry topics.
+    group: String,
     revoke_within: Duration,
     pub(crate) stall_after: Duration,
     state: Mutex<State>,
@@ -54,6 +57,8 @@ pub(crate) struct Shared {
     stopping: AtomicBool,
     /// Nothing is fetched, as there is no room.
     paused: AtomicBool,
+    /// Partitions that are paused on their own.
+    resting: Mutex<Vec<Place>>,
     /// When the thread was last heard of, and when a record last came.
     beats: Mutex<Beats>,
 }
@@ -77,10 +82,16 @@ pub(crate) struct State {
 }
 
 impl Shared {
-    pub(crate) fn new(site: Site, cluster: String, settings: &Settings) -> Arc<Self> {
+    pub(crate) fn new(
+        site: Site,
+        cluster: String,
+        group: String,
+        settings: &Settings,
+    ) -> Arc<Self> {
         Arc::new(Self {
             site,
             cluster,
+            group,
             revoke_within: settings.revoke_within.0,
             stall_after: settings.stall_after.0,
             state: Mutex::default(),
@@ -88,6 +99,7 @@ impl Shared {
             arrived: Notify::new(),
             stopping: AtomicBool::new(false),
             paused: AtomicBool::new(false),
+            resting: Mutex::default(),
             beats: Mutex::new(Beats { polled: Instant::now(), came: Instant::now() }),
         })
     }
@@ -135,16 +147,50 @@ impl Shared {
     /// Pauses all partitions, or lets all be fetched.
     fn pause(&self, client: &Client, pause: bool) {
         self.paused.store(pause, Ordering::Relaxed);
+        self.resting.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let set = |all: &_| if pause { client.pause(all) } else { client.resume(all) };
         if let Err(error) = client.assignment().and_then(|all| set(&all)) {
             tracing::debug!(queue = %self.site.queue, %error, pause, "pausing or resuming failed");
         }
     }
 
+    /// Pauses the partitions of which enough waits for its time, and lets those be fetched of which that
+    /// was so.
+    fn rest(&self, client: &Client) {
+        let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = self.state().assignment.resting(SPAN_MAX - BATCH_MAX as u64);
+        let list = |of: &[Place], but: &[Place]| {
+            let mut list = TopicPartitionList::new();
+            for (topic, partition) in of.iter().filter(|place| !but.contains(place)) {
+                list.add_partition(topic, *partition);
+            }
+            list
+        };
+        let (stop, go) = (list(&now, &resting), list(&resting, &now));
+        let stopped = if stop.count() == 0 { Ok(()) } else { client.pause(&stop) };
+        let went = if go.count() == 0 { Ok(()) } else { client.resume(&go) };
+        if let Err(error) = stopped.and(went) {
+            tracing::debug!(queue = %self.site.queue, %error, "pausing or resuming failed");
+        }
+        *resting = now;
+    }
+
     fn is_full(state: &State) -> bool {
-        let (ready, ..) = state.assignment.counts();
-        let (_, bytes) = state.assignment.stored();
+        let (ready, bytes) = state.assignment.ready();
         ready as usize >= AHEAD_MESSAGES || ready > 0 && bytes >= AHEAD_BYTES
+    }
+
+    /// What a record is to this group: nothing, if it is on another group's retry topic.
+    fn arrival(
+        &self,
+        incoming: Incoming,
+        copy: record::Copy,
+        (now, time): (Instant, Timestamp),
+    ) -> Option<Arrival> {
+        let record::Copy { group, due, origin, .. } = copy;
+        let is_ours = group.is_none_or(|group| group == self.group);
+        let due = due.map(|due| due.since(time)).filter(|left| !left.is_zero());
+        is_ours.then(|| Arrival { incoming, due: due.map(|left| now + left), origin })
     }
 
     /// Waits until there is room, for a while; says whether there is.
@@ -165,6 +211,9 @@ pub(crate) fn run(shared: &Arc<Shared>, client: Arc<Client>) {
         };
         if has_room == paused {
             shared.pause(&client, !has_room);
+        }
+        if has_room {
+            shared.rest(&client);
         }
         // Where there is no room nothing is meant to come.
         shared.beat(!has_room);
@@ -195,6 +244,7 @@ fn take_over(shared: &Shared, client: &Client, first: BorrowedMessage<'_>) {
     let mut state = shared.state();
     let State { assignment, places, .. } = &mut *state;
     let mut here: Option<&(Place, IncarnationId)> = None;
+    let now = (Instant::now(), Timestamp::from(SystemTime::now()));
     for record in &batch {
         let is_here = |place: &Place| &*place.0 == record.topic() && place.1 == record.partition();
         if here.is_none_or(|(place, _)| !is_here(place)) {
@@ -202,7 +252,10 @@ fn take_over(shared: &Shared, client: &Client, first: BorrowedMessage<'_>) {
         }
         let Some((place, incarnation)) = here else { continue };
         let offset = u64::try_from(record.offset()).unwrap_or_default();
-        assignment.arrive(place, offset, |receipt| record::incoming(record, *incarnation, receipt));
+        assignment.arrive(place, offset, |receipt| {
+            let (incoming, copy) = record::incoming(record, *incarnation, receipt);
+            shared.arrival(incoming, copy, now)
+        });
     }
     drop(state);
     shared.arrived.notify_waiters();

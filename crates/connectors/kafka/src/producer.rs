@@ -17,10 +17,9 @@ use rdkafka::producer::{Producer as _, ProducerContext, ThreadedProducer};
 use tokio::sync::Notify;
 
 use crate::client::{explain, log};
-use crate::connector::FEATURES;
 use crate::consumer::blocking;
 use crate::record::{partition, record};
-use crate::settings::Site;
+use crate::settings::{FEATURES, Site};
 use crate::topic::{ASK, known};
 use crate::transaction::store_id;
 
@@ -155,6 +154,13 @@ impl KafkaProducer {
             client.map_err(|error| explain(&site, "the producer cannot be made", &error))?;
         let (partitions, closed) = (AtomicI32::new(0), AtomicBool::new(false));
         Ok(Self { client: Arc::new(client), site, topic: topic.into(), partitions, closed })
+    }
+
+    /// The same client, for another topic.
+    pub(crate) fn for_topic(&self, topic: &str) -> Self {
+        let (partitions, closed) = (AtomicI32::new(0), AtomicBool::new(false));
+        let (client, site) = (Arc::clone(&self.client), self.site.clone());
+        Self { client, site, topic: topic.into(), partitions, closed }
     }
 
     /// Refuses a topic that is not there. Keeps how many partitions it has.

@@ -11,8 +11,10 @@ use rdkafka::message::{
 use rdkafka::producer::BaseRecord;
 use rdkafka::util::IntoOpaque;
 
+use crate::retry;
+
 const ID: &str = "brigade-id";
-const EVENT_TIME: &str = "brigade-event-time";
+pub(crate) const EVENT_TIME: &str = "brigade-event-time";
 
 /// Which partition a record is to go to; it is no header of the record.
 const PARTITION: &str = "brigade-partition";
@@ -66,34 +68,46 @@ pub(crate) fn record<'m, D: IntoOpaque>(
     }
 }
 
-/// Reads a message from a record. One without an id gets it from its place: `incarnation` tells
-/// cluster, topic and partition.
+/// What a record is beside its message.
+#[derive(Debug, Default)]
+pub(crate) struct Copy {
+    /// For which group it is, if it is on a retry topic.
+    pub(crate) group: Option<String>,
+    /// Not to be handed out before.
+    pub(crate) due: Option<Timestamp>,
+    /// Where the message stands of which it is a copy.
+    pub(crate) origin: Option<String>,
+    attempts: u32,
+    first_failed_at: Option<Timestamp>,
+}
+
+/// Reads a message from a record, and what else the record says. A message without an id gets it from
+/// its place: `incarnation` tells cluster, topic and partition.
 pub(crate) fn incoming(
     record: &BorrowedMessage<'_>,
     incarnation: IncarnationId,
     receipt: Receipt,
-) -> Incoming {
+) -> (Incoming, Copy) {
     let time = record.timestamp().to_millis().map(Timestamp);
     let (payload, key) = bytes(record.payload(), record.key());
     let mut message = Message { payload, key, event_time: time, ..Message::default() };
     // The client panics on a header whose name is not UTF-8.
     let headers = catch_unwind(AssertUnwindSafe(|| record.headers().map(read_headers)));
-    let mut id = None;
-    if let Ok(Some((own, rest))) = &headers {
-        id = own.id;
-        message.event_time = own.event_time.or(time);
-        message.headers = rest.clone();
-    }
+    let is_odd = headers.is_err();
+    let (own, rest) = headers.ok().flatten().unwrap_or_default();
+    message.event_time = own.event_time.or(time);
+    message.headers = rest;
     let offset = u64::try_from(record.offset()).unwrap_or_default();
-    message.id = id.unwrap_or_else(|| MessageId::root(incarnation, offset));
+    message.id = own.id.unwrap_or_else(|| MessageId::root(incarnation, offset));
     let mut incoming = Incoming::new(message, receipt);
     incoming.enqueued_at = time;
-    if headers.is_err() {
+    (incoming.attempts, incoming.first_failed_at) = (own.copy.attempts, own.copy.first_failed_at);
+    if is_odd {
         let message = "a header's name is not UTF-8; the headers are left out".to_owned();
         let defect = Defect { kind: CauseKind::Decode, message, truncated: None };
         incoming.defect = Some(Box::new(defect));
     }
-    incoming
+    (incoming, own.copy)
 }
 
 /// Copies payload and key into one piece of memory.
@@ -111,15 +125,25 @@ fn bytes(payload: Option<&[u8]>, key: Option<&[u8]>) -> (Option<Bytes>, Option<B
 struct OwnHeaders {
     id: Option<MessageId>,
     event_time: Option<Timestamp>,
+    copy: Copy,
 }
 
 fn read_headers(headers: &BorrowedHeaders) -> (OwnHeaders, Headers) {
     let (mut own, mut rest) = (OwnHeaders::default(), Headers::new());
     for header in headers.iter() {
         let text = || std::str::from_utf8(header.value?).ok();
+        let time = || text().and_then(|text| text.parse().ok()).map(Timestamp);
         match header.key {
             ID => own.id = text().and_then(|text| text.parse().ok()),
-            EVENT_TIME => own.event_time = text().and_then(|t| t.parse().ok()).map(Timestamp),
+            EVENT_TIME => own.event_time = time(),
+            retry::GROUP => own.copy.group = text().map(str::to_owned),
+            retry::DUE => own.copy.due = time(),
+            retry::ORIGIN => own.copy.origin = text().map(str::to_owned),
+            retry::FAILED_AT => own.copy.first_failed_at = time(),
+            retry::ATTEMPTS => {
+                own.copy.attempts = text().and_then(|text| text.parse().ok()).unwrap_or_default();
+            }
+            retry::ERROR => {}
             name => rest.push(name, header.value.map(Bytes::copy_from_slice)),
         }
     }

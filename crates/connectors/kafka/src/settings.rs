@@ -1,16 +1,19 @@
 //! The keys of a Kafka queue, and the client properties they become.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
 use brigade_core::Period;
-use brigade_core::connector::{ConnectorError, Problem, QueueSpec, Reader};
+use brigade_core::connector::{ConnectorError, Features, Problem, QueueSpec, Reader};
 use rdkafka::ClientConfig;
 use rdkafka::error::KafkaError;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
+
+use crate::retry;
 
 /// The keys of a Kafka queue.
 #[derive(Clone, Deserialize, JsonSchema)]
@@ -32,6 +35,12 @@ pub(crate) struct Settings {
     pub(crate) config: BTreeMap<String, Scalar>,
     /// Make the topic if it is not there.
     pub(crate) create: Option<Create>,
+    /// How long failed messages wait on topics of the group's own, one topic for each length: from 1s to
+    /// 1d, ascending, at most 10. A message waits on the first that is not shorter than its back-off.
+    /// Default: none; failed messages wait in the process.
+    #[serde(default)]
+    #[schemars(length(max = 10))]
+    pub(crate) retry_topics: Vec<Period>,
     /// How long a partition that goes to another member is kept so that messages in flight can be
     /// resolved; what is not by then is handled again by the other. Default: 10s.
     #[serde(default = "revoke_within")]
@@ -86,6 +95,28 @@ fn one() -> i32 {
     1
 }
 
+/// What topics can do.
+pub(crate) const FEATURES: Features = Features {
+    consume: true,
+    produce: true,
+    durable: true,
+    order: true,
+    key_order: true,
+    groups: true,
+    replay: true,
+    batch: true,
+    key: true,
+    headers: true,
+    event_time: true,
+    message_id: true,
+    null_payload: true,
+    empty_payload: true,
+    binary: true,
+    settle_together: true,
+    max_message_bytes: Some(MESSAGE_MAX - AROUND),
+    ..Features::NONE
+};
+
 /// What a client is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
@@ -104,11 +135,21 @@ const OWN: [(&str, &str); 6] = [
 ];
 
 const SERVERS: &str = "bootstrap.servers";
+const RESET: &str = "auto.offset.reset";
+
+/// How long a message may wait on a retry topic, and how many of them there may be.
+const RETRY: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
+const RETRY_TOPICS_MAX: usize = 10;
+
+/// The longest record, with all that is around it, if `message.max.bytes` does not say otherwise.
+const MESSAGE_MAX: u64 = 1_000_000;
+/// Room for what is around a payload: the headers that Brigade adds, and a short key.
+const AROUND: u64 = 1024;
 
 /// Defaults that differ from librdkafka's; a queue's `config` goes before them.
 const DEFAULTS: [(Role, &str, &str); 9] = [
     // A new group begins with what is there: else what is put before it starts is lost to it.
-    (Role::Consumer, "auto.offset.reset", "earliest"),
+    (Role::Consumer, RESET, "earliest"),
     (Role::Consumer, "partition.assignment.strategy", "cooperative-sticky"),
     // Brigade's credit bounds what is in flight; this is what waits before it.
     (Role::Consumer, "queued.min.messages", "10000"),
@@ -140,6 +181,35 @@ impl Settings {
             true => vec![self.topic(queue)],
             false => self.topics.clone(),
         }
+    }
+
+    /// The retry topics of a reader.
+    pub(crate) fn retry_topics(&self, queue: &QueueSpec, reader: &Reader) -> Vec<String> {
+        retry::names(&self.group(queue, reader), &queue.name, &self.retry_topics)
+    }
+
+    /// What this queue can do.
+    pub(crate) fn features(&self) -> Features {
+        Features {
+            produce: self.topics.is_empty(),
+            retry_delay: !self.retry_topics.is_empty(),
+            max_message_bytes: Some(self.max_bytes()),
+            ..FEATURES
+        }
+    }
+
+    /// A producer's properties, on the brokers of the consumer's.
+    pub(crate) fn producer_at(&self, site: &Site) -> ClientConfig {
+        let mut config = self.client(Role::Producer);
+        config.set(SERVERS, &site.servers);
+        config
+    }
+
+    /// The longest payload that the client sends, with the headers that come with it.
+    pub(crate) fn max_bytes(&self) -> u64 {
+        let max = self.config.get("message.max.bytes").map(ToString::to_string);
+        let max = max.and_then(|max| max.parse().ok()).unwrap_or(MESSAGE_MAX);
+        u64::saturating_sub(max, AROUND)
     }
 
     /// The consumer group of a reader.
@@ -217,6 +287,7 @@ impl Settings {
             let message = "`topic` and `topics` exclude each other";
             problems.push(Problem::at("topics", message).help("leave one of them out"));
         }
+        problems.extend(self.retry_problems());
         if self.servers(Role::Consumer).is_none() {
             let problem = Problem { path: Vec::new(), message: no_servers(), help: None };
             let help = "set `config: { bootstrap.servers: \"host:9092\" }` (in TOML and JSON as one \
@@ -231,6 +302,36 @@ impl Settings {
                 let help = "librdkafka's CONFIGURATION.md names every property and its values";
                 problems.push(at(name, why, help.to_owned()));
             }
+        }
+        problems
+    }
+}
+
+impl Settings {
+    fn retry_problems(&self) -> Vec<Problem> {
+        let tiers = &self.retry_topics;
+        let at = |message: String| Problem::at("retry_topics", message);
+        let mut problems = Vec::new();
+        for wrong in tiers.iter().filter(|tier| !RETRY.contains(&tier.0)) {
+            let message = format!("expected times from 1s to 1d, found {wrong}");
+            problems.push(at(message).help("shorter back-offs wait in the process"));
+        }
+        if !tiers.is_sorted_by(|a, b| a.0 < b.0) {
+            problems.push(at("expected ascending times".to_owned()));
+        }
+        if tiers.len() > RETRY_TOPICS_MAX {
+            let message = format!("expected at most {RETRY_TOPICS_MAX}, found {}", tiers.len());
+            problems.push(at(message));
+        }
+        let reset = self.config.get(RESET).map(ToString::to_string);
+        let from_first = ["earliest", "beginning", "smallest"];
+        if let Some(reset) = reset.filter(|reset| !from_first.contains(&&**reset))
+            && !tiers.is_empty()
+        {
+            let message = format!("`retry_topics` cannot be with `{RESET}: {reset}`");
+            let help =
+                "a message that is put on a new retry topic before that is consumed would be lost";
+            problems.push(at(message).help(help));
         }
         problems
     }
@@ -314,6 +415,25 @@ mod tests {
         is(&settings(config).client_in(Role::Consumer, all), "security.protocol", "PLAINTEXT");
         let half = |name: &str| (name == "KAFKA_KEY").then(|| "key".to_owned());
         assert_eq!(settings(json!({})).client_in(Role::Consumer, half).get("sasl.username"), None);
+    }
+
+    #[test]
+    fn retry_topics_that_cannot_be_are_told() {
+        let told = |keys: Value| -> Vec<String> {
+            let problems = settings(keys).retry_problems();
+            problems.into_iter().map(|problem| problem.message).collect()
+        };
+        assert!(told(json!({ "retry_topics": ["1s", "10m", "1d"] })).is_empty());
+        let short = told(json!({ "retry_topics": ["500ms", "2d"] }));
+        assert_eq!(
+            short,
+            ["expected times from 1s to 1d, found 500ms", "expected times from 1s to 1d, found 2d"]
+        );
+        assert_eq!(told(json!({ "retry_topics": ["1m", "60s"] })), ["expected ascending times"]);
+        let late = json!({ "retry_topics": ["1m"], "config": { "auto.offset.reset": "latest" } });
+        assert_eq!(told(late), ["`retry_topics` cannot be with `auto.offset.reset: latest`"]);
+        let many: Vec<String> = (1..12).map(|seconds| format!("{seconds}s")).collect();
+        assert_eq!(told(json!({ "retry_topics": many })), ["expected at most 10, found 11"]);
     }
 
     #[test]

@@ -10,12 +10,17 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::metadata::Metadata;
 
 use crate::client::{Heard, explain};
-use crate::settings::{Role, Settings, Site};
+use crate::consumer::blocking;
+use crate::retry;
+use crate::settings::{Create, Role, Settings, Site};
 
 /// How long a broker may take to answer when a queue is opened.
 pub(crate) const ASK: Duration = Duration::from_secs(10);
 /// How often it is looked whether it has said why it does not.
 const STEP: Duration = Duration::from_millis(200);
+
+/// The broker's own default for partitions and replicas.
+const BROKERS_DEFAULT: i32 = -1;
 
 /// Makes a topic, if the queue says so and it is not there.
 pub(crate) async fn make(
@@ -23,12 +28,53 @@ pub(crate) async fn make(
     topic: &str,
     site: &Site,
 ) -> Result<(), ConnectorError> {
-    let Some(create) = settings.create else { return Ok(()) };
+    let Some(Create { partitions, replication }) = settings.create else { return Ok(()) };
+    let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(replication));
+    make_one(settings, new, site).await
+}
+
+/// Makes a retry topic, with as many partitions as the queue says, else as many as the broker does.
+async fn make_retry(settings: &Settings, topic: &str, site: &Site) -> Result<(), ConnectorError> {
+    let default = Create { partitions: BROKERS_DEFAULT, replication: BROKERS_DEFAULT };
+    let Create { partitions, replication } = settings.create.unwrap_or(default);
+    let largest = settings.config.get("message.max.bytes").map(ToString::to_string);
+    let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(replication));
+    let new = new.set("cleanup.policy", "delete");
+    match &largest {
+        Some(largest) => make_one(settings, new.set("max.message.bytes", largest), site).await,
+        None => make_one(settings, new, site).await,
+    }
+}
+
+/// Makes the retry topics that are not there.
+pub(crate) async fn make_retry_topics(
+    mut asker: Asker,
+    settings: &Settings,
+    topics: &[String],
+    site: &Site,
+) -> Result<Asker, ConnectorError> {
+    for topic in topics {
+        retry::check_name(topic)?;
+        let (of_topic, of_site) = (topic.clone(), site.clone());
+        let found = blocking(move || (asker.has(&of_site, &of_topic), asker)).await?;
+        asker = found.1;
+        if !found.0? {
+            make_retry(settings, topic, site).await?;
+        }
+    }
+    Ok(asker)
+}
+
+async fn make_one(
+    settings: &Settings,
+    new: NewTopic<'_>,
+    site: &Site,
+) -> Result<(), ConnectorError> {
+    let topic = new.name;
     let doing = format!("topic `{topic}` cannot be made");
     let explained = |error: KafkaError| explain(site, &doing, &error);
     let admin: AdminClient<Heard> =
         settings.client(Role::Producer).create_with_context(Heard::new(site)).map_err(explained)?;
-    let new = NewTopic::new(topic, create.partitions, TopicReplication::Fixed(create.replication));
     let options = AdminOptions::new().request_timeout(Some(ASK)).operation_timeout(Some(ASK));
     let made = admin.create_topics([&new], &options).await.map_err(explained)?;
     for one in made {
@@ -88,6 +134,15 @@ pub(crate) struct Asker {
 }
 
 impl Asker {
+    /// Whether a topic is there.
+    pub(crate) fn has(&self, site: &Site, topic: &str) -> Result<bool, ConnectorError> {
+        let metadata = self.client.fetch_metadata(Some(topic), ASK);
+        let metadata =
+            metadata.map_err(|error| explain(site, "cannot reach the broker", &error))?;
+        let found = metadata.topics().iter().find(|found| found.name() == topic);
+        Ok(found.is_some_and(|found| found.error().is_none()))
+    }
+
     /// Refuses topics that are not there.
     pub(crate) fn know(&self, site: &Site, topics: &[String]) -> Result<(), ConnectorError> {
         for topic in topics.iter().filter(|topic| !topic.starts_with('^')) {

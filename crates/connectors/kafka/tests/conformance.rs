@@ -51,6 +51,25 @@ mod exactly_once {
     });
 }
 
+/// With retry topics, what fails waits there.
+mod retry_topics {
+    use super::*;
+
+    fn fixture() -> Fixture {
+        on_the_shared_server().with(|queue| queue.settings["retry_topics"] = json!(["1s", "1m"]))
+    }
+
+    brigade_testkit::conformance!(fixture);
+
+    mod exactly_once {
+        use super::*;
+
+        brigade_testkit::conformance!(|| {
+            fixture().with(|queue| queue.guarantee = Guarantee::ExactlyOnce)
+        });
+    }
+}
+
 /// On a server of its own, which is killed and started again in use.
 #[tokio::test]
 async fn a_killed_server_loses_nothing() {

@@ -29,6 +29,7 @@ pub(crate) const FEATURES: Features = Features {
     groups: true,
     competing: true,
     delay: true,
+    retry_delay: true,
     attempts: true,
     batch: true,
     limit: true,

@@ -23,8 +23,10 @@ pub struct Features {
     /// Several consumers of one group share the messages. Without it the runtime opens one consumer
     /// in the process and deals its messages to the lanes.
     pub competing: bool,
-    /// A message can be put, or put back, so that it is handed out only after a while.
+    /// A message can be put so that it is handed out only after a while.
     pub delay: bool,
+    /// A failed message can wait in the queue for its next attempt, rather than in the process.
+    pub retry_delay: bool,
     /// Failed attempts and redeliveries are counted and kept with the message.
     pub attempts: bool,
     /// Messages that were resolved can be read again.
@@ -70,6 +72,7 @@ impl Features {
         groups: false,
         competing: false,
         delay: false,
+        retry_delay: false,
         attempts: false,
         replay: false,
         batch: false,

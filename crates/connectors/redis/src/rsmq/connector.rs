@@ -93,6 +93,7 @@ fn features(settings: &Settings) -> Features {
         durable: true,
         competing: true,
         delay: true,
+        retry_delay: true,
         attempts: true,
         batch: true,
         empty_payload: true,

@@ -23,6 +23,7 @@ const FEATURES: Features = Features {
     groups: true,
     competing: true,
     delay: true,
+    retry_delay: true,
     attempts: true,
     batch: true,
     key: true,

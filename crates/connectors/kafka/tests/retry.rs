@@ -1,0 +1,190 @@
+//! Retry topics: where failed messages wait.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that stops says where"
+)]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use brigade_core::connector::{
+    Connector as _, Consumer, Failed, FailedReason, Guarantee, Incoming, Outgoing, QueueSpec,
+};
+use brigade_core::{Message, Timestamp};
+use brigade_kafka::Kafka as Connector;
+use brigade_testkit::servers::Kafka;
+use common::{PATIENCE, ack, consumer, env, number, producer, put, queue, take};
+use serde_json::json;
+
+fn retrying(partitions: u32, tiers: &[&str]) -> QueueSpec {
+    let mut queue = queue(partitions, &Kafka::shared().servers());
+    queue.settings["retry_topics"] = json!(tiers);
+    queue
+}
+
+fn failed(incoming: &Incoming, delay: Duration) -> Failed {
+    let attempts = incoming.attempts + 1;
+    let reason = FailedReason::Attempt { attempts, error: "no luck".to_owned() };
+    Failed { receipt: incoming.receipt, reason, delay }
+}
+
+async fn fail(consumer: &Arc<dyn Consumer>, taken: &[Incoming], delay: Duration) {
+    let failed: Vec<Failed> = taken.iter().map(|incoming| failed(incoming, delay)).collect();
+    assert!(consumer.on_fail(failed).await.unwrap().fenced.is_empty());
+}
+
+async fn take_some(consumer: &Arc<dyn Consumer>, max: usize) -> Vec<Incoming> {
+    let begun = Instant::now();
+    loop {
+        let taken = take(consumer, max).await;
+        if !taken.is_empty() {
+            return taken;
+        }
+        assert!(begun.elapsed() < PATIENCE, "nothing comes");
+    }
+}
+
+/// What a message is, and how often it failed, is what the next member gets, when its time has come and
+/// not before; meanwhile nothing of it is in a process.
+#[tokio::test]
+async fn a_failed_message_and_its_attempts_outlive_the_process() {
+    const DELAY: Duration = Duration::from_secs(4);
+    for guarantee in [Guarantee::AtLeastOnce, Guarantee::ExactlyOnce] {
+        let mut queue = retrying(1, &["2s", "10s"]);
+        queue.guarantee = guarantee;
+        let mut message = Message::new("1").with_key("k").with_header("from", "here");
+        message.event_time = Some(Timestamp(1_000_000_000_000));
+        let put = producer(&queue).await;
+        put.produce(&[Outgoing::from(message)]).await.unwrap();
+        let first = consumer(&queue).await.unwrap();
+        let before = take_some(&first, 10).await.remove(0);
+        let place = first.locate(before.receipt);
+        let failed_at = Instant::now();
+        fail(&first, std::slice::from_ref(&before), DELAY).await;
+        let lag = first.lag().await.unwrap();
+        // The mark of a transaction counts as long as there is a message before it.
+        let marks = u64::from(guarantee == Guarantee::ExactlyOnce);
+        assert_eq!((lag.ready, lag.delayed), (Some(0), Some(1 + marks)));
+        // Killed.
+        drop(first);
+        for attempt in 1..3 {
+            let next = consumer(&queue).await.unwrap();
+            let again = take_some(&next, 10).await.remove(0);
+            assert!(failed_at.elapsed() >= attempt * DELAY, "{:?}", failed_at.elapsed());
+            assert_eq!(again.attempts, attempt);
+            assert_eq!(again.message, before.message);
+            assert_eq!(next.locate(again.receipt), place);
+            let late = again.first_failed_at.unwrap().since(before.enqueued_at.unwrap());
+            assert!(late > Duration::ZERO);
+            if attempt == 1 {
+                fail(&next, &[again], DELAY).await;
+            } else {
+                ack(&next, &[again]).await;
+                assert_eq!(next.lag().await.unwrap().delayed, Some(0));
+            }
+            drop(next);
+        }
+    }
+}
+
+/// Of a million failed messages only some are in memory; the others wait at the broker, and the input
+/// goes on.
+#[tokio::test]
+async fn many_failed_messages_wait_at_the_broker() {
+    const MESSAGES: u64 = 10_000;
+    let queue = retrying(1, &["5s"]);
+    let producer = producer(&queue).await;
+    let member = consumer(&queue).await.unwrap();
+    put(&producer, 0..MESSAGES).await;
+    let (mut failures, mut first_failed, mut last_failed) = (0, None, Instant::now());
+    let (mut early, mut seen) = (0, BTreeSet::new());
+    while (seen.len() as u64) < MESSAGES {
+        assert!(last_failed.elapsed() < PATIENCE, "{} of {MESSAGES}", seen.len());
+        let taken = take(&member, 1000).await;
+        let (fresh, again): (Vec<_>, Vec<_>) = taken.into_iter().partition(|i| i.attempts == 0);
+        if !fresh.is_empty() {
+            fail(&member, &fresh, Duration::from_secs(5)).await;
+            failures += fresh.len() as u64;
+            last_failed = Instant::now();
+            first_failed.get_or_insert(last_failed);
+        }
+        early += u64::from(failures < MESSAGES) * again.len() as u64;
+        for incoming in &again {
+            assert!(seen.insert(number(incoming)), "it came twice");
+        }
+        ack(&member, &again).await;
+    }
+    assert_eq!(failures, MESSAGES);
+    assert!(first_failed.unwrap().elapsed() >= Duration::from_secs(5));
+    assert!(early < MESSAGES, "the input waits for its retries");
+}
+
+/// An expression finds the topics of other groups too.
+#[tokio::test]
+async fn another_groups_copies_are_passed_over() {
+    let first = retrying(1, &["1s"]);
+    let topic = first.settings["topic"].as_str().unwrap().to_owned();
+    let producer = producer(&first).await;
+    put(&producer, 0..10).await;
+    let member = consumer(&first).await.unwrap();
+    let mut second = first.clone();
+    let settings = second.settings.as_object_mut().unwrap();
+    settings.remove("topic");
+    settings.insert("topics".to_owned(), json!([format!("^{topic}.*")]));
+    settings.insert("group".to_owned(), json!(format!("other-{topic}")));
+    let other = consumer(&second).await.unwrap();
+    let taken = take_some(&member, 10).await;
+    fail(&member, &taken, Duration::from_secs(1)).await;
+    let again = take_some(&member, 10).await;
+    assert!(again.iter().all(|incoming| incoming.attempts == 1));
+    ack(&member, &again).await;
+    let mut seen = Vec::new();
+    while seen.len() < 10 {
+        let taken = take_some(&other, 100).await;
+        seen.extend(taken.iter().map(number));
+        ack(&other, &taken).await;
+    }
+    assert_eq!(seen, (0..10).collect::<Vec<_>>());
+    put(&producer, 10..11).await;
+    let last = take_some(&other, 100).await;
+    assert_eq!(last.iter().map(number).collect::<Vec<_>>(), [10], "and nothing else");
+}
+
+/// A message for whose copy there is no room waits in the process.
+#[tokio::test]
+async fn a_message_that_is_too_large_for_a_copy_waits_here() {
+    let queue = retrying(1, &["1s"]);
+    let large = Message::new(vec![b'x'; 999_000]);
+    producer(&queue).await.produce(&[large.into()]).await.unwrap();
+    let member = consumer(&queue).await.unwrap();
+    let taken = take_some(&member, 10).await;
+    fail(&member, &taken, Duration::from_millis(100)).await;
+    let again = take_some(&member, 10).await;
+    assert_eq!((again.len(), again[0].attempts), (1, 1));
+    drop(member);
+    let next = consumer(&queue).await.unwrap();
+    assert_eq!(take_some(&next, 10).await[0].attempts, 0, "it was never done");
+}
+
+#[tokio::test]
+async fn a_group_that_is_no_name_for_topics_is_told() {
+    let mut queue = retrying(1, &["1s"]);
+    queue.settings["group"] = "shop floor".into();
+    let error = consumer(&queue).await.map(drop).unwrap_err().to_string();
+    assert!(error.contains("`shop floor.queue.retry.1s`") && error.contains("`group`"), "{error}");
+    // Without a group of its own, people see all that waits.
+    queue.settings["group"] = queue.settings["topic"].clone();
+    let member = consumer(&queue).await.unwrap();
+    put(&producer(&queue).await, 0..3).await;
+    let taken = take_some(&member, 1).await;
+    fail(&member, &taken, Duration::from_secs(60)).await;
+    drop(member);
+    let admin = Connector.admin(&queue, &env()).await.unwrap();
+    let lag = admin.status().await.unwrap().remove(0).lag;
+    assert_eq!((lag.ready, lag.delayed), (Some(2), Some(1)));
+}
