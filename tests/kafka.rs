@@ -14,6 +14,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use brigade_testkit::servers::{Kafka, Redis};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::Message as _;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
@@ -356,6 +357,64 @@ stages:
     }
     assert!(dead.counts.keys().all(|n| n % 97 == 0), "only poison: {:?}", dead.counts);
     assert_eq!(told_repeats(&dead.counts), 0, "exactly once");
+}
+
+/// An output that only the broker refuses is known when its transaction fails, others in it too. Its message
+/// alone becomes a dead letter.
+#[test]
+fn exactly_once_an_output_that_the_broker_refuses_becomes_a_dead_letter() {
+    const MESSAGES: usize = 200;
+    let kafka = Kafka::start();
+    let place = Place::new(
+        MESSAGES,
+        "  orders:
+    guarantee: exactly_once
+    KAFKA
+  narrow: { type: kafka, config: { bootstrap.servers: '${BROKERS}' } }
+  dead:
+    KAFKA
+stages:
+  feed: { component: pass, input: in, outputs: [orders] }
+  widen:
+    component: { map: 'if .n % 50 == 7 then .text = (\"x\" * 3000) else . end' }
+    input: orders
+    outputs: [narrow]
+    dead_letter: dead
+",
+        vec![("BROKERS", kafka.servers())],
+    );
+    make_narrow(&kafka.servers());
+    for (stage, code) in [("feed", 0), ("widen", 3)] {
+        let mut running = vec![place.start(stage)];
+        place.wait(&mut running, || false);
+        assert_eq!(running.remove(0).wait().unwrap().code(), Some(code), "{}", place.logs());
+    }
+    let mut out = Topic::new(&kafka.servers(), "narrow");
+    let mut dead = Topic::new(&kafka.servers(), "dead");
+    dead.number = |letter| {
+        assert_eq!(letter["cause"]["kind"], "too_large");
+        let payload: Value = serde_json::from_str(letter["payload"].as_str().unwrap()).unwrap();
+        payload["n"].as_u64()
+    };
+    let begun = Instant::now();
+    while out.read() < MESSAGES - 4 || dead.read() < 4 {
+        assert!(begun.elapsed() < PATIENCE, "{} and {}", out.counts.len(), dead.counts.len());
+    }
+    while out.read_on() || dead.read_on() {}
+    assert_eq!(dead.counts.keys().copied().collect::<Vec<_>>(), [7, 57, 107, 157]);
+    assert!(out.counts.values().chain(dead.counts.values()).all(|times| *times == 1));
+}
+
+/// A topic `narrow` that takes records of some 2,000 bytes at most.
+fn make_narrow(servers: &str) {
+    let admin: AdminClient<_> =
+        ClientConfig::new().set("bootstrap.servers", servers).create().unwrap();
+    let new = NewTopic::new("narrow", PARTITIONS, TopicReplication::Fixed(1));
+    let new = new.set("max.message.bytes", "2000");
+    let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let made = runtime.block_on(admin.create_topics([&new], &options)).unwrap();
+    made.into_iter().for_each(|one| drop(one.unwrap()));
 }
 
 /// A topic, read as far as it is committed.

@@ -338,7 +338,7 @@ impl Consumer for TableConsumer {
             where position = at and handed_out = times returning position";
         let (positions, times) = pairs(receipts.iter().copied());
         let done = self.table.run(delete, &[&positions, &times]).await?;
-        Ok(Acked { fenced: self.fenced(receipts.into_iter(), &done) })
+        Ok(self.fenced(receipts.into_iter(), &done).into())
     }
 
     async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
@@ -355,7 +355,7 @@ impl Consumer for TableConsumer {
         };
         let tried: Vec<i32> = failed.iter().map(tried).collect();
         let done = self.table.run(show, &[&positions, &times, &delays, &tried]).await?;
-        Ok(Acked { fenced: self.fenced(failed.iter().map(|failed| failed.receipt), &done) })
+        Ok(self.fenced(failed.iter().map(|failed| failed.receipt), &done).into())
     }
 
     fn lease(&self) -> Option<Duration> {

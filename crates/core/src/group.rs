@@ -37,6 +37,8 @@ pub struct Group<T> {
     next: u64,
     fence: u64,
     behind: usize,
+    /// How many messages hold the whole queue while they wait to be tried again.
+    holding_queue: usize,
     bytes: u64,
     /// No more will be put: a consumer of an empty group is at its end.
     pub closed: bool,
@@ -52,6 +54,7 @@ impl<T> Default for Group<T> {
             next: 0,
             fence: 0,
             behind: 0,
+            holding_queue: 0,
             bytes: 0,
             closed: false,
         }
@@ -153,7 +156,7 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
     pub fn take(&mut self, want: Want, order: Order, holder: u64, now: T) -> Vec<Incoming> {
         self.wake(now);
         let one_at_a_time = order == Order::Queue;
-        if one_at_a_time && !(self.leased.is_empty() && self.delayed.is_empty()) {
+        if one_at_a_time && !(self.leased.is_empty() && self.holding_queue == 0) {
             return Vec::new();
         }
         let max = if one_at_a_time { 1 } else { want.messages };
@@ -226,6 +229,7 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
         } else {
             lease.item.holds_key = ordered;
             lease.item.holds_queue = lease.order == Order::Queue;
+            self.holding_queue += usize::from(lease.item.holds_queue);
             self.delayed.insert((now + failed.delay, lease.item.position), lease.item);
         }
         true
@@ -279,6 +283,7 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
         for at in waits {
             let Some(item) = self.delayed.remove(&at) else { continue };
             self.bytes -= item.message.size() as u64;
+            self.holding_queue -= usize::from(item.holds_queue);
             if item.holds_key
                 && let Some(key) = &item.message.key
             {
@@ -304,6 +309,7 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
             if std::mem::take(&mut item.holds_key) {
                 self.put_key_back(item);
             } else if std::mem::take(&mut item.holds_queue) {
+                self.holding_queue -= 1;
                 self.ready.push_front(item);
             } else {
                 self.ready.push_back(item);
@@ -383,10 +389,9 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
         waiting.filter(|item| of(item.position)).count() + self.held_at(of)
     }
 
-    /// How many messages at the positions that `of` says wait for their time, and their bytes.
-    pub fn delayed_at(&self, of: impl Fn(u64) -> bool) -> (usize, u64) {
-        let items = self.delayed.values().filter(|item| of(item.position));
-        items.fold((0, 0), |(count, bytes), item| (count + 1, bytes + item.message.size() as u64))
+    /// The positions of the messages that wait for their time, and their bytes.
+    pub fn delayed(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.delayed.values().map(|item| (item.position, item.message.size() as u64))
     }
 
     /// Messages stored, handed out or not.
@@ -415,6 +420,7 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
         let messages = self.messages();
         self.ready.clear();
         self.delayed.clear();
+        self.holding_queue = 0;
         for busy in self.busy.values_mut() {
             busy.behind.clear();
         }

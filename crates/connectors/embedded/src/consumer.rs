@@ -344,7 +344,7 @@ impl Consumer for EmbeddedConsumer {
         let fenced: Vec<Receipt> =
             receipts.iter().filter(|r| fenced.contains(&r.position)).copied().collect();
         self.forget(if fenced.is_empty() { &receipts } else { &fenced });
-        Ok(Acked { fenced })
+        Ok(fenced.into())
     }
 
     async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
@@ -361,7 +361,7 @@ impl Consumer for EmbeddedConsumer {
         });
         let fenced = put_back.await?;
         self.forget(&receipts);
-        Ok(Acked { fenced })
+        Ok(fenced.into())
     }
 
     async fn lag(&self) -> Result<Lag, ConnectorError> {

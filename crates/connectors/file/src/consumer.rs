@@ -350,7 +350,7 @@ impl Consumer for FileConsumer {
             receipts.into_iter().partition(|receipt| shared.stands(*receipt))
         };
         if !fenced.is_empty() && !ops.is_empty() {
-            return Ok(Acked { fenced });
+            return Ok(fenced.into());
         }
         let (changed, positions) = self.resolved(&receipts);
         ops.extend(positions);
@@ -371,7 +371,7 @@ impl Consumer for FileConsumer {
         }
         drop(shared);
         self.changed.notify_one();
-        Ok(Acked { fenced })
+        Ok(fenced.into())
     }
 
     async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
@@ -395,7 +395,7 @@ impl Consumer for FileConsumer {
         }
         drop(shared);
         self.changed.notify_one();
-        Ok(Acked { fenced })
+        Ok(fenced.into())
     }
 
     async fn lag(&self) -> Result<Lag, ConnectorError> {

@@ -10,6 +10,7 @@ use brigade_core::group::Group;
 use brigade_core::watermark::Watermark;
 use rustc_hash::FxHashMap;
 
+use crate::lag::Progress;
 use crate::metadata;
 use crate::position::Position;
 
@@ -21,10 +22,10 @@ const SLOTS_MAX: usize = 1 << (64 - OFFSET_BITS);
 /// A topic and one of its partitions.
 pub(crate) type Place = (Arc<str>, i32);
 
-/// So many messages of one partition wait for their time here, and so many bytes of all partitions; what
-/// comes after them waits at the broker.
-const DELAYED_MAX: usize = 500;
-pub(crate) const DELAYED_BYTES_MAX: u64 = 8 << 20;
+/// So many messages of one partition wait for their time here, and so many bytes; what comes after them
+/// waits at the broker.
+const DELAYED_MAX: usize = 200;
+const DELAYED_BYTES_MAX: u64 = 4 << 20;
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -72,28 +73,6 @@ pub(crate) struct Commit {
     pub(crate) metadata: String,
     slot: usize,
     resolved: u64,
-}
-
-/// How far a partition is.
-#[derive(Debug)]
-pub(crate) struct Progress {
-    pub(crate) place: Place,
-    /// Its smallest unresolved offset.
-    pub(crate) low: u64,
-    /// How many are resolved beyond that.
-    pub(crate) beyond: u64,
-    /// How many messages of it are here, and how many of these are handed out, and wait for their time.
-    pub(crate) stored: usize,
-    pub(crate) held: usize,
-    pub(crate) delayed: usize,
-}
-
-impl Progress {
-    /// That of a partition of which nothing is here.
-    pub(crate) fn of_others(place: Place, watermark: &Watermark) -> Self {
-        let beyond = watermark.beyond().map(|(first, past)| past - first).sum();
-        Self { place, low: watermark.low(), beyond, stored: 0, held: 0, delayed: 0 }
-    }
 }
 
 /// The offset of a receipt, as Kafka has it.
@@ -224,6 +203,13 @@ impl Assignment {
         all.filter_map(|slot| self.commit_of(&slot.place, &[])).collect()
     }
 
+    /// Whether all of these are handed out.
+    pub(crate) fn stand(&self, receipts: &[Receipt]) -> Result<(), Vec<Receipt>> {
+        let gone = receipts.iter().filter(|receipt| !self.messages.stands(**receipt));
+        let gone: Vec<Receipt> = gone.copied().collect();
+        if gone.is_empty() { Ok(()) } else { Err(gone) }
+    }
+
     /// What would be to commit if these were resolved too.
     pub(crate) fn to_commit_with(&self, receipts: &[Receipt]) -> Vec<Commit> {
         let mut slots: Vec<usize> = receipts.iter().map(|r| slot_of(r.position)).collect();
@@ -237,15 +223,17 @@ impl Assignment {
         let slot = *self.by_place.get(place)?;
         let ledger = self.slots[slot].ledger.as_ref()?;
         let mut watermark = std::borrow::Cow::Borrowed(&ledger.watermark);
+        let mut resolved = ledger.resolved;
         for receipt in receipts.iter().filter(|receipt| slot_of(receipt.position) == slot) {
             watermark.to_mut().resolve(offset_of(receipt.position));
+            resolved += 1;
         }
         Some(Commit {
             place: place.clone(),
             offset: i64::try_from(watermark.low()).unwrap_or(i64::MAX),
             metadata: metadata::encode(&watermark),
             slot,
-            resolved: ledger.resolved,
+            resolved,
         })
     }
 
@@ -280,31 +268,33 @@ impl Assignment {
             let of = |position| slot_of(position) == at;
             let progress = Progress::of_others(slot.place.clone(), &ledger.watermark);
             let (stored, held) = (self.messages.stored_at(of), self.messages.held_at(of));
-            Progress { stored, held, delayed: self.messages.delayed_at(of).0, ..progress }
+            let delayed = self.messages.delayed().filter(|(position, _)| of(*position)).count();
+            Progress { stored, held, delayed, ..progress }
         };
         ours.map(progress).collect()
     }
 
     /// Messages that are ready, and the bytes of all that came and does not wait for its time.
     pub(crate) fn ready(&self) -> (u64, u64) {
-        let (_, delayed) = self.messages.delayed_at(|_| true);
+        let delayed: u64 = self.messages.delayed().map(|(_, bytes)| bytes).sum();
         (self.messages.counts().0, self.messages.bytes() - delayed)
     }
 
     /// The partitions of which no more is to come for now, as enough of them waits for its time: by
     /// number, by bytes, or by how far it reaches from the committed offset.
     pub(crate) fn resting(&self, span_max: u64) -> Vec<Place> {
-        let (all, bytes) = self.messages.delayed_at(|_| true);
-        if all == 0 {
-            return Vec::new();
+        let mut delayed: FxHashMap<usize, (usize, u64)> = FxHashMap::default();
+        for (position, size) in self.messages.delayed() {
+            let (count, bytes) = delayed.entry(slot_of(position)).or_default();
+            (*count, *bytes) = (*count + 1, *bytes + size);
         }
-        let rests = |(at, slot): &(usize, &Slot)| {
-            let (delayed, _) = self.messages.delayed_at(|position| slot_of(position) == *at);
-            let far = slot.ledger.as_ref().is_some_and(|ledger| ledger.span() >= span_max);
-            delayed > 0 && (delayed >= DELAYED_MAX || bytes >= DELAYED_BYTES_MAX || far)
+        let rests = |(slot, (count, bytes)): (usize, (usize, u64))| {
+            let slot = self.slots.get(slot)?;
+            let far = slot.ledger.as_ref()?.span() >= span_max;
+            let enough = count >= DELAYED_MAX || bytes >= DELAYED_BYTES_MAX || far;
+            enough.then(|| slot.place.clone())
         };
-        let slots = self.slots.iter().enumerate().filter(|(_, slot)| slot.ledger.is_some());
-        slots.filter(rests).map(|(_, slot)| slot.place.clone()).collect()
+        delayed.into_iter().filter_map(rests).collect()
     }
 
     /// How many messages can be handed out so that never more than `out` of a partition are that reaches
@@ -316,7 +306,8 @@ impl Assignment {
             });
         let room = |(at, _): (usize, &Slot)| {
             let of = |position| slot_of(position) == at;
-            out.saturating_sub(self.messages.held_at(of) + self.messages.delayed_at(of).0)
+            let delayed = self.messages.delayed().filter(|(position, _)| of(*position)).count();
+            out.saturating_sub(self.messages.held_at(of) + delayed)
         };
         far.map(room).min().unwrap_or(usize::MAX)
     }

@@ -12,7 +12,7 @@ use crate::admin::{Grouped, TopicAdmin};
 use crate::client::explain;
 use crate::consumer::{KafkaConsumer, Reading, blocking};
 use crate::lag::Lagging;
-use crate::poll::{Client, Shared, Watch};
+use crate::poll::{Client, Membership, Shared, Watch};
 use crate::producer::KafkaProducer;
 use crate::retry::RetryTopics;
 use crate::settings::{FEATURES, Role, Settings, Site, schema};
@@ -78,25 +78,26 @@ impl Connector for Kafka {
         let config = settings.member(queue, reader);
         let asker = ask(&site, &config).await?;
         make(&settings, &settings.topic(queue), &site).await?;
-        let retry_topics = settings.retry_topics(queue, reader);
-        let asker = make_retry_topics(asker, &settings, &retry_topics, &site).await?;
+        let names = settings.retry_names(queue, reader);
+        let (asker, left) = make_retry_topics(asker, &settings, &names, &site).await?;
         let transactions = (queue.guarantee == Guarantee::ExactlyOnce)
             .then(|| Transactions::new(site.clone(), settings.producer_at(&site), &group));
         let in_transactions = transactions.is_some();
-        let retry = RetryTopics::open(&settings, &group, &retry_topics, &site, in_transactions)?;
+        let retry = RetryTopics::open(&settings, &group, &names, &site, in_transactions)?;
+        let retry_topics = [names.topics, left].concat();
         let topics = settings.subscription(queue);
         let order = reader.order;
         let opened = blocking(move || {
             asker.know(&site, &topics)?;
-            let shared = Shared::new(site, asker.cluster, group, &settings);
+            let all = [&topics[..], &retry_topics].concat();
+            let lagging = Lagging::new(site.clone(), topics, retry_topics, config.clone());
+            let of = Membership { cluster: asker.cluster, group, topics: all, in_transactions };
+            let shared = Shared::new(site, of, &settings);
             let client: Client = config
                 .create_with_context(Watch(Arc::clone(&shared)))
                 .map_err(|error| explain(&shared.site, "the consumer cannot be made", &error))?;
             let features = settings.features();
-            let lagging =
-                Lagging::new(shared.site.clone(), topics.clone(), retry_topics.clone(), config);
-            let topics = [topics, retry_topics].concat();
-            let reading = Reading { topics, order, features, lagging, transactions, retry };
+            let reading = Reading { order, features, lagging, transactions, retry };
             KafkaConsumer::open(shared, client, reading)
         });
         Ok(Arc::new(opened.await??))
@@ -142,7 +143,7 @@ impl Connector for Kafka {
             let (stage, group) = (Arc::clone(name), Arc::clone(name));
             let reader = Reader { stage, group, order: Order::None };
             let config = settings.member(queue, &reader);
-            let retry_topics = settings.retry_topics(queue, &reader);
+            let retry_topics = settings.retry_names(queue, &reader).topics;
             Grouped { name: name.to_string(), config, retry_topics }
         };
         let groups = groups.iter().map(group).collect();

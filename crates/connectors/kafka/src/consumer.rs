@@ -4,6 +4,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
+use brigade_core::MessageId;
 use brigade_core::connector::{
     Acked, ConnectorError, Consumer, ErrorKind, Failed, Features, Incoming, Lag, Order, Produced,
     Receipt, Rejected, Want,
@@ -18,7 +19,7 @@ use crate::lag::Lagging;
 use crate::metadata::{RANGES_MAX, SPAN_MAX};
 use crate::poll::{Client, Shared, commit, run};
 use crate::retry::{Copy, RetryTopics};
-use crate::transaction::Transactions;
+use crate::transaction::{Settled, Transactions};
 
 /// How long closing waits for the group.
 const CLOSE: Duration = Duration::from_secs(20);
@@ -43,7 +44,6 @@ pub(crate) struct KafkaConsumer {
 
 /// What a consumer reads, and how.
 pub(crate) struct Reading {
-    pub(crate) topics: Vec<String>,
     pub(crate) order: Order,
     pub(crate) features: Features,
     pub(crate) lagging: Lagging,
@@ -57,8 +57,8 @@ impl KafkaConsumer {
         client: Client,
         reading: Reading,
     ) -> Result<Self, ConnectorError> {
-        let Reading { topics, order, features, lagging, transactions, retry } = reading;
-        let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
+        let Reading { order, features, lagging, transactions, retry } = reading;
+        let topics: Vec<&str> = shared.of.topics.iter().map(String::as_str).collect();
         let subscribed = client.subscribe(&topics);
         subscribed.map_err(|error| explain(&shared.site, "cannot subscribe", &error))?;
         let client = Arc::new(client);
@@ -157,17 +157,54 @@ impl KafkaConsumer {
                 Err(failed) => here.push(failed),
             }
         }
-        match &self.transactions {
-            _ if copies.is_empty() => {}
+        let refused = match &self.transactions {
             Some(transactions) => {
-                let receipts = copies.iter().map(|copy| copy.failed.receipt).collect();
-                let ops = copies.into_iter().map(|copy| retry.op(copy)).collect();
-                fenced.extend(self.settle(transactions, receipts, ops).await?);
+                self.settle_copies(transactions, retry, copies, &mut fenced).await?
             }
-            None => here.extend(self.produce_copies(retry, copies).await?),
+            None => self.produce_copies(retry, copies).await?,
+        };
+        if !refused.is_empty() {
+            let (queue, count) = (&self.shared.site.queue, refused.len());
+            tracing::warn!(%queue, count, "retry topics take no copies of some messages: they wait here");
         }
+        here.extend(refused);
         fenced.extend(self.put_back(here));
         Ok(fenced)
+    }
+
+    /// Puts copies on their topics in the transaction that resolves their messages; answers with those
+    /// that were refused.
+    async fn settle_copies(
+        &self,
+        transactions: &Arc<Transactions>,
+        retry: &RetryTopics,
+        copies: Vec<Copy>,
+        fenced: &mut Vec<Receipt>,
+    ) -> Result<Vec<Failed>, ConnectorError> {
+        let (mut refused, mut groups) = (Vec::new(), vec![copies]);
+        while let Some(mut copies) = groups.pop() {
+            if copies.is_empty() {
+                continue;
+            }
+            let receipts = copies.iter().map(|copy| copy.failed.receipt).collect();
+            let ops: Vec<StoreOp> = copies.iter().map(|copy| retry.op(copy)).collect();
+            // While something stands in the way nothing is done at all.
+            match self.settle(transactions, receipts, &ops).await? {
+                Settled::Done => continue,
+                Settled::Fenced(gone) => {
+                    copies.retain(|copy| !gone.contains(&copy.failed.receipt));
+                    fenced.extend(gone);
+                }
+                Settled::TooMuch => groups.push(copies.split_off(copies.len() / 2)),
+                Settled::Refused(mut which) => {
+                    // The last first, so that the others stay where they are.
+                    which.sort_unstable_by_key(|(at, _)| std::cmp::Reverse(*at));
+                    refused.extend(which.iter().map(|(at, _)| copies.swap_remove(*at).failed));
+                }
+            }
+            groups.push(copies);
+        }
+        Ok(refused)
     }
 
     /// Puts copies on their topics, and resolves their messages; answers with those that were refused.
@@ -180,16 +217,13 @@ impl KafkaConsumer {
         for (failed, produced) in retry.put(copies).await? {
             match produced {
                 Produced::Confirmed => gone.push(failed.receipt),
-                Produced::Rejected(Rejected { message, .. }) => {
-                    let queue = &self.shared.site.queue;
-                    tracing::warn!(%queue, why = message, "a retry topic takes no copy: it waits here");
-                    refused.push(failed);
-                }
+                Produced::Rejected(_) => refused.push(failed),
                 Produced::Failed(error) => trouble = Some(error),
             }
         }
         self.shared.state().assignment.resolve(&gone);
         self.moved();
+        // Also what an earlier try of the same resolved.
         self.commit().await?;
         match trouble {
             Some(error) => Err(error),
@@ -197,24 +231,23 @@ impl KafkaConsumer {
         }
     }
 
-    /// Acks and puts in one transaction; says which receipts do not stand, and if there are any does
-    /// nothing.
+    /// Acks and puts in one transaction, or does nothing.
     async fn settle(
         &self,
         transactions: &Arc<Transactions>,
         receipts: Vec<Receipt>,
-        ops: Vec<StoreOp>,
-    ) -> Result<Vec<Receipt>, ConnectorError> {
+        ops: &[StoreOp],
+    ) -> Result<Settled, ConnectorError> {
         let turn = Arc::clone(&self.committing).lock_owned().await;
         let (shared, client) = (Arc::clone(&self.shared), self.client()?);
-        let transactions = Arc::clone(transactions);
+        let (transactions, ops) = (Arc::clone(transactions), ops.to_vec());
         let settled = blocking(move || {
             let _turn = turn;
             transactions.settle(&shared, &client, &receipts, &ops)
         });
-        let fenced = settled.await??;
+        let settled = settled.await??;
         self.moved();
-        Ok(fenced)
+        Ok(settled)
     }
 
     /// There is room, and what waited behind a key may be ready now.
@@ -253,6 +286,15 @@ impl KafkaConsumer {
             Err(error) => Err(explain(&self.shared.site, "cannot commit", &error)),
         }
     }
+}
+
+/// The ids of the messages in ops, by their places.
+fn ids(ops: &[StoreOp], refused: Vec<(usize, Rejected)>) -> Vec<(MessageId, Rejected)> {
+    let id = |(at, why): (usize, Rejected)| match ops.get(at)? {
+        StoreOp::Enqueue { outgoing, .. } => Some((outgoing.message.id, why)),
+        StoreOp::Put { .. } | StoreOp::Delete { .. } => None,
+    };
+    refused.into_iter().filter_map(id).collect()
 }
 
 fn is_rebalancing(error: &KafkaError) -> bool {
@@ -313,14 +355,25 @@ impl Consumer for KafkaConsumer {
                      input queue",
                 )
             })?;
-            let fenced = self.settle(transactions, receipts, ops).await?;
-            return Ok(Acked { fenced });
+            return match self.settle(transactions, receipts, &ops).await? {
+                Settled::Done => Ok(Acked::default()),
+                Settled::Fenced(fenced) => Ok(fenced.into()),
+                // The runtime tries again with half as much.
+                Settled::TooMuch => Err(ConnectorError::transient(format!(
+                    "queue `{}` (Kafka at {}): the broker takes no requests as large as these: set \
+                     `batch.size` in `config:` to what the outputs' topics take (`max.message.bytes`)",
+                    self.shared.site.queue, self.shared.site.servers
+                ))),
+                Settled::Refused(refused) => {
+                    Ok(Acked { refused: ids(&ops, refused), ..Acked::default() })
+                }
+            };
         }
         let fenced = self.shared.state().assignment.fenced(&receipts);
         self.shared.state().assignment.resolve(&receipts);
         self.moved();
         self.commit().await?;
-        Ok(Acked { fenced })
+        Ok(fenced.into())
     }
 
     async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
@@ -334,7 +387,7 @@ impl Consumer for KafkaConsumer {
             }
             None => self.put_back(failed),
         };
-        Ok(Acked { fenced })
+        Ok(fenced.into())
     }
 
     async fn lag(&self) -> Result<Lag, ConnectorError> {

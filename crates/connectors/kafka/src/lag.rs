@@ -5,11 +5,12 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use brigade_core::connector::{ConnectorError, Lag};
+use brigade_core::watermark::Watermark;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
-use crate::assignment::{Place, Progress};
+use crate::assignment::Place;
 use crate::client::{Heard, explain};
 use crate::metadata;
 use crate::poll::{Client, Shared};
@@ -27,6 +28,28 @@ pub(crate) struct Lagging {
     /// does not join it.
     config: ClientConfig,
     looker: Mutex<Looker>,
+}
+
+/// How far a partition is.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    pub(crate) place: Place,
+    /// Its smallest unresolved offset.
+    pub(crate) low: u64,
+    /// How many are resolved beyond that.
+    pub(crate) beyond: u64,
+    /// How many messages of it are here, and how many of these are handed out, and wait for their time.
+    pub(crate) stored: usize,
+    pub(crate) held: usize,
+    pub(crate) delayed: usize,
+}
+
+impl Progress {
+    /// That of a partition of which nothing is here.
+    pub(crate) fn of_others(place: Place, watermark: &Watermark) -> Self {
+        let beyond = watermark.beyond().map(|(first, past)| past - first).sum();
+        Self { place, low: watermark.low(), beyond, stored: 0, held: 0, delayed: 0 }
+    }
 }
 
 /// How much waits that can be handed out, and how much for its time.
@@ -68,11 +91,13 @@ impl Lagging {
     /// answer at all is told elsewhere.
     pub(crate) fn is_starved(&self, shared: &Shared) -> bool {
         let ours = shared.state().assignment.progress();
-        if ours.iter().any(|one| one.stored > 0) {
+        // What waits for its time keeps nothing else from coming.
+        if ours.iter().any(|one| one.stored > one.delayed) {
             return false;
         }
-        let waits = |client: &BaseConsumer<Heard>| {
-            ours.iter().any(|one| self.waiting(client, one).is_ok_and(|waiting| waiting > 0))
+        let mut empty = ours.iter().filter(|one| one.stored == 0);
+        let mut waits = |client: &BaseConsumer<Heard>| {
+            empty.any(|one| self.waiting(client, one).is_ok_and(|waiting| waiting > 0))
         };
         self.config.create_with_context(Heard::new(&self.site)).is_ok_and(|client| waits(&client))
     }

@@ -21,13 +21,15 @@ use crate::assignment::{Arrival, Assignment, Commit, Place};
 use crate::client::{explain, log};
 use crate::metadata::SPAN_MAX;
 use crate::settings::{Settings, Site};
-use crate::{metadata, record};
+use crate::{metadata, record, retry};
 
 /// What came and was not asked for yet: no more than this is polled ahead.
 const AHEAD_MESSAGES: usize = 2000;
 const AHEAD_BYTES: u64 = 8 << 20;
 /// Records that are taken over at once.
 const BATCH_MAX: usize = 500;
+/// The offsets of what may still come when a partition is paused, marks of transactions included.
+const SPAN_SPARE: u64 = 4 * BATCH_MAX as u64;
 /// How long one poll waits.
 const POLL: Duration = Duration::from_millis(100);
 /// How long nobody polls while there is no room; longer, and the partitions are paused. Pausing
@@ -43,10 +45,7 @@ pub(crate) type Client = BaseConsumer<Watch>;
 /// What the thread and the consumer share.
 pub(crate) struct Shared {
     pub(crate) site: Site,
-    /// Which cluster, for the ids of records without one.
-    cluster: String,
-    /// Which group, for what is on retry topics.
-    group: String,
+    pub(crate) of: Membership,
     revoke_within: Duration,
     pub(crate) stall_after: Duration,
     state: Mutex<State>,
@@ -61,6 +60,17 @@ pub(crate) struct Shared {
     resting: Mutex<Vec<Place>>,
     /// When the thread was last heard of, and when a record last came.
     beats: Mutex<Beats>,
+}
+
+/// What a consumer is a member of.
+pub(crate) struct Membership {
+    /// Which cluster, for the ids of records without one.
+    pub(crate) cluster: String,
+    pub(crate) group: String,
+    /// What it subscribes to.
+    pub(crate) topics: Vec<String>,
+    /// Whether offsets are committed with outputs.
+    pub(crate) in_transactions: bool,
 }
 
 /// When something last moved.
@@ -82,16 +92,10 @@ pub(crate) struct State {
 }
 
 impl Shared {
-    pub(crate) fn new(
-        site: Site,
-        cluster: String,
-        group: String,
-        settings: &Settings,
-    ) -> Arc<Self> {
+    pub(crate) fn new(site: Site, of: Membership, settings: &Settings) -> Arc<Self> {
         Arc::new(Self {
             site,
-            cluster,
-            group,
+            of,
             revoke_within: settings.revoke_within.0,
             stall_after: settings.stall_after.0,
             state: Mutex::default(),
@@ -158,7 +162,7 @@ impl Shared {
     /// was so.
     fn rest(&self, client: &Client) {
         let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = self.state().assignment.resting(SPAN_MAX - BATCH_MAX as u64);
+        let now = self.state().assignment.resting(SPAN_MAX - SPAN_SPARE);
         let list = |of: &[Place], but: &[Place]| {
             let mut list = TopicPartitionList::new();
             for (topic, partition) in of.iter().filter(|place| !but.contains(place)) {
@@ -180,6 +184,21 @@ impl Shared {
         ready as usize >= AHEAD_MESSAGES || ready > 0 && bytes >= AHEAD_BYTES
     }
 
+    /// Whether an expression found a retry topic of the same group, but of another queue: what is on it is
+    /// another stage's.
+    fn is_anothers(&self, topic: &str) -> bool {
+        let Membership { group, topics, .. } = &self.of;
+        retry::is_of_group(topic, group) && !topics.iter().any(|named| named == topic)
+    }
+
+    fn takes_anothers(&self, topic: &str) -> ConnectorError {
+        ConnectorError::permanent(format!(
+            "queue `{}` (Kafka at {}): an expression in `topics` finds `{topic}`, a retry topic of another \
+             queue of the group `{}`: narrow the expression, or set another `group`",
+            self.site.queue, self.site.servers, self.of.group
+        ))
+    }
+
     /// What a record is to this group: nothing, if it is on another group's retry topic.
     fn arrival(
         &self,
@@ -188,8 +207,10 @@ impl Shared {
         (now, time): (Instant, Timestamp),
     ) -> Option<Arrival> {
         let record::Copy { group, due, origin, .. } = copy;
-        let is_ours = group.is_none_or(|group| group == self.group);
-        let due = due.map(|due| due.since(time)).filter(|left| !left.is_zero());
+        let is_ours = group.is_none_or(|group| group == self.of.group);
+        // A clock that is far behind those of others must not hold it up for longer than was meant.
+        let now_or_made = incoming.enqueued_at.map_or(time, |made| time.max(made));
+        let due = due.map(|due| due.since(now_or_made)).filter(|left| !left.is_zero());
         is_ours.then(|| Arrival { incoming, due: due.map(|left| now + left), origin })
     }
 
@@ -342,6 +363,10 @@ impl Watch {
         let mut state = shared.state();
         for one in &committed.elements() {
             let place: Place = (one.topic().into(), one.partition());
+            if shared.is_anothers(one.topic()) {
+                state.trouble = Some(shared.takes_anothers(one.topic()));
+                continue;
+            }
             let metadata = metadata::of(one);
             let offset = match one.offset() {
                 Offset::Offset(offset) => u64::try_from(offset).ok(),
@@ -352,11 +377,12 @@ impl Watch {
                 let message = format!("queue `{}`: more than 65536 partitions", shared.site.queue);
                 state.trouble = Some(ConnectorError::permanent(message));
             }
-            let name = format!("{}/{}/{}", shared.cluster, place.0, place.1);
+            let name = format!("{}/{}/{}", shared.of.cluster, place.0, place.1);
             let incarnation = IncarnationId::of(name.as_bytes());
             state.places.insert((place.0.to_string(), place.1), (place, incarnation));
         }
         drop(state);
+        shared.arrived.notify_waiters();
         shared.beat(true);
         tracing::info!(queue = %shared.site.queue, partitions = list.count(), "assigned");
     }
@@ -381,8 +407,10 @@ impl Watch {
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         let held = state.assignment.held_of(&places);
-        let commits = state.assignment.to_commit();
+        let mut commits = state.assignment.to_commit();
         drop(state);
+        // With transactions it would overtake one that is open; what has outputs is in those.
+        commits.retain(|commit| places.contains(&commit.place) && !shared.of.in_transactions);
         if !lost && let Err(error) = commit(client, &commits) {
             tracing::warn!(
                 queue = %shared.site.queue, %error,

@@ -14,7 +14,7 @@ use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{Producer as _, ProducerContext, ThreadedProducer};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, RwLock};
 
 use crate::client::{explain, log};
 use crate::consumer::blocking;
@@ -37,6 +37,8 @@ pub(crate) struct KafkaProducer {
     topic: Arc<str>,
     partitions: AtomicI32,
     closed: AtomicBool,
+    /// Many send at once; who wants to know which record of several the broker refuses sends alone.
+    alone: Arc<RwLock<()>>,
 }
 
 /// Hears delivery reports.
@@ -47,9 +49,16 @@ pub(crate) struct Reports {
 
 /// A batch that waits for its reports.
 struct Batch {
-    results: Mutex<Vec<Option<Produced>>>,
+    results: Mutex<Vec<Option<Report>>>,
     missing: AtomicUsize,
     done: Notify,
+}
+
+/// What became of a record.
+enum Report {
+    Is(Produced),
+    /// The broker refuses it, or another that the client put into one request with it.
+    Suspect(Rejected),
 }
 
 /// One record of a batch.
@@ -92,11 +101,14 @@ impl ProducerContext for Reports {
     type DeliveryOpaque = Box<Ticket>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
-        let outcome = match result {
-            Ok(_) => Produced::Confirmed,
-            Err((error, _)) => failed(&self.site, error),
+        let report = match result {
+            Ok(_) => Report::Is(Produced::Confirmed),
+            Err((error, _)) => match failed(&self.site, error) {
+                Produced::Rejected(why) => Report::Suspect(why),
+                produced => Report::Is(produced),
+            },
         };
-        ticket.batch.set(ticket.at, outcome);
+        ticket.batch.set(ticket.at, report);
     }
 }
 
@@ -106,14 +118,14 @@ impl Batch {
         Arc::new(Self { results, missing: AtomicUsize::new(records), done: Notify::new() })
     }
 
-    fn set(&self, at: usize, outcome: Produced) {
+    fn set(&self, at: usize, outcome: Report) {
         self.results.lock().unwrap_or_else(PoisonError::into_inner)[at] = Some(outcome);
         if self.missing.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.done.notify_one();
         }
     }
 
-    async fn all(&self) -> Vec<Produced> {
+    async fn all(&self) -> Vec<Report> {
         if self.missing.load(Ordering::Acquire) > 0 {
             self.done.notified().await;
         }
@@ -124,12 +136,20 @@ impl Batch {
 
 /// Whether a record can be put later, or never.
 fn failed(site: &Site, error: &KafkaError) -> Produced {
+    match refusal(error) {
+        Some(rejected) => Produced::Rejected(rejected),
+        None => Produced::Failed(explain(site, "cannot produce", error)),
+    }
+}
+
+/// Why a record can never be put, if that is so.
+pub(crate) fn refusal(error: &KafkaError) -> Option<Rejected> {
     let kind = match error.rdkafka_error_code() {
         Some(Code::MessageSizeTooLarge) => CauseKind::TooLarge,
         Some(Code::InvalidRecord | Code::InvalidMessage | Code::InvalidTimestamp) => {
             CauseKind::Refused
         }
-        _ => return Produced::Failed(explain(site, "cannot produce", error)),
+        _ => return None,
     };
     let advice = match kind {
         CauseKind::TooLarge => {
@@ -138,7 +158,7 @@ fn failed(site: &Site, error: &KafkaError) -> Produced {
         }
         _ => "",
     };
-    Produced::Rejected(Rejected { kind, message: format!("{error}{advice}") })
+    Some(Rejected { kind, message: format!("{error}{advice}") })
 }
 
 impl KafkaProducer {
@@ -153,14 +173,16 @@ impl KafkaProducer {
         let client =
             client.map_err(|error| explain(&site, "the producer cannot be made", &error))?;
         let (partitions, closed) = (AtomicI32::new(0), AtomicBool::new(false));
-        Ok(Self { client: Arc::new(client), site, topic: topic.into(), partitions, closed })
+        let (client, topic, alone) = (Arc::new(client), topic.into(), Arc::default());
+        Ok(Self { client, site, topic, partitions, closed, alone })
     }
 
     /// The same client, for another topic.
     pub(crate) fn for_topic(&self, topic: &str) -> Self {
         let (partitions, closed) = (AtomicI32::new(0), AtomicBool::new(false));
         let (client, site) = (Arc::clone(&self.client), self.site.clone());
-        Self { client, site, topic: topic.into(), partitions, closed }
+        let alone = Arc::clone(&self.alone);
+        Self { client, site, topic: topic.into(), partitions, closed, alone }
     }
 
     /// Refuses a topic that is not there. Keeps how many partitions it has.
@@ -210,11 +232,75 @@ impl KafkaProducer {
             };
             match refused.0.rdkafka_error_code() {
                 Some(Code::QueueFull) => ticket = refused.1,
-                _ => return batch.set(at, failed(&self.site, &refused.0)),
+                _ => return batch.set(at, Report::Is(failed(&self.site, &refused.0))),
             }
             tokio::time::sleep(FULL).await;
         }
     }
+}
+
+impl KafkaProducer {
+    /// Puts records, and waits for their reports.
+    async fn put(
+        &self,
+        records: impl ExactSizeIterator<Item = &Outgoing>,
+    ) -> Result<Vec<Report>, ConnectorError> {
+        let batch = Batch::new(records.len());
+        for (at, one) in records.enumerate() {
+            match self.refuse(one).await? {
+                Some(rejected) => batch.set(at, Report::Is(Produced::Rejected(rejected))),
+                None => self.send(one, &batch, at).await,
+            }
+        }
+        Ok(batch.all().await)
+    }
+
+    /// The broker refuses whole requests. Which of the records in them it means is found by halves: what
+    /// is refused alone is refused.
+    async fn settle_suspects(
+        &self,
+        outgoing: &[Outgoing],
+        reports: Vec<Report>,
+    ) -> Result<Vec<Produced>, ConnectorError> {
+        let (mut outcomes, mut suspects) = (Vec::with_capacity(reports.len()), Vec::new());
+        for (at, report) in reports.into_iter().enumerate() {
+            outcomes.push(match report {
+                Report::Is(produced) => produced,
+                Report::Suspect(why) => {
+                    suspects.push(at);
+                    Produced::Rejected(why)
+                }
+            });
+        }
+        if suspects.is_empty() {
+            return Ok(outcomes);
+        }
+        let _alone = self.alone.write().await;
+        let mut groups = halves(suspects);
+        while let Some(group) = groups.pop() {
+            let reports = self.put(group.iter().map(|at| &outgoing[*at])).await?;
+            let mut still = Vec::new();
+            for (at, report) in group.iter().zip(reports) {
+                outcomes[*at] = match report {
+                    Report::Is(produced) => produced,
+                    Report::Suspect(why) => {
+                        still.push(*at);
+                        Produced::Rejected(why)
+                    }
+                };
+            }
+            if group.len() > 1 {
+                groups.extend(halves(still));
+            }
+        }
+        Ok(outcomes)
+    }
+}
+
+/// The two halves of what is to be told apart.
+pub(crate) fn halves(mut places: Vec<usize>) -> Vec<Vec<usize>> {
+    let second = places.split_off(places.len() / 2);
+    [places, second].into_iter().filter(|half| !half.is_empty()).collect()
 }
 
 #[async_trait]
@@ -230,14 +316,10 @@ impl Producer for KafkaProducer {
         if outgoing.is_empty() {
             return Ok(Vec::new());
         }
-        let batch = Batch::new(outgoing.len());
-        for (at, one) in outgoing.iter().enumerate() {
-            match self.refuse(one).await? {
-                Some(rejected) => batch.set(at, Produced::Rejected(rejected)),
-                None => self.send(one, &batch, at).await,
-            }
-        }
-        let outcomes = batch.all().await;
+        let together = self.alone.read().await;
+        let reports = self.put(outgoing.iter()).await?;
+        drop(together);
+        let outcomes = self.settle_suspects(outgoing, reports).await?;
         match self.client.client().fatal_error() {
             Some((code, why)) => Err(ConnectorError::permanent(format!(
                 "queue `{}` (Kafka at {}): the producer cannot go on: {code}: {why}",

@@ -17,7 +17,7 @@ const ID: &str = "brigade-id";
 pub(crate) const EVENT_TIME: &str = "brigade-event-time";
 
 /// Which partition a record is to go to; it is no header of the record.
-const PARTITION: &str = "brigade-partition";
+pub(crate) const PARTITION: &str = "brigade-partition";
 
 /// The partition that a message asks for.
 pub(crate) fn partition(message: &Message) -> Result<Option<i32>, Rejected> {

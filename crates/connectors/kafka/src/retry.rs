@@ -13,7 +13,7 @@ use brigade_core::{Message, Period, Timestamp};
 use bytes::Bytes;
 
 use crate::producer::KafkaProducer;
-use crate::record::EVENT_TIME;
+use crate::record::{EVENT_TIME, PARTITION};
 use crate::settings::{Settings, Site};
 
 /// When the copy is due, in milliseconds since 1970.
@@ -52,15 +52,34 @@ struct Tier {
 }
 
 /// A failed message on its way.
+#[derive(Clone)]
 pub(crate) struct Copy {
     pub(crate) failed: Failed,
     pub(crate) outgoing: Outgoing,
     tier: usize,
 }
 
-/// The names of a group's retry topics.
-pub(crate) fn names(group: &str, queue: &str, tiers: &[Period]) -> Vec<String> {
-    tiers.iter().map(|tier| format!("{group}.{queue}.retry.{tier}")).collect()
+/// What a group's retry topics of one queue are called.
+pub(crate) struct RetryNames {
+    /// How all of them begin.
+    pub(crate) beginning: String,
+    /// One for each tier.
+    pub(crate) topics: Vec<String>,
+}
+
+impl RetryNames {
+    /// `queue` is the topic; where there are several, the queue's name.
+    pub(crate) fn new(group: &str, queue: &str, tiers: &[Period]) -> Self {
+        let beginning = format!("{group}.{queue}.retry.");
+        let topics = tiers.iter().map(|tier| format!("{beginning}{tier}")).collect();
+        Self { beginning, topics }
+    }
+}
+
+/// Whether a topic is a retry topic of a group, whatever its queue.
+pub(crate) fn is_of_group(topic: &str, group: &str) -> bool {
+    let rest = topic.strip_prefix(group).and_then(|rest| rest.strip_prefix('.'));
+    rest.is_some_and(|rest| rest.contains(".retry."))
 }
 
 /// Refuses what Kafka takes for no topic's name.
@@ -70,7 +89,7 @@ pub(crate) fn check_name(name: &str) -> Result<(), ConnectorError> {
         return Ok(());
     }
     Err(ConnectorError::permanent(format!(
-        "the retry topic `{name}` (GROUP.QUEUE.retry.DELAY) is no name for a topic: Kafka takes letters, \
+        "the retry topic `{name}` (GROUP.TOPIC.retry.DELAY) is no name for a topic: Kafka takes letters, \
          digits, `.`, `_` and `-`, at most {NAME_MAX}; set another `group`, or leave out `retry_topics`"
     )))
 }
@@ -80,11 +99,11 @@ impl RetryTopics {
     pub(crate) fn open(
         settings: &Settings,
         group: &str,
-        topics: &[String],
+        names: &RetryNames,
         site: &Site,
         in_transactions: bool,
     ) -> Result<Option<Self>, ConnectorError> {
-        let Some(first) = topics.first() else { return Ok(None) };
+        let Some(first) = names.topics.first() else { return Ok(None) };
         let producer = match in_transactions {
             true => None,
             false => Some(KafkaProducer::open(site.clone(), first, settings.producer_at(site))?),
@@ -94,7 +113,7 @@ impl RetryTopics {
             topic: topic.as_str().into(),
             producer: producer.as_ref().map(|producer| producer.for_topic(topic)),
         };
-        let tiers = topics.iter().zip(&settings.retry_topics).map(tier).collect();
+        let tiers = names.topics.iter().zip(&settings.retry_topics).map(tier).collect();
         Ok(Some(Self { group: group.into(), tiers, max_bytes: settings.max_bytes() }))
     }
 
@@ -126,6 +145,11 @@ impl RetryTopics {
         set(&mut message, ERROR, error.chars().take(ERROR_MAX).collect());
         set(&mut message, GROUP, self.group.to_string());
         set(&mut message, ORIGIN, origin.to_owned());
+        // It asks for a place on another topic.
+        if message.headers.get(PARTITION).is_some() {
+            let others = message.headers.iter().filter(|(name, _)| *name != PARTITION);
+            message.headers = others.map(|(name, value)| (name, value.cloned())).collect();
+        }
         // The record's own time is when the copy was made: an old one could be deleted as too old.
         if let Some(Timestamp(time)) = message.event_time.take() {
             set(&mut message, EVENT_TIME, time.to_string());
@@ -134,9 +158,9 @@ impl RetryTopics {
     }
 
     /// A copy as a part of a transaction.
-    pub(crate) fn op(&self, copy: Copy) -> StoreOp {
+    pub(crate) fn op(&self, copy: &Copy) -> StoreOp {
         let queue = Arc::clone(&self.tiers[copy.tier].topic);
-        StoreOp::Enqueue { queue, outgoing: copy.outgoing }
+        StoreOp::Enqueue { queue, outgoing: copy.outgoing.clone() }
     }
 
     /// Puts copies on their topics; says for each what became of it.

@@ -13,7 +13,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::retry;
+use crate::retry::RetryNames;
 
 /// The keys of a Kafka queue.
 #[derive(Clone, Deserialize, JsonSchema)]
@@ -184,8 +184,12 @@ impl Settings {
     }
 
     /// The retry topics of a reader.
-    pub(crate) fn retry_topics(&self, queue: &QueueSpec, reader: &Reader) -> Vec<String> {
-        retry::names(&self.group(queue, reader), &queue.name, &self.retry_topics)
+    pub(crate) fn retry_names(&self, queue: &QueueSpec, reader: &Reader) -> RetryNames {
+        let base = match self.topics.is_empty() {
+            true => self.topic(queue),
+            false => queue.name.to_string(),
+        };
+        RetryNames::new(&self.group(queue, reader), &base, &self.retry_topics)
     }
 
     /// What this queue can do.

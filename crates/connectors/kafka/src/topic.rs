@@ -7,12 +7,12 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
-use rdkafka::metadata::Metadata;
+use rdkafka::metadata::{Metadata, MetadataTopic};
 
 use crate::client::{Heard, explain};
 use crate::consumer::blocking;
-use crate::retry;
-use crate::settings::{Create, Role, Settings, Site};
+use crate::retry::{self, RetryNames};
+use crate::settings::{Create, Settings, Site};
 
 /// How long a broker may take to answer when a queue is opened.
 pub(crate) const ASK: Duration = Duration::from_secs(10);
@@ -46,23 +46,32 @@ async fn make_retry(settings: &Settings, topic: &str, site: &Site) -> Result<(),
     }
 }
 
-/// Makes the retry topics that are not there.
+/// Makes the retry topics that are not there. Answers also with those that another configuration left,
+/// on which messages may still wait.
 pub(crate) async fn make_retry_topics(
-    mut asker: Asker,
+    asker: Asker,
     settings: &Settings,
-    topics: &[String],
+    names: &RetryNames,
     site: &Site,
-) -> Result<Asker, ConnectorError> {
-    for topic in topics {
+) -> Result<(Asker, Vec<String>), ConnectorError> {
+    if names.topics.is_empty() {
+        return Ok((asker, Vec::new()));
+    }
+    let (of_site, beginning) = (site.clone(), names.beginning.clone());
+    let (asker, found) = blocking(move || {
+        let found = asker.beginning_with(&of_site, &beginning);
+        (asker, found)
+    })
+    .await?;
+    let mut found = found?;
+    for topic in &names.topics {
         retry::check_name(topic)?;
-        let (of_topic, of_site) = (topic.clone(), site.clone());
-        let found = blocking(move || (asker.has(&of_site, &of_topic), asker)).await?;
-        asker = found.1;
-        if !found.0? {
+        if !found.contains(topic) {
             make_retry(settings, topic, site).await?;
         }
     }
-    Ok(asker)
+    found.retain(|topic| !names.topics.contains(topic));
+    Ok((asker, found))
 }
 
 async fn make_one(
@@ -74,7 +83,7 @@ async fn make_one(
     let doing = format!("topic `{topic}` cannot be made");
     let explained = |error: KafkaError| explain(site, &doing, &error);
     let admin: AdminClient<Heard> =
-        settings.client(Role::Producer).create_with_context(Heard::new(site)).map_err(explained)?;
+        settings.producer_at(site).create_with_context(Heard::new(site)).map_err(explained)?;
     let options = AdminOptions::new().request_timeout(Some(ASK)).operation_timeout(Some(ASK));
     let made = admin.create_topics([&new], &options).await.map_err(explained)?;
     for one in made {
@@ -134,13 +143,17 @@ pub(crate) struct Asker {
 }
 
 impl Asker {
-    /// Whether a topic is there.
-    pub(crate) fn has(&self, site: &Site, topic: &str) -> Result<bool, ConnectorError> {
-        let metadata = self.client.fetch_metadata(Some(topic), ASK);
+    /// The topics whose names begin so.
+    pub(crate) fn beginning_with(
+        &self,
+        site: &Site,
+        beginning: &str,
+    ) -> Result<Vec<String>, ConnectorError> {
+        let metadata = self.client.fetch_metadata(None, ASK);
         let metadata =
             metadata.map_err(|error| explain(site, "cannot reach the broker", &error))?;
-        let found = metadata.topics().iter().find(|found| found.name() == topic);
-        Ok(found.is_some_and(|found| found.error().is_none()))
+        let names = metadata.topics().iter().map(MetadataTopic::name);
+        Ok(names.filter(|name| name.starts_with(beginning)).map(str::to_owned).collect())
     }
 
     /// Refuses topics that are not there.

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use brigade_core::connector::{ConnectorError, Receipt};
+use brigade_core::connector::{ConnectorError, Receipt, Rejected};
 use brigade_core::state::{StoreId, StoreOp};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -18,6 +18,7 @@ use crate::assignment::Commit;
 use crate::client::{explain, log};
 use crate::metadata;
 use crate::poll::{Client, Shared, offsets};
+use crate::producer::{halves, refusal};
 use crate::record::record;
 use crate::settings::Site;
 
@@ -37,23 +38,59 @@ pub(crate) struct Transactions {
     producer: Mutex<Option<ThreadedProducer<Quiet>>>,
 }
 
-/// Hears delivery reports for nothing: the commit tells what became of the whole.
-pub(crate) struct Quiet(Site);
+/// Hears which records are refused; of the others the commit tells what became of them.
+pub(crate) struct Quiet {
+    site: Site,
+    /// By their places in the transaction.
+    refused: Mutex<Vec<(usize, Rejected)>>,
+}
+
+/// What became of a settlement.
+#[derive(Debug)]
+pub(crate) enum Settled {
+    Done,
+    /// These receipts do not stand: nothing was done.
+    Fenced(Vec<Receipt>),
+    /// These outputs are refused for good, by their places: nothing was done.
+    Refused(Vec<(usize, Rejected)>),
+    /// Each output would be taken, but not in requests as large as these: nothing was done.
+    TooMuch,
+}
 
 impl ClientContext for Quiet {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
-        log(&self.0, level, facility, text);
+        log(&self.site, level, facility, text);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(queue = %self.0.queue, %error, reason, "the client met an error");
+        tracing::debug!(queue = %self.site.queue, %error, reason, "the client met an error");
+    }
+}
+
+impl Quiet {
+    fn note(&self, at: usize, error: &KafkaError) {
+        if let Some(rejected) = refusal(error) {
+            self.refused.lock().unwrap_or_else(PoisonError::into_inner).push((at, rejected));
+        }
+    }
+
+    fn has_refused(&self) -> bool {
+        !self.refused.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
+    fn take_refused(&self) -> Vec<(usize, Rejected)> {
+        std::mem::take(&mut self.refused.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 impl ProducerContext for Quiet {
-    type DeliveryOpaque = ();
+    type DeliveryOpaque = usize;
 
-    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
+    fn delivery(&self, result: &DeliveryResult<'_>, at: usize) {
+        if let Err((error, _)) = result {
+            self.note(at, error);
+        }
+    }
 }
 
 /// What a cluster's transactions are known by.
@@ -88,15 +125,14 @@ impl Transactions {
         self.store.clone()
     }
 
-    /// Puts the outputs on their topics and commits these messages, all or nothing; says which receipts
-    /// do not stand, and if there are any does nothing. Blocks.
+    /// Puts the outputs on their topics and commits these messages, all or nothing. Blocks.
     pub(crate) fn settle(
         &self,
         shared: &Shared,
         client: &Client,
         receipts: &[Receipt],
         ops: &[StoreOp],
-    ) -> Result<Vec<Receipt>, ConnectorError> {
+    ) -> Result<Settled, ConnectorError> {
         let explained = |error: &KafkaError| explain(&self.site, "the transaction failed", error);
         let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
         // In this order: what is lost after the look at the receipts ends the generation, and the
@@ -105,9 +141,8 @@ impl Transactions {
             ConnectorError::transient(format!("queue `{}`: in no group yet", self.site.queue))
         })?;
         let state = shared.state();
-        let fenced = state.assignment.fenced(receipts);
-        if !fenced.is_empty() {
-            return Ok(fenced);
+        if let Err(fenced) = state.assignment.stand(receipts) {
+            return Ok(Settled::Fenced(fenced));
         }
         let commits = state.assignment.to_commit_with(receipts);
         drop(state);
@@ -116,12 +151,19 @@ impl Transactions {
             None => producer.insert(self.open()?),
         };
         if let Err(error) = self.write(open, &member, &commits, ops) {
-            let ended =
-                open.client().fatal_error().is_some() || open.abort_transaction(STEP).is_err();
+            let (ended, refused) = abort(open);
             if ended {
                 *producer = None;
             }
             match error {
+                // With one that is refused the client commits nothing.
+                _ if !refused.is_empty() => {
+                    let refused = self.tell_apart(&mut producer, ops, refused)?;
+                    return Ok(match refused.is_empty() {
+                        true => Settled::TooMuch,
+                        false => Settled::Refused(refused),
+                    });
+                }
                 Failed::Commit(error) => {
                     tracing::warn!(
                         queue = %self.site.queue, %error,
@@ -142,7 +184,44 @@ impl Transactions {
         let mut state = shared.state();
         state.assignment.resolve(receipts);
         state.assignment.committed(&commits);
-        Ok(fenced)
+        Ok(Settled::Done)
+    }
+
+    /// The broker refuses whole requests. Which of the outputs in them it means is found by halves, in
+    /// transactions that are not committed. It may be none: the limit of a topic is that of a request.
+    fn tell_apart(
+        &self,
+        producer: &mut Option<ThreadedProducer<Quiet>>,
+        ops: &[StoreOp],
+        suspects: Vec<(usize, Rejected)>,
+    ) -> Result<Vec<(usize, Rejected)>, ConnectorError> {
+        if suspects.len() < 2 {
+            return Ok(suspects);
+        }
+        let mut refused = Vec::new();
+        let mut groups = halves(suspects.into_iter().map(|(at, _)| at).collect());
+        while let Some(group) = groups.pop() {
+            let open = match producer {
+                Some(open) => open,
+                None => producer.insert(self.open()?),
+            };
+            let tried = open.begin_transaction().map_err(Failed::Kafka);
+            let tried =
+                tried.and_then(|()| send_all(open, group.iter().map(|at| (*at, &ops[*at]))));
+            let tried = tried.and_then(|()| all_written(open));
+            let (ended, mut still) = abort(open);
+            if ended {
+                *producer = None;
+            }
+            match tried {
+                Err(Failed::Kafka(error)) if still.is_empty() => {
+                    return Err(explain(&self.site, "the transaction failed", &error));
+                }
+                _ if group.len() == 1 => refused.append(&mut still),
+                _ => groups.extend(halves(still.into_iter().map(|(at, _)| at).collect())),
+            }
+        }
+        Ok(refused)
     }
 
     /// Whether a transaction was committed, whose commit did not answer. Waits for as long as the broker
@@ -180,7 +259,8 @@ impl Transactions {
 
     fn open(&self) -> Result<ThreadedProducer<Quiet>, ConnectorError> {
         let doing = "cannot begin transactions";
-        let made = self.config.create_with_context(Quiet(self.site.clone()));
+        let quiet = Quiet { site: self.site.clone(), refused: Mutex::default() };
+        let made = self.config.create_with_context(quiet);
         let producer: ThreadedProducer<Quiet> =
             made.map_err(|error| explain(&self.site, doing, &error))?;
         let ready = producer.init_transactions(STEP);
@@ -196,26 +276,9 @@ impl Transactions {
         ops: &[StoreOp],
     ) -> Result<(), Failed> {
         producer.begin_transaction()?;
-        for op in ops {
-            let StoreOp::Enqueue { queue, outgoing } = op else {
-                let error = "a transaction of Kafka takes messages only";
-                return Err(Failed::Other(ConnectorError::unsupported(error)));
-            };
-            let mut next = record(queue, &outgoing.message, ());
-            while let Err((error, back)) = producer.send(next) {
-                if error.rdkafka_error_code() != Some(Code::QueueFull) {
-                    return Err(Failed::Kafka(error));
-                }
-                producer.poll(Duration::from_millis(5));
-                next = back;
-            }
-        }
+        send_all(producer, ops.iter().enumerate())?;
         producer.send_offsets_to_transaction(&offsets(commits)?, member, STEP)?;
-        // A commit flushes, which looks ten times a second whether all is written.
-        let begun = Instant::now();
-        while producer.in_flight_count() > 0 && begun.elapsed() < STEP {
-            producer.poll(Duration::from_millis(1));
-        }
+        all_written(producer)?;
         // While there is no answer nobody knows: asking again is what tells.
         for _ in 0..COMMITS_MAX {
             match producer.commit_transaction(STEP) {
@@ -225,6 +288,57 @@ impl Transactions {
         }
         producer.commit_transaction(STEP).map_err(Failed::Commit)
     }
+}
+
+/// Ends a transaction; says which outputs were refused, and whether the producer came to its end with it:
+/// behind a refused request the broker takes those that were sent after it for out of order.
+fn abort(producer: &ThreadedProducer<Quiet>) -> (bool, Vec<(usize, Rejected)>) {
+    let ended =
+        producer.client().fatal_error().is_some() || producer.abort_transaction(STEP).is_err();
+    // What was refused is told by reports, for which nobody else waits.
+    wait_for_reports(producer);
+    let refused = producer.context().take_refused();
+    (ended || !refused.is_empty(), refused)
+}
+
+/// Gives outputs to the client, by their places.
+fn send_all<'o>(
+    producer: &ThreadedProducer<Quiet>,
+    ops: impl Iterator<Item = (usize, &'o StoreOp)>,
+) -> Result<(), Failed> {
+    for (at, op) in ops {
+        let StoreOp::Enqueue { queue, outgoing } = op else {
+            let error = "a transaction of Kafka takes messages only";
+            return Err(Failed::Other(ConnectorError::unsupported(error)));
+        };
+        let mut next = record(queue, &outgoing.message, at);
+        while let Err((error, back)) = producer.send(next) {
+            if error.rdkafka_error_code() != Some(Code::QueueFull) {
+                producer.context().note(at, &error);
+                return Err(Failed::Kafka(error));
+            }
+            producer.poll(Duration::from_millis(5));
+            next = back;
+        }
+    }
+    Ok(())
+}
+
+fn wait_for_reports(producer: &ThreadedProducer<Quiet>) {
+    let begun = Instant::now();
+    while producer.in_flight_count() > 0 && begun.elapsed() < STEP {
+        producer.poll(Duration::from_millis(1));
+    }
+}
+
+/// Waits until all is written: a commit flushes, which looks only ten times a second. With an output that
+/// was refused the client would commit nothing; that it did not is then known at once.
+fn all_written(producer: &ThreadedProducer<Quiet>) -> Result<(), Failed> {
+    wait_for_reports(producer);
+    if producer.context().has_refused() {
+        return Err(Failed::Other(ConnectorError::transient("outputs were refused")));
+    }
+    Ok(())
 }
 
 /// Whether the group's offsets and metadata are these. Nobody else commits for these partitions but who

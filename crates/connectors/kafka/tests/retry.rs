@@ -13,12 +13,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use brigade_core::connector::{
-    Connector as _, Consumer, Failed, FailedReason, Guarantee, Incoming, Outgoing, QueueSpec,
+    Connector as _, Consumer, Failed, FailedReason, Guarantee, Incoming, Outgoing, QueueSpec, Want,
 };
 use brigade_core::{Message, Timestamp};
 use brigade_kafka::Kafka as Connector;
 use brigade_testkit::servers::Kafka;
-use common::{PATIENCE, ack, consumer, env, number, producer, put, queue, take};
+use common::{PATIENCE, ack, consumer, env, make_narrow, number, producer, put, queue, take};
 use serde_json::json;
 
 fn retrying(partitions: u32, tiers: &[&str]) -> QueueSpec {
@@ -155,6 +155,73 @@ async fn another_groups_copies_are_passed_over() {
     assert_eq!(last.iter().map(number).collect::<Vec<_>>(), [10], "and nothing else");
 }
 
+/// What waits on the topic of a tier that was taken out of the file is still read.
+#[tokio::test]
+async fn a_tier_that_is_gone_is_emptied() {
+    let mut queue = retrying(1, &["1s", "5s"]);
+    put(&producer(&queue).await, 0..1).await;
+    let member = consumer(&queue).await.unwrap();
+    let taken = take_some(&member, 10).await;
+    fail(&member, &taken, Duration::from_secs(3)).await;
+    drop(member);
+    queue.settings["retry_topics"] = json!(["1s"]);
+    let member = consumer(&queue).await.unwrap();
+    assert_eq!(take_some(&member, 10).await[0].attempts, 1);
+}
+
+/// In the same group they would be taken from the stage whose they are.
+#[tokio::test]
+async fn an_expression_that_finds_another_queues_retry_topics_is_told() {
+    let first = retrying(1, &["1s"]);
+    let topic = first.settings["topic"].as_str().unwrap().to_owned();
+    drop(consumer(&first).await.unwrap());
+    let mut second = first.clone();
+    let settings = second.settings.as_object_mut().unwrap();
+    settings.remove("topic");
+    settings.remove("retry_topics");
+    // The group is called as the topic is.
+    settings.insert("topics".to_owned(), json!([format!("^{topic}.{topic}.*")]));
+    let member = consumer(&second).await.unwrap();
+    let begun = Instant::now();
+    let error = loop {
+        let want = Want { messages: 1, bytes: usize::MAX };
+        match tokio::time::timeout(PATIENCE, member.consume(want)).await.unwrap() {
+            Err(error) => break error.to_string(),
+            Ok(taken) => assert!(taken.is_empty() && begun.elapsed() < PATIENCE),
+        }
+    };
+    assert!(error.contains("retry topic of another queue") && error.contains("narrow"), "{error}");
+}
+
+/// The topic was made by hand, and takes less than what the input's topic takes.
+#[tokio::test]
+async fn a_copy_that_is_refused_waits_here_and_the_others_do_not() {
+    for guarantee in [Guarantee::AtLeastOnce, Guarantee::ExactlyOnce] {
+        let mut queue = retrying(1, &["1s"]);
+        queue.guarantee = guarantee;
+        let topic = queue.settings["topic"].as_str().unwrap();
+        make_narrow(&format!("{topic}.{topic}.retry.1s")).await;
+        let put = producer(&queue).await;
+        let messages = [Message::new(vec![b'x'; 5000]), Message::new("1")];
+        put.produce(&messages.map(Outgoing::from)).await.unwrap();
+        let member = consumer(&queue).await.unwrap();
+        let mut taken = take_some(&member, 10).await;
+        while taken.len() < 2 {
+            taken.extend(take_some(&member, 10).await);
+        }
+        fail(&member, &taken, Duration::from_millis(500)).await;
+        drop(member);
+        // The small one went to its topic; the large one was never done.
+        let next = consumer(&queue).await.unwrap();
+        let mut attempts = BTreeSet::new();
+        while attempts.len() < 2 {
+            let again = take_some(&next, 10).await;
+            attempts.extend(again.iter().map(|i| (i.message.size() > 5000, i.attempts)));
+        }
+        assert_eq!(attempts, BTreeSet::from([(true, 0), (false, 1)]));
+    }
+}
+
 /// A message for whose copy there is no room waits in the process.
 #[tokio::test]
 async fn a_message_that_is_too_large_for_a_copy_waits_here() {
@@ -176,7 +243,7 @@ async fn a_group_that_is_no_name_for_topics_is_told() {
     let mut queue = retrying(1, &["1s"]);
     queue.settings["group"] = "shop floor".into();
     let error = consumer(&queue).await.map(drop).unwrap_err().to_string();
-    assert!(error.contains("`shop floor.queue.retry.1s`") && error.contains("`group`"), "{error}");
+    assert!(error.contains(".retry.1s`") && error.contains("`group`"), "{error}");
     // Without a group of its own, people see all that waits.
     queue.settings["group"] = queue.settings["topic"].clone();
     let member = consumer(&queue).await.unwrap();

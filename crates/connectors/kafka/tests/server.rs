@@ -11,13 +11,15 @@ mod common;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use brigade_core::Message;
 use brigade_core::connector::{
-    Connector as _, ConnectorError, Outgoing, Produced, QueueSpec, Want,
+    Acked, Connector as _, ConnectorError, Guarantee, Outgoing, Produced, QueueSpec, Want,
 };
+use brigade_core::{CauseKind, Message, MessageId};
 use brigade_kafka::{Kafka as Connector, Position};
 use brigade_testkit::servers::Kafka;
-use common::{PATIENCE, ack, consumer, env, number, numbered, producer, put, queue, take, with};
+use common::{
+    PATIENCE, ack, consumer, env, make_narrow, number, numbered, producer, put, queue, take, with,
+};
 
 fn told<T>(error: Result<T, ConnectorError>, parts: &[&str]) {
     let error = error.err().expect("it goes wrong");
@@ -39,6 +41,85 @@ async fn a_topic_that_is_not_there_is_told_with_what_to_do() {
     queue.settings.as_object_mut().unwrap().remove("create");
     let topic = queue.settings["topic"].as_str().unwrap().to_owned();
     told(consumer(&queue).await, &[&topic, "make the topic", "create:"]);
+}
+
+/// An output that only the broker refuses is named, nothing is done, and without it the rest is.
+#[tokio::test]
+async fn a_refused_output_does_not_keep_a_transaction_from_its_end() {
+    let mut input = queue(1, &Kafka::shared().servers());
+    input.guarantee = Guarantee::ExactlyOnce;
+    put(&producer(&input).await, 0..2).await;
+    let mut narrow = input.clone();
+    let topic = format!("narrow-{:016x}", fastrand::u64(..));
+    make_narrow(&topic).await;
+    narrow.settings["topic"] = topic.into();
+    let outputs = producer(&narrow).await;
+    let member = consumer(&input).await.unwrap();
+    let mut taken = take(&member, 2).await;
+    while taken.len() < 2 {
+        taken.extend(take(&member, 2).await);
+    }
+    let receipts: Vec<_> = taken.iter().map(|incoming| incoming.receipt).collect();
+    let large = Message::new(vec![b'x'; 5000]).with_id(MessageId(7));
+    let small = Message::new("2").with_id(MessageId(8));
+    let ops = outputs.stage(&[small.clone().into(), large.into()]).await.unwrap().ops;
+    let Acked { fenced, refused } = member.ack(receipts.clone(), ops).await.unwrap();
+    assert!(fenced.is_empty());
+    // Not also the other, which went with it.
+    let [(MessageId(7), why)] = &refused[..] else { panic!("{refused:?}") };
+    assert_eq!(why.kind, CauseKind::TooLarge);
+    let ops = outputs.stage(&[small.into()]).await.unwrap().ops;
+    let Acked { fenced, refused } = member.ack(receipts, ops).await.unwrap();
+    assert!(fenced.is_empty() && refused.is_empty());
+    drop(member);
+    narrow.settings["group"] = narrow.settings["topic"].clone();
+    let out = consumer(&narrow).await.unwrap();
+    let mut came = Vec::new();
+    while came.is_empty() {
+        came = take(&out, 10).await;
+    }
+    assert_eq!(came.iter().map(number).collect::<Vec<_>>(), [2], "once");
+}
+
+/// The client puts many records into one request, which the broker refuses as a whole.
+#[tokio::test]
+async fn a_record_that_only_the_broker_refuses_takes_no_other_with_it() {
+    let narrow = queue(1, &Kafka::shared().servers());
+    let topic = narrow.settings["topic"].as_str().unwrap().to_owned();
+    make_narrow(&topic).await;
+    let large = [17, 40, 41, 1500, 2999];
+    let payload = |n: usize| if large.contains(&n) { "x".repeat(5000) } else { n.to_string() };
+    let batch: Vec<Outgoing> = (0..3000).map(|n| Message::new(payload(n)).into()).collect();
+    let producer = producer(&narrow).await;
+    let outcomes = producer.produce(&batch).await.unwrap();
+    let mut again = Vec::new();
+    for (n, outcome) in outcomes.iter().enumerate() {
+        match outcome {
+            Produced::Rejected(why) => {
+                assert!(large.contains(&n), "{n} is innocent");
+                assert_eq!(why.kind, CauseKind::TooLarge);
+            }
+            other => {
+                assert!(
+                    matches!(other, Produced::Confirmed) && !large.contains(&n),
+                    "{n}: {other:?}"
+                )
+            }
+        }
+    }
+    while !again.is_empty() {
+        let outcomes = producer.produce(&again).await.unwrap();
+        let mut outcomes = outcomes.iter();
+        again.retain(|_| !matches!(outcomes.next(), Some(Produced::Confirmed)));
+    }
+    let out = consumer(&narrow).await.unwrap();
+    let mut came = Vec::new();
+    while came.len() < 2995 {
+        came.extend(take(&out, 100).await.iter().map(number));
+    }
+    came.sort_unstable();
+    let small = (0..3000).filter(|n| !large.contains(n)).map(|n| n as u64);
+    assert_eq!(came, small.collect::<Vec<_>>(), "each once");
 }
 
 #[tokio::test]

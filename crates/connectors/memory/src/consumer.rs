@@ -103,17 +103,17 @@ impl Consumer for MemoryConsumer {
         });
         self.queue.filled.notify_waiters();
         self.queue.emptied.notify_waiters();
-        Ok(Acked { fenced })
+        Ok(fenced.into())
     }
 
     async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
         let now = Instant::now();
-        let fenced = self.with(|group| {
+        let fenced: Vec<Receipt> = self.with(|group| {
             let lost = failed.iter().rev().filter(|failed| !group.fail(failed, now));
             lost.map(|failed| failed.receipt).collect()
         });
         self.queue.filled.notify_waiters();
-        Ok(Acked { fenced })
+        Ok(fenced.into())
     }
 
     async fn lag(&self) -> Result<Lag, ConnectorError> {

@@ -2,9 +2,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::connector::{ConnectorError, Features};
+use crate::connector::{ConnectorError, Features, Rejected};
 use crate::state::{StoreId, StoreOp};
-use crate::{CauseKind, Message, Timestamp};
+use crate::{CauseKind, Message, MessageId, Timestamp};
 
 /// Takes messages from one queue, for one stage.
 #[async_trait]
@@ -26,8 +26,9 @@ pub trait Consumer: Send + Sync {
     /// all or nothing; they are empty unless the consumer's [`store`](Consumer::store) is also the
     /// producers'.
     ///
-    /// A receipt whose lease was lost comes back as [fenced](Acked::fenced). With ops, then nothing
-    /// at all was done; without, the other receipts are done.
+    /// A receipt whose lease was lost comes back as [fenced](Acked::fenced), an output that its queue
+    /// refuses for good as [refused](Acked::refused). With ops, then nothing at all was done; without,
+    /// the other receipts are done.
     ///
     /// # Errors
     /// After an error nothing, or all of it, may have been done; acking again is harmless.
@@ -177,10 +178,19 @@ pub enum FailedReason {
 }
 
 /// The answer to an ack.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct Acked {
     /// Receipts that no longer stand: the message is someone else's by now.
     pub fenced: Vec<Receipt>,
+    /// Outputs among the ops that are refused for good, by their messages' ids. Only where a
+    /// [staged](crate::connector::Producer::stage) output can still be refused.
+    pub refused: Vec<(MessageId, Rejected)>,
+}
+
+impl From<Vec<Receipt>> for Acked {
+    fn from(fenced: Vec<Receipt>) -> Self {
+        Self { fenced, refused: Vec::new() }
+    }
 }
 
 /// How much waits in a queue. `None` is: cannot be known.

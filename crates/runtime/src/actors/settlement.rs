@@ -9,7 +9,7 @@ use brigade_core::connector::{Failed, FailedReason, Outgoing, Receipt};
 use brigade_core::delivery::{Again, GivenUp, Made, Requeued};
 use brigade_core::flight::{End, Finished};
 use brigade_core::state::StoreOp;
-use brigade_core::{DeadLetter, Message};
+use brigade_core::{DeadLetter, Message, MessageId};
 
 use super::settler::Settler;
 use crate::plan::StagePlan;
@@ -168,6 +168,12 @@ impl Settlement {
             return std::mem::take(&mut self.outputs);
         }
         self.outputs.extract_if(.., |output| output.queue == queue).collect()
+    }
+
+    /// Takes out the output with this id.
+    pub(super) fn take_output(&mut self, id: MessageId) -> Option<Output> {
+        let at = self.outputs.iter().position(|output| output.outgoing.message.id == id)?;
+        Some(self.outputs.swap_remove(at))
     }
 
     /// The outputs for one queue, by their places.

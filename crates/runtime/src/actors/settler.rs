@@ -4,7 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use brigade_core::connector::{Acked, ConnectorError, Consumer, Failed, Hold, Outgoing, Rejected};
+use brigade_core::connector::{
+    Acked, ConnectorError, Consumer, Failed, Hold, Outgoing, Receipt, Rejected,
+};
 use brigade_core::delivery::{GivenUp, Slot};
 use brigade_core::flight::{Finished, Since};
 use brigade_core::retry::doubled;
@@ -53,7 +55,8 @@ pub(crate) struct Settled {
 
 /// How one try to ack went.
 enum Try {
-    Acked(Acked),
+    /// These receipts did not stand.
+    Acked(Vec<Receipt>),
     /// Outputs were refused and have become dead letters: begin again.
     Refused,
 }
@@ -173,7 +176,7 @@ impl Settler {
                 !part.outputs.is_empty() || part.units.iter().any(|unit| !unit.writes.is_empty());
             match self.try_ack(part).await? {
                 Try::Refused => {}
-                Try::Acked(Acked { fenced }) => {
+                Try::Acked(fenced) => {
                     part.forget(&fenced);
                     if !fenced.is_empty() {
                         *outcomes += fenced.len() as u64;
@@ -220,12 +223,20 @@ impl Settler {
         }
         let together = !ops.is_empty();
         let begun = Instant::now();
-        let acked = self.consumer.ack(settlement.receipts(), ops).await?;
+        let Acked { fenced, refused } = self.consumer.ack(settlement.receipts(), ops).await?;
         self.input.times.ack.done_since(begun);
-        if acked.fenced.is_empty() || !together {
+        if !refused.is_empty() {
+            for (id, why) in &refused {
+                if let Some(output) = settlement.take_output(*id) {
+                    self.refuse(settlement, &output, why)?;
+                }
+            }
+            return Ok(Try::Refused);
+        }
+        if fenced.is_empty() || !together {
             holds.into_iter().for_each(|hold| hold.commit());
         }
-        Ok(Try::Acked(acked))
+        Ok(Try::Acked(fenced))
     }
 
     /// An output was refused for good: its message becomes a dead letter. What else the message
@@ -264,10 +275,12 @@ impl Settler {
         let mut failures = 0;
         loop {
             match self.consumer.on_fail(failed.clone()).await {
-                Ok(_) => return Ok(()),
+                Ok(_) => break,
                 Err(error) => self.wait_after(&error, &mut failures).await?,
             }
         }
+        self.root().stats.blocked.set(false);
+        Ok(())
     }
 
     /// Waits before the next try after a transient error; any other ends the stage.

@@ -11,6 +11,9 @@ use brigade_core::connector::{
 };
 use brigade_kafka::Kafka as Connector;
 use brigade_memory::MemoryState;
+use brigade_testkit::servers::Kafka;
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use serde_json::{Value, json};
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -48,6 +51,18 @@ pub(crate) async fn consumer(queue: &QueueSpec) -> Result<Arc<dyn Consumer>, Con
 
 pub(crate) async fn producer(queue: &QueueSpec) -> Arc<dyn Producer> {
     Connector.producer(queue, &env()).await.unwrap()
+}
+
+/// Makes a topic that takes records of some 2,000 bytes at most.
+pub(crate) async fn make_narrow(topic: &str) {
+    let servers = Kafka::shared().servers();
+    let admin: AdminClient<_> =
+        ClientConfig::new().set("bootstrap.servers", servers).create().unwrap();
+    let new = NewTopic::new(topic, 1, TopicReplication::Fixed(1)).set("max.message.bytes", "2000");
+    let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
+    for made in admin.create_topics([&new], &options).await.unwrap() {
+        made.unwrap();
+    }
 }
 
 pub(crate) fn numbered(n: u64) -> Outgoing {

@@ -210,7 +210,7 @@ impl Consumer for RsmqConsumer {
         let (known, mut fenced) = self.ids(&receipts);
         // All or nothing: with a lost lease what the others became is not put either.
         if !fenced.is_empty() && !ops.is_empty() {
-            return Ok(Acked { fenced });
+            return Ok(fenced.into());
         }
         if !known.is_empty() || !ops.is_empty() {
             let mut delete = DELETE.key(&self.site.messages);
@@ -229,7 +229,7 @@ impl Consumer for RsmqConsumer {
                 shared.held.remove(&receipt.position);
             }
         }
-        Ok(Acked { fenced })
+        Ok(fenced.into())
     }
 
     async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
@@ -253,7 +253,7 @@ impl Consumer for RsmqConsumer {
         }
         drop(shared);
         self.woken.notify_waiters();
-        Ok(Acked { fenced })
+        Ok(fenced.into())
     }
 
     fn lease(&self) -> Option<Duration> {

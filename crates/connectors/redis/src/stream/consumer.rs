@@ -322,7 +322,7 @@ impl Consumer for StreamConsumer {
         // With a lost lease nothing of it was done.
         let undone = !fenced.is_empty() && !ops.is_empty();
         self.site.forget(if undone { &fenced } else { &receipts });
-        Ok(Acked { fenced })
+        Ok(fenced.into())
     }
 
     async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
@@ -347,7 +347,7 @@ impl Consumer for StreamConsumer {
         self.site.forget(&receipts);
         // A read may be waiting longer than the delay.
         self.woken.notify_waiters();
-        Ok(Acked { fenced: those(&receipts, &fenced) })
+        Ok(those(&receipts, &fenced).into())
     }
 
     async fn lag(&self) -> Result<Lag, ConnectorError> {
