@@ -54,7 +54,26 @@ impl Target {
     }
 }
 
-/// What the script of an ack takes to put outputs; [`add`] gives it its arguments, which begin at
+/// One command for many values, a thousand at a time: Lua has no room for more on its stack.
+pub(crate) const MANY: &str = "
+local function many(command, key, values)
+  for i = 1, #values, 1000 do
+    redis.call(command, key, unpack(values, i, math.min(i + 999, #values)))
+  end
+end
+local function get_many(key, fields)
+  local values = {}
+  for i = 1, #fields, 1000 do
+    local past = math.min(i + 999, #fields)
+    for j, value in ipairs(redis.call('HMGET', key, unpack(fields, i, past))) do
+      values[i + j - 1] = value
+    end
+  end
+  return values
+end
+";
+
+/// What the script of an ack takes to put outputs, with [`MANY`]; [`add`] gives it its arguments, which begin at
 /// `first` there.
 pub(crate) const PUT: &str = "
 local digits = '0123456789abcdefghijklmnopqrstuvwxyz'
@@ -84,7 +103,7 @@ local function put(first)
   local usec = tonumber(time[1]) * 1000000 + tonumber(time[2])
   local now = math.floor(usec / 1000)
   i = first
-  local sent = 0
+  local sent, queues = 0, {}
   while i <= #ARGV do
     local kind, key, n = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
     local from, to = i + 3, i + 2 + n
@@ -95,16 +114,32 @@ local function put(first)
       redis.call('ZADD', key, now + tonumber(ARGV[from]), packed)
     else
       local channel, delay = ARGV[from], tonumber(ARGV[from + 1])
-      local hash = key .. ':Q'
-      if delay < 0 then delay = tonumber(redis.call('HGET', hash, 'delay') or 0) * 1000 end
+      local queue = queues[key]
+      if not queue then
+        local own = tonumber(redis.call('HGET', key .. ':Q', 'delay') or 0) * 1000
+        queue = {delay = own, channel = channel, scores = {}, bodies = {}}
+        queues[key] = queue
+      end
+      if delay < 0 then delay = queue.delay end
       local id = base36(usec + sent) .. ARGV[from + 2]
       sent = sent + 1
-      redis.call('ZADD', key, string.format('%.0f', now + delay), id)
-      redis.call('HSET', hash, id, ARGV[from + 3])
-      redis.call('HINCRBY', hash, 'totalsent', 1)
-      if channel ~= '' then redis.call('PUBLISH', channel, redis.call('ZCARD', key)) end
+      queue.scores[#queue.scores + 1] = string.format('%.0f', now + delay)
+      queue.scores[#queue.scores + 1] = id
+      queue.bodies[#queue.bodies + 1] = id
+      queue.bodies[#queue.bodies + 1] = ARGV[from + 3]
     end
     i = to + 1
+  end
+  for key, queue in pairs(queues) do
+    local count = #queue.scores / 2
+    many('ZADD', key, queue.scores)
+    many('HSET', key .. ':Q', queue.bodies)
+    redis.call('HINCRBY', key .. ':Q', 'totalsent', count)
+    if queue.channel ~= '' then
+      -- A notice for each, with how many there were then.
+      local there = redis.call('ZCARD', key)
+      for left = count - 1, 0, -1 do redis.call('PUBLISH', queue.channel, there - left) end
+    end
   end
 end
 ";

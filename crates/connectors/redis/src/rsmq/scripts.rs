@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use redis::Script;
 
-use crate::output::PUT;
+use crate::output::{MANY, PUT};
 
 const NOW: &str = "
 local time = redis.call('TIME')
@@ -15,7 +15,22 @@ local now = math.floor(usec / 1000)
 /// Whether a receiving still stands: the message is there and was not received again.
 const STANDS: &str = "
 local function stands(id, rc)
-  return redis.call('HGET', KEYS[2], id .. ':rc') == rc and redis.call('ZSCORE', KEYS[1], id)
+  return redis.call('HGET', KEYS[2], id .. ':rc') == rc
+end
+";
+
+/// Deletes messages. KEYS: messages, hash, attempts.
+const DELETE_ALL: &str = "
+local function delete(ids)
+  local fields = {}
+  for _, id in ipairs(ids) do
+    fields[#fields + 1] = id
+    fields[#fields + 1] = id .. ':rc'
+    fields[#fields + 1] = id .. ':fr'
+  end
+  many('ZREM', KEYS[1], ids)
+  many('HDEL', KEYS[2], fields)
+  if redis.call('EXISTS', KEYS[3]) == 1 then many('HDEL', KEYS[3], ids) end
 end
 ";
 
@@ -41,7 +56,7 @@ pub(crate) static CREATE: LazyLock<Script> = LazyLock::new(|| {
 /// Sends messages. ARGV: outputs.
 pub(crate) static SEND: LazyLock<Script> = LazyLock::new(|| {
     script(
-        &[PUT],
+        &[MANY, PUT],
         "
         put(1)
         return 1",
@@ -53,19 +68,41 @@ pub(crate) static SEND: LazyLock<Script> = LazyLock::new(|| {
 /// next may be received, or -1.
 pub(crate) static RECEIVE: LazyLock<Script> = LazyLock::new(|| {
     script(
-        &[NOW],
+        &[NOW, MANY],
         "
         local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])
         local received = {}
-        for _, id in ipairs(due) do
-          redis.call('ZADD', KEYS[1], string.format('%.0f', now + tonumber(ARGV[2])), id)
-          local body = redis.call('HGET', KEYS[2], id)
-          local rc = redis.call('HINCRBY', KEYS[2], id .. ':rc', 1)
-          if rc == 1 then redis.call('HSET', KEYS[2], id .. ':fr', string.format('%.0f', now)) end
-          local fr = redis.call('HGET', KEYS[2], id .. ':fr')
-          received[#received + 1] = {id, body, rc, fr, redis.call('HGET', KEYS[3], id)}
+        if #due > 0 then
+          local fields = {}
+          for _, id in ipairs(due) do
+            fields[#fields + 1] = id
+            fields[#fields + 1] = id .. ':rc'
+            fields[#fields + 1] = id .. ':fr'
+          end
+          local values = get_many(KEYS[2], fields)
+          local has_attempts = redis.call('EXISTS', KEYS[3]) == 1
+          local attempts = has_attempts and get_many(KEYS[3], due) or {}
+          local time = string.format('%.0f', now)
+          local from = string.format('%.0f', now + tonumber(ARGV[2]))
+          local scores, counts = {}, {}
+          for i, id in ipairs(due) do
+            local rc = (tonumber(values[3 * i - 1]) or 0) + 1
+            local fr = values[3 * i]
+            if rc == 1 or not fr then
+              fr = time
+              counts[#counts + 1] = id .. ':fr'
+              counts[#counts + 1] = fr
+            end
+            counts[#counts + 1] = id .. ':rc'
+            counts[#counts + 1] = string.format('%.0f', rc)
+            scores[#scores + 1] = from
+            scores[#scores + 1] = id
+            received[i] = {id, values[3 * i - 2], rc, fr, attempts[i] or false}
+          end
+          many('ZADD', KEYS[1], scores)
+          many('HSET', KEYS[2], counts)
+          redis.call('HINCRBY', KEYS[2], 'totalrecv', #due)
         end
-        if #due > 0 then redis.call('HINCRBY', KEYS[2], 'totalrecv', #due) end
         local next = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
         return {received, next[2] and math.max(tonumber(next[2]) - now, 0) or -1}",
     )
@@ -75,22 +112,22 @@ pub(crate) static RECEIVE: LazyLock<Script> = LazyLock::new(|| {
 /// attempts. ARGV: how many, id and receive count of each, then outputs. Answers with the fenced.
 pub(crate) static DELETE: LazyLock<Script> = LazyLock::new(|| {
     script(
-        &[STANDS, PUT],
+        &[MANY, DELETE_ALL, PUT],
         "
         local past = 1 + 2 * tonumber(ARGV[1])
+        local fields = {}
+        for i = 2, past, 2 do fields[#fields + 1] = ARGV[i] .. ':rc' end
+        local counts = get_many(KEYS[2], fields)
         local fenced, good = {}, {}
         for i = 2, past, 2 do
-          local into = stands(ARGV[i], ARGV[i + 1]) and good or fenced
+          -- It is there, and was not received again.
+          local into = counts[i / 2] == ARGV[i + 1] and good or fenced
           into[#into + 1] = ARGV[i]
         end
         if #fenced > 0 and #ARGV > past then return fenced end
         -- Outputs first: a script that ends in an error keeps what it has done.
         put(past + 1)
-        for _, id in ipairs(good) do
-          redis.call('ZREM', KEYS[1], id)
-          redis.call('HDEL', KEYS[2], id, id .. ':rc', id .. ':fr')
-          redis.call('HDEL', KEYS[3], id)
-        end
+        delete(good)
         return fenced",
     )
 });
@@ -120,19 +157,18 @@ pub(crate) static HIDE: LazyLock<Script> = LazyLock::new(|| {
 /// many are gone.
 pub(crate) static REMOVE: LazyLock<Script> = LazyLock::new(|| {
     script(
-        &[NOW],
+        &[NOW, MANY, DELETE_ALL],
         "
-        local gone = 0
+        local gone = {}
         for _, id in ipairs(ARGV) do
           local from = redis.call('ZSCORE', KEYS[1], id)
           local received = redis.call('HEXISTS', KEYS[2], id .. ':rc') == 1
           if from and (tonumber(from) <= now or not received) then
-            gone = gone + redis.call('ZREM', KEYS[1], id)
-            redis.call('HDEL', KEYS[2], id, id .. ':rc', id .. ':fr')
-            redis.call('HDEL', KEYS[3], id)
+            gone[#gone + 1] = id
           end
         end
-        return gone",
+        delete(gone)
+        return #gone",
     )
 });
 

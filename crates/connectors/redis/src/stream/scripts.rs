@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use redis::Script;
 
-use crate::output::PUT;
+use crate::output::{MANY, PUT};
 
 /// Shared by scripts that claim: entries with how often they were handed out and their attempts.
 const CLAIM: &str = "
@@ -134,7 +134,7 @@ pub(crate) static CLAIM_OWN: LazyLock<Script> = LazyLock::new(|| {
 /// of each, then outputs. Answers with the fenced.
 pub(crate) static ACK: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
-        "{PUT}{PAST}
+        "{MANY}{PUT}{PAST}
         local stream, group, member, n = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
         local past = 5 + 2 * n
         local held = {{}}
