@@ -1,0 +1,246 @@
+//! In which order a line comes to its end: the consumer takes no more; what it took resolves; outputs are
+//! confirmed and acked; then queues are flushed and closed, and the state last.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that stops says where"
+)]
+
+mod common;
+
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use brigade::component::Raw;
+use brigade::connector::{
+    Acked, Connector, ConnectorEnv, ConnectorError, Consumer, Failed, Features, Incoming, Lag,
+    Outgoing, Problem, Produced, Producer, QueueAdmin, QueueSpec, Reader, Receipt, Want,
+};
+use brigade::prelude::*;
+use brigade::state::{StateStore, StoreId, StoreOp};
+use brigade::{Memory, MemoryState, Message, Pipeline, Supervisor};
+use bytes::Bytes;
+use common::{World, eventually};
+use serde_json::Value;
+use tokio::sync::Semaphore;
+
+/// What happened, one word each.
+type Log = Arc<Mutex<Vec<&'static str>>>;
+
+/// A part of the pipeline that notes what is asked of it.
+#[derive(Clone)]
+struct Noted<T> {
+    inner: T,
+    log: Log,
+}
+
+impl<T> Noted<T> {
+    fn note(&self, what: &'static str) {
+        self.log.lock().unwrap().push(what);
+    }
+
+    fn with<U>(&self, inner: U) -> Noted<U> {
+        Noted { inner, log: Arc::clone(&self.log) }
+    }
+}
+
+#[async_trait]
+impl Connector for Noted<Memory> {
+    fn type_name(&self) -> &'static str {
+        "noted"
+    }
+
+    fn features(&self, settings: &Value) -> Features {
+        self.inner.features(settings)
+    }
+
+    fn schema(&self) -> Value {
+        self.inner.schema()
+    }
+
+    fn check(&self, queue: &QueueSpec) -> Vec<Problem> {
+        self.inner.check(queue)
+    }
+
+    async fn consumer(
+        &self,
+        queue: &QueueSpec,
+        reader: &Reader,
+        env: &ConnectorEnv,
+    ) -> Result<Arc<dyn Consumer>, ConnectorError> {
+        Ok(Arc::new(self.with(self.inner.consumer(queue, reader, env).await?)))
+    }
+
+    async fn producer(
+        &self,
+        queue: &QueueSpec,
+        env: &ConnectorEnv,
+    ) -> Result<Arc<dyn Producer>, ConnectorError> {
+        Ok(Arc::new(self.with(self.inner.producer(queue, env).await?)))
+    }
+}
+
+#[async_trait]
+impl Consumer for Noted<Arc<dyn Consumer>> {
+    fn features(&self) -> Features {
+        self.inner.features()
+    }
+
+    async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
+        let taken = self.inner.consume(want).await;
+        self.note("took");
+        taken
+    }
+
+    async fn ack(
+        &self,
+        receipts: Vec<Receipt>,
+        ops: Vec<StoreOp>,
+    ) -> Result<Acked, ConnectorError> {
+        let acked = self.inner.ack(receipts, ops).await;
+        self.note("acked");
+        acked
+    }
+
+    async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
+        self.note("gave back");
+        self.inner.on_fail(failed).await
+    }
+
+    async fn lag(&self) -> Result<Lag, ConnectorError> {
+        self.inner.lag().await
+    }
+
+    fn locate(&self, receipt: Receipt) -> String {
+        self.inner.locate(receipt)
+    }
+
+    async fn shutdown(&self) -> Result<(), ConnectorError> {
+        self.note("closed the input");
+        self.inner.shutdown().await
+    }
+}
+
+#[async_trait]
+impl Producer for Noted<Arc<dyn Producer>> {
+    fn features(&self) -> Features {
+        self.inner.features()
+    }
+
+    async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
+        let produced = self.inner.produce(batch).await;
+        self.note("confirmed");
+        produced
+    }
+
+    async fn flush(&self) -> Result<(), ConnectorError> {
+        self.note("flushed");
+        self.inner.flush().await
+    }
+
+    async fn shutdown(&self) -> Result<(), ConnectorError> {
+        self.note("closed the output");
+        self.inner.shutdown().await
+    }
+}
+
+#[async_trait]
+impl StateStore for Noted<Arc<MemoryState>> {
+    fn store_id(&self) -> StoreId {
+        self.inner.store_id()
+    }
+
+    async fn load(&self, space: &str, key: &str) -> Result<Option<Bytes>, ConnectorError> {
+        self.inner.load(space, key).await
+    }
+
+    async fn scan(
+        &self,
+        space: &str,
+        prefix: &str,
+    ) -> Result<Vec<(String, Bytes)>, ConnectorError> {
+        self.inner.scan(space, prefix).await
+    }
+
+    async fn commit(&self, ops: Vec<StoreOp>) -> Result<(), ConnectorError> {
+        self.inner.commit(ops).await
+    }
+
+    async fn queue_consumer(
+        &self,
+        queue: &QueueSpec,
+        reader: &Reader,
+    ) -> Result<Arc<dyn Consumer>, ConnectorError> {
+        self.inner.queue_consumer(queue, reader).await
+    }
+
+    async fn queue_producer(&self, queue: &QueueSpec) -> Result<Arc<dyn Producer>, ConnectorError> {
+        self.inner.queue_producer(queue).await
+    }
+
+    async fn queue_admin(&self, queue: &QueueSpec) -> Result<Arc<dyn QueueAdmin>, ConnectorError> {
+        self.inner.queue_admin(queue).await
+    }
+
+    async fn queue_names(&self, pipeline: &str) -> Result<Vec<String>, ConnectorError> {
+        self.inner.queue_names(pipeline).await
+    }
+
+    async fn shutdown(&self) -> Result<(), ConnectorError> {
+        self.note("closed the state");
+        self.inner.shutdown().await
+    }
+}
+
+const TEXT: &str = "
+queues:
+  in: { type: noted }
+  out: { type: noted }
+stages:
+  work: { component: work, input: in, outputs: [out], max_in_flight: { messages: 8 } }
+";
+
+#[tokio::test]
+async fn a_line_ends_from_its_input_to_its_state() {
+    let (log, gate) = (Log::default(), Arc::new(Semaphore::new(0)));
+    let (memory, called) = (Memory::new(), Arc::new(AtomicUsize::new(0)));
+    memory.put("test", "in", (0..100).map(|n: u64| Message::new(n.to_string())));
+    let noted = Noted { inner: memory.clone(), log: Arc::clone(&log) };
+    let (count, wait) = (Arc::clone(&called), Arc::clone(&gate));
+    let work = async move |raw: Raw| {
+        count.fetch_add(1, SeqCst);
+        drop(wait.acquire().await);
+        Ok::<_, Failure>(raw)
+    };
+    let registry = brigade::registry().connector(Arc::new(noted)).component("work", work);
+    let topology = World::new().load(TEXT, &registry);
+    let state = Arc::new(Noted { inner: MemoryState::new(), log: Arc::clone(&log) });
+    let pipeline = Pipeline::new(topology, &registry).unwrap().state(state);
+    let running = Supervisor::new().add(pipeline).start().await.unwrap();
+    eventually("messages are in flight", async || called.load(SeqCst) > 0).await;
+    let draining = tokio::spawn(running.drain());
+    // As long as nothing is done nothing is closed.
+    tokio::time::timeout(Duration::from_millis(300), std::future::pending::<()>())
+        .await
+        .unwrap_err();
+    let before = log.lock().unwrap().clone();
+    assert!(!before.iter().any(|what| what.contains("closed") || *what == "flushed"), "{before:?}");
+    gate.close();
+    draining.await.unwrap();
+    let log = log.lock().unwrap().clone();
+    let first = |what: &str| log.iter().position(|noted| *noted == what).unwrap();
+    let last = |what: &str| log.iter().rposition(|noted| *noted == what).unwrap();
+    let in_order = ["confirmed", "acked", "closed the input"];
+    assert!(in_order.windows(2).all(|two| last(two[0]) < last(two[1])), "{log:?}");
+    assert!(last("acked") < first("flushed"), "{log:?}");
+    assert!(last("flushed") < last("closed the output"), "{log:?}");
+    assert_eq!(log.last(), Some(&"closed the state"), "{log:?}");
+    assert!(!log[before.len()..].contains(&"took"), "{log:?}");
+    assert!(!log.contains(&"gave back"), "{log:?}");
+    // What it took is out; the rest is where it was.
+    let (out, rest) = (memory.messages("test", "out").len(), memory.messages("test", "in").len());
+    assert_eq!((out, out + rest), (called.load(SeqCst), 100));
+}
