@@ -1,8 +1,9 @@
-//! The project's scripts: `cargo xtask test`, `bench`, `soak`, `fuzz`, `docs` and `tidy`.
+//! The project's scripts: `cargo xtask test`, `install`, `bench`, `soak`, `fuzz`, `docs` and `tidy`.
 
 mod bench;
 mod docs;
 mod fuzz;
+mod needs;
 mod soak;
 mod test;
 mod tidy;
@@ -20,6 +21,8 @@ struct Arguments {
 enum Command {
     /// Run every test: units, pipelines, crashes, documentation, and the rules of the tree.
     Test(test::Test),
+    /// Install what tests need and is not there, on Debian as root.
+    Install,
     /// Measure, beside loops written by hand, and write the table.
     Bench(bench::Bench),
     /// Do for a long time to processes and brokers all that happens to them; and fuzz.
@@ -35,6 +38,7 @@ enum Command {
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Test(test) => test.run(),
+        Command::Install => needs::install_all(),
         Command::Bench(bench) => bench.run(),
         Command::Soak(soak) => soak.run(),
         Command::Tidy => tidy::run(),
