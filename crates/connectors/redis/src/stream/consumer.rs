@@ -33,6 +33,9 @@ const BLOCK: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_secs(1);
 /// The most entries that are read at once.
 const READ_MAX: usize = 500;
+/// How often it is looked what is due while new entries come all the time: a question for each read
+/// would wait behind what is being acked.
+const LOOK_DUE: Duration = Duration::from_millis(20);
 
 /// Takes messages from a stream, as one member of its group.
 pub(crate) struct StreamConsumer {
@@ -57,6 +60,8 @@ struct Site {
     held: std::sync::Mutex<HashSet<u64>>,
     /// An answer may have been lost: the server may have handed out what never came here.
     lost: AtomicBool,
+    /// When it was last looked what is due, if new entries came since.
+    looked: std::sync::Mutex<Option<Instant>>,
 }
 
 /// Reads that outlive who asked for them, so that nothing is lost with a dropped `consume`.
@@ -88,6 +93,7 @@ impl StreamConsumer {
             wire,
             held: std::sync::Mutex::default(),
             lost: AtomicBool::new(false),
+            looked: std::sync::Mutex::default(),
         });
         site.say_alive().await?;
         let beating = Arc::clone(&site);
@@ -195,29 +201,57 @@ impl Site {
                 return Ok(found);
             }
         }
-        let mut due = CLAIM_DUE.key(&keys.stream);
-        due.key(&keys.delayed).key(&keys.attempts).key(&keys.later);
-        due.arg(&keys.group).arg(&self.member).arg(max);
-        let (entries, next_ms): (Vec<Value>, i64) = self.wire.script(&due).await?;
-        if !entries.is_empty() {
-            return self.incoming(entries);
-        }
+        let looked = *self.looked();
+        let left = looked.map(|looked| LOOK_DUE.saturating_sub(looked.elapsed()));
+        let wait = match left {
+            Some(left) if !left.is_zero() => left,
+            _ => {
+                let (entries, wait) = self.claim_due(max).await?;
+                if !entries.is_empty() {
+                    return Ok(entries);
+                }
+                wait
+            }
+        };
         if look {
             let taken = self.take_over(max).await?;
             if !taken.is_empty() {
                 return Ok(taken);
             }
         }
+        let mut read = cmd("XREADGROUP");
+        read.arg("GROUP").arg(&keys.group).arg(&self.member).arg("COUNT").arg(max);
+        read.arg("BLOCK").arg(wait.as_millis().max(1).to_string());
+        read.arg("STREAMS").arg(&keys.stream).arg(">");
+        let answer: Value = self.reading.command(&read).await?;
+        let read = self.incoming(entries_of(answer))?;
+        if read.is_empty() {
+            *self.looked() = None;
+        }
+        Ok(read)
+    }
+
+    /// What was put back and is due; and how long a read may wait.
+    async fn claim_due(&self, max: usize) -> Result<(Vec<Incoming>, Duration), ConnectorError> {
+        let keys = &self.keys;
+        let mut due = CLAIM_DUE.key(&keys.stream);
+        due.key(&keys.delayed).key(&keys.attempts).key(&keys.later);
+        due.arg(&keys.group).arg(&self.member).arg(max);
+        *self.looked() = Some(Instant::now());
+        let (entries, next_ms): (Vec<Value>, i64) = self.wire.script(&due).await?;
+        if !entries.is_empty() {
+            // There may be more.
+            *self.looked() = None;
+        }
         let wait = match u64::try_from(next_ms) {
             Ok(ms) => BLOCK.min(Duration::from_millis(ms.max(1))),
             Err(_) => BLOCK,
         };
-        let mut read = cmd("XREADGROUP");
-        read.arg("GROUP").arg(&keys.group).arg(&self.member).arg("COUNT").arg(max);
-        read.arg("BLOCK").arg(wait.as_millis().to_string());
-        read.arg("STREAMS").arg(&keys.stream).arg(">");
-        let answer: Value = self.reading.command(&read).await?;
-        self.incoming(entries_of(answer))
+        Ok((self.incoming(entries)?, wait))
+    }
+
+    fn looked(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+        self.looked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Claims what members held that are dead.
@@ -345,6 +379,7 @@ impl Consumer for StreamConsumer {
         let fenced: Vec<String> = self.site.wire.script(&fail).await?;
         let receipts: Vec<Receipt> = failed.iter().map(|failed| failed.receipt).collect();
         self.site.forget(&receipts);
+        *self.site.looked() = None;
         // A read may be waiting longer than the delay.
         self.woken.notify_waiters();
         Ok(those(&receipts, &fenced).into())
