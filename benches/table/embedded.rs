@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use brigade::component::Raw;
 use brigade::{Failure, Memory, Message, MessageId, Registry};
-use rusqlite::Connection;
+use rusqlite::{Connection, TransactionBehavior};
 
-use crate::support::{Goal, Row, Spent, Stopwatch, idle, pipeline, timed};
+use crate::latency;
+use crate::support::{Goal, Row, Spent, Stopwatch, acked, idle, pipeline, timed};
 
 const MESSAGES: usize = 100_000;
 const BATCH: usize = 512;
@@ -53,35 +54,78 @@ stages:
     Row::rates(name, 0.8, MESSAGES, ours, by_hand)
 }
 
-/// A loop with two tables: a batch is read, deleted and inserted in one synced transaction.
-fn by_hand() -> Spent {
-    let directory = tempfile::tempdir().unwrap();
-    let mut file = Connection::open(directory.path().join("queues.db")).unwrap();
-    file.pragma_update(None, "journal_mode", "wal").unwrap();
-    file.pragma_update(None, "synchronous", "full").unwrap();
-    for table in ["queue_in", "queue_out"] {
+/// From one durable queue over two others to a fourth, a process for each of the three stages.
+pub(crate) fn three_processes(name: &'static str) -> Row {
+    let ours = || {
+        let directory = tempfile::tempdir().unwrap();
+        fill(directory.path(), MESSAGES, 1000);
+        latency::last_of_three(directory.path(), async |running| acked(running, MESSAGES).await)
+    };
+    Row::rates(name, 0.8, MESSAGES, ours, three_by_hand)
+}
+
+/// A file with a table for each queue, the first of them full.
+fn tables(directory: &Path, queues: usize) -> Connection {
+    let mut file = open(directory);
+    for queue in 0..queues {
         let columns = "n integer primary key, id blob, key blob, payload blob";
-        file.execute(&format!("create table {table} ({columns})"), []).unwrap();
+        file.execute(&format!("create table queue_{queue} ({columns})"), []).unwrap();
     }
     let fill = file.transaction().unwrap();
     for n in 0..MESSAGES {
         let payload = format!("{{\"n\":{n},\"text\":\"{}\"}}", "x".repeat(150));
-        let insert = "insert into queue_in (id, key, payload) values (?, ?, ?)";
+        let insert = "insert into queue_0 (id, key, payload) values (?, ?, ?)";
         let id = (n as u128).to_le_bytes();
         let mut insert = fill.prepare_cached(insert).unwrap();
         insert.execute((id, (n % 1000).to_string().as_bytes(), payload.as_bytes())).unwrap();
     }
     fill.commit().unwrap();
+    file
+}
+
+fn open(directory: &Path) -> Connection {
+    let file = Connection::open(directory.join("queues.db")).unwrap();
+    file.pragma_update(None, "journal_mode", "wal").unwrap();
+    file.pragma_update(None, "synchronous", "full").unwrap();
+    file.busy_timeout(Duration::from_secs(60)).unwrap();
+    file
+}
+
+/// A loop over two tables.
+fn by_hand() -> Spent {
+    let directory = tempfile::tempdir().unwrap();
+    let mut file = tables(directory.path(), 2);
     let begun = Stopwatch::start();
+    pass_on(&mut file, 0);
+    begun.stop()
+}
+
+/// Three loops over four tables, a thread and a connection each.
+fn three_by_hand() -> Spent {
+    let directory = tempfile::tempdir().unwrap();
+    drop(tables(directory.path(), 4));
+    let begun = Stopwatch::start();
+    std::thread::scope(|scope| {
+        for stage in 0..3 {
+            let mut file = open(directory.path());
+            scope.spawn(move || pass_on(&mut file, stage));
+        }
+    });
+    begun.stop()
+}
+
+/// Passes all messages on to the next table: a batch is read, inserted and deleted in one synced
+/// transaction.
+fn pass_on(file: &mut Connection, queue: usize) {
+    let select = format!("select n, id, key, payload from queue_{queue} order by n limit ?");
+    let insert = format!("insert into queue_{} (id, key, payload) values (?, ?, ?)", queue + 1);
     let mut moved = 0;
     while moved < MESSAGES {
-        let turn = file.transaction().unwrap();
-        let mut last = 0_i64;
+        let turn = file.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
+        let (mut last, before) = (0_i64, moved);
         {
-            let select = "select n, id, key, payload from queue_in order by n limit ?";
-            let mut select = turn.prepare_cached(select).unwrap();
-            let insert = "insert into queue_out (id, key, payload) values (?, ?, ?)";
-            let mut insert = turn.prepare_cached(insert).unwrap();
+            let mut select = turn.prepare_cached(&select).unwrap();
+            let mut insert = turn.prepare_cached(&insert).unwrap();
             let mut rows = select.query([BATCH]).unwrap();
             while let Some(row) = rows.next().unwrap() {
                 last = row.get(0).unwrap();
@@ -90,10 +134,12 @@ fn by_hand() -> Spent {
                 moved += 1;
             }
         }
-        turn.execute("delete from queue_in where n <= ?", [last]).unwrap();
+        turn.execute(&format!("delete from queue_{queue} where n <= ?"), [last]).unwrap();
         turn.commit().unwrap();
+        if moved == before {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
-    begun.stop()
 }
 
 /// `order: key`, if wished with a key whose first message fails again and again.

@@ -9,7 +9,8 @@ use brigade::component::Raw;
 use crate::support::{Row, Spent, Stopwatch, idle, pipeline, timed};
 
 const MESSAGES: usize = 300_000;
-/// Lines between two syncs of the loop by hand: as many as Brigade settles at once.
+/// Lines between two syncs of the loop by hand: as many as Brigade settles at once. It syncs as Brigade
+/// does: the output, and then how far it is.
 const SYNC_EVERY: usize = 1024;
 
 fn lines() -> String {
@@ -56,17 +57,22 @@ fn by_hand() -> Spent {
     let begun = Stopwatch::start();
     let input = BufReader::with_capacity(1 << 18, fs::File::open(path("in.jsonl")).unwrap());
     let mut output = fs::File::create(path("out.jsonl")).unwrap();
+    let mut position = fs::File::create(path("position")).unwrap();
+    let mut sync = |batch: &mut Vec<u8>, lines: usize| {
+        output.write_all(batch).unwrap();
+        output.sync_data().unwrap();
+        writeln!(position, "{lines:020}").unwrap();
+        position.sync_data().unwrap();
+        batch.clear();
+    };
     let mut batch = Vec::new();
     for (n, line) in input.split(b'\n').enumerate() {
         batch.extend(line.unwrap());
         batch.push(b'\n');
         if (n + 1) % SYNC_EVERY == 0 {
-            output.write_all(&batch).unwrap();
-            output.sync_data().unwrap();
-            batch.clear();
+            sync(&mut batch, n + 1);
         }
     }
-    output.write_all(&batch).unwrap();
-    output.sync_data().unwrap();
+    sync(&mut batch, MESSAGES);
     begun.stop()
 }

@@ -1,6 +1,7 @@
 //! From one topic to another, beside a batched loop on the same client.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use brigade::prelude::*;
@@ -12,7 +13,8 @@ use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, Threa
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use crate::redis::{Order, add, payload};
-use crate::support::{Goal, Row, Spent, Stopwatch, acked, pipeline, timed};
+use crate::support::{Goal, Row, Spent, Stopwatch, acked, pipeline, resident, timed};
+use crate::{added, peers};
 
 const MESSAGES: usize = 200_000;
 const BATCH: usize = 1000;
@@ -75,40 +77,52 @@ fn through(guarantee: &str) -> Spent {
     timed(only("add", &asked), async |running| acked(running, MESSAGES).await)
 }
 
-/// Polls a batch, produces it, flushes, commits.
+/// A topic that is full, and the loop that copies it.
 fn by_hand() -> Spent {
-    let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", Kafka::shared().servers());
-    let (from, to) = topics();
-    make_topics(&config, [&from, &to]);
-    let mut of_producer = config.clone();
-    of_producer.set("enable.idempotence", "true").set("linger.ms", "1");
-    let producer: ThreadedProducer<DefaultProducerContext> = of_producer.create().unwrap();
-    let send = |topic: &str, payload: &[u8]| {
-        let mut record = BaseRecord::<[u8], [u8]>::to(topic).payload(payload);
-        while let Err((_, back)) = producer.send(record) {
-            std::thread::sleep(Duration::from_millis(1));
-            record = back;
-        }
-    };
+    let (config, from, to) = made_topics();
+    let producer = producer(&config);
     for n in 0..MESSAGES {
-        send(&from, &payload(n));
+        send(&producer, &from, &payload(n));
     }
     producer.flush(Duration::from_secs(60)).unwrap();
-    config.set("group.id", &from).set("enable.auto.commit", "false");
-    config.set("auto.offset.reset", "earliest").set("fetch.queue.backoff.ms", "20");
     let begun = Stopwatch::start();
+    copy_by_hand(&config, &from, &to, |done| done >= MESSAGES);
+    begun.stop()
+}
+
+type Plain = ThreadedProducer<DefaultProducerContext>;
+
+fn producer(config: &ClientConfig) -> Plain {
+    let mut config = config.clone();
+    config.set("enable.idempotence", "true").set("linger.ms", "1");
+    config.create().unwrap()
+}
+
+fn send(producer: &Plain, topic: &str, payload: &[u8]) {
+    let mut record = BaseRecord::<[u8], [u8]>::to(topic).payload(payload);
+    while let Err((_, back)) = producer.send(record) {
+        std::thread::sleep(Duration::from_millis(1));
+        record = back;
+    }
+}
+
+/// Polls a batch, produces it, waits for it, commits, until so many are enough.
+fn copy_by_hand(config: &ClientConfig, from: &str, to: &str, is_enough: impl Fn(usize) -> bool) {
+    let producer = producer(config);
+    let mut config = config.clone();
+    config.set("group.id", from).set("enable.auto.commit", "false");
+    config.set("auto.offset.reset", "earliest").set("fetch.queue.backoff.ms", "20");
     let consumer: BaseConsumer = config.create().unwrap();
-    consumer.subscribe(&[&from]).unwrap();
+    consumer.subscribe(&[from]).unwrap();
     let mut done = 0;
-    while done < MESSAGES {
+    while !is_enough(done) {
         let (mut batch, mut ends) = (0, [None; 4]);
-        while batch < BATCH && done + batch < MESSAGES {
+        while batch < BATCH && !is_enough(done + batch) {
             let wait = Duration::from_millis(if batch == 0 { 100 } else { 0 });
             let Some(message) = consumer.poll(wait) else { break };
             let message = message.unwrap();
             let order: Order = serde_json::from_slice(message.payload().unwrap()).unwrap();
-            send(&to, &serde_json::to_vec(&add(order)).unwrap());
+            send(&producer, to, &serde_json::to_vec(&add(order)).unwrap());
             ends[message.partition() as usize] = Some(message.offset() + 1);
             batch += 1;
         }
@@ -123,13 +137,114 @@ fn by_hand() -> Spent {
         for (partition, end) in ends.iter().enumerate() {
             if let Some(end) = end {
                 let end = Offset::Offset(*end);
-                offsets.add_partition_offset(&from, partition as i32, end).unwrap();
+                offsets.add_partition_offset(from, partition as i32, end).unwrap();
             }
         }
         consumer.commit(&offsets, CommitMode::Sync).unwrap();
         done += batch;
     }
-    begun.stop()
+}
+
+/// How many messages are copied beside another system, which is quick.
+const BESIDE: usize = 1_000_000;
+
+/// From one topic to another, beside Redpanda Connect, which has up to 32,768 messages under way.
+pub(crate) fn connect(name: &'static str) -> Row {
+    let filled = || {
+        let (config, from, to) = made_topics();
+        let producer = producer(&config);
+        for n in 0..BESIDE {
+            send(&producer, &from, &payload(n));
+        }
+        producer.flush(Duration::from_secs(60)).unwrap();
+        let reader: BaseConsumer = config.create().unwrap();
+        let topic = to.clone();
+        let end = move |partition| {
+            let (_, past) =
+                reader.fetch_watermarks(&topic, partition, Duration::from_secs(10)).unwrap();
+            past as usize
+        };
+        (from, to, move || (0..4).map(&end).sum())
+    };
+    let servers = Kafka::shared().servers();
+    let theirs = || {
+        let (from, to, count) = filled();
+        let mut connect = peers::peer("connect");
+        connect.args([
+            "run",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/benches/peers/connect/kafka.yaml"),
+        ]);
+        connect.env("BROKERS", &servers).env("GROUP", &from).env("IN", &from).env("OUT", &to);
+        let _running = peers::Run::start(connect);
+        peers::rate(BESIDE, count)
+    };
+    let ours = || {
+        let (from, to, count) = filled();
+        let text = format!(
+            "pipeline: bench
+queues:
+  in: {{ type: kafka, topic: {from}, group: {from}, config: {{ bootstrap.servers: '{servers}' }} }}
+  out: {{ type: kafka, topic: {to}, config: {{ bootstrap.servers: '{servers}' }} }}
+stages:
+  add: {{ component: add, input: in, outputs: [out], max_in_flight: {{ messages: 8192 }} }}
+"
+        );
+        peers::brigade(&text, BESIDE, count)
+    };
+    peers::row(name, 1.0, ours, theirs)
+}
+
+/// From one topic to another, at 1,000 messages a second.
+pub(crate) fn added(name: &'static str) -> Row {
+    let through = |by_hand: bool| {
+        let (config, from, to) = made_topics();
+        let put = {
+            let (producer, from) = (producer(&config), from.clone());
+            move |payload: Vec<u8>| send(&producer, &from, &payload)
+        };
+        let read = || read_topic(&config, &to);
+        let servers = Kafka::shared().servers();
+        let text = format!(
+            "pipeline: bench
+lanes: 1
+queues:
+  in: {{ type: kafka, topic: {from}, group: {from}, config: {{ bootstrap.servers: '{servers}' }} }}
+  out: {{ type: kafka, topic: {to}, config: {{ bootstrap.servers: '{servers}' }} }}
+stages:
+  add: {{ component: add, input: in, outputs: [out], workers: 1 }}
+"
+        );
+        added::ages(put, read, |done| match by_hand {
+            true => copy_by_hand(&config, &from, &to, |_| done.load(Relaxed)),
+            false => added::brigade(&text, done),
+        })
+    };
+    added::row(name, through(false), through(true))
+}
+
+/// The ages of all messages when they come out.
+fn read_topic(config: &ClientConfig, topic: &str) -> Vec<f64> {
+    let mut config = config.clone();
+    let reader: BaseConsumer = config.set("group.id", "reader").create().unwrap();
+    let mut all = TopicPartitionList::new();
+    all.add_partition_range(topic, 0, 3);
+    all.set_all_offsets(Offset::Beginning).unwrap();
+    reader.assign(&all).unwrap();
+    let mut ages = Vec::new();
+    while ages.len() < added::MESSAGES {
+        if let Some(record) = reader.poll(Duration::from_millis(100)) {
+            ages.push(added::age(record.unwrap().payload().unwrap()));
+        }
+    }
+    ages
+}
+
+fn made_topics() -> (ClientConfig, String, String) {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", Kafka::shared().servers());
+    let (from, to) = topics();
+    make_topics(&config, [&from, &to]);
+    (config, from, to)
 }
 
 fn make_topics(config: &ClientConfig, names: [&str; 2]) {
@@ -153,14 +268,10 @@ pub(crate) fn backlog(name: &'static str) -> Row {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", Kafka::shared().servers()).set("linger.ms", "20");
     make_topics(&config, [&from, &format!("{from}-unused")]);
-    let producer: ThreadedProducer<DefaultProducerContext> = config.create().unwrap();
+    let producer: Plain = config.create().unwrap();
     for n in 0..BACKLOG {
         let payload = format!("{{\"n\":{n},\"text\":\"{n:064}\"}}");
-        let mut record = BaseRecord::<[u8], [u8]>::to(&from).payload(payload.as_bytes());
-        while let Err((_, back)) = producer.send(record) {
-            std::thread::sleep(Duration::from_millis(1));
-            record = back;
-        }
+        send(&producer, &from, payload.as_bytes());
     }
     producer.flush(Duration::from_secs(60)).unwrap();
     let directory = tempfile::tempdir().unwrap();
@@ -187,9 +298,7 @@ stages:
         let begun = std::time::Instant::now();
         while begun.elapsed() < period {
             std::thread::sleep(Duration::from_millis(200));
-            let statm = std::fs::read_to_string(format!("/proc/{}/statm", running.id())).unwrap();
-            let pages: f64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
-            row.ours.push(pages * 4096.0 / 1e6);
+            row.ours.push(resident(&running.id().to_string()));
         }
     };
     watch(Duration::from_secs(10));

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use brigade::component::Raw;
 use brigade::{Failure, Memory, MemoryState, Message, Pipeline, Registry, Running};
 
-use crate::support::{Goal, Row, pipeline, timed};
+use crate::support::{Goal, Row, Spent, pipeline, timed};
 
 const SAMPLES: usize = 1000;
 const PERIOD: Duration = Duration::from_millis(20);
@@ -88,6 +88,17 @@ pub(crate) fn three_processes(name: &'static str) -> Row {
         child.wait().unwrap();
     }
     row(name, 20.0, &ages)
+}
+
+/// Runs the third stage here and the two before it in children, on a state whose first queue is full.
+pub(crate) fn last_of_three(directory: &Path, until: impl AsyncFnOnce(&Running)) -> Spent {
+    let mut children: Vec<Child> = ["a", "b"].map(|stage| spawn(stage, directory)).into();
+    let spent = timed(only(&["c"], directory, &registry(Arc::default())), until);
+    for child in &mut children {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    spent
 }
 
 fn only(stages: &[&str], state: &Path, registry: &Registry) -> Pipeline {

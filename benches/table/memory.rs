@@ -37,13 +37,17 @@ fn two_hundred(_: usize) -> Bytes {
 
 /// Bytes over direct edges.
 pub(crate) fn bytes(name: &'static str, lanes: usize) -> Row {
-    let ours = || {
-        let memory = Memory::new();
-        memory.put("bench", "in", messages(two_hundred));
-        let registry =
-            brigade::registry().connector(Arc::new(memory.clone())).component("stage", raw);
-        let text = format!(
-            "pipeline: bench
+    let ours = || bytes_ours(lanes);
+    Row::rates(name, 0.7, MESSAGES, ours, move || by_hand(lanes, 3, two_hundred, work))
+}
+
+/// What Brigade takes for it.
+pub(crate) fn bytes_ours(lanes: usize) -> Spent {
+    let memory = Memory::new();
+    memory.put("bench", "in", messages(two_hundred));
+    let registry = brigade::registry().connector(Arc::new(memory.clone())).component("stage", raw);
+    let text = format!(
+        "pipeline: bench
 lanes: {lanes}
 queues:
   in: {{ type: memory }}
@@ -53,12 +57,10 @@ stages:
   b: {{ component: stage, input: a, workers: {lanes} }}
   c: {{ component: stage, input: b, outputs: [out], workers: {lanes} }}
 "
-        );
-        let took = timed(pipeline(&text, &registry).state(MemoryState::new()), idle);
-        assert_eq!(memory.messages("bench", "out").len(), MESSAGES);
-        took
-    };
-    Row::rates(name, 0.7, MESSAGES, ours, move || by_hand(lanes, 3, two_hundred, work))
+    );
+    let took = timed(pipeline(&text, &registry).state(MemoryState::new()), idle);
+    assert_eq!(memory.messages("bench", "out").len(), MESSAGES);
+    took
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize, Output)]
@@ -96,13 +98,21 @@ fn add_up(mut order: Order) -> Order {
 
 /// Typed JSON, read and written by every stage: there is a queue between them.
 pub(crate) fn json(name: &'static str) -> Row {
-    let ours = || {
-        let memory = Memory::new();
-        memory.put("bench", "in", messages(order));
-        let stage = |order: Order| Ok::<_, Failure>(add_up(order));
-        let registry =
-            brigade::registry().connector(Arc::new(memory.clone())).component("stage", stage);
-        let text = "pipeline: bench
+    let stage = |payload: &[u8]| {
+        let order: Order = serde_json::from_slice(payload).unwrap();
+        serde_json::to_vec(&add_up(order)).unwrap().into()
+    };
+    Row::rates(name, 0.9, MESSAGES, json_ours, move || by_hand(1, 3, order, stage))
+}
+
+/// What Brigade takes for it.
+pub(crate) fn json_ours() -> Spent {
+    let memory = Memory::new();
+    memory.put("bench", "in", messages(order));
+    let stage = |order: Order| Ok::<_, Failure>(add_up(order));
+    let registry =
+        brigade::registry().connector(Arc::new(memory.clone())).component("stage", stage);
+    let text = "pipeline: bench
 lanes: 1
 queues:
   in: { type: memory }
@@ -114,15 +124,9 @@ stages:
   b: { component: stage, input: one, outputs: [two], workers: 1 }
   c: { component: stage, input: two, outputs: [out], workers: 1 }
 ";
-        let took = timed(pipeline(text, &registry).state(MemoryState::new()), idle);
-        assert_eq!(memory.messages("bench", "out").len(), MESSAGES);
-        took
-    };
-    let stage = |payload: &[u8]| {
-        let order: Order = serde_json::from_slice(payload).unwrap();
-        serde_json::to_vec(&add_up(order)).unwrap().into()
-    };
-    Row::rates(name, 0.9, MESSAGES, ours, move || by_hand(1, 3, order, stage))
+    let took = timed(pipeline(text, &registry).state(MemoryState::new()), idle);
+    assert_eq!(memory.messages("bench", "out").len(), MESSAGES);
+    took
 }
 
 /// The same work by loops with a queue before each stage and a counter of acks, a thread each.

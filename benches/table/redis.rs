@@ -73,7 +73,7 @@ stages:
     timed(only("add"), async |running| acked(running, MESSAGES).await)
 }
 
-/// Reads, adds and acks a batch in one pipeline after the other.
+/// A stream that is full, and the loop that empties it.
 fn by_hand() -> Spent {
     let server = Redis::start();
     let mut client = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
@@ -87,11 +87,22 @@ fn by_hand() -> Spent {
     let mut make = redis::cmd("XGROUP");
     make.arg(&["CREATE", "in", "group", "0"]).query::<()>(&mut client).unwrap();
     let begun = Stopwatch::start();
+    stream_by_hand(&mut client, "group", |done| done >= MESSAGES);
+    begun.stop()
+}
+
+/// Reads, adds and acks a batch in one pipeline after the other, until so many are enough.
+pub(crate) fn stream_by_hand(
+    client: &mut redis::Connection,
+    group: &str,
+    is_enough: impl Fn(usize) -> bool,
+) {
     let mut done = 0;
-    while done < MESSAGES {
+    while !is_enough(done) {
         let mut read = redis::cmd("XREADGROUP");
-        read.arg(&["GROUP", "group", "one", "COUNT"]).arg(BATCH).arg(&["STREAMS", "in", ">"]);
-        let Value::Array(mut streams) = read.query(&mut client).unwrap() else { panic!("none") };
+        read.arg(&["GROUP", group, "one", "COUNT"]).arg(BATCH);
+        read.arg(&["BLOCK", "100", "STREAMS", "in", ">"]);
+        let Value::Array(mut streams) = read.query(client).unwrap() else { continue };
         let Some(Value::Array(mut stream)) = streams.pop() else { panic!("no stream") };
         let Some(Value::Array(entries)) = stream.pop() else { panic!("no entries") };
         let mut turn = redis::pipe();
@@ -104,11 +115,10 @@ fn by_hand() -> Spent {
             ids.push(id);
         }
         done += ids.len();
-        turn.cmd("XACK").arg("in").arg("group").arg(&ids).ignore();
+        turn.cmd("XACK").arg("in").arg(group).arg(&ids).ignore();
         turn.cmd("XDEL").arg("in").arg(&ids).ignore();
-        turn.query::<()>(&mut client).unwrap();
+        turn.query::<()>(client).unwrap();
     }
-    begun.stop()
 }
 
 /// Receives so many at once, as the Node and Python clients' script does one.

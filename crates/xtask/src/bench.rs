@@ -1,7 +1,9 @@
 //! The table of benchmarks: runs `benches/table`, and writes what it measured for the documentation.
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, ensure};
@@ -10,6 +12,8 @@ use serde_json::{Value, json};
 
 const JSON: &str = "docs/src/benchmarks.json";
 const PAGE: &str = "docs/src/benchmarks.md";
+/// The rows that are measured without the client of Kafka in the program.
+const IDLE: [&str; 2] = ["idle, memory", "idle, processor"];
 
 /// Measure every row of the table, beside loops written by hand.
 #[derive(Debug, Args)]
@@ -19,25 +23,30 @@ pub(crate) struct Bench {
     /// Leave the rows on Kafka out.
     #[arg(long)]
     without_kafka: bool,
+    /// Leave the rows beside other systems out; they need Go, Python 3.11 and Rust 1.95 to be built.
+    #[arg(long)]
+    without_peers: bool,
 }
 
 impl Bench {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
-        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-        let mut bench = vec!["bench", "--bench", "table"];
-        if !self.without_kafka {
-            bench.extend(["--features", "real-kafka"]);
+        let peers = if self.without_peers { None } else { Some(build_peers()?) };
+        let wanted = |name: &str| self.rows.iter().any(|row| name.contains(row.as_str()));
+        let idle: Vec<&str> = IDLE.into_iter().filter(|name| wanted(name)).collect();
+        let mut rows = Vec::new();
+        if self.without_kafka {
+            rows.extend(measure(&[], &self.rows, peers.as_deref())?);
+        } else {
+            rows.extend(measure(&["--features", "real-kafka"], &self.rows, peers.as_deref())?);
+            // What a build with the features of most has.
+            if self.rows.is_empty() || !idle.is_empty() {
+                let rows_of_idle = if idle.is_empty() { IDLE.to_vec() } else { idle };
+                rows.extend(measure(&[], &rows_of_idle, None)?);
+            }
         }
-        let command = format!("cargo {}", bench.join(" "));
-        let mut run = Command::new(cargo);
-        run.args(&bench).arg("--").args(&self.rows).stderr(std::process::Stdio::inherit());
-        let output = run.output().context("cargo cannot be run")?;
-        ensure!(output.status.success(), "`{command}` failed");
-        let text = String::from_utf8(output.stdout).context("rows are text")?;
-        let rows = text.lines().filter_map(|line| serde_json::from_str(line).ok());
-        let rows: Vec<Value> = rows.filter(|row: &Value| row["name"].is_string()).collect();
         let before = fs::read_to_string(JSON).ok().filter(|_| !self.rows.is_empty());
         let before: Value = before.map_or(Ok(Value::Null), |text| serde_json::from_str(&text))?;
+        let command = "cargo xtask bench";
         let mut all = json!({ "command": command, "machine": machine(), "rows": before["rows"] });
         if !all["rows"].is_array() {
             all["rows"] = json!([]);
@@ -52,6 +61,46 @@ impl Bench {
         fs::write(JSON, format!("{all:#}\n")).context(JSON)?;
         fs::write(PAGE, page(&all)).context(PAGE)
     }
+}
+
+/// Runs the table with these features, and these rows of it.
+fn measure(
+    features: &[&str],
+    rows: &[impl AsRef<OsStr>],
+    peers: Option<&Path>,
+) -> anyhow::Result<Vec<Value>> {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    let mut run = Command::new(cargo);
+    run.args(["bench", "--bench", "table"]).args(features).arg("--").args(rows);
+    run.stderr(std::process::Stdio::inherit()).envs(peers.map(|peers| ("BRIGADE_PEERS", peers)));
+    let output = run.output().context("cargo cannot be run")?;
+    ensure!(output.status.success(), "the table could not be measured");
+    let text = String::from_utf8(output.stdout).context("rows are text")?;
+    let rows = text.lines().filter_map(|line| serde_json::from_str(line).ok());
+    Ok(rows.filter(|row: &Value| row["name"].is_string()).collect())
+}
+
+/// Builds the other systems that Brigade is measured beside; answers with where their programs are.
+fn build_peers() -> anyhow::Result<PathBuf> {
+    let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".to_owned());
+    let peers = std::path::absolute(target)?.join("peers");
+    let to = |name: &str| peers.join(name).display().to_string();
+    let venv = to("volley");
+    let rust = to("rust");
+    let run = |directory: &str, program: &str, arguments: &[&str]| {
+        let mut command = Command::new(program);
+        command.current_dir(Path::new("benches/peers").join(directory)).args(arguments);
+        let status = command.status().with_context(|| format!("`{program}` cannot be run"))?;
+        ensure!(status.success(), "`{program} {}` failed", arguments.join(" "));
+        Ok(())
+    };
+    run("rust", "cargo", &["build", "--release", "--locked", "--target-dir", &rust])?;
+    fs::copy(peers.join("rust/release/peers"), peers.join("peers")).context("the Rust peers")?;
+    run("connect", "go", &["build", "-o", &to("connect"), "."])?;
+    run("volley", "python3", &["-m", "venv", &venv])?;
+    let pip = format!("{venv}/bin/pip");
+    run("volley", &pip, &["install", "--quiet", "-r", "requirements.txt"])?;
+    Ok(peers)
 }
 
 /// What it ran on.
@@ -110,12 +159,12 @@ fn page(all: &Value) -> String {
 fn goal(goal: &Value) -> String {
     match goal.as_object().and_then(|goal| goal.iter().next()) {
         Some((name, value)) if name == "of_by_hand" && value == 0.0 => String::new(),
-        Some((name, value)) if name == "of_by_hand" => format!("{value} of by hand"),
+        Some((name, value)) if name == "of_by_hand" => format!("at least {value} of that"),
         Some((name, value)) if name == "at_most_of_by_hand" => {
-            format!("{value} of by hand at most")
+            format!("at most {value} of that")
         }
         Some((name, value)) if name == "p99_at_most_above_by_hand" => {
-            format!("p99 at most {value} above by hand's")
+            format!("p99 at most {value} above that")
         }
         Some((name, value)) if name == "at_least" => format!("at least {}", number(value)),
         Some((_, value)) => format!("p99 at most {}", number(value)),
