@@ -11,15 +11,23 @@ pub(crate) const NEEDS: [Need; 6] = [
         name: "redis",
         feature: "real-redis",
         there: redis,
-        missing: "redis-server is not installed",
-        packages: &["redis-server"],
+        missing: "redis-server or openssl is not installed",
+        packages: &["redis-server", "openssl"],
     },
     Need {
         name: "kafka",
         feature: "real-kafka",
         there: kafka,
-        missing: "Java 17, Maven, openssl or its headers are not installed",
-        packages: &["default-jre-headless", "maven", "openssl", "libssl-dev", "pkg-config", "make"],
+        missing: "Java 17, Maven, make, a C++ compiler, openssl or its headers are not installed",
+        packages: &[
+            "default-jre-headless",
+            "maven",
+            "openssl",
+            "libssl-dev",
+            "pkg-config",
+            "make",
+            "g++",
+        ],
     },
     Need {
         name: "postgres",
@@ -84,16 +92,27 @@ impl Need {
     }
 }
 
-/// Installs packages on Debian, as root.
+/// Installs packages on Debian, as root or by `sudo` without a password.
 fn install(packages: &[&str]) -> Option<()> {
     let is_root = says("id", "-u")?.trim() == "0";
-    if packages.is_empty() || !is_root || says("apt-get", "--version").is_none() {
+    let may = is_root || says("sudo", "-n true").is_some();
+    if packages.is_empty() || !may || says("apt-get", "--version").is_none() {
         return None;
     }
     let apt = |arguments: &[&str]| {
-        let mut apt = Command::new("apt-get");
-        apt.arg("-qq").args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
-        apt.status().is_ok_and(|status| status.success())
+        let mut apt = Command::new(if is_root { "env" } else { "sudo" });
+        if !is_root {
+            apt.args(["-n", "env"]);
+        }
+        // A machine that has just started may be installing something itself.
+        apt.args([
+            "DEBIAN_FRONTEND=noninteractive",
+            "apt-get",
+            "-qq",
+            "-o",
+            "DPkg::Lock::Timeout=300",
+        ]);
+        apt.args(arguments).status().is_ok_and(|status| status.success())
     };
     // Lists that cannot be refreshed may still do.
     let _ = apt(&["update"]);
@@ -122,6 +141,8 @@ fn says(program: &str, arguments: &str) -> Option<String> {
 }
 
 fn redis() -> Option<String> {
+    // The test of TLS makes certificates.
+    says("openssl", "version")?;
     let text = says("redis-server", "--version")?;
     let version = text.split(' ').find_map(|word| word.strip_prefix("v="))?;
     Some(format!("redis-server {version}, killed and started again"))
@@ -132,6 +153,9 @@ fn kafka() -> Option<String> {
     says("mvn", "--version")?;
     says("openssl", "version")?;
     says("pkg-config", "--exists openssl")?;
+    // Its client's build asks for both.
+    says("make", "--version")?;
+    says("c++", "--version")?;
     let java = java.split('"').nth(1).unwrap_or("?");
     let pom = include_str!("../../testkit/src/servers/kafka-pom.xml");
     let (_, kafka) = pom.split_once("<artifactId>kafka_2.13</artifactId>")?;

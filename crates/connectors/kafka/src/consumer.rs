@@ -199,7 +199,7 @@ impl KafkaConsumer {
                 Settled::Refused(mut which) => {
                     // The last first, so that the others stay where they are.
                     which.sort_unstable_by_key(|(at, _)| std::cmp::Reverse(*at));
-                    refused.extend(which.iter().map(|(at, _)| copies.swap_remove(*at).failed));
+                    refused.extend(which.iter().map(|(at, _)| copies.remove(*at).failed));
                 }
             }
             groups.push(copies);
@@ -358,10 +358,10 @@ impl Consumer for KafkaConsumer {
             return match self.settle(transactions, receipts, &ops).await? {
                 Settled::Done => Ok(Acked::default()),
                 Settled::Fenced(fenced) => Ok(fenced.into()),
-                // The runtime tries again with half as much.
+                // The runtime tries again, with half as much and in smaller requests.
                 Settled::TooMuch => Err(ConnectorError::transient(format!(
-                    "queue `{}` (Kafka at {}): the broker takes no requests as large as these: set \
-                     `batch.size` in `config:` to what the outputs' topics take (`max.message.bytes`)",
+                    "queue `{}` (Kafka at {}): the broker takes no requests as large as these; smaller ones \
+                     follow (`batch.size` in `config:` above the outputs' topics' `max.message.bytes`)",
                     self.shared.site.queue, self.shared.site.servers
                 ))),
                 Settled::Refused(refused) => {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use brigade_core::connector::{ConnectorError, Incoming};
+use brigade_core::connector::{ConnectorError, Incoming, Receipt};
 use brigade_core::{IncarnationId, Timestamp};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -184,11 +184,16 @@ impl Shared {
         ready as usize >= AHEAD_MESSAGES || ready > 0 && bytes >= AHEAD_BYTES
     }
 
-    /// Whether an expression found a retry topic of the same group, but of another queue: what is on it is
-    /// another stage's.
-    fn is_anothers(&self, topic: &str) -> bool {
+    /// Whether a record is a copy for this group on a topic that only an expression found: a retry topic of
+    /// another queue, for another stage.
+    fn is_anothers(&self, record: &BorrowedMessage<'_>, incarnation: IncarnationId) -> bool {
         let Membership { group, topics, .. } = &self.of;
-        retry::is_of_group(topic, group) && !topics.iter().any(|named| named == topic)
+        let topic = record.topic();
+        if !retry::is_of_group(topic, group) || topics.iter().any(|named| named == topic) {
+            return false;
+        }
+        let (_, copy) = record::incoming(record, incarnation, Receipt::default());
+        copy.group.as_deref() == Some(group.as_str())
     }
 
     fn takes_anothers(&self, topic: &str) -> ConnectorError {
@@ -263,7 +268,7 @@ fn take_over(shared: &Shared, client: &Client, first: BorrowedMessage<'_>) {
     }
     shared.beat(true);
     let mut state = shared.state();
-    let State { assignment, places, .. } = &mut *state;
+    let State { assignment, places, trouble, .. } = &mut *state;
     let mut here: Option<&(Place, IncarnationId)> = None;
     let now = (Instant::now(), Timestamp::from(SystemTime::now()));
     for record in &batch {
@@ -273,6 +278,11 @@ fn take_over(shared: &Shared, client: &Client, first: BorrowedMessage<'_>) {
         }
         let Some((place, incarnation)) = here else { continue };
         let offset = u64::try_from(record.offset()).unwrap_or_default();
+        if shared.is_anothers(record, *incarnation) {
+            // Nothing of it may be committed here.
+            assignment.revoke(place);
+            *trouble = Some(shared.takes_anothers(record.topic()));
+        }
         assignment.arrive(place, offset, |receipt| {
             let (incoming, copy) = record::incoming(record, *incarnation, receipt);
             shared.arrival(incoming, copy, now)
@@ -363,10 +373,6 @@ impl Watch {
         let mut state = shared.state();
         for one in &committed.elements() {
             let place: Place = (one.topic().into(), one.partition());
-            if shared.is_anothers(one.topic()) {
-                state.trouble = Some(shared.takes_anothers(one.topic()));
-                continue;
-            }
             let metadata = metadata::of(one);
             let offset = match one.offset() {
                 Offset::Offset(offset) => u64::try_from(offset).ok(),

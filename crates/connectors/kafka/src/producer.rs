@@ -145,7 +145,7 @@ fn failed(site: &Site, error: &KafkaError) -> Produced {
 /// Why a record can never be put, if that is so.
 pub(crate) fn refusal(error: &KafkaError) -> Option<Rejected> {
     let kind = match error.rdkafka_error_code() {
-        Some(Code::MessageSizeTooLarge) => CauseKind::TooLarge,
+        Some(Code::MessageSizeTooLarge | Code::MessageBatchTooLarge) => CauseKind::TooLarge,
         Some(Code::InvalidRecord | Code::InvalidMessage | Code::InvalidTimestamp) => {
             CauseKind::Refused
         }
@@ -297,10 +297,11 @@ impl KafkaProducer {
     }
 }
 
-/// The two halves of what is to be told apart.
+/// The two halves of what is to be told apart, the first last: it is taken first, so that what is taken
+/// in the end goes in order.
 pub(crate) fn halves(mut places: Vec<usize>) -> Vec<Vec<usize>> {
     let second = places.split_off(places.len() / 2);
-    [places, second].into_iter().filter(|half| !half.is_empty()).collect()
+    [second, places].into_iter().filter(|half| !half.is_empty()).collect()
 }
 
 #[async_trait]

@@ -1,5 +1,6 @@
 //! Outputs and offsets in one transaction.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,11 @@ use crate::settings::Site;
 
 /// How long one step of a transaction may take.
 const STEP: Duration = Duration::from_secs(20);
+/// The client's default for the size of requests, and how small they are made.
+const BATCH_SIZE: usize = 1_000_000;
+const BATCH_SIZE_MIN: usize = 1024;
+/// How long it is looked for the outputs that were refused.
+const TELL_APART: Duration = Duration::from_secs(5);
 /// How long to wait before it is asked again what became of a transaction.
 const AGAIN: Duration = Duration::from_millis(200);
 /// How often a commit is asked for whose answer did not come; each waits for [`STEP`].
@@ -34,6 +40,9 @@ pub(crate) struct Transactions {
     site: Site,
     config: ClientConfig,
     store: StoreId,
+    /// How large a request may be, if it has turned out that the broker takes none as large as the
+    /// client makes them.
+    batch_size: AtomicUsize,
     /// Made when it is first used, and anew after an error that ends it.
     producer: Mutex<Option<ThreadedProducer<Quiet>>>,
 }
@@ -118,7 +127,9 @@ impl Transactions {
             config.set("retry.backoff.ms", "10");
         }
         let store = store_id(&site.servers);
-        Self { site, config, store, producer: Mutex::default() }
+        let batch_size = config.get("batch.size").and_then(|size| size.parse().ok());
+        let batch_size = AtomicUsize::new(batch_size.unwrap_or(BATCH_SIZE));
+        Self { site, config, store, batch_size, producer: Mutex::default() }
     }
 
     pub(crate) fn store(&self) -> StoreId {
@@ -158,11 +169,14 @@ impl Transactions {
             match error {
                 // With one that is refused the client commits nothing.
                 _ if !refused.is_empty() => {
-                    let refused = self.tell_apart(&mut producer, ops, refused)?;
-                    return Ok(match refused.is_empty() {
-                        true => Settled::TooMuch,
-                        false => Settled::Refused(refused),
-                    });
+                    let refused = self.tell_apart(&mut producer, shared, ops, refused)?;
+                    if !refused.is_empty() {
+                        return Ok(Settled::Refused(refused));
+                    }
+                    let half = self.batch_size.load(Ordering::Relaxed) / 2;
+                    self.batch_size.store(half.max(BATCH_SIZE_MIN), Ordering::Relaxed);
+                    *producer = None;
+                    return Ok(Settled::TooMuch);
                 }
                 Failed::Commit(error) => {
                     tracing::warn!(
@@ -192,15 +206,22 @@ impl Transactions {
     fn tell_apart(
         &self,
         producer: &mut Option<ThreadedProducer<Quiet>>,
+        shared: &Shared,
         ops: &[StoreOp],
         suspects: Vec<(usize, Rejected)>,
     ) -> Result<Vec<(usize, Rejected)>, ConnectorError> {
         if suspects.len() < 2 {
             return Ok(suspects);
         }
-        let mut refused = Vec::new();
+        let (begun, mut refused) = (Instant::now(), Vec::new());
         let mut groups = halves(suspects.into_iter().map(|(at, _)| at).collect());
         while let Some(group) = groups.pop() {
+            // Those that are known by then are taken out; the others come with the next try.
+            if begun.elapsed() > TELL_APART || shared.stopping() {
+                let error = "outputs were refused, and it is not known yet which";
+                let error = || ConnectorError::transient(error);
+                return if refused.is_empty() { Err(error()) } else { Ok(refused) };
+            }
             let open = match producer {
                 Some(open) => open,
                 None => producer.insert(self.open()?),
@@ -260,7 +281,9 @@ impl Transactions {
     fn open(&self) -> Result<ThreadedProducer<Quiet>, ConnectorError> {
         let doing = "cannot begin transactions";
         let quiet = Quiet { site: self.site.clone(), refused: Mutex::default() };
-        let made = self.config.create_with_context(quiet);
+        let mut config = self.config.clone();
+        config.set("batch.size", self.batch_size.load(Ordering::Relaxed).to_string());
+        let made = config.create_with_context(quiet);
         let producer: ThreadedProducer<Quiet> =
             made.map_err(|error| explain(&self.site, doing, &error))?;
         let ready = producer.init_transactions(STEP);

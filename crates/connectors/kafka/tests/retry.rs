@@ -174,7 +174,11 @@ async fn a_tier_that_is_gone_is_emptied() {
 async fn an_expression_that_finds_another_queues_retry_topics_is_told() {
     let first = retrying(1, &["1s"]);
     let topic = first.settings["topic"].as_str().unwrap().to_owned();
-    drop(consumer(&first).await.unwrap());
+    put(&producer(&first).await, 0..1).await;
+    let member = consumer(&first).await.unwrap();
+    let taken = take_some(&member, 1).await;
+    fail(&member, &taken, Duration::from_secs(1)).await;
+    member.shutdown().await.unwrap();
     let mut second = first.clone();
     let settings = second.settings.as_object_mut().unwrap();
     settings.remove("topic");
@@ -190,7 +194,11 @@ async fn an_expression_that_finds_another_queues_retry_topics_is_told() {
             Ok(taken) => assert!(taken.is_empty() && begun.elapsed() < PATIENCE),
         }
     };
-    assert!(error.contains("retry topic of another queue") && error.contains("narrow"), "{error}");
+    assert!(error.contains("retry topic of another") && error.contains("narrow"), "{error}");
+    drop(member);
+    // Whose it is gets it.
+    let again = take_some(&consumer(&first).await.unwrap(), 1).await;
+    assert_eq!(again[0].attempts, 1);
 }
 
 /// The topic was made by hand, and takes less than what the input's topic takes.

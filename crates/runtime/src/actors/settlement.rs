@@ -173,7 +173,7 @@ impl Settlement {
     /// Takes out the output with this id.
     pub(super) fn take_output(&mut self, id: MessageId) -> Option<Output> {
         let at = self.outputs.iter().position(|output| output.outgoing.message.id == id)?;
-        Some(self.outputs.swap_remove(at))
+        Some(self.outputs.remove(at))
     }
 
     /// The outputs for one queue, by their places.

@@ -213,7 +213,7 @@ impl Settler {
             if !staged.rejected.is_empty() {
                 // The last place first, so that the others stay where they are.
                 for (at, why) in staged.rejected.iter().rev() {
-                    let output = settlement.outputs.swap_remove(places[*at]);
+                    let output = settlement.outputs.remove(places[*at]);
                     self.refuse(settlement, &output, why)?;
                 }
                 return Ok(Try::Refused);
