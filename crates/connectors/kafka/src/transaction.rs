@@ -169,14 +169,7 @@ impl Transactions {
             match error {
                 // With one that is refused the client commits nothing.
                 _ if !refused.is_empty() => {
-                    let refused = self.tell_apart(&mut producer, shared, ops, refused)?;
-                    if !refused.is_empty() {
-                        return Ok(Settled::Refused(refused));
-                    }
-                    let half = self.batch_size.load(Ordering::Relaxed) / 2;
-                    self.batch_size.store(half.max(BATCH_SIZE_MIN), Ordering::Relaxed);
-                    *producer = None;
-                    return Ok(Settled::TooMuch);
+                    return self.look_into(&mut producer, shared, ops, refused);
                 }
                 Failed::Commit(error) => {
                     tracing::warn!(
@@ -199,6 +192,24 @@ impl Transactions {
         state.assignment.resolve(receipts);
         state.assignment.committed(&commits);
         Ok(Settled::Done)
+    }
+
+    /// Some outputs were refused, or requests with them.
+    fn look_into(
+        &self,
+        producer: &mut Option<ThreadedProducer<Quiet>>,
+        shared: &Shared,
+        ops: &[StoreOp],
+        suspects: Vec<(usize, Rejected)>,
+    ) -> Result<Settled, ConnectorError> {
+        let refused = self.tell_apart(producer, shared, ops, suspects)?;
+        if !refused.is_empty() {
+            return Ok(Settled::Refused(refused));
+        }
+        let half = self.batch_size.load(Ordering::Relaxed) / 2;
+        self.batch_size.store(half.max(BATCH_SIZE_MIN), Ordering::Relaxed);
+        *producer = None;
+        Ok(Settled::TooMuch)
     }
 
     /// The broker refuses whole requests. Which of the outputs in them it means is found by halves, in
