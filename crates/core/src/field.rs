@@ -9,9 +9,10 @@ use serde_json::Value;
 ///
 /// ```
 /// use brigade_core::field::FieldPath;
-/// let path: FieldPath = "customer.id".parse().unwrap();
+/// let path: FieldPath = "customer.id".parse()?;
 /// let order = serde_json::json!({ "customer": { "id": 7 } });
 /// assert_eq!(path.find(&order), Some(&serde_json::json!(7)));
+/// # Ok::<_, Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FieldPath(Box<[Box<str>]>);

@@ -11,9 +11,10 @@ use twox_hash::XxHash3_128;
 ///
 /// ```
 /// use brigade_core::MessageId;
-/// let parent: MessageId = "000000000000000000000000000000ff".parse().unwrap();
+/// let parent: MessageId = "000000000000000000000000000000ff".parse()?;
 /// assert_eq!(parent.output("check", "checked", 0), parent.output("check", "checked", 0));
 /// assert_ne!(parent.output("check", "checked", 0), parent.output("check", "checked", 1));
+/// # Ok::<_, Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct MessageId(pub u128);

@@ -21,8 +21,9 @@ pub struct UnitError {
 /// ```
 /// use brigade_core::Period;
 /// use std::time::Duration;
-/// assert_eq!("200ms".parse::<Period>().unwrap().0, Duration::from_millis(200));
+/// assert_eq!("200ms".parse::<Period>()?.0, Duration::from_millis(200));
 /// assert!("200".parse::<Period>().is_err());
+/// # Ok::<_, Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Period(pub Duration);
@@ -32,7 +33,8 @@ pub struct Period(pub Duration);
 ///
 /// ```
 /// use brigade_core::ByteSize;
-/// assert_eq!("16MiB".parse::<ByteSize>().unwrap().0, 16 * 1024 * 1024);
+/// assert_eq!("16MiB".parse::<ByteSize>()?.0, 16 * 1024 * 1024);
+/// # Ok::<_, Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct ByteSize(pub u64);

@@ -52,7 +52,7 @@ struct Group {
 }
 
 /// A group that reads the topic.
-pub(crate) struct Grouped {
+pub(crate) struct GroupSettings {
     /// Its name in the pipeline file.
     pub(crate) name: String,
     /// The properties of its members.
@@ -80,10 +80,10 @@ impl TopicAdmin {
         site: Site,
         topic: String,
         cluster: String,
-        groups: Vec<Grouped>,
+        groups: Vec<GroupSettings>,
         producer: KafkaProducer,
     ) -> Result<Self, ConnectorError> {
-        let open = |Grouped { name, mut config, retry_topics }: Grouped| {
+        let open = |GroupSettings { name, mut config, retry_topics }: GroupSettings| {
             config.remove("group.instance.id");
             config.set("enable.partition.eof", "true");
             let client = config

@@ -38,14 +38,21 @@ pub(crate) struct Assignment {
     origins: FxHashMap<u64, String>,
 }
 
-/// A message that came.
+/// What a record is to this consumer.
 #[derive(Debug)]
-pub(crate) struct Arrival {
-    pub(crate) incoming: Incoming,
-    /// Not to be handed out before.
-    pub(crate) due: Option<Instant>,
-    /// Where the message stands whose copy it is.
-    pub(crate) origin: Option<String>,
+#[expect(clippy::large_enum_variant, reason = "a box would be an allocation for each record")]
+pub(crate) enum Arrival {
+    Message {
+        incoming: Incoming,
+        /// Not to be handed out before.
+        due: Option<Instant>,
+        /// Where the message stands whose copy it is.
+        origin: Option<String>,
+    },
+    /// Nothing: it is passed over.
+    Nothing,
+    /// A message of another consumer's, in the same group: nothing of its partition may be committed here.
+    Anothers,
 }
 
 #[derive(Debug)]
@@ -116,36 +123,40 @@ impl Assignment {
         self.origins.retain(|position, _| slot_of(*position) != slot);
     }
 
-    /// A record came; the message is only made when it is to be handed out. One of which none is made is
-    /// not for this group.
+    /// A record came; it is only read if it is not resolved. Says whether the partition is ours.
     pub(crate) fn arrive(
         &mut self,
         place: &Place,
         offset: u64,
-        arrival: impl FnOnce(Receipt) -> Option<Arrival>,
-    ) {
-        let Some(slot) = self.by_place.get(place).copied() else { return };
-        let Some(ledger) = &mut self.slots[slot].ledger else { return };
+        arrival: impl FnOnce(Receipt) -> Arrival,
+    ) -> bool {
+        let Some(slot) = self.by_place.get(place).copied() else { return true };
+        let Some(ledger) = &mut self.slots[slot].ledger else { return true };
         if offset < ledger.next {
             // The topic was made anew, or its log cut: what was known of it is void.
             *ledger = Ledger::starting_at(Watermark::starting_at(offset));
             self.forget(slot);
         }
-        let Some(ledger) = &mut self.slots[slot].ledger else { return };
+        let Some(ledger) = &mut self.slots[slot].ledger else { return true };
         // Offsets that do not come were compacted away or are a transaction's marks.
         ledger.watermark.resolve_range(ledger.next, offset);
         ledger.next = offset + 1;
         if ledger.watermark.is_resolved(offset) {
-            return;
+            return true;
         }
         let position = (slot as u64) << OFFSET_BITS | offset;
-        let Some(Arrival { incoming, due, origin }) = arrival(Receipt { position, fence: 0 })
-        else {
-            ledger.resolve(offset);
-            return;
-        };
-        self.origins.extend(origin.map(|origin| (position, origin)));
-        self.messages.put_at(incoming, due);
+        match arrival(Receipt { position, fence: 0 }) {
+            Arrival::Message { incoming, due, origin } => {
+                self.origins.extend(origin.map(|origin| (position, origin)));
+                self.messages.put_at(incoming, due);
+            }
+            Arrival::Nothing => ledger.resolve(offset),
+            Arrival::Anothers => {
+                self.revoke(place);
+                return false;
+            }
+        }
+        true
     }
 
     /// What can be handed out now.
@@ -440,14 +451,14 @@ mod tests {
                 let (due, origin) = match kind {
                     Kind::Plain => (None, None),
                     Kind::Delayed => (Some(self.begun + LATER), Some("first[1]@2".to_owned())),
-                    Kind::Foreign => return None,
+                    Kind::Foreign => return Arrival::Nothing,
                 };
-                Some(Arrival { incoming, due, origin })
+                Arrival::Message { incoming, due, origin }
             };
             if let Kind::Foreign = kind {
                 self.done.insert(offset);
             }
-            self.assignment.arrive(&self.place, offset, arrival);
+            assert!(self.assignment.arrive(&self.place, offset, arrival));
         }
 
         fn take(&mut self, messages: usize) {

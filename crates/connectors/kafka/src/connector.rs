@@ -8,7 +8,7 @@ use brigade_core::connector::{
 use rdkafka::ClientConfig;
 use serde_json::Value;
 
-use crate::admin::{Grouped, TopicAdmin};
+use crate::admin::{GroupSettings, TopicAdmin};
 use crate::client::explain;
 use crate::consumer::{KafkaConsumer, Reading, blocking};
 use crate::lag::Lagging;
@@ -144,7 +144,7 @@ impl Connector for Kafka {
             let reader = Reader { stage, group, order: Order::None };
             let config = settings.member(queue, &reader);
             let retry_topics = settings.retry_names(queue, &reader).topics;
-            Grouped { name: name.to_string(), config, retry_topics }
+            GroupSettings { name: name.to_string(), config, retry_topics }
         };
         let groups = groups.iter().map(group).collect();
         Ok(Arc::new(TopicAdmin::open(site, topic, cluster, groups, producer)?))

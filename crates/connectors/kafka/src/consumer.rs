@@ -18,7 +18,7 @@ use crate::client::explain;
 use crate::lag::Lagging;
 use crate::metadata::{RANGES_MAX, SPAN_MAX};
 use crate::poll::{Client, Shared, commit, run};
-use crate::retry::{Copy, RetryTopics};
+use crate::retry::{RetryCopy, RetryTopics};
 use crate::transaction::{Settled, Transactions};
 
 /// How long closing waits for the group.
@@ -178,7 +178,7 @@ impl KafkaConsumer {
         &self,
         transactions: &Arc<Transactions>,
         retry: &RetryTopics,
-        copies: Vec<Copy>,
+        copies: Vec<RetryCopy>,
         fenced: &mut Vec<Receipt>,
     ) -> Result<Vec<Failed>, ConnectorError> {
         let (mut refused, mut groups) = (Vec::new(), vec![copies]);
@@ -187,9 +187,9 @@ impl KafkaConsumer {
                 continue;
             }
             let receipts = copies.iter().map(|copy| copy.failed.receipt).collect();
-            let ops: Vec<StoreOp> = copies.iter().map(|copy| retry.op(copy)).collect();
+            let ops = Arc::new(copies.iter().map(|copy| retry.op(copy)).collect());
             // While something stands in the way nothing is done at all.
-            match self.settle(transactions, receipts, &ops).await? {
+            match self.settle(transactions, receipts, ops).await? {
                 Settled::Done => continue,
                 Settled::Fenced(gone) => {
                     copies.retain(|copy| !gone.contains(&copy.failed.receipt));
@@ -211,10 +211,11 @@ impl KafkaConsumer {
     async fn produce_copies(
         &self,
         retry: &RetryTopics,
-        copies: Vec<Copy>,
+        copies: Vec<RetryCopy>,
     ) -> Result<Vec<Failed>, ConnectorError> {
-        let (mut refused, mut gone, mut trouble) = (Vec::new(), Vec::new(), None);
-        for (failed, produced) in retry.put(copies).await? {
+        let (mut refused, mut gone) = (Vec::new(), Vec::new());
+        let (put, mut trouble) = retry.put(copies).await;
+        for (failed, produced) in put {
             match produced {
                 Produced::Confirmed => gone.push(failed.receipt),
                 Produced::Rejected(_) => refused.push(failed),
@@ -236,11 +237,11 @@ impl KafkaConsumer {
         &self,
         transactions: &Arc<Transactions>,
         receipts: Vec<Receipt>,
-        ops: &[StoreOp],
+        ops: Arc<Vec<StoreOp>>,
     ) -> Result<Settled, ConnectorError> {
         let turn = Arc::clone(&self.committing).lock_owned().await;
         let (shared, client) = (Arc::clone(&self.shared), self.client()?);
-        let (transactions, ops) = (Arc::clone(transactions), ops.to_vec());
+        let transactions = Arc::clone(transactions);
         let settled = blocking(move || {
             let _turn = turn;
             transactions.settle(&shared, &client, &receipts, &ops)
@@ -355,7 +356,8 @@ impl Consumer for KafkaConsumer {
                      input queue",
                 )
             })?;
-            return match self.settle(transactions, receipts, &ops).await? {
+            let ops = Arc::new(ops);
+            return match self.settle(transactions, receipts, Arc::clone(&ops)).await? {
                 Settled::Done => Ok(Acked::default()),
                 Settled::Fenced(fenced) => Ok(fenced.into()),
                 // The runtime tries again, with half as much and in smaller requests.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use brigade_core::connector::{ConnectorError, Incoming, Receipt};
+use brigade_core::connector::{ConnectorError, Incoming};
 use brigade_core::{IncarnationId, Timestamp};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -20,8 +20,9 @@ use tokio::sync::Notify;
 use crate::assignment::{Arrival, Assignment, Commit, Place};
 use crate::client::{explain, log};
 use crate::metadata::SPAN_MAX;
+use crate::record::CopyHeaders;
 use crate::settings::{Settings, Site};
-use crate::{metadata, record, retry};
+use crate::{metadata, record};
 
 /// What came and was not asked for yet: no more than this is polled ahead.
 const AHEAD_MESSAGES: usize = 2000;
@@ -184,18 +185,6 @@ impl Shared {
         ready as usize >= AHEAD_MESSAGES || ready > 0 && bytes >= AHEAD_BYTES
     }
 
-    /// Whether a record is a copy for this group on a topic that only an expression found: a retry topic of
-    /// another queue, for another stage.
-    fn is_anothers(&self, record: &BorrowedMessage<'_>, incarnation: IncarnationId) -> bool {
-        let Membership { group, topics, .. } = &self.of;
-        let topic = record.topic();
-        if !retry::is_of_group(topic, group) || topics.iter().any(|named| named == topic) {
-            return false;
-        }
-        let (_, copy) = record::incoming(record, incarnation, Receipt::default());
-        copy.group.as_deref() == Some(group.as_str())
-    }
-
     fn takes_anothers(&self, topic: &str) -> ConnectorError {
         ConnectorError::permanent(format!(
             "queue `{}` (Kafka at {}): an expression in `topics` finds `{topic}`, a retry topic of another \
@@ -204,19 +193,32 @@ impl Shared {
         ))
     }
 
-    /// What a record is to this group: nothing, if it is on another group's retry topic.
+    /// What a record is to this consumer. On topics that only an expression found there may be retry
+    /// topics: other groups', whose copies are passed over, and other queues' of this group.
     fn arrival(
         &self,
-        incoming: Incoming,
-        copy: record::Copy,
+        topic: &str,
+        mut incoming: Incoming,
+        copy: CopyHeaders,
         (now, time): (Instant, Timestamp),
-    ) -> Option<Arrival> {
-        let record::Copy { group, due, origin, .. } = copy;
-        let is_ours = group.is_none_or(|group| group == self.of.group);
+    ) -> Arrival {
+        let Membership { group, topics, .. } = &self.of;
+        let is_named = topics.iter().any(|named| named == topic);
+        match &copy.group {
+            None => return Arrival::Message { incoming, due: None, origin: None },
+            Some(of) if of == group && is_named => {}
+            Some(of) if of == group => return Arrival::Anothers,
+            // Somebody put it here by hand: to this group it is a message as any other.
+            Some(_) if is_named => {
+                (incoming.attempts, incoming.first_failed_at) = (0, None);
+                return Arrival::Message { incoming, due: None, origin: None };
+            }
+            Some(_) => return Arrival::Nothing,
+        }
         // A clock that is far behind those of others must not hold it up for longer than was meant.
         let now_or_made = incoming.enqueued_at.map_or(time, |made| time.max(made));
-        let due = due.map(|due| due.since(now_or_made)).filter(|left| !left.is_zero());
-        is_ours.then(|| Arrival { incoming, due: due.map(|left| now + left), origin })
+        let left = copy.due.map(|due| due.since(now_or_made)).filter(|left| !left.is_zero());
+        Arrival::Message { incoming, due: left.map(|left| now + left), origin: copy.origin }
     }
 
     /// Waits until there is room, for a while; says whether there is.
@@ -278,15 +280,13 @@ fn take_over(shared: &Shared, client: &Client, first: BorrowedMessage<'_>) {
         }
         let Some((place, incarnation)) = here else { continue };
         let offset = u64::try_from(record.offset()).unwrap_or_default();
-        if shared.is_anothers(record, *incarnation) {
-            // Nothing of it may be committed here.
-            assignment.revoke(place);
+        let is_ours = assignment.arrive(place, offset, |receipt| {
+            let (incoming, copy) = record::incoming(record, *incarnation, receipt);
+            shared.arrival(record.topic(), incoming, copy, now)
+        });
+        if !is_ours {
             *trouble = Some(shared.takes_anothers(record.topic()));
         }
-        assignment.arrive(place, offset, |receipt| {
-            let (incoming, copy) = record::incoming(record, *incarnation, receipt);
-            shared.arrival(incoming, copy, now)
-        });
     }
     drop(state);
     shared.arrived.notify_waiters();

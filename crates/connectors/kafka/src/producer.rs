@@ -103,9 +103,9 @@ impl ProducerContext for Reports {
     fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
         let report = match result {
             Ok(_) => Report::Is(Produced::Confirmed),
-            Err((error, _)) => match failed(&self.site, error) {
-                Produced::Rejected(why) => Report::Suspect(why),
-                produced => Report::Is(produced),
+            Err((error, _)) => match refusal(error) {
+                Some(why) => Report::Suspect(why),
+                None => Report::Is(failed(&self.site, error)),
             },
         };
         ticket.batch.set(ticket.at, report);
@@ -237,9 +237,7 @@ impl KafkaProducer {
             tokio::time::sleep(FULL).await;
         }
     }
-}
 
-impl KafkaProducer {
     /// Puts records, and waits for their reports.
     async fn put(
         &self,
@@ -262,39 +260,37 @@ impl KafkaProducer {
         outgoing: &[Outgoing],
         reports: Vec<Report>,
     ) -> Result<Vec<Produced>, ConnectorError> {
-        let (mut outcomes, mut suspects) = (Vec::with_capacity(reports.len()), Vec::new());
-        for (at, report) in reports.into_iter().enumerate() {
-            outcomes.push(match report {
-                Report::Is(produced) => produced,
-                Report::Suspect(why) => {
-                    suspects.push(at);
-                    Produced::Rejected(why)
+        let mut outcomes: Vec<Option<Produced>> = reports.iter().map(|_| None).collect();
+        let all: Vec<usize> = (0..outgoing.len()).collect();
+        let suspects = sort(&all, reports, &mut outcomes);
+        if !suspects.is_empty() {
+            let _alone = self.alone.write().await;
+            let mut groups = halves(suspects);
+            while let Some(group) = groups.pop() {
+                let reports = self.put(group.iter().map(|at| &outgoing[*at])).await?;
+                let still = sort(&group, reports, &mut outcomes);
+                if group.len() > 1 {
+                    groups.extend(halves(still));
                 }
-            });
-        }
-        if suspects.is_empty() {
-            return Ok(outcomes);
-        }
-        let _alone = self.alone.write().await;
-        let mut groups = halves(suspects);
-        while let Some(group) = groups.pop() {
-            let reports = self.put(group.iter().map(|at| &outgoing[*at])).await?;
-            let mut still = Vec::new();
-            for (at, report) in group.iter().zip(reports) {
-                outcomes[*at] = match report {
-                    Report::Is(produced) => produced,
-                    Report::Suspect(why) => {
-                        still.push(*at);
-                        Produced::Rejected(why)
-                    }
-                };
-            }
-            if group.len() > 1 {
-                groups.extend(halves(still));
             }
         }
-        Ok(outcomes)
+        Ok(outcomes.into_iter().flatten().collect())
     }
+}
+
+/// Notes what became of records by their places; answers with those that may be innocent.
+fn sort(places: &[usize], reports: Vec<Report>, outcomes: &mut [Option<Produced>]) -> Vec<usize> {
+    let mut suspects = Vec::new();
+    for (at, report) in places.iter().zip(reports) {
+        outcomes[*at] = Some(match report {
+            Report::Is(produced) => produced,
+            Report::Suspect(why) => {
+                suspects.push(*at);
+                Produced::Rejected(why)
+            }
+        });
+    }
+    suspects
 }
 
 /// The two halves of what is to be told apart, the first last: it is taken first, so that what is taken

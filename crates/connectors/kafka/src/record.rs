@@ -68,10 +68,10 @@ pub(crate) fn record<'m, D: IntoOpaque>(
     }
 }
 
-/// What a record is beside its message.
+/// What a record on a retry topic says beside its message.
 #[derive(Debug, Default)]
-pub(crate) struct Copy {
-    /// For which group it is, if it is on a retry topic.
+pub(crate) struct CopyHeaders {
+    /// For which group it is; none, if it is no copy.
     pub(crate) group: Option<String>,
     /// Not to be handed out before.
     pub(crate) due: Option<Timestamp>,
@@ -87,7 +87,7 @@ pub(crate) fn incoming(
     record: &BorrowedMessage<'_>,
     incarnation: IncarnationId,
     receipt: Receipt,
-) -> (Incoming, Copy) {
+) -> (Incoming, CopyHeaders) {
     let time = record.timestamp().to_millis().map(Timestamp);
     let (payload, key) = bytes(record.payload(), record.key());
     let mut message = Message { payload, key, event_time: time, ..Message::default() };
@@ -125,7 +125,7 @@ fn bytes(payload: Option<&[u8]>, key: Option<&[u8]>) -> (Option<Bytes>, Option<B
 struct OwnHeaders {
     id: Option<MessageId>,
     event_time: Option<Timestamp>,
-    copy: Copy,
+    copy: CopyHeaders,
 }
 
 fn read_headers(headers: &BorrowedHeaders) -> (OwnHeaders, Headers) {

@@ -53,7 +53,7 @@ struct Tier {
 
 /// A failed message on its way.
 #[derive(Clone)]
-pub(crate) struct Copy {
+pub(crate) struct RetryCopy {
     pub(crate) failed: Failed,
     pub(crate) outgoing: Outgoing,
     tier: usize,
@@ -74,12 +74,6 @@ impl RetryNames {
         let topics = tiers.iter().map(|tier| format!("{beginning}{tier}")).collect();
         Self { beginning, topics }
     }
-}
-
-/// Whether a topic is a retry topic of a group, whatever its queue.
-pub(crate) fn is_of_group(topic: &str, group: &str) -> bool {
-    let rest = topic.strip_prefix(group).and_then(|rest| rest.strip_prefix('.'));
-    rest.is_some_and(|rest| rest.contains(".retry."))
 }
 
 /// Refuses what Kafka takes for no topic's name.
@@ -130,7 +124,7 @@ impl RetryTopics {
         failed: Failed,
         origin: &str,
         now: Timestamp,
-    ) -> Result<Copy, Failed> {
+    ) -> Result<RetryCopy, Failed> {
         let FailedReason::Attempt { attempts, error } = &failed.reason else { return Err(failed) };
         if (incoming.message.size() + HEADERS_MAX) as u64 > self.max_bytes {
             return Err(failed);
@@ -154,29 +148,31 @@ impl RetryTopics {
         if let Some(Timestamp(time)) = message.event_time.take() {
             set(&mut message, EVENT_TIME, time.to_string());
         }
-        Ok(Copy { failed, outgoing: message.into(), tier })
+        Ok(RetryCopy { failed, outgoing: message.into(), tier })
     }
 
     /// A copy as a part of a transaction.
-    pub(crate) fn op(&self, copy: &Copy) -> StoreOp {
+    pub(crate) fn op(&self, copy: &RetryCopy) -> StoreOp {
         let queue = Arc::clone(&self.tiers[copy.tier].topic);
         StoreOp::Enqueue { queue, outgoing: copy.outgoing.clone() }
     }
 
-    /// Puts copies on their topics; says for each what became of it.
+    /// Puts copies on their topics; says for each what became of it, until there is trouble.
     pub(crate) async fn put(
         &self,
-        copies: Vec<Copy>,
-    ) -> Result<Vec<(Failed, Produced)>, ConnectorError> {
+        copies: Vec<RetryCopy>,
+    ) -> (Vec<(Failed, Produced)>, Option<ConnectorError>) {
         let mut done = Vec::with_capacity(copies.len());
         for (at, tier) in self.tiers.iter().enumerate() {
             let of_tier = copies.iter().filter(|copy| copy.tier == at);
             let outgoing: Vec<Outgoing> = of_tier.clone().map(|c| c.outgoing.clone()).collect();
             let (false, Some(producer)) = (outgoing.is_empty(), &tier.producer) else { continue };
-            let produced = producer.produce(&outgoing).await?;
-            done.extend(of_tier.map(|copy| copy.failed.clone()).zip(produced));
+            match producer.produce(&outgoing).await {
+                Ok(produced) => done.extend(of_tier.map(|c| c.failed.clone()).zip(produced)),
+                Err(error) => return (done, Some(error)),
+            }
         }
-        Ok(done)
+        (done, None)
     }
 }
 

@@ -137,9 +137,8 @@ const OWN: [(&str, &str); 6] = [
 const SERVERS: &str = "bootstrap.servers";
 const RESET: &str = "auto.offset.reset";
 
-/// How long a message may wait on a retry topic, and how many of them there may be.
+/// How long a message may wait on a retry topic.
 const RETRY: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
-const RETRY_TOPICS_MAX: usize = 10;
 
 /// The longest record, with all that is around it, if `message.max.bytes` does not say otherwise.
 const MESSAGE_MAX: u64 = 1_000_000;
@@ -323,10 +322,6 @@ impl Settings {
         if !tiers.is_sorted_by(|a, b| a.0 < b.0) {
             problems.push(at("expected ascending times".to_owned()));
         }
-        if tiers.len() > RETRY_TOPICS_MAX {
-            let message = format!("expected at most {RETRY_TOPICS_MAX}, found {}", tiers.len());
-            problems.push(at(message));
-        }
         let reset = self.config.get(RESET).map(ToString::to_string);
         let from_first = ["earliest", "beginning", "smallest"];
         if let Some(reset) = reset.filter(|reset| !from_first.contains(&&**reset))
@@ -436,8 +431,6 @@ mod tests {
         assert_eq!(told(json!({ "retry_topics": ["1m", "60s"] })), ["expected ascending times"]);
         let late = json!({ "retry_topics": ["1m"], "config": { "auto.offset.reset": "latest" } });
         assert_eq!(told(late), ["`retry_topics` cannot be with `auto.offset.reset: latest`"]);
-        let many: Vec<String> = (1..12).map(|seconds| format!("{seconds}s")).collect();
-        assert_eq!(told(json!({ "retry_topics": many })), ["expected at most 10, found 11"]);
     }
 
     #[test]

@@ -155,6 +155,19 @@ async fn another_groups_copies_are_passed_over() {
     assert_eq!(last.iter().map(number).collect::<Vec<_>>(), [10], "and nothing else");
 }
 
+/// Somebody took a record from another group's retry topic and put it on the input by hand.
+#[tokio::test]
+async fn on_the_input_another_groups_copy_is_a_message_as_any_other() {
+    let queue = retrying(1, &["1s"]);
+    let late = Timestamp::from(std::time::SystemTime::now()).after(PATIENCE).0.to_string();
+    let copy = Message::new("7").with_header("brigade-group", "other").with_header("own", "1");
+    let copy = copy.with_header("brigade-attempts", "3").with_header("brigade-due", late);
+    producer(&queue).await.produce(&[copy.into()]).await.unwrap();
+    let member = consumer(&queue).await.unwrap();
+    let taken = take_some(&member, 10).await;
+    assert_eq!((number(&taken[0]), taken[0].attempts, taken[0].message.headers.len()), (7, 0, 1));
+}
+
 /// What waits on the topic of a tier that was taken out of the file is still read.
 #[tokio::test]
 async fn a_tier_that_is_gone_is_emptied() {
