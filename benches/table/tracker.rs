@@ -24,13 +24,15 @@ pub(crate) fn per_message(name: &'static str) -> Row {
         let (mut flights, mut resolved) = (Flights::default(), Vec::new());
         let begun = Instant::now();
         for round in 0..ROUNDS {
+            let mut handing_out = origin.hand_out(CHUNK as usize);
             let chunk = (0..CHUNK).map(|at| {
                 let receipt = Receipt { position: round * CHUNK + at, fence: 1 };
                 let slot = flights.hand_out(receipt, 64, None);
+                let (number, guard) = handing_out.next(slot);
                 Delivery::from(Parts {
                     message: message.clone(),
                     parsed: None,
-                    number: origin.next_number(),
+                    number,
                     attempts: 0,
                     redeliveries: 0,
                     codec: brigade::Codec::Json,
@@ -39,7 +41,7 @@ pub(crate) fn per_message(name: &'static str) -> Row {
                     enqueued_at: None,
                     first_failed_at: None,
                     defect: None,
-                    guard: origin.guard(slot),
+                    guard,
                 })
             });
             let chunk: Vec<Delivery> = chunk.collect();

@@ -91,7 +91,37 @@ pub fn registry() -> Registry {
     registry
 }
 
-/// A program with the whole command line and these components.
+/// What [`allocator!`] names.
+#[doc(hidden)]
+#[cfg(feature = "mimalloc")]
+pub use mimalloc::MiMalloc;
+
+/// The allocator that [`main!`] brings along, for other programs with pipelines in them: mimalloc, with
+/// which a message takes a quarter less processor time than with glibc's. Without the feature `mimalloc`,
+/// which is on by default, it is nothing, and the program keeps its own.
+///
+/// ```
+/// brigade::allocator! {}
+///
+/// fn main() {}
+/// ```
+#[cfg(feature = "mimalloc")]
+#[macro_export]
+macro_rules! allocator {
+    () => {
+        #[global_allocator]
+        static ALLOCATOR: $crate::MiMalloc = $crate::MiMalloc;
+    };
+}
+
+/// Without the feature `mimalloc` it is nothing, and the program keeps its own allocator.
+#[cfg(not(feature = "mimalloc"))]
+#[macro_export]
+macro_rules! allocator {
+    () => {};
+}
+
+/// A program with the whole command line and these components, and with [`allocator!`].
 ///
 /// ```no_run
 /// use brigade::prelude::*;
@@ -127,6 +157,8 @@ macro_rules! main {
         $crate::main!(@add $registry ; $($rest)*);
     };
     ($($components:tt)*) => {
+        $crate::allocator! {}
+
         fn main() -> ::std::process::ExitCode {
             let registry = $crate::registry();
             $crate::main!(@add registry $($components)*);

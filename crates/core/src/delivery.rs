@@ -8,7 +8,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use smallvec::SmallVec;
@@ -154,12 +154,28 @@ pub struct Resolved {
 /// Where deliveries come from, and where their resolutions go: one for each life of a consumer
 /// actor, outside of it, so that nothing is lost with the actor.
 pub struct Origin {
-    resolved: Mutex<Vec<Resolved>>,
-    /// A count of live guards that is kept apart from the consumer's list: the two must agree.
-    live: AtomicU64,
+    ended: Mutex<Ended>,
+    /// Guards that were made. Without those that ended it is a count of live guards, which is kept apart
+    /// from the consumer's list: the two must agree.
+    made: AtomicU64,
     handed_out: AtomicU64,
     locate: Locate,
     wake: Box<dyn Fn() + Send + Sync>,
+}
+
+/// The guards that ended.
+#[derive(Default)]
+struct Ended {
+    count: u64,
+    /// Those of them that the consumer has not taken yet.
+    resolved: Vec<Resolved>,
+}
+
+/// What one pull of a consumer's becomes: so many deliveries, counted at once.
+pub struct HandingOut<'a> {
+    origin: &'a Arc<Origin>,
+    next: u64,
+    past: u64,
 }
 
 thread_local! {
@@ -180,35 +196,37 @@ impl Origin {
     /// nothing before. `wake` must not panic and not block: it runs in destructors.
     pub fn new(locate: Locate, wake: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
         Arc::new(Self {
-            resolved: Mutex::default(),
-            live: AtomicU64::new(0),
+            ended: Mutex::default(),
+            made: AtomicU64::new(0),
             handed_out: AtomicU64::new(0),
             locate,
             wake: Box::new(wake),
         })
     }
 
-    /// The number of the next handing-over.
-    pub fn next_number(&self) -> u64 {
-        self.handed_out.fetch_add(1, Ordering::Relaxed) + 1
+    /// So many messages are handed out.
+    pub fn hand_out(self: &Arc<Self>, n: usize) -> HandingOut<'_> {
+        let n = n as u64;
+        self.made.fetch_add(n, Ordering::Relaxed);
+        let next = self.handed_out.fetch_add(n, Ordering::Relaxed) + 1;
+        HandingOut { origin: self, next, past: next + n }
     }
 
-    /// The duty to resolve what is in `slot`.
-    pub fn guard(self: &Arc<Self>, slot: Slot) -> Guard {
-        self.live.fetch_add(1, Ordering::Relaxed);
+    fn guard(self: &Arc<Self>, slot: Slot) -> Guard {
         Guard { origin: Some(Arc::clone(self)), slot: Some(slot) }
     }
 
     /// Everything resolved since the last call, oldest first, into an empty vector.
     pub fn take(&self, into: &mut Vec<Resolved>) {
         debug_assert!(into.is_empty(), "the vector would be lost");
-        let mut resolved = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::swap(&mut *resolved, into);
+        std::mem::swap(&mut self.lock().resolved, into);
     }
 
     /// How many guards live.
     pub fn live(&self) -> u64 {
-        self.live.load(Ordering::Relaxed)
+        // Those that ended first: each of them was made before.
+        let ended = self.lock().count;
+        self.made.load(Ordering::Relaxed) - ended
     }
 
     /// Calls `wake`, for what else the consumer has to be told.
@@ -218,21 +236,45 @@ impl Origin {
 
     fn resolve(&self, slot: Slot, resolution: Resolution) {
         ENDED_HERE.set(ENDED_HERE.get().wrapping_add(1));
-        // A poisoned lock is harmless here: a push is all that is ever done under it.
-        let mut resolved = self.resolved.lock().unwrap_or_else(PoisonError::into_inner);
-        resolved.push(Resolved { slot, resolution });
-        let first = resolved.len() == 1;
-        drop(resolved);
-        self.live.fetch_sub(1, Ordering::Relaxed);
+        let mut ended = self.lock();
+        ended.count += 1;
+        ended.resolved.push(Resolved { slot, resolution });
+        let first = ended.resolved.len() == 1;
+        drop(ended);
         if first {
             (self.wake)();
         }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Ended> {
+        // A poisoned lock is harmless here: a push is all that is ever done under it.
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl fmt::Debug for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Origin").field("live", &self.live()).finish_non_exhaustive()
+    }
+}
+
+impl HandingOut<'_> {
+    /// The number of the next of these handings-over, and the duty to resolve what is in `slot`.
+    ///
+    /// # Panics
+    ///
+    /// When there are more of them than were counted.
+    pub fn next(&mut self, slot: Slot) -> (u64, Guard) {
+        assert!(self.next < self.past, "more is handed out than was said");
+        let number = self.next;
+        self.next += 1;
+        (number, self.origin.guard(slot))
+    }
+}
+
+impl Drop for HandingOut<'_> {
+    fn drop(&mut self) {
+        self.origin.made.fetch_sub(self.past - self.next, Ordering::Relaxed);
     }
 }
 
@@ -255,7 +297,10 @@ impl Guard {
     /// resolved, so that its slot cannot end early.
     pub fn child(&self) -> Guard {
         match (&self.origin, self.slot) {
-            (Some(origin), Some(slot)) => origin.guard(slot),
+            (Some(origin), Some(slot)) => {
+                origin.made.fetch_add(1, Ordering::Relaxed);
+                origin.guard(slot)
+            }
             _ => Guard::default(),
         }
     }
@@ -404,7 +449,7 @@ mod tests {
     #[test]
     fn a_guard_lost_in_a_panic_is_resolved_as_dropped() {
         let origin = Origin::new(nowhere(), || {});
-        let guard = origin.guard(Slot(3));
+        let (_, guard) = origin.hand_out(1).next(Slot(3));
         let result = catch_unwind(AssertUnwindSafe(move || {
             let _held = guard;
             panic!("user code");
@@ -425,7 +470,8 @@ mod tests {
         let origin = Origin::new(nowhere(), move || {
             count.fetch_add(1, Ordering::Relaxed);
         });
-        let guards: Vec<_> = (0..5).map(|slot| origin.guard(Slot(slot))).collect();
+        let mut handing_out = origin.hand_out(5);
+        let guards: Vec<_> = (0..5).map(|slot| handing_out.next(Slot(slot)).1).collect();
         assert_eq!(origin.live(), 5);
         for guard in guards {
             guard.resolve(Resolution::Discarded);
@@ -437,7 +483,7 @@ mod tests {
     #[test]
     fn a_guard_that_is_leaked_stays_in_the_count_of_live_guards() {
         let origin = Origin::new(nowhere(), || {});
-        std::mem::forget(origin.guard(Slot(0)));
+        std::mem::forget(origin.hand_out(1).next(Slot(0)));
         assert_eq!(origin.live(), 1);
         assert!(taken(&origin).is_empty());
     }
@@ -452,9 +498,10 @@ mod tests {
             let origin = Origin::new(nowhere(), || {});
             let mut guards: Vec<Vec<(Guard, u8)>> = (0..threads).map(|_| Vec::new()).collect();
             let mut expected = Vec::new();
+            let mut handing_out = origin.hand_out(ends.len());
             for (at, end) in ends.iter().enumerate() {
                 let slot = u32::try_from(at).unwrap();
-                let guard = origin.guard(Slot(slot));
+                let (_, guard) = handing_out.next(Slot(slot));
                 expected.push(slot);
                 if *end == 3 {
                     // A child shares its parent's slot.

@@ -15,7 +15,7 @@ use brigade_core::connector::{
     ConnectorError, Consumer as ConnectorConsumer, ErrorKind, Incoming, Order, Want,
 };
 use brigade_core::credit::Credit;
-use brigade_core::delivery::{Delivery, Origin, Parts, Resolved, Slot};
+use brigade_core::delivery::{Delivery, Guard, Origin, Parts, Resolved};
 use brigade_core::flight::{Finished, Flights, Since};
 use brigade_core::order::shard;
 use brigade_core::retry::doubled;
@@ -29,10 +29,13 @@ use crate::plan::{QueuePlace, QueuePlan, StagePlan};
 use crate::pool::{CHUNK_MAX, Pool, Port};
 use crate::tree::{Exit, Report};
 
-/// The most messages asked for at once: eight chunks, or two for each of the workers.
-const PULL_MAX: usize = 8 * CHUNK_MAX;
+/// The most messages asked for at once: sixteen chunks, or two for each of the workers.
+const PULL_MAX: usize = 16 * CHUNK_MAX;
 /// The most messages settled in one transaction, so that locks are not held for long.
-const SETTLE_MAX: usize = 4 * PULL_MAX;
+const SETTLE_MAX: usize = 2 * PULL_MAX;
+/// While something is being settled, more is begun with only when it is so much: many small
+/// transactions cost a store more than few large ones.
+const SETTLE_BESIDE: usize = PULL_MAX / 2;
 /// Settlements under way at once: one that waits for the disk and one that is being prepared.
 const SETTLEMENTS_MAX: usize = 2;
 /// How long settlements that are under way may take when the consumer closes.
@@ -328,6 +331,9 @@ impl PullLoop {
     fn settle(&mut self) {
         let max = if self.site.stage.order == Order::None { SETTLEMENTS_MAX } else { 1 };
         while !self.finished.is_empty() && self.settling.len() < max {
+            if !self.settling.is_empty() && self.finished.len() < SETTLE_BESIDE {
+                return;
+            }
             let n = self.finished.len().min(SETTLE_MAX);
             let batch: Vec<Finished> = self.finished.drain(..n).collect();
             let site = Rc::clone(&self.site);
@@ -436,10 +442,7 @@ impl PullLoop {
                 self.failures = 0;
                 self.came += messages.len() as u64;
                 self.site.stage.came(messages.len());
-                let received = Instant::now();
-                for incoming in messages {
-                    self.hand_out(incoming, received);
-                }
+                self.hand_out(messages);
                 Ok(())
             }
             Err(error) if error.is_transient() => {
@@ -456,16 +459,20 @@ impl PullLoop {
         }
     }
 
-    fn hand_out(&mut self, incoming: Incoming, received: Instant) {
-        let since = Since { enqueued_at: incoming.enqueued_at, received };
-        let size = incoming.message.size();
-        let slot = self.flights.hand_out(incoming.receipt, size, Some(since));
-        let mut delivery = self.delivery(incoming, slot);
-        let line = self.line(&mut delivery);
-        if self.backlog.len() <= line {
-            self.backlog.resize_with(line + 1, VecDeque::new);
+    fn hand_out(&mut self, messages: Vec<Incoming>) {
+        let received = Instant::now();
+        let mut handing_out = self.origin.hand_out(messages.len());
+        for incoming in messages {
+            let since = Since { enqueued_at: incoming.enqueued_at, received };
+            let size = incoming.message.size();
+            let slot = self.flights.hand_out(incoming.receipt, size, Some(since));
+            let mut delivery = self.delivery(incoming, handing_out.next(slot));
+            let line = self.line(&mut delivery);
+            if self.backlog.len() <= line {
+                self.backlog.resize_with(line + 1, VecDeque::new);
+            }
+            self.backlog[line].push_back(delivery);
         }
-        self.backlog[line].push_back(delivery);
     }
 
     /// Which line of the backlog a delivery stands in.
@@ -480,7 +487,7 @@ impl PullLoop {
         delivery.message.key.as_ref().map_or(0, |key| shard(key, workers))
     }
 
-    fn delivery(&self, mut incoming: Incoming, slot: Slot) -> Delivery {
+    fn delivery(&self, mut incoming: Incoming, (number, guard): (u64, Guard)) -> Delivery {
         let codec = match self.site.input.place {
             QueuePlace::Connector(_) => self.site.input.codec,
             // What is redriven is written as it was when it came to the stage.
@@ -490,7 +497,7 @@ impl PullLoop {
             message: incoming.message,
             codec,
             parsed: None,
-            number: self.origin.next_number(),
+            number,
             attempts: incoming.attempts,
             redeliveries: incoming.redeliveries,
             input: self.site.input.index,
@@ -498,7 +505,7 @@ impl PullLoop {
             enqueued_at: incoming.enqueued_at,
             first_failed_at: incoming.first_failed_at,
             defect: incoming.defect,
-            guard: self.origin.guard(slot),
+            guard,
         };
         parts.into()
     }
