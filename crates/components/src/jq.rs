@@ -6,13 +6,19 @@ use brigade_core::component::{Context, DecodeError, HandleError, Parsed};
 use jaq_core::data::JustLut;
 use jaq_core::load::{self, Arena, File, Loader, lex};
 use jaq_core::{Compiler, Ctx, Vars, unwrap_valr};
-use jaq_json::Val;
+use jaq_json::{Num, Val};
 use serde::Deserialize;
 
 use crate::shared::{decode, reject};
 
 /// The most values one expression may make of one message.
 pub(crate) const VALUES_MAX: usize = 10_000;
+
+/// How deeply JSON may be nested that is read again: as deeply as `serde_json` reads.
+const DEPTH_MAX: usize = 127;
+
+/// What would end the process, or put its environment into messages.
+const LEFT_OUT: [&str; 3] = ["halt", "halt_error", "env"];
 
 /// A compiled expression. Numbers are exact, however many digits they have.
 #[derive(Clone)]
@@ -25,7 +31,9 @@ impl Expression {
     /// Compiles an expression.
     pub(crate) fn new(text: &str) -> Result<Self, String> {
         let definitions = jaq_core::defs().chain(jaq_std::defs()).chain(jaq_json::defs());
+        let definitions = definitions.filter(|definition| !LEFT_OUT.contains(&definition.name));
         let functions = jaq_core::funs().chain(jaq_std::funs()).chain(jaq_json::funs());
+        let functions = functions.filter(|(name, ..)| !LEFT_OUT.contains(name));
         let arena = Arena::default();
         let loader = Loader::new(definitions);
         let modules = loader.load(&arena, File { code: text, path: () }).map_err(|errors| {
@@ -66,6 +74,31 @@ impl Expression {
             }
             _ => Err(reject(format!("`{}`: expected one value, found several", self.text))),
         }
+    }
+}
+
+/// Writes a value as JSON, which values of jq need not be.
+pub(crate) fn json(value: &Val) -> Result<String, HandleError> {
+    let unfit = |what: String| reject(format!("makes what JSON has not: {what}"));
+    no_json(value, 0).map_or_else(|| Ok(value.to_string()), |what| Err(unfit(what)))
+}
+
+/// What of a value JSON has not, if anything.
+fn no_json(value: &Val, depth: usize) -> Option<String> {
+    let is_text = |bytes: &[u8]| std::str::from_utf8(bytes).is_ok();
+    match value {
+        Val::Num(Num::Float(number)) if !number.is_finite() => Some(format!("the number {value}")),
+        Val::BStr(_) => Some("bytes (`@base64` writes them as a text)".to_owned()),
+        Val::TStr(text) if !is_text(text) => Some("a text that is no UTF-8".to_owned()),
+        Val::Arr(_) | Val::Obj(_) if depth >= DEPTH_MAX => {
+            Some(format!("more than {DEPTH_MAX} levels (as far as it is read again)"))
+        }
+        Val::Arr(values) => values.iter().find_map(|value| no_json(value, depth + 1)),
+        Val::Obj(entries) => entries.iter().find_map(|(key, value)| match key {
+            Val::TStr(_) => no_json(key, depth + 1).or_else(|| no_json(value, depth + 1)),
+            _ => Some(format!("the key {key}, which is no text")),
+        }),
+        Val::Null | Val::Bool(_) | Val::Num(_) | Val::TStr(_) => None,
     }
 }
 

@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::jq::{Expression, input};
+use crate::jq::{Expression, input, json};
 use crate::shared::{Inline, Inlined, problem, reject, schema};
 
 /// `map`: what a jq expression makes of each message. Every value becomes a message; none means
@@ -89,7 +89,7 @@ impl Inline for Mapping {
     fn handle(&mut self, parsed: Option<Parsed>, cx: &Context) -> Result<Emit, HandleError> {
         let (mut emit, mut bytes) = (Emit::none(), 0);
         for value in self.value.run(input(parsed, cx)?)? {
-            let payload = value.to_string();
+            let payload = json(&value)?;
             bytes += payload.len();
             if bytes > BYTES_MAX {
                 return Err(reject(format!("makes more than {BYTES_MAX} bytes of one message")));

@@ -97,6 +97,31 @@ async fn map_makes_any_number_of_messages_and_keeps_integers_exact() {
 }
 
 #[tokio::test]
+async fn map_writes_nothing_that_is_no_json() {
+    for (jq, what) in [
+        (".n / 0", "the number Infinity"),
+        ("[-1/0, 0/0]", "the number -Infinity"),
+        ("{a: [nan]}", "the number NaN"),
+        ("{(null): 1}", "the key null, which is no text"),
+        ("{(.n|tostring|tonumber): 1}", "the key 1, which is no text"),
+        (". as $n | [\"a\"] | tobytes", "bytes"),
+        ("reduce range(200) as $n (1; [.])", "more than 127 levels"),
+    ] {
+        let rejected = answers(json!({ "map": jq }), &["o"], "{\"n\": 1}").await.unwrap_err();
+        assert!(rejected.starts_with("reject: makes what JSON has not: "), "{jq}: {rejected}");
+        assert!(rejected.contains(what), "{jq}: {rejected}");
+    }
+}
+
+#[tokio::test]
+async fn an_expression_neither_ends_the_process_nor_sees_its_environment() {
+    for jq in ["halt", "halt(1)", "halt_error", "env"] {
+        let refused = answers(json!({ "map": jq }), &["o"], "1").await.unwrap_err();
+        assert!(refused.contains("uses what is not defined"), "{jq}: {refused}");
+    }
+}
+
+#[tokio::test]
 async fn route_takes_the_first_rule_that_applies() {
     let rules =
         || json!({ "route": [{ "when": ". < 0", "to": "low" }, { "when": ". < 9", "to": "mid" }] });

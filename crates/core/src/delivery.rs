@@ -172,6 +172,7 @@ struct Ended {
 }
 
 /// What one pull of a consumer's becomes: so many deliveries, counted at once.
+#[derive(Debug)]
 pub struct HandingOut<'a> {
     origin: &'a Arc<Origin>,
     next: u64,
