@@ -109,6 +109,23 @@ fn the_same_pipeline_in_three_formats_does_the_same() {
 }
 
 #[test]
+fn a_run_ends_with_its_books() {
+    let place = Place::new("p.yaml", YAML);
+    place.write("in.jsonl", &(numbers(0..100) + "{\n"));
+    let (_, told) = place.run(&["run", "p.yaml", "--until-idle"], 3);
+    let row = |stage: &str| -> Vec<&str> {
+        let line = told.lines().find(|line| line.starts_with(&format!(" {stage} "))).unwrap();
+        line.split_whitespace().skip(1).collect()
+    };
+    // Calls, received, acked, filtered, dead letters, discarded, requeued, released, in flight.
+    assert_eq!(row("sort")[..9], ["101", "101", "89", "11", "1", "0", "0", "0", "0"], "{told}");
+    assert_eq!(row("sort")[9..], ["big", "89"], "{told}");
+    assert_eq!(row("copy")[9..], ["out", "89"], "{told}");
+    let last = told.lines().last().unwrap();
+    assert_eq!(last, "the books close: 190 messages received, each has an outcome", "{told}");
+}
+
+#[test]
 fn the_command_line_lies_over_the_environment_and_that_over_the_file() {
     let place = Place::new("p.yaml", YAML);
     place.write("in.jsonl", &numbers(0..20));

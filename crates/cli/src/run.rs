@@ -1,9 +1,10 @@
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use brigade_core::Period;
 use brigade_pipeline::{MetricNames, Topology};
-use brigade_runtime::{Registry, Running, Stopped, Supervisor, Watcher};
+use brigade_runtime::{Registry, Running, StageStatus, Stopped, Supervisor, Watcher};
 use clap::Args;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -176,9 +177,11 @@ fn summary(pipelines: &[Stopped]) {
         "requeued",
         "released",
         "in flight",
+        "put on queues",
     ];
     let mut rows = table(&header);
-    for stage in pipelines.iter().flat_map(|stopped| &stopped.status.stages) {
+    let stages = || pipelines.iter().flat_map(|stopped| &stopped.status.stages);
+    for stage in stages() {
         rows.add_row([
             stage.stage.clone(),
             stage.calls.to_string(),
@@ -190,6 +193,7 @@ fn summary(pipelines: &[Stopped]) {
             stage.requeued.to_string(),
             stage.released.to_string(),
             stage.in_flight.to_string(),
+            outputs(stage),
         ]);
     }
     for wrong in pipelines.iter().flat_map(|stopped| &stopped.status.unaccounted) {
@@ -198,8 +202,48 @@ fn summary(pipelines: &[Stopped]) {
             wrong.stage, wrong.place, wrong.messages
         ));
     }
+    let mut closes = pipelines.iter().all(|stopped| stopped.status.unaccounted.is_empty());
+    for stage in stages() {
+        let messages = unaccounted(stage);
+        closes &= messages == 0 && stage.in_flight == 0;
+        // What is stuck in a component has none yet, and an actor that died may have counted twice.
+        if messages != 0 && stage.in_flight == 0 && stage.restarts == 0 {
+            say(&format!(
+                "error: stage `{}`: {messages} messages have no outcome; please report it",
+                stage.stage
+            ));
+        }
+    }
     // Standard output may be an output of the pipeline.
     say(&rows.to_string());
+    if closes {
+        let received: u64 = stages().map(|stage| stage.received).sum();
+        say(&format!("the books close: {received} messages received, each has an outcome"));
+    }
+}
+
+/// What a stage put on which queues.
+fn outputs(stage: &StageStatus) -> String {
+    let mut queues: BTreeMap<&str, u64> = BTreeMap::new();
+    for outputs in &stage.outputs {
+        *queues.entry(&outputs.output).or_default() += outputs.messages;
+    }
+    let each: Vec<String> =
+        queues.iter().map(|(queue, messages)| format!("{queue} {messages}")).collect();
+    each.join(", ")
+}
+
+/// How many messages a stage received beyond those that have an outcome.
+fn unaccounted(stage: &StageStatus) -> i128 {
+    let outcomes = [
+        stage.acked,
+        stage.filtered,
+        stage.dead_lettered,
+        stage.discarded,
+        stage.requeued,
+        stage.released,
+    ];
+    i128::from(stage.received) - outcomes.into_iter().map(i128::from).sum::<i128>()
 }
 
 /// Signals as messages: the first drains, the second aborts.

@@ -291,11 +291,7 @@ impl PullLoop {
                     self.take_in(pulled)?;
                 }
                 Some(settled) = self.settling.next() => {
-                    let Settled { slots, outcomes } = settled.map_err(|error| End::Failed(error.to_string()))?;
-                    self.settled += outcomes;
-                    for slot in slots {
-                        self.flights.settled(slot);
-                    }
+                    self.settled(settled.map_err(|error| End::Failed(error.to_string()))?);
                 }
                 Some(_) = tick => {
                     if let Err(error) = self.site.consumer.extend(&self.flights.receipts()).await {
@@ -308,6 +304,11 @@ impl PullLoop {
                 () = self.site.control.notify.notified() => {}
             }
         }
+    }
+
+    fn settled(&mut self, Settled { slots, outcomes }: Settled) {
+        self.settled += outcomes;
+        slots.into_iter().for_each(|slot| self.flights.settled(slot));
     }
 
     fn close_page(&self) {
@@ -515,17 +516,29 @@ impl PullLoop {
         self.pulling = None;
         // Outputs may be on their queues already: an ack that is under way saves doing it again.
         if !self.site.stage.stats.blocked.is() {
-            let rest = async { while self.settling.next().await.is_some() {} };
+            let rest = async {
+                while let Some(settled) = self.settling.next().await {
+                    if let Ok(settled) = settled {
+                        self.settled(settled);
+                    }
+                }
+            };
             let _ = tokio::time::timeout(LAST_SETTLEMENTS, rest).await;
         }
         self.settling.clear();
         self.backlog.clear();
-        self.site.stage.stats.released.add(self.flights.roots());
-        self.site.control.in_flight.store(0, Relaxed);
-        *self.site.control.page.lock().unwrap_or_else(PoisonError::into_inner) = Page::default();
         let queue = &self.site.input.spec.name;
         if let Err(error) = self.site.consumer.shutdown().await {
             tracing::warn!(%queue, %error, "the consumer did not shut down cleanly");
         }
+    }
+}
+
+impl Drop for PullLoop {
+    /// Also when the actor dies: what was in flight has an outcome.
+    fn drop(&mut self) {
+        self.site.stage.stats.released.add(self.flights.roots());
+        self.site.control.in_flight.store(0, Relaxed);
+        *self.site.control.page.lock().unwrap_or_else(PoisonError::into_inner) = Page::default();
     }
 }
