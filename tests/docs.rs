@@ -260,7 +260,7 @@ fn every_pipeline_file_in_the_documentation_is_good() {
             // Variables stand for something.
             let names = text.split("${").skip(1).filter_map(|rest| rest.split(['}', ':']).next());
             let variables = names.map(|name| (name.to_owned(), "x".to_owned())).collect();
-            let overrides = Overrides { variables, sets: Vec::new() };
+            let overrides = Overrides { variables, ..Overrides::default() };
             let registry = with_stubs(&text);
             checked += 1;
             if let Err(error) = load_str(&place, format, &text, root(), &overrides, &registry) {

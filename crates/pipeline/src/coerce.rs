@@ -29,11 +29,14 @@ pub(crate) fn coerce(node: &mut Node, validator: &Validator) {
     }
 }
 
+/// Answers with a variable's value, if it is set, or with what is wrong with it.
+type Lookup<'a> = dyn Fn(&str) -> Result<Option<String>, String> + 'a;
+
 /// Puts variables into the string leaves of a tree: `${NAME}`, `${NAME:-default}`; `$$` is a `$`.
 pub(crate) fn substitute(
     node: &mut Node,
     path: &mut Vec<String>,
-    lookup: &dyn Fn(&str) -> Option<String>,
+    lookup: &Lookup<'_>,
     findings: &mut Findings,
 ) {
     match &mut node.value {
@@ -67,10 +70,7 @@ pub(crate) fn substitute(
 }
 
 /// A text with its variables put in, and whether there were any.
-fn expand(
-    text: &str,
-    lookup: &dyn Fn(&str) -> Option<String>,
-) -> Result<(String, bool), (String, String)> {
+fn expand(text: &str, lookup: &Lookup<'_>) -> Result<(String, bool), (String, String)> {
     let (mut expanded, mut rest, mut any) = (String::new(), text, false);
     while let Some(at) = rest.find('$') {
         expanded.push_str(&rest[..at]);
@@ -92,7 +92,8 @@ fn expand(
             Some((name, default)) => (name, Some(default)),
             None => (&inside[..end], None),
         };
-        let value = lookup(name).filter(|value| default.is_none() || !value.is_empty());
+        let value = lookup(name).map_err(|message| (message, "write it in UTF-8".to_owned()))?;
+        let value = value.filter(|value| default.is_none() || !value.is_empty());
         let value = value.or_else(|| default.map(str::to_owned)).ok_or_else(|| {
             let help = format!("set it, or give a default: `${{{name}:-default}}`");
             (format!("the variable `{name}` is not set"), help)
@@ -111,11 +112,16 @@ mod tests {
 
     #[test]
     fn variables_are_put_in_and_dollars_can_be_written() {
-        let lookup = |name: &str| (name == "A").then(|| "1".to_owned());
+        let lookup = |name: &str| match name {
+            "A" => Ok(Some("1".to_owned())),
+            "C" => Err("no Unicode".to_owned()),
+            _ => Ok(None),
+        };
         assert_eq!(expand("x${A}y", &lookup), Ok(("x1y".to_owned(), true)));
         assert_eq!(expand("${B:-z}", &lookup), Ok(("z".to_owned(), true)));
         assert_eq!(expand("$${A} $5", &lookup), Ok(("${A} $5".to_owned(), false)));
         assert!(expand("${B}", &lookup).is_err());
         assert!(expand("${B", &lookup).is_err());
+        assert_eq!(expand("${C:-z}", &lookup).unwrap_err().0, "no Unicode");
     }
 }

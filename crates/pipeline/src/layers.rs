@@ -4,6 +4,7 @@ use config::{Config, Environment, ValueKind};
 
 use crate::diagnostic::{Findings, Severity};
 use crate::format::Format;
+use crate::load::Overrides;
 use crate::node::{Entry, Node, NodeValue, Origin};
 
 /// The environment variables that set keys begin with this; steps are joined by two underscores:
@@ -12,9 +13,15 @@ const PREFIX: &str = "BRIGADE";
 
 /// Lays the environment over a tree. Names are matched without regard to case, since variables are
 /// written in capitals; a name that matches nothing becomes a new key, in lower case.
-pub(crate) fn lay_environment(root: &mut Node, variables: &[(String, String)]) {
+pub(crate) fn lay_environment(root: &mut Node, overrides: &Overrides, findings: &mut Findings) {
     let prefix = format!("{PREFIX}__");
-    for (variable, value) in variables.iter().filter(|(name, _)| name.starts_with(&prefix)) {
+    for variable in overrides.no_unicode.iter().filter(|name| name.starts_with(&prefix)) {
+        let message = format!("the value of the variable `{variable}` is no Unicode text");
+        let origin = Origin::Variable(variable.clone());
+        findings.add(Severity::Error, "variable", &origin, &[], message);
+    }
+    let ours = overrides.variables.iter().filter(|(name, _)| name.starts_with(&prefix));
+    for (variable, value) in ours {
         // `config` takes the name apart, so that it means the same as in other programs that use it.
         let one = [(variable.clone(), value.clone())].into_iter().collect();
         let environment = Environment::with_prefix(PREFIX)

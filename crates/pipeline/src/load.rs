@@ -52,15 +52,32 @@ pub struct Overrides {
     pub variables: Vec<(String, String)>,
     /// `key.path=value`, each.
     pub sets: Vec<String>,
+    /// Names of variables whose values are no Unicode: using one is an error.
+    pub no_unicode: Vec<String>,
 }
 
 impl Overrides {
-    /// This process's environment, as far as it is Unicode.
+    /// This process's environment.
     pub fn from_env() -> Self {
-        let unicode = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
-            Some((name.into_string().ok()?, value.into_string().ok()?))
-        };
-        Self { variables: std::env::vars_os().filter_map(unicode).collect(), sets: Vec::new() }
+        let mut overrides = Self::default();
+        for (name, value) in std::env::vars_os() {
+            // No file can name a variable whose name is no Unicode.
+            let Ok(name) = name.into_string() else { continue };
+            match value.into_string() {
+                Ok(value) => overrides.variables.push((name, value)),
+                Err(_) => overrides.no_unicode.push(name),
+            }
+        }
+        overrides
+    }
+
+    /// The value of a variable, if it is set.
+    fn variable(&self, wanted: &str) -> Result<Option<String>, String> {
+        if self.no_unicode.iter().any(|name| name == wanted) {
+            return Err(format!("the value of the variable `{wanted}` is no Unicode text"));
+        }
+        let found = self.variables.iter().find(|(name, _)| name == wanted);
+        Ok(found.map(|(_, value)| value.clone()))
     }
 }
 
@@ -192,15 +209,11 @@ fn check(
         findings.add(Severity::Error, "wrong_type", &root.origin, &[], message);
         return None;
     }
-    lay_environment(&mut root, &overrides.variables);
+    lay_environment(&mut root, overrides, findings);
     for set in &overrides.sets {
         lay_set(&mut root, set, findings);
     }
-    let lookup = |wanted: &str| {
-        let found = overrides.variables.iter().find(|(name, _)| name == wanted);
-        found.map(|(_, value)| value.clone())
-    };
-    substitute(&mut root, &mut Vec::new(), &lookup, findings);
+    substitute(&mut root, &mut Vec::new(), &|name| overrides.variable(name), findings);
     drop_nulls(&mut root);
     let valid = validate(&file_schema(), &mut root, &[], "", findings);
     let settled = check_settings(&mut root, catalog, findings);

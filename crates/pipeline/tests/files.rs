@@ -15,12 +15,28 @@ fn values_of_the_environment_and_of_sets_take_the_type_that_is_expected() {
     let overrides = Overrides {
         variables: vec![("BRIGADE__LANES".into(), "2".into())],
         sets: vec!["stages.s.max_in_flight={messages: 7}".into()],
+        no_unicode: Vec::new(),
     };
     let loaded = load_str("p.yaml", Format::Yaml, text, Path::new("."), &overrides, &Fake);
     let topology = loaded.unwrap_or_else(|error| panic!("{error}")).topology;
     assert_eq!(topology.lanes, 2);
     assert_eq!(topology.stages["s"].workers, 3);
     assert_eq!(topology.stages["s"].max_in_flight.messages, 7);
+}
+
+#[test]
+fn variables_that_are_no_unicode_are_told_where_they_are_used() {
+    let text = "pipeline: p\nqueues: { in: { type: rich } }\nstages: { s: { component: code, input: in, workers: \"${N:-3}\" } }";
+    let said = |no_unicode: &str| {
+        let overrides =
+            Overrides { no_unicode: vec![no_unicode.to_owned()], ..Overrides::default() };
+        let loaded = load_str("p.yaml", Format::Yaml, text, Path::new("."), &overrides, &Fake);
+        loaded.map_or_else(|error| error.to_string(), |_| String::new())
+    };
+    for name in ["N", "BRIGADE__LANES"] {
+        assert!(said(name).contains(&format!("variable `{name}` is no Unicode")), "{}", said(name));
+    }
+    assert_eq!(said("OTHER"), "");
 }
 
 #[test]

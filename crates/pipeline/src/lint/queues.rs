@@ -7,6 +7,8 @@ use brigade_core::Codec;
 use brigade_core::connector::{Limit, QueueSpec, SchemaRegistry};
 use brigade_core::field::FieldPath;
 use indexmap::IndexMap;
+use jsonschema::ReferencingError;
+use jsonschema::error::ValidationErrorKind;
 use serde_json::{Map, Value};
 
 use super::{Lint, path, text};
@@ -228,11 +230,10 @@ impl Lint<'_> {
                     SchemaChoice::Name(name) => format!("{name}{place}: "),
                     SchemaChoice::Inline(_) => String::new(),
                 };
-                let message = format!(
-                    "the schema of queue `{queue}` is no JSON Schema: {file}{} cannot stand there",
-                    error.instance()
-                );
-                self.error("schema", &at, message, None);
+                let (what, help) = no_schema(&error);
+                let message =
+                    format!("the schema of queue `{queue}` is no JSON Schema: {file}{what}");
+                self.error("schema", &at, message, help);
                 None
             }
         }
@@ -256,5 +257,29 @@ impl Lint<'_> {
         };
         self.error("schema", at, message, Some(help.to_owned()));
         None
+    }
+}
+
+/// The types of JSON Schema.
+const TYPES: [&str; 7] = ["array", "boolean", "integer", "null", "number", "object", "string"];
+
+/// What is wrong with a schema, and what helps.
+fn no_schema(error: &jsonschema::ValidationError<'_>) -> (String, Option<String>) {
+    match error.kind() {
+        ValidationErrorKind::Referencing(ReferencingError::UnknownSpecification { .. }) => {
+            let help = "leave `$schema` out, or name a draft of https://json-schema.org";
+            (error.to_string(), Some(help.to_owned()))
+        }
+        ValidationErrorKind::Referencing(_) => {
+            let help =
+                "a schema may refer to what stands in itself, as in `$ref: \"#/$defs/line\"`";
+            (error.to_string(), Some(help.to_owned()))
+        }
+        ValidationErrorKind::AnyOf { .. } if error.instance_path().as_str().ends_with("/type") => {
+            let given = error.instance();
+            let help = given.as_str().and_then(|given| did_you_mean(given, TYPES));
+            (format!("expected a type, or a list of types, found {given}"), help)
+        }
+        _ => (error.to_string(), None),
     }
 }
