@@ -202,7 +202,10 @@ fn tell(
             let expected = words.map_or_else(|| type_names(kind), str::to_owned);
             let message = format!("{inside}: expected {expected}, found {}", node.kind());
             // Where words say what is expected, quotes alone would not help.
-            let help = words.is_none().then(|| as_text_or_list(kind, node)).flatten();
+            let help = words
+                .is_none()
+                .then(|| as_text_or_list(kind, node).or_else(|| keys_of_mapping(schema, error)));
+            let help = help.flatten();
             findings.add(Severity::Error, "wrong_type", &node.origin, &path, message).help = help;
         }
         ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context } => {
@@ -341,6 +344,13 @@ fn as_text_or_list(kind: &TypeKind, node: &Node) -> Option<String> {
         }
         _ => None,
     }
+}
+
+/// Advice for what is no mapping where one with known keys is expected.
+fn keys_of_mapping(schema: &Value, error: &ValidationError<'_>) -> Option<String> {
+    let keys = sibling(schema, error, "properties")?.as_object()?;
+    let keys: Vec<String> = keys.keys().map(|key| format!("`{key}`")).collect();
+    Some(format!("its keys are {}", keys.join(", ")))
 }
 
 fn one_of(options: &[&str], node: &Node, path: &[String], inside: &str, findings: &mut Findings) {
