@@ -172,7 +172,14 @@ fn blows(figures: &Figures, random: &mut fastrand::Rng) -> Vec<Blow> {
 /// Tells which numbers came more than once, and how often in all.
 fn told_repeats(counts: &BTreeMap<usize, usize>) -> usize {
     let repeats: Vec<usize> = counts.iter().filter(|(_, n)| **n > 1).map(|(n, _)| *n).collect();
-    println!("more than once: {repeats:?}");
+    let neighbours = repeats.chunk_by(|one, next| one + 1 == *next);
+    let ranges: Vec<String> = neighbours
+        .map(|range| match range {
+            [one] => one.to_string(),
+            _ => format!("{}-{}", range[0], range[range.len() - 1]),
+        })
+        .collect();
+    println!("more than once: {}", ranges.join(" "));
     counts.values().map(|count| count - 1).sum()
 }
 
