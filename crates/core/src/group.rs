@@ -26,9 +26,9 @@ use crate::{Message, Timestamp};
 /// ```
 #[derive(Debug)]
 pub struct Group<T> {
-    ready: VecDeque<Item>,
+    ready: VecDeque<Box<Item>>,
     /// By time; the number tells those of one instant apart.
-    delayed: BTreeMap<(T, u64), Item>,
+    delayed: BTreeMap<(T, u64), Box<Item>>,
     /// By position, with the fence of the handing-over.
     leased: FxHashMap<u64, Lease>,
     /// In the order of keys: keys that are handed out or wait to be tried again, how often, and what
@@ -61,6 +61,7 @@ impl<T> Default for Group<T> {
     }
 }
 
+/// A message that is stored. It goes from list to list several times, and so in a box.
 #[derive(Debug)]
 struct Item {
     position: u64,
@@ -96,14 +97,14 @@ struct Lease {
     fence: u64,
     /// Which consumer holds it.
     holder: u64,
-    item: Item,
+    item: Box<Item>,
     order: Order,
 }
 
 #[derive(Debug, Default)]
 struct Busy {
     count: usize,
-    behind: VecDeque<Item>,
+    behind: VecDeque<Box<Item>>,
 }
 
 impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
@@ -118,28 +119,25 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
     /// A message comes in behind all others, at the position of its receipt; with a time it is not
     /// handed out before it. A group has messages that were [put](Group::put) or such, not both.
     pub fn put_at(&mut self, incoming: Incoming, at: Option<T>) {
-        let item = self.item(incoming.receipt.position, incoming.message);
-        let item = Item {
-            attempts: incoming.attempts,
-            redeliveries: incoming.redeliveries,
-            enqueued_at: incoming.enqueued_at,
-            first_failed_at: incoming.first_failed_at,
-            defect: incoming.defect,
-            ..item
-        };
+        let mut item = self.item(incoming.receipt.position, incoming.message);
+        item.attempts = incoming.attempts;
+        item.redeliveries = incoming.redeliveries;
+        item.enqueued_at = incoming.enqueued_at;
+        item.first_failed_at = incoming.first_failed_at;
+        item.defect = incoming.defect;
         self.store(item, at);
     }
 
-    fn store(&mut self, item: Item, at: Option<T>) {
+    fn store(&mut self, item: Box<Item>, at: Option<T>) {
         match at {
             None => self.ready.push_back(item),
             Some(at) => drop(self.delayed.insert((at, item.position), item)),
         }
     }
 
-    fn item(&mut self, position: u64, message: Message) -> Item {
+    fn item(&mut self, position: u64, message: Message) -> Box<Item> {
         self.bytes += message.size() as u64;
-        Item {
+        Box::new(Item {
             position,
             message,
             enqueued_at: None,
@@ -149,7 +147,7 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
             defect: None,
             holds_key: false,
             holds_queue: false,
-        }
+        })
     }
 
     /// Takes what can be handed out now.
@@ -160,7 +158,7 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
             return Vec::new();
         }
         let max = if one_at_a_time { 1 } else { want.messages };
-        let (mut taken, mut bytes) = (Vec::new(), 0);
+        let (mut taken, mut bytes) = (Vec::with_capacity(max.min(self.ready.len())), 0);
         // Keys that became busy in this call: their next messages may come along.
         let mut own: Vec<Bytes> = Vec::new();
         while taken.len() < max && (bytes < want.bytes || taken.is_empty()) {
@@ -183,7 +181,7 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
         taken
     }
 
-    fn lease(&mut self, item: Item, order: Order, holder: u64) -> Incoming {
+    fn lease(&mut self, item: Box<Item>, order: Order, holder: u64) -> Incoming {
         self.fence += 1;
         let incoming = item.handed_out(self.fence);
         self.leased.insert(item.position, Lease { fence: self.fence, holder, item, order });
@@ -271,10 +269,10 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
             }
             !left(item)
         };
-        self.ready.retain(&mut keep);
+        self.ready.retain(|item| keep(item));
         for busy in self.busy.values_mut() {
             let before = busy.behind.len();
-            busy.behind.retain(&mut keep);
+            busy.behind.retain(|item| keep(item));
             self.behind -= before - busy.behind.len();
         }
         self.bytes -= bytes;
@@ -323,7 +321,7 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
     }
 
     /// A message of a busy key goes back in its place, and all of the key to the front if it is free.
-    fn put_key_back(&mut self, item: Item) {
+    fn put_key_back(&mut self, item: Box<Item>) {
         let key = item.message.key.clone();
         let freed = key.as_ref().map(|key| self.release(key)).unwrap_or_default();
         match freed {
@@ -409,7 +407,7 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
     /// Copies of what is stored and not handed out.
     pub fn messages(&self) -> Vec<Message> {
         let behind = self.busy.values().flat_map(|busy| &busy.behind);
-        let mut items: Vec<&Item> =
+        let mut items: Vec<&Box<Item>> =
             self.ready.iter().chain(behind).chain(self.delayed.values()).collect();
         items.sort_by_key(|item| item.position);
         items.into_iter().map(|item| item.message.clone()).collect()
@@ -437,7 +435,7 @@ enum Freed {
     /// More of it is handed out.
     Still,
     /// It is free; this waited behind it.
-    Free(VecDeque<Item>),
+    Free(VecDeque<Box<Item>>),
 }
 
 impl Default for Freed {
