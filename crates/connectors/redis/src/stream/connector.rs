@@ -1,6 +1,8 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
+use brigade_core::Period;
 use brigade_core::connector::{
     Connector, ConnectorEnv, ConnectorError, Consumer, Features, Problem, Producer, QueueAdmin,
     QueueSpec, Reader,
@@ -10,7 +12,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::admin::StreamAdmin;
-use super::consumer::StreamConsumer;
+use super::consumer::{Bounds, StreamConsumer};
 use super::producer::{StreamProducer, make_group};
 use crate::server::{Place, Sentinel, Tls};
 use crate::wire::Wire;
@@ -66,6 +68,14 @@ pub(crate) struct Settings {
     /// kind `crash`: it may be what ends whoever handles it. Stops and lost connections count too.
     #[serde(default = "crate::limit::redeliveries")]
     max_redeliveries: u32,
+    /// What a member holds that is another program's is claimed when it has been idle for so long.
+    /// Default: 1m.
+    #[serde(default = "claim_idle")]
+    claim_idle: Period,
+}
+
+fn claim_idle() -> Period {
+    Period(Duration::from_secs(60))
 }
 
 impl Settings {
@@ -73,6 +83,22 @@ impl Settings {
     fn place(&self) -> Place {
         let Self { url, tls, sentinel, cluster, .. } = self.clone();
         Place { url, tls, sentinel, cluster }
+    }
+
+    fn bounds(&self) -> Bounds {
+        let Self { max_redeliveries, claim_idle: Period(claim_idle), .. } = *self;
+        Bounds { max_redeliveries, claim_idle }
+    }
+
+    /// What is wrong with them, without asking anybody.
+    fn problems(&self) -> Vec<Problem> {
+        let mut problems = self.place().problems();
+        if self.claim_idle.0.is_zero() {
+            let message = "it must be more than 0: live members would lose what they work on";
+            let help = "more than other programs work on one message, as `5m`";
+            problems.push(Problem::at("claim_idle", message).help(help));
+        }
+        problems
     }
 }
 
@@ -138,7 +164,7 @@ impl Connector for RedisStreams {
 
     fn check(&self, queue: &QueueSpec) -> Vec<Problem> {
         match queue.settings::<Settings>() {
-            Ok(settings) => settings.place().problems(),
+            Ok(settings) => settings.problems(),
             Err(error) => {
                 vec![Problem { path: Vec::new(), message: error.to_string(), help: None }]
             }
@@ -159,8 +185,8 @@ impl Connector for RedisStreams {
     ) -> Result<Arc<dyn Consumer>, ConnectorError> {
         let settings: Settings = queue.settings()?;
         let keys = Keys::new(queue, &settings, Some(reader));
-        let max = settings.max_redeliveries;
-        Ok(Arc::new(StreamConsumer::open(keys, &settings.place(), features(&settings), max).await?))
+        let (place, bounds) = (settings.place(), settings.bounds());
+        Ok(Arc::new(StreamConsumer::open(keys, &place, features(&settings), bounds).await?))
     }
 
     async fn producer(

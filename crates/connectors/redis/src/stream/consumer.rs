@@ -16,26 +16,28 @@ use tokio::task::JoinHandle;
 
 use super::connector::Keys;
 use super::entry::{incoming, pack, unpack};
+use super::members::{HEARTBEAT, LOOK, OURS};
 use super::producer::make_group;
-use super::scripts::{ACK, CLAIM_DEAD, CLAIM_DUE, CLAIM_OWN, FAIL, GIVE_BACK, HELD, LAG};
+use super::scripts::{ACK, CLAIM_DUE, CLAIM_OWN, FAIL, GIVE_BACK, HELD, LAG};
 use crate::limit::too_often;
 use crate::output;
 use crate::server::Place;
 use crate::wire::Wire;
 
-/// A member that has not been heard of for so long is dead.
-const ALIVE: Duration = Duration::from_secs(12);
-/// How often a member says that it lives.
-const HEARTBEAT: Duration = Duration::from_secs(3);
 /// How long a read waits for new entries.
 const BLOCK: Duration = Duration::from_millis(500);
-/// How often it is looked for dead members.
-const LOOK: Duration = Duration::from_secs(1);
 /// The most entries that are read at once.
 const READ_MAX: usize = 500;
 /// How often it is looked what is due while new entries come all the time: a question for each read
 /// would wait behind what is being acked.
 const LOOK_DUE: Duration = Duration::from_millis(20);
+
+/// What its settings tell a consumer beside keys and place.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Bounds {
+    pub(crate) max_redeliveries: u32,
+    pub(crate) claim_idle: Duration,
+}
 
 /// Takes messages from a stream, as one member of its group.
 pub(crate) struct StreamConsumer {
@@ -47,15 +49,15 @@ pub(crate) struct StreamConsumer {
 }
 
 /// What reading takes, also while nobody waits for it.
-struct Site {
-    keys: Keys,
+pub(super) struct Site {
+    pub(super) keys: Keys,
     features: Features,
-    max_redeliveries: u32,
-    member: String,
+    pub(super) bounds: Bounds,
+    pub(super) member: String,
     incarnation: IncarnationId,
     /// Waits for new entries; commands go the other way.
     reading: Arc<Wire>,
-    wire: Arc<Wire>,
+    pub(super) wire: Arc<Wire>,
     /// What was received and is unresolved.
     held: std::sync::Mutex<HashSet<u64>>,
     /// An answer may have been lost: the server may have handed out what never came here.
@@ -77,16 +79,16 @@ impl StreamConsumer {
         keys: Keys,
         place: &Place,
         features: Features,
-        max_redeliveries: u32,
+        bounds: Bounds,
     ) -> Result<Self, ConnectorError> {
         let (reading, wire) = (Wire::new(&keys.queue, place)?, Wire::new(&keys.queue, place)?);
         make_group(&wire, &keys.stream, &keys.group).await?;
         let incarnation = IncarnationId::of(keys.stream.as_bytes());
-        let member = format!("brigade-{:016x}", fastrand::u64(..));
+        let member = format!("{OURS}{:016x}", fastrand::u64(..));
         let site = Arc::new(Site {
             keys,
             features,
-            max_redeliveries,
+            bounds,
             member,
             incarnation,
             reading,
@@ -123,18 +125,12 @@ impl StreamConsumer {
 }
 
 impl Site {
-    async fn say_alive(&self) -> Result<(), ConnectorError> {
-        let mut set = cmd("SET");
-        set.arg(self.keys.alive(&self.member)).arg(1).arg("PX").arg(ALIVE.as_millis().to_string());
-        self.wire.command(&set).await
-    }
-
-    fn incoming(&self, entries: Vec<Value>) -> Result<Vec<Incoming>, ConnectorError> {
+    pub(super) fn incoming(&self, entries: Vec<Value>) -> Result<Vec<Incoming>, ConnectorError> {
         let read =
             entries.into_iter().filter_map(|entry| incoming(entry, self.incarnation).transpose());
         let mut read: Vec<Incoming> = read.collect::<Result<_, _>>()?;
         for incoming in &mut read {
-            incoming.defect = too_often(incoming.redeliveries, self.max_redeliveries);
+            incoming.defect = too_often(incoming.redeliveries, self.bounds.max_redeliveries);
         }
         self.held().extend(read.iter().map(|incoming| incoming.receipt.position));
         Ok(read)
@@ -252,33 +248,6 @@ impl Site {
 
     fn looked(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
         self.looked.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Claims what members held that are dead.
-    async fn take_over(&self, max: usize) -> Result<Vec<Incoming>, ConnectorError> {
-        let keys = &self.keys;
-        let mut info = cmd("XINFO");
-        info.arg("CONSUMERS").arg(&keys.stream).arg(&keys.group);
-        let members: Vec<Vec<Value>> = self.wire.command(&info).await?;
-        for member in members {
-            let Some(Value::BulkString(name)) = member.get(1) else { continue };
-            let name = String::from_utf8_lossy(name).into_owned();
-            if name == self.member || name == "~delayed" {
-                continue;
-            }
-            let mut claim = CLAIM_DEAD.key(&keys.stream);
-            claim.key(&keys.attempts).key(keys.alive(&name));
-            claim.arg(&keys.group).arg(&self.member).arg(&name).arg(max);
-            let entries: Vec<Value> = self.wire.script(&claim).await?;
-            if !entries.is_empty() {
-                tracing::info!(
-                    queue = %keys.queue, member = %name, count = entries.len(),
-                    "takes over from a member that is dead"
-                );
-                return self.incoming(entries);
-            }
-        }
-        Ok(Vec::new())
     }
 }
 

@@ -13,7 +13,8 @@
 //! that wait for their time, by milliseconds; they stay pending, with the member `~delayed`), the hash
 //! `{S}:brigade:G:attempts` (failed attempts, and when the first failed), and the key
 //! `{S}:brigade:G:alive:MEMBER` that a live member renews; and for the stream the sorted set
-//! `{S}:brigade:later` (messages that were put with a delay). The keys lie in the stream's slot.
+//! `{S}:brigade:later` (messages that were put with a delay). The keys lie in the stream's slot. Members of Brigade's are
+//! named `brigade-` and 16 hexadecimal digits; what others hold is theirs until it is idle for too long.
 //!
 //! An entry is removed from the stream when it is acked and the stream has only one group; with
 //! several groups when every group is past it.
@@ -22,6 +23,7 @@ mod admin;
 mod connector;
 mod consumer;
 mod entry;
+mod members;
 mod producer;
 mod scripts;
 

@@ -106,6 +106,20 @@ pub(crate) static CLAIM_DEAD: LazyLock<Script> = LazyLock::new(|| {
     ))
 });
 
+/// Claims what a member held for too long that is another program's: it has no alive key. It may live, so
+/// it stays in the group. KEYS: stream, attempts. ARGV: group, member, the other, count, how many
+/// milliseconds are too long.
+pub(crate) static CLAIM_IDLE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(&format!(
+        "{CLAIM}
+        local held =
+          redis.call('XPENDING', KEYS[1], ARGV[1], 'IDLE', ARGV[5], '-', '+', ARGV[4], ARGV[3])
+        local ids = {{}}
+        for _, entry in ipairs(held) do ids[#ids + 1] = entry[1] end
+        return claim(KEYS[1], KEYS[2], ARGV[1], ARGV[2], ids)"
+    ))
+});
+
 /// Which entries a member holds. KEYS: stream. ARGV: group, member.
 pub(crate) static HELD: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
