@@ -17,6 +17,7 @@ use tokio::task::JoinHandle;
 use super::connector::Keys;
 use super::entry::{incoming, pack, unpack};
 use super::members::{HEARTBEAT, LOOK, OURS};
+use super::process::Process;
 use super::producer::make_group;
 use super::scripts::{ACK, CLAIM_DUE, CLAIM_OWN, FAIL, GIVE_BACK, HELD, LAG};
 use crate::limit::too_often;
@@ -54,6 +55,8 @@ pub(super) struct Site {
     features: Features,
     pub(super) bounds: Bounds,
     pub(super) member: String,
+    /// This process, if others of this machine can see when it is gone.
+    pub(super) process: Option<Process>,
     incarnation: IncarnationId,
     /// Waits for new entries; commands go the other way.
     reading: Arc<Wire>,
@@ -64,6 +67,8 @@ pub(super) struct Site {
     lost: AtomicBool,
     /// When it was last looked what is due, if new entries came since.
     looked: std::sync::Mutex<Option<Instant>>,
+    /// When others had last left nothing behind.
+    looked_after: std::sync::Mutex<Option<Instant>>,
 }
 
 /// Reads that outlive who asked for them, so that nothing is lost with a dropped `consume`.
@@ -71,7 +76,6 @@ pub(super) struct Site {
 struct Fetch {
     reading: Option<BoxFuture<'static, Result<Vec<Incoming>, ConnectorError>>>,
     ready: VecDeque<Incoming>,
-    looked: Option<Instant>,
 }
 
 impl StreamConsumer {
@@ -90,12 +94,14 @@ impl StreamConsumer {
             features,
             bounds,
             member,
+            process: Process::current(),
             incarnation,
             reading,
             wire,
             held: std::sync::Mutex::default(),
             lost: AtomicBool::new(false),
             looked: std::sync::Mutex::default(),
+            looked_after: std::sync::Mutex::default(),
         });
         site.say_alive().await?;
         let beating = Arc::clone(&site);
@@ -170,13 +176,9 @@ impl Site {
         self.incoming(self.wire.script(&claim).await?)
     }
 
-    /// What was put back and is due, then what dead members held, then what is new.
-    async fn read(
-        self: Arc<Self>,
-        max: usize,
-        look: bool,
-    ) -> Result<Vec<Incoming>, ConnectorError> {
-        let read = self.try_read(max, look).await;
+    /// What others left behind, then what was put back and is due, then what is new.
+    async fn read(self: Arc<Self>, max: usize) -> Result<Vec<Incoming>, ConnectorError> {
+        let read = self.try_read(max).await;
         if read.is_err() {
             self.lost.store(true, Ordering::Relaxed);
         }
@@ -189,13 +191,21 @@ impl Site {
         read
     }
 
-    async fn try_read(&self, max: usize, look: bool) -> Result<Vec<Incoming>, ConnectorError> {
+    async fn try_read(&self, max: usize) -> Result<Vec<Incoming>, ConnectorError> {
         let keys = &self.keys;
         if self.lost.load(Ordering::Relaxed) {
             let found = self.find_lost().await?;
             if !found.is_empty() {
                 return Ok(found);
             }
+        }
+        // Before what is new, and again until nothing is left of it: it is older.
+        if self.looked_after().is_none_or(|at| at.elapsed() >= LOOK) {
+            let taken = self.take_over(max).await?;
+            if !taken.is_empty() {
+                return Ok(taken);
+            }
+            *self.looked_after() = Some(Instant::now());
         }
         let looked = *self.looked();
         let left = looked.map(|looked| LOOK_DUE.saturating_sub(looked.elapsed()));
@@ -209,12 +219,6 @@ impl Site {
                 wait
             }
         };
-        if look {
-            let taken = self.take_over(max).await?;
-            if !taken.is_empty() {
-                return Ok(taken);
-            }
-        }
         let mut read = cmd("XREADGROUP");
         read.arg("GROUP").arg(&keys.group).arg(&self.member).arg("COUNT").arg(max);
         read.arg("BLOCK").arg(wait.as_millis().max(1).to_string());
@@ -248,6 +252,10 @@ impl Site {
 
     fn looked(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
         self.looked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn looked_after(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+        self.looked_after.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -283,13 +291,8 @@ impl Consumer for StreamConsumer {
             if !taken.is_empty() {
                 return Ok(taken);
             }
-            let looked = &mut fetch.looked;
             let reading = fetch.reading.get_or_insert_with(|| {
-                let look = looked.is_none_or(|at| at.elapsed() >= LOOK);
-                if look {
-                    *looked = Some(Instant::now());
-                }
-                Box::pin(Arc::clone(&self.site).read(want.messages.min(READ_MAX), look))
+                Box::pin(Arc::clone(&self.site).read(want.messages.min(READ_MAX)))
             });
             tokio::select! {
                 read = reading => {

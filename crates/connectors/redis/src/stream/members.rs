@@ -6,6 +6,7 @@ use brigade_core::connector::{ConnectorError, Incoming};
 use redis::{Value, cmd};
 
 use super::consumer::Site;
+use super::process::{self, Process};
 use super::scripts::{CLAIM_DEAD, CLAIM_IDLE};
 
 /// What the names of Brigade's members begin with. Others renew no alive key.
@@ -20,7 +21,9 @@ pub(super) const LOOK: Duration = Duration::from_secs(1);
 impl Site {
     pub(super) async fn say_alive(&self) -> Result<(), ConnectorError> {
         let mut set = cmd("SET");
-        set.arg(self.keys.alive(&self.member)).arg(1).arg("PX").arg(ALIVE.as_millis().to_string());
+        let alive = self.process.as_ref().map(Process::alive);
+        set.arg(self.keys.alive(&self.member)).arg(alive.as_deref().unwrap_or(process::ALIVE));
+        set.arg("PX").arg(ALIVE.as_millis().to_string());
         self.wire.command(&set).await
     }
 
@@ -60,10 +63,24 @@ impl Site {
 
     async fn claim_dead(&self, name: &str, max: usize) -> Result<Vec<Value>, ConnectorError> {
         let keys = &self.keys;
-        let mut claim = CLAIM_DEAD.key(&keys.stream);
-        claim.key(&keys.attempts).key(keys.alive(name));
-        claim.arg(&keys.group).arg(&self.member).arg(name).arg(max);
-        self.wire.script(&claim).await
+        let mut no_sign = String::new();
+        loop {
+            let mut claim = CLAIM_DEAD.key(&keys.stream);
+            claim.key(&keys.attempts).key(keys.alive(name));
+            claim.arg(&keys.group).arg(&self.member).arg(name).arg(max).arg(&no_sign);
+            match self.wire.script(&claim).await? {
+                Value::Array(entries) => return Ok(entries),
+                Value::BulkString(alive) => {
+                    let alive = String::from_utf8_lossy(&alive).into_owned();
+                    let is_gone = |here: &Process| here.sees_gone(&alive);
+                    if alive == no_sign || !self.process.as_ref().is_some_and(is_gone) {
+                        return Ok(Vec::new());
+                    }
+                    no_sign = alive;
+                }
+                _ => return Ok(Vec::new()),
+            }
+        }
     }
 
     async fn claim_idle(&self, name: &str, max: usize) -> Result<Vec<Value>, ConnectorError> {

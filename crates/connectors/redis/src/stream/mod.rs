@@ -12,8 +12,9 @@
 //! Beside the stream `S` there are, for a group `G`: the sorted set `{S}:brigade:G:delayed` (entries
 //! that wait for their time, by milliseconds; they stay pending, with the member `~delayed`), the hash
 //! `{S}:brigade:G:attempts` (failed attempts, and when the first failed), and the key
-//! `{S}:brigade:G:alive:MEMBER` that a live member renews; and for the stream the sorted set
-//! `{S}:brigade:later` (messages that were put with a delay). The keys lie in the stream's slot. Members of Brigade's are
+//! `{S}:brigade:G:alive:MEMBER` that a live member renews (`1`, and on Linux where it runs, its
+//! process's number and when that began); and for the stream the sorted set `{S}:brigade:later`
+//! (messages that were put with a delay). The keys lie in the stream's slot. Members of Brigade's are
 //! named `brigade-` and 16 hexadecimal digits; what others hold is theirs until it is idle for too long.
 //!
 //! An entry is removed from the stream when it is acked and the stream has only one group; with
@@ -24,6 +25,7 @@ mod connector;
 mod consumer;
 mod entry;
 mod members;
+mod process;
 mod producer;
 mod scripts;
 
