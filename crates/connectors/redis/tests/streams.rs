@@ -6,11 +6,13 @@
     reason = "a test that stops says where"
 )]
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use brigade_core::connector::{
-    Connector, ConnectorEnv, Consumer, Incoming, Order, Outgoing, Producer, QueueSpec, Reader, Want,
+    Connector, ConnectorEnv, Consumer, Failed, FailedReason, Incoming, Order, Outgoing, Producer,
+    QueueSpec, Reader, Receipt, Want,
 };
 use brigade_core::{Message, MessageId};
 use brigade_memory::MemoryState;
@@ -102,4 +104,66 @@ fn an_idle_time_of_nothing_is_refused() {
     let problems = RedisStreams.check(&queue(json!({ "claim_idle": "0s" })));
     assert_eq!(problems.len(), 1);
     assert_eq!(problems[0].path, ["claim_idle"]);
+}
+
+#[tokio::test]
+async fn entries_with_ids_of_any_size_are_handled_as_others() {
+    const IDS: [&str; 5] = [
+        "1-1",
+        "1-1048576",
+        "1763733600000000-0",
+        "18446744073709551614-9",
+        "18446744073709551615-1",
+    ];
+    let server = Redis::start();
+    let mut other = connect(&server);
+    for (n, id) in IDS.iter().enumerate() {
+        ask::<()>(&mut other, &format!("XADD s {id} payload {n}"));
+    }
+    // A second group: what is acked is trimmed, not deleted one by one.
+    ask::<()>(&mut other, "XGROUP CREATE s second 0");
+    let queue = queue(json!({ "url": server.url() }));
+    let admin = RedisStreams.admin(&queue, &env()).await.unwrap();
+    let peeked = admin.peek(0, 10).await.unwrap();
+    assert_eq!(peeked.len(), IDS.len());
+    for peeked in &peeked {
+        let got = admin.get(peeked.position).await.unwrap().unwrap();
+        assert_eq!(got.message.payload, peeked.message.payload);
+    }
+    let first = consumer(&queue).await;
+    let taken = first.consume(WANT).await.unwrap();
+    let places: Vec<String> = taken.iter().map(|one| first.locate(one.receipt)).collect();
+    assert_eq!(places, IDS.map(|id| format!("s#{id}")));
+    let ids = |taken: &[Incoming]| taken.iter().map(|one| one.message.id).collect::<HashSet<_>>();
+    assert_eq!(ids(&taken).len(), IDS.len());
+    // All fail, then the member goes; the next gets all, with the same ids and what is kept of them.
+    let reason = FailedReason::Attempt { attempts: 3, error: "no".into() };
+    let failed = |one: &Incoming| Failed {
+        receipt: one.receipt,
+        reason: reason.clone(),
+        delay: Duration::ZERO,
+    };
+    let fenced = first.on_fail(taken.iter().map(failed).collect()).await.unwrap().fenced;
+    assert_eq!(fenced, []);
+    first.consume(WANT).await.unwrap();
+    first.shutdown().await.unwrap();
+    let next = consumer(&queue).await;
+    let again = next.consume(WANT).await.unwrap();
+    assert_eq!(ids(&again), ids(&taken));
+    assert!(again.iter().all(|one| one.attempts == 3));
+    // An old receipt does not stand, a new one does.
+    let old: Vec<Receipt> = taken.iter().map(|one| one.receipt).collect();
+    assert_eq!(next.ack(old.clone(), Vec::new()).await.unwrap().fenced.len(), IDS.len());
+    let receipts: Vec<Receipt> = again.iter().map(|one| one.receipt).collect();
+    let ops = producer(&queue).await.stage(&[numbered(7)]).await.unwrap().ops;
+    assert_eq!(next.ack(receipts[..4].to_vec(), ops).await.unwrap().fenced, []);
+    let pending: Pending = ask(&mut other, "XPENDING s shop - + 10");
+    assert_eq!(pending.len(), 1);
+    assert_eq!(pending[0].0, IDS[4]);
+    // What the second group has not seen is all there.
+    assert_eq!(ask::<usize>(&mut other, "XLEN s"), IDS.len() + 1);
+    assert_eq!(next.ack(receipts[4..].to_vec(), Vec::new()).await.unwrap().fenced, []);
+    let odd = peeked[2].position;
+    assert_eq!(admin.delete(&[odd]).await.unwrap(), 1);
+    assert!(admin.get(odd).await.unwrap().is_none());
 }

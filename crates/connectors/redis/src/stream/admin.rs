@@ -8,7 +8,7 @@ use brigade_core::connector::{
 use redis::{Value, cmd};
 
 use super::connector::Keys;
-use super::entry::{incoming, pack, unpack};
+use super::entry::{EntryId, incoming};
 use super::producer::StreamProducer;
 use super::scripts::{DELETE, LAG, PURGE_LATER};
 use crate::wire::Wire;
@@ -46,11 +46,27 @@ impl StreamAdmin {
         self.wire.command(&range).await
     }
 
+    /// The entries at these positions. Odd ones are looked for from the beginning.
+    async fn find(&self, positions: &[u64]) -> Result<Vec<EntryId>, ConnectorError> {
+        let found = positions.iter().copied().filter_map(EntryId::unpack);
+        let mut found: Vec<EntryId> = found.collect();
+        let mut from = "-".to_owned();
+        while found.len() < positions.len() {
+            let entries = self.range(&from, "+", BATCH).await?;
+            let Some(last) = entries.last().and_then(id_of) else { break };
+            let ids = entries.iter().filter_map(id_of);
+            let is_odd = |id: &EntryId| EntryId::unpack(id.position()).is_none();
+            found.extend(ids.filter(|id| is_odd(id) && positions.contains(&id.position())));
+            from = after(last);
+        }
+        Ok(found)
+    }
+
     /// An entry, with what its first group knows of it.
     async fn peeked(&self, entry: Value) -> Result<Option<Peeked>, ConnectorError> {
-        let Some(incoming) = incoming(entry, self.incarnation)? else { return Ok(None) };
+        let Some((id, incoming)) = incoming(entry, self.incarnation)? else { return Ok(None) };
         let (name, keys) = &self.groups[0];
-        let id = unpack(incoming.receipt.position);
+        let id = id.to_string();
         let mut pending = cmd("XPENDING");
         pending.arg(&keys.stream).arg(&keys.group).arg(&id).arg(&id).arg(1);
         let pending: Vec<(String, String, u64, u64)> = self.wire.command(&pending).await?;
@@ -73,7 +89,7 @@ impl StreamAdmin {
     }
 
     /// Deletes entries that nobody works on.
-    async fn delete_ids(&self, ids: &[String]) -> Result<u64, ConnectorError> {
+    async fn delete_ids(&self, ids: &[EntryId]) -> Result<u64, ConnectorError> {
         let keys = self.keys();
         let mut delete = DELETE.key(&keys.stream);
         for (_, keys) in &self.groups {
@@ -84,21 +100,21 @@ impl StreamAdmin {
             delete.arg(&keys.group);
         }
         for id in ids {
-            delete.arg(id);
+            delete.arg(id.to_string());
         }
         self.wire.script(&delete).await
     }
 }
 
 /// The id right after one.
-fn after(id: &str) -> String {
+fn after(id: EntryId) -> String {
     format!("({id}")
 }
 
-fn id_of(entry: &Value) -> Option<String> {
+fn id_of(entry: &Value) -> Option<EntryId> {
     match entry {
         Value::Array(parts) => match parts.first()? {
-            Value::BulkString(id) => Some(String::from_utf8_lossy(id).into_owned()),
+            Value::BulkString(id) => String::from_utf8_lossy(id).parse().ok(),
             _ => None,
         },
         _ => None,
@@ -137,13 +153,15 @@ impl QueueAdmin for StreamAdmin {
                     peeked.extend(self.peeked(entry).await?);
                 }
             }
-            from = after(&last);
+            from = after(last);
         }
         Ok(peeked)
     }
 
     async fn get(&self, position: u64) -> Result<Option<Peeked>, ConnectorError> {
-        let id = unpack(position);
+        let Some(id) = self.find(&[position]).await?.first().map(EntryId::to_string) else {
+            return Ok(None);
+        };
         match self.range(&id, &id, 1).await?.pop() {
             Some(entry) => self.peeked(entry).await,
             None => Ok(None),
@@ -155,19 +173,17 @@ impl QueueAdmin for StreamAdmin {
     }
 
     async fn delete(&self, positions: &[u64]) -> Result<u64, ConnectorError> {
-        let ids: Vec<String> = positions.iter().map(|position| unpack(*position)).collect();
-        self.delete_ids(&ids).await
+        self.delete_ids(&self.find(positions).await?).await
     }
 
     async fn purge(&self) -> Result<u64, ConnectorError> {
         let (mut from, mut gone) = ("-".to_owned(), 0);
         loop {
             let entries = self.range(&from, "+", BATCH).await?;
-            let ids: Vec<String> =
-                entries.iter().filter_map(id_of).filter(|id| pack(id).is_some()).collect();
-            let Some(last) = ids.last().cloned() else { break };
+            let ids: Vec<EntryId> = entries.iter().filter_map(id_of).collect();
+            let Some(last) = ids.last().copied() else { break };
             gone += self.delete_ids(&ids).await?;
-            from = after(&last);
+            from = after(last);
         }
         let later: u64 = self.wire.script(&PURGE_LATER.key(&self.keys().later)).await?;
         Ok(gone + later)

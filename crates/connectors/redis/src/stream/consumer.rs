@@ -1,4 +1,4 @@
-use std::collections::{HashSet, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,7 +15,8 @@ use tokio::sync::{Mutex, Notify};
 use tokio::task::JoinHandle;
 
 use super::connector::Keys;
-use super::entry::{incoming, pack, unpack};
+use super::entry::{EntryId, incoming};
+use super::held::Held;
 use super::members::{HEARTBEAT, LOOK, OURS};
 use super::process::Process;
 use super::producer::make_group;
@@ -62,7 +63,7 @@ pub(super) struct Site {
     reading: Arc<Wire>,
     pub(super) wire: Arc<Wire>,
     /// What was received and is unresolved.
-    held: std::sync::Mutex<HashSet<u64>>,
+    held: std::sync::Mutex<Held>,
     /// An answer may have been lost: the server may have handed out what never came here.
     lost: AtomicBool,
     /// When it was last looked what is due, if new entries came since.
@@ -134,23 +135,18 @@ impl Site {
     pub(super) fn incoming(&self, entries: Vec<Value>) -> Result<Vec<Incoming>, ConnectorError> {
         let read =
             entries.into_iter().filter_map(|entry| incoming(entry, self.incarnation).transpose());
-        let mut read: Vec<Incoming> = read.collect::<Result<_, _>>()?;
-        for incoming in &mut read {
-            incoming.defect = too_often(incoming.redeliveries, self.bounds.max_redeliveries);
-        }
-        self.held().extend(read.iter().map(|incoming| incoming.receipt.position));
-        Ok(read)
-    }
-
-    fn held(&self) -> std::sync::MutexGuard<'_, HashSet<u64>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn forget<'r>(&self, receipts: impl IntoIterator<Item = &'r Receipt>) {
+        let read: Vec<(EntryId, Incoming)> = read.collect::<Result<_, _>>()?;
         let mut held = self.held();
-        for receipt in receipts {
-            held.remove(&receipt.position);
-        }
+        let entered = read.into_iter().map(|(id, mut incoming)| {
+            incoming.receipt.position = held.enter(id, incoming.receipt.fence);
+            incoming.defect = too_often(incoming.redeliveries, self.bounds.max_redeliveries);
+            incoming
+        });
+        Ok(entered.collect())
+    }
+
+    fn held(&self) -> std::sync::MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Claims what the server believes to have handed to this member, and what never came.
@@ -161,7 +157,7 @@ impl Site {
         let ids: Vec<String> = self.wire.script(&held).await?;
         let unknown: Vec<String> = {
             let known = self.held();
-            let is_unknown = |id: &String| pack(id).is_some_and(|at| !known.contains(&at));
+            let is_unknown = |id: &String| id.parse().is_ok_and(|id| !known.knows(id));
             ids.into_iter().filter(is_unknown).take(READ_MAX).collect()
         };
         if unknown.is_empty() {
@@ -312,49 +308,55 @@ impl Consumer for StreamConsumer {
         if receipts.is_empty() && ops.is_empty() {
             return Ok(Acked::default());
         }
+        let (entries, gone) = self.site.held().ids(&receipts);
+        if !gone.is_empty() && !ops.is_empty() {
+            return Ok(gone.into());
+        }
         let keys = &self.site.keys;
         let mut ack = ACK.key(&keys.stream);
-        ack.key(&keys.attempts).arg(&keys.group).arg(&self.site.member).arg(receipts.len());
-        let positions = || receipts.iter().map(|receipt| receipt.position);
-        for end in [positions().min(), positions().max()] {
-            ack.arg(unpack(end.unwrap_or(0)));
+        ack.key(&keys.attempts).arg(&keys.group).arg(&self.site.member).arg(entries.len());
+        let ids = || entries.iter().map(|(_, id)| id);
+        for end in [ids().min(), ids().max()] {
+            ack.arg(end.map_or_else(|| "0-0".to_owned(), EntryId::to_string));
         }
-        for receipt in &receipts {
-            ack.arg(unpack(receipt.position)).arg(receipt.fence);
+        for (receipt, id) in &entries {
+            ack.arg(id.to_string()).arg(receipt.fence);
         }
         output::add(&mut ack, &ops)?;
         let fenced: Vec<String> = self.site.wire.script(&ack).await?;
-        let fenced = those(&receipts, &fenced);
+        let fenced = those(&entries, &fenced);
         // With a lost lease nothing of it was done.
         let undone = !fenced.is_empty() && !ops.is_empty();
-        self.site.forget(if undone { &fenced } else { &receipts });
-        Ok(fenced.into())
+        self.site.held().forget(if undone { &fenced } else { &receipts });
+        Ok([fenced, gone].concat().into())
     }
 
     async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
         if failed.is_empty() {
             return Ok(Acked::default());
         }
+        let receipts: Vec<Receipt> = failed.iter().map(|failed| failed.receipt).collect();
+        let (entries, gone) = self.site.held().ids(&receipts);
+        let standing = failed.iter().filter(|failed| !gone.contains(&failed.receipt));
         let keys = &self.site.keys;
         let mut fail = FAIL.key(&keys.stream);
         fail.key(&keys.delayed).key(&keys.attempts).arg(&keys.group).arg(&self.site.member);
-        for Failed { receipt, reason, delay } in &failed {
+        for (Failed { receipt, reason, delay }, (_, id)) in standing.zip(&entries) {
             let attempts = match reason {
                 FailedReason::Attempt { attempts, .. } | FailedReason::Parked { attempts, .. } => {
                     i64::from(*attempts)
                 }
                 FailedReason::Released => -1,
             };
-            fail.arg(unpack(receipt.position)).arg(receipt.fence);
+            fail.arg(id.to_string()).arg(receipt.fence);
             fail.arg(delay.as_millis().to_string()).arg(attempts);
         }
         let fenced: Vec<String> = self.site.wire.script(&fail).await?;
-        let receipts: Vec<Receipt> = failed.iter().map(|failed| failed.receipt).collect();
-        self.site.forget(&receipts);
+        self.site.held().forget(&receipts);
         *self.site.looked() = None;
         // A read may be waiting longer than the delay.
         self.woken.notify_waiters();
-        Ok(those(&receipts, &fenced).into())
+        Ok([those(&entries, &fenced), gone].concat().into())
     }
 
     async fn lag(&self) -> Result<Lag, ConnectorError> {
@@ -376,7 +378,11 @@ impl Consumer for StreamConsumer {
     }
 
     fn locate(&self, receipt: Receipt) -> String {
-        format!("{}#{}", self.site.keys.stream, unpack(receipt.position))
+        let stream = &self.site.keys.stream;
+        match self.site.held().id(receipt.position) {
+            Some(id) => format!("{stream}#{id}"),
+            None => stream.clone(),
+        }
     }
 
     async fn shutdown(&self) -> Result<(), ConnectorError> {
@@ -396,9 +402,10 @@ impl Consumer for StreamConsumer {
     }
 }
 
-fn those(receipts: &[Receipt], ids: &[String]) -> Vec<Receipt> {
-    let positions: Vec<u64> = ids.iter().filter_map(|id| pack(id)).collect();
-    receipts.iter().filter(|receipt| positions.contains(&receipt.position)).copied().collect()
+/// The receipts of these entries.
+fn those(entries: &[(Receipt, EntryId)], ids: &[String]) -> Vec<Receipt> {
+    let ids: Vec<EntryId> = ids.iter().filter_map(|id| id.parse().ok()).collect();
+    entries.iter().filter(|(_, id)| ids.contains(id)).map(|(receipt, _)| *receipt).collect()
 }
 
 impl Drop for StreamConsumer {

@@ -1,5 +1,8 @@
 //! Messages as entries of a stream, and back.
 
+use std::fmt;
+use std::str::FromStr;
+
 use brigade_core::connector::{ConnectorError, Incoming, Outgoing, Receipt};
 use brigade_core::{Headers, IncarnationId, Message, MessageId, Timestamp};
 use bytes::Bytes;
@@ -7,17 +10,77 @@ use redis::Value;
 
 /// An entry's id has 64 bits for the time and 64 for a number; a receipt has 64 in all.
 const SEQUENCE_BITS: u32 = 20;
+/// Positions from here on stand for ids that do not fit into them.
+const ODD: u64 = 1 << 63;
+/// Times from here on, in the year 2248, are none: such an id counts something else.
+const TIME_END: u64 = ODD >> SEQUENCE_BITS;
 
-/// A stream entry's id, packed: milliseconds (44 bits, to the year 2527) and number (20 bits).
-pub(crate) fn pack(id: &str) -> Option<u64> {
-    let (time, number) = id.split_once('-')?;
-    let (time, number) = (time.parse::<u64>().ok()?, number.parse::<u64>().ok()?);
-    let fits = time < 1 << (64 - SEQUENCE_BITS) && number < 1 << SEQUENCE_BITS;
-    fits.then_some(time << SEQUENCE_BITS | number)
+/// A stream entry's id: `TIME-NUMBER`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct EntryId {
+    time: u64,
+    number: u64,
 }
 
-pub(crate) fn unpack(position: u64) -> String {
-    format!("{}-{}", position >> SEQUENCE_BITS, position & ((1 << SEQUENCE_BITS) - 1))
+impl FromStr for EntryId {
+    type Err = ConnectorError;
+
+    fn from_str(text: &str) -> Result<Self, ConnectorError> {
+        let read = || {
+            let (time, number) = text.split_once('-')?;
+            Some(Self { time: time.parse().ok()?, number: number.parse().ok()? })
+        };
+        read().ok_or_else(|| {
+            ConnectorError::transient(format!("Redis gave the id `{text}`, which is none"))
+        })
+    }
+}
+
+impl fmt::Display for EntryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.time, self.number)
+    }
+}
+
+impl EntryId {
+    /// Milliseconds (43 bits) and number (20 bits), or for an odd id, which does not fit, a number that is
+    /// made of it.
+    pub(crate) fn position(self) -> u64 {
+        let Self { time, number } = self;
+        if time < TIME_END && number < 1 << SEQUENCE_BITS {
+            return time << SEQUENCE_BITS | number;
+        }
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&IncarnationId::of(self.to_string().as_bytes()).0.to_le_bytes()[..8]);
+        ODD | u64::from_le_bytes(bytes)
+    }
+
+    /// The id at a position; `None` if that stands for an odd one.
+    pub(crate) fn unpack(position: u64) -> Option<Self> {
+        let time = position >> SEQUENCE_BITS;
+        (position < ODD).then_some(Self { time, number: position & ((1 << SEQUENCE_BITS) - 1) })
+    }
+
+    /// The id of a message that tells none.
+    fn message(self, incarnation: IncarnationId) -> MessageId {
+        let position = self.position();
+        if position < ODD {
+            return MessageId::root(incarnation, position);
+        }
+        let whole = format!("{:032x}#{self}", incarnation.0);
+        MessageId::root(IncarnationId::of(whole.as_bytes()), 0)
+    }
+
+    /// When it was put, if its time is one.
+    fn time(self) -> Option<Timestamp> {
+        let time = i64::try_from(self.time).ok().filter(|_| self.time < TIME_END);
+        time.map(Timestamp)
+    }
+}
+
+/// The next number for an odd id, where another has this one.
+pub(crate) fn next_odd(position: u64) -> u64 {
+    ODD | position.wrapping_add(1)
 }
 
 /// The fields of a message, names and values.
@@ -45,7 +108,7 @@ pub(crate) fn fields(outgoing: &Outgoing) -> Vec<(Vec<u8>, Vec<u8>)> {
 }
 
 /// Reads a message from an entry's fields, a list of names and values.
-fn message(fields: &[Value], incarnation: IncarnationId, position: u64) -> Message {
+fn message(fields: &[Value], incarnation: IncarnationId, id: EntryId) -> Message {
     let mut message = Message::default();
     let mut headers = Headers::new();
     for pair in fields.chunks_exact(2) {
@@ -71,7 +134,7 @@ fn message(fields: &[Value], incarnation: IncarnationId, position: u64) -> Messa
     }
     message.headers = headers;
     if message.id == MessageId::default() {
-        message.id = MessageId::root(incarnation, position);
+        message.id = id.message(incarnation);
     }
     message
 }
@@ -81,17 +144,14 @@ fn message(fields: &[Value], incarnation: IncarnationId, position: u64) -> Messa
 pub(crate) fn incoming(
     entry: Value,
     incarnation: IncarnationId,
-) -> Result<Option<Incoming>, ConnectorError> {
+) -> Result<Option<(EntryId, Incoming)>, ConnectorError> {
     let odd = || ConnectorError::transient("Redis gave an entry that is none");
     let Value::Array(parts) = entry else { return Err(odd()) };
     let mut parts = parts.into_iter();
     let Some(Value::BulkString(id)) = parts.next() else { return Err(odd()) };
-    let id = String::from_utf8_lossy(&id).into_owned();
+    let id: EntryId = String::from_utf8_lossy(&id).parse()?;
     // Deleted by somebody while it was pending.
     let Some(Value::Array(fields)) = parts.next() else { return Ok(None) };
-    let position = pack(&id).ok_or_else(|| {
-        ConnectorError::permanent(format!("entry {id} has an id that is too large to be kept"))
-    })?;
     let fence = match parts.next() {
         Some(Value::Int(count)) => u64::try_from(count).unwrap_or(1),
         _ => 1,
@@ -101,28 +161,47 @@ pub(crate) fn incoming(
         _ => String::new(),
     };
     let (attempts, first) = kept.split_once(':').unwrap_or_default();
-    let receipt = Receipt { position, fence };
-    let mut incoming = Incoming::new(message(&fields, incarnation, position), receipt);
+    let receipt = Receipt { position: id.position(), fence };
+    let mut incoming = Incoming::new(message(&fields, incarnation, id), receipt);
     incoming.attempts = attempts.parse().unwrap_or(0);
     incoming.first_failed_at = first.parse().ok().map(Timestamp);
     let handed_out = u32::try_from(fence).unwrap_or(u32::MAX);
     incoming.redeliveries = handed_out.saturating_sub(1).saturating_sub(incoming.attempts);
-    let time = i64::try_from(position >> SEQUENCE_BITS).unwrap_or(i64::MAX);
-    incoming.enqueued_at = Some(Timestamp(time));
-    Ok(Some(incoming))
+    incoming.enqueued_at = id.time();
+    Ok(Some((id, incoming)))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
+
+    fn id(text: &str) -> EntryId {
+        text.parse().expect("it is an id")
+    }
 
     #[test]
     fn ids_are_packed_and_come_back() {
-        for id in ["1526919030474-0", "1526919030474-55", "0-1", "1795218252961-1048575"] {
-            assert_eq!(unpack(pack(id).expect("it fits")), id);
+        for text in ["1526919030474-0", "1526919030474-55", "0-1", "8796093022207-1048575"] {
+            assert_eq!(EntryId::unpack(id(text).position()), Some(id(text)));
+            assert_eq!(id(text).to_string(), text);
         }
-        for id in ["1526919030474", "x-1", "1-1048576", "18446744073709551615-0"] {
-            assert_eq!(pack(id), None, "{id}");
+        for text in ["1526919030474", "x-1", "1-18446744073709551616"] {
+            assert!(text.parse::<EntryId>().is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn odd_ids_have_numbers_and_messages_of_their_own() {
+        let incarnation = IncarnationId::of(b"orders");
+        let texts = ["1-1048576", "1-1048577", "1763733600000000-0", "18446744073709551615-0"];
+        let numbers: HashSet<u64> = texts.map(|text| id(text).position()).into();
+        let messages: HashSet<MessageId> = texts.map(|text| id(text).message(incarnation)).into();
+        assert_eq!((numbers.len(), messages.len()), (texts.len(), texts.len()));
+        assert!(numbers.iter().all(|number| EntryId::unpack(*number).is_none()));
+        assert!(id("9-0") < id("10-0") && id("1763733600000000-0") > id("1526919030474-0"));
+        assert_eq!(id("1763733600000000-0").time(), None);
+        assert_eq!(id("1526919030474-7").time(), Some(Timestamp(1_526_919_030_474)));
     }
 }

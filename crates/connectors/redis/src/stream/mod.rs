@@ -24,6 +24,7 @@ mod admin;
 mod connector;
 mod consumer;
 mod entry;
+mod held;
 mod members;
 mod process;
 mod producer;

@@ -36,14 +36,15 @@ end
 
 /// Removes the entries that every group is past: delivered, and pending with none.
 const PAST: &str = "
-local function at(id)
-  local ms, number = string.match(id, '(%d+)-(%d+)')
-  return tonumber(ms), tonumber(number)
+-- As texts: a number here has 53 bits, of an id's 64.
+local function less(a, b)
+  if #a ~= #b then return #a < #b end
+  return a < b
 end
 local function before(a, b)
-  local ams, an = at(a)
-  local bms, bn = at(b)
-  return ams < bms or (ams == bms and an < bn)
+  local ams, an = string.match(a, '(%d+)-(%d+)')
+  local bms, bn = string.match(b, '(%d+)-(%d+)')
+  return less(ams, bms) or (ams == bms and less(an, bn))
 end
 local function trim(stream)
   local first = nil
