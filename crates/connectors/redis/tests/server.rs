@@ -81,8 +81,9 @@ where
 async fn over_tls_a_user_with_few_rights_works_with_streams_and_rsmq() {
     let server = Redis::start_secured();
     let place = json!({ "url": server.url(), "tls": { "ca": server.authority() } });
-    let connectors: [&dyn Connector; 2] = [&RedisStreams, &Rsmq];
-    for connector in connectors {
+    let bobs = json!({ "url": server.url_of_bob(), "tls": place["tls"] });
+    let users: [(&dyn Connector, &Value); 2] = [(&RedisStreams, &place), (&Rsmq, &bobs)];
+    for (connector, place) in users {
         let queue = queue("shop", place.clone());
         assert_eq!(connector.check(&queue).len(), 0);
         connector.reach(&queue, &env()).await.unwrap();

@@ -6,7 +6,7 @@
     reason = "a test that stops says where"
 )]
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use brigade_core::connector::{
 use brigade_core::{Message, MessageId};
 use brigade_memory::MemoryState;
 use brigade_redis::RedisStreams;
-use brigade_testkit::servers::Redis;
+use brigade_testkit::servers::{Redis, STREAM_COMMANDS};
 use redis::Connection;
 use serde_json::{Value, json};
 
@@ -166,4 +166,56 @@ async fn entries_with_ids_of_any_size_are_handled_as_others() {
     let odd = peeked[2].position;
     assert_eq!(admin.delete(&[odd]).await.unwrap(), 1);
     assert!(admin.get(odd).await.unwrap().is_none());
+}
+
+/// The commands of an access list that the documentation tells: no more than are called. That they are
+/// enough is shown by the conformance suite, whose user has these rights.
+#[tokio::test]
+async fn a_user_needs_the_commands_that_the_documentation_tells() {
+    let told: BTreeSet<String> =
+        STREAM_COMMANDS.split(' ').map(|command| command[1..].to_owned()).collect();
+    let page = include_str!("../../../../docs/src/queues/redis_stream.md");
+    let shown: Vec<&str> = page.split_whitespace().collect();
+    let commands: Vec<&str> = STREAM_COMMANDS.split(' ').collect();
+    assert!(shown.windows(commands.len()).any(|words| words == commands), "{STREAM_COMMANDS}");
+    let server = Redis::start();
+    let mut other = connect(&server);
+    let queue = queue(json!({ "url": server.url() }));
+    RedisStreams.reach(&queue, &env()).await.unwrap();
+    let admin = RedisStreams.admin(&queue, &env()).await.unwrap();
+    let later = |n| Outgoing { delay: Some(Duration::from_millis(1)), ..numbered(n) };
+    admin.put(vec![numbered(0), numbered(1), later(2)]).await.unwrap();
+    admin.status().await.unwrap();
+    admin.purge().await.unwrap();
+    admin.put(vec![numbered(0), numbered(1), later(2)]).await.unwrap();
+    // A member of its own kind has died, with nothing in its hands.
+    ask::<()>(&mut other, "XGROUP CREATECONSUMER s shop brigade-0");
+    let consumer = consumer(&queue).await;
+    let mut taken = Vec::new();
+    while taken.len() < 3 {
+        taken.extend(consumer.consume(WANT).await.unwrap());
+    }
+    assert_eq!(admin.peek(0, 10).await.unwrap().len(), 3);
+    let reason = FailedReason::Attempt { attempts: 1, error: "no".into() };
+    let failed = Failed { receipt: taken[0].receipt, reason, delay: Duration::ZERO };
+    consumer.on_fail(vec![failed]).await.unwrap();
+    let again = consumer.consume(WANT).await.unwrap();
+    let ops = producer(&queue).await.stage(&[numbered(3)]).await.unwrap().ops;
+    consumer.ack(vec![again[0].receipt], ops).await.unwrap();
+    // With another group it trims.
+    ask::<()>(&mut other, "XGROUP CREATE s second 0");
+    consumer.ack(vec![taken[1].receipt], Vec::new()).await.unwrap();
+    consumer.shutdown().await.unwrap();
+    let stats: String = ask(&mut other, "INFO commandstats");
+    let called = stats.lines().filter_map(|line| {
+        let (command, _) = line.strip_prefix("cmdstat_")?.split_once(':')?;
+        Some(command.to_owned())
+    });
+    // What everybody may, and what the test itself has called.
+    const BESIDE: [&str; 6] =
+        ["client|setinfo", "hello", "info", "ping", "xgroup|create", "xgroup|createconsumer"];
+    let mut called: BTreeSet<String> =
+        called.filter(|command| !BESIDE.contains(&&**command)).collect();
+    called.insert("xgroup|create".to_owned());
+    assert_eq!(called, told);
 }

@@ -17,7 +17,7 @@ mod schema_registry;
 
 pub use kafka::Kafka;
 pub use postgres::Postgres;
-pub use redis::Redis;
+pub use redis::{Redis, STREAM_COMMANDS};
 pub use redis_groups::{MASTER, RedisCluster, RedisSentinel};
 pub use rsmq::RsmqClient;
 pub use schema_registry::SchemaRegistry;

@@ -7,6 +7,13 @@ use std::time::{Duration, Instant};
 
 use super::{LOOK, PATIENCE, free_port, used};
 
+/// The commands that a user of queues on streams needs, as an access list has them.
+pub const STREAM_COMMANDS: &str = "+xadd +xack +xclaim +xdel +xlen +xpending +xrange +xreadgroup +xtrim \
+    +xgroup|create +xgroup|delconsumer +xinfo|consumers +xinfo|groups +zadd +zcard +zcount +zrange \
+    +zrangebyscore +zrem +hget +hset +hdel +get +set +del +type +time +evalsha +script|load";
+/// The streams of its user: each with the keys beside it.
+const STREAMS: [&str; 2] = ["shop", "beside"];
+
 /// A Redis server (`redis-server` in the path) that keeps on disk whatever it confirmed.
 #[derive(Debug)]
 pub struct Redis {
@@ -14,6 +21,8 @@ pub struct Redis {
     port: u16,
     /// Where it listens for TLS, if it does.
     tls: Option<u16>,
+    /// Who may use it, if not everybody may.
+    user: Option<&'static str>,
     more: Vec<String>,
     child: Mutex<Option<Child>>,
 }
@@ -35,13 +44,30 @@ impl Redis {
         used("redis");
         let directory = tempfile::tempdir().expect("a directory can be made");
         let more = options.iter().map(|option| (*option).to_owned()).collect();
-        let redis = Self { directory, port: free_port(), tls: None, more, child: Mutex::default() };
+        let (port, child) = (free_port(), Mutex::default());
+        let redis = Self { directory, port, tls: None, user: None, more, child };
         redis.restart();
         redis
     }
 
-    /// Starts one that takes TLS and the user `alice`, with the password `secret`, who may do
-    /// everything with keys that begin with `shop`, `{shop` or `rsmq`; and nobody else.
+    /// Starts one that takes two users with the password `secret`, and nobody else: `alice`, who may do
+    /// [what streams need](STREAM_COMMANDS) with the streams `shop` and `beside`, and `bob`, who may do
+    /// everything with keys that begin with `rsmq`.
+    ///
+    /// # Panics
+    /// As [`start`](Redis::start).
+    pub fn start_restricted() -> Self {
+        used("redis, restricted");
+        let directory = tempfile::tempdir().expect("a directory can be made");
+        let options = write_users(directory.path());
+        let (user, child) = (Some("alice"), Mutex::default());
+        let redis =
+            Self { directory, port: free_port(), tls: None, user, more: options.into(), child };
+        redis.restart();
+        redis
+    }
+
+    /// Starts one as [`start_restricted`](Redis::start_restricted) does, that takes TLS.
     ///
     /// # Panics
     /// As [`start`](Redis::start); or `openssl` is not installed.
@@ -61,23 +87,25 @@ impl Redis {
             directory.path().join("ca.pem").display().to_string(),
             "--tls-auth-clients".to_owned(),
             "no".to_owned(),
-            "--aclfile".to_owned(),
-            directory.path().join("users.acl").display().to_string(),
         ];
-        let users = "user default off\n\
-                     user alice on >secret ~shop* ~{shop* ~rsmq* &* +@all -@admin\n";
-        std::fs::write(directory.path().join("users.acl"), users).expect("it can be written");
-        let (tls, child) = (Some(port), Mutex::default());
-        let redis = Self { directory, port: free_port(), tls, more: options.into(), child };
+        let more = [&options[..], &write_users(directory.path())].concat();
+        let (tls, user, child) = (Some(port), Some("alice"), Mutex::default());
+        let redis = Self { directory, port: free_port(), tls, user, more, child };
         redis.restart();
         redis
     }
 
-    /// Its address as a URL, the one for TLS if it takes that.
+    /// The same with its other user, `bob`.
+    pub fn url_of_bob(&self) -> String {
+        self.url().replace("alice", "bob")
+    }
+
+    /// Its address as a URL, the one for TLS if it takes that, with its first user if it has any.
     pub fn url(&self) -> String {
+        let user = self.user.map(|user| format!("{user}:secret@")).unwrap_or_default();
         match self.tls {
-            None => format!("redis://127.0.0.1:{}", self.port),
-            Some(port) => format!("rediss://alice:secret@127.0.0.1:{port}"),
+            None => format!("redis://{user}127.0.0.1:{}", self.port),
+            Some(port) => format!("rediss://{user}127.0.0.1:{port}"),
         }
     }
 
@@ -141,6 +169,19 @@ impl Drop for Redis {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// The users of a server that has some; answers with the options that make them known.
+fn write_users(directory: &Path) -> [String; 2] {
+    let keys = STREAMS.map(|stream| format!("~{stream} ~{{{stream}}}:brigade:*")).join(" ");
+    let users = format!(
+        "user default off\n\
+         user alice on >secret {keys} {STREAM_COMMANDS}\n\
+         user bob on >secret ~rsmq* &* +@all -@admin\n"
+    );
+    let file = directory.join("users.acl");
+    std::fs::write(&file, users).expect("it can be written");
+    ["--aclfile".to_owned(), file.display().to_string()]
 }
 
 /// An authority's certificate (`ca.pem`), and one for this machine that it has signed, with its key.
