@@ -7,6 +7,8 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::ProducerContext;
 use rdkafka::types::RDKafkaErrorCode as Code;
 
 use crate::settings::Site;
@@ -57,6 +59,12 @@ impl ClientContext for Heard {
 
 impl ConsumerContext for Heard {}
 
+impl ProducerContext for Heard {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
+}
+
 /// An error that the runtime tries again after, or not, told with what to do.
 pub(crate) fn explain(site: &Site, doing: &str, error: &KafkaError) -> ConnectorError {
     let Site { queue, servers } = site;
@@ -64,6 +72,8 @@ pub(crate) fn explain(site: &Site, doing: &str, error: &KafkaError) -> Connector
     let advice = code.map_or("", advice);
     let message = format!("queue `{queue}` (Kafka at {servers}): {doing}: {}{advice}", why(error));
     match code {
+        // Nobody was asked: it is the same at every try.
+        _ if is_of_config(error) => ConnectorError::permanent(message),
         Some(code) if is_permanent(code) => ConnectorError::permanent(message),
         _ => ConnectorError::transient(message),
     }
@@ -82,6 +92,11 @@ fn why(error: &KafkaError) -> String {
         Some(code) => code.to_string(),
         None => error.to_string(),
     }
+}
+
+fn is_of_config(error: &KafkaError) -> bool {
+    use KafkaError::{ClientConfig, ClientCreation, Subscription};
+    matches!(error, ClientConfig(..) | ClientCreation(_) | Subscription(_))
 }
 
 fn is_permanent(code: RDKafkaErrorCode) -> bool {

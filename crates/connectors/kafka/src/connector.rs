@@ -48,7 +48,7 @@ impl Connector for Kafka {
 
     fn check(&self, queue: &QueueSpec) -> Vec<Problem> {
         match Settings::of(queue) {
-            Ok(settings) => settings.problems(),
+            Ok(settings) => settings.problems(queue),
             Err(error) => {
                 vec![Problem { path: Vec::new(), message: error.to_string(), help: None }]
             }

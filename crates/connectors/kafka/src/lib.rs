@@ -43,6 +43,7 @@ mod metadata;
 mod poll;
 mod position;
 mod producer;
+mod properties;
 mod record;
 mod retry;
 mod settings;

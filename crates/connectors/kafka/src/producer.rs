@@ -161,13 +161,18 @@ pub(crate) fn refusal(error: &KafkaError) -> Option<Rejected> {
     Some(Rejected { kind, message: format!("{error}{advice}") })
 }
 
+/// What every producer has.
+pub(crate) fn always(config: &mut ClientConfig) {
+    config.set("enable.idempotence", "true");
+}
+
 impl KafkaProducer {
     pub(crate) fn open(
         site: Site,
         topic: &str,
         mut config: ClientConfig,
     ) -> Result<Self, ConnectorError> {
-        config.set("enable.idempotence", "true");
+        always(&mut config);
         let client =
             config.create_with_context(Reports { site: site.clone(), told: Mutex::default() });
         let client =

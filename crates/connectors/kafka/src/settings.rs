@@ -8,11 +8,11 @@ use std::time::Duration;
 use brigade_core::Period;
 use brigade_core::connector::{ConnectorError, Features, Problem, QueueSpec, Reader};
 use rdkafka::ClientConfig;
-use rdkafka::error::KafkaError;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Number, Value};
 
+use crate::properties::{RESET, SERVERS};
 use crate::retry::RetryNames;
 
 /// The keys of a Kafka queue.
@@ -28,7 +28,7 @@ pub(crate) struct Settings {
     /// The consumer group. Default: the environment variable `KAFKA_CONSUMER_GROUP`, else the
     /// pipeline's name. Where several stages read the topic: `GROUP.STAGE`.
     pub(crate) group: Option<String>,
-    /// Any of librdkafka's properties, `bootstrap.servers` first of all. Defaults: the servers from
+    /// Any of librdkafka's properties, `bootstrap.servers` first of all, each in one spelling. Defaults: the servers from
     /// the environment variables `KAFKA_CONSUMER_BROKERS` or `KAFKA_PRODUCER_BROKERS`, else
     /// `KAFKA_BROKERS`; with `KAFKA_KEY` and `KAFKA_SECRET` SASL PLAIN over TLS.
     #[serde(default)]
@@ -69,7 +69,7 @@ pub(crate) struct Create {
 #[serde(untagged)]
 pub(crate) enum Scalar {
     Flag(bool),
-    Number(i64),
+    Number(Number),
     Text(String),
 }
 
@@ -124,19 +124,6 @@ pub(crate) enum Role {
     Producer,
 }
 
-/// Properties that Brigade sets itself, and what to do instead.
-const OWN: [(&str, &str); 6] = [
-    ("group.id", "write `group:` beside `config:`"),
-    ("enable.auto.commit", "leave it out: Brigade commits what is resolved"),
-    ("enable.auto.offset.store", "leave it out: Brigade commits what is resolved"),
-    ("enable.idempotence", "leave it out: it is always on"),
-    ("acks", "leave it out: it is always `all`"),
-    ("request.required.acks", "leave it out: it is always `all`"),
-];
-
-const SERVERS: &str = "bootstrap.servers";
-const RESET: &str = "auto.offset.reset";
-
 /// How long a message may wait on a retry topic.
 const RETRY: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
 
@@ -144,25 +131,6 @@ const RETRY: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_
 const MESSAGE_MAX: u64 = 1_000_000;
 /// Room for what is around a payload: the headers that Brigade adds, and a short key.
 const AROUND: u64 = 1024;
-
-/// Defaults that differ from librdkafka's; a queue's `config` goes before them.
-const DEFAULTS: [(Role, &str, &str); 9] = [
-    // A new group begins with what is there: else what is put before it starts is lost to it.
-    (Role::Consumer, RESET, "earliest"),
-    (Role::Consumer, "partition.assignment.strategy", "cooperative-sticky"),
-    // Brigade's credit bounds what is in flight; this is what waits before it.
-    (Role::Consumer, "queued.min.messages", "10000"),
-    (Role::Consumer, "queued.max.messages.kbytes", "16384"),
-    // With the default a fast consumer stalls for a second whenever that is reached.
-    (Role::Consumer, "fetch.queue.backoff.ms", "20"),
-    // New topics and partitions are met soon.
-    (Role::Consumer, "topic.metadata.refresh.interval.ms", "10000"),
-    // Where the Java clients put a key.
-    (Role::Producer, "partitioner", "murmur2_random"),
-    // Batches come whole: waiting for more gains nothing.
-    (Role::Producer, "linger.ms", "1"),
-    (Role::Producer, "queue.buffering.max.kbytes", "65536"),
-];
 
 impl Settings {
     pub(crate) fn of(queue: &QueueSpec) -> Result<Self, ConnectorError> {
@@ -210,8 +178,10 @@ impl Settings {
 
     /// The longest payload that the client sends, with the headers that come with it.
     pub(crate) fn max_bytes(&self) -> u64 {
-        let max = self.config.get("message.max.bytes").map(ToString::to_string);
-        let max = max.and_then(|max| max.parse().ok()).unwrap_or(MESSAGE_MAX);
+        let max = self
+            .property("message.max.bytes")
+            .and_then(|max| max.parse().ok())
+            .unwrap_or(MESSAGE_MAX);
         u64::saturating_sub(max, AROUND)
     }
 
@@ -234,58 +204,22 @@ impl Settings {
         self.servers_in(role, environment)
     }
 
-    fn servers_in(&self, role: Role, environment: Environment) -> Option<String> {
+    pub(crate) fn servers_in(&self, role: Role, environment: Environment) -> Option<String> {
         let own = match role {
             Role::Consumer => "KAFKA_CONSUMER_BROKERS",
             Role::Producer => "KAFKA_PRODUCER_BROKERS",
         };
-        let given = self.config.get(SERVERS).map(ToString::to_string);
-        given.or_else(|| environment(own)).or_else(|| environment("KAFKA_BROKERS"))
-    }
-
-    /// A client's properties: the defaults, the environment's, the file's.
-    pub(crate) fn client(&self, role: Role) -> ClientConfig {
-        self.client_in(role, environment)
+        self.property(SERVERS).or_else(|| environment(own)).or_else(|| environment("KAFKA_BROKERS"))
     }
 
     /// The properties of a member of a reader's group.
     pub(crate) fn member(&self, queue: &QueueSpec, reader: &Reader) -> ClientConfig {
-        let mut config = self.client(Role::Consumer);
-        config.set("group.id", self.group(queue, reader)).set("enable.auto.commit", "false");
-        config.set("enable.auto.offset.store", "false");
-        config
-    }
-
-    fn client_in(&self, role: Role, environment: Environment) -> ClientConfig {
-        let mut client = ClientConfig::new();
-        for (_, name, value) in DEFAULTS.iter().filter(|(of, ..)| *of == role) {
-            client.set(*name, *value);
-        }
-        let credentials = (environment("KAFKA_KEY"), environment("KAFKA_SECRET"));
-        if let (Some(user), Some(password)) = credentials {
-            client.set("security.protocol", "SASL_SSL").set("sasl.mechanism", "PLAIN");
-            client.set("sasl.username", user).set("sasl.password", password);
-        }
-        if let Some(servers) = self.servers_in(role, environment) {
-            client.set(SERVERS, servers);
-        }
-        for (name, value) in &self.config {
-            client.set(name, value.to_string());
-        }
-        client
+        self.member_of(&self.group(queue, reader))
     }
 
     /// What is wrong beyond the schema.
-    pub(crate) fn problems(&self) -> Vec<Problem> {
-        let mut problems = Vec::new();
-        let at = |name: &str, message: String, help: String| Problem {
-            path: vec!["config".to_owned(), name.to_owned()],
-            message,
-            help: Some(help),
-        };
-        for (name, help) in OWN.iter().filter(|(name, _)| self.config.contains_key(*name)) {
-            problems.push(at(name, format!("`{name}` cannot be set here"), (*help).to_owned()));
-        }
+    pub(crate) fn problems(&self, queue: &QueueSpec) -> Vec<Problem> {
+        let mut problems = self.property_problems();
         if self.topic.is_some() && !self.topics.is_empty() {
             let message = "`topic` and `topics` exclude each other";
             problems.push(Problem::at("topics", message).help("leave one of them out"));
@@ -297,20 +231,12 @@ impl Settings {
                         quoted key), or the environment variable KAFKA_BROKERS";
             problems.push(problem.help(help));
         }
-        // One at a time: librdkafka tells of the first only.
-        for (name, value) in &self.config {
-            let mut one = ClientConfig::new();
-            one.set(name, value.to_string());
-            if let Err(KafkaError::ClientConfig(_, why, ..)) = one.create_native_config() {
-                let help = "librdkafka's CONFIGURATION.md names every property and its values";
-                problems.push(at(name, why, help.to_owned()));
-            }
+        if problems.is_empty() {
+            problems = self.misfits(queue);
         }
         problems
     }
-}
 
-impl Settings {
     fn retry_problems(&self) -> Vec<Problem> {
         let tiers = &self.retry_topics;
         let at = |message: String| Problem::at("retry_topics", message);
@@ -322,7 +248,7 @@ impl Settings {
         if !tiers.is_sorted_by(|a, b| a.0 < b.0) {
             problems.push(at("expected ascending times".to_owned()));
         }
-        let reset = self.config.get(RESET).map(ToString::to_string);
+        let reset = self.property(RESET);
         let from_first = ["earliest", "beginning", "smallest"];
         if let Some(reset) = reset.filter(|reset| !from_first.contains(&&**reset))
             && !tiers.is_empty()
@@ -341,9 +267,9 @@ fn no_servers() -> String {
 }
 
 /// What a variable of the environment says.
-type Environment = fn(&str) -> Option<String>;
+pub(crate) type Environment = fn(&str) -> Option<String>;
 
-fn environment(name: &str) -> Option<String> {
+pub(crate) fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
@@ -398,22 +324,8 @@ mod tests {
         assert_eq!(own.as_deref(), Some("kafka_producer_brokers"));
         let said = settings(json!({ "config": { "bootstrap.servers": "file" } }));
         assert_eq!(said.servers_in(Role::Consumer, all).as_deref(), Some("file"));
-    }
-
-    #[test]
-    fn a_key_in_the_environment_is_for_sasl_unless_the_file_says_otherwise() {
-        let client = settings(json!({})).client_in(Role::Consumer, all);
-        let is = |client: &ClientConfig, name: &str, value: &str| {
-            assert_eq!(client.get(name), Some(value), "{name}");
-        };
-        is(&client, "security.protocol", "SASL_SSL");
-        is(&client, "sasl.mechanism", "PLAIN");
-        is(&client, "sasl.username", "kafka_key");
-        is(&client, "sasl.password", "kafka_secret");
-        let config = json!({ "config": { "security.protocol": "PLAINTEXT" } });
-        is(&settings(config).client_in(Role::Consumer, all), "security.protocol", "PLAINTEXT");
-        let half = |name: &str| (name == "KAFKA_KEY").then(|| "key".to_owned());
-        assert_eq!(settings(json!({})).client_in(Role::Consumer, half).get("sasl.username"), None);
+        let said = settings(json!({ "config": { "metadata.broker.list": "file" } }));
+        assert_eq!(said.servers_in(Role::Consumer, nothing).as_deref(), Some("file"));
     }
 
     #[test]

@@ -19,6 +19,9 @@ pub(crate) const ASK: Duration = Duration::from_secs(10);
 /// How often it is looked whether it has said why it does not.
 const STEP: Duration = Duration::from_millis(200);
 
+/// What is done before anything is asked.
+const MAKING: &str = "the client cannot be made";
+
 /// The broker's own default for partitions and replicas.
 const BROKERS_DEFAULT: i32 = -1;
 
@@ -37,7 +40,7 @@ pub(crate) async fn make(
 async fn make_retry(settings: &Settings, topic: &str, site: &Site) -> Result<(), ConnectorError> {
     let default = Create { partitions: BROKERS_DEFAULT, replication: BROKERS_DEFAULT };
     let Create { partitions, replication } = settings.create.unwrap_or(default);
-    let largest = settings.config.get("message.max.bytes").map(ToString::to_string);
+    let largest = settings.property("message.max.bytes");
     let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(replication));
     let new = new.set("cleanup.policy", "delete");
     match &largest {
@@ -118,7 +121,7 @@ pub(crate) fn reach(site: &Site, mut config: ClientConfig) -> Result<Asker, Conn
     config.remove("group.id").remove("group.instance.id");
     let heard = Heard::new(site);
     let client: BaseConsumer<Heard> =
-        config.create_with_context(heard).map_err(|error| explain(site, doing, &error))?;
+        config.create_with_context(heard).map_err(|error| explain(site, MAKING, &error))?;
     let begun = Instant::now();
     loop {
         if let Some(cluster) = client.client().fetch_cluster_id(STEP) {

@@ -107,25 +107,30 @@ pub(crate) fn store_id(servers: &str) -> StoreId {
     StoreId::new(format!("kafka {servers}"))
 }
 
+/// What a producer of transactions has, where the file does not say.
+pub(crate) fn defaults(config: &mut ClientConfig, group: &str) {
+    if config.get("transactional.id").is_none() {
+        // The group's generation fences late members; the name need not come again.
+        config.set("transactional.id", format!("{group}.{:016x}", fastrand::u64(..)));
+    }
+    if config.get("transaction.timeout.ms").is_none() {
+        // What a dead member began holds up the readers of its outputs for no longer.
+        config.set("transaction.timeout.ms", "30000");
+    }
+    if config.get("linger.ms").is_none() {
+        // A transaction's outputs come at once, and it waits for them.
+        config.set("linger.ms", "1");
+    }
+    if config.get("retry.backoff.ms").is_none() {
+        // The broker finishes one transaction after it has answered; whoever begins the next
+        // before that is told to try again, and would wait ten times as long as it takes.
+        config.set("retry.backoff.ms", "10");
+    }
+}
+
 impl Transactions {
     pub(crate) fn new(site: Site, mut config: ClientConfig, group: &str) -> Self {
-        if config.get("transactional.id").is_none() {
-            // The group's generation fences late members; the name need not come again.
-            config.set("transactional.id", format!("{group}.{:016x}", fastrand::u64(..)));
-        }
-        if config.get("transaction.timeout.ms").is_none() {
-            // What a dead member began holds up the readers of its outputs for no longer.
-            config.set("transaction.timeout.ms", "30000");
-        }
-        if config.get("linger.ms").is_none() {
-            // A transaction's outputs come at once, and it waits for them.
-            config.set("linger.ms", "1");
-        }
-        if config.get("retry.backoff.ms").is_none() {
-            // The broker finishes one transaction after it has answered; whoever begins the next
-            // before that is told to try again, and would wait ten times as long as it takes.
-            config.set("retry.backoff.ms", "10");
-        }
+        defaults(&mut config, group);
         let store = store_id(&site.servers);
         let batch_size = config.get("batch.size").and_then(|size| size.parse().ok());
         let batch_size = AtomicUsize::new(batch_size.unwrap_or(BATCH_SIZE));

@@ -35,6 +35,24 @@ async fn a_broker_that_is_not_there_is_told_with_its_address() {
     told(consumer(&queue).await, &["queue `queue`", "127.0.0.1:1", "bootstrap.servers"]);
 }
 
+/// What no broker has to be asked for is not tried again.
+#[tokio::test]
+async fn properties_that_make_no_client_are_told_for_good() {
+    let queue = with(&queue(1, "127.0.0.1:1"), "max.poll.interval.ms", 1000);
+    let error = consumer(&queue).await.err().unwrap();
+    assert!(error.to_string().contains("max.poll.interval.ms"), "{error}");
+    assert!(!error.is_transient(), "{error}");
+}
+
+/// Whatever the file calls it, and whatever the library would take first.
+#[tokio::test]
+async fn brokers_may_be_named_in_either_spelling() {
+    let mut queue = queue(1, "");
+    let config = queue.settings["config"].as_object_mut().unwrap();
+    config.remove("bootstrap.servers");
+    works(&with(&queue, "metadata.broker.list", Kafka::shared().servers())).await;
+}
+
 #[tokio::test]
 async fn a_topic_that_is_not_there_is_told_with_what_to_do() {
     let mut queue = queue(1, &Kafka::shared().servers());

@@ -175,7 +175,11 @@ impl Kafka {
              transaction.state.log.min.isr=1\n\
              transaction.state.log.num.partitions=4\n\
              group.initial.rebalance.delay.ms=0\n\
-             group.min.session.timeout.ms=1000\n",
+             group.min.session.timeout.ms=1000\n\
+             group.consumer.min.heartbeat.interval.ms=200\n\
+             group.consumer.heartbeat.interval.ms=200\n\
+             group.consumer.min.session.timeout.ms=1000\n\
+             group.consumer.session.timeout.ms=3000\n",
             logs.display()
         )
     }

@@ -7,8 +7,9 @@ use std::time::Duration;
 use brigade_core::Message;
 use brigade_core::connector::{
     Connector as _, ConnectorEnv, ConnectorError, Consumer, Incoming, Order, Outgoing, Produced,
-    Producer, QueueSpec, Reader, Want,
+    Producer, QueueSpec, Reader, Receipt, Want,
 };
+use brigade_core::state::StoreOp;
 use brigade_kafka::Kafka as Connector;
 use brigade_memory::MemoryState;
 use brigade_testkit::servers::Kafka;
@@ -37,6 +38,14 @@ pub(crate) fn queue(partitions: u32, servers: &str) -> QueueSpec {
 pub(crate) fn with(queue: &QueueSpec, name: &str, value: impl Into<Value>) -> QueueSpec {
     let mut queue = queue.clone();
     queue.settings["config"][name] = value.into();
+    queue
+}
+
+/// With the protocol of groups in which the broker assigns; it has the timeouts, too.
+pub(crate) fn newer(queue: &QueueSpec) -> QueueSpec {
+    let mut queue = with(queue, "group.protocol", "consumer");
+    let config = queue.settings["config"].as_object_mut().unwrap();
+    config.retain(|name, _| !["session.timeout.ms", "heartbeat.interval.ms"].contains(&&**name));
     queue
 }
 
@@ -88,10 +97,19 @@ pub(crate) async fn take(consumer: &Arc<dyn Consumer>, max: usize) -> Vec<Incomi
 }
 
 pub(crate) async fn ack(consumer: &Arc<dyn Consumer>, taken: &[Incoming]) -> usize {
-    let receipts = taken.iter().map(|incoming| incoming.receipt).collect();
+    taken.len() - settle(consumer, taken, Vec::new()).await.len()
+}
+
+/// Acks, and answers with what stood no more.
+pub(crate) async fn settle(
+    consumer: &Arc<dyn Consumer>,
+    taken: &[Incoming],
+    ops: Vec<StoreOp>,
+) -> Vec<Receipt> {
+    let receipts: Vec<Receipt> = taken.iter().map(|incoming| incoming.receipt).collect();
     loop {
-        match consumer.ack(Clone::clone(&receipts), Vec::new()).await {
-            Ok(acked) => return taken.len() - acked.fenced.len(),
+        match consumer.ack(receipts.clone(), ops.clone()).await {
+            Ok(acked) => return acked.fenced,
             Err(error) => assert!(error.is_transient(), "{error}"),
         }
     }
