@@ -1,5 +1,11 @@
 //! A pipeline as an AsyncAPI document: what its queues hold, and which stages receive and send.
 
+mod schema;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use brigade_core::connector::{QueuePlace, SchemaRegistry};
 use brigade_pipeline::{Inputs, Queue, Stage, Topology};
 use brigade_runtime::Registry;
 use clap::{Args, ValueEnum};
@@ -34,7 +40,12 @@ enum Form {
 
 impl AsyncApi {
     pub(crate) fn run(&self, registry: &Registry) -> anyhow::Result<Exit> {
-        let document = document(&self.file.load(registry)?.topology, &self.api_version);
+        let topology = self.file.load(registry)?.topology;
+        let place = |queue: &Queue| {
+            let connector = registry.connector_of(&queue.type_name);
+            connector.map(|connector| connector.place(&queue.spec)).unwrap_or_default()
+        };
+        let document = document(&topology, place, &self.api_version);
         print(&match self.format {
             Form::Pretty => serde_json::to_string_pretty(&document)?,
             Form::Compact => document.to_string(),
@@ -44,26 +55,45 @@ impl AsyncApi {
 }
 
 /// The document. Names are letters, digits, `.`, `-` and `_`, as the specification wants its keys.
-fn document(topology: &Topology, version: &str) -> Value {
+fn document(topology: &Topology, place: impl Fn(&Queue) -> QueuePlace, version: &str) -> Value {
     let (mut channels, mut servers, mut messages) = (Map::new(), Map::new(), Map::new());
+    let mut channels_of = BTreeMap::new();
     for (name, queue) in &topology.queues {
-        let server = server(queue);
-        let mut channel = json!({
-            "address": address(name, queue),
-            "messages": { "message": { "$ref": format!("#/components/messages/{name}") } },
-            "description": format!("queue `{name}` of type {}", queue.type_name),
+        let QueuePlace { protocol, hosts, names, patterns } = place(queue);
+        let servers: Vec<Value> = hosts
+            .iter()
+            .map(|host| {
+                let server = json!({ "host": host, "protocol": protocol });
+                let key = enter(&mut servers, &format!("{protocol}-{host}"), server);
+                json!({ "$ref": format!("#/servers/{key}") })
+            })
+            .collect();
+        // What a pattern finds has no address of its own.
+        let known = names.iter().map(|own| (own, json!(own)));
+        let addresses: Vec<_> =
+            known.chain(patterns.iter().map(|own| (own, Value::Null))).collect();
+        let keys = addresses.iter().map(|(own, address)| {
+            let mut channel = json!({
+                "address": address,
+                "messages": { "message": { "$ref": format!("#/components/messages/{name}") } },
+                "description": description(name, queue, own, address.is_null()),
+            });
+            if !servers.is_empty() {
+                channel["servers"] = json!(servers);
+            }
+            let key = match addresses.len() {
+                1 => name.to_string(),
+                _ => format!("{name}.{own}"),
+            };
+            enter(&mut channels, &key, channel)
         });
-        if let Some((key, server)) = server {
-            channel["servers"] = json!([{ "$ref": format!("#/servers/{key}") }]);
-            servers.insert(key, server);
-        }
-        channels.insert(name.to_string(), channel);
+        channels_of.insert(name.to_string(), keys.collect::<Vec<String>>());
         messages.insert(name.to_string(), message(name, queue));
     }
     let mut operations = Map::new();
     for (name, stage) in &topology.stages {
-        operations.extend(receives(name, stage));
-        operations.extend(sends(name, stage));
+        operations.extend(receives(name, stage, &channels_of));
+        operations.extend(sends(name, stage, &channels_of));
     }
     let mut document = json!({
         "asyncapi": VERSION,
@@ -79,60 +109,33 @@ fn document(topology: &Topology, version: &str) -> Value {
     document
 }
 
-/// What the queue is called where it is.
-fn address(name: &str, queue: &Queue) -> Value {
-    let keys: &[&str] = match queue.type_name.as_str() {
-        "kafka" => &["topic"],
-        "redis_stream" => &["stream"],
-        "rsmq" => &["queue"],
-        "file" => &["path"],
-        _ => &[],
-    };
-    let own = keys.iter().find_map(|key| queue.spec.settings.get(key)?.as_str());
-    own.unwrap_or(name).into()
+/// Enters a value under a key that the specification takes; under another where that is something else's.
+fn enter(map: &mut Map<String, Value>, key: &str, value: Value) -> String {
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let plain: String = key.chars().map(|c| if fits(c) { c } else { '-' }).collect();
+    let numbered = (2..).map(|number| format!("{plain}-{number}"));
+    let mut keys = std::iter::once(plain.clone()).chain(numbered);
+    let free = keys.find(|key| map.get(key).is_none_or(|there| *there == value));
+    let key = free.unwrap_or(plain);
+    map.insert(key.clone(), value);
+    key
 }
 
-/// The server of a queue, under a name that tells it from others; nothing for queues without one.
-fn server(queue: &Queue) -> Option<(String, Value)> {
-    let settings = &queue.spec.settings;
-    let (protocol, host) = match queue.type_name.as_str() {
-        "kafka" => {
-            let config = settings.get("config");
-            let servers = config.and_then(|config| config.get("bootstrap.servers")?.as_str());
-            ("kafka", servers.unwrap_or("localhost:9092").to_owned())
-        }
-        "redis_stream" | "rsmq" => {
-            let url = settings.get("url").and_then(Value::as_str);
-            ("redis", host_of(url.unwrap_or("redis://localhost:6379")))
-        }
-        _ => return None,
-    };
-    let fits = |c: char| if c.is_ascii_alphanumeric() { c } else { '-' };
-    let key = format!("{protocol}-{}", host.chars().map(fits).collect::<String>());
-    Some((key, json!({ "host": host, "protocol": protocol })))
-}
-
-/// Host and port of an address: neither user nor password.
-fn host_of(url: &str) -> String {
-    let (_, rest) = url.split_once("://").unwrap_or(("", url));
-    let authority = rest.split('/').next().unwrap_or(rest);
-    let (_, host) = authority.rsplit_once('@').unwrap_or(("", authority));
-    host.to_owned()
+fn description(name: &str, queue: &Queue, own: &str, is_pattern: bool) -> String {
+    let of = format!("queue `{name}` of type {}", queue.type_name);
+    match is_pattern {
+        true => format!("{of}: all that `{own}` finds"),
+        false => of,
+    }
 }
 
 fn message(name: &str, queue: &Queue) -> Value {
-    let content = match queue.codec.as_str() {
-        "messagepack" => "application/vnd.msgpack",
-        "cbor" => "application/cbor",
-        "text" => "text/plain; charset=utf-8",
-        "bytes" => "application/octet-stream",
-        _ => "application/json",
-    };
-    let mut message = json!({ "name": name, "contentType": content });
+    let mut message = json!({ "name": name, "contentType": content_type(queue) });
     if let Some(schema) = &queue.schema {
+        let at = format!("#/components/messages/{name}/payload/schema");
         message["payload"] = json!({
-            "schemaFormat": "application/schema+json;version=draft-2020-12",
-            "schema": &**schema,
+            "schemaFormat": schema::format_of(schema),
+            "schema": schema::embedded(schema, &at),
         });
         if let Some(title) = schema.get("title").and_then(Value::as_str) {
             message["title"] = title.into();
@@ -141,30 +144,65 @@ fn message(name: &str, queue: &Queue) -> Value {
     message
 }
 
-fn operation(action: &str, stage: &str, queue: &str, what: &str) -> (String, Value) {
-    let channel = format!("#/channels/{queue}");
-    let operation = json!({
-        "action": action,
-        "channel": { "$ref": channel },
-        "summary": format!("stage `{stage}` {what} `{queue}`"),
-        "messages": [{ "$ref": format!("{channel}/messages/message") }],
-    });
-    (format!("{stage}.{action}.{queue}"), operation)
-}
-
-fn receives(name: &str, stage: &Stage) -> Vec<(String, Value)> {
-    match &stage.inputs {
-        Inputs::Queues { names, .. } => {
-            names.iter().map(|queue| operation("receive", name, queue, "reads queue")).collect()
-        }
-        Inputs::Direct(_) => Vec::new(),
+/// What the payloads of a queue are.
+fn content_type(queue: &Queue) -> &'static str {
+    match (&queue.spec.registry, queue.codec.as_str()) {
+        (Some(registry), _) => registered_type(registry),
+        (None, "messagepack") => "application/vnd.msgpack",
+        (None, "cbor") => "application/cbor",
+        (None, "text") => "text/plain; charset=utf-8",
+        (None, "bytes") => "application/octet-stream",
+        (None, _) => "application/json",
     }
 }
 
-fn sends(name: &str, stage: &Stage) -> Vec<(String, Value)> {
+/// What is written with a registry, as far as the file tells: the rest only the registry knows.
+fn registered_type(registry: &SchemaRegistry) -> &'static str {
+    let file = registry.register.as_deref().map(Path::new).and_then(Path::extension);
+    match file.and_then(|end| end.to_str()) {
+        Some("avsc") => "application/avro",
+        Some("proto") => "application/protobuf",
+        Some("json") => "application/json",
+        _ if registry.message.is_some() => "application/protobuf",
+        _ => "application/octet-stream",
+    }
+}
+
+/// The channels of each queue.
+type Channels = BTreeMap<String, Vec<String>>;
+
+/// What a stage does with a queue: an operation for each of its channels.
+fn operations(
+    action: &str,
+    stage: &str,
+    queue: &str,
+    what: &str,
+    channels: &Channels,
+) -> Vec<(String, Value)> {
+    let operation = |key: &String| {
+        let channel = format!("#/channels/{key}");
+        let operation = json!({
+            "action": action,
+            "channel": { "$ref": channel },
+            "summary": format!("stage `{stage}` {what} `{queue}`"),
+            "messages": [{ "$ref": format!("{channel}/messages/message") }],
+        });
+        (format!("{stage}.{action}.{key}"), operation)
+    };
+    channels.get(queue).into_iter().flatten().map(operation).collect()
+}
+
+fn receives(name: &str, stage: &Stage, channels: &Channels) -> Vec<(String, Value)> {
+    let Inputs::Queues { names, .. } = &stage.inputs else { return Vec::new() };
+    let reads = |queue| operations("receive", name, queue, "reads queue", channels);
+    names.iter().flat_map(|queue| reads(queue)).collect()
+}
+
+fn sends(name: &str, stage: &Stage, channels: &Channels) -> Vec<(String, Value)> {
     let outputs = stage.outputs.iter().map(|queue| (queue, "writes queue"));
     let dead = stage.dead_letter.iter().map(|queue| (queue, "keeps dead letters on queue"));
-    outputs.chain(dead).map(|(queue, what)| operation("send", name, queue, what)).collect()
+    let each = outputs.chain(dead);
+    each.flat_map(|(queue, what)| operations("send", name, queue, what, channels)).collect()
 }
 
 #[cfg(test)]
@@ -172,11 +210,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_is_told_without_its_secrets() {
-        for url in
-            ["redis://:se@cret@host:1/2", "rediss://user:secret@host:1", "host:1", "redis://host:1"]
-        {
-            assert_eq!(host_of(url), "host:1", "{url}");
-        }
+    fn what_would_have_one_key_has_two() {
+        let mut map = Map::new();
+        assert_eq!(enter(&mut map, "kafka-a:1", json!(1)), "kafka-a-1");
+        assert_eq!(enter(&mut map, "kafka-a-1", json!(2)), "kafka-a-1-2");
+        assert_eq!(enter(&mut map, "kafka-a:1", json!(1)), "kafka-a-1");
+    }
+
+    #[test]
+    fn what_is_registered_is_told_by_its_file() {
+        let of = |keys: Value| registered_type(&serde_json::from_value(keys).unwrap());
+        assert_eq!(of(json!({ "url": "x", "register": "a.avsc" })), "application/avro");
+        assert_eq!(of(json!({ "url": "x", "message": "a.B" })), "application/protobuf");
+        assert_eq!(of(json!({ "url": "x" })), "application/octet-stream");
     }
 }

@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use brigade_core::CauseKind;
 use brigade_core::connector::{
     Acked, Connector, ConnectorEnv, ConnectorError, Consumer, Defect, Failed, Features, Format,
-    Formats, Incoming, Lag, Outgoing, Problem, Produced, Producer, QueueAdmin, QueueSpec, Reader,
-    Receipt, Rejected, Staged, Want,
+    Formats, Incoming, Lag, Outgoing, Problem, Produced, Producer, QueueAdmin, QueuePlace,
+    QueueSpec, Reader, Receipt, Rejected, Staged, Want,
 };
 use brigade_core::state::{StoreId, StoreOp};
 use serde_json::Value;
@@ -33,6 +33,10 @@ impl Connector for Formatted {
 
     fn store_name(&self, settings: &Value) -> String {
         self.inner.store_name(settings)
+    }
+
+    fn place(&self, queue: &QueueSpec) -> QueuePlace {
+        self.inner.place(queue)
     }
 
     fn schema(&self) -> Value {

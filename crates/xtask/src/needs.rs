@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::ensure;
 
 /// All of it, by the names that `--without` takes.
-pub(crate) const NEEDS: [Need; 6] = [
+pub(crate) const NEEDS: [Need; 7] = [
     Need {
         name: "redis",
         feature: "real-redis",
@@ -49,6 +49,13 @@ pub(crate) const NEEDS: [Need; 6] = [
         there: rsmq_clients,
         missing: "Node with npm, or Python 3 with pip, is not installed",
         packages: &["nodejs", "npm", "python3-pip"],
+    },
+    Need {
+        name: "asyncapi-parser",
+        feature: "real-asyncapi-parser",
+        there: asyncapi_parser,
+        missing: "Node with npm is not installed",
+        packages: &["nodejs", "npm"],
     },
     Need {
         name: "mounts",
@@ -145,7 +152,7 @@ fn redis() -> Option<String> {
     says("openssl", "version")?;
     let text = says("redis-server", "--version")?;
     let version = text.split(' ').find_map(|word| word.strip_prefix("v="))?;
-    Some(format!("redis-server {version}, killed and started again"))
+    Some(format!("redis-server {version}"))
 }
 
 fn kafka() -> Option<String> {
@@ -161,7 +168,7 @@ fn kafka() -> Option<String> {
     let (_, kafka) = pom.split_once("<artifactId>kafka_2.13</artifactId>")?;
     let (_, kafka) = kafka.split_once("<version>")?;
     let (kafka, _) = kafka.split_once('<')?;
-    Some(format!("Kafka {kafka} (KRaft, on Java {java}), killed and started again; TLS, SCRAM"))
+    Some(format!("Kafka {kafka} (KRaft, on Java {java})"))
 }
 
 fn postgres() -> Option<String> {
@@ -170,7 +177,7 @@ fn postgres() -> Option<String> {
     let program = newest.map_or_else(|| "postgres".to_owned(), |path| path.display().to_string());
     let text = says(&program, "--version")?;
     let version = text.split(' ').nth(2).unwrap_or("?").to_owned();
-    Some(format!("PostgreSQL {}, killed and started again", version.trim()))
+    Some(format!("PostgreSQL {}", version.trim()))
 }
 
 fn schema_registry() -> Option<String> {
@@ -180,14 +187,22 @@ fn schema_registry() -> Option<String> {
     let source = include_str!("../../testkit/src/servers/schema_registry.rs");
     let (_, rest) = source.split_once("apicurio-registry-app:")?;
     let (version, _) = rest.split_once(':')?;
-    Some(format!("a schema registry (Apicurio {version}), killed and started again"))
+    Some(format!("Apicurio {version}"))
 }
 
 fn rsmq_clients() -> Option<String> {
     says("npm", "--version")?;
     says("python3", "-m pip --version")?;
     let (node, python) = (says("node", "--version")?, says("python3", "--version")?);
-    Some(format!("the RSMQ clients of Node ({}) and {}", node.trim(), python.trim()))
+    Some(format!("those of Node ({}) and {}", node.trim(), python.trim()))
+}
+
+fn asyncapi_parser() -> Option<String> {
+    says("npm", "--version")?;
+    let source = include_str!("../../testkit/src/servers/asyncapi.rs");
+    let (_, version) = source.split_once("@asyncapi/parser@")?;
+    let (version, _) = version.split_once('"')?;
+    Some(format!("@asyncapi/parser {version}, on Node {}", says("node", "--version")?.trim()))
 }
 
 /// Mounts something and takes it away again.

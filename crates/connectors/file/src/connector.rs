@@ -3,8 +3,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use brigade_core::connector::{
-    Connector, ConnectorEnv, ConnectorError, Consumer, Features, Problem, Producer, QueueSpec,
-    Reader,
+    Connector, ConnectorEnv, ConnectorError, Consumer, Features, Problem, Producer, QueuePlace,
+    QueueSpec, Reader,
 };
 use serde_json::Value;
 
@@ -41,6 +41,16 @@ impl Connector for FileConnector {
 
     fn features(&self, settings: &Value) -> Features {
         serde_json::from_value(settings.clone()).map_or(Features::NONE, |s| features(&s))
+    }
+
+    fn place(&self, queue: &QueueSpec) -> QueuePlace {
+        let path = queue.settings.get("path").and_then(Value::as_str);
+        let name = path.unwrap_or(&queue.name).to_owned();
+        let is_glob = queue.settings::<Settings>().is_ok_and(|settings| settings.is_glob());
+        match is_glob {
+            true => QueuePlace { patterns: vec![name], ..QueuePlace::default() },
+            false => QueuePlace { names: vec![name], ..QueuePlace::default() },
+        }
     }
 
     fn schema(&self) -> Value {

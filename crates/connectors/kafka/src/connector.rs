@@ -3,7 +3,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use brigade_core::connector::{
     Connector, ConnectorEnv, ConnectorError, Consumer, Features, Guarantee, Order, Problem,
-    Producer, QueueAdmin, QueueSpec, Reader,
+    Producer, QueueAdmin, QueuePlace, QueueSpec, Reader,
 };
 use rdkafka::ClientConfig;
 use serde_json::Value;
@@ -40,6 +40,11 @@ impl Connector for Kafka {
         let settings: Result<Settings, _> = serde_json::from_value(settings.clone());
         let servers = settings.ok().and_then(|settings| settings.servers(Role::Consumer));
         format!("Kafka at {}", servers.unwrap_or_default())
+    }
+
+    fn place(&self, queue: &QueueSpec) -> QueuePlace {
+        let settings = Settings::of(queue);
+        settings.map_or_else(|_| QueuePlace::default(), |settings| settings.place(queue))
     }
 
     fn schema(&self) -> Value {

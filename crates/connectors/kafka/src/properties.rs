@@ -89,7 +89,7 @@ impl Settings {
         self.client_in(role, environment)
     }
 
-    fn client_in(&self, role: Role, environment: Environment) -> ClientConfig {
+    pub(crate) fn client_in(&self, role: Role, environment: Environment) -> ClientConfig {
         let mut client = ClientConfig::new();
         for (_, name, value) in DEFAULTS.iter().filter(|(of, ..)| *of == role) {
             client.set(*name, *value);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use brigade_core::Period;
-use brigade_core::connector::{ConnectorError, Features, Problem, QueueSpec, Reader};
+use brigade_core::connector::{ConnectorError, Features, Problem, QueuePlace, QueueSpec, Reader};
 use rdkafka::ClientConfig;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -217,6 +217,29 @@ impl Settings {
         self.member_of(&self.group(queue, reader))
     }
 
+    /// Where the topics are, and what they are called.
+    pub(crate) fn place(&self, queue: &QueueSpec) -> QueuePlace {
+        self.place_in(queue, environment)
+    }
+
+    fn place_in(&self, queue: &QueueSpec, environment: Environment) -> QueuePlace {
+        let client = self.client_in(Role::Consumer, environment);
+        let security = client.get("security.protocol").unwrap_or("plaintext");
+        let protocol = match security.eq_ignore_ascii_case("plaintext") {
+            true => "kafka",
+            false => "kafka-secure",
+        };
+        let servers = self.servers_in(Role::Consumer, environment);
+        let servers = servers.or_else(|| self.servers_in(Role::Producer, environment));
+        // librdkafka takes `protocol://host:port`, too.
+        let host = |server: &str| server.rsplit("//").next().unwrap_or(server).trim().to_owned();
+        let hosts = servers.unwrap_or_default();
+        let hosts = hosts.split(',').map(host).filter(|host| !host.is_empty()).collect();
+        let all = self.subscription(queue).into_iter();
+        let (patterns, names) = all.partition(|topic| topic.starts_with('^'));
+        QueuePlace { protocol, hosts, names, patterns }
+    }
+
     /// What is wrong beyond the schema.
     pub(crate) fn problems(&self, queue: &QueueSpec) -> Vec<Problem> {
         let mut problems = self.property_problems();
@@ -326,6 +349,23 @@ mod tests {
         assert_eq!(said.servers_in(Role::Consumer, all).as_deref(), Some("file"));
         let said = settings(json!({ "config": { "metadata.broker.list": "file" } }));
         assert_eq!(said.servers_in(Role::Consumer, nothing).as_deref(), Some("file"));
+    }
+
+    #[test]
+    fn a_place_is_told_with_all_its_brokers_and_without_secrets() {
+        let queue = QueueSpec::new("shop", "in", json!({}));
+        let brokers = |name: &str| (name == "KAFKA_BROKERS").then(|| "a:1, SSL://b:2".to_owned());
+        let place = settings(json!({})).place_in(&queue, brokers);
+        assert_eq!((place.protocol, &*place.names), ("kafka", &["in".to_owned()][..]));
+        assert_eq!(place.hosts, ["a:1", "b:2"]);
+        let secure = json!({
+            "topics": ["x", "^y"],
+            "config": { "metadata.broker.list": "c:3", "security.protocol": "SASL_SSL" },
+        });
+        let place = settings(secure).place_in(&queue, brokers);
+        assert_eq!((place.protocol, place.hosts), ("kafka-secure", vec!["c:3".to_owned()]));
+        assert_eq!((&*place.names, &*place.patterns), (&["x".into()][..], &["^y".into()][..]));
+        assert_eq!(settings(json!({})).place_in(&queue, all).protocol, "kafka-secure");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use brigade_core::connector::Problem;
+use brigade_core::connector::{Problem, QueuePlace};
 use futures_util::StreamExt;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
@@ -121,6 +121,23 @@ impl Place {
         })
     }
 
+    /// Where a queue of this name is, for documents.
+    pub(crate) fn of(&self, name: String) -> QueuePlace {
+        let protocol = if self.url.starts_with("rediss:") { "rediss" } else { "redis" };
+        let own = self.info().ok().map(|info| info.addr().clone());
+        let own = own.and_then(|addr| match addr {
+            ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
+                Some(with_port(&host, port))
+            }
+            _ => None,
+        });
+        let sentinels = self.sentinel.iter().flat_map(|sentinel| &sentinel.more);
+        let more = sentinels.filter_map(|at| host_and_port(at));
+        let hosts = own.into_iter().chain(more.map(|(host, port)| with_port(&host, port)));
+        let (hosts, patterns) = (hosts.collect(), Vec::new());
+        QueuePlace { protocol, hosts, names: vec![name], patterns }
+    }
+
     /// Prepares for connecting. Reads certificates.
     ///
     /// # Errors
@@ -171,6 +188,13 @@ impl Place {
 }
 
 /// The parts of an address without a scheme.
+fn with_port(host: &str, port: u16) -> String {
+    match host.contains(':') && !host.starts_with('[') {
+        true => format!("[{host}]:{port}"),
+        false => format!("{host}:{port}"),
+    }
+}
+
 fn host_and_port(address: &str) -> Option<(String, u16)> {
     const PORT: u16 = 26_379;
     let (host, port) = match address.rsplit_once(':') {

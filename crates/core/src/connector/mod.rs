@@ -28,6 +28,6 @@ pub use features::Features;
 pub use format::{Format, Formats, SchemaRegistry};
 pub use producer::{Hold, Outgoing, Produced, Producer, Rejected, Staged};
 pub use queue::{
-    Connector, ConnectorEnv, Guarantee, Limit, Order, Peeked, Problem, QueueAdmin, QueueSpec,
-    QueueStatus, Reader, WhenFull,
+    Connector, ConnectorEnv, Guarantee, Limit, Order, Peeked, Problem, QueueAdmin, QueuePlace,
+    QueueSpec, QueueStatus, Reader, WhenFull,
 };

@@ -29,6 +29,12 @@ pub trait Connector: Send + Sync {
         String::new()
     }
 
+    /// Where a queue is and what it is called there, for documents. Nothing secret, and does no IO. By
+    /// default it is on no server, under its own name.
+    fn place(&self, queue: &QueueSpec) -> QueuePlace {
+        QueuePlace { names: vec![queue.name.to_string()], ..QueuePlace::default() }
+    }
+
     /// The JSON Schema of the keys that its queues have beside the common ones: made with schemars
     /// from the type that [`check`](Connector::check) reads them into. An object schema.
     fn schema(&self) -> Value;
@@ -88,6 +94,19 @@ pub trait Connector: Send + Sync {
             queue.name
         )))
     }
+}
+
+/// Where a queue is, and what it is called there.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct QueuePlace {
+    /// How its servers are spoken to, in AsyncAPI's words: `kafka`, `kafka-secure`, `redis`, `rediss`.
+    pub protocol: &'static str,
+    /// Its servers, each a host and perhaps a port, without users and passwords. Empty: it is on none.
+    pub hosts: Vec<String>,
+    /// Its names there: a topic, a stream, a path. Several where it reads several.
+    pub names: Vec<String>,
+    /// Names that stand for others: regular expressions and the like.
+    pub patterns: Vec<String>,
 }
 
 /// A queue as the pipeline file declares it, checked.

@@ -5,8 +5,10 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::Write as _;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
+mod asyncapi;
 mod kafka;
 mod keeper;
 mod postgres;
@@ -15,6 +17,7 @@ mod redis_groups;
 mod rsmq;
 mod schema_registry;
 
+pub use asyncapi::asyncapi_complaints;
 pub use kafka::Kafka;
 pub use postgres::Postgres;
 pub use redis::{Redis, STREAM_COMMANDS};
@@ -70,4 +73,20 @@ fn cached(name: &str, what: &str, fetch: impl FnOnce(&Path)) -> PathBuf {
         let _ = std::fs::remove_dir_all(&fetched);
     }
     there
+}
+
+/// A package of Node's, fetched if it is not there; where Node finds it.
+fn npm(name: &str, package: &str) -> PathBuf {
+    let fetched = cached(name, package, |directory| {
+        let mut npm = Command::new("npm");
+        npm.args(["install", "--silent", "--no-audit", "--no-fund", "--prefix"]);
+        run(npm.arg(directory).arg(package));
+    });
+    fetched.join("node_modules")
+}
+
+fn run(command: &mut Command) {
+    let program = command.get_program().display().to_string();
+    let done = command.output().unwrap_or_else(|error| panic!("{program}: {error}"));
+    assert!(done.status.success(), "{program}: {}", String::from_utf8_lossy(&done.stderr));
 }

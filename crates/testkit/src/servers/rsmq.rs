@@ -4,7 +4,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use serde_json::Value;
 
-use super::{cached, used};
+use super::{cached, npm, run, used};
 
 /// What the clients are, for the package managers.
 const NODE: &str = "rsmq@0.12.4";
@@ -28,15 +28,11 @@ impl RsmqClient {
     /// `node` or `npm` is not installed, or the package cannot be fetched.
     pub fn node(port: u16, realtime: bool) -> Self {
         used("rsmq clients");
-        let modules = cached("rsmq-node", NODE, |directory| {
-            let mut npm = Command::new("npm");
-            npm.args(["install", "--silent", "--no-audit", "--no-fund", "--prefix"]);
-            install(npm.arg(directory).arg(NODE));
-        });
+        let modules = npm("rsmq-node", NODE);
         let mut node = Command::new("node");
         node.arg("-e").arg(NODE_PROGRAM).arg("brigade").arg(port.to_string());
         node.arg(if realtime { "realtime" } else { "silent" });
-        Self::start(node.env("NODE_PATH", modules.join("node_modules")))
+        Self::start(node.env("NODE_PATH", modules))
     }
 
     /// The Python client, at a Redis on this port.
@@ -48,7 +44,7 @@ impl RsmqClient {
         let modules = cached("rsmq-python", &PYTHON.join(" "), |directory: &Path| {
             let mut pip = Command::new("python3");
             pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
-            install(pip.arg("--target").arg(directory).args(PYTHON));
+            run(pip.arg("--target").arg(directory).args(PYTHON));
         });
         let mut python = Command::new("python3");
         python.arg("-c").arg(PYTHON_PROGRAM).arg(port.to_string());
@@ -91,10 +87,4 @@ impl Drop for RsmqClient {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-fn install(command: &mut Command) {
-    let program = command.get_program().display().to_string();
-    let done = command.output().unwrap_or_else(|error| panic!("{program}: {error}"));
-    assert!(done.status.success(), "{program}: {}", String::from_utf8_lossy(&done.stderr));
 }

@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use brigade_core::Period;
 use brigade_core::connector::{
     Connector, ConnectorEnv, ConnectorError, Consumer, Features, Problem, Producer, QueueAdmin,
-    QueueSpec, Reader,
+    QueuePlace, QueueSpec, Reader,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -156,6 +156,12 @@ impl Connector for RedisStreams {
     fn store_name(&self, settings: &Value) -> String {
         let settings: Result<Settings, _> = serde_json::from_value(settings.clone());
         settings.ok().and_then(|settings| settings.place().store()).unwrap_or_default()
+    }
+
+    fn place(&self, queue: &QueueSpec) -> QueuePlace {
+        let Ok(settings) = queue.settings::<Settings>() else { return QueuePlace::default() };
+        let name = settings.stream.clone().unwrap_or_else(|| queue.name.to_string());
+        settings.place().of(name)
     }
 
     fn schema(&self) -> Value {

@@ -1,0 +1,193 @@
+//! A JSON Schema as a part of a larger document. There a reference is one into the whole document, so
+//! those of the schema have to tell where in it the schema stands.
+
+use serde_json::{Value, json};
+
+/// Keys whose values are schemas by name.
+const BY_NAME: [&str; 5] =
+    ["$defs", "definitions", "properties", "patternProperties", "dependentSchemas"];
+/// Keys whose values are data, whatever they look like.
+const DATA: [&str; 4] = ["const", "enum", "default", "examples"];
+
+/// What a schema is by its `$schema`, as AsyncAPI calls it.
+pub(super) fn format_of(schema: &Value) -> String {
+    let dialect = schema.get("$schema").and_then(Value::as_str).unwrap_or_default();
+    let versions = ["draft-04", "draft-06", "draft-07"];
+    let old = versions.into_iter().find(|version| dialect.contains(version));
+    let version = old.unwrap_or(match dialect.contains("2019-09") {
+        true => "draft-2019-09",
+        false => "draft-2020-12",
+    });
+    format!("application/schema+json;version={version}")
+}
+
+/// The schema as it stands at this pointer (`#/components/...`) of a document.
+pub(super) fn embedded(schema: &Value, at: &str) -> Value {
+    let mut named = Named::default();
+    named.collect(schema, at, at);
+    let mut schema = schema.clone();
+    rewrite(&mut schema, at, &named);
+    schema
+}
+
+/// What references may name, with where it stands in the document.
+#[derive(Default)]
+struct Named {
+    /// Schemas with an `$id`.
+    ids: Vec<(String, String)>,
+    /// Anchors, by where the schema stands that they belong to.
+    anchors: Vec<(String, String, String)>,
+}
+
+impl Named {
+    /// `base` is where the nearest schema with an `$id` stands.
+    fn collect(&mut self, schema: &Value, at: &str, base: &str) {
+        let id = schema.get("$id").and_then(Value::as_str).unwrap_or_default();
+        // Before 2019 an anchor was an `$id`.
+        let (id, old_anchor) = id.split_once('#').unwrap_or((id, ""));
+        let base = if id.is_empty() { base } else { at };
+        if !id.is_empty() {
+            self.ids.push((id.to_owned(), at.to_owned()));
+        }
+        let anchor = ["$anchor", "$dynamicAnchor"].into_iter().filter_map(|key| schema.get(key));
+        let anchors = anchor.filter_map(Value::as_str).chain([old_anchor]);
+        for anchor in anchors.filter(|anchor| !anchor.is_empty()) {
+            self.anchors.push((base.to_owned(), anchor.to_owned(), at.to_owned()));
+        }
+        for (step, below) in below(schema) {
+            self.collect(below, &format!("{at}{step}"), base);
+        }
+    }
+
+    /// Where a reference leads, if it is into the schema.
+    fn place(&self, reference: &str, base: &str) -> Option<String> {
+        let (file, fragment) = reference.split_once('#').unwrap_or((reference, ""));
+        let mut ids = self.ids.iter();
+        let base = match file {
+            "" => base,
+            file => {
+                let end = format!("/{}", file.trim_start_matches("./"));
+                let is_it = |id: &str| id == file || id.ends_with(&end);
+                ids.find(|(id, _)| is_it(id)).map(|(_, at)| at.as_str())?
+            }
+        };
+        if fragment.is_empty() || fragment.starts_with('/') {
+            return Some(format!("{base}{fragment}"));
+        }
+        let mut anchors = self.anchors.iter();
+        let found = anchors.find(|(of, anchor, _)| of == base && anchor == fragment);
+        found.map(|(_, _, at)| at.clone())
+    }
+}
+
+/// The schemas directly below one, with the steps of a pointer that lead to them.
+fn below(schema: &Value) -> Vec<(String, &Value)> {
+    let mut found = Vec::new();
+    for (key, value) in schema.as_object().into_iter().flatten() {
+        let step = format!("/{}", escaped(key));
+        match value {
+            _ if DATA.contains(&key.as_str()) => {}
+            Value::Object(schemas) if BY_NAME.contains(&key.as_str()) => {
+                let named = schemas.iter();
+                found.extend(named.map(|(name, one)| (format!("{step}/{}", escaped(name)), one)));
+            }
+            Value::Array(items) => {
+                let items = items.iter().enumerate();
+                found.extend(items.map(|(number, one)| (format!("{step}/{number}"), one)));
+            }
+            one => found.push((step, one)),
+        }
+    }
+    found
+}
+
+/// A key as a step of a pointer within an address.
+fn escaped(key: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._$".contains(&byte);
+    let mut escaped = String::new();
+    for byte in key.replace('~', "~0").replace('/', "~1").bytes() {
+        match plain(byte) || byte == b'~' {
+            true => escaped.push(char::from(byte)),
+            false => escaped += &format!("%{byte:02X}"),
+        }
+    }
+    escaped
+}
+
+fn rewrite(schema: &mut Value, base: &str, named: &Named) {
+    let Value::Object(keys) = schema else { return };
+    let id = keys.get("$id").and_then(Value::as_str).filter(|id| !id.starts_with('#'));
+    let at = id.and_then(|id| named.place(id.split('#').next().unwrap_or(id), base));
+    let base = at.as_deref().unwrap_or(base);
+    if keys.get("$id").is_some_and(Value::is_string) {
+        // It would change what references are relative to.
+        keys.remove("$id");
+    }
+    if let Some(Value::String(reference)) = keys.get_mut("$ref")
+        && let Some(place) = named.place(reference, base)
+    {
+        *reference = place;
+    }
+    for (key, value) in keys.iter_mut() {
+        match value {
+            _ if DATA.contains(&key.as_str()) => {}
+            Value::Object(schemas) if BY_NAME.contains(&key.as_str()) => {
+                schemas.values_mut().for_each(|one| rewrite(one, base, named));
+            }
+            Value::Array(items) => items.iter_mut().for_each(|one| rewrite(one, base, named)),
+            one => rewrite(one, base, named),
+        }
+    }
+    // Some readers put what is referred to in the place of all that stands beside the reference.
+    let has_definitions = keys.contains_key("$defs") || keys.contains_key("definitions");
+    if has_definitions && keys.get("$ref").is_some_and(Value::is_string) {
+        let reference = keys.remove("$ref");
+        let all = keys.entry("allOf").or_insert_with(|| json!([]));
+        all.as_array_mut().into_iter().for_each(|all| all.push(json!({ "$ref": reference })));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_lead_to_where_the_schema_stands() {
+        let schema = json!({
+            "type": "object",
+            "properties": {
+                "k": { "$ref": "#/$defs/K" }, "self": { "$ref": "#" }, "a": { "$ref": "#top" },
+                "$ref": { "type": "string" }, "default": { "$ref": "#/$defs/K" },
+                "other": { "$ref": "https://example.com/other" }, "far": { "$ref": "far.json#/x" },
+            },
+            "const": { "$ref": "#/$defs/K" },
+            "anyOf": [{ "$ref": "#/$defs/a~1b%20c" }],
+            "$defs": {
+                "K": { "$anchor": "top" }, "a/b c": {},
+                "far": { "$id": "https://example.com/far.json", "x": { "$ref": "#/x" } },
+            },
+        });
+        let is = embedded(&schema, "#/at");
+        let leads = |pointer: &str| is.pointer(pointer).unwrap()["$ref"].clone();
+        assert_eq!(leads("/properties/k"), "#/at/$defs/K");
+        assert_eq!(leads("/properties/self"), "#/at");
+        assert_eq!(leads("/properties/a"), "#/at/$defs/K");
+        assert_eq!(leads("/properties/default"), "#/at/$defs/K");
+        assert_eq!(leads("/anyOf/0"), "#/at/$defs/a~1b%20c");
+        assert_eq!(leads("/properties/far"), "#/at/$defs/far/x");
+        assert_eq!(leads("/$defs/far/x"), "#/at/$defs/far/x");
+        assert_eq!(leads("/properties/other"), "https://example.com/other");
+        assert_eq!(is["properties"]["$ref"], json!({ "type": "string" }));
+        assert_eq!(leads("/const"), "#/$defs/K", "it is data");
+        assert_eq!(is["$defs"]["far"].get("$id"), None);
+        let root = json!({ "$ref": "#/$defs/K", "$defs": { "K": {} } });
+        assert_eq!(embedded(&root, "#/at")["allOf"], json!([{ "$ref": "#/at/$defs/K" }]));
+    }
+
+    #[test]
+    fn the_dialect_is_that_of_the_schema() {
+        let old = json!({ "$schema": "http://json-schema.org/draft-07/schema#" });
+        assert_eq!(format_of(&old), "application/schema+json;version=draft-07");
+        assert_eq!(format_of(&json!({})), "application/schema+json;version=draft-2020-12");
+    }
+}
