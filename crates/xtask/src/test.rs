@@ -1,13 +1,19 @@
 //! Every test there is, and what was real in them.
 
+mod servers;
+mod shown;
+
 use std::collections::BTreeSet;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
 use clap::Args;
 
 use crate::needs::NEEDS;
+use crate::test::servers::Counts;
+use crate::test::shown::Outcomes;
 
 /// Run every test. What is missing for them is installed first, on Debian as root.
 #[derive(Debug, Args)]
@@ -32,98 +38,85 @@ impl Test {
         without.retain(|name| *name != MISSING);
         crate::tidy::run()?;
         let mut features = vec!["sabotage"];
-        let mut real = vec!["processes (killed with SIGKILL), files, SQLite (bundled)".to_owned()];
+        let always = "processes (killed with SIGKILL), files, SQLite (bundled)";
+        let mut real = vec![("", always.to_owned())];
+        let mut off = BTreeSet::new();
         for need in &NEEDS {
-            if without.contains(&need.name) {
-                continue;
-            }
-            match need.find_or_install() {
+            let is_wanted = !without.contains(&need.name);
+            match is_wanted.then(|| need.find_or_install()).flatten() {
                 Some(there) => {
-                    real.push(there);
+                    real.push((need.name, there));
                     features.push(need.feature);
+                    continue;
                 }
-                None if without_missing => without.push(need.name),
-                None => bail!("{need}, or go `--without {}`", need.name),
+                None if is_wanted && without_missing => without.push(need.name),
+                None if is_wanted => bail!("{need}, or go `--without {}`", need.name),
+                None => {}
             }
+            // A feature for real servers brings that with it which speaks to them.
+            off.extend([need.feature, need.feature.trim_start_matches("real-")].map(str::to_owned));
         }
         let features = features.join(",");
         let used = std::env::temp_dir().join(format!("brigade-servers-{}", std::process::id()));
         // The crash tests kill the real command, so it has to be there.
         cargo(&["build", "--bin", "brigade", "--features", &features], &used)?;
         let mut test = vec!["test", "--workspace", "--features", &features, "--no-fail-fast"];
-        if without.contains(&"kafka") {
-            // It builds the C client, whose headers may be missing too.
-            test.extend(["--exclude", "brigade-kafka"]);
-        }
-        if without.contains(&"schema-registry") {
-            test.extend(["--exclude", "brigade-schemas"]);
-        }
-        let passed = cargo(&test, &used);
+        // What they build, C or not, may lack what it needs.
+        let packages = [("kafka", "brigade-kafka"), ("schema-registry", "brigade-schemas")];
+        let packages = packages.iter().filter(|(need, _)| without.contains(need));
+        let packages: Vec<&str> = packages.map(|(_, package)| *package).collect();
+        test.extend(packages.iter().flat_map(|package| ["--exclude", package]));
+        let mut outcomes = Outcomes::default();
+        let passed = cargo_test(&test, &used, &mut outcomes);
         let counts = Counts::read(&used);
         // It was this run's; nobody else reads it.
         let _ = std::fs::remove_file(&used);
+        let page = std::fs::read_to_string(shown::PAGE)
+            .with_context(|| format!("cannot read {}", shown::PAGE))?;
+        let left_out = shown::left_out(&off, &packages)?;
+        let (shown, wrong) = shown::table(&page, &outcomes, &left_out);
+        say(&shown);
+        say(&servers::table(&real, &counts));
+        say(&servers::others(&real));
         passed?;
-        report(&real, &counts, &without);
+        ensure!(wrong.is_empty(), "what is shown by tests is not:\n{}", wrong.join("\n"));
+        let without = if without.is_empty() { "nothing".to_owned() } else { without.join(", ") };
+        say(&[format!("all tests passed, without {without}")]);
         Ok(())
     }
 }
 
-/// Runs cargo; tests that start servers note it in the file `used`.
-fn cargo(arguments: &[&str], used: &Path) -> anyhow::Result<()> {
+/// A cargo whose tests note in the file `used` which servers they start.
+fn command(arguments: &[&str], used: &Path) -> Command {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let mut cargo = Command::new(cargo);
     cargo.args(arguments).env("BRIGADE_SERVERS_USED", used);
-    let status = cargo.status().context("cargo cannot be run")?;
+    cargo
+}
+
+fn cargo(arguments: &[&str], used: &Path) -> anyhow::Result<()> {
+    let status = command(arguments, used).status().context("cargo cannot be run")?;
     ensure!(status.success(), "`cargo {}` failed", arguments.join(" "));
     Ok(())
 }
 
-/// The servers that tests use, as they note it, and what they are called in the report.
-const SERVERS: [(&str, &str); 9] = [
-    ("redis", "Redis"),
-    ("redis, secured", "Redis with TLS and a user with few rights"),
-    ("redis, sentinel", "Redis with a Sentinel, failed over"),
-    ("redis, cluster", "Redis Cluster, slots moved"),
-    ("rsmq clients", "the RSMQ clients of Node and Python"),
-    ("postgres", "PostgreSQL"),
-    ("schema registry", "the schema registry"),
-    ("kafka", "Kafka"),
-    ("kafka, secured", "Kafka with TLS, SCRAM and OAUTHBEARER"),
-];
-
-/// Which tests used which server.
-struct Counts(BTreeSet<(String, String)>);
-
-impl Counts {
-    /// Reads what the tests noted: a server and a test a line.
-    fn read(used: &Path) -> Self {
-        let text = std::fs::read_to_string(used).unwrap_or_default();
-        let line = |line: &str| {
-            let (server, test) = line.split_once('\t')?;
-            Some((server.to_owned(), test.to_owned()))
-        };
-        Self(text.lines().filter_map(line).collect())
+/// Runs tests, prints what they print, and reads how each ended.
+fn cargo_test(arguments: &[&str], used: &Path, outcomes: &mut Outcomes) -> anyhow::Result<()> {
+    let mut cargo = command(arguments, used);
+    let mut child = cargo.stdout(Stdio::piped()).spawn().context("cargo cannot be run")?;
+    let mut output = BufReader::new(child.stdout.take().context("it is piped")?);
+    let (mut line, mut out) = (Vec::new(), std::io::stdout());
+    while output.read_until(b'\n', &mut line)? > 0 {
+        out.write_all(&line)?;
+        outcomes.read(&String::from_utf8_lossy(&line));
+        line.clear();
     }
-
-    fn of(&self, server: &str) -> usize {
-        self.0.iter().filter(|(used, _)| used == server).count()
-    }
+    let status = child.wait()?;
+    ensure!(status.success(), "`cargo {}` failed", arguments.join(" "));
+    Ok(())
 }
 
 #[expect(clippy::print_stdout, reason = "a script's output")]
-fn report(real: &[String], counts: &Counts, without: &[&str]) {
-    println!("\n{:<44} {:>5}", "server", "tests");
-    for (server, name) in SERVERS {
-        match counts.of(server) {
-            0 => println!("{name:<44} {:>5}", "none"),
-            tests => println!("{name:<44} {tests:>5}"),
-        }
-    }
-    for real in real {
-        println!("real: {real}");
-    }
-    match without {
-        [] => println!("all tests passed, without nothing"),
-        without => println!("all tests passed, without {}", without.join(", ")),
-    }
+fn say(lines: &[String]) {
+    println!("\n{}", lines.join("\n"));
 }

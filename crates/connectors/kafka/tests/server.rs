@@ -223,7 +223,7 @@ async fn tls_and_scram() {
     let tls = queue(1, &server.tls_servers().unwrap());
     let tls = with(&with(&tls, "security.protocol", "ssl"), "ssl.ca.location", ca.clone());
     works(&tls).await;
-    let sasl = queue(1, &server.sasl_servers().unwrap());
+    let sasl = queue(1, &server.scram_servers().unwrap());
     let sasl = with(&with(&sasl, "security.protocol", "sasl_ssl"), "ssl.ca.location", ca);
     let sasl = with(&with(&sasl, "sasl.mechanism", "SCRAM-SHA-256"), "sasl.username", "alice");
     works(&with(&sasl, "sasl.password", "secret")).await;
@@ -238,7 +238,7 @@ async fn tls_and_scram() {
 async fn oauthbearer() {
     let server = Kafka::start_secured();
     let ca = server.certificate().display().to_string();
-    let queue = queue(1, &server.sasl_servers().unwrap());
+    let queue = queue(1, &server.oauthbearer_servers().unwrap());
     let queue = with(&with(&queue, "security.protocol", "sasl_ssl"), "ssl.ca.location", ca);
     let queue = with(&queue, "sasl.mechanism", "OAUTHBEARER");
     let queue = with(&queue, "enable.sasl.oauthbearer.unsecure.jwt", true);

@@ -58,7 +58,9 @@ impl Kafka {
     }
 
     fn start_with(secured: Option<(u16, u16)>, records: Option<&Path>) -> Self {
-        used(if secured.is_some() { "kafka, secured" } else { "kafka" });
+        if secured.is_none() {
+            used("kafka");
+        }
         let directory = tempfile::tempdir().expect("a directory can be made");
         let records = records.unwrap_or(directory.path()).join("logs");
         let (port, keeper) = (free_port(), Keeper::default());
@@ -94,11 +96,19 @@ impl Kafka {
 
     /// Its address for TLS, if it was started secured.
     pub fn tls_servers(&self) -> Option<String> {
+        used("kafka, tls");
         self.secured.map(|(port, _)| format!("127.0.0.1:{port}"))
     }
 
-    /// Its address for SASL over TLS, if it was started secured.
-    pub fn sasl_servers(&self) -> Option<String> {
+    /// Its address for SCRAM over TLS, if it was started secured.
+    pub fn scram_servers(&self) -> Option<String> {
+        used("kafka, scram");
+        self.secured.map(|(_, port)| format!("127.0.0.1:{port}"))
+    }
+
+    /// Its address for OAUTHBEARER over TLS, if it was started secured.
+    pub fn oauthbearer_servers(&self) -> Option<String> {
+        used("kafka, oauthbearer");
         self.secured.map(|(_, port)| format!("127.0.0.1:{port}"))
     }
 

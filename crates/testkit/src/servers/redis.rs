@@ -72,7 +72,8 @@ impl Redis {
     /// # Panics
     /// As [`start`](Redis::start); or `openssl` is not installed.
     pub fn start_secured() -> Self {
-        used("redis, secured");
+        used("redis, tls");
+        used("redis, user");
         let directory = tempfile::tempdir().expect("a directory can be made");
         let (certificate, key) = make_certificates(directory.path());
         let port = free_port();
