@@ -49,7 +49,7 @@ impl AsyncApi {
         print(&match self.format {
             Form::Pretty => serde_json::to_string_pretty(&document)?,
             Form::Compact => document.to_string(),
-        });
+        })?;
         Ok(Exit::Done)
     }
 }

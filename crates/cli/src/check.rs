@@ -30,7 +30,7 @@ impl Check {
             topology.pipeline,
             several(queues),
             several(stages)
-        ));
+        ))?;
         match self.connect {
             true => self.reach(registry).await,
             false => Ok(Exit::Done),
@@ -56,7 +56,7 @@ impl Check {
         for (queue, reached) in queues.values().zip(join_all(asked).await) {
             let Queue { spec, type_name, .. } = queue;
             match reached {
-                Ok(()) => print(&format!("queue `{}` ({type_name}): reached", spec.name)),
+                Ok(()) => print(&format!("queue `{}` ({type_name}): reached", spec.name))?,
                 Err(error) => {
                     complain(&anyhow::Error::new(error));
                     exit = Exit::Usage;

@@ -1,6 +1,6 @@
 //! What the commands share: loading a file, printing.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -89,13 +89,19 @@ impl Opened {
     }
 }
 
-/// Prints to standard output; a reader that went away is no error.
-pub(crate) fn print(text: &str) {
+/// Prints to standard output; a reader that went away is no error, a full disk is.
+pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
-    let _ = out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n"));
+    let printed = out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n"));
+    match printed.and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(anyhow::anyhow!("standard output cannot be written: {error}"))
+        }
+        _ => Ok(()),
+    }
 }
 
-/// Says something beside the output.
+/// Says something beside the output, as far as anybody can hear it.
 pub(crate) fn say(text: &str) {
     let mut err = std::io::stderr().lock();
     let _ = err.write_all(text.as_bytes()).and_then(|()| err.write_all(b"\n"));

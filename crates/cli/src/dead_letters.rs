@@ -83,14 +83,14 @@ impl DeadLetters {
             Command::Show { number, .. } => show(&letters, *number).await?,
             Command::Redrive { numbers, .. } => {
                 let sent = redrive(&opened, registry, &letters, numbers).await?;
-                print(&format!("{} sent back", letters_counted(sent)));
+                print(&format!("{} sent back", letters_counted(sent)))?;
             }
             Command::Delete { numbers, .. } => {
                 let mut deleted = 0;
                 for letters in &letters {
                     deleted += letters.queue.delete(numbers).await?;
                 }
-                print(&format!("{} deleted", letters_counted(deleted)));
+                print(&format!("{} deleted", letters_counted(deleted)))?;
             }
         }
         drop(letters);
@@ -158,20 +158,18 @@ async fn list(letters: &[Letters], limit: u64) -> anyhow::Result<()> {
             };
         }
     }
-    print(&rows.to_string());
-    Ok(())
+    print(&rows.to_string())
 }
 
 async fn show(letters: &[Letters], number: u64) -> anyhow::Result<()> {
     for Letters { queue, .. } in letters {
         let Some(peeked) = queue.get(number).await? else { continue };
         let bytes = peeked.message.payload.as_deref().unwrap_or_default();
-        match serde_json::from_slice::<serde_json::Value>(bytes) {
+        return match serde_json::from_slice::<serde_json::Value>(bytes) {
             Ok(json) => print(&serde_json::to_string_pretty(&json)?),
             // Whatever it is, it is shown.
             Err(_) => print(&String::from_utf8_lossy(bytes)),
-        }
-        return Ok(());
+        };
     }
     anyhow::bail!("no dead letter {number}")
 }

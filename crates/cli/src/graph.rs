@@ -32,7 +32,7 @@ impl Graph {
             Drawing::Mermaid => GraphFormat::Mermaid,
             Drawing::Dot => GraphFormat::Dot,
         };
-        print(self.file.load(registry)?.topology.graph(format).trim_end());
+        print(self.file.load(registry)?.topology.graph(format).trim_end())?;
         Ok(Exit::Done)
     }
 }

@@ -50,7 +50,7 @@ impl Import {
         let name = name.clone().unwrap_or_else(|| directory_of(file));
         let volley::Imported { text, notes } = volley::import(&place, &config, &found, &name)?;
         match output {
-            None => print(text.trim_end()),
+            None => print(text.trim_end())?,
             Some(path) => std::fs::write(path, text)
                 .with_context(|| format!("cannot write {}", path.display()))?,
         }

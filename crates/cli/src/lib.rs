@@ -67,8 +67,11 @@ pub fn main(registry: Registry) -> ExitCode {
         Err(error) => {
             // Help and version are no errors; clap knows where each goes.
             let code = u8::try_from(error.exit_code()).unwrap_or(Exit::Usage as u8);
-            let _ = error.print();
-            return ExitCode::from(code);
+            // Help that cannot be printed was not given.
+            return match error.print() {
+                Err(_) if code == 0 => ExitCode::from(Exit::Usage as u8),
+                _ => ExitCode::from(code),
+            };
         }
     };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

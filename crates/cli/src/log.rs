@@ -19,7 +19,9 @@ pub(crate) fn set_up(
         _ => EnvFilter::try_new(level.unwrap_or("info"))?,
     };
     let lines = Lines { progress: progress.clone() };
+    // What it says of a line that cannot be written it says on standard error, which is just that.
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines);
+    let lines = lines.log_internal_errors(false);
     let set = match format {
         LogFormat::Human => {
             lines.with_target(false).with_ansi(io::stderr().is_terminal()).try_init()
@@ -45,10 +47,11 @@ impl<'a> MakeWriter<'a> for Lines {
 struct Line<'a>(&'a Progress);
 
 impl Write for Line<'_> {
-    /// Takes one event as a whole: that is how `tracing-subscriber` writes it.
+    /// Takes one event as a whole: that is how `tracing-subscriber` writes it. A line that standard
+    /// error does not take is gone: the pipeline goes on without its log.
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let line = one_line(event);
-        self.0.aside(|| io::stderr().lock().write_all(&line))?;
+        let _ = self.0.aside(|| io::stderr().lock().write_all(&line));
         Ok(event.len())
     }
 

@@ -73,14 +73,14 @@ impl Queues {
                 let only = (!positions.is_empty()).then_some(&positions[..]);
                 let opened = file.open(registry).await?;
                 let released = opened.queue(queue, registry).await?.release(only).await?;
-                print(&format!("{released} messages released"));
+                print(&format!("{released} messages released"))?;
                 opened.close().await?;
                 Ok(Exit::Done)
             }
             Command::Purge { file, queue } => {
                 let opened = file.open(registry).await?;
                 let purged = opened.queue(queue, registry).await?.purge().await?;
-                print(&format!("{purged} messages deleted"));
+                print(&format!("{purged} messages deleted"))?;
                 opened.close().await?;
                 Ok(Exit::Done)
             }
@@ -116,7 +116,7 @@ async fn list(file: &FileArguments, registry: &Registry) -> anyhow::Result<Exit>
             ]);
         }
     }
-    print(&rows.to_string());
+    print(&rows.to_string())?;
     opened.close().await?;
     Ok(Exit::Done)
 }
@@ -139,7 +139,7 @@ async fn peek(
             peeked.attempts,
             peeked.redeliveries,
             String::from_utf8_lossy(payload)
-        ));
+        ))?;
     }
     opened.close().await?;
     Ok(Exit::Done)
@@ -165,7 +165,7 @@ async fn put(
     }
     count += batch.len();
     admin.put(batch).await?;
-    print(&format!("{count} messages put"));
+    print(&format!("{count} messages put"))?;
     drop(admin);
     opened.close().await?;
     Ok(Exit::Done)

@@ -32,7 +32,7 @@ impl Schema {
             Printed::Keys => reference::keys(registry),
             Printed::Features => reference::features(registry),
         };
-        print(text.trim_end());
+        print(text.trim_end())?;
         Ok(Exit::Done)
     }
 }

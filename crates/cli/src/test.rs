@@ -106,17 +106,23 @@ impl Test {
                 match &wrong[..] {
                     [] => {
                         passed += 1;
-                        print(&format!("ok      {place}: {} ({:.0?})", case.name, begun.elapsed()));
+                        print(&format!(
+                            "ok      {place}: {} ({:.0?})",
+                            case.name,
+                            begun.elapsed()
+                        ))?;
                     }
                     wrong => {
                         failed += 1;
-                        print(&format!("FAILED  {place}: {}", case.name));
-                        wrong.iter().for_each(|what| print(&format!("        {what}")));
+                        print(&format!("FAILED  {place}: {}", case.name))?;
+                        for what in wrong {
+                            print(&format!("        {what}"))?;
+                        }
                     }
                 }
             }
         }
-        print(&format!("{passed} passed, {failed} failed"));
+        print(&format!("{passed} passed, {failed} failed"))?;
         Ok(if failed == 0 { Exit::Done } else { Exit::Failed })
     }
 }
