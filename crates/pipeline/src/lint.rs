@@ -118,10 +118,11 @@ const STATS: std::time::Duration = std::time::Duration::from_secs(60);
 /// The stages, each with those that write what it reads.
 fn upstream(stages: &IndexMap<Arc<str>, Stage>) -> BTreeMap<Arc<str>, Vec<Arc<str>>> {
     let writers = |queue: &Arc<str>| -> Vec<Arc<str>> {
-        let writes = |stage: &&Stage| {
-            stage.outputs.contains(queue) || stage.dead_letter.as_ref() == Some(queue)
-        };
-        stages.values().filter(writes).map(|stage| Arc::clone(&stage.name)).collect()
+        stages
+            .values()
+            .filter(|stage| stage.writes(queue))
+            .map(|stage| Arc::clone(&stage.name))
+            .collect()
     };
     let of = |stage: &Stage| match &stage.inputs {
         Inputs::Direct(up) => vec![Arc::clone(up)],

@@ -185,6 +185,11 @@ impl Stage {
             Inputs::Direct(_) => &[],
         }
     }
+
+    /// Whether outputs or dead letters of it go to a queue.
+    pub(crate) fn writes(&self, queue: &str) -> bool {
+        self.outputs.iter().chain(&self.dead_letter).any(|name| **name == *queue)
+    }
 }
 
 impl Topology {

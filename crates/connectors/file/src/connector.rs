@@ -4,13 +4,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use brigade_core::connector::{
     Connector, ConnectorEnv, ConnectorError, Consumer, Features, Problem, Producer, QueuePlace,
-    QueueSpec, Reader,
+    QueueSpec, Reader, Used,
 };
 use serde_json::Value;
 
 use crate::consumer::FileConsumer;
 use crate::producer::FileProducer;
-use crate::settings::{Compression, FileFormat, Settings};
+use crate::settings::{Compression, FileFormat, Settings, refuse_special};
 
 /// The connector of files, type `file`.
 #[derive(Debug, Clone, Copy, Default)]
@@ -82,6 +82,34 @@ impl Connector for FileConnector {
         problems
     }
 
+    fn conflict(&self, one: Used<'_>, other: Used<'_>) -> Option<Problem> {
+        let settings = |used: Used<'_>| serde_json::from_value::<Settings>(used.settings.clone());
+        let (first, second) = (settings(one).ok()?, settings(other).ok()?);
+        if !first.overlaps(&second) {
+            return None;
+        }
+        let path = &second.path;
+        let (message, help) = if second.is_standard() {
+            if !one.read || !other.read {
+                return None;
+            }
+            let message = "standard input has one reader: each would get a part of it".to_owned();
+            (message, "read it with one queue, by a stage with `copy: true`")
+        } else if one.written && other.written {
+            let message = format!("both write the file `{path}`, which has one writer");
+            (message, "give each a file of its own, or name one queue in both places")
+        } else if (one.read && other.written) || (one.written && other.read) {
+            let message = format!(
+                "the file `{path}` is read and written: who reads it is done at what was its end, \
+                 and may read what is cut off again"
+            );
+            (message, "put an `embedded` queue between the stages")
+        } else {
+            return None;
+        };
+        Some(Problem::at("path", message).help(help))
+    }
+
     async fn reach(&self, queue: &QueueSpec, _: &ConnectorEnv) -> Result<(), ConnectorError> {
         let settings: Settings = queue.settings()?;
         if settings.is_standard() || settings.is_glob() {
@@ -91,6 +119,8 @@ impl Connector for FileConnector {
         // directory, or one in which directories can be made.
         let (path, read) = (settings.path(), !queue.groups.is_empty() && !settings.follow);
         let (name, what) = (Arc::clone(&queue.name), path.display().to_string());
+        refuse_special(&path, if read { "input" } else { "output" })
+            .map_err(|error| ConnectorError::permanent(format!("queue `{name}`: {error}")))?;
         let looked = tokio::task::spawn_blocking(move || match read {
             true => std::fs::File::open(&path).map(drop),
             false => {
@@ -126,6 +156,6 @@ impl Connector for FileConnector {
         queue: &QueueSpec,
         env: &ConnectorEnv,
     ) -> Result<Arc<dyn Producer>, ConnectorError> {
-        Ok(Arc::new(FileProducer::open(queue.settings()?, &env.state)?))
+        Ok(Arc::new(FileProducer::open(queue, &env.state)?))
     }
 }

@@ -7,14 +7,16 @@
 //!
 //! Writing appends whole lines under a lock on the file, syncs, and keeps the committed length in the
 //! state, in the transaction of the acks where the input lives there. What was appended and not
-//! committed is cut off by the next writer, so there is never a torn line. The file therefore
-//! belongs to the pipelines of one state: what others append to it may be cut off too.
+//! committed is cut off by the next writer, so there is never a torn line. The file belongs to the
+//! pipelines of one state: a note in it says who has the file open, and what goes beyond the committed
+//! length without such a note was written by others, which ends the stage.
 
 mod connector;
 mod consumer;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;
+mod kept;
 mod ledger;
 mod lines;
 mod producer;

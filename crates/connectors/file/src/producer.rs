@@ -1,11 +1,12 @@
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use brigade_core::CauseKind;
 use brigade_core::connector::{
-    ConnectorError, Features, Outgoing, Produced, Producer, Rejected, Staged,
+    ConnectorError, Features, Outgoing, Produced, Producer, QueueSpec, Rejected, Staged,
 };
 use brigade_core::state::{StateStore, StoreId};
 
@@ -17,8 +18,10 @@ use crate::writer::{Appended, Writer, failed};
 pub(crate) struct FileProducer {
     settings: Settings,
     compression: Compression,
+    queue: QueueSpec,
     /// None for standard output.
     writer: Option<Arc<Writer>>,
+    closed: AtomicBool,
     state: Arc<dyn StateStore>,
 }
 
@@ -30,16 +33,26 @@ struct Encoded {
 
 impl FileProducer {
     pub(crate) fn open(
-        settings: Settings,
+        queue: &QueueSpec,
         state: &Arc<dyn StateStore>,
     ) -> Result<Self, ConnectorError> {
+        let settings: Settings = queue.settings()?;
         let path = settings.path();
         let compression = settings.compression_of(&path);
         let writer = match settings.is_standard() {
             true => None,
             false => Some(Writer::of(&path, compression, state)?),
         };
-        Ok(Self { settings, compression, writer, state: Arc::clone(state) })
+        if let Some(writer) = &writer {
+            writer.enter(queue)?;
+        }
+        let (queue, state) = (queue.clone(), Arc::clone(state));
+        Ok(Self { settings, compression, queue, writer, closed: AtomicBool::new(false), state })
+    }
+
+    /// Takes itself out of those who write the file; says whether it was the last.
+    fn leave(&self, writer: &Writer) -> bool {
+        !self.closed.swap(true, Ordering::Relaxed) && writer.forget(&self.queue)
     }
 
     fn encode(&self, batch: &[Outgoing]) -> Result<Encoded, ConnectorError> {
@@ -145,7 +158,19 @@ impl Producer for FileProducer {
     }
 
     async fn shutdown(&self) -> Result<(), ConnectorError> {
-        Ok(())
+        let last = self.writer.as_ref().filter(|writer| self.leave(writer));
+        match last {
+            Some(writer) => writer.close().await,
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for FileProducer {
+    fn drop(&mut self) {
+        if let Some(writer) = &self.writer {
+            self.leave(writer);
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::mpsc::Sender;
 
 use crate::ledger::{Position, identity};
 use crate::lines::{Lines, Record};
-use crate::settings::{Compression, FileFormat, Settings};
+use crate::settings::{Compression, FileFormat, Settings, refuse_special};
 
 /// The most records in one message to the consumer, and their bytes.
 const CHUNK: (usize, usize) = (256, 1 << 20);
@@ -93,6 +93,7 @@ impl Reader {
             let paths = self.paths()?;
             let mut fresh = false;
             for path in paths {
+                self.refuse_special(&path)?;
                 let file = match File::open(&path) {
                     Ok(file) => file,
                     Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -273,6 +274,13 @@ impl Reader {
             true => Err(Ended::Stopped),
             false => Ok(()),
         }
+    }
+
+    fn refuse_special(&self, path: &Path) -> Step<()> {
+        refuse_special(path, "input").map_err(|error| {
+            let text = format!("queue `{}`: {error}", self.queue);
+            Ended::Failed(ConnectorError::permanent(text))
+        })
     }
 
     fn wrong(&self, path: &Path, error: &std::io::Error) -> Ended {

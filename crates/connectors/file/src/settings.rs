@@ -1,6 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use brigade_core::ByteSize;
+use brigade_core::connector::ConnectorError;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -62,6 +63,20 @@ impl Settings {
         self.path.contains(['*', '?', '['])
     }
 
+    /// Whether a file may be one of both, as far as paths say it.
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
+        if self.is_standard() || other.is_standard() {
+            return self.is_standard() && other.is_standard();
+        }
+        let whole = |settings: &Self| std::path::absolute(settings.path()).unwrap_or_default();
+        let (one, other_one) = (whole(self), whole(other));
+        let names = |settings: &Self, pattern: &Path, path: &Path| {
+            let pattern = settings.is_glob().then(|| glob::Pattern::new(pattern.to_str()?).ok());
+            pattern.flatten().is_some_and(|pattern| pattern.matches_path(path))
+        };
+        one == other_one || names(self, &one, &other_one) || names(other, &other_one, &one)
+    }
+
     pub(crate) fn max_message_bytes(&self) -> usize {
         usize::try_from(self.max_message_bytes.0).unwrap_or(usize::MAX).max(1)
     }
@@ -94,4 +109,17 @@ impl Settings {
 
 fn extension(path: &Path) -> Option<String> {
     Some(path.extension()?.to_str()?.to_ascii_lowercase())
+}
+
+/// Refuses pipes and devices: they cannot be read from a position, and what was appended to them
+/// cannot be cut off again. Opening one might wait for its other end.
+pub(crate) fn refuse_special(path: &Path, standard: &str) -> Result<(), ConnectorError> {
+    let special = |found: std::fs::Metadata| !found.is_file() && !found.is_dir();
+    match std::fs::metadata(path).is_ok_and(special) {
+        true => Err(ConnectorError::permanent(format!(
+            "{} is not a regular file: give a file's path, or `-` for standard {standard}",
+            path.display()
+        ))),
+        false => Ok(()),
+    }
 }

@@ -8,16 +8,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use brigade_core::connector::{ConnectorError, Hold};
+use brigade_core::connector::{ConnectorError, Hold, QueueSpec};
 use brigade_core::state::{StateStore, StoreOp};
-use bytes::Bytes;
 use tokio::sync::OwnedMutexGuard;
 
-use crate::settings::Compression;
+use crate::kept::{Kept, new_life};
+use crate::settings::{Compression, refuse_special};
 
 /// How long a writer waits for others, in this process or another.
 const LOCK_MAX: Duration = Duration::from_secs(30);
-/// The committed lengths in the state, by path.
+/// How long one that closes the file waits for others.
+const CLOSE_MAX: Duration = Duration::from_secs(1);
+/// What the state [keeps](Kept) of files, by path.
 const SPACE: &str = "file/length";
 
 /// A file that this process writes; all its producers share it.
@@ -27,14 +29,33 @@ pub(crate) struct Writer {
     name: String,
     compression: Compression,
     state: Arc<dyn StateStore>,
-    open: Arc<tokio::sync::Mutex<Option<OpenFile>>>,
+    /// Tells this writer from others that the state keeps a note of.
+    life: Arc<str>,
+    inner: Arc<tokio::sync::Mutex<Inner>>,
+    /// The pipelines and queues of the producers that are open.
+    users: Mutex<Vec<User>>,
 }
 
-/// The open file, and what this process knows of its length.
+type User = (Arc<str>, Arc<str>);
+
+/// What one writer at a time has.
+#[derive(Default)]
+struct Inner {
+    open: Option<OpenFile>,
+    /// Whether the state has had a note that this writer has the file open.
+    entered: bool,
+    /// Whether the notes of others were taken back for it and nothing was committed since: they
+    /// may live, and have no way to tell.
+    displaced: bool,
+    /// Whether something that was not committed could not be cut off.
+    left: bool,
+}
+
+/// The open file, and what this process knows of it.
 struct OpenFile {
     file: File,
-    /// The committed length when this process last wrote.
-    committed: u64,
+    /// What the state kept when this process last wrote.
+    known: Option<Kept>,
 }
 
 /// The writers of this process, by path and state.
@@ -49,16 +70,8 @@ impl Writer {
         compression: Compression,
         state: &Arc<dyn StateStore>,
     ) -> Result<Arc<Self>, ConnectorError> {
-        let wrong = |error: std::io::Error| failed(path, &error);
-        let directory = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        std::fs::create_dir_all(directory).map_err(wrong)?;
-        let name = path.file_name().ok_or_else(|| {
-            ConnectorError::permanent(format!("{} is not a file's name", path.display()))
-        })?;
-        let path = directory.canonicalize().map_err(wrong)?.join(name);
+        refuse_special(path, "output")?;
+        let path = resolved(path)?;
         let key = (path.clone(), format!("{:?}", state.store_id()));
         let mut writers = WRITERS.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(writer) = writers.get(&key).and_then(Weak::upgrade) {
@@ -69,7 +82,9 @@ impl Writer {
             compression,
             path,
             state: Arc::clone(state),
-            open: Arc::default(),
+            life: new_life(),
+            inner: Arc::default(),
+            users: Mutex::default(),
         });
         writers.retain(|_, writer| writer.strong_count() > 0);
         writers.insert(key, Arc::downgrade(&writer));
@@ -80,51 +95,77 @@ impl Writer {
         &self.name
     }
 
+    /// Enters a queue whose producer writes by this. Another queue of its pipeline may not: what is
+    /// written for both in one transaction would wait for itself.
+    pub(crate) fn enter(&self, queue: &QueueSpec) -> Result<(), ConnectorError> {
+        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut others = users.iter().filter(|(pipeline, _)| *pipeline == queue.pipeline);
+        if let Some((_, other)) = others.find(|(_, other)| *other != queue.name) {
+            return Err(ConnectorError::permanent(format!(
+                "queues `{other}` and `{}` both write {}: give each a file of its own, or use one \
+                 queue",
+                queue.name, self.name
+            )));
+        }
+        users.push((Arc::clone(&queue.pipeline), Arc::clone(&queue.name)));
+        Ok(())
+    }
+
+    /// Takes out what was entered; says whether it was the last.
+    pub(crate) fn forget(&self, queue: &QueueSpec) -> bool {
+        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        let mine = |(pipeline, name): &User| *pipeline == queue.pipeline && *name == queue.name;
+        if let Some(at) = users.iter().position(mine) {
+            users.swap_remove(at);
+        }
+        users.is_empty()
+    }
+
     /// Appends bytes and syncs them. They stand once the operation is committed to the state and the
     /// hold is told so; until then the file is locked, and dropping the hold cuts them off.
     pub(crate) async fn append(&self, bytes: Vec<u8>) -> Result<Appended, ConnectorError> {
-        let open = Arc::clone(&self.open);
-        let open = tokio::time::timeout(LOCK_MAX, open.lock_owned()).await.map_err(|_| {
+        let mut locked = self.lock().await?;
+        let kept = self.prepare(&mut locked).await?;
+        let (path, compression) = (self.path.clone(), self.compression);
+        let append = move || {
+            let before = kept.length;
+            // Dropped, whatever happens, it cuts off what was not committed.
+            let mut appending = Appending { locked, before, after: kept, committed: false };
+            let appended = appending.append(&bytes, compression);
+            appended.map(|()| appending).map_err(|error| failed(&path, &error))
+        };
+        let appending = blocking(append).await?;
+        Ok(Appended { op: self.put(&appending.after), hold: Box::new(appending) })
+    }
+
+    fn put(&self, kept: &Kept) -> StoreOp {
+        StoreOp::Put { space: SPACE.into(), key: self.name.clone(), value: kept.encode() }
+    }
+
+    /// Locks the file, in this process and against others, opened if it is not, and again if
+    /// another file has its name by now.
+    async fn lock(&self) -> Result<Locked, ConnectorError> {
+        let inner = Arc::clone(&self.inner);
+        let inner = tokio::time::timeout(LOCK_MAX, inner.lock_owned()).await.map_err(|_| {
             let text = format!("{} has been locked for {LOCK_MAX:?} in this process", self.name);
             ConnectorError::transient(text)
         })?;
-        let mut locked = self.lock(open).await?;
-        let committed = self.committed(&locked).await?;
-        let (path, compression) = (self.path.clone(), self.compression);
-        let appended = blocking(move || {
-            let appended = locked.append(committed, &bytes, compression);
-            appended.map(|length| (locked, length)).map_err(|error| failed(&path, &error))
-        });
-        let (locked, length) = appended.await?;
-        let op = StoreOp::Put {
-            space: SPACE.into(),
-            key: self.name.clone(),
-            value: Bytes::from(length.to_string()),
-        };
-        let hold = Appending { locked: Some(locked), before: committed, length };
-        Ok(Appended { op, hold: Box::new(hold) })
-    }
-
-    /// Locks the file against other processes, opened if it is not, and again if another file has
-    /// its name by now.
-    async fn lock(
-        &self,
-        open: OwnedMutexGuard<Option<OpenFile>>,
-    ) -> Result<Locked, ConnectorError> {
         let path = self.path.clone();
         let lock = move || {
-            let mut open = open;
+            let mut locked = Locked(inner);
             let deadline = Instant::now() + LOCK_MAX;
             loop {
-                let mine = match open.take() {
+                let mine = match locked.0.open.take() {
                     Some(mine) => mine,
-                    None => OpenFile::open(&path).map_err(|error| failed(&path, &error))?,
+                    None => {
+                        refuse_special(&path, "output")?;
+                        OpenFile::open(&path).map_err(|error| failed(&path, &error))?
+                    }
                 };
                 lock_until(&mine.file, &path, deadline)?;
                 if mine.is_at(&path) {
-                    let modified_by_others = mine.length() != Some(mine.committed);
-                    *open = Some(mine);
-                    return Ok(Locked { open, modified_by_others });
+                    locked.0.open = Some(mine);
+                    return Ok(locked);
                 }
                 // Rotated away: its name belongs to another file now, or to none.
             }
@@ -132,28 +173,92 @@ impl Writer {
         blocking(lock).await
     }
 
-    /// A length that was kept and cannot be read: what was written and not committed might stay.
-    fn unreadable(&self) -> ConnectorError {
+    /// How much of the file is committed, with a note in the state that this writer has it open. What
+    /// goes beyond may be cut off only where it can be what a writer of this state left.
+    async fn prepare(&self, locked: &mut Locked) -> Result<Kept, ConnectorError> {
+        let open = locked.open();
+        let length = open.length().map_err(|error| failed(&self.path, &error))?;
+        let same = |kept: &&Kept| kept.length == length && kept.has(&self.life);
+        if let Some(kept) = open.known.as_ref().filter(same) {
+            return Ok(kept.clone());
+        }
+        // What was there before Brigade first wrote belongs to the file; a file that is shorter than
+        // it was has been replaced or cut by somebody else.
+        let mut kept = self.load().await?.unwrap_or(Kept { length, writers: Vec::new() });
+        kept.length = kept.length.min(length);
+        let others = kept.has_others(&self.life);
+        if length > kept.length {
+            if !others && !locked.0.left {
+                return Err(self.written_by_others(length, kept.length));
+            }
+            tracing::warn!(
+                file = %self.name, bytes = length - kept.length,
+                "cutting off what a process that ended had written and not committed"
+            );
+        }
+        let first = !locked.0.entered;
+        if first || !kept.has(&self.life) {
+            if first {
+                locked.0.displaced = others;
+                kept.writers.clear();
+            }
+            kept.writers.push(Arc::clone(&self.life));
+            // Durable before the first byte is appended.
+            self.state.commit(vec![self.put(&kept)]).await?;
+            locked.0.entered = true;
+        }
+        locked.open().known = Some(kept.clone());
+        Ok(kept)
+    }
+
+    async fn load(&self) -> Result<Option<Kept>, ConnectorError> {
+        let kept = self.state.load(SPACE, &self.name).await?;
+        // Without it, what was written and not committed might stay.
+        let unreadable = || {
+            ConnectorError::permanent(format!(
+                "the state keeps a length of {} that this program cannot read: use the program that \
+                 wrote it, or another `state`",
+                self.name
+            ))
+        };
+        kept.map(|bytes| Kept::decode(&bytes).ok_or_else(unreadable)).transpose()
+    }
+
+    fn written_by_others(&self, length: u64, committed: u64) -> ConnectorError {
         ConnectorError::permanent(format!(
-            "the state keeps a length of {} that this program cannot read: use the program that \
-             wrote it, or another `state`",
+            "{} has {length} bytes, but this state has written only the first {committed}: somebody \
+             else has written the rest, and nothing of it was cut off; give each pipeline a file of \
+             its own, or one `state` to those that share it, and move this file away to begin a new \
+             one",
             self.name
         ))
     }
 
-    /// The committed length: known if nobody else has written, else from the state.
-    async fn committed(&self, locked: &Locked) -> Result<u64, ConnectorError> {
-        let open = locked.open.as_ref().expect("it was locked, so it is open");
-        if !locked.modified_by_others && open.committed > 0 {
-            return Ok(open.committed);
+    /// Takes back the note that this writer has the file open. One that stays makes the next writer
+    /// cut off what it finds beyond the committed length.
+    pub(crate) async fn close(&self) -> Result<(), ConnectorError> {
+        let inner = tokio::time::timeout(CLOSE_MAX, Arc::clone(&self.inner).lock_owned()).await;
+        let Ok(mut inner) = inner else { return Ok(()) };
+        if !inner.entered || inner.displaced || inner.left {
+            return Ok(());
         }
-        let length = open.length().unwrap_or(0);
-        let kept = self.state.load(SPACE, &self.name).await?;
-        let read = |bytes: bytes::Bytes| std::str::from_utf8(&bytes).ok()?.parse::<u64>().ok();
-        let kept = kept.map(|bytes| read(bytes).ok_or_else(|| self.unreadable())).transpose()?;
-        // What was there before Brigade first wrote belongs to the file; a file that is shorter than
-        // it was has been replaced or cut by somebody else.
-        Ok(kept.map_or(length, |kept| kept.min(length)))
+        let Some(open) = inner.open.take().filter(|open| open.is_at(&self.path)) else {
+            return Ok(());
+        };
+        let path = self.path.clone();
+        let lock = move || {
+            lock_until(&open.file, &path, Instant::now() + CLOSE_MAX)?;
+            inner.open = Some(open);
+            Ok(Locked(inner))
+        };
+        let mut locked = blocking(lock).await?;
+        if let Some(mut kept) = self.load().await? {
+            kept.writers.retain(|writer| **writer != *self.life);
+            self.state.commit(vec![self.put(&kept)]).await?;
+        }
+        locked.0.entered = false;
+        locked.open().known = None;
+        Ok(())
     }
 }
 
@@ -164,58 +269,71 @@ pub(crate) struct Appended {
 }
 
 /// The file while it is locked, in this process and against others.
-struct Locked {
-    open: OwnedMutexGuard<Option<OpenFile>>,
-    modified_by_others: bool,
-}
+struct Locked(OwnedMutexGuard<Inner>);
 
 impl Locked {
-    fn append(
-        &mut self,
-        committed: u64,
-        bytes: &[u8],
-        compression: Compression,
-    ) -> std::io::Result<u64> {
-        let open = self.open.as_mut().expect("it was locked, so it is open");
-        let mut file = &open.file;
-        if file.metadata()?.len() != committed {
-            file.set_len(committed)?;
+    fn open(&mut self) -> &mut OpenFile {
+        self.0.open.as_mut().expect("it was locked, so it is open")
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        // A lock that cannot be taken off goes with the file.
+        if self.0.open.as_ref().is_some_and(|open| open.file.unlock().is_err()) {
+            self.0.open = None;
+        }
+    }
+}
+
+/// Holds a file's lock until what was appended is committed, or cut off.
+struct Appending {
+    locked: Locked,
+    before: u64,
+    /// What the state keeps once this is committed.
+    after: Kept,
+    committed: bool,
+}
+
+impl Appending {
+    fn append(&mut self, bytes: &[u8], compression: Compression) -> std::io::Result<()> {
+        let mut file = &self.locked.open().file;
+        if file.metadata()?.len() != self.before {
+            file.set_len(self.before)?;
         }
         // Compressed members follow each other as they are.
         let lines = compression == Compression::None;
-        let torn = lines && committed > 0 && last_byte(file, committed)? != Some(b'\n');
-        file.seek(SeekFrom::Start(committed))?;
-        let mut written = || -> std::io::Result<()> {
-            if torn {
-                // The last line of whoever wrote before has no end.
-                file.write_all(b"\n")?;
-            }
-            file.write_all(bytes)?;
-            file.sync_data()
-        };
-        if let Err(error) = written() {
-            // What fitted is cut off again; if not even that works, the next writer does it.
-            let _ = file.set_len(committed);
-            return Err(error);
+        let torn = lines && self.before > 0 && last_byte(file, self.before)? != Some(b'\n');
+        file.seek(SeekFrom::Start(self.before))?;
+        if torn {
+            // The last line of whoever wrote before has no end.
+            file.write_all(b"\n")?;
         }
-        Ok(committed + u64::from(torn) + bytes.len() as u64)
+        file.write_all(bytes)?;
+        file.sync_data()?;
+        self.after.length = self.before + u64::from(torn) + bytes.len() as u64;
+        Ok(())
     }
+}
 
-    fn unlock(mut self, committed: u64) {
-        if let Some(open) = self.open.as_mut() {
-            open.committed = committed;
-            // A lock that cannot be taken off goes with the file.
-            if open.file.unlock().is_err() {
-                *self.open = None;
-            }
+impl Hold for Appending {
+    fn commit(mut self: Box<Self>) {
+        self.committed = true;
+        self.locked.0.displaced = false;
+        self.locked.open().known = Some(self.after.clone());
+    }
+}
+
+impl Drop for Appending {
+    fn drop(&mut self) {
+        if !self.committed {
+            // If not even that works, the next append does it.
+            self.locked.0.left = self.locked.open().file.set_len(self.before).is_err();
         }
     }
 }
 
 fn last_byte(mut file: &File, length: u64) -> std::io::Result<Option<u8>> {
-    if !file.metadata()?.is_file() {
-        return Ok(Some(b'\n'));
-    }
     file.seek(SeekFrom::Start(length - 1))?;
     let mut byte = [0];
     let read = file.read(&mut byte)?;
@@ -226,11 +344,11 @@ impl OpenFile {
     fn open(path: &Path) -> std::io::Result<Self> {
         let file =
             OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        Ok(Self { file, committed: 0 })
+        Ok(Self { file, known: None })
     }
 
-    fn length(&self) -> Option<u64> {
-        self.file.metadata().ok().map(|metadata| metadata.len())
+    fn length(&self) -> std::io::Result<u64> {
+        Ok(self.file.metadata()?.len())
     }
 
     /// Whether the path still names this file.
@@ -242,31 +360,30 @@ impl OpenFile {
     }
 }
 
-/// Holds a file's lock until what was appended is committed, or cut off.
-struct Appending {
-    locked: Option<Locked>,
-    before: u64,
-    length: u64,
-}
-
-impl Hold for Appending {
-    fn commit(mut self: Box<Self>) {
-        if let Some(locked) = self.locked.take() {
-            locked.unlock(self.length);
+/// The file that a path means in the end, whatever links lead there; it need not be there yet, its
+/// directory is made.
+fn resolved(path: &Path) -> Result<PathBuf, ConnectorError> {
+    const LINKS_MAX: usize = 40;
+    let wrong = |error: std::io::Error| failed(path, &error);
+    let mut found = path.to_path_buf();
+    for _ in 0..LINKS_MAX {
+        let directory = match found.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        std::fs::create_dir_all(directory).map_err(wrong)?;
+        let name = found.file_name().ok_or_else(|| {
+            ConnectorError::permanent(format!("{} is not a file's name", found.display()))
+        })?;
+        let directory = directory.canonicalize().map_err(wrong)?;
+        let whole = directory.join(name);
+        match std::fs::read_link(&whole) {
+            Ok(target) => found = directory.join(target),
+            Err(_) => return Ok(whole),
         }
     }
-}
-
-impl Drop for Appending {
-    fn drop(&mut self) {
-        let Some(mut locked) = self.locked.take() else { return };
-        let cut = locked.open.as_mut().is_some_and(|open| open.file.set_len(self.before).is_ok());
-        if cut {
-            locked.unlock(self.before);
-        } else {
-            *locked.open = None;
-        }
-    }
+    let path = path.display();
+    Err(ConnectorError::permanent(format!("cannot write {path}: its links lead in a circle")))
 }
 
 /// Takes the lock, waiting for other processes until the deadline.

@@ -29,5 +29,5 @@ pub use format::{Format, Formats, SchemaRegistry};
 pub use producer::{Hold, Outgoing, Produced, Producer, Rejected, Staged};
 pub use queue::{
     Connector, ConnectorEnv, Guarantee, Limit, Order, Peeked, Problem, QueueAdmin, QueuePlace,
-    QueueSpec, QueueStatus, Reader, WhenFull,
+    QueueSpec, QueueStatus, Reader, Used, WhenFull,
 };

@@ -42,6 +42,13 @@ pub trait Connector: Send + Sync {
     /// What is wrong with a queue's settings beyond what the schema says. Does no IO.
     fn check(&self, queue: &QueueSpec) -> Vec<Problem>;
 
+    /// Why two queues of one pipeline cannot be used so beside each other, if they cannot: two names
+    /// of one file. A queue that is read and written is held against itself. Does no IO.
+    fn conflict(&self, one: Used<'_>, other: Used<'_>) -> Option<Problem> {
+        let _ = (one, other);
+        None
+    }
+
     /// Opens a consumer.
     ///
     /// # Errors
@@ -107,6 +114,17 @@ pub struct QueuePlace {
     pub names: Vec<String>,
     /// Names that stand for others: regular expressions and the like.
     pub patterns: Vec<String>,
+}
+
+/// A queue's settings, and what a pipeline's stages do with the queue.
+#[derive(Debug, Clone, Copy)]
+pub struct Used<'u> {
+    /// The keys of its type.
+    pub settings: &'u Value,
+    /// Whether a stage reads it.
+    pub read: bool,
+    /// Whether a stage writes it.
+    pub written: bool,
 }
 
 /// A queue as the pipeline file declares it, checked.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use brigade_core::component::Kind;
-use brigade_core::connector::{Guarantee, Order};
+use brigade_core::connector::{Guarantee, Order, Problem, Used};
 use indexmap::IndexMap;
 
 use super::stages::Placed;
@@ -34,6 +34,7 @@ impl Lint<'_> {
             self.direct_circle(name, &stages);
         }
         self.readers(&mut queues, &stages);
+        self.conflicts(&queues, &stages);
         for stage in stages.values() {
             self.exactly_once(stage, &queues);
             self.dead_letters_are_json(stage, &queues);
@@ -208,10 +209,7 @@ impl Lint<'_> {
             let reads = |stage: &&Stage| stage.input_queues().contains(name);
             let readers: Vec<Arc<str>> =
                 stages.values().filter(reads).map(|stage| Arc::clone(&stage.name)).collect();
-            let writes = |stage: &Stage| {
-                stage.outputs.contains(name) || stage.dead_letter.as_ref() == Some(name)
-            };
-            if readers.is_empty() && !stages.values().any(writes) {
+            if readers.is_empty() && !stages.values().any(|stage| stage.writes(name)) {
                 let message = format!("no stage uses queue `{name}`");
                 self.warning("unused_queue", &["queues", name], message, None);
             }
@@ -231,6 +229,47 @@ impl Lint<'_> {
                 _ => readers,
             };
         }
+    }
+
+    /// Queues that are the same thing under two names, and those that cannot be read and written.
+    fn conflicts(&mut self, queues: &Queues, stages: &Stages) {
+        let used = |(name, queue): (&'_ Arc<str>, &'_ Queue)| {
+            let read = stages.values().any(|stage| stage.input_queues().contains(name));
+            let written = stages.values().any(|stage| stage.writes(name));
+            (read, written, queue.spec.settings.clone())
+        };
+        let uses: Vec<_> = queues.iter().map(used).collect();
+        let of = |at: usize| {
+            let (read, written, settings) = &uses[at];
+            Used { settings, read: *read, written: *written }
+        };
+        for (at, (name, queue)) in queues.iter().enumerate() {
+            let Some(connector) = self.catalog.connector(&queue.type_name) else { continue };
+            let whole = of(at);
+            if whole.read && whole.written {
+                let (reads, writes) =
+                    (Used { written: false, ..whole }, Used { read: false, ..whole });
+                if let Some(problem) = connector.conflict(reads, writes) {
+                    self.conflict(name, format!("queue `{name}`"), problem);
+                }
+            }
+            for (before, (other, first)) in queues.iter().enumerate().take(at) {
+                if first.type_name != queue.type_name {
+                    continue;
+                }
+                if let Some(problem) = connector.conflict(of(before), whole) {
+                    let origin = self.root.key_origin(&path(&["queues", other]));
+                    let both = format!("queues `{other}`, at {origin}, and `{name}`");
+                    self.conflict(name, both, problem);
+                }
+            }
+        }
+    }
+
+    fn conflict(&mut self, name: &str, who: String, problem: Problem) {
+        let mut at = vec!["queues", name];
+        at.extend(problem.path.iter().map(String::as_str));
+        self.error("conflict", &at, format!("{who}: {}", problem.message), problem.help);
     }
 
     fn dead_letters_are_json(&mut self, stage: &Stage, queues: &Queues) {

@@ -1,0 +1,108 @@
+//! The real command on files that are somebody else's too, and on what is no file.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that stops says where"
+)]
+
+#[path = "common/place.rs"]
+mod place;
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::symlink;
+use std::process::Command;
+
+use place::{Place, eventually, numbers, start};
+
+fn append(place: &Place, name: &str, text: &str) {
+    let mut file = fs::File::options().append(true).open(place.path(name)).unwrap();
+    file.write_all(text.as_bytes()).unwrap();
+}
+
+#[test]
+fn two_states_that_write_one_file_destroy_nothing() {
+    let place = Place::new(numbers(10).as_bytes());
+    place.run(&[], 0);
+    let run =
+        |state: &str| place.command(&["--state", state]).output().unwrap().status.code().unwrap();
+    assert_eq!(run("other"), 0);
+    let both = place.out();
+    assert_eq!(both.lines().count(), 20);
+    append(&place, "in.jsonl", "{\"n\":10}\n");
+    let error = place.run(&[], 4);
+    for words in ["out.jsonl has 160 bytes", "only the first 80", "a file of its own"] {
+        assert!(error.contains(words), "{error}");
+    }
+    assert_eq!(place.out(), both);
+    // Away with it, as it says: nothing was lost meanwhile.
+    fs::rename(place.path("out.jsonl"), place.path("both.jsonl")).unwrap();
+    place.run(&[], 0);
+    assert_eq!(place.out(), "{\"n\":10}\n");
+}
+
+#[test]
+fn what_a_killed_process_left_is_cut_off_with_a_warning() {
+    let place = Place::new(numbers(100_000).as_bytes());
+    let log = place.path("log");
+    let mut child = start(place.command_by(&[], &[]), &log);
+    eventually("something came out", || {
+        fs::metadata(place.path("out.jsonl")).is_ok_and(|out| out.len() > 0)
+    });
+    // `timeout` passes it on to the command, but not a kill.
+    let pid = child.id().to_string();
+    let killed = Command::new("pkill").args(["-KILL", "-P", &pid]).status().unwrap();
+    assert!(killed.success());
+    child.wait().unwrap();
+    append(&place, "out.jsonl", "{\"n\":");
+    let told = place.run(&[], 0);
+    assert!(told.contains("cutting off") && told.contains("bytes="), "{told}");
+    assert_eq!(place.arrived(), numbers(100_000));
+    // It ended well, so what comes now is somebody else's.
+    append(&place, "out.jsonl", "more\n");
+    append(&place, "in.jsonl", "{\"n\":0}\n");
+    let error = place.run(&[], 4);
+    assert!(error.contains("somebody else has written the rest"), "{error}");
+    assert!(place.out().ends_with("more\n"));
+}
+
+#[test]
+fn two_queues_that_lead_to_one_file_are_refused_at_the_start() {
+    let place = Place::new(b"{\"n\":1}\nbroken\n");
+    symlink("out.jsonl", place.path("dead.jsonl")).unwrap();
+    let text = fs::read_to_string(place.path("p.yaml")).unwrap();
+    let text = text
+        .replace("outputs: [kept]", "outputs: [out]")
+        .replace("  copy: { component: pass, input: kept, outputs: [out] }\n", "");
+    fs::write(place.path("p.yaml"), text).unwrap();
+    let error = place.run(&[], 4);
+    assert!(error.contains("both write") && error.contains("give each a file"), "{error}");
+    place.run(&["queues.dead.path=letters.jsonl"], 3);
+    assert_eq!(place.out(), "{\"n\":1}\n");
+}
+
+#[test]
+fn what_is_no_file_is_told_at_once() {
+    let place = Place::new(numbers(3).as_bytes());
+    assert!(Command::new("mkfifo").arg(place.path("fifo")).status().unwrap().success());
+    for path in ["/dev/null", "fifo"] {
+        let error = place.run(&[&format!("queues.out.path={path}")], 4);
+        assert!(error.contains("is not a regular file"), "{error}");
+        assert!(error.contains("`-` for standard output"), "{error}");
+    }
+    for path in ["/dev/null", "fifo"] {
+        let error = place.run(&[&format!("queues.in.path={path}")], 4);
+        assert!(
+            error.contains("queue `in`") && error.contains("`-` for standard input"),
+            "{error}"
+        );
+    }
+    let mut check = Command::new(env!("CARGO_BIN_EXE_brigade"));
+    check.current_dir(place.path("")).args(["check", "--connect", "p.yaml"]);
+    let output = check.args(["--set", "queues.in.path=fifo"]).output().unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(String::from_utf8(output.stderr).unwrap().contains("is not a regular file"));
+    place.run(&[], 0);
+    assert_eq!(place.arrived(), numbers(3));
+}
