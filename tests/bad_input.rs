@@ -323,6 +323,14 @@ mod state {
     }
 
     #[test]
+    fn one_that_is_empty_is_refused_not_begun_anew() {
+        let (place, db) = filled();
+        let good = fs::read(&db).unwrap();
+        fs::write(&db, b"").unwrap();
+        refused(&place, &db, &["is empty, but it was made before", "delete the directory"], &good);
+    }
+
+    #[test]
     fn one_that_was_cut_is_refused() {
         let (place, db) = filled();
         let good = fs::read(&db).unwrap();

@@ -1,6 +1,7 @@
 //! The file: its tables, its version, and refusing what is none.
 
 use std::fs::{File, TryLockError};
+use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
@@ -71,7 +72,12 @@ CREATE INDEX suspects ON messages (queue, id) WHERE suspect = 1;
 pub(crate) fn open(path: &Path, sync: Sync) -> Result<Connection, ConnectorError> {
     let wrong = |error: rusqlite::Error| failed(path, error);
     let _alone = alone(path);
+    // It is looked for before the database, which another process may be making.
+    let made = path.with_extension("made").exists();
     let length = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
+    if made && length == 0 {
+        return Err(lost(path));
+    }
     // One thread uses it, so that it needs no lock of its own.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_CREATE
@@ -91,7 +97,33 @@ pub(crate) fn open(path: &Path, sync: Sync) -> Result<Connection, ConnectorError
     if (1..=CHECKED_MAX).contains(&length) {
         check(&connection, path)?;
     }
+    if !made && let Err(error) = mark(path) {
+        tracing::warn!(
+            state = %path.display(), %error,
+            "cannot note beside the state that it is there: should it be emptied, nobody would tell"
+        );
+    }
     Ok(connection)
+}
+
+/// Notes beside the database that it was made: one that is empty or away is not a new one then.
+fn mark(path: &Path) -> std::io::Result<()> {
+    let mut mark = File::create(path.with_extension("made"))?;
+    mark.write_all(b"Beside this file is a database. To begin with none, delete the directory.\n")?;
+    mark.sync_all()?;
+    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// The database was made once, and nothing is in it or it is not there.
+fn lost(path: &Path) -> ConnectorError {
+    let how = if path.exists() { "is empty" } else { "is not there" };
+    let directory = path.parent().unwrap_or(path).display();
+    ConnectorError::permanent(format!(
+        "the state {} {how}, but it was made before, so its messages and positions are gone: put a \
+         copy of it there; or delete the directory {directory} to begin with nothing, where files \
+         are read from their beginning",
+        path.display()
+    ))
 }
 
 /// Lets one process at a time open the file: two that make it at the same moment, each in the middle

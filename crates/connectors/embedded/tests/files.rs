@@ -37,6 +37,39 @@ async fn a_file_that_is_cut_short_is_refused() {
 }
 
 #[tokio::test]
+async fn a_database_that_was_emptied_or_is_away_is_not_taken_for_a_new_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let (state, db) = (directory.path().join("state"), directory.path().join("state/brigade.db"));
+    let value = async || {
+        let store = Store::open(&state, Options::default()).unwrap();
+        let value = store.load("s", "k").await.unwrap();
+        let (space, key) = ("s".into(), "k".to_owned());
+        store.commit(vec![StoreOp::Put { space, key, value: "v".into() }]).await.unwrap();
+        store.shutdown().await.unwrap();
+        value.is_some()
+    };
+    assert!(!value().await);
+    let whole = std::fs::read(&db).unwrap();
+    std::fs::write(&db, "").unwrap();
+    let said = refused(&state);
+    assert!(said.contains("is empty, but it was made before"), "{said}");
+    assert!(said.contains("delete the directory"), "{said}");
+    std::fs::remove_file(&db).unwrap();
+    let said = refused(&state);
+    assert!(said.contains("is not there, but it was made before") && !db.exists(), "{said}");
+    std::fs::write(&db, whole).unwrap();
+    assert!(value().await);
+    // A state of before such notes gets one.
+    std::fs::remove_file(db.with_extension("made")).unwrap();
+    assert!(value().await);
+    std::fs::write(&db, "").unwrap();
+    refused(&state);
+    // Who wants a new one deletes all of the old one.
+    std::fs::remove_dir_all(&state).unwrap();
+    assert!(!value().await);
+}
+
+#[tokio::test]
 async fn a_newer_file_is_refused_by_its_version() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(directory.path(), Options::default()).unwrap();
