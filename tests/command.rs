@@ -384,7 +384,7 @@ cases:
     send: { in: [{ n: 11 }, { raw: '{' }] }
     expect:
       outputs: { out: [{ n: 99 }] }
-      dead_letters: { copy: [{ cause: panic }] }
+      dead_letters: { copy: [{ cause: panic, message: oops, attempts: 2, payload: 7 }] }
       outcomes: { sort: { filtered: 7 } }
 ";
     place.write("p.test.yaml", cases);
@@ -396,7 +396,7 @@ cases:
         "queue `out`: not expected {\"n\":11}",
         "stage `sort`: 7 filtered expected, 0 found",
         "stage `sort`: dead letter not expected: decode",
-        "stage `copy`: no dead letter is",
+        "stage `copy`: no dead letter has cause panic, `oops` in its message, 2 attempts, payload 7",
         "1 passed, 1 failed",
     ] {
         assert!(out.contains(said), "`{said}` is not in:\n{out}");

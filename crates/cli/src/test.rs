@@ -1,13 +1,14 @@
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
-use brigade_core::{DeadLetter, Message, Period};
-use brigade_pipeline::{Overrides, PipelineFile};
+use brigade_core::{CauseKind, DeadLetter, Message, Period};
+use brigade_pipeline::{Diagnostics, Document, Overrides, PipelineFile, Topology};
 use brigade_runtime::{Pipeline, Registry};
 use brigade_testkit::Trial;
 use clap::Args;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -28,7 +29,7 @@ pub(crate) struct Test {
 }
 
 /// A test file.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct TestFile {
     /// The pipeline file, beside the test file.
@@ -39,7 +40,7 @@ struct TestFile {
     cases: Vec<Case>,
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Case {
     name: String,
@@ -51,7 +52,7 @@ struct Case {
     timeout: Option<Period>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Expect {
     /// Payloads by queue, each as it is; a queue that nobody reads and that is not here stays empty.
@@ -69,7 +70,7 @@ struct Expect {
 }
 
 /// Outcomes of a stage; what is not here may be any number.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Outcomes {
     acked: Option<u64>,
@@ -79,45 +80,58 @@ struct Outcomes {
 }
 
 /// What is expected of a dead letter; what is not here may be anything.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ExpectedLetter {
-    cause: Option<String>,
+    cause: Option<CauseKind>,
     /// A part of what the cause says.
     message: Option<String>,
     attempts: Option<u32>,
     payload: Option<Value>,
 }
 
+impl fmt::Display for ExpectedLetter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let parts = [
+            self.cause.map(|cause| format!("cause {}", cause.as_str())),
+            self.message.as_ref().map(|text| format!("`{text}` in its message")),
+            self.attempts.map(|attempts| format!("{attempts} attempts")),
+            self.payload.as_ref().map(|payload| format!("payload {payload}")),
+        ];
+        match parts.into_iter().flatten().collect::<Vec<_>>().join(", ") {
+            parts if parts.is_empty() => f.write_str("is left"),
+            parts => write!(f, "has {parts}"),
+        }
+    }
+}
+
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Test {
     pub(crate) async fn run(&self, registry: &Registry) -> anyhow::Result<Exit> {
+        let plans = self.files.iter().map(|path| Plan::read(path, registry));
+        let plans = plans.collect::<Result<Vec<Plan<'_>>, _>>()?;
+        let wanted = |case: &Case| self.only.as_ref().is_none_or(|only| case.name.contains(only));
+        let cases = || plans.iter().flat_map(|plan| plan.file.cases.iter().map(move |c| (plan, c)));
+        if let (Some(only), false) = (&self.only, cases().any(|(_, case)| wanted(case))) {
+            let names: Vec<String> = cases().map(|(_, case)| format!("`{}`", case.name)).collect();
+            anyhow::bail!("no case has `{only}` in its name; there are: {}", names.join(", "));
+        }
         let (mut passed, mut failed) = (0_usize, 0_usize);
-        for path in &self.files {
-            let file = read(path)?;
-            for case in &file.cases {
-                if self.only.as_ref().is_some_and(|only| !case.name.contains(only)) {
-                    continue;
+        for (plan, case) in cases().filter(|(_, case)| wanted(case)) {
+            let begun = Instant::now();
+            let wrong = run_case(plan, case, registry).await;
+            let place = plan.path.display();
+            match &wrong[..] {
+                [] => {
+                    passed += 1;
+                    print(&format!("ok      {place}: {} ({:.0?})", case.name, begun.elapsed()))?;
                 }
-                let begun = Instant::now();
-                let wrong = run_case(path, &file, case, registry).await;
-                let place = path.display();
-                match &wrong[..] {
-                    [] => {
-                        passed += 1;
-                        print(&format!(
-                            "ok      {place}: {} ({:.0?})",
-                            case.name,
-                            begun.elapsed()
-                        ))?;
-                    }
-                    wrong => {
-                        failed += 1;
-                        print(&format!("FAILED  {place}: {}", case.name))?;
-                        for what in wrong {
-                            print(&format!("        {what}"))?;
-                        }
+                wrong => {
+                    failed += 1;
+                    print(&format!("FAILED  {place}: {}", case.name))?;
+                    for what in wrong {
+                        print(&format!("        {what}"))?;
                     }
                 }
             }
@@ -127,14 +141,74 @@ impl Test {
     }
 }
 
-fn read(path: &Path) -> anyhow::Result<TestFile> {
-    let value = brigade_pipeline::read(path)?;
-    serde_json::from_value(value).with_context(|| format!("{} is no test file", path.display()))
+/// A test file that was checked, and its pipeline.
+struct Plan<'p> {
+    path: &'p Path,
+    file: TestFile,
+    topology: Topology,
+}
+
+impl<'p> Plan<'p> {
+    /// Reads a test file and the pipeline beside it, and holds one against the other.
+    fn read(path: &'p Path, registry: &Registry) -> Result<Self, Diagnostics> {
+        let document = Document::<TestFile>::read(path, "the test file")?;
+        let file = document.value();
+        let directory = path.parent().unwrap_or(Path::new(""));
+        let mut overrides = Overrides::from_env();
+        overrides.variables.retain(|(name, _)| !file.env.contains_key(name));
+        overrides.variables.extend(file.env.clone());
+        let loaded = PipelineFile::load(&directory.join(&file.pipeline), &overrides, registry)?;
+        let topology = loaded.topology;
+        let file = checked(document, &topology)?;
+        Ok(Self { path, file, topology })
+    }
+}
+
+/// Tells of names that the pipeline does not have, and of messages that are none: a case with such
+/// tests nothing.
+fn checked(mut document: Document<TestFile>, topology: &Topology) -> Result<TestFile, Diagnostics> {
+    let queues: Vec<&str> = topology.queues.keys().map(|name| &**name).collect();
+    let stages: Vec<&str> = topology.stages.keys().map(|name| &**name).collect();
+    let (mut named, mut wrong) = (Vec::new(), Vec::new());
+    for (at, case) in document.value().cases.iter().enumerate() {
+        let path = |steps: &[&str]| -> Vec<String> {
+            let case = ["cases".to_owned(), at.to_string()];
+            case.into_iter().chain(steps.iter().map(|step| (*step).to_owned())).collect()
+        };
+        let expect = &case.expect;
+        named.extend(case.send.keys().map(|name| ("queue", path(&["send", name]))));
+        let outputs = expect.outputs.keys();
+        named.extend(outputs.map(|name| ("queue", path(&["expect", "outputs", name]))));
+        let letters = expect.dead_letters.keys();
+        named.extend(letters.map(|name| ("stage", path(&["expect", "dead_letters", name]))));
+        let outcomes = expect.outcomes.keys();
+        named.extend(outcomes.map(|name| ("stage", path(&["expect", "outcomes", name]))));
+        for (queue, messages) in &case.send {
+            for (place, value) in messages.iter().enumerate() {
+                if let Err(what) = message(value) {
+                    wrong.push((path(&["send", queue, &place.to_string()]), what));
+                }
+            }
+        }
+    }
+    if document.value().cases.is_empty() {
+        wrong.push((vec!["cases".to_owned()], "no case is in the test file".to_owned()));
+    }
+    for (what, path) in named {
+        let known = if what == "stage" { &stages } else { &queues };
+        if !path.last().is_some_and(|name| known.contains(&name.as_str())) {
+            document.unknown(&path, what, known.iter().copied());
+        }
+    }
+    for (path, what) in wrong {
+        document.wrong(&path, what);
+    }
+    document.finish()
 }
 
 /// What is wrong with a case: nothing, or line by line.
-async fn run_case(path: &Path, file: &TestFile, case: &Case, registry: &Registry) -> Vec<String> {
-    let trial = match start(path, file, registry).await {
+async fn run_case(plan: &Plan<'_>, case: &Case, registry: &Registry) -> Vec<String> {
+    let trial = match start(plan, registry).await {
         Ok(trial) => trial,
         Err(error) => {
             complain(&error);
@@ -160,13 +234,8 @@ async fn run_case(path: &Path, file: &TestFile, case: &Case, registry: &Registry
     wrong
 }
 
-async fn start(path: &Path, file: &TestFile, registry: &Registry) -> anyhow::Result<Trial> {
-    let directory = path.parent().unwrap_or(Path::new(""));
-    let mut overrides = Overrides::from_env();
-    overrides.variables.retain(|(name, _)| !file.env.contains_key(name));
-    overrides.variables.extend(file.env.clone());
-    let loaded = PipelineFile::load(&directory.join(&file.pipeline), &overrides, registry)?;
-    Ok(Trial::start(Pipeline::new(loaded.topology, registry)?).await?)
+async fn start(plan: &Plan<'_>, registry: &Registry) -> anyhow::Result<Trial> {
+    Ok(Trial::start(Pipeline::new(plan.topology.clone(), registry)?).await?)
 }
 
 /// A message as a test file has it: a payload, or an object with `raw` or `payload`.
@@ -220,10 +289,7 @@ async fn check_outputs(trial: &Trial, case: &Case, wrong: &mut Vec<String>) {
     }
     let status = trial.status().await;
     for (name, outcomes) in &case.expect.outcomes {
-        let Some(stage) = status.stage(name) else {
-            wrong.push(format!("no stage `{name}`"));
-            continue;
-        };
+        let Some(stage) = status.stage(name) else { continue };
         for (what, expected, got) in [
             ("acked", outcomes.acked, stage.acked),
             ("filtered", outcomes.filtered, stage.filtered),
@@ -267,15 +333,13 @@ fn compare(
 
 async fn check_dead_letters(trial: &Trial, case: &Case, wrong: &mut Vec<String>) {
     let status = trial.status().await;
-    let unknown = case.expect.dead_letters.keys().filter(|name| status.stage(name).is_none());
-    wrong.extend(unknown.map(|name| format!("no stage `{name}`")));
     for stage in &status.stages {
         let name = &stage.stage;
         let mut left = trial.dead_letters(name);
         for expected in case.expect.dead_letters.get(name).into_iter().flatten() {
             match left.iter().position(|letter| fits(expected, letter)) {
                 Some(at) => drop(left.remove(at)),
-                None => wrong.push(format!("stage `{name}`: no dead letter is {expected:?}")),
+                None => wrong.push(format!("stage `{name}`: no dead letter {expected}")),
             }
         }
         wrong.extend(left.iter().map(|letter| {
@@ -290,7 +354,7 @@ async fn check_dead_letters(trial: &Trial, case: &Case, wrong: &mut Vec<String>)
 
 fn fits(expected: &ExpectedLetter, letter: &DeadLetter) -> bool {
     let cause = &letter.cause;
-    expected.cause.as_ref().is_none_or(|kind| *kind == cause.kind.as_str())
+    expected.cause.is_none_or(|kind| kind == cause.kind)
         && expected.message.as_ref().is_none_or(|text| cause.message.contains(text))
         && expected.attempts.is_none_or(|attempts| attempts == letter.attempts)
         && expected.payload.as_ref().is_none_or(|value| *value == payload(&letter.message))

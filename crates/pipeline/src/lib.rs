@@ -14,6 +14,7 @@ pub mod reference;
 mod changes;
 mod coerce;
 mod diagnostic;
+mod document;
 mod format;
 mod graph;
 mod layers;
@@ -25,6 +26,7 @@ mod topology;
 
 pub use changes::changes;
 pub use diagnostic::{Diagnostic, Diagnostics, Severity};
+pub use document::Document;
 pub use file::{Exhausted, Expiry, LogFormat, MetricNames, PipelineFile};
 pub use format::Format;
 pub use graph::GraphFormat;

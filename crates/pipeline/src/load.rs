@@ -123,7 +123,7 @@ pub fn read(path: &Path) -> Result<Value, Diagnostics> {
 }
 
 /// A file's name, format and text.
-fn text_of(path: &Path) -> Result<(String, Format, String), Diagnostics> {
+pub(crate) fn text_of(path: &Path) -> Result<(String, Format, String), Diagnostics> {
     let name = path.display().to_string();
     let refuse = |code, message: String, help: Option<&str>| {
         let origin = Origin::File { file: name.as_str().into(), line: 1, column: 1 };

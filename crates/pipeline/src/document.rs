@@ -1,0 +1,91 @@
+//! Other files than pipelines', read with the same care.
+
+use std::path::Path;
+
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+
+use crate::diagnostic::{Diagnostics, Findings, Severity, did_you_mean};
+use crate::load::text_of;
+use crate::node::{Node, NodeValue};
+use crate::schema::{schema_of, validate};
+
+/// A YAML, TOML or JSON file that was read into a type, and knows where its values stand. No
+/// variables are put in and nothing is laid over it.
+#[derive(Debug)]
+pub struct Document<T> {
+    value: T,
+    root: Node,
+    findings: Findings,
+}
+
+impl<T: DeserializeOwned + JsonSchema> Document<T> {
+    /// Reads a file; `what` names it for messages: "the test file".
+    ///
+    /// # Errors
+    /// It cannot be read or parsed, or does not fit the type: all that is wrong with it.
+    pub fn read(path: &Path, what: &str) -> Result<Self, Diagnostics> {
+        let (name, format, text) = text_of(path)?;
+        let mut findings = Findings::default();
+        let read = format.parse(&name, &text, &mut findings).and_then(|mut root| {
+            if matches!(root.value, NodeValue::Null) {
+                let message = format!("nothing is in {what}");
+                findings.add(Severity::Error, "empty", &root.origin, &[], message);
+                return None;
+            }
+            if !validate(&schema_of::<T>(), &mut root, &[], what, &mut findings) {
+                return None;
+            }
+            match serde_path_to_error::deserialize(root.to_json()) {
+                Ok(value) => Some((value, root)),
+                Err(error) => {
+                    let path: Vec<String> = error.path().iter().map(ToString::to_string).collect();
+                    let origin = root.nearest(&path).origin.clone();
+                    let message = format!("`{}`: {}", path.join("."), error.inner());
+                    findings.add(Severity::Error, "wrong_value", &origin, &path, message);
+                    None
+                }
+            }
+        });
+        match read {
+            Some((value, root)) if !findings.has_errors() => Ok(Self { value, root, findings }),
+            _ => Err(Diagnostics(findings.into_sorted())),
+        }
+    }
+
+    /// What was read.
+    pub fn value(&self) -> &T {
+        &self.value
+    }
+
+    /// Tells that something at a path is wrong.
+    pub fn wrong(&mut self, path: &[String], message: String) {
+        let origin = &self.root.nearest(path).origin;
+        self.findings.add(Severity::Error, "wrong_value", origin, path, message);
+    }
+
+    /// Tells that the key at the end of a path is the name of nothing that there is.
+    pub fn unknown<'n>(
+        &mut self,
+        path: &[String],
+        what: &str,
+        known: impl IntoIterator<Item = &'n str>,
+    ) {
+        let name = path.last().map_or("", String::as_str);
+        let origin = self.root.key_origin(path);
+        let message = format!("no {what} `{name}`");
+        self.findings.add(Severity::Error, "unknown_name", origin, path, message).help =
+            did_you_mean(name, known);
+    }
+
+    /// What was read, if nothing was told.
+    ///
+    /// # Errors
+    /// All that was told.
+    pub fn finish(self) -> Result<T, Diagnostics> {
+        match self.findings.has_errors() {
+            true => Err(Diagnostics(self.findings.into_sorted())),
+            false => Ok(self.value),
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! `brigade test` on test files that test nothing: each is told, with its place.
+#![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that stops says where")]
+
+use std::fs;
+use std::process::Command;
+
+const PIPELINE: &str = "
+pipeline: sorted
+state: state
+queues:
+  in: { type: file, path: in.jsonl }
+  out: { type: file, path: out.jsonl }
+stages:
+  sort: { component: { filter: '.n > 10' }, input: in, outputs: [out] }
+";
+
+/// Runs the command on a test file; what it printed, and said.
+fn test(name: &str, text: &str, arguments: &[&str], code: i32) -> (String, String) {
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("p.yaml"), PIPELINE).unwrap();
+    fs::write(directory.path().join(name), text).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
+    command.current_dir(directory.path()).args(["test", name]).args(arguments);
+    let output = command.output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let (out, error) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(code), "{out}\n{error}");
+    (out, error)
+}
+
+fn said(text: &str, expected: &[&str]) {
+    let (out, error) = test("x.test.yaml", text, &[], 2);
+    assert_eq!(out, "");
+    for words in expected {
+        assert!(error.contains(words), "`{words}` is not in:\n{error}");
+    }
+    assert!(!error.contains("TestFile") && !error.contains("Some("), "{error}");
+}
+
+fn case(rest: &str) -> String {
+    format!("pipeline: p.yaml\ncases:\n  - name: one\n{rest}\n")
+}
+
+#[test]
+fn names_of_nothing_are_told_with_the_nearest_right_ones() {
+    said(
+        &case(
+            "    send: { im: [{ n: 11 }] }
+    expect:
+      outputs: { outt: [] }
+      dead_letters: { srot: [] }
+      outcomes: { sortt: { acked: 1 } }",
+        ),
+        &[
+            "no queue `im`\n  --> x.test.yaml:4:13 (cases.0.send.im)\n  help: did you mean `in`?",
+            "no queue `outt`\n  --> x.test.yaml:6:18",
+            "did you mean `out`?",
+            "no stage `srot`\n  --> x.test.yaml:7:23",
+            "no stage `sortt`\n  --> x.test.yaml:8:19",
+            "did you mean `sort`?",
+        ],
+    );
+}
+
+#[test]
+fn wrong_keys_and_values_are_told_with_their_places() {
+    said(&case("    sent: {}"), &["unknown key `sent`", "x.test.yaml:4:5", "did you mean `send`?"]);
+    said(
+        &case("    send: {}\n    expect: { dead_letters: { sort: [{ cause: decod }] } }"),
+        &["found the text `decod`", "x.test.yaml:5:47", "did you mean `decode`?"],
+    );
+    said(&case("    send: { in: { n: 1 } }"), &["expected a list, found a mapping", ":4:17"]);
+    said(
+        &case("    send: { in: [1, { raw: 7 }] }"),
+        &["`raw` is a text, not 7", "x.test.yaml:4:21 (cases.0.send.in.1)"],
+    );
+    said(&case("    send: {}\n    timeout: soon"), &["found the text `soon`", ":5:14"]);
+    said("pipeline: p.yaml\ncases: {", &["x.test.yaml:2"]);
+    said("cases: []", &["the test file lacks the key `pipeline`"]);
+    said("pipeline: none.yaml\ncases: []", &["none.yaml", "cannot be read"]);
+}
+
+#[test]
+fn a_file_without_a_case_is_no_success() {
+    said("", &["nothing is in the test file"]);
+    said("pipeline: p.yaml\ncases: []", &["no case is in the test file", "x.test.yaml:2:8"]);
+    said("pipeline: p.yaml", &["the test file lacks the key `cases`"]);
+    said("5", &["expected a mapping, found the number 5"]);
+}
+
+#[test]
+fn a_choice_of_no_case_is_no_success() {
+    let text = case("    send: { in: [{ n: 11 }] }\n    expect: { outputs: { out: [{ n: 11 }] } }");
+    let (_, error) = test("x.test.yaml", &text, &["--only", "nosuch"], 2);
+    assert!(error.contains("no case has `nosuch` in its name; there are: `one`"), "{error}");
+    let (out, _) = test("x.test.yaml", &text, &["--only", "on"], 0);
+    assert!(out.contains("1 passed, 0 failed"), "{out}");
+}
+
+#[test]
+fn test_files_are_json_and_toml_too() {
+    let text = r#"{ "pipeline": "p.yaml", "cases": [{ "name": "one", "sent": {} }] }"#;
+    let (_, error) = test("x.test.json", text, &[], 2);
+    assert!(error.contains("x.test.json:1:") && error.contains("did you mean `send`?"), "{error}");
+    let text = "pipeline = \"p.yaml\"\n[[cases]]\nname = \"one\"\n[cases.send]\nim = []\n";
+    let (_, error) = test("x.test.toml", text, &[], 2);
+    assert!(error.contains("x.test.toml:5:1") && error.contains("did you mean `in`?"), "{error}");
+}
