@@ -10,7 +10,8 @@ use redis::{Value, cmd};
 use super::connector::Keys;
 use super::entry::{EntryId, incoming};
 use super::producer::StreamProducer;
-use super::scripts::{DELETE, LAG, PURGE_LATER};
+use super::retention::Retention;
+use super::scripts::{DELETE, LAG, PURGE_LATER, WAITING};
 use crate::wire::Wire;
 
 /// How many entries are looked at or deleted at once.
@@ -23,6 +24,7 @@ pub(crate) struct StreamAdmin {
     producer: StreamProducer,
     wire: Arc<Wire>,
     incarnation: IncarnationId,
+    retention: Option<Retention>,
 }
 
 impl StreamAdmin {
@@ -30,13 +32,30 @@ impl StreamAdmin {
         groups: Vec<(String, Keys)>,
         producer: StreamProducer,
         wire: Arc<Wire>,
+        retention: Option<Retention>,
     ) -> Self {
         let incarnation = IncarnationId::of(groups[0].1.stream.as_bytes());
-        Self { groups, producer, wire, incarnation }
+        Self { groups, producer, wire, incarnation, retention }
     }
 
     fn keys(&self) -> &Keys {
         &self.groups[0].1
+    }
+
+    /// Those of some entries that wait for one of the groups, and the last that was looked at.
+    async fn waiting(
+        &self,
+        from: &str,
+        to: &str,
+        max: usize,
+    ) -> Result<(Vec<Value>, Option<EntryId>), ConnectorError> {
+        let mut waiting = WAITING.key(&self.keys().stream);
+        waiting.arg(from).arg(to).arg(max);
+        for (_, keys) in &self.groups {
+            waiting.arg(&keys.group);
+        }
+        let (entries, last): (Vec<Value>, String) = self.wire.script(&waiting).await?;
+        Ok((entries, last.parse().ok()))
     }
 
     /// Entries from an id on.
@@ -128,6 +147,7 @@ impl QueueAdmin for StreamAdmin {
         for (name, keys) in &self.groups {
             let mut lag = LAG.key(&keys.stream);
             lag.key(&keys.delayed).key(&keys.later).arg(&keys.group);
+            lag.arg(u8::from(self.retention.is_some()));
             let (ready, delayed, held): (i64, i64, i64) = self.wire.script(&lag).await?;
             let known = |n: i64| u64::try_from(n).ok();
             let lag = Lag {
@@ -142,10 +162,10 @@ impl QueueAdmin for StreamAdmin {
     }
 
     async fn peek(&self, skip: u64, limit: u64) -> Result<Vec<Peeked>, ConnectorError> {
-        let (mut skip, mut from, mut peeked) = (skip, "-".to_owned(), Vec::new());
+        let (mut skip, mut from, mut peeked) = (skip, String::new(), Vec::new());
         while (peeked.len() as u64) < limit {
-            let entries = self.range(&from, "+", BATCH).await?;
-            let Some(last) = entries.last().and_then(id_of) else { break };
+            let (entries, last) = self.waiting(&from, "+", BATCH).await?;
+            let Some(last) = last else { break };
             for entry in entries {
                 if skip > 0 {
                     skip -= 1;
@@ -162,7 +182,7 @@ impl QueueAdmin for StreamAdmin {
         let Some(id) = self.find(&[position]).await?.first().map(EntryId::to_string) else {
             return Ok(None);
         };
-        match self.range(&id, &id, 1).await?.pop() {
+        match self.waiting(&id, &id, 1).await?.0.pop() {
             Some(entry) => self.peeked(entry).await,
             None => Ok(None),
         }
@@ -177,11 +197,11 @@ impl QueueAdmin for StreamAdmin {
     }
 
     async fn purge(&self) -> Result<u64, ConnectorError> {
-        let (mut from, mut gone) = ("-".to_owned(), 0);
+        let (mut from, mut gone) = (String::new(), 0);
         loop {
-            let entries = self.range(&from, "+", BATCH).await?;
+            let (entries, last) = self.waiting(&from, "+", BATCH).await?;
+            let Some(last) = last else { break };
             let ids: Vec<EntryId> = entries.iter().filter_map(id_of).collect();
-            let Some(last) = ids.last().copied() else { break };
             gone += self.delete_ids(&ids).await?;
             from = after(last);
         }

@@ -14,6 +14,7 @@ use serde_json::Value;
 use super::admin::StreamAdmin;
 use super::consumer::{Bounds, StreamConsumer};
 use super::producer::{StreamProducer, make_group};
+use super::retention::Retention;
 use crate::server::{Place, Sentinel, Tls};
 use crate::wire::Wire;
 
@@ -72,6 +73,9 @@ pub(crate) struct Settings {
     /// Default: 1m.
     #[serde(default = "claim_idle")]
     claim_idle: Period,
+    /// How much stays on the stream once every group has acked it. Default: nothing; and of a stream
+    /// without groups everything.
+    retention: Option<Retention>,
 }
 
 fn claim_idle() -> Period {
@@ -86,8 +90,8 @@ impl Settings {
     }
 
     fn bounds(&self) -> Bounds {
-        let Self { max_redeliveries, claim_idle: Period(claim_idle), .. } = *self;
-        Bounds { max_redeliveries, claim_idle }
+        let Self { max_redeliveries, claim_idle: Period(claim_idle), retention, .. } = *self;
+        Bounds { max_redeliveries, claim_idle, retention }
     }
 
     /// What is wrong with them, without asking anybody.
@@ -98,6 +102,7 @@ impl Settings {
             let help = "more than other programs work on one message, as `5m`";
             problems.push(Problem::at("claim_idle", message).help(help));
         }
+        problems.extend(self.retention.and_then(Retention::problem));
         problems
     }
 }
@@ -220,7 +225,7 @@ impl Connector for RedisStreams {
             make_group(&wire, &keys.stream, &keys.group).await?;
         }
         let producer = producer(queue, &settings).await?;
-        Ok(Arc::new(StreamAdmin::new(groups, producer, wire)))
+        Ok(Arc::new(StreamAdmin::new(groups, producer, wire, settings.retention)))
     }
 }
 
@@ -243,5 +248,6 @@ async fn producer(
 ) -> Result<StreamProducer, ConnectorError> {
     let groups = groups(queue, settings).into_iter().map(|(_, keys)| keys.group).collect();
     let keys = Keys::new(queue, settings, None);
-    StreamProducer::open(keys, groups, &settings.place(), features(settings)).await
+    let retention = settings.retention;
+    StreamProducer::open(keys, groups, &settings.place(), features(settings), retention).await
 }

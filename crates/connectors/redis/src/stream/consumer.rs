@@ -20,6 +20,7 @@ use super::held::Held;
 use super::members::{HEARTBEAT, LOOK, OURS};
 use super::process::Process;
 use super::producer::make_group;
+use super::retention::Retention;
 use super::scripts::{ACK, CLAIM_DUE, CLAIM_OWN, FAIL, GIVE_BACK, HELD, LAG};
 use crate::limit::too_often;
 use crate::output;
@@ -39,6 +40,7 @@ const LOOK_DUE: Duration = Duration::from_millis(20);
 pub(crate) struct Bounds {
     pub(crate) max_redeliveries: u32,
     pub(crate) claim_idle: Duration,
+    pub(crate) retention: Option<Retention>,
 }
 
 /// Takes messages from a stream, as one member of its group.
@@ -201,6 +203,10 @@ impl Site {
             if !taken.is_empty() {
                 return Ok(taken);
             }
+            if let Some(retention) = self.bounds.retention {
+                // Entries get too old also while nothing is acked.
+                retention.trim(&self.wire, &keys.stream).await?;
+            }
             *self.looked_after() = Some(Instant::now());
         }
         let looked = *self.looked();
@@ -319,6 +325,9 @@ impl Consumer for StreamConsumer {
         for end in [ids().min(), ids().max()] {
             ack.arg(end.map_or_else(|| "0-0".to_owned(), EntryId::to_string));
         }
+        for argument in Retention::arguments(self.site.bounds.retention) {
+            ack.arg(argument);
+        }
         for (receipt, id) in &entries {
             ack.arg(id.to_string()).arg(receipt.fence);
         }
@@ -363,6 +372,7 @@ impl Consumer for StreamConsumer {
         let keys = &self.site.keys;
         let mut lag = LAG.key(&keys.stream);
         lag.key(&keys.delayed).key(&keys.later).arg(&keys.group);
+        lag.arg(u8::from(self.site.bounds.retention.is_some()));
         let (ready, delayed, held): (i64, i64, i64) = self.site.wire.script(&lag).await?;
         let known = |n: i64| u64::try_from(n).ok();
         Ok(Lag {

@@ -18,7 +18,8 @@
 //! named `brigade-` and 16 hexadecimal digits; what others hold is theirs until it is idle for too long.
 //!
 //! An entry is removed from the stream when it is acked and the stream has only one group; with
-//! several groups when every group is past it.
+//! several groups when every group is past it. With a retention it stays until it is too old, or one too
+//! many.
 
 mod admin;
 mod connector;
@@ -28,6 +29,7 @@ mod held;
 mod members;
 mod process;
 mod producer;
+mod retention;
 mod scripts;
 
 pub use connector::RedisStreams;

@@ -10,6 +10,7 @@ use redis::{Pipeline, cmd};
 
 use super::connector::Keys;
 use super::entry::fields;
+use super::retention::{Retention, Trimming};
 use super::scripts::LATER;
 use crate::output::Target;
 use crate::server::Place;
@@ -26,6 +27,7 @@ pub(crate) struct StreamProducer {
     keys: Keys,
     features: Features,
     wire: Arc<Wire>,
+    trimming: Trimming,
 }
 
 impl StreamProducer {
@@ -34,13 +36,14 @@ impl StreamProducer {
         groups: Vec<String>,
         place: &Place,
         features: Features,
+        retention: Option<Retention>,
     ) -> Result<Self, ConnectorError> {
         let wire = Wire::new(&keys.queue, place)?;
         // A group that is made later would not get what is put before.
         for group in groups {
             make_group(&wire, &keys.stream, &group).await?;
         }
-        Ok(Self { keys, features, wire })
+        Ok(Self { keys, features, wire, trimming: Trimming::new(retention) })
     }
 
     async fn add(&self, batch: &[Outgoing]) -> Result<(), ConnectorError> {
@@ -96,6 +99,7 @@ impl Producer for StreamProducer {
     }
 
     async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
+        self.trimming.before(batch.len(), &self.wire, &self.keys.stream).await?;
         let refused: Vec<Option<Rejected>> = batch.iter().map(refused).collect();
         let taken: Vec<Outgoing>;
         let batch = match refused.iter().any(Option::is_some) {
@@ -123,6 +127,7 @@ impl Producer for StreamProducer {
     }
 
     async fn stage(&self, batch: &[Outgoing]) -> Result<Staged, ConnectorError> {
+        self.trimming.before(batch.len(), &self.wire, &self.keys.stream).await?;
         let target =
             Target::Stream { stream: self.keys.stream.clone(), later: self.keys.later.clone() };
         let rejected: Vec<(usize, Rejected)> =

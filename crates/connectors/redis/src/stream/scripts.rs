@@ -34,8 +34,8 @@ local function now()
 end
 ";
 
-/// Removes the entries that every group is past: delivered, and pending with none.
-const PAST: &str = "
+/// What comes before what, and which entries a group still needs.
+const NEEDS: &str = "
 -- As texts: a number here has 53 bits, of an id's 64.
 local function less(a, b)
   if #a ~= #b then return #a < #b end
@@ -46,20 +46,64 @@ local function before(a, b)
   local bms, bn = string.match(b, '(%d+)-(%d+)')
   return less(ams, bms) or (ams == bms and less(an, bn))
 end
-local function trim(stream)
-  local first = nil
+local function groups_of(stream)
+  local groups = {}
+  if redis.call('TYPE', stream).ok == 'none' then return groups end
   for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
     local kept = {}
     for i = 1, #group, 2 do kept[group[i]] = group[i + 1] end
-    local needs = kept['last-delivered-id']
-    if kept['pending'] > 0 then
-      needs = redis.call('XPENDING', stream, kept['name'])[2]
-    end
-    if not first or before(needs, first) then first = needs end
+    groups[#groups + 1] = kept
   end
-  if first then redis.call('XTRIM', stream, 'MINID', '~', first) end
+  return groups
+end
+-- No entry before this one is pending or not delivered.
+local function needs(stream, group)
+  local first = group['last-delivered-id']
+  if group['pending'] > 0 then
+    -- A group that was set back has both.
+    local pending = redis.call('XPENDING', stream, group['name'])[2]
+    if before(pending, first) then first = pending end
+  end
+  return first
 end
 ";
+
+/// Removes entries that every group is past, a bounded number each time: all of them, or of a stream with a
+/// retention those that are too many or too old. Needs [`STANDS`] and [`NEEDS`].
+const PAST: &str = "
+local function trim(stream, messages, age)
+  local first = nil
+  for _, group in ipairs(groups_of(stream)) do
+    local needed = needs(stream, group)
+    if not first or before(needed, first) then first = needed end
+  end
+  if messages < 0 and age < 0 then
+    if first then redis.call('XTRIM', stream, 'MINID', '~', first) end
+    return
+  end
+  first = first or '18446744073709551615-18446744073709551615'
+  if messages >= 0 then
+    -- The limit is the number that may go.
+    local more = math.min(redis.call('XLEN', stream) - messages, 10000)
+    if more > 0 then redis.call('XTRIM', stream, 'MINID', '~', first, 'LIMIT', more) end
+  end
+  if age >= 0 then
+    local oldest = string.format('%.0f', math.max(now() - age, 0)) .. '-0'
+    if before(first, oldest) then oldest = first end
+    redis.call('XTRIM', stream, 'MINID', '~', oldest, 'LIMIT', 10000)
+  end
+end
+";
+
+/// Trims a stream to its retention. KEYS: stream. ARGV: the most entries and the longest age in
+/// milliseconds, each or -1.
+pub(crate) static TRIM: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(&format!(
+        "{STANDS}{NEEDS}{PAST}
+        trim(KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]))
+        return 1"
+    ))
+});
 
 /// Claims what was put back and is due; first moves messages that were put with a delay and are due
 /// to the stream. KEYS: stream, delayed, attempts, later. ARGV: group, member, count.
@@ -148,13 +192,15 @@ pub(crate) static CLAIM_OWN: LazyLock<Script> = LazyLock::new(|| {
 
 /// Acks what still stands, and puts outputs; with outputs all or nothing. An entry that no group
 /// needs any more is removed: at once if there is only one, else when all groups are past it.
-/// KEYS: stream, attempts. ARGV: group, member, how many, the first and the last id, then id and fence
-/// of each, then outputs. Answers with the fenced.
+/// With a retention it stays until that lets it go. KEYS: stream, attempts. ARGV: group, member, how many,
+/// the first and the last id, the retention as for [`TRIM`], then id and fence of each, then outputs.
+/// Answers with the fenced.
 pub(crate) static ACK: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
-        "{MANY}{PUT}{PAST}
+        "{MANY}{PUT}{STANDS}{NEEDS}{PAST}
         local stream, group, member, n = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
-        local past = 5 + 2 * n
+        local messages, age = tonumber(ARGV[6]), tonumber(ARGV[7])
+        local past = 7 + 2 * n
         local held = {{}}
         if n > 0 then
           local pending =
@@ -162,21 +208,21 @@ pub(crate) static ACK: LazyLock<Script> = LazyLock::new(|| {
           for _, entry in ipairs(pending) do held[entry[1]] = entry[4] end
         end
         local fenced, good = {{}}, {{}}
-        for i = 6, past, 2 do
+        for i = 8, past, 2 do
           local into = held[ARGV[i]] == tonumber(ARGV[i + 1]) and good or fenced
           into[#into + 1] = ARGV[i]
         end
         if #fenced > 0 and #ARGV > past then return fenced end
         -- Outputs first: a script that ends in an error keeps what it has done.
         put(past + 1)
-        local sole = #redis.call('XINFO', 'GROUPS', stream) == 1
+        local sole = messages < 0 and age < 0 and #redis.call('XINFO', 'GROUPS', stream) == 1
         for from = 1, #good, 1000 do
           local to = math.min(from + 999, #good)
           redis.call('XACK', stream, group, unpack(good, from, to))
           redis.call('HDEL', KEYS[2], unpack(good, from, to))
           if sole then redis.call('XDEL', stream, unpack(good, from, to)) end
         end
-        if #good > 0 and not sole then trim(stream) end
+        if #good > 0 and not sole then trim(stream, messages, age) end
         return fenced"
     ))
 });
@@ -272,27 +318,64 @@ pub(crate) static LATER: LazyLock<Script> = LazyLock::new(|| {
     ))
 });
 
-/// How much there is. KEYS: stream, delayed, later. ARGV: group. Answers with what is ready (-1: not
-/// known), delayed, and handed out.
+/// How much there is. KEYS: stream, delayed, later. ARGV: group, whether acked entries stay (1). Answers
+/// with what is ready (-1: not known), delayed, and handed out.
 pub(crate) static LAG: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
-        "{STANDS}
+        "{STANDS}{NEEDS}
         local time = now()
-        local groups = redis.call('XINFO', 'GROUPS', KEYS[1])
-        local pending, lag = 0, -1
+        local groups = groups_of(KEYS[1])
+        local pending, lag, last = 0, -1, nil
         for _, group in ipairs(groups) do
-          local kept = {{}}
-          for i = 1, #group, 2 do kept[group[i]] = group[i + 1] end
-          if kept['name'] == ARGV[1] then
-            pending = kept['pending']
-            if kept['lag'] then lag = kept['lag'] end
+          if group['name'] == ARGV[1] then
+            pending, last = group['pending'], group['last-delivered-id']
+            if group['lag'] then lag = group['lag'] end
           end
         end
-        if #groups == 1 then lag = redis.call('XLEN', KEYS[1]) - pending end
+        if #groups == 1 and ARGV[2] ~= '1' then
+          lag = redis.call('XLEN', KEYS[1]) - pending
+        end
+        -- Also where deleted entries let nobody count, or acked ones are left of other days.
+        if last and not redis.call('XRANGE', KEYS[1], '(' .. last, '+', 'COUNT', 1)[1] then
+          lag = 0
+        end
         local all = redis.call('ZCARD', KEYS[2])
         local due = redis.call('ZCOUNT', KEYS[2], '-inf', time)
         local later = redis.call('ZCARD', KEYS[3])
         if lag >= 0 then lag = lag + due end
         return {{lag, all - due + later, pending - all}}"
+    ))
+});
+
+/// Entries that some of these groups has not acked. KEYS: stream. ARGV: from which id on, or nothing: from
+/// the first, to which id, how many to look at, the groups. Answers with them and the last id that was
+/// looked at.
+pub(crate) static WAITING: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(&format!(
+        "{NEEDS}
+        local first, last = nil, {{}}
+        for _, group in ipairs(groups_of(KEYS[1])) do
+          for g = 4, #ARGV do
+            if group['name'] == ARGV[g] then
+              last[ARGV[g]] = group['last-delivered-id']
+              local needed = needs(KEYS[1], group)
+              if not first or before(needed, first) then first = needed end
+            end
+          end
+        end
+        local from = ARGV[1] ~= '' and ARGV[1] or first or '-'
+        local entries = redis.call('XRANGE', KEYS[1], from, ARGV[2], 'COUNT', ARGV[3])
+        local waiting, at = {{}}, ''
+        for _, entry in ipairs(entries) do
+          at = entry[1]
+          local waits = false
+          for g = 4, #ARGV do
+            local group = ARGV[g]
+            waits = waits or not last[group] or before(last[group], at)
+              or redis.call('XPENDING', KEYS[1], group, at, at, 1)[1] ~= nil
+          end
+          if waits then waiting[#waiting + 1] = entry end
+        end
+        return {{waiting, at}}"
     ))
 });

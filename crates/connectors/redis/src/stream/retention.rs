@@ -1,0 +1,93 @@
+//! What stays of a stream that every group is past.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use brigade_core::Period;
+use brigade_core::connector::{ConnectorError, Problem};
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::scripts::TRIM;
+use crate::wire::Wire;
+
+/// A producer trims when it has put so many, or when so much time is over.
+const TRIM_EACH: usize = 1000;
+const TRIM_AFTER: Duration = Duration::from_secs(1);
+
+/// How much stays on the stream once every group has acked it, for who reads it without a group. What some
+/// group has not acked always stays.
+#[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Retention {
+    /// At most this many entries, and up to as many more as Redis keeps together (100). Default: any number.
+    messages: Option<u64>,
+    /// None longer than this, by the time in its id. Default: for ever.
+    age: Option<Period>,
+}
+
+impl Retention {
+    /// How a script is told: the most entries and their longest age in milliseconds, -1 without such a
+    /// bound. Two of these are no retention: what every group is past goes.
+    pub(super) fn arguments(retention: Option<Self>) -> [String; 2] {
+        let told = |bound: Option<u128>| bound.map_or_else(|| "-1".to_owned(), |n| n.to_string());
+        let messages = retention.and_then(|retention| retention.messages);
+        let age = retention.and_then(|retention| retention.age);
+        [told(messages.map(u128::from)), told(age.map(|Period(age)| age.as_millis()))]
+    }
+
+    /// Trims a stream to it, as far as its groups are past what goes.
+    pub(super) async fn trim(self, wire: &Wire, stream: &str) -> Result<(), ConnectorError> {
+        let mut trim = TRIM.key(stream);
+        for argument in Self::arguments(Some(self)) {
+            trim.arg(argument);
+        }
+        wire.script::<i64>(&trim).await.map(drop)
+    }
+
+    /// What is wrong with it, without asking anybody.
+    pub(super) fn problem(self) -> Option<Problem> {
+        let message = match self {
+            Self { messages: None, age: None } => "it bounds nothing",
+            Self { messages: Some(0), .. } => "`messages` must be at least 1",
+            Self { age: Some(Period(age)), .. } if age.is_zero() => "`age` must be more than 0",
+            _ => return None,
+        };
+        Some(Problem::at("retention", message).help("such as `{ messages: 100000, age: 7d }`"))
+    }
+}
+
+/// When a producer trims.
+#[derive(Debug)]
+pub(super) struct Trimming {
+    retention: Option<Retention>,
+    /// How many were put since it trimmed, and when that was.
+    since: Mutex<(usize, Option<Instant>)>,
+}
+
+impl Trimming {
+    pub(super) fn new(retention: Option<Retention>) -> Self {
+        Self { retention, since: Mutex::default() }
+    }
+
+    /// Trims now and then, before so many are put: an error has put nothing yet.
+    pub(super) async fn before(
+        &self,
+        many: usize,
+        wire: &Wire,
+        stream: &str,
+    ) -> Result<(), ConnectorError> {
+        let Some(retention) = self.retention else { return Ok(()) };
+        let is_due = {
+            let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_due =
+                since.0 >= TRIM_EACH || since.1.is_none_or(|at| at.elapsed() >= TRIM_AFTER);
+            if is_due {
+                *since = (0, Some(Instant::now()));
+            }
+            since.0 += many;
+            is_due
+        };
+        if is_due { retention.trim(wire, stream).await } else { Ok(()) }
+    }
+}
