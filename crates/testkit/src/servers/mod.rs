@@ -33,9 +33,17 @@ const LOOK: Duration = Duration::from_millis(10);
 /// that is down may be given the server's own port, and the server cannot come back.
 const PORTS: std::ops::Range<u16> = 15_000..30_000;
 
+/// Such of which the one 10,000 higher is none that connections get either: a node of a Redis Cluster
+/// listens there too.
+const PORTS_OF_NODES: std::ops::Range<u16> = 15_000..22_700;
+
 fn free_port() -> u16 {
+    free_port_in(PORTS)
+}
+
+fn free_port_in(ports: std::ops::Range<u16>) -> u16 {
     let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
-    std::iter::repeat_with(|| fastrand::u16(PORTS)).find(free).expect("it tries for ever")
+    std::iter::repeat_with(|| fastrand::u16(ports.clone())).find(free).expect("it tries for ever")
 }
 
 /// Notes which test uses a server, in the file that `BRIGADE_SERVERS_USED` names, if it does: what

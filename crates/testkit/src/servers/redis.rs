@@ -41,10 +41,14 @@ impl Redis {
     /// # Panics
     /// As [`start`](Redis::start).
     pub fn start_with(options: &[&str]) -> Self {
+        Self::start_at(free_port(), options)
+    }
+
+    pub(super) fn start_at(port: u16, options: &[&str]) -> Self {
         used("redis");
         let directory = tempfile::tempdir().expect("a directory can be made");
         let more = options.iter().map(|option| (*option).to_owned()).collect();
-        let (port, child) = (free_port(), Mutex::default());
+        let child = Mutex::default();
         let redis = Self { directory, port, tls: None, user: None, more, child };
         redis.restart();
         redis

@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use super::redis::Redis;
-use super::{LOOK, PATIENCE, free_port, used};
+use super::{LOOK, PATIENCE, PORTS_OF_NODES, free_port, free_port_in, used};
 
 /// A master, a replica, and a Sentinel that watches them.
 #[derive(Debug)]
@@ -106,7 +106,8 @@ impl RedisCluster {
     /// `redis-server` or `redis-cli` is not installed, or the Cluster does not come to be.
     pub fn start() -> Self {
         used("redis, cluster");
-        let server = |_| Redis::start_with(&["--cluster-enabled", "yes"]);
+        let port = || free_port_in(PORTS_OF_NODES);
+        let server = |_| Redis::start_at(port(), &["--cluster-enabled", "yes"]);
         let cluster = Self { servers: [0, 1, 2].map(server) };
         let addresses = cluster.servers.each_ref().map(|s| format!("127.0.0.1:{}", s.port()));
         let mut make = Command::new("redis-cli");
