@@ -304,3 +304,110 @@ stages:
         assert!(purged.contains("10"), "{kind}: {purged}");
     }
 }
+
+/// A pipeline that runs on a server with something wrong: what is told, and that it goes on by itself when
+/// it is mended there.
+struct Watched {
+    directory: tempfile::TempDir,
+    child: Child,
+}
+
+impl Watched {
+    fn start(yaml: &str, server: &Redis) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("p.yaml"), yaml).unwrap();
+        let told = fs::File::create(directory.path().join("told")).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
+        command.current_dir(directory.path()).args(["run", "p.yaml", "--until-idle"]);
+        let url = server.url().replace("//", "//bob:secret@");
+        command.env("REDIS_URL", url).env("RUST_LOG", "warn").stdout(Stdio::null());
+        Self { child: command.stderr(told).spawn().unwrap(), directory }
+    }
+
+    fn told(&self) -> String {
+        fs::read_to_string(self.directory.path().join("told")).unwrap()
+    }
+
+    /// Waits until this is told three times more: it is told again while it lasts.
+    fn wait_for(&self, text: &str) {
+        let count = || self.told().matches(text).count();
+        let (begun, before) = (Instant::now(), count());
+        while count() < before + 3 {
+            assert!(begun.elapsed() < Duration::from_secs(60), "no `{text}`: {}", self.told());
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+    }
+
+    /// Waits until so many lines are put out.
+    fn wait_for_output(&self, lines: usize) {
+        let begun = Instant::now();
+        while self.lines() < lines {
+            assert!(begun.elapsed() < Duration::from_secs(60), "{}", self.told());
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+    }
+
+    fn lines(&self) -> usize {
+        let out = fs::read_to_string(self.directory.path().join("out.jsonl")).unwrap_or_default();
+        out.lines().count()
+    }
+
+    /// Waits for its end; says how, and how many lines it has put out.
+    fn end(&mut self) -> (Option<i32>, usize) {
+        (self.child.wait().unwrap().code(), self.lines())
+    }
+}
+
+#[test]
+fn a_pipeline_goes_on_when_the_server_is_mended() {
+    let yaml = "
+pipeline: shop
+state: state
+queues:
+  in: { type: generator, count: 1000, rate: 500, template: { n: '{{seq}}' } }
+  orders: { type: KIND, url: '${REDIS_URL}' }
+  bills: { type: KIND, url: '${REDIS_URL}' }
+  out: { type: file, path: out.jsonl }
+stages:
+  feed: { component: pass, input: in, outputs: [orders] }
+  bill: { component: { map: '.billed = true' }, input: orders, outputs: [bills] }
+  keep: { component: pass, input: bills, outputs: [out] }
+";
+    for (kind, key) in [("redis_stream", "orders"), ("rsmq", "rsmq:orders:Q")] {
+        let server = Redis::start();
+        let client = redis::Client::open(server.url()).unwrap();
+        let mut connection = client.get_connection().unwrap();
+        // Commands as one would type them, as one step.
+        let mut run = |commands: &[&str]| {
+            let mut pipe = redis::pipe();
+            pipe.atomic();
+            for command in commands {
+                let mut words = command.split(' ');
+                let first = pipe.cmd(words.next().unwrap());
+                words.for_each(|word| {
+                    first.arg(word);
+                });
+            }
+            pipe.exec(&mut connection).unwrap();
+        };
+        // From the beginning: another password, then a right that is missing.
+        run(&["ACL SETUSER bob on >other ~* &* +@all -evalsha -xgroup"]);
+        let mut running = Watched::start(&yaml.replace("KIND", kind), &server);
+        running.wait_for("check user and password in `url`");
+        run(&["ACL SETUSER bob >secret"]);
+        running.wait_for("the access list of user `bob` lacks the command");
+        run(&["ACL SETUSER bob +@all"]);
+        // While it runs: a queue's key of another type, a right that is taken, another password.
+        running.wait_for_output(1);
+        run(&[&format!("RENAME {key} away"), &format!("SET {key} text")]);
+        running.wait_for("remove that key");
+        run(&[&format!("RENAME away {key}")]);
+        run(&["ACL SETUSER bob -evalsha"]);
+        running.wait_for("lacks the command `evalsha`");
+        run(&["ACL SETUSER bob resetpass >other +@all", "CLIENT KILL USER bob"]);
+        running.wait_for("check user and password in `url`");
+        run(&["ACL SETUSER bob >secret"]);
+        let told = running.told();
+        assert_eq!(running.end(), (Some(0), 1000), "{kind}: {told}");
+    }
+}

@@ -4,8 +4,10 @@
 mod limit;
 mod output;
 pub mod rsmq;
+mod script;
 mod server;
 pub mod stream;
+mod told;
 mod wire;
 
 pub use rsmq::Rsmq;

@@ -4,18 +4,22 @@ use std::sync::Arc;
 
 use brigade_core::connector::{ConnectorError, Outgoing};
 use brigade_core::state::StoreOp;
-use redis::ScriptInvocation;
+use redis::{FromRedisValue, ScriptInvocation};
 
-use crate::rsmq::random_part;
+use crate::rsmq::{Made, random_part};
 use crate::stream::fields;
+use crate::wire::Wire;
 
 /// Where an output goes. It travels as the name of an operation's queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Target {
-    /// The stream with this key, and where what is put with a delay waits.
-    Stream { stream: String, later: String },
-    /// The RSMQ queue with this key, and the channel of its notices, if there is one.
-    Rsmq { messages: String, channel: String },
+    /// A queue's stream, by its key, and where what is put with a delay waits.
+    Stream {
+        queue: Arc<str>,
+        stream: String,
+        later: String,
+    },
+    Rsmq(Made),
 }
 
 /// Between the parts of a target's name; no key that a pipeline file names has it.
@@ -23,23 +27,55 @@ const BETWEEN: char = '\n';
 
 impl Target {
     pub(crate) fn name(&self) -> Arc<str> {
-        match self {
-            Self::Stream { stream, later } => format!("stream{BETWEEN}{stream}{BETWEEN}{later}"),
-            Self::Rsmq { messages, channel } => {
-                format!("rsmq{BETWEEN}{messages}{BETWEEN}{channel}")
+        let parts = match self {
+            Self::Stream { queue, stream, later } => {
+                vec!["stream".into(), queue.to_string(), stream.clone(), later.clone()]
             }
-        }
-        .into()
+            Self::Rsmq(Made { queue, namespace, name, vt, maxsize, realtime }) => vec![
+                "rsmq".into(),
+                queue.to_string(),
+                namespace.clone(),
+                name.clone(),
+                vt.to_string(),
+                maxsize.to_string(),
+                realtime.to_string(),
+            ],
+        };
+        parts.join(&BETWEEN.to_string()).into()
     }
 
     fn of_name(name: &str) -> Option<Self> {
-        let (kind, rest) = name.split_once(BETWEEN)?;
-        let (key, more) = rest.split_once(BETWEEN)?;
-        let (key, more) = (key.to_owned(), more.to_owned());
-        match kind {
-            "stream" => Some(Self::Stream { stream: key, later: more }),
-            "rsmq" => Some(Self::Rsmq { messages: key, channel: more }),
+        let parts: Vec<&str> = name.split(BETWEEN).collect();
+        match parts[..] {
+            ["stream", queue, stream, later] => Some(Self::Stream {
+                queue: queue.into(),
+                stream: stream.to_owned(),
+                later: later.to_owned(),
+            }),
+            ["rsmq", queue, namespace, name, vt, maxsize, realtime] => Some(Self::Rsmq(Made {
+                queue: queue.into(),
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+                vt: vt.parse().ok()?,
+                maxsize: maxsize.parse().ok()?,
+                realtime: realtime.parse().ok()?,
+            })),
             _ => None,
+        }
+    }
+
+    /// The queue's name in the pipeline file.
+    fn queue(&self) -> &Arc<str> {
+        match self {
+            Self::Stream { queue, .. } | Self::Rsmq(Made { queue, .. }) => queue,
+        }
+    }
+
+    /// The keys that a script names in an error.
+    fn keys(&self) -> [String; 2] {
+        match self {
+            Self::Stream { stream, later, .. } => [stream.clone(), later.clone()],
+            Self::Rsmq(made) => [made.messages(), made.hash()],
         }
     }
 
@@ -73,8 +109,8 @@ local function get_many(key, fields)
 end
 ";
 
-/// What the script of an ack takes to put outputs, with [`MANY`]; [`add`] gives it its arguments, which begin at
-/// `first` there.
+/// What the script of an ack takes to put outputs, with [`MANY`]; [`settle`] and [`put`] give it its
+/// arguments, which begin at `first` there.
 pub(crate) const PUT: &str = "
 local digits = '0123456789abcdefghijklmnopqrstuvwxyz'
 local function base36(n)
@@ -86,16 +122,49 @@ local function base36(n)
   end
   return text
 end
+-- A script that ends in an error keeps what it has done: all that could stop it is asked before.
+local function may(commands)
+  if not redis.acl_check_cmd then return end
+  for _, command in ipairs(commands) do
+    if not redis.acl_check_cmd(unpack(command)) then
+      local name, key = string.lower(command[1]), command[2]
+      local text = \"no permissions to run the '\" .. name .. \"' command on the key `\"
+      error({err = 'NOPERM ' .. text .. key .. '`'})
+    end
+  end
+end
+local function is(kind, key)
+  local there = redis.call('TYPE', key).ok
+  if there ~= 'none' and there ~= kind then
+    error({err = 'WRONGTYPE a ' .. there .. ' is at the key `' .. key .. '`'})
+  end
+end
+local function rsmq_queue(key, channel)
+  local hash = key .. ':Q'
+  is('zset', key)
+  is('hash', hash)
+  local own = redis.call('HMGET', hash, 'vt', 'delay')
+  if not own[1] then error({err = 'NOQUEUE `' .. key .. '`'}) end
+  may({{'ZADD', key, '0', 'm'}, {'HSET', hash, 'f', 'v'}, {'HINCRBY', hash, 'f', '1'}})
+  if channel ~= '' then may({{'PUBLISH', channel, '1'}}) end
+  return {delay = tonumber(own[2] or 0) * 1000, channel = channel, scores = {}, bodies = {}}
+end
 local function put(first)
   -- All keys before the first write, so that nothing is put if one of them cannot be.
-  local i, kinds = first, {}
+  local i, seen, queues = first, {}, {}
   while i <= #ARGV do
-    local key, n = ARGV[i + 1], tonumber(ARGV[i + 2])
-    local kind = kinds[key] or redis.call('TYPE', key).ok
-    kinds[key] = kind
-    local wanted = ARGV[i] == 's' and 'stream' or 'zset'
-    if kind ~= 'none' and kind ~= wanted then
-      error({err = 'WRONGTYPE a ' .. kind .. ' is at the key ' .. key})
+    local kind, key, n = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
+    if seen[key] ~= kind then
+      seen[key] = kind
+      if kind == 's' then
+        is('stream', key)
+        may({{'XADD', key, '*', 'f', 'v'}})
+      elseif kind == 'l' then
+        is('zset', key)
+        may({{'ZADD', key, '0', 'm'}})
+      else
+        queues[key] = rsmq_queue(key, ARGV[i + 3])
+      end
     end
     i = i + 3 + n
   end
@@ -103,7 +172,7 @@ local function put(first)
   local usec = tonumber(time[1]) * 1000000 + tonumber(time[2])
   local now = math.floor(usec / 1000)
   i = first
-  local sent, queues = 0, {}
+  local sent = 0
   while i <= #ARGV do
     local kind, key, n = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
     local from, to = i + 3, i + 2 + n
@@ -113,13 +182,7 @@ local function put(first)
       local packed = cmsgpack.pack({unpack(ARGV, from + 1, to)})
       redis.call('ZADD', key, now + tonumber(ARGV[from]), packed)
     else
-      local channel, delay = ARGV[from], tonumber(ARGV[from + 1])
-      local queue = queues[key]
-      if not queue then
-        local own = tonumber(redis.call('HGET', key .. ':Q', 'delay') or 0) * 1000
-        queue = {delay = own, channel = channel, scores = {}, bodies = {}}
-        queues[key] = queue
-      end
+      local queue, delay = queues[key], tonumber(ARGV[from + 1])
       if delay < 0 then delay = queue.delay end
       local id = base36(usec + sent) .. ARGV[from + 2]
       sent = sent + 1
@@ -144,28 +207,90 @@ local function put(first)
 end
 ";
 
-/// Adds outputs to the arguments of a script with [`PUT`].
-pub(crate) fn add(
+/// Runs a script with [`PUT`] that acks, and puts outputs; answers with those whose leases are lost.
+pub(crate) async fn settle(
+    wire: &Wire,
+    script: &mut ScriptInvocation<'_>,
+    ops: &[StoreOp],
+) -> Result<Vec<String>, ConnectorError> {
+    run(wire, script, &parsed(ops)?).await
+}
+
+/// Runs a script with [`PUT`] that puts outputs.
+pub(crate) async fn put(
+    wire: &Wire,
     script: &mut ScriptInvocation<'_>,
     ops: &[StoreOp],
 ) -> Result<(), ConnectorError> {
+    run::<redis::Value>(wire, script, &parsed(ops)?).await.map(drop)
+}
+
+type Outputs<'a> = Vec<(Arc<Target>, &'a Outgoing)>;
+
+/// Operations with their targets.
+fn parsed(ops: &[StoreOp]) -> Result<Outputs<'_>, ConnectorError> {
+    let mut last: Option<(&Arc<str>, Arc<Target>)> = None;
+    let mut parsed = Vec::with_capacity(ops.len());
     for op in ops {
         let StoreOp::Enqueue { queue, outgoing } = op else {
             let error = "a settlement on Redis takes messages only";
             return Err(ConnectorError::unsupported(error));
         };
-        let target = Target::of_name(queue).ok_or_else(|| {
-            ConnectorError::unsupported(format!("`{queue}` is no queue on Redis"))
-        })?;
-        add_one(script, &target, outgoing);
+        // A batch shares its name.
+        let target = match &last {
+            Some((name, target)) if Arc::ptr_eq(name, queue) => Arc::clone(target),
+            _ => Arc::new(Target::of_name(queue).ok_or_else(|| {
+                ConnectorError::unsupported(format!("`{queue}` is no queue on Redis"))
+            })?),
+        };
+        last = Some((queue, Arc::clone(&target)));
+        parsed.push((target, outgoing));
     }
-    Ok(())
+    Ok(parsed)
 }
 
-fn add_one(script: &mut ScriptInvocation<'_>, target: &Target, outgoing: &Outgoing) {
+/// Adds outputs to a script's arguments, and runs it. RSMQ queues that somebody has deleted are made
+/// again: what is put without one nobody else would find.
+async fn run<T: FromRedisValue>(
+    wire: &Wire,
+    script: &mut ScriptInvocation<'_>,
+    outputs: &Outputs<'_>,
+) -> Result<T, ConnectorError> {
+    for (target, outgoing) in outputs {
+        add(script, target, outgoing);
+    }
+    let answer = match wire.try_script(script).await {
+        Err(failure) if failure.is_no_queue() => {
+            for target in distinct(outputs) {
+                if let Target::Rsmq(made) = target {
+                    made.make_again(wire).await?;
+                }
+            }
+            wire.try_script(script).await
+        }
+        answer => answer,
+    };
+    answer.map_err(|failure| {
+        // It may be an output's key that is wrong, not one of the queue whose connection this is.
+        let text = failure.error.to_string();
+        let named =
+            |target: &&Target| target.keys().iter().any(|k| text.contains(&format!("`{k}`")));
+        match distinct(outputs).find(named) {
+            Some(target) => wire.told_of(target.queue(), &failure),
+            None => wire.told(&failure),
+        }
+    })
+}
+
+/// The targets of outputs, each once where those of a batch stand together.
+fn distinct<'a>(outputs: &'a Outputs<'_>) -> impl Iterator<Item = &'a Target> {
+    outputs.chunk_by(|a, b| Arc::ptr_eq(&a.0, &b.0)).map(|batch| &*batch[0].0)
+}
+
+fn add(script: &mut ScriptInvocation<'_>, target: &Target, outgoing: &Outgoing) {
     let delay = outgoing.delay.filter(|delay| !delay.is_zero()).map(|delay| delay.as_millis());
     match target {
-        Target::Stream { stream, later } => {
+        Target::Stream { stream, later, .. } => {
             let fields = fields(outgoing);
             match delay {
                 None => script.arg("s").arg(stream).arg(fields.len() * 2),
@@ -178,8 +303,8 @@ fn add_one(script: &mut ScriptInvocation<'_>, target: &Target, outgoing: &Outgoi
                 script.arg(name).arg(value);
             }
         }
-        Target::Rsmq { messages, channel } => {
-            script.arg("q").arg(messages).arg(4).arg(channel);
+        Target::Rsmq(made) => {
+            script.arg("q").arg(made.messages()).arg(4).arg(made.channel().unwrap_or_default());
             script.arg(delay.map_or_else(|| "-1".to_owned(), |delay| delay.to_string()));
             script.arg(random_part());
             script.arg(outgoing.message.payload.as_deref().unwrap_or_default());
@@ -193,8 +318,12 @@ mod tests {
 
     #[test]
     fn a_target_comes_back_from_its_name() {
-        let stream = Target::Stream { stream: "a b".into(), later: "{a b}:brigade:later".into() };
-        let rsmq = Target::Rsmq { messages: "rsmq:q".into(), channel: String::new() };
+        let queue: Arc<str> = "orders".into();
+        let (stream, later) = ("a b".into(), "{a b}:brigade:later".into());
+        let stream = Target::Stream { queue: Arc::clone(&queue), stream, later };
+        let (namespace, name) = ("rsmq".into(), "q".into());
+        let rsmq =
+            Target::Rsmq(Made { queue, namespace, name, vt: 30, maxsize: -1, realtime: true });
         for target in [stream, rsmq] {
             assert_eq!(Target::of_name(&target.name()), Some(target));
         }

@@ -84,7 +84,7 @@ impl Place {
                     "write `redis://[user[:password]@]host[:port][/database]`, or `rediss:`",
                 ));
         }
-        if self.tls.is_some() && !self.url.starts_with("rediss:") {
+        if self.tls.is_some() && !self.is_tls() {
             problems.push(
                 Problem::at("tls", "`url` does not ask for TLS").help("begin it with `rediss:`"),
             );
@@ -123,7 +123,7 @@ impl Place {
 
     /// Where a queue of this name is, for documents.
     pub(crate) fn of(&self, name: String) -> QueuePlace {
-        let protocol = if self.url.starts_with("rediss:") { "rediss" } else { "redis" };
+        let protocol = if self.is_tls() { "rediss" } else { "redis" };
         let own = self.info().ok().map(|info| info.addr().clone());
         let own = own.and_then(|addr| match addr {
             ConnectionAddr::Tcp(host, port) | ConnectionAddr::TcpTls { host, port, .. } => {
@@ -138,6 +138,17 @@ impl Place {
         QueuePlace { protocol, hosts, names: vec![name], patterns }
     }
 
+    /// Whether TLS is asked for.
+    pub(crate) fn is_tls(&self) -> bool {
+        self.url.starts_with("rediss:")
+    }
+
+    /// Who the server knows.
+    pub(crate) fn user(&self) -> String {
+        let user = self.info().ok().and_then(|i| i.redis_settings().username().map(str::to_owned));
+        user.unwrap_or_else(|| "default".to_owned())
+    }
+
     /// Prepares for connecting. Reads certificates.
     ///
     /// # Errors
@@ -145,7 +156,7 @@ impl Place {
     pub(crate) fn server(&self) -> Result<Server, String> {
         let wrong = |_| "`url` is no address of a server".to_owned();
         let info = self.info().map_err(wrong)?;
-        let tls = self.url.starts_with("rediss:");
+        let tls = self.is_tls();
         if tls {
             // Another part of the program may have chosen one; that one serves as well.
             let _ = rustls::crypto::ring::default_provider().install_default();

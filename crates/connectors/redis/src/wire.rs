@@ -5,20 +5,22 @@ use std::time::Duration;
 
 use brigade_core::connector::ConnectorError;
 use brigade_core::state::StoreId;
-use redis::{
-    AsyncConnectionConfig, ErrorKind, FromRedisValue, RedisError, RedisResult, ScriptInvocation,
-    ServerErrorKind,
-};
-
-use crate::server::{Connection, Place, Server};
+use redis::{AsyncConnectionConfig, FromRedisValue, RedisResult, ScriptInvocation};
 use tokio::sync::Mutex;
 
-/// How much of a server's error is told, in characters.
-const TOLD_MAX: usize = 400;
+use crate::server::{Connection, Place, Server};
+use crate::told::Failure;
+
 /// How long making a connection may take.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// How long an answer may take, beside the time that a command waits by itself.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+fn config() -> AsyncConnectionConfig {
+    AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT_MAX))
+        .set_response_timeout(Some(ANSWER_MAX))
+}
 
 pub(crate) struct Wire {
     queue: Arc<str>,
@@ -59,7 +61,8 @@ impl Wire {
         channel: &str,
         heard: impl Fn(),
     ) -> Result<(), ConnectorError> {
-        self.server.listen(channel, heard).await.map_err(|error| self.wrong(&error))
+        let heard = self.server.listen(channel, heard).await;
+        heard.map_err(|error| self.told(&Failure { error, connecting: false }))
     }
 
     async fn connection(&self) -> RedisResult<Connection> {
@@ -67,58 +70,57 @@ impl Wire {
         if let Some(connection) = &*connection {
             return Ok(connection.clone());
         }
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_MAX))
-            .set_response_timeout(Some(ANSWER_MAX));
-        let made = self.server.connect(&config).await?;
+        let made = self.server.connect(&config()).await?;
         Ok(connection.insert(made).clone())
     }
 
     /// Runs something on the connection; a broken one is made anew the next time.
-    async fn with<T>(
+    async fn run<T>(
         &self,
         run: impl AsyncFnOnce(&mut Connection) -> RedisResult<T>,
-    ) -> Result<T, ConnectorError> {
-        let answer = match self.connection().await {
-            Ok(mut connection) => run(&mut connection).await,
-            Err(error) => Err(error),
+    ) -> Result<T, Failure> {
+        let failure = match self.connection().await {
+            Ok(mut connection) => match run(&mut connection).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => Failure { error, connecting: false },
+            },
+            Err(error) => Failure { error, connecting: true },
         };
-        match answer {
-            Ok(answer) => Ok(answer),
-            Err(error) => {
-                // A master that became a replica is to be looked for anew.
-                let moved = matches!(error.code(), Some("READONLY" | "MASTERDOWN"));
-                if error.is_unrecoverable_error()
-                    || error.is_timeout()
-                    || error.is_io_error()
-                    || moved
-                {
-                    *self.connection.lock().await = None;
-                }
-                Err(self.wrong(&error))
-            }
+        if failure.is_of_connection() {
+            *self.connection.lock().await = None;
         }
+        Err(failure)
     }
 
     pub(crate) async fn command<T: FromRedisValue>(
         &self,
         command: &redis::Cmd,
     ) -> Result<T, ConnectorError> {
-        self.with(async |connection| command.query_async(connection).await).await
+        let answer = self.run(async |connection| command.query_async(connection).await).await;
+        answer.map_err(|failure| self.told(&failure))
     }
 
     pub(crate) async fn pipe<T: FromRedisValue>(
         &self,
         pipeline: &redis::Pipeline,
     ) -> Result<T, ConnectorError> {
-        self.with(async |connection| pipeline.query_async(connection).await).await
+        let answer = self.run(async |connection| pipeline.query_async(connection).await).await;
+        answer.map_err(|failure| self.told(&failure))
     }
 
     pub(crate) async fn script<T: FromRedisValue>(
         &self,
         script: &ScriptInvocation<'_>,
     ) -> Result<T, ConnectorError> {
-        self.with(async |connection| script.invoke_async(connection).await).await
+        self.try_script(script).await.map_err(|failure| self.told(&failure))
+    }
+
+    /// Runs a script whose errors mean something to who asks.
+    pub(crate) async fn try_script<T: FromRedisValue>(
+        &self,
+        script: &ScriptInvocation<'_>,
+    ) -> Result<T, Failure> {
+        self.run(async |connection| script.invoke_async(connection).await).await
     }
 
     /// Whether the server answers, and has at this key what it should, or nothing.
@@ -134,35 +136,13 @@ impl Wire {
         )))
     }
 
-    /// What an error means, for people and for the runtime. The address is not told: it may hold a
-    /// password.
-    pub(crate) fn wrong(&self, error: &RedisError) -> ConnectorError {
-        let queue = &self.queue;
-        let code = error.code().unwrap_or_default().to_owned();
-        // That of a batch tells one for each command.
-        let text: String = error.to_string().chars().take(TOLD_MAX).collect();
-        let permanent = match error.kind() {
-            ErrorKind::AuthenticationFailed | ErrorKind::InvalidClientConfig => true,
-            ErrorKind::Server(ServerErrorKind::ResponseError) => code == "WRONGTYPE",
-            _ => matches!(code.as_str(), "WRONGTYPE" | "NOAUTH" | "WRONGPASS" | "NOPERM"),
-        };
-        if permanent {
-            let help = match code.as_str() {
-                "WRONGTYPE" => "another kind of value has the key: change `stream` or `queue`",
-                _ => "check user and password in `url`",
-            };
-            return ConnectorError::permanent(format!("queue `{queue}`: Redis: {text}; {help}"));
-        }
-        // Inside a script's error the code of what went wrong stands in the text.
-        let help = if error.is_connection_refusal() {
-            "; is the server up, and `url` right?"
-        } else if text.contains("MISCONF") {
-            "; the server cannot write to its disk: make room there"
-        } else if text.contains("OOM") {
-            "; the server is at its `maxmemory`: raise it, or make room"
-        } else {
-            ""
-        };
-        ConnectorError::transient(format!("queue `{queue}`: Redis: {text}{help}"))
+    /// What an error means, for people and for the runtime.
+    pub(crate) fn told(&self, failure: &Failure) -> ConnectorError {
+        self.told_of(&self.queue, failure)
+    }
+
+    /// The same of another queue on the server.
+    pub(crate) fn told_of(&self, queue: &str, failure: &Failure) -> ConnectorError {
+        failure.told(queue, &self.place)
     }
 }

@@ -192,6 +192,33 @@ async fn queues_are_shared_with_the_python_client() {
     both_directions(&server, Client::python(&server)).await;
 }
 
+/// A queue that a client deletes under who reads and who writes is whole again, as the clients see it.
+#[tokio::test]
+async fn a_queue_that_a_client_deletes_is_made_again() {
+    let server = Redis::start();
+    for mut client in [Client::node(&server), Client::python(&server)] {
+        let queue = jobs(&server, json!({ "vt": "7s", "maxsize": 2048 }));
+        let (producer, consumer) = (producer(&queue).await, consumer(&queue).await);
+        for _ in 0..2 {
+            client.call("deleteQueue", json!({}));
+            send(&producer, &["one".to_owned()]).await;
+            let listed = client.inner.call("listQueues", json!({})).unwrap();
+            assert!(listed.as_array().unwrap().contains(&json!("jobs")), "{listed}");
+            let wanted =
+                [("vt", 7), ("delay", 0), ("maxsize", 2048), ("msgs", 1), ("totalsent", 1)];
+            for (name, value) in wanted {
+                assert_eq!(client.attribute(name), value, "{name}");
+            }
+            let taken = take(&consumer, 1).await;
+            let ops = producer.stage(&[Message::new("two").into()]).await.unwrap().ops;
+            assert_eq!(consumer.ack(vec![taken[0].receipt], ops).await.unwrap().fenced, []);
+            assert_eq!(client.attribute("msgs"), 1);
+            assert_eq!(client.next("popMessage", json!({})).unwrap()["message"], "two");
+        }
+        client.call("deleteQueue", json!({}));
+    }
+}
+
 /// Counts, hiding and giving back mean the same to all of them.
 #[tokio::test]
 async fn receive_counts_and_visibility_are_told_to_the_clients_and_by_them() {

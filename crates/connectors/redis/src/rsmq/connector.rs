@@ -13,8 +13,8 @@ use serde_json::Value;
 
 use super::admin::RsmqAdmin;
 use super::consumer::RsmqConsumer;
+use super::made::Made;
 use super::producer::RsmqProducer;
-use super::scripts::CREATE;
 use crate::output::Target;
 use crate::server::{Place, Sentinel, Tls};
 use crate::wire::Wire;
@@ -117,6 +117,7 @@ pub(crate) struct Site {
     max_redeliveries: u32,
     pub(crate) features: Features,
     pub(crate) wire: Arc<Wire>,
+    pub(crate) made: Made,
 }
 
 impl Site {
@@ -127,32 +128,35 @@ impl Site {
 
     /// Where outputs go that are written along with an ack.
     pub(crate) fn target(&self) -> Target {
-        let channel = self.realtime.clone().unwrap_or_default();
-        Target::Rsmq { messages: self.messages.clone(), channel }
+        Target::Rsmq(self.made.clone())
     }
 
     /// Connects, and makes the queue if it is not there.
     async fn open(queue: &QueueSpec) -> Result<Self, ConnectorError> {
         let settings: Settings = queue.settings()?;
         let name = settings.queue.clone().unwrap_or_else(|| queue.name.to_string());
-        let base = format!("{}:{name}", settings.namespace);
         let wire = Wire::new(&queue.name, &settings.place())?;
-        let site = Self {
+        let made = Made {
             queue: Arc::clone(&queue.name),
-            hash: format!("{base}:Q"),
-            attempts: format!("{base}:brigade:attempts"),
-            realtime: settings.realtime.then(|| format!("{}:rt:{name}", settings.namespace)),
-            messages: base,
+            namespace: settings.namespace.clone(),
+            name,
+            vt: settings.vt.0.as_secs(),
+            maxsize: settings.maxsize,
+            realtime: settings.realtime,
+        };
+        made.make(&wire).await?;
+        Ok(Self {
+            queue: Arc::clone(&queue.name),
+            hash: made.hash(),
+            attempts: format!("{}:brigade:attempts", made.messages()),
+            realtime: made.channel(),
+            messages: made.messages(),
             vt: settings.vt.0,
             max_redeliveries: settings.max_redeliveries,
             features: features(&settings),
             wire,
-        };
-        let mut create = CREATE.key(&site.hash);
-        create.key(format!("{}:QUEUES", settings.namespace)).arg(name);
-        create.arg(settings.vt.0.as_secs()).arg(settings.maxsize);
-        site.wire.script::<i64>(&create).await?;
-        Ok(site)
+            made,
+        })
     }
 }
 

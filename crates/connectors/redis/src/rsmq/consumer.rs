@@ -160,7 +160,13 @@ async fn listen(site: Arc<Site>, channel: String, woken: Arc<Notify>) {
 async fn receive(site: Arc<Site>, max: usize) -> Fetched {
     let mut receive = RECEIVE.key(&site.messages);
     receive.key(&site.hash).key(&site.attempts).arg(max).arg(site.vt.as_millis().to_string());
-    site.wire.script(&receive).await
+    match site.wire.try_script(&receive).await {
+        Err(failure) if failure.is_no_queue() => {
+            site.made.make_again(&site.wire).await?;
+            site.wire.script(&receive).await
+        }
+        answer => answer.map_err(|failure| site.wire.told(&failure)),
+    }
 }
 
 fn fenced_of(known: &[(Receipt, String)], ids: &[String]) -> Vec<Receipt> {
@@ -218,8 +224,7 @@ impl Consumer for RsmqConsumer {
             for (receipt, id) in &known {
                 delete.arg(id).arg(receipt.fence);
             }
-            output::add(&mut delete, &ops)?;
-            let gone: Vec<String> = self.site.wire.script(&delete).await?;
+            let gone = output::settle(&self.site.wire, &mut delete, &ops).await?;
             fenced.extend(fenced_of(&known, &gone));
         }
         let undone = !fenced.is_empty() && !ops.is_empty();

@@ -17,8 +17,10 @@
 mod admin;
 mod connector;
 mod consumer;
+mod made;
 mod producer;
 mod scripts;
 
 pub use connector::Rsmq;
+pub(crate) use made::Made;
 pub(crate) use producer::random_part;

@@ -36,8 +36,7 @@ impl RsmqProducer {
 
     async fn send(&self, batch: &[Outgoing]) -> Result<(), ConnectorError> {
         let mut send = SEND.key(&self.site.messages);
-        output::add(&mut send, &self.site.target().enqueue(batch))?;
-        self.site.wire.script::<i64>(&send).await.map(drop)
+        output::put(&self.site.wire, &mut send, &self.site.target().enqueue(batch)).await
     }
 }
 

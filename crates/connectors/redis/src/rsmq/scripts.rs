@@ -2,9 +2,8 @@
 
 use std::sync::LazyLock;
 
-use redis::Script;
-
 use crate::output::{MANY, PUT};
+use crate::script::Script;
 
 const NOW: &str = "
 local time = redis.call('TIME')
@@ -70,6 +69,7 @@ pub(crate) static RECEIVE: LazyLock<Script> = LazyLock::new(|| {
     script(
         &[NOW, MANY],
         "
+        if redis.call('HEXISTS', KEYS[2], 'vt') == 0 then return {err = 'NOQUEUE it was deleted'} end
         local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])
         local received = {}
         if #due > 0 then
@@ -125,6 +125,10 @@ pub(crate) static DELETE: LazyLock<Script> = LazyLock::new(|| {
           into[#into + 1] = ARGV[i]
         end
         if #fenced > 0 and #ARGV > past then return fenced end
+        -- What would fail if a key had another type, or a right were missing, fails here.
+        redis.call('ZCARD', KEYS[1])
+        redis.call('HLEN', KEYS[3])
+        may({{'ZREM', KEYS[1], 'm'}, {'HDEL', KEYS[2], 'f'}})
         -- Outputs first: a script that ends in an error keeps what it has done.
         put(past + 1)
         delete(good)

@@ -331,8 +331,7 @@ impl Consumer for StreamConsumer {
         for (receipt, id) in &entries {
             ack.arg(id.to_string()).arg(receipt.fence);
         }
-        output::add(&mut ack, &ops)?;
-        let fenced: Vec<String> = self.site.wire.script(&ack).await?;
+        let fenced = output::settle(&self.site.wire, &mut ack, &ops).await?;
         let fenced = those(&entries, &fenced);
         // With a lost lease nothing of it was done.
         let undone = !fenced.is_empty() && !ops.is_empty();

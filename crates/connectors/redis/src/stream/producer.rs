@@ -128,8 +128,8 @@ impl Producer for StreamProducer {
 
     async fn stage(&self, batch: &[Outgoing]) -> Result<Staged, ConnectorError> {
         self.trimming.before(batch.len(), &self.wire, &self.keys.stream).await?;
-        let target =
-            Target::Stream { stream: self.keys.stream.clone(), later: self.keys.later.clone() };
+        let Keys { queue, stream, later, .. } = self.keys.clone();
+        let target = Target::Stream { queue, stream, later };
         let rejected: Vec<(usize, Rejected)> =
             batch.iter().enumerate().filter_map(|(at, one)| Some((at, refused(one)?))).collect();
         let mut ops = target.enqueue(batch);

@@ -2,9 +2,8 @@
 
 use std::sync::LazyLock;
 
-use redis::Script;
-
 use crate::output::{MANY, PUT};
+use crate::script::Script;
 
 /// Shared by scripts that claim: entries with how often they were handed out and their attempts.
 const CLAIM: &str = "
@@ -213,9 +212,13 @@ pub(crate) static ACK: LazyLock<Script> = LazyLock::new(|| {
           into[#into + 1] = ARGV[i]
         end
         if #fenced > 0 and #ARGV > past then return fenced end
+        -- What would fail if a key had another type, or a right were missing, fails here.
+        local sole = messages < 0 and age < 0 and #redis.call('XINFO', 'GROUPS', stream) == 1
+        redis.call('HGET', KEYS[2], 'f')
+        may({{{{'XACK', stream, group, '0-0'}}, {{'HDEL', KEYS[2], 'f'}}}})
+        may({{{{sole and 'XDEL' or 'XTRIM', stream, 'MINID', '0'}}}})
         -- Outputs first: a script that ends in an error keeps what it has done.
         put(past + 1)
-        local sole = messages < 0 and age < 0 and #redis.call('XINFO', 'GROUPS', stream) == 1
         for from = 1, #good, 1000 do
           local to = math.min(from + 999, #good)
           redis.call('XACK', stream, group, unpack(good, from, to))

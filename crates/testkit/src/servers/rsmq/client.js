@@ -11,7 +11,9 @@ const answer = (value) => process.stdout.write(JSON.stringify(value) + "\n");
 lines.on("line", async (line) => {
   const { op, ...options } = JSON.parse(line);
   try {
-    answer({ ok: await rsmq[op + "Async"](options) });
+    // What takes no arguments takes none that are empty either.
+    const given = Object.keys(options).length ? [options] : [];
+    answer({ ok: await rsmq[op + "Async"](...given) });
   } catch (error) {
     answer({ error: error.name + ": " + error.message });
   }

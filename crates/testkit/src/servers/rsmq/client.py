@@ -14,4 +14,4 @@ for line in sys.stdin:
         answer = {"ok": getattr(rsmq, operation)(**options).execute()}
     except Exception as error:
         answer = {"error": f"{type(error).__name__}: {error}"}
-    print(json.dumps(answer), flush=True)
+    print(json.dumps(answer, default=list), flush=True)
