@@ -127,6 +127,167 @@ queues:
     assert!(notes.contains("InputMessage") && !notes.contains("ComponentMessage"), "{notes}");
 }
 
+/// Imports these queues and engines; answers with the file and the notes. The file is good.
+fn imported(queues: &str, python: &str) -> (Value, String) {
+    let place = tempfile::tempdir().unwrap();
+    std::fs::write(place.path().join("volley.yml"), queues).unwrap();
+    std::fs::write(place.path().join("app.py"), python).unwrap();
+    let import =
+        ["import", "volley", "volley.yml", "app.py", "--name", "shop", "--output", "p.yaml"];
+    let (code, out, notes) = brigade(place.path(), &import);
+    assert_eq!((code, &*out), (0, ""), "{notes}");
+    let path = place.path().join("p.yaml");
+    let file = brigade::pipeline_file::read(&path).unwrap();
+    // Where it runs, that is there.
+    let text = std::fs::read_to_string(&path).unwrap().replace("/not/on/this/machine.pem", "probe");
+    std::fs::write(&path, text).unwrap();
+    let mut check = Command::new(env!("CARGO_BIN_EXE_brigade"));
+    check.current_dir(place.path()).args(["check", "p.yaml"]);
+    for stage in file["stages"].as_object().into_iter().flatten() {
+        check.arg("--set").arg(format!("stages.{}.component=pass", stage.0));
+    }
+    for variable in ["REDIS_PASSWORD", "REDIS_PASSWORD_2", "KAFKA_PASSWORD", "KAFKA_BROKERS"] {
+        check.env(variable, "known:1");
+    }
+    let is_built = cfg!(feature = "kafka") || !queues.contains("confluent");
+    let check = check.output().unwrap();
+    let said = String::from_utf8_lossy(&check.stderr);
+    assert_eq!(check.status.success(), is_built, "{notes}\n{said}");
+    (file, notes)
+}
+
+fn engine(input: &str, output: &str) -> String {
+    format!(
+        "e = Engine(input_queue='{input}', output_queues=['{output}'])\n@e.stream_app\ndef work(m): ..."
+    )
+}
+
+#[test]
+fn queues_whose_names_would_be_one_are_two() {
+    let queues =
+        "queues: { 'a b': { value: one, profile: rsmq }, a-b: { value: two, profile: rsmq } }";
+    let (file, notes) = imported(queues, &engine("a-b", "a b"));
+    let stage = &file["stages"]["work"];
+    let queue_at = |name: &Value| file["queues"][name.as_str().unwrap()]["queue"].clone();
+    assert_eq!(
+        (queue_at(&stage["input"]), queue_at(&stage["outputs"][0])),
+        (json!("two"), json!("one"))
+    );
+    assert!(notes.contains("it is `a-b-2` here"), "{notes}");
+}
+
+#[test]
+fn merge_keys_are_done() {
+    let queues = "
+x-base: &base { profile: rsmq, config: { host: redis, vt: 10 } }
+x-other: &other { profile: confluent, value: other }
+queues:
+  a: { <<: *base, value: x }
+  b: { <<: [*base, *other], value: y, config: { vt: 20 } }
+";
+    let (file, _) = imported(queues, &engine("a", "b"));
+    let a = json!({ "type": "rsmq", "queue": "x", "url": "redis://redis:6379", "vt": "10s" });
+    assert_eq!(file["queues"]["a"], a);
+    assert_eq!(file["queues"]["b"], json!({ "type": "rsmq", "queue": "y", "vt": "20s" }));
+}
+
+#[test]
+fn each_key_of_an_rsmq_queue_is_carried_over_or_told() {
+    let queues = "
+queues:
+  a:
+    value: x
+    profile: rsmq
+    model_handler: app.Handler
+    serializer: app.FastJson
+    consumer: app.RsmqConsumer
+    colour: red
+    config:
+      vt: 30.5
+      realtime: true
+      delay: 3
+      exceptions: false
+      maxsize: 5
+      options: { ssl: true, ssl_certfile: c.pem, ssl_keyfile: k.pem, ssl_ca_certs: ca.pem, username: 'a@b',
+                 password: 'one', decode_responses: true }
+  b: { value: y, profile: rsmq, config: { vt: 0, delay: 0, options: { password: two } } }
+  wrong name: { value: a.b, profile: rsmq }
+";
+    let (file, notes) = imported(queues, &engine("a", "b"));
+    assert_eq!(
+        file["queues"]["a"],
+        json!({
+            "type": "rsmq", "queue": "x", "vt": "31s", "realtime": true,
+            "url": "rediss://a%40b:${REDIS_PASSWORD}@${REDIS_HOST:-127.0.0.1}:6379",
+            "tls": { "ca": "ca.pem", "certificate": "c.pem", "key": "k.pem" },
+        })
+    );
+    let b = "redis://:${REDIS_PASSWORD_2}@${REDIS_HOST:-127.0.0.1}:6379";
+    assert_eq!(file["queues"]["b"], json!({ "type": "rsmq", "queue": "y", "url": b }));
+    assert_eq!(file["queues"].get("wrong-name"), None);
+    for note in [
+        "the model handler `app.Handler`",
+        "the serializer `app.fastjson`",
+        "the consumer `app.RsmqConsumer`",
+        "`colour` means nothing",
+        "31s instead of 30.5",
+        "`config.delay`",
+        "`config.exceptions`",
+        "`maxsize` is left out: expected 1024",
+        "`config.options.decode_responses`",
+        "set REDIS_PASSWORD\n",
+        "`config.vt` is left out: expected 1 to 9999999 seconds, found 0",
+        "queue `wrong name`: left out: `a.b` is no name",
+    ] {
+        assert!(notes.contains(note), "{note} is not in {notes}");
+    }
+    assert_eq!(notes.matches("`config.delay`").count(), 1, "a delay of 0 is none: {notes}");
+}
+
+#[test]
+fn each_property_of_a_kafka_queue_is_carried_over_or_told() {
+    let queues = "
+queues:
+  a:
+    value: x
+    profile: confluent
+    config:
+      bootstrap.servers: k:9092
+      security.protocol: SASL_SSL
+      sasl.mechanism: PLAIN
+      sasl.username: 'u$er'
+      sasl.password: hidden
+      linger.ms: 5.5
+      acks: 1
+      enable.idempotence: false
+      poll_interval_seconds: 2
+      group.id: 7
+      ssl.ca.location: /not/on/this/machine.pem
+      nothing: null
+      made.up: 1
+  b: { value: y, profile: confluent, config: { max.poll.interval.ms: 1000 } }
+";
+    let (file, notes) = imported(queues, &engine("b", "a").replace("'a'", ""));
+    let config = &file["queues"]["a"]["config"];
+    assert_eq!(config["sasl.password"], "${KAFKA_PASSWORD}");
+    assert_eq!((&config["sasl.username"], &config["linger.ms"]), (&json!("u$$er"), &json!(5.5)));
+    assert_eq!(file["queues"]["a"]["group"], "7");
+    assert_eq!(config["ssl.ca.location"], "/not/on/this/machine.pem");
+    for gone in ["acks", "enable.idempotence", "poll_interval_seconds", "nothing"] {
+        assert_eq!(config.get(gone), None);
+        assert!(notes.contains(&format!("`config.{gone}` is left out")), "{gone}: {notes}");
+    }
+    assert!(notes.contains("set KAFKA_PASSWORD") && !notes.contains("hidden"), "{notes}");
+    assert!(notes.contains("`config.ssl.ca.location` names a file that is not here"), "{notes}");
+    if cfg!(feature = "kafka") {
+        assert_eq!(config.get("made.up"), None);
+        assert!(notes.contains("`config.made.up` is left out: "), "{notes}");
+        assert!(notes.contains("`config.max.poll.interval.ms` is left out: "), "{notes}");
+    } else {
+        assert!(notes.contains("queue `a`: not checked"), "{notes}");
+    }
+}
+
 #[test]
 fn what_is_no_volley_file_is_told() {
     let place = tempfile::tempdir().unwrap();
@@ -145,6 +306,8 @@ fn what_is_no_volley_file_is_told() {
     assert!(told("queues: { a: 5 }", None).contains("queue `a`: expected a mapping"));
     assert!(told("queues: [{ value: x }]", None).contains("at place 1 has no `name`"));
     assert!(told("queues: { a: { profile: rsmq } }", None).contains("queue `a` has no `value`"));
+    let twice = "queues: [{ name: a, value: x, type: rsmq }, { name: a, value: y, type: rsmq }]";
+    assert!(told(twice, None).contains("two queues are called `a`"));
     assert!(told("queues: [", None).contains("v.yml:"));
     let error = told("queues: {}", Some("\nEngine(input_queue=NAME)"));
     assert!(error.contains("app.py:2"), "{error}");

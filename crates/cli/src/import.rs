@@ -1,11 +1,15 @@
 //! Pipeline files out of other systems' files.
 
+mod checked;
 mod engines;
+mod queue;
+mod secrets;
 mod volley;
 
 use std::path::PathBuf;
 
 use anyhow::Context as _;
+use brigade_runtime::Registry;
 use clap::{Args, Subcommand};
 
 use crate::Exit;
@@ -36,7 +40,7 @@ enum From {
 }
 
 impl Import {
-    pub(crate) fn run(&self) -> anyhow::Result<Exit> {
+    pub(crate) fn run(&self, registry: &Registry) -> anyhow::Result<Exit> {
         let From::Volley { file, engines, name, output } = &self.from;
         let place = file.display().to_string();
         let read = |path: &PathBuf| {
@@ -48,7 +52,8 @@ impl Import {
             found.extend(engines::find(&path.display().to_string(), &read(path)?)?);
         }
         let name = name.clone().unwrap_or_else(|| directory_of(file));
-        let volley::Imported { text, notes } = volley::import(&place, &config, &found, &name)?;
+        let imported = volley::import(&place, &config, &found, &name, registry)?;
+        let volley::Imported { text, notes } = imported;
         match output {
             None => print(text.trim_end())?,
             Some(path) => std::fs::write(path, text)

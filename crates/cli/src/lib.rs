@@ -94,7 +94,7 @@ async fn dispatch(command: Command, registry: &Registry) -> anyhow::Result<Exit>
         Command::Check(check) => check.run(registry).await,
         Command::Asyncapi(asyncapi) => asyncapi.run(registry),
         Command::Graph(graph) => graph.run(registry),
-        Command::Import(import) => import.run(),
+        Command::Import(import) => import.run(registry),
         Command::Schema(schema) => schema.run(registry),
         Command::Test(test) => test.run(registry).await,
         Command::Queues(queues) => queues.run(registry).await,
