@@ -139,19 +139,43 @@ fn long_lines_need_bounded_memory() {
 #[test]
 fn bad_rows_of_csv_are_dead_letters_and_the_good_ones_go_on() {
     let place = Place::new(b"");
-    fs::write(place.path("in.csv"), b"n,m\n1,a\n2,\xff\n3\n4,b,c\n5,\"x\ny\"\n6,\0\n").unwrap();
+    let rows = b"n,m\n1,a\n2,\xff\n3\n4,b,c\n5,\"x\ny\"\n6,\0\n7,\"d\n8,\"e\"\n9,f\n10,\"g\n11,h\n";
+    fs::write(place.path("in.csv"), rows).unwrap();
     place.run(&["queues.in.path=in.csv"], 3);
     let expected = [
         r#"{"n":"1","m":"a"}"#,
         r#"{"n":"3"}"#,
-        r#"{"n":"4","m":"b"}"#,
         r#"{"n":"5","m":"x\ny"}"#,
         r#"{"n":"6","m":"\u0000"}"#,
+        r#"{"n":"9","m":"f"}"#,
     ];
     assert_eq!(place.arrived(), place::in_order(&(expected.join("\n") + "\n")));
     let dead = place.dead();
-    assert_eq!(dead.len(), 1);
-    assert_eq!(dead[0].message.payload.as_deref(), Some(&b"2,\xff"[..]));
+    let bad: [(&[u8], &str); 4] = [
+        (b"2,\xff", ""),
+        (b"4,b,c", "not a row of CSV: 3 fields, but the header has 2"),
+        (b"7,\"d\n8,\"e\"", "something follows a quote"),
+        (b"10,\"g\n11,h", "a quote is not closed"),
+    ];
+    assert_eq!(dead.len(), bad.len());
+    for (text, why) in bad {
+        let letter = dead.iter().find(|dead| dead.message.payload.as_deref() == Some(text));
+        let cause = &letter.unwrap_or_else(|| panic!("no dead letter of {text:?}")).cause;
+        assert!(cause.kind == CauseKind::Decode && cause.message.contains(why), "{cause:?}");
+    }
+}
+
+#[test]
+fn a_header_of_csv_with_a_name_twice_is_told_and_nothing_is_read() {
+    let place = Place::new(b"");
+    fs::write(place.path("in.csv"), "n,m,n\n1,2,3\n").unwrap();
+    let error = place.run(&["queues.in.path=in.csv"], 4);
+    for words in ["queue `in`", "in.csv", "has the column `n` twice"] {
+        assert!(error.contains(words), "{error}");
+    }
+    fs::write(place.path("in.csv"), "n,m,o\n1,2,3\n").unwrap();
+    place.run(&["queues.in.path=in.csv"], 0);
+    assert_eq!(place.out(), "{\"n\":\"1\",\"m\":\"2\",\"o\":\"3\"}\n");
 }
 
 #[test]

@@ -75,7 +75,7 @@ fn wrong_keys_and_values_are_told_with_their_places() {
         &["`raw` is a text, not 7", "x.test.yaml:4:21 (cases.0.send.in.1)"],
     );
     said(&case("    send: {}\n    timeout: soon"), &["found the text `soon`", ":5:14"]);
-    said("pipeline: p.yaml\ncases: {", &["x.test.yaml:2"]);
+    said("pipeline: p.yaml\ncases: {", &["x.test.yaml:3:1"]);
     said("cases: []", &["the test file lacks the key `pipeline`"]);
     said("pipeline: none.yaml\ncases: []", &["none.yaml", "cannot be read"]);
 }

@@ -185,6 +185,11 @@ impl FileConsumer {
             );
             Box::new(Defect { kind: CauseKind::TooLarge, message, truncated: Some(truncated) })
         });
+        if let (None, Some(message)) = (&incoming.defect, record.broken) {
+            let message = format!("not a row of CSV: {message}");
+            let defect = Defect { kind: CauseKind::Decode, message, truncated: None };
+            incoming.defect = Some(Box::new(defect));
+        }
         incoming
     }
 

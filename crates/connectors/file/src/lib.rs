@@ -21,6 +21,7 @@ mod ledger;
 mod lines;
 mod producer;
 mod reader;
+mod rows;
 mod settings;
 mod writer;
 

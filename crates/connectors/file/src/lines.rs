@@ -24,6 +24,8 @@ pub(crate) struct Record {
     pub(crate) bytes: Bytes,
     /// Set if it is too long.
     pub(crate) truncated: Option<Truncated>,
+    /// Why it cannot be a message, if it cannot.
+    pub(crate) broken: Option<String>,
 }
 
 /// Splits what it reads into lines. Empty lines are passed over, a carriage return before a line's
@@ -98,7 +100,7 @@ impl<R: Read> Lines<R> {
             to: from + line.len() as u64,
         });
         let bytes = if truncated.is_some() { line.slice(..PREFIX.min(line.len())) } else { line };
-        Some(Record { from, to: self.offset, bytes, truncated })
+        Some(Record { from, to: self.offset, bytes, truncated, broken: None })
     }
 
     /// The rest at the end of the file.
@@ -149,7 +151,7 @@ impl<R: Read> Lines<R> {
         }
         let xxh3 = format!("{:032x}", hash.finish_128());
         let truncated = Some(Truncated { bytes, xxh3, from, to: from + bytes });
-        Ok(Record { from, to: self.offset, bytes: prefix.into(), truncated })
+        Ok(Record { from, to: self.offset, bytes: prefix.into(), truncated, broken: None })
     }
 
     fn fill(&mut self) -> std::io::Result<usize> {

@@ -4,16 +4,16 @@ use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use brigade_core::connector::ConnectorError;
 use brigade_core::watermark::Watermark;
-use bytes::Bytes;
 use tokio::sync::mpsc::Sender;
 
 use crate::ledger::{Position, identity};
 use crate::lines::{Lines, Record};
+use crate::rows::Rows;
 use crate::settings::{Compression, FileFormat, Settings, refuse_special};
 
 /// The most records in one message to the consumer, and their bytes.
@@ -75,7 +75,7 @@ impl Reader {
         let reader = reader.map_err(|error| self.wrong(path, &error))?;
         let mut count = Count { next: (0, 0), resolved: &|_| false };
         if self.settings.format_of(path) == FileFormat::Csv {
-            let mut csv = CsvRecords::new(reader, max);
+            let mut csv = Rows::new(reader, max);
             return self.drain(path, &mut || csv.next(), &mut count).map(drop);
         }
         let mut lines = Lines::new(reader, 0, max);
@@ -180,7 +180,7 @@ impl Reader {
         let mut count = Count { next: (0, 0), resolved: &resolved };
         if self.settings.format_of(path) == FileFormat::Csv {
             let reader = decompress(file, compression).map_err(|e| wrong(&e))?;
-            let mut csv = CsvRecords::new(reader, max);
+            let mut csv = Rows::new(reader, max);
             return self.drain(path, &mut || csv.next(), &mut count);
         }
         if compression != Compression::None {
@@ -322,87 +322,4 @@ fn decompress(
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
         Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(file)?),
     })
-}
-
-/// A row that is not UTF-8.
-fn row_as_it_is(row: &csv::ByteRecord) -> std::io::Result<Vec<u8>> {
-    let mut writer = csv::Writer::from_writer(Vec::new());
-    writer.write_byte_record(row).map_err(std::io::Error::other)?;
-    let mut line = writer.into_inner().map_err(|error| error.into_error())?;
-    line.truncate(line.len().saturating_sub(1));
-    Ok(line)
-}
-
-/// CSV records as JSON objects of texts.
-struct CsvRecords<R> {
-    reader: csv::Reader<Allowed<R>>,
-    max: usize,
-    /// How many bytes may be read before the next record ends.
-    allowed: Arc<AtomicUsize>,
-}
-
-/// A reader that ends in an error when more is read than is allowed: a record whose quote is never
-/// closed would else be the rest of the file.
-struct Allowed<R> {
-    reader: R,
-    left: Arc<AtomicUsize>,
-}
-
-impl<R: Read> Read for Allowed<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let read = self.reader.read(buffer)?;
-        let left = self.left.load(Ordering::Relaxed);
-        let Some(left) = left.checked_sub(read) else {
-            let text = "a record is far longer than `max_message_bytes`: is a quote not closed?";
-            return Err(std::io::Error::other(text));
-        };
-        self.left.store(left, Ordering::Relaxed);
-        Ok(read)
-    }
-}
-
-impl<R: Read> CsvRecords<R> {
-    fn new(reader: R, max: usize) -> Self {
-        let allowed = Arc::new(AtomicUsize::new(usize::MAX));
-        let reader = Allowed { reader, left: Arc::clone(&allowed) };
-        let reader = csv::ReaderBuilder::new().flexible(true).from_reader(reader);
-        Self { reader, max, allowed }
-    }
-
-    fn next(&mut self) -> std::io::Result<Option<Record>> {
-        /// What may be read ahead.
-        const AHEAD: usize = 1 << 20;
-        let wrong = |error: csv::Error| match error.into_kind() {
-            csv::ErrorKind::Io(error) => error,
-            other => std::io::Error::other(format!("{other:?}")),
-        };
-        // What is not in quotes may take several bytes in JSON, what is in quotes fewer.
-        self.allowed.store(self.max.saturating_mul(2).saturating_add(AHEAD), Ordering::Relaxed);
-        let header = self.reader.headers().map_err(wrong)?.clone();
-        let mut row = csv::ByteRecord::new();
-        let from = self.reader.position().byte();
-        if !self.reader.read_byte_record(&mut row).map_err(wrong)? {
-            return Ok(None);
-        }
-        let to = self.reader.position().byte();
-        let json = match csv::StringRecord::from_byte_record(row) {
-            Ok(row) => {
-                let fields = header.iter().zip(row.iter());
-                let object: serde_json::Map<String, serde_json::Value> =
-                    fields.map(|(name, value)| (name.to_owned(), value.into())).collect();
-                serde_json::to_vec(&object).map_err(std::io::Error::other)?
-            }
-            // No JSON can say what is not UTF-8; as it is, it becomes a dead letter.
-            Err(error) => row_as_it_is(&error.into_byte_record())?,
-        };
-        let truncated = (json.len() > self.max).then(|| brigade_core::Truncated {
-            bytes: to - from,
-            xxh3: format!("{:032x}", twox_hash::XxHash3_128::oneshot(&json)),
-            from,
-            to,
-        });
-        let kept = json.len().min(if truncated.is_some() { 64 << 10 } else { json.len() });
-        let bytes = Bytes::from(json).slice(..kept);
-        Ok(Some(Record { from, to, bytes, truncated }))
-    }
 }
