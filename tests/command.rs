@@ -147,11 +147,31 @@ fn the_command_line_lies_over_the_environment_and_that_over_the_file() {
 fn an_error_names_the_layer_that_the_value_came_from() {
     let place = Place::new("p.yaml", YAML);
     let (_, error) = place.run(&["check", "p.yaml", "--set", "stages.copy.workers=many"], 2);
-    assert!(error.contains("--set stages.copy.workers"), "{error}");
+    assert!(error.contains("--> --set stages.copy.workers (stages"), "{error}");
     let mut command = place.command(&["check", "p.yaml"]);
     command.env("BRIGADE__stages__copy__workers", "many");
     let (_, error) = ended(&command.output().unwrap(), 2);
     assert!(error.contains("BRIGADE__stages__copy__workers"), "{error}");
+}
+
+#[test]
+fn a_password_that_was_set_is_not_shown() {
+    let text = YAML.replace("{ type: embedded }", "{ type: rsmq }");
+    let place = Place::new("p.yaml", &text);
+    for set in [
+        "queues.big.url=redis://bob:hunter2@h:x",
+        "queues.big.nosuch=redis://bob:hunter2@h",
+        "queues.big.limit=redis://bob:hunter2@h",
+        "queues.big.url=[redis://bob:hunter2@h",
+    ] {
+        let (_, error) = place.run(&["check", "p.yaml", "--set", set], 2);
+        assert!(error.contains("--set queues.big.") && !error.contains("hunter2"), "{error}");
+        let mut command = place.command(&["check", "p.yaml"]);
+        let (key, value) = set.split_once('=').unwrap();
+        command.env(format!("BRIGADE__{}", key.replace('.', "__")), value);
+        let (_, error) = ended(&command.output().unwrap(), 2);
+        assert!(!error.contains("hunter2"), "{error}");
+    }
 }
 
 #[test]

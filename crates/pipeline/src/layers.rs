@@ -58,7 +58,7 @@ pub(crate) fn lay_set(root: &mut Node, set: &str, findings: &mut Findings) {
     };
     let mut own = Findings::default();
     let Some(mut value) = Format::Yaml.parse("--set", text, &mut own) else {
-        let message = format!("`--set {set}`: the value is not valid YAML");
+        let message = format!("`--set {path}`: the value is not valid YAML");
         findings.add(Severity::Error, "set", &origin, &[], message);
         return;
     };

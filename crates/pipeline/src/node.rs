@@ -1,5 +1,6 @@
 //! The file as a tree in which every value knows where it came from.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -19,7 +20,7 @@ pub enum Origin {
     },
     /// From an environment variable.
     Variable(String),
-    /// From a `--set`.
+    /// From a `--set`, as it was given.
     Set(String),
     /// From the choice of stages that are to run here.
     Stages,
@@ -30,7 +31,8 @@ impl fmt::Display for Origin {
         match self {
             Self::File { file, line, column } => write!(f, "{file}:{line}:{column}"),
             Self::Variable(name) => write!(f, "environment variable {name}"),
-            Self::Set(text) => write!(f, "--set {text}"),
+            // What it was set to may be a secret.
+            Self::Set(text) => write!(f, "--set {}", text.split('=').next().unwrap_or_default()),
             Self::Stages => f.write_str("--stage"),
         }
     }
@@ -163,14 +165,27 @@ impl Node {
     }
 }
 
-/// The first characters of a text, escaped, for messages.
+/// The first characters of a text, escaped, for messages; the password of an address is left out.
 pub(crate) fn shortened(text: &str) -> String {
     const SHOWN_MAX: usize = 40;
+    let text = &without_password(text);
     let mut shown: String = text.chars().take(SHOWN_MAX).flat_map(char::escape_debug).collect();
     if text.chars().count() > SHOWN_MAX {
         shown.push('…');
     }
     shown
+}
+
+/// An address with `***` in the place of its password; any other text as it is.
+fn without_password(text: &str) -> Cow<'_, str> {
+    let parts = || {
+        let (scheme, rest) = text.split_once("://")?;
+        // A password may hold an `@` itself.
+        let (user, host) = rest.rsplit_once('@')?;
+        let (user, _) = user.split_once(':')?;
+        Some(format!("{scheme}://{user}:***@{host}"))
+    };
+    parts().map_or(Cow::Borrowed(text), Cow::Owned)
 }
 
 /// A plain word as YAML's core schema takes it: null, a boolean, a number, or text.
@@ -196,4 +211,24 @@ pub(crate) fn plain(text: &str) -> NodeValue {
         }
     }
     NodeValue::Text(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_password_is_shown() {
+        for (text, shown) in [
+            ("redis://bob:hunter2@h/0", "redis://bob:***@h/0"),
+            ("rediss://:hun@ter2@h", "rediss://:***@h"),
+            ("redis://bob@h", "redis://bob@h"),
+            ("redis://h:1", "redis://h:1"),
+            ("many", "many"),
+        ] {
+            assert_eq!(shortened(text), shown);
+        }
+        let set = Origin::Set("queues.in.url=redis://bob:hunter2@h?a=b".to_owned());
+        assert_eq!(set.to_string(), "--set queues.in.url");
+    }
 }
