@@ -236,6 +236,75 @@ fn dead_letters_are_listed_shown_redriven_and_deleted() {
     assert_eq!(place.read("out.jsonl"), "{\"n\":11}\n{\"n\":12}\n");
 }
 
+#[test]
+fn a_dead_letter_that_is_not_there_is_an_error_of_each_command() {
+    let place = Place::new("p.yaml", YAML);
+    place.write("in.jsonl", "broken\n");
+    place.run(&["run", "p.yaml", "--until-idle"], 3);
+    for command in ["show", "redrive", "delete"] {
+        let (out, error) = place.run(&["dead-letters", command, "p.yaml", "99"], 2);
+        assert!(out.is_empty() && error.contains("no dead letter 99"), "{command}: {out}{error}");
+    }
+    for command in ["redrive", "delete"] {
+        place.run(&["dead-letters", command, "p.yaml", "1", "99"], 2);
+    }
+    place.run(&["dead-letters", "show", "p.yaml", "1"], 0);
+    place.run(&["dead-letters", "delete", "p.yaml", "1"], 0);
+    place.run(&["dead-letters", "delete", "p.yaml", "1"], 2);
+    place.run(&["dead-letters", "redrive", "p.yaml"], 0);
+}
+
+#[test]
+fn to_look_makes_no_state() {
+    let place = Place::new("p.yaml", YAML);
+    let (_, unknown) = place.run(&["queues", "peek", "p.yaml", "bog"], 2);
+    assert!(unknown.contains("no queue `bog`"), "{unknown}");
+    for arguments in [
+        &["queues", "list", "p.yaml"][..],
+        &["queues", "peek", "p.yaml", "big"],
+        &["queues", "release", "p.yaml", "big"],
+        &["queues", "purge", "p.yaml", "big"],
+        &["dead-letters", "list", "p.yaml"],
+        &["dead-letters", "show", "p.yaml", "1"],
+        &["dead-letters", "redrive", "p.yaml"],
+        &["dead-letters", "delete", "p.yaml", "1"],
+    ] {
+        let listed = arguments[1] == "list" || arguments[1] == "redrive";
+        let output = place.command(arguments).output().unwrap();
+        let (_, error) = ended(&output, if listed { 0 } else { 2 });
+        assert!(!place.path("state").exists(), "{arguments:?}");
+        if arguments.contains(&"big") {
+            assert!(error.contains("there is no state in state"), "{error}");
+        }
+        // Who names a state means one that is there.
+        let mut command = place.command(arguments);
+        let (out, error) = ended(&command.args(["--state", "nonexist"]).output().unwrap(), 2);
+        assert!(out.is_empty() && error.contains("there is no state in nonexist"), "{error}");
+        assert!(!place.path("nonexist").exists(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_line_that_cannot_be_put_is_told_with_its_number() {
+    let bytes = "queues:\n  raw: { type: embedded, codec: bytes }";
+    let text = YAML.replace("queues:", bytes).replace("input: big", "input: [big, raw]");
+    let place = Place::new("p.yaml", &text);
+    let put = |queue: &str, code: i32| {
+        let mut put = place.command(&["queues", "put", "p.yaml", queue]);
+        let mut put = put.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut put = put.spawn().unwrap();
+        put.stdin.take().unwrap().write_all(b"1\r\n2\n3\xff\n4\n").unwrap();
+        ended(&put.wait_with_output().unwrap(), code)
+    };
+    let (_, error) = put("big", 2);
+    let words = "line 3 is not UTF-8 from byte 2 on, and queue `big` takes json; the 2 before it";
+    assert!(error.contains(words), "{error}");
+    let (peek, _) = place.run(&["queues", "peek", "p.yaml", "big"], 0);
+    assert!(peek.contains(" 1\n") && peek.contains(" 2\n") && !peek.contains(" 4\n"), "{peek}");
+    let (out, _) = put("raw", 0);
+    assert_eq!(out, "4 messages put\n");
+}
+
 const ENDLESS: &str = "
 pipeline: endless
 state: state

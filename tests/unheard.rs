@@ -91,7 +91,6 @@ fn a_log_whose_reader_goes_away_changes_nothing() {
 #[test]
 fn what_cannot_be_printed_is_an_error_but_for_a_reader_that_went_away() {
     let place = endless();
-    brigade(&place, &["queues", "purge", "p.yaml", "~dead.copy"]).status().unwrap();
     for arguments in [
         &["schema"][..],
         &["schema", "--format", "keys"],

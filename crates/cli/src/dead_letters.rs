@@ -76,16 +76,18 @@ impl DeadLetters {
             | Command::Redrive { choice, .. }
             | Command::Delete { choice, .. } => choice,
         };
-        let opened = choice.file.open(registry).await?;
+        let opened = choice.file.look(registry).await?;
         let letters = find(&opened, registry, choice.stage.as_deref()).await?;
         match &self.command {
             Command::List { limit, .. } => list(&letters, *limit).await?,
             Command::Show { number, .. } => show(&letters, *number).await?,
             Command::Redrive { numbers, .. } => {
+                all_there(&letters, numbers).await?;
                 let sent = redrive(&opened, registry, &letters, numbers).await?;
                 print(&format!("{} sent back", letters_counted(sent)))?;
             }
             Command::Delete { numbers, .. } => {
+                all_there(&letters, numbers).await?;
                 let mut deleted = 0;
                 for letters in &letters {
                     deleted += letters.queue.delete(numbers).await?;
@@ -172,6 +174,18 @@ async fn show(letters: &[Letters], number: u64) -> anyhow::Result<()> {
         };
     }
     anyhow::bail!("no dead letter {number}")
+}
+
+/// Holds the numbers against what is there, before anything is done.
+async fn all_there(letters: &[Letters], numbers: &[u64]) -> anyhow::Result<()> {
+    for number in numbers {
+        let mut there = false;
+        for Letters { queue, .. } in letters {
+            there |= queue.get(*number).await?.is_some();
+        }
+        anyhow::ensure!(there, "no dead letter {number}; nothing was done");
+    }
+    Ok(())
 }
 
 /// Puts dead letters on the redrive queues of their stages, then deletes them: after a crash in

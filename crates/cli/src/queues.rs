@@ -1,7 +1,8 @@
 use std::io::BufRead;
 
-use brigade_core::Message;
+use anyhow::Context;
 use brigade_core::connector::Outgoing;
+use brigade_core::{Codec, Message};
 use brigade_runtime::Registry;
 use clap::{Args, Subcommand};
 
@@ -71,14 +72,14 @@ impl Queues {
             Command::Put { file, queue, key } => put(file, registry, queue, key.as_deref()).await,
             Command::Release { file, queue, positions } => {
                 let only = (!positions.is_empty()).then_some(&positions[..]);
-                let opened = file.open(registry).await?;
+                let opened = file.look(registry).await?;
                 let released = opened.queue(queue, registry).await?.release(only).await?;
                 print(&format!("{released} messages released"))?;
                 opened.close().await?;
                 Ok(Exit::Done)
             }
             Command::Purge { file, queue } => {
-                let opened = file.open(registry).await?;
+                let opened = file.look(registry).await?;
                 let purged = opened.queue(queue, registry).await?.purge().await?;
                 print(&format!("{purged} messages deleted"))?;
                 opened.close().await?;
@@ -89,7 +90,7 @@ impl Queues {
 }
 
 async fn list(file: &FileArguments, registry: &Registry) -> anyhow::Result<Exit> {
-    let opened = file.open(registry).await?;
+    let opened = file.look(registry).await?;
     let topology = opened.pipeline.topology();
     let mut rows =
         table(&["queue", "type", "for", "ready", "delayed", "in flight", "parked", "bytes"]);
@@ -127,7 +128,7 @@ async fn peek(
     queue: &str,
     limit: u64,
 ) -> anyhow::Result<Exit> {
-    let opened = file.open(registry).await?;
+    let opened = file.look(registry).await?;
     let peeked = opened.queue(queue, registry).await?.peek(0, limit).await?;
     for peeked in peeked {
         let payload = peeked.message.payload.as_deref().unwrap_or_default();
@@ -153,9 +154,25 @@ async fn put(
 ) -> anyhow::Result<Exit> {
     let opened = file.open(registry).await?;
     let admin = opened.queue(queue, registry).await?;
+    let codec = opened.pipeline.topology().queues.get(queue).map_or(Codec::Json, |q| q.codec);
+    let text = matches!(codec, Codec::Json | Codec::Text);
     let (mut batch, mut count) = (Vec::new(), 0_usize);
-    for line in std::io::stdin().lock().lines() {
-        let mut message = Message::new(line?);
+    for line in std::io::stdin().lock().split(b'\n') {
+        let number = count + batch.len() + 1;
+        let mut line = line.with_context(|| format!("line {number} cannot be read"))?;
+        line.pop_if(|last| *last == b'\r');
+        if text && let Err(error) = std::str::from_utf8(&line) {
+            // Those before it are put all the same, whichever batches they fell in.
+            admin.put(batch).await?;
+            anyhow::bail!(
+                "line {number} is not UTF-8 from byte {} on, and queue `{queue}` takes {}; the {} \
+                 before it were put",
+                error.valid_up_to() + 1,
+                codec.as_str(),
+                number - 1
+            );
+        }
+        let mut message = Message::new(line);
         message.key = key.map(|key| key.to_owned().into());
         batch.push(Outgoing::from(message));
         if batch.len() >= PUT_BATCH {
