@@ -291,7 +291,7 @@ fn a_line_that_cannot_be_put_is_told_with_its_number() {
     let place = Place::new("p.yaml", &text);
     let put = |queue: &str, code: i32| {
         let mut put = place.command(&["queues", "put", "p.yaml", queue]);
-        let mut put = put.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let put = put.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut put = put.spawn().unwrap();
         put.stdin.take().unwrap().write_all(b"1\r\n2\n3\xff\n4\n").unwrap();
         ended(&put.wait_with_output().unwrap(), code)

@@ -6,11 +6,12 @@ use std::sync::Arc;
 
 use brigade_core::connector::{ConnectorEnv, QueueAdmin, QueueSpec};
 use brigade_core::state::StateStore;
-use brigade_memory::MemoryState;
 use brigade_pipeline::{Loaded, Overrides, PipelineFile};
 use brigade_runtime::{Pipeline, Registry};
 use clap::Args;
 use comfy_table::{Table, TableStyle};
+
+use crate::absent::Absent;
 
 /// A pipeline file, and what is laid over it.
 #[derive(Debug, Clone, Args)]
@@ -49,7 +50,7 @@ impl FileArguments {
     pub(crate) async fn open(&self, registry: &Registry) -> anyhow::Result<Opened> {
         let pipeline = self.pipeline(registry)?;
         let state = pipeline.open_state().await?;
-        Ok(Opened { pipeline, state, absent: None })
+        Ok(Opened { pipeline, state })
     }
 
     /// The same for what needs messages that are there: a state that is not is not made.
@@ -69,8 +70,7 @@ impl FileArguments {
             "there is no state in {}: nothing has run there; look at `--state`",
             directory.display()
         );
-        let state = MemoryState::new();
-        Ok(Opened { pipeline, state, absent: Some(directory) })
+        Ok(Opened { pipeline, state: Arc::new(Absent { directory }) })
     }
 }
 
@@ -78,8 +78,6 @@ impl FileArguments {
 pub(crate) struct Opened {
     pub(crate) pipeline: Pipeline,
     pub(crate) state: Arc<dyn StateStore>,
-    /// Where the state would be, if it is not there.
-    absent: Option<PathBuf>,
 }
 
 impl Opened {
@@ -94,8 +92,7 @@ impl Opened {
             let connector = registry.connector_of(&queue.type_name);
             let connector = connector.ok_or_else(|| anyhow::anyhow!("no connector"))?;
             let env = ConnectorEnv { state: Arc::clone(&self.state) };
-            let admin = connector.admin(&queue.spec, &env).await;
-            return admin.map_err(|error| self.not_there(name).unwrap_or_else(|| error.into()));
+            return Ok(connector.admin(&queue.spec, &env).await?);
         }
         let kept = self.state.queue_names(&topology.pipeline).await?;
         anyhow::ensure!(
@@ -104,19 +101,8 @@ impl Opened {
             topology.pipeline,
             topology.queues.keys().map(|name| name.to_string()).collect::<Vec<_>>().join(", ")
         );
-        if let Some(error) = self.not_there(name) {
-            return Err(error);
-        }
         let spec = QueueSpec::new(&topology.pipeline, name, serde_json::json!({}));
         Ok(self.state.queue_admin(&spec).await?)
-    }
-
-    /// Why nothing can be said of a queue of the state, if the state is not there.
-    fn not_there(&self, queue: &str) -> Option<anyhow::Error> {
-        let directory = self.absent.as_ref()?.display();
-        Some(anyhow::anyhow!(
-            "queue `{queue}` cannot be looked into: there is no state in {directory}, as nothing has run yet"
-        ))
     }
 
     /// Ends what was opened.

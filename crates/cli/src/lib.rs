@@ -1,6 +1,7 @@
 //! The `brigade` command, for the program of that name and for users' own programs, which get it
 //! with `brigade::main!`. One file a command.
 
+mod absent;
 mod asyncapi;
 mod check;
 mod common;
