@@ -202,10 +202,7 @@ fn tell(
             let expected = words.map_or_else(|| type_names(kind), str::to_owned);
             let message = format!("{inside}: expected {expected}, found {}", node.kind());
             // Where words say what is expected, quotes alone would not help.
-            let help = words
-                .is_none()
-                .then(|| as_text_or_list(kind, node).or_else(|| keys_of_mapping(schema, error)));
-            let help = help.flatten();
+            let help = words.is_none().then(|| help_for_type(schema, error, kind, node)).flatten();
             findings.add(Severity::Error, "wrong_type", &node.origin, &path, message).help = help;
         }
         ValidationErrorKind::AnyOf { context } | ValidationErrorKind::OneOfNotValid { context } => {
@@ -324,6 +321,16 @@ pub(crate) fn newly_named(root: &Node, path: &[String], origin: &Origin) -> Opti
     let known = root.child(kind)?.entries().iter().filter(in_file).map(|entry| entry.key.as_str());
     let help = did_you_mean(name, known)?;
     Some(format!("the file has no `{name}` among its {kind}; {help}"))
+}
+
+/// Advice for a value of another type than is expected.
+fn help_for_type(
+    schema: &Value,
+    error: &ValidationError<'_>,
+    kind: &TypeKind,
+    node: &Node,
+) -> Option<String> {
+    as_text_or_list(kind, node).or_else(|| keys_of_mapping(schema, error))
 }
 
 /// Advice for a number where a text is expected, and for one value where a list is.

@@ -36,7 +36,7 @@ impl<'r> Rules<'r> {
         let mut stages = stages.clone();
         stages.values_mut().for_each(|stage| stage["component"] = "pass".into());
         let file = json!({ "pipeline": "imported", "queues": queues, "stages": stages });
-        let overrides = Overrides { variables: self.variables.clone(), sets: Vec::new() };
+        let overrides = Overrides { variables: self.variables.clone(), ..Overrides::default() };
         let (text, here) = (file.to_string(), Path::new(""));
         let loaded = load_str("imported", Format::Json, &text, here, &overrides, self.registry);
         loaded.map_or_else(|wrong| wrong.0, |_| Vec::new())
