@@ -175,7 +175,8 @@ impl Settler {
             let with_ops =
                 !part.outputs.is_empty() || part.units.iter().any(|unit| !unit.writes.is_empty());
             match self.try_ack(part).await? {
-                Try::Refused => {}
+                // What became of the refused goes first too, if it goes elsewhere.
+                Try::Refused => self.produce_elsewhere(part).await?,
                 Try::Acked(fenced) => {
                     part.forget(&fenced);
                     if !fenced.is_empty() {
