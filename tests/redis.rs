@@ -411,3 +411,44 @@ stages:
         assert_eq!(running.end(), (Some(0), 1000), "{kind}: {told}");
     }
 }
+
+/// A message that is longer than the server takes becomes a dead letter, and holds nobody up.
+#[test]
+fn what_is_longer_than_the_server_takes_becomes_a_dead_letter() {
+    for kind in ["redis_stream", "rsmq, maxsize: -1"] {
+        let yaml = "
+pipeline: shop
+state: state
+queues:
+  in: { type: KIND, url: '${REDIS_URL}' }
+  orders: { type: KIND, url: '${REDIS_URL}' }
+  dead: { type: file, path: dead.jsonl }
+  out: { type: file, path: out.jsonl }
+  big: { type: generator, count: 10, template: { n: '{{seq}}' } }
+stages:
+  feed:
+    component: { map: 'if .n == 3 then .text = \"x\" * 2000000 else . end' }
+    input: big
+    outputs: [in]
+    dead_letter: dead
+  grow:
+    component: { map: 'if .n == 5 then .text = \"x\" * 2000000 else . end' }
+    input: in
+    outputs: [orders]
+    dead_letter: dead
+  keep: { component: pass, input: orders, outputs: [out] }
+";
+        let server = Redis::start();
+        let mut connection = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
+        let mut cmd = redis::cmd("CONFIG");
+        cmd.arg("SET").arg("proto-max-bulk-len").arg("1mb").exec(&mut connection).unwrap();
+        let mut user = redis::cmd("ACL");
+        user.arg("SETUSER").arg("bob").arg("on").arg(">secret").arg("~*").arg("&*").arg("+@all");
+        user.exec(&mut connection).unwrap();
+        let mut running = Watched::start(&yaml.replace("KIND", kind), &server);
+        assert_eq!(running.end(), (Some(3), 8), "{kind}: {}", running.told());
+        let dead = fs::read_to_string(running.directory.path().join("dead.jsonl")).unwrap();
+        assert_eq!(dead.lines().count(), 2, "{kind}");
+        assert_eq!(dead.matches("proto-max-bulk-len").count(), 2, "{kind}: {dead}");
+    }
+}

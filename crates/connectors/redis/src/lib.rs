@@ -2,6 +2,7 @@
 //! clients of that name.
 
 mod limit;
+mod longest;
 mod output;
 pub mod rsmq;
 mod script;

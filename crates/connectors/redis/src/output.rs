@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use brigade_core::connector::{ConnectorError, Outgoing};
+use brigade_core::MessageId;
+use brigade_core::connector::{ConnectorError, Outgoing, Rejected};
 use brigade_core::state::StoreOp;
 use redis::{FromRedisValue, ScriptInvocation};
 
+use crate::longest;
 use crate::rsmq::{Made, random_part};
 use crate::stream::fields;
 use crate::wire::Wire;
@@ -76,6 +78,14 @@ impl Target {
         match self {
             Self::Stream { stream, later, .. } => [stream.clone(), later.clone()],
             Self::Rsmq(made) => [made.messages(), made.hash()],
+        }
+    }
+
+    /// The longest value that is written of a message.
+    fn longest(&self, outgoing: &Outgoing) -> u64 {
+        match self {
+            Self::Stream { .. } => longest::of_entry(&outgoing.message),
+            Self::Rsmq(_) => longest::of_body(&outgoing.message),
         }
     }
 
@@ -207,13 +217,30 @@ local function put(first)
 end
 ";
 
-/// Runs a script with [`PUT`] that acks, and puts outputs; answers with those whose leases are lost.
+/// What became of a settlement.
+pub(crate) enum Settled {
+    /// The script has run, and answers with those whose leases are lost.
+    Done(Vec<String>),
+    /// Nothing was done: these outputs are refused, by their messages' ids.
+    Refused(Vec<(MessageId, Rejected)>),
+}
+
+/// Runs a script with [`PUT`] that acks, and puts outputs.
 pub(crate) async fn settle(
     wire: &Wire,
     script: &mut ScriptInvocation<'_>,
     ops: &[StoreOp],
-) -> Result<Vec<String>, ConnectorError> {
-    run(wire, script, &parsed(ops)?).await
+) -> Result<Settled, ConnectorError> {
+    let outputs = parsed(ops)?;
+    let lengths: Vec<u64> =
+        outputs.iter().map(|(target, outgoing)| target.longest(outgoing)).collect();
+    let too_long = longest::too_long(wire, &lengths).await?;
+    if !too_long.is_empty() {
+        let id = |at: usize| outputs[at].1.message.id;
+        let refused = too_long.into_iter().map(|(at, why)| (id(at), why));
+        return Ok(Settled::Refused(refused.collect()));
+    }
+    run(wire, script, &outputs).await.map(Settled::Done)
 }
 
 /// Runs a script with [`PUT`] that puts outputs.

@@ -181,6 +181,11 @@ impl Place {
         client.map(Server::Single).map_err(said)
     }
 
+    /// The same for the node of a Cluster that `url` names, alone.
+    pub(crate) fn node(&self) -> Result<Server, String> {
+        Self { cluster: false, ..self.clone() }.server()
+    }
+
     fn certificates(&self) -> Result<Option<TlsCertificates>, String> {
         let Some(Tls { ca, certificate, key }) = &self.tls else { return Ok(None) };
         let read = |path: &PathBuf| {

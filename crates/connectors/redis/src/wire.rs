@@ -1,13 +1,15 @@
 //! A connection that is made when it is needed, and again after it broke.
 
-use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use brigade_core::connector::ConnectorError;
 use brigade_core::state::StoreId;
-use redis::{AsyncConnectionConfig, FromRedisValue, RedisResult, ScriptInvocation};
-use tokio::sync::Mutex;
+use redis::{AsyncConnectionConfig, ErrorKind, FromRedisValue, RedisResult, ScriptInvocation};
 
+use crate::longest::SURE;
 use crate::server::{Connection, Place, Server};
 use crate::told::Failure;
 
@@ -25,8 +27,10 @@ fn config() -> AsyncConnectionConfig {
 pub(crate) struct Wire {
     queue: Arc<str>,
     place: Place,
-    server: Server,
+    server: Arc<Server>,
     connection: Mutex<Option<Connection>>,
+    /// How long a value the server of the connection is known to take.
+    takes: AtomicU64,
 }
 
 impl Wire {
@@ -34,8 +38,9 @@ impl Wire {
         let server = place.server();
         let server =
             server.map_err(|why| ConnectorError::permanent(format!("queue `{queue}`: {why}")))?;
-        let (queue, place) = (Arc::clone(queue), place.clone());
-        Ok(Arc::new(Self { queue, place, server, connection: Mutex::default() }))
+        let (queue, place, server) = (Arc::clone(queue), place.clone(), Arc::new(server));
+        let takes = AtomicU64::new(SURE);
+        Ok(Arc::new(Self { queue, place, server, connection: Mutex::default(), takes }))
     }
 
     /// The store that the server's database is: its queues can be written in one script.
@@ -65,13 +70,47 @@ impl Wire {
         heard.map_err(|error| self.told(&Failure { error, connecting: false }))
     }
 
+    /// The connection, made if there is none. Nobody holds the lock meanwhile, and it is made by a task: who
+    /// asked may be left alone half-way, and others must not wait for that.
     async fn connection(&self) -> RedisResult<Connection> {
-        let mut connection = self.connection.lock().await;
-        if let Some(connection) = &*connection {
+        if let Some(connection) = &*self.current() {
             return Ok(connection.clone());
         }
-        let made = self.server.connect(&config()).await?;
-        Ok(connection.insert(made).clone())
+        let server = Arc::clone(&self.server);
+        let making = tokio::spawn(async move { server.connect(&config()).await });
+        let made = making.await.map_err(std::io::Error::other)??;
+        // The server may be another, or have other settings.
+        self.takes.store(SURE, Relaxed);
+        Ok(self.current().get_or_insert(made).clone())
+    }
+
+    fn current(&self) -> MutexGuard<'_, Option<Connection>> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long a value the server is known to take, on this connection.
+    pub(crate) fn takes(&self) -> u64 {
+        self.takes.load(Relaxed)
+    }
+
+    /// It is known now.
+    pub(crate) fn set_takes(&self, bytes: u64) {
+        self.takes.store(bytes, Relaxed);
+    }
+
+    /// Runs a command on a connection of its own; of a Cluster, to the node that `url` names.
+    pub(crate) async fn query_alone<T: FromRedisValue>(
+        &self,
+        command: &redis::Cmd,
+    ) -> Result<T, Failure> {
+        let failure = |error, connecting| Failure { error, connecting };
+        let connection = match self.place.cluster.then(|| self.place.node()) {
+            None => self.server.connect(&config()).await,
+            Some(Ok(node)) => node.connect(&config()).await,
+            Some(Err(why)) => Err((ErrorKind::InvalidClientConfig, "no node", why).into()),
+        };
+        let mut connection = connection.map_err(|error| failure(error, true))?;
+        command.query_async(&mut connection).await.map_err(|error| failure(error, false))
     }
 
     /// Runs something on the connection; a broken one is made anew the next time.
@@ -87,7 +126,7 @@ impl Wire {
             Err(error) => Failure { error, connecting: true },
         };
         if failure.is_of_connection() {
-            *self.connection.lock().await = None;
+            *self.current() = None;
         }
         Err(failure)
     }

@@ -10,7 +10,10 @@ mod common;
 
 use std::time::Duration;
 
-use brigade_core::connector::{Connector, ConnectorError, Failed, FailedReason, Outgoing};
+use brigade_core::CauseKind;
+use brigade_core::connector::{
+    Connector, ConnectorError, Failed, FailedReason, Outgoing, Produced, Rejected,
+};
 use brigade_redis::{RedisStreams, Rsmq};
 use brigade_testkit::servers::{Redis, RedisCluster, RedisSentinel};
 use common::{WANT, env, numbered, open, queue, reader};
@@ -265,6 +268,77 @@ async fn an_ack_that_lacks_a_right_puts_no_outputs() {
             consumer.shutdown().await.unwrap();
             beside.run::<()>("FLUSHALL");
         }
+    }
+}
+
+/// A message with a payload of this many bytes.
+fn long(bytes: usize) -> Outgoing {
+    let Outgoing { mut message, delay } = numbered(bytes);
+    message.payload = Some(vec![b'x'; bytes].into());
+    Outgoing { message, delay }
+}
+
+fn assert_too_large(rejected: &Rejected) {
+    assert_eq!(rejected.kind, CauseKind::TooLarge);
+    assert!(rejected.message.contains("proto-max-bulk-len"), "{}", rejected.message);
+}
+
+const MIB: usize = 1 << 20;
+
+/// Servers whose limit can be asked for, and such that let nobody: each time both kinds of queue.
+#[tokio::test]
+async fn what_is_longer_than_the_server_takes_is_refused_and_nothing_else() {
+    let server = Redis::start();
+    let mut beside = Beside::new(&server.url());
+    beside.run::<()>("ACL SETUSER bob on >secret ~* &* +@all -config");
+    let bob = server.url().replace("//", "//bob:secret@");
+    for (connector, url) in [
+        (&RedisStreams as &dyn Connector, server.url()),
+        (&RedisStreams, bob.clone()),
+        (&Rsmq, server.url()),
+        (&Rsmq, bob),
+    ] {
+        let mut settings = json!({ "url": url });
+        if connector.type_name() == "rsmq" {
+            settings["maxsize"] = (-1).into();
+        }
+        let (producer, consumer) = open(connector, &queue("shop", settings)).await;
+        // While the connection stands the limit is changed: more, less, more.
+        beside.run::<()>("CONFIG SET proto-max-bulk-len 4mb");
+        let batch = [long(2 * MIB), long(5 * MIB), numbered(1), long(3 * MIB)];
+        let refused = async || {
+            let outcomes = loop {
+                match producer.produce(&batch).await {
+                    Ok(outcomes) => break outcomes,
+                    Err(error) => assert!(error.is_transient(), "{error}"),
+                }
+            };
+            let refused = outcomes.iter().enumerate().filter_map(|(at, outcome)| match outcome {
+                Produced::Rejected(why) => Some((at, why)),
+                _ => None,
+            });
+            refused.inspect(|(_, why)| assert_too_large(why)).map(|(at, _)| at).collect::<Vec<_>>()
+        };
+        assert_eq!(refused().await, [1]);
+        beside.run::<()>("CONFIG SET proto-max-bulk-len 1mb");
+        assert_eq!(refused().await, [0, 1, 3]);
+        beside.run::<()>("CONFIG SET proto-max-bulk-len 512mb");
+        assert!(refused().await.is_empty());
+        let taken = consumer.consume(WANT).await.unwrap();
+        assert!(!taken.is_empty());
+        // In the script of an ack; this connection has seen nothing of it yet.
+        beside.run::<()>("CONFIG SET proto-max-bulk-len 2mb");
+        let receipts: Vec<_> = taken.iter().map(|incoming| incoming.receipt).collect();
+        let ops = producer.stage(&batch).await.unwrap().ops;
+        let acked = consumer.ack(receipts.clone(), ops).await.unwrap();
+        let ids: Vec<_> = acked.refused.iter().map(|(id, _)| *id).collect();
+        assert_eq!(ids, [batch[1].message.id, batch[3].message.id]);
+        acked.refused.iter().for_each(|(_, why)| assert_too_large(why));
+        let ops = producer.stage(&[numbered(1)]).await.unwrap().ops;
+        assert_eq!(consumer.ack(receipts, ops).await.unwrap().fenced, []);
+        consumer.shutdown().await.unwrap();
+        beside.run::<()>("FLUSHALL");
+        beside.run::<()>("CONFIG SET proto-max-bulk-len 512mb");
     }
 }
 

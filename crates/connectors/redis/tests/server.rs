@@ -474,3 +474,30 @@ async fn a_message_with_too_many_headers_is_refused() {
     let headers: Vec<usize> = out.iter().map(|incoming| incoming.message.headers.len()).collect();
     assert_eq!(headers, [0, 1000]);
 }
+
+/// Who connects may be left alone half-way, as a read is while leases are renewed: others do not wait for it.
+#[tokio::test]
+async fn a_connection_that_is_being_made_holds_nobody_up() {
+    for connector in [&RedisStreams as &dyn Connector, &Rsmq] {
+        let server = Redis::start();
+        let queue = queue("shop", json!({ "url": server.url() }));
+        let (producer, consumer) = open(connector, &queue).await;
+        producer.produce(&[numbered(1)]).await.unwrap();
+        let held = consumer.consume(WANT).await.unwrap();
+        server.kill();
+        // Somebody who takes connections and says nothing.
+        let silent = std::net::TcpListener::bind(("127.0.0.1", server.port())).unwrap();
+        let half = || tokio::time::timeout(Duration::from_millis(100), consumer.lag());
+        while half().await.is_ok() {}
+        let mut left_alone = Box::pin(consumer.lag());
+        let begun = tokio::time::timeout(Duration::from_millis(100), &mut left_alone).await;
+        assert!(begun.is_err(), "it connects");
+        drop(silent);
+        server.restart();
+        let receipts = [held[0].receipt];
+        let renewed = again(|| consumer.extend(&receipts));
+        tokio::time::timeout(Duration::from_secs(30), renewed).await.expect("it is not held up");
+        let acked = again(|| consumer.ack(receipts.to_vec(), Vec::new())).await;
+        assert_eq!(acked.fenced, [], "{}", connector.type_name());
+    }
+}

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 
 use super::connector::Site;
 use super::scripts::{DELETE, HIDE, LAG, RECEIVE};
-use crate::output;
+use crate::output::{self, Settled};
 
 /// The most messages that are received at once.
 const RECEIVE_MAX: usize = 500;
@@ -224,7 +224,10 @@ impl Consumer for RsmqConsumer {
             for (receipt, id) in &known {
                 delete.arg(id).arg(receipt.fence);
             }
-            let gone = output::settle(&self.site.wire, &mut delete, &ops).await?;
+            let gone = match output::settle(&self.site.wire, &mut delete, &ops).await? {
+                Settled::Done(gone) => gone,
+                Settled::Refused(refused) => return Ok(Acked { fenced, refused }),
+            };
             fenced.extend(fenced_of(&known, &gone));
         }
         let undone = !fenced.is_empty() && !ops.is_empty();

@@ -7,7 +7,7 @@ use brigade_core::state::StoreId;
 
 use super::connector::Site;
 use super::scripts::SEND;
-use crate::output;
+use crate::{longest, output};
 
 /// The most messages in one script: more gains nothing, and others wait meanwhile.
 const SCRIPT_MAX: usize = 200;
@@ -26,7 +26,7 @@ impl RsmqProducer {
 
     /// Why a message cannot be sent at all.
     fn refused(&self, outgoing: &Outgoing) -> Option<Rejected> {
-        let length = outgoing.message.payload.as_ref().map_or(0, |payload| payload.len() as u64);
+        let length = longest::of_body(&outgoing.message);
         let max = self.site.features.max_message_bytes?;
         (length > max).then(|| Rejected {
             kind: CauseKind::TooLarge,
@@ -52,7 +52,11 @@ impl Producer for RsmqProducer {
     }
 
     async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
-        let refused: Vec<Option<Rejected>> = batch.iter().map(|o| self.refused(o)).collect();
+        let mut refused: Vec<Option<Rejected>> = batch.iter().map(|o| self.refused(o)).collect();
+        let lengths: Vec<u64> = batch.iter().map(|o| longest::of_body(&o.message)).collect();
+        for (at, why) in longest::too_long(&self.site.wire, &lengths).await? {
+            refused[at].get_or_insert(why);
+        }
         let good: Vec<Outgoing> = batch
             .iter()
             .zip(&refused)

@@ -23,7 +23,7 @@ use super::producer::make_group;
 use super::retention::Retention;
 use super::scripts::{ACK, CLAIM_DUE, CLAIM_OWN, FAIL, GIVE_BACK, HELD, LAG};
 use crate::limit::too_often;
-use crate::output;
+use crate::output::{self, Settled};
 use crate::server::Place;
 use crate::wire::Wire;
 
@@ -331,7 +331,10 @@ impl Consumer for StreamConsumer {
         for (receipt, id) in &entries {
             ack.arg(id.to_string()).arg(receipt.fence);
         }
-        let fenced = output::settle(&self.site.wire, &mut ack, &ops).await?;
+        let fenced = match output::settle(&self.site.wire, &mut ack, &ops).await? {
+            Settled::Done(fenced) => fenced,
+            Settled::Refused(refused) => return Ok(Acked { fenced: Vec::new(), refused }),
+        };
         let fenced = those(&entries, &fenced);
         // With a lost lease nothing of it was done.
         let undone = !fenced.is_empty() && !ops.is_empty();

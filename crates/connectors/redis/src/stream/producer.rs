@@ -12,6 +12,7 @@ use super::connector::Keys;
 use super::entry::fields;
 use super::retention::{Retention, Trimming};
 use super::scripts::LATER;
+use crate::longest;
 use crate::output::Target;
 use crate::server::Place;
 use crate::wire::Wire;
@@ -100,7 +101,11 @@ impl Producer for StreamProducer {
 
     async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
         self.trimming.before(batch.len(), &self.wire, &self.keys.stream).await?;
-        let refused: Vec<Option<Rejected>> = batch.iter().map(refused).collect();
+        let mut refused: Vec<Option<Rejected>> = batch.iter().map(refused).collect();
+        let lengths: Vec<u64> = batch.iter().map(|o| longest::of_entry(&o.message)).collect();
+        for (at, why) in longest::too_long(&self.wire, &lengths).await? {
+            refused[at].get_or_insert(why);
+        }
         let taken: Vec<Outgoing>;
         let batch = match refused.iter().any(Option::is_some) {
             false => batch,

@@ -1,0 +1,114 @@
+//! How long a value the server takes: its `proto-max-bulk-len`. On a longer one it closes the connection.
+
+use brigade_core::connector::{ConnectorError, Rejected};
+use brigade_core::{CauseKind, Message};
+use redis::cmd;
+
+use crate::told::Failure;
+use crate::wire::Wire;
+
+/// What every server takes: it cannot be set to less.
+pub(crate) const SURE: u64 = 1 << 20;
+/// How often a connection has to break for the length that was written on it.
+const BREAKS: u32 = 2;
+
+/// The longest value of a message in an entry of a stream.
+pub(crate) fn of_entry(message: &Message) -> u64 {
+    let headers = message.headers.iter().map(|(name, value)| {
+        // `h:` stands before a name.
+        (name.len() + 2).max(value.map_or(0, |value| value.len()))
+    });
+    let key = message.key.as_ref().map_or(0, |key| key.len());
+    of_body(message).max(headers.max().unwrap_or(0).max(key) as u64)
+}
+
+/// The length of a message's payload.
+pub(crate) fn of_body(message: &Message) -> u64 {
+    message.payload.as_ref().map_or(0, |payload| payload.len() as u64)
+}
+
+/// The longest value that a server takes.
+#[derive(Debug, Clone, Copy)]
+struct Longest {
+    bytes: u64,
+    /// It was told by the server; else found out.
+    told: bool,
+}
+
+impl Longest {
+    fn refuse(self, length: u64) -> Option<Rejected> {
+        let Self { bytes, told } = self;
+        let why = match told {
+            true => format!("the server's `proto-max-bulk-len` is {bytes}"),
+            false => "the server closes the connection, as with a value longer than its \
+                      `proto-max-bulk-len`"
+                .to_owned(),
+        };
+        (length > bytes).then(|| Rejected {
+            kind: CauseKind::TooLarge,
+            message: format!("{length} bytes in one value; {why}"),
+        })
+    }
+}
+
+/// Which values the server does not take, by their places among these lengths.
+pub(crate) async fn too_long(
+    wire: &Wire,
+    lengths: &[u64],
+) -> Result<Vec<(usize, Rejected)>, ConnectorError> {
+    let taken = wire.takes();
+    let unsure: Vec<u64> = lengths.iter().copied().filter(|length| *length > taken).collect();
+    if unsure.is_empty() {
+        return Ok(Vec::new());
+    }
+    let longest = match ask(wire).await {
+        Some(bytes) => Longest { bytes, told: true },
+        None => Longest { bytes: find(wire, unsure).await?, told: false },
+    };
+    wire.set_takes(longest.bytes);
+    let refused = |(at, length): (usize, &u64)| Some((at, longest.refuse(*length)?));
+    Ok(lengths.iter().enumerate().filter_map(refused).collect())
+}
+
+/// What the server says, if it lets itself be asked.
+async fn ask(wire: &Wire) -> Option<u64> {
+    let mut config = cmd("CONFIG");
+    config.arg("GET").arg("proto-max-bulk-len");
+    let answer: (String, String) = wire.query_alone(&config).await.ok()?;
+    answer.1.parse().ok()
+}
+
+/// The greatest of these lengths that the server takes, found by halves; less than each if it takes none.
+async fn find(wire: &Wire, mut lengths: Vec<u64>) -> Result<u64, ConnectorError> {
+    lengths.sort_unstable();
+    lengths.dedup();
+    // Those before `good` are taken, those from `bad` on are not. Most often all are, or the only one is not.
+    let (mut good, mut bad, mut next) = (0, lengths.len(), lengths.len() - 1);
+    while good < bad {
+        match takes(wire, lengths[next]).await? {
+            true => good = next + 1,
+            false => bad = next,
+        }
+        next = good.midpoint(bad);
+    }
+    Ok(good.checked_sub(1).map_or(SURE, |last| lengths[last]))
+}
+
+/// Whether the server takes a value of this length. A key that long is asked for on a connection of its
+/// own, so that nobody else's breaks; whatever is answered, it was taken.
+async fn takes(wire: &Wire, length: u64) -> Result<bool, ConnectorError> {
+    let Ok(length) = usize::try_from(length) else { return Ok(false) };
+    let mut exists = cmd("EXISTS");
+    exists.arg(vec![b'x'; length]);
+    for _ in 0..BREAKS {
+        match wire.query_alone::<redis::Value>(&exists).await {
+            Err(failure) if failure.is_of_protocol() => return Ok(false),
+            Err(failure) if failure.connecting || failure.error.is_timeout() => {
+                return Err(wire.told(&failure));
+            }
+            Err(Failure { error, .. }) if error.is_io_error() => {}
+            _ => return Ok(true),
+        }
+    }
+    Ok(false)
+}
