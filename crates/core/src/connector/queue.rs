@@ -29,7 +29,7 @@ pub trait Connector: Send + Sync {
         String::new()
     }
 
-    /// Where a queue is and what it is called there, for documents. Nothing secret, and does no IO. By
+    /// Where a queue is and what it is called there, for documents. Nothing secret; asks no server. By
     /// default it is on no server, under its own name.
     fn place(&self, queue: &QueueSpec) -> QueuePlace {
         QueuePlace { names: vec![queue.name.to_string()], ..QueuePlace::default() }
@@ -39,7 +39,8 @@ pub trait Connector: Send + Sync {
     /// from the type that [`check`](Connector::check) reads them into. An object schema.
     fn schema(&self) -> Value;
 
-    /// What is wrong with a queue's settings beyond what the schema says. Does no IO.
+    /// What is wrong with a queue's settings beyond what the schema says. Asks no server; files that the
+    /// settings name may be read.
     fn check(&self, queue: &QueueSpec) -> Vec<Problem>;
 
     /// Why two queues of one pipeline cannot be used so beside each other, if they cannot: two names
