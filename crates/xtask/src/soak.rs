@@ -20,6 +20,8 @@ const FUZZED: u64 = 60;
 /// The tests whose figures are larger here, and what of their output is told.
 const BROKERS: [&str; 6] =
     ["--test", "kafka", "--test", "storm", "--features", "real-kafka,real-redis"];
+const PROGRAMS: [&str; 5] =
+    ["build", "--example", "unreliable", "--features", "real-kafka,real-redis"];
 const CRASHES: [&str; 3] = ["from_kafka", "exactly_once", "members_join"];
 /// A line of the log is cut off there: it has room for all ranges of what came more than once.
 const LINE_MAX: usize = 50_000;
@@ -76,6 +78,9 @@ impl Soak {
 /// Runs the tests of brokers with their full figures.
 fn brokers() -> anyhow::Result<(String, anyhow::Result<()>)> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
+    // What the tests run as processes, with the same features.
+    let built = Command::new(&cargo).args(PROGRAMS).status().context("cargo cannot be run")?;
+    ensure!(built.success(), "the tests' program does not build");
     let mut tests = Command::new(cargo);
     tests.arg("test").args(BROKERS).args(["--", "--nocapture", "--test-threads", "1"]);
     tests.args(CRASHES).env("BRIGADE_FULL", "1").stderr(Stdio::inherit());
