@@ -79,6 +79,15 @@ impl Storm {
         assert!(Command::new("kill").args([signal, &process]).status().unwrap().success());
     }
 
+    /// Those that can go: they have begun, and they are not the first.
+    fn others(&self) -> Vec<usize> {
+        let log = |name: &str| fs::read_to_string(self.directory.path().join(name));
+        let runs = |(name, _): &(String, Child)| {
+            log(&format!("{name}.log")).is_ok_and(|log| log.contains("running"))
+        };
+        (1..self.members.len()).filter(|at| runs(&self.members[*at])).collect()
+    }
+
     /// One goes: killed, or asked to.
     fn leave(&mut self, at: usize, killed: bool) {
         self.signal(at, if killed { "-KILL" } else { "-TERM" });
@@ -255,14 +264,14 @@ fn members_join_leave_are_killed_and_stopped_and_nothing_is_lost_or_out_of_order
             storm.signal(0, "-CONT");
             woke = Some(Some(now()));
         }
-        let others = storm.members.len() - 1;
+        let others = storm.others();
         match random.u32(..3) {
-            0 if others > 1 => {
-                storm.leave(random.usize(1..=others), false);
+            0 if others.len() > 1 => {
+                storm.leave(others[random.usize(..others.len())], false);
                 leaves += 1;
             }
-            1 if others > 1 => {
-                storm.leave(random.usize(1..=others), true);
+            1 if others.len() > 1 => {
+                storm.leave(others[random.usize(..others.len())], true);
                 kills += 1;
             }
             _ if storm.members.len() < MEMBERS_MAX => {

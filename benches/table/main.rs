@@ -1,5 +1,5 @@
 //! Every row of the table of benchmarks, each beside a loop written by hand that does the same work
-//! with as many threads and the same allocator, in pairs. `cargo xtask bench` runs it and writes the table;
+//! with as many threads, in pairs. `cargo xtask bench` runs it and writes the table;
 //! `cargo bench --bench table -- NAME...` runs the rows whose names contain one of these.
 //!
 //! Each row is a line of JSON on standard output; what people want to see meanwhile goes to standard
@@ -28,8 +28,6 @@ mod support;
 mod tracker;
 
 use support::Row;
-
-brigade::allocator! {}
 
 /// A row's name and what measures it.
 type Bench = (&'static str, fn(&'static str) -> Row);

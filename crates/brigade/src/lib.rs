@@ -96,9 +96,9 @@ pub fn registry() -> Registry {
 #[cfg(feature = "mimalloc")]
 pub use mimalloc::MiMalloc;
 
-/// The allocator that [`main!`] brings along, for other programs with pipelines in them: mimalloc, with
-/// which a message takes a quarter less processor time than with glibc's. Without the feature `mimalloc`,
-/// which is on by default, it is nothing, and the program keeps its own.
+/// The allocator that [`main!`] brings along with the feature `mimalloc`, for other programs with pipelines
+/// in them. It carries a tenth more between topics than glibc's and a sixth more with typed JSON, and
+/// keeps two to three times as much memory.
 ///
 /// ```
 /// brigade::allocator! {}

@@ -40,6 +40,8 @@ enum Ending {
 
 impl Run {
     pub(crate) async fn run(&self, registry: &Registry) -> anyhow::Result<Exit> {
+        // Before all else: who is told to end while it begins drains too.
+        let mut signals = signals()?;
         let mut pipeline = self.file.pipeline(registry)?;
         if !self.stage.is_empty() {
             pipeline = pipeline.stages(&self.stage)?;
@@ -47,7 +49,6 @@ impl Run {
         let topology = pipeline.topology();
         let progress = Progress::new();
         log::set_up(topology.log_format, topology.log_level.as_deref(), &progress)?;
-        let mut signals = signals()?;
         let address = self.metrics_address(topology)?;
         let (stats, names) = (topology.log_stats, topology.metric_names);
         let running = Supervisor::new().add(pipeline).start().await?;

@@ -30,7 +30,7 @@ use crate::wire::Wire;
 /// How long a read waits for new entries.
 const BLOCK: Duration = Duration::from_millis(500);
 /// The most entries that are read at once.
-const READ_MAX: usize = 500;
+const READ_MAX: usize = 1000;
 /// How often it is looked what is due while new entries come all the time: a question for each read
 /// would wait behind what is being acked.
 const LOOK_DUE: Duration = Duration::from_millis(20);
