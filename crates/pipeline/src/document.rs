@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
 use crate::diagnostic::{Diagnostics, Findings, Severity, did_you_mean};
-use crate::load::text_of;
+use crate::load::{decode, text_of};
 use crate::node::{Node, NodeValue};
 use crate::schema::{schema_of, validate};
 
@@ -36,16 +36,7 @@ impl<T: DeserializeOwned + JsonSchema> Document<T> {
             if !validate(&schema_of::<T>(), &mut root, &[], what, &mut findings) {
                 return None;
             }
-            match serde_path_to_error::deserialize(root.to_json()) {
-                Ok(value) => Some((value, root)),
-                Err(error) => {
-                    let path: Vec<String> = error.path().iter().map(ToString::to_string).collect();
-                    let origin = root.nearest(&path).origin.clone();
-                    let message = format!("`{}`: {}", path.join("."), error.inner());
-                    findings.add(Severity::Error, "wrong_value", &origin, &path, message);
-                    None
-                }
-            }
+            Some((decode(&root, &mut findings)?, root))
         });
         match read {
             Some((value, root)) if !findings.has_errors() => Ok(Self { value, root, findings }),

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use brigade_core::component::{AnyComponent, ComponentFactory};
 use brigade_core::connector::{Connector, Formats};
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use crate::coerce::substitute;
@@ -218,12 +219,12 @@ fn check(
     let valid = validate(&file_schema(), &mut root, &[], "", findings);
     let settled = check_settings(&mut root, catalog, findings);
     if valid {
-        let file = decode(&root, findings);
+        let file: Option<PipelineFile> = decode(&root, findings);
         return lint(&mut root, file.as_ref(), &settled, Depth::All, directory, catalog, findings);
     }
     // So that wrong names are told too, what was told of is left out.
     let rest = without_wrong(&file_schema(), &root);
-    let file = rest.and_then(|rest| decode(&rest, &mut Findings::default()));
+    let file: Option<PipelineFile> = rest.and_then(|rest| decode(&rest, &mut Findings::default()));
     lint(&mut root, file.as_ref(), &settled, Depth::Names, directory, catalog, findings)
 }
 
@@ -240,10 +241,10 @@ fn drop_nulls(node: &mut Node) {
     }
 }
 
-fn decode(root: &Node, findings: &mut Findings) -> Option<PipelineFile> {
-    let value = root.to_json();
-    match serde_path_to_error::deserialize(&value) {
-        Ok(file) => Some(file),
+/// Makes the type of what was read; tells what does not fit.
+pub(crate) fn decode<T: DeserializeOwned>(root: &Node, findings: &mut Findings) -> Option<T> {
+    match serde_path_to_error::deserialize(root.to_json()) {
+        Ok(value) => Some(value),
         Err(error) => {
             let path: Vec<String> = error.path().iter().map(ToString::to_string).collect();
             let origin = root.nearest(&path).origin.clone();
