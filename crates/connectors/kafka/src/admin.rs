@@ -18,8 +18,9 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use crate::client::{Heard, explain};
 use crate::consumer::blocking;
-use crate::lag::{Lagging, Waiting};
+use crate::lag::{Lagging, Waiting, ends};
 use crate::metadata;
+use crate::poll::places_of;
 use crate::producer::KafkaProducer;
 use crate::record;
 use crate::settings::Site;
@@ -116,8 +117,8 @@ impl Desk {
         let members = [Code::UnknownMemberId, Code::IllegalGeneration, Code::RebalanceInProgress];
         match error.rdkafka_error_code() {
             Some(code) if members.contains(&code) => ConnectorError::permanent(format!(
-                "queue `{}` (Kafka at {}): {doing}: a stage that runs reads it; stop that first \
-                 ({code})",
+                "queue `{}` (Kafka at {}): {doing}: a stage that runs reads it; stop that first, or, if \
+                 it was killed, wait until its session has timed out (`session.timeout.ms`) ({code})",
                 self.site.queue, self.site.servers
             )),
             _ => explain(&self.site, doing, error),
@@ -134,18 +135,16 @@ impl Desk {
         }
         let committed = group.client.committed_offsets(list, ASK)?;
         let mut partitions = Vec::with_capacity(committed.count());
-        for one in &committed.elements() {
-            let number = one.partition();
-            let (first, past) = group.client.fetch_watermarks(&self.topic, number, ASK)?;
-            let whole = |offset: i64| u64::try_from(offset).unwrap_or_default();
+        let places = places_of(&committed);
+        for (one, ends) in committed.elements().iter().zip(ends(&group.client, places.iter())?) {
             let low = match one.offset() {
-                Offset::Offset(offset) => whole(offset),
+                Offset::Offset(offset) => u64::try_from(offset).unwrap_or_default(),
                 _ => 0,
             };
             let mut watermark = metadata::decode(low, &metadata::of(one));
             // What was cut off is nobody's any more.
-            watermark.resolve_range(watermark.low(), whole(first));
-            partitions.push(Partition { number, watermark, past: whole(past) });
+            watermark.resolve_range(watermark.low(), ends.start);
+            partitions.push(Partition { number: one.partition(), watermark, past: ends.end });
         }
         partitions.sort_unstable_by_key(|partition| partition.number);
         Ok(partitions)

@@ -1,6 +1,7 @@
 //! How much waits for a group, over all its members.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -8,6 +9,7 @@ use brigade_core::connector::{ConnectorError, Lag};
 use brigade_core::watermark::Watermark;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use crate::assignment::Place;
@@ -59,6 +61,32 @@ pub(crate) struct Waiting {
     pub(crate) delayed: u64,
 }
 
+/// From where to where partitions have records. Asks for all at once: a question waits behind the fetch
+/// that a client has under way, half a second where nothing comes.
+pub(crate) fn ends<'a>(
+    client: &BaseConsumer<impl ConsumerContext>,
+    places: impl Iterator<Item = &'a Place> + Clone,
+) -> KafkaResult<Vec<Range<u64>>> {
+    let ask = |end: Offset| {
+        let mut list = TopicPartitionList::new();
+        for (topic, partition) in places.clone() {
+            list.add_partition_offset(topic, *partition, end)?;
+        }
+        if list.count() == 0 {
+            return Ok(Vec::new());
+        }
+        let answered = client.offsets_for_times(list, ASK)?;
+        let offset = |one: &TopicPartitionListElem<'_>| {
+            one.error()?;
+            let offset = one.offset().to_raw().and_then(|offset| u64::try_from(offset).ok());
+            Ok(offset.unwrap_or_default())
+        };
+        answered.elements().iter().map(offset).collect::<KafkaResult<Vec<u64>>>()
+    };
+    let (first, past) = (ask(Offset::Beginning)?, ask(Offset::End)?);
+    Ok(first.into_iter().zip(past).map(|(first, past)| first..past).collect())
+}
+
 /// Looks whether there is a record in what seems to wait: a transaction leaves marks behind its
 /// records, which nobody ever gets.
 #[derive(Default)]
@@ -95,11 +123,10 @@ impl Lagging {
         if ours.iter().any(|one| one.stored > one.delayed) {
             return false;
         }
-        let mut empty = ours.iter().filter(|one| one.stored == 0);
-        let mut waits = |client: &BaseConsumer<Heard>| {
-            empty.any(|one| self.waiting(client, one).is_ok_and(|waiting| waiting > 0))
-        };
-        self.config.create_with_context(Heard::new(&self.site)).is_ok_and(|client| waits(&client))
+        let empty: Vec<Progress> = ours.into_iter().filter(|one| one.stored == 0).collect();
+        let client = self.config.create_with_context(Heard::new(&self.site));
+        let waiting = client.and_then(|client| self.waiting(&client, &empty));
+        waiting.is_ok_and(|waiting| waiting.iter().any(|waiting| *waiting > 0))
     }
 
     fn try_ask(&self, shared: &Shared, client: &Client) -> KafkaResult<Lag> {
@@ -132,8 +159,8 @@ impl Lagging {
         all: &[Progress],
     ) -> KafkaResult<Waiting> {
         let mut sum = Waiting::default();
-        for one in all {
-            let here = self.waiting(client, one)?.saturating_sub(one.held as u64);
+        for (one, waiting) in all.iter().zip(self.waiting(client, all)?) {
+            let here = waiting.saturating_sub(one.held as u64);
             let delayed = match self.retry_topics.iter().any(|topic| **topic == *one.place.0) {
                 true => here,
                 false => here.min(one.delayed as u64),
@@ -179,19 +206,19 @@ impl Lagging {
         Ok(all)
     }
 
+    /// How much waits in each of some partitions.
     fn waiting(
         &self,
         client: &BaseConsumer<impl ConsumerContext>,
-        one: &Progress,
-    ) -> KafkaResult<u64> {
-        let (topic, partition) = &one.place;
-        let (first, past) = client.fetch_watermarks(topic, *partition, ASK)?;
-        let whole = |offset: i64| u64::try_from(offset).unwrap_or_default();
-        let (low, past) = (one.low.max(whole(first)), whole(past));
-        let waiting = past.saturating_sub(low).saturating_sub(one.beyond);
-        let nothing_known = one.beyond == 0 && one.stored == 0;
-        if waiting > 0 && nothing_known && self.only_marks(&one.place, low, past)? {
-            return Ok(0);
+        all: &[Progress],
+    ) -> KafkaResult<Vec<u64>> {
+        let mut waiting = Vec::with_capacity(all.len());
+        for (one, ends) in all.iter().zip(ends(client, all.iter().map(|one| &one.place))?) {
+            let (low, past) = (one.low.max(ends.start), ends.end);
+            let waits = past.saturating_sub(low).saturating_sub(one.beyond);
+            let nothing_known = one.beyond == 0 && one.stored == 0;
+            let is_none = waits > 0 && nothing_known && self.only_marks(&one.place, low, past)?;
+            waiting.push(if is_none { 0 } else { waits });
         }
         Ok(waiting)
     }

@@ -38,6 +38,8 @@ const POLL: Duration = Duration::from_millis(100);
 const NO_ROOM: Duration = Duration::from_millis(500);
 /// How long to wait before it is asked again.
 const AGAIN: Duration = Duration::from_millis(100);
+/// How long to wait before it is looked whether the client can be let go.
+const LEAVE: Duration = Duration::from_millis(5);
 /// How long one question to the broker may take.
 const ASK: Duration = Duration::from_secs(10);
 
@@ -252,7 +254,17 @@ pub(crate) fn run(shared: &Arc<Shared>, client: Arc<Client>) {
         }
     }
     shared.state().client = None;
-    drop(client);
+    leave(client);
+}
+
+/// Who lets go last waits for the group to let the member go, and only this thread is waited for: so
+/// questions that are under way end first. The process might be gone before, and its member be missed
+/// only when its session times out.
+fn leave(mut client: Arc<Client>) {
+    while let Err(still_asked) = Arc::try_unwrap(client) {
+        std::thread::sleep(LEAVE);
+        client = still_asked;
+    }
 }
 
 /// Takes over a record and what else is there.
@@ -342,7 +354,8 @@ impl ConsumerContext for Watch {
     fn commit_callback(&self, _: KafkaResult<()>, _: &TopicPartitionList) {}
 }
 
-fn places_of(list: &TopicPartitionList) -> Vec<Place> {
+/// Which partitions a list is of.
+pub(crate) fn places_of(list: &TopicPartitionList) -> Vec<Place> {
     list.elements().iter().map(|one| (one.topic().into(), one.partition())).collect()
 }
 

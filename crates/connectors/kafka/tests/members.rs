@@ -20,6 +20,8 @@ use brigade_testkit::servers::Kafka;
 use common::{
     PATIENCE, ack, consumer, newer, number, numbered, producer, put, queue, settle, take, with,
 };
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 /// What is resolved beyond the committed offset is known to the next member: it is not handled again
 /// though a message before it is unresolved.
@@ -44,6 +46,41 @@ async fn only_what_is_unresolved_comes_again_to_the_next_member() {
     }
     assert_eq!(again, left.iter().map(number).collect());
     assert!(take(&next, 1).await.is_empty(), "what is resolved came again");
+}
+
+/// Others may be asking the broker something at that moment.
+#[tokio::test]
+async fn who_has_shut_down_is_no_member_any_more() {
+    // Of so many partitions, an answer takes its time.
+    let queue = queue(60, &Kafka::shared().servers());
+    put(&producer(&queue).await, 0..10).await;
+    let member = consumer(&queue).await.unwrap();
+    let begun = Instant::now();
+    while take(&member, 10).await.is_empty() {
+        assert!(begun.elapsed() < PATIENCE, "nothing came");
+    }
+    let asking = |_| {
+        let member = Arc::clone(&member);
+        tokio::spawn(async move { while member.lag().await.is_ok() {} })
+    };
+    let asking: Vec<_> = (0..4).map(asking).collect();
+    member.lag().await.unwrap();
+    member.shutdown().await.unwrap();
+    // The broker takes this from one who is no member only if nobody is.
+    let settings = &queue.settings;
+    let group = settings["group"].as_str().unwrap();
+    let outsider: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", Kafka::shared().servers())
+        .set("group.id", group)
+        .create()
+        .unwrap();
+    let mut offsets = TopicPartitionList::new();
+    let topic = settings["topic"].as_str().unwrap();
+    offsets.add_partition_offset(topic, 0, Offset::Offset(0)).unwrap();
+    outsider.commit(&offsets, CommitMode::Sync).unwrap();
+    for asked in asking {
+        asked.await.unwrap();
+    }
 }
 
 /// Members join and leave: no message is lost, what a leaving member had in flight is resolved before
