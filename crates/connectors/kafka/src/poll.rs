@@ -22,7 +22,7 @@ use crate::client::{explain, log};
 use crate::metadata::SPAN_MAX;
 use crate::record::CopyHeaders;
 use crate::settings::{Settings, Site};
-use crate::{metadata, record};
+use crate::{metadata, record, retry};
 
 /// What came and was not asked for yet: no more than this is polled ahead.
 const AHEAD_MESSAGES: usize = 2000;
@@ -195,8 +195,8 @@ impl Shared {
         ))
     }
 
-    /// What a record is to this consumer. On topics that only an expression found there may be retry
-    /// topics: other groups', whose copies are passed over, and other queues' of this group.
+    /// What a record is to this consumer. What only an expression found may be a retry topic: another
+    /// group's, whose copies are passed over, or another queue's of this group.
     fn arrival(
         &self,
         topic: &str,
@@ -208,14 +208,15 @@ impl Shared {
         let is_named = topics.iter().any(|named| named == topic);
         match &copy.group {
             None => return Arrival::Message { incoming, due: None, origin: None },
-            Some(of) if of == group && is_named => {}
-            Some(of) if of == group => return Arrival::Anothers,
+            Some(of) if !is_named && retry::is_of_group(topic, of) => {
+                return if of == group { Arrival::Anothers } else { Arrival::Nothing };
+            }
+            Some(of) if of == group => {}
             // Somebody put it here by hand: to this group it is a message as any other.
-            Some(_) if is_named => {
+            Some(_) => {
                 (incoming.attempts, incoming.first_failed_at) = (0, None);
                 return Arrival::Message { incoming, due: None, origin: None };
             }
-            Some(_) => return Arrival::Nothing,
         }
         // A clock that is far behind those of others must not hold it up for longer than was meant.
         let now_or_made = incoming.enqueued_at.map_or(time, |made| time.max(made));

@@ -76,6 +76,12 @@ impl RetryNames {
     }
 }
 
+/// Whether a topic is called as the retry topics of a group are, whatever their queue.
+pub(crate) fn is_of_group(topic: &str, group: &str) -> bool {
+    let rest = topic.strip_prefix(group).and_then(|rest| rest.strip_prefix('.'));
+    rest.is_some_and(|rest| rest.contains(".retry."))
+}
+
 /// Refuses what Kafka takes for no topic's name.
 pub(crate) fn check_name(name: &str) -> Result<(), ConnectorError> {
     let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);

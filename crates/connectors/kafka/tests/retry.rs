@@ -155,17 +155,34 @@ async fn another_groups_copies_are_passed_over() {
     assert_eq!(last.iter().map(number).collect::<Vec<_>>(), [10], "and nothing else");
 }
 
-/// Somebody took a record from another group's retry topic and put it on the input by hand.
+/// Somebody took a record from a retry topic, and put it on the input by hand.
 #[tokio::test]
 async fn on_the_input_another_groups_copy_is_a_message_as_any_other() {
     let queue = retrying(1, &["1s"]);
-    let late = Timestamp::from(std::time::SystemTime::now()).after(PATIENCE).0.to_string();
-    let copy = Message::new("7").with_header("brigade-group", "other").with_header("own", "1");
-    let copy = copy.with_header("brigade-attempts", "3").with_header("brigade-due", late);
-    producer(&queue).await.produce(&[copy.into()]).await.unwrap();
-    let member = consumer(&queue).await.unwrap();
-    let taken = take_some(&member, 10).await;
-    assert_eq!((number(&taken[0]), taken[0].attempts, taken[0].message.headers.len()), (7, 0, 1));
+    let topic = queue.settings["topic"].as_str().unwrap().to_owned();
+    let copy = |group: &str, due: Timestamp| {
+        let copy = Message::new("7").with_header("brigade-group", group.to_owned());
+        let copy = copy.with_header("brigade-attempts", "3").with_header("own", "1");
+        copy.with_header("brigade-due", due.0.to_string()).into()
+    };
+    let now = Timestamp::from(std::time::SystemTime::now());
+    let copies: [Outgoing; 2] = [copy("other", now.after(PATIENCE)), copy(&topic, now)];
+    producer(&queue).await.produce(&copies).await.unwrap();
+    // An input that is named, and one that an expression finds.
+    let mut found = queue.clone();
+    let settings = found.settings.as_object_mut().unwrap();
+    settings.remove("topic");
+    settings.insert("topics".to_owned(), json!([format!("^{topic}$")]));
+    for queue in [queue, found] {
+        let member = consumer(&queue).await.unwrap();
+        let mut taken = Vec::new();
+        while taken.len() < 2 {
+            taken.extend(take_some(&member, 10).await);
+        }
+        let seen = |i: &Incoming| (number(i), i.attempts, i.message.headers.len());
+        assert_eq!(taken.iter().map(seen).collect::<Vec<_>>(), [(7, 0, 1), (7, 3, 1)]);
+        drop(member);
+    }
 }
 
 /// What waits on the topic of a tier that was taken out of the file is still read.
