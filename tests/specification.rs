@@ -255,6 +255,25 @@ async fn nothing_is_acked_before_its_output_is_confirmed() {
 }
 
 #[tokio::test]
+async fn also_the_books_of_a_stop_in_the_middle_close() {
+    let later = |number: u64| match number % 2 {
+        0 => Ok(Emit::value(number)),
+        _ => Err(Failure::retry_after(Duration::from_secs(3600), "later")),
+    };
+    let registry = brigade::registry().component("later", later);
+    let yaml = two("").replacen("pass", "later", 1);
+    let setup = trial_with(&yaml, registry).outage("mid", 1..=1_000_000);
+    let trial = setup.start().await.unwrap();
+    trial.send("in", numbered(0..10));
+    let stage = async || trial.status().await.stage("first").unwrap().clone();
+    eventually("it is blocked", async || stage().await.blocked).await;
+    let stopped = trial.stop(Duration::from_millis(10)).await;
+    let first = stopped[0].status.stage("first").unwrap();
+    let outcomes = (first.acked, first.requeued + first.released, first.in_flight);
+    assert_eq!((first.received, outcomes), (10, (0, 10, 0)));
+}
+
+#[tokio::test]
 async fn one_output_that_is_away_does_not_lose_the_other() {
     let yaml = "queues: { in: { type: memory }, a: { type: memory }, b: { type: memory } }
 stages:

@@ -189,7 +189,6 @@ impl Actor for Consumer {
         let pull = PullLoop::new(site).run();
         ctx.spawn(pull.into_actor(self).map(move |result, actor, ctx| {
             control.addr.store(None);
-            control.in_flight.store(0, Relaxed);
             match result {
                 // It died: the supervisor opens its connection again.
                 Err(End::Stalled) => return ctx.stop(),
@@ -307,7 +306,7 @@ impl PullLoop {
     }
 
     fn settled(&mut self, Settled { slots, outcomes }: Settled) {
-        self.settled += outcomes;
+        self.settled += outcomes as u64;
         slots.into_iter().for_each(|slot| self.flights.settled(slot));
     }
 
@@ -537,7 +536,8 @@ impl PullLoop {
 impl Drop for PullLoop {
     /// Also when the actor dies: what was in flight has an outcome.
     fn drop(&mut self) {
-        self.site.stage.stats.released.add(self.flights.roots());
+        let counted = self.site.settler.ahead.take();
+        self.site.stage.stats.released.add(self.flights.roots().saturating_sub(counted));
         self.site.control.in_flight.store(0, Relaxed);
         *self.site.control.page.lock().unwrap_or_else(PoisonError::into_inner) = Page::default();
     }

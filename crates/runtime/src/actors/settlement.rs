@@ -74,9 +74,7 @@ impl Settlement {
     }
 
     fn add(&mut self, receipt: Receipt, end: End, parents: &mut Parents, settler: &Settler) {
-        let stats = &settler.root().stats;
         if end.released {
-            stats.released.add(1);
             let reason = FailedReason::Released;
             self.failed.push(Failed { receipt, reason, delay: Duration::ZERO });
             return;
@@ -87,7 +85,6 @@ impl Settlement {
                 Again::After(delay) => (FailedReason::Attempt { attempts, error }, delay),
                 Again::Parked => (FailedReason::Parked { attempts, error }, Duration::ZERO),
             };
-            stats.requeued.add(1);
             self.failed.push(Failed { receipt, reason, delay });
             return;
         }

@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use brigade_core::connector::{
-    Acked, ConnectorError, Consumer, Failed, Hold, Outgoing, Receipt, Rejected,
+    Acked, ConnectorError, Consumer, Failed, FailedReason, Hold, Outgoing, Receipt, Rejected,
 };
 use brigade_core::delivery::{GivenUp, Slot};
 use brigade_core::flight::{Finished, Since};
@@ -33,6 +34,26 @@ pub(crate) struct Settler {
     pub(crate) outlets: Vec<Arc<Outlet>>,
     pub(crate) state: Arc<dyn StateStore>,
     pub(crate) events: EventSender,
+    pub(crate) ahead: Ahead,
+}
+
+/// How many messages have been counted as what they became, and not yet told of as settled.
+#[derive(Debug, Default)]
+pub(crate) struct Ahead(AtomicUsize);
+
+impl Ahead {
+    fn add(&self, messages: usize) {
+        self.0.fetch_add(messages, Relaxed);
+    }
+
+    fn sub(&self, messages: usize) {
+        self.0.fetch_sub(messages, Relaxed);
+    }
+
+    /// Of settlements that were given up.
+    pub(crate) fn take(&self) -> usize {
+        self.0.swap(0, Relaxed)
+    }
 }
 
 /// Why nothing can be settled any more: the stage fails, and nothing was acked.
@@ -50,7 +71,7 @@ pub(crate) struct Settled {
     /// The slots that are free.
     pub(crate) slots: Vec<Slot>,
     /// How many messages have come to an outcome.
-    pub(crate) outcomes: u64,
+    pub(crate) outcomes: usize,
 }
 
 /// How one try to ack went.
@@ -81,7 +102,7 @@ impl Settler {
         let first = batch.first().map(|finished| finished.receipt);
         let mut settlement = Settlement::of(batch, self);
         let failed = std::mem::take(&mut settlement.failed);
-        let mut outcomes = failed.len() as u64;
+        let mut outcomes = failed.len();
         if !settlement.units.is_empty() {
             self.produce_elsewhere(&mut settlement).await?;
             self.write_elsewhere(&mut settlement).await?;
@@ -96,8 +117,10 @@ impl Settler {
             first.filter(|_| self.root().sabotage.strike(crate::sabotage::ACK_TWICE))
         {
             let _ = self.consumer.ack(vec![receipt], Vec::new()).await;
+            self.ahead.add(1);
             outcomes += 1;
         }
+        self.ahead.sub(outcomes);
         Ok(Settled { slots, outcomes })
     }
 
@@ -146,7 +169,7 @@ impl Settler {
     /// Acks what is left of a settlement; says how many messages have come to an outcome. What
     /// cannot be written as a whole is written in smaller parts: all of it may be more than a queue
     /// with a limit ever holds.
-    async fn ack(&self, settlement: Settlement) -> Result<u64, SettleError> {
+    async fn ack(&self, settlement: Settlement) -> Result<usize, SettleError> {
         let (mut left, mut failures, mut outcomes) = (settlement, 0, 0);
         let mut part = left.units.len();
         while !left.units.is_empty() {
@@ -170,7 +193,7 @@ impl Settler {
 
     /// Acks units in one transaction; those whose leases were lost are left out. Counts each outcome
     /// as soon as it is one: what was left out stays so when the rest has to be tried again.
-    async fn ack_part(&self, part: &mut Settlement, outcomes: &mut u64) -> Result<(), TryError> {
+    async fn ack_part(&self, part: &mut Settlement, outcomes: &mut usize) -> Result<(), TryError> {
         while !part.units.is_empty() {
             let with_ops =
                 !part.outputs.is_empty() || part.units.iter().any(|unit| !unit.writes.is_empty());
@@ -180,7 +203,8 @@ impl Settler {
                 Try::Acked(fenced) => {
                     part.forget(&fenced);
                     if !fenced.is_empty() {
-                        *outcomes += fenced.len() as u64;
+                        *outcomes += fenced.len();
+                        self.ahead.add(fenced.len());
                         self.root().stats.released.add(fenced.len());
                         tracing::warn!(
                             queue = %self.input.spec.name, count = fenced.len(),
@@ -194,7 +218,7 @@ impl Settler {
             }
         }
         self.count(part);
-        *outcomes += part.units.len() as u64;
+        *outcomes += part.units.len();
         Ok(())
     }
 
@@ -280,7 +304,13 @@ impl Settler {
                 Err(error) => self.wait_after(&error, &mut failures).await?,
             }
         }
-        self.root().stats.blocked.set(false);
+        let stats = &self.root().stats;
+        let is_released = |failed: &&Failed| matches!(failed.reason, FailedReason::Released);
+        let released = failed.iter().filter(is_released).count();
+        self.ahead.add(failed.len());
+        stats.released.add(released);
+        stats.requeued.add(failed.len() - released);
+        stats.blocked.set(false);
         Ok(())
     }
 
@@ -306,6 +336,7 @@ impl Settler {
     fn count(&self, settlement: &Settlement) {
         let count = |outcome| settlement.units.iter().filter(|u| u.outcome == outcome).count();
         let stats = &self.root().stats;
+        self.ahead.add(settlement.units.len());
         stats.acked.add(count(Outcome::Acked));
         stats.filtered.add(count(Outcome::Filtered));
         stats.dead_lettered.add(count(Outcome::DeadLettered));

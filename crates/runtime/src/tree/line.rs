@@ -17,7 +17,7 @@ use tokio::sync::OnceCell;
 
 use super::{Report, StartFailure, Who};
 use crate::actors::{
-    Consumer, ConsumerSite, Control, Crash, Halt, Mode, Outlet, Producer, Settler, Worker,
+    Ahead, Consumer, ConsumerSite, Control, Crash, Halt, Mode, Outlet, Producer, Settler, Worker,
 };
 use crate::events::EventSender;
 use crate::lane::Lane;
@@ -339,6 +339,7 @@ impl Line {
             outlets,
             state: Arc::clone(&plan.env.state),
             events: self.ground.events.clone(),
+            ahead: Ahead::default(),
         };
         let before = self.consumers.values().filter(|other| {
             let first = other.place.stage == place.stage && other.place.rank < place.rank;
