@@ -209,6 +209,8 @@ queues:
       delay: 3
       exceptions: false
       maxsize: 5
+      ns:
+      host:
       options: { ssl: true, ssl_certfile: c.pem, ssl_keyfile: k.pem, ssl_ca_certs: ca.pem, username: 'a@b',
                  password: 'one', decode_responses: true }
   b: { value: y, profile: rsmq, config: { vt: 0, delay: 0, options: { password: two } } }
@@ -234,9 +236,11 @@ queues:
         "31s instead of 30.5",
         "`config.delay`",
         "`config.exceptions`",
+        "`config.ns` is left out: it has no value",
+        "`config.host` is left out: it has no value",
         "`maxsize` is left out: expected 1024",
         "`config.options.decode_responses`",
-        "set REDIS_PASSWORD\n",
+        "set REDIS_PASSWORD, percent-encoded",
         "`config.vt` is left out: expected 1 to 9999999 seconds, found 0",
         "queue `wrong name`: left out: `a.b` is no name",
     ] {

@@ -74,6 +74,10 @@ fn wrong_keys_and_values_are_told_with_their_places() {
         &case("    send: { in: [1, { raw: 7 }] }"),
         &["`raw` is a text, not 7", "x.test.yaml:4:21 (cases.0.send.in.1)"],
     );
+    said(
+        &case("    send: { in: [{ raw: a, headers: [own] }] }"),
+        &["`headers` is a mapping, not [\"own\"]", "(cases.0.send.in.0)"],
+    );
     said(&case("    send: {}\n    timeout: soon"), &["found the text `soon`", ":5:14"]);
     said("pipeline: p.yaml\ncases: {", &["x.test.yaml:3:1"]);
     said("cases: []", &["the test file lacks the key `pipeline`"]);

@@ -254,11 +254,15 @@ fn message(value: &Value) -> Result<Message, String> {
         _ => return Err("a message has `raw` or `payload`".to_owned()),
     };
     message.key = text("key")?.map(Into::into);
-    if let Some(Value::Object(headers)) = keys.get("headers") {
-        for (name, value) in headers {
-            let value = value.as_str().ok_or("headers are texts")?.to_owned();
-            message.headers.push(name, Some(value.into()));
+    match keys.get("headers") {
+        None | Some(Value::Null) => {}
+        Some(Value::Object(headers)) => {
+            for (name, value) in headers {
+                let value = value.as_str().ok_or("headers are texts")?.to_owned();
+                message.headers.push(name, Some(value.into()));
+            }
         }
+        Some(other) => return Err(format!("`headers` is a mapping, not {other}")),
     }
     Ok(message)
 }

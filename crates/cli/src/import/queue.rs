@@ -49,7 +49,7 @@ impl Queue<'_> {
             anyhow::bail!("{place}: queue `{}` has no `value`", self.alias);
         };
         let kind = self.kind();
-        let config = match self.keys.remove("config") {
+        let mut config = match self.keys.remove("config") {
             Some(Value::Object(config)) => config,
             None | Some(Value::Null) => Map::new(),
             Some(other) => {
@@ -57,6 +57,10 @@ impl Queue<'_> {
                 Map::new()
             }
         };
+        for (key, _) in config.iter().filter(|(_, value)| value.is_null()) {
+            self.note(format!("`config.{key}` is left out: it has no value"));
+        }
+        config.retain(|_, value| !value.is_null());
         let mut queue = match kind.as_str() {
             "kafka" => self.kafka(&value, config),
             "rsmq" => self.rsmq(&value, config),
@@ -121,13 +125,17 @@ impl Queue<'_> {
         for (key, value) in config {
             let is_secret = ["password", "secret", "key.pem"].iter().any(|end| key.ends_with(end));
             let value = match value {
-                Value::Null | Value::Array(_) | Value::Object(_) => {
+                Value::Array(_) | Value::Object(_) => {
                     self.note(format!(
                         "`config.{key}` is left out: {value} is no property's value"
                     ));
                     continue;
                 }
-                value if is_secret => self.secret("KAFKA", &key, &plain(&value)).into(),
+                value if is_secret => {
+                    let variable = self.secret("KAFKA", &key, &plain(&value));
+                    self.note(format!("`{key}` is not carried over: set {variable}"));
+                    format!("${{{variable}}}").into()
+                }
                 Value::String(text) => literal(&text).into(),
                 value => value,
             };
@@ -139,12 +147,10 @@ impl Queue<'_> {
         queue
     }
 
-    /// A variable that stands for what nobody should read in a file.
+    /// The variable that stands for what nobody should read in a file.
     fn secret(&mut self, of: &str, key: &str, value: &str) -> String {
         let short = key.strip_prefix("sasl.").unwrap_or(key);
-        let variable = self.secrets.variable(&format!("{of}_{short}"), value);
-        self.note(format!("`{key}` is not carried over: set {variable}"));
-        format!("${{{variable}}}")
+        self.secrets.variable(&format!("{of}_{short}"), value)
     }
 
     fn rsmq(&mut self, value: &str, mut config: Map<String, Value>) -> Map<String, Value> {
@@ -153,7 +159,7 @@ impl Queue<'_> {
         queue.insert("queue".to_owned(), value.into());
         let options = match config.remove("options") {
             Some(Value::Object(options)) => options,
-            None | Some(Value::Null) => Map::new(),
+            None => Map::new(),
             Some(other) => {
                 self.note(format!("`config.options` is left out: {other} is no mapping"));
                 Map::new()
@@ -171,7 +177,7 @@ impl Queue<'_> {
         }
         match config.remove("realtime") {
             Some(Value::Bool(true)) => drop(queue.insert("realtime".to_owned(), true.into())),
-            None | Some(Value::Bool(false) | Value::Null) => {}
+            None | Some(Value::Bool(false)) => {}
             Some(other) => self.note(format!("`config.realtime` is left out: {other} is no flag")),
         }
         if config.remove("delay").is_some_and(|delay| delay.as_f64() != Some(0.0)) {
@@ -220,7 +226,13 @@ impl Queue<'_> {
         }
         let secret = password.map(|password| self.secret("REDIS", "password", &plain(&password)));
         let who = match secret {
-            Some(secret) => format!("{user}:{secret}@"),
+            Some(variable) => {
+                self.note(format!(
+                    "`password` is not carried over: set {variable}, percent-encoded, as it stands in \
+                     an address"
+                ));
+                format!("{user}:${{{variable}}}@")
+            }
             None if user.is_empty() => String::new(),
             None => format!("{user}@"),
         };
