@@ -72,7 +72,7 @@ pub(crate) fn explain(site: &Site, doing: &str, error: &KafkaError) -> Connector
     let advice = code.map_or("", advice);
     let message = format!("queue `{queue}` (Kafka at {servers}): {doing}: {}{advice}", why(error));
     match code {
-        // Nobody was asked: it is the same at every try.
+        // Nobody was asked: what is wrong is in the file or on this machine.
         _ if is_of_config(error) => ConnectorError::permanent(message),
         Some(code) if is_permanent(code) => ConnectorError::permanent(message),
         _ => ConnectorError::transient(message),

@@ -117,10 +117,6 @@ pub(crate) fn defaults(config: &mut ClientConfig, group: &str) {
         // What a dead member began holds up the readers of its outputs for no longer.
         config.set("transaction.timeout.ms", "30000");
     }
-    if config.get("linger.ms").is_none() {
-        // A transaction's outputs come at once, and it waits for them.
-        config.set("linger.ms", "1");
-    }
     if config.get("retry.backoff.ms").is_none() {
         // The broker finishes one transaction after it has answered; whoever begins the next
         // before that is told to try again, and would wait ten times as long as it takes.
