@@ -70,9 +70,12 @@ impl Settings {
         }
         let whole = |settings: &Self| std::path::absolute(settings.path()).unwrap_or_default();
         let (one, other_one) = (whole(self), whole(other));
+        // As files are looked for: what stands for characters stands for no `/`.
+        let by_component =
+            glob::MatchOptions { require_literal_separator: true, ..glob::MatchOptions::new() };
         let names = |settings: &Self, pattern: &Path, path: &Path| {
             let pattern = settings.is_glob().then(|| glob::Pattern::new(pattern.to_str()?).ok());
-            pattern.flatten().is_some_and(|pattern| pattern.matches_path(path))
+            pattern.flatten().is_some_and(|found| found.matches_path_with(path, by_component))
         };
         one == other_one || names(self, &one, &other_one) || names(other, &other_one, &one)
     }
@@ -121,5 +124,30 @@ pub(crate) fn refuse_special(path: &Path, standard: &str) -> Result<(), Connecto
             path.display()
         ))),
         false => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn overlap(one: &str, other: &str) -> bool {
+        let settings =
+            |path| serde_json::from_value::<Settings>(serde_json::json!({ "path": path }));
+        let (one, other) = (settings(one).expect("a path"), settings(other).expect("a path"));
+        assert_eq!(one.overlaps(&other), other.overlaps(&one), "either way");
+        one.overlaps(&other)
+    }
+
+    #[test]
+    fn a_glob_overlaps_with_what_it_finds() {
+        assert!(overlap("data/*.jsonl", "data/all.jsonl"));
+        assert!(overlap("data/*.jsonl", "./data/all.jsonl"));
+        assert!(overlap("data/**/*.jsonl", "data/out/all.jsonl"));
+        assert!(overlap("data/*/all.jsonl", "data/out/all.jsonl"));
+        // It looks into no directory that it does not name.
+        assert!(!overlap("data/*.jsonl", "data/out/all.jsonl"));
+        assert!(!overlap("data/*", "data/out/all.jsonl"));
+        assert!(!overlap("data?all.jsonl", "data/all.jsonl"));
     }
 }
