@@ -1,9 +1,53 @@
 //! What the state keeps of a file that is written.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::path::Path;
 use std::sync::Arc;
 
+use brigade_core::connector::ConnectorError;
+use brigade_core::state::{StateStore, StoreOp};
 use bytes::Bytes;
+
+/// What the state [keeps](Kept) of files, by path.
+const SPACE: &str = "file/length";
+
+/// Where the state keeps what it keeps of one file.
+pub(crate) struct Account {
+    state: Arc<dyn StateStore>,
+    /// The file's path.
+    name: String,
+}
+
+impl Account {
+    pub(crate) fn new(path: &Path, state: &Arc<dyn StateStore>) -> Self {
+        Self { state: Arc::clone(state), name: path.display().to_string() }
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) async fn load(&self) -> Result<Option<Kept>, ConnectorError> {
+        let kept = self.state.load(SPACE, &self.name).await?;
+        // Without it, what was written and not committed might stay.
+        let unreadable = || {
+            ConnectorError::permanent(format!(
+                "the state keeps a length of {} that this program cannot read: use the program that \
+                 wrote it, or another `state`",
+                self.name
+            ))
+        };
+        kept.map(|bytes| Kept::decode(&bytes).ok_or_else(unreadable)).transpose()
+    }
+
+    pub(crate) fn put(&self, kept: &Kept) -> StoreOp {
+        StoreOp::Put { space: SPACE.into(), key: self.name.clone(), value: kept.encode() }
+    }
+
+    pub(crate) async fn commit(&self, kept: &Kept) -> Result<(), ConnectorError> {
+        self.state.commit(vec![self.put(kept)]).await
+    }
+}
 
 /// How much of a file is committed, and who may have written beyond it: a length, and the lives of
 /// the writers that have the file open, as a text.

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::mem::ManuallyDrop;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
@@ -10,25 +11,22 @@ use std::time::{Duration, Instant};
 
 use brigade_core::connector::{ConnectorError, Hold, QueueSpec};
 use brigade_core::state::{StateStore, StoreOp};
+use tokio::runtime::Handle;
 use tokio::sync::OwnedMutexGuard;
 
-use crate::kept::{Kept, new_life};
+use crate::kept::{Account, Kept, new_life};
 use crate::settings::{Compression, refuse_special};
 
 /// How long a writer waits for others, in this process or another.
 const LOCK_MAX: Duration = Duration::from_secs(30);
 /// How long one that closes the file waits for others.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
-/// What the state [keeps](Kept) of files, by path.
-const SPACE: &str = "file/length";
 
 /// A file that this process writes; all its producers share it.
 pub(crate) struct Writer {
     path: PathBuf,
-    /// The path as a name, for order and for the state.
-    name: String,
     compression: Compression,
-    state: Arc<dyn StateStore>,
+    account: Arc<Account>,
     /// Tells this writer from others that the state keeps a note of.
     life: Arc<str>,
     inner: Arc<tokio::sync::Mutex<Inner>>,
@@ -77,22 +75,26 @@ impl Writer {
         if let Some(writer) = writers.get(&key).and_then(Weak::upgrade) {
             return Ok(writer);
         }
-        let writer = Arc::new(Self {
-            name: path.display().to_string(),
-            compression,
-            path,
-            state: Arc::clone(state),
-            life: new_life(),
-            inner: Arc::default(),
-            users: Mutex::default(),
-        });
+        let writer = Arc::new(Self::new(path, compression, state));
         writers.retain(|_, writer| writer.strong_count() > 0);
         writers.insert(key, Arc::downgrade(&writer));
         Ok(writer)
     }
 
+    fn new(path: PathBuf, compression: Compression, state: &Arc<dyn StateStore>) -> Self {
+        Self {
+            account: Arc::new(Account::new(&path, state)),
+            path,
+            compression,
+            life: new_life(),
+            inner: Arc::default(),
+            users: Mutex::default(),
+        }
+    }
+
+    /// The path as a name, for order.
     pub(crate) fn name(&self) -> &str {
-        &self.name
+        self.account.name()
     }
 
     /// Enters a queue whose producer writes by this. Another queue of its pipeline may not: what is
@@ -104,7 +106,8 @@ impl Writer {
             return Err(ConnectorError::permanent(format!(
                 "queues `{other}` and `{}` both write {}: give each a file of its own, or use one \
                  queue",
-                queue.name, self.name
+                queue.name,
+                self.name()
             )));
         }
         users.push((Arc::clone(&queue.pipeline), Arc::clone(&queue.name)));
@@ -121,56 +124,63 @@ impl Writer {
         users.is_empty()
     }
 
-    /// Appends bytes and syncs them. They stand once the operation is committed to the state and the
-    /// hold is told so; until then the file is locked, and dropping the hold cuts them off.
-    pub(crate) async fn append(&self, bytes: Vec<u8>) -> Result<Appended, ConnectorError> {
-        let mut locked = self.lock().await?;
-        let kept = self.prepare(&mut locked).await?;
-        let (path, compression) = (self.path.clone(), self.compression);
-        let append = move || {
-            let before = kept.length;
-            // Dropped, whatever happens, it cuts off what was not committed.
-            let mut appending = Appending { locked, before, after: kept, committed: false };
-            let appended = appending.append(&bytes, compression);
-            appended.map(|()| appending).map_err(|error| failed(&path, &error))
-        };
-        let appending = blocking(append).await?;
-        Ok(Appended { op: self.put(&appending.after), hold: Box::new(appending) })
-    }
-
-    fn put(&self, kept: &Kept) -> StoreOp {
-        StoreOp::Put { space: SPACE.into(), key: self.name.clone(), value: kept.encode() }
-    }
-
-    /// Locks the file, in this process and against others, opened if it is not, and again if
-    /// another file has its name by now.
-    async fn lock(&self) -> Result<Locked, ConnectorError> {
+    /// Appends bytes and syncs them. They stand once the operation is committed to the state; until the
+    /// hold is told so, or the state says that they are not, the file is locked.
+    ///
+    /// It goes to its end also when nobody waits for it any more: the lock may not be let go while the
+    /// state has a question to answer.
+    pub(crate) async fn append(
+        self: &Arc<Self>,
+        bytes: Vec<u8>,
+    ) -> Result<Appended, ConnectorError> {
         let inner = Arc::clone(&self.inner);
         let inner = tokio::time::timeout(LOCK_MAX, inner.lock_owned()).await.map_err(|_| {
-            let text = format!("{} has been locked for {LOCK_MAX:?} in this process", self.name);
+            let text = format!("{} has been locked for {LOCK_MAX:?} in this process", self.name());
             ConnectorError::transient(text)
         })?;
-        let path = self.path.clone();
-        let lock = move || {
-            let mut locked = Locked(inner);
-            let deadline = Instant::now() + LOCK_MAX;
-            loop {
-                let mine = match locked.0.open.take() {
-                    Some(mine) => mine,
-                    None => {
-                        refuse_special(&path, "output")?;
-                        OpenFile::open(&path).map_err(|error| failed(&path, &error))?
-                    }
-                };
-                lock_until(&mine.file, &path, deadline)?;
-                if mine.is_at(&path) {
-                    locked.0.open = Some(mine);
-                    return Ok(locked);
-                }
-                // Rotated away: its name belongs to another file now, or to none.
-            }
+        let (writer, runtime) = (Arc::clone(self), Handle::current());
+        blocking(move || writer.append_locked(inner, &bytes, runtime)).await
+    }
+
+    fn append_locked(
+        &self,
+        inner: OwnedMutexGuard<Inner>,
+        bytes: &[u8],
+        runtime: Handle,
+    ) -> Result<Appended, ConnectorError> {
+        let mut locked = self.lock(inner)?;
+        let kept = runtime.block_on(self.prepare(&mut locked))?;
+        let mut appending = Appending {
+            before: kept.length,
+            after: kept,
+            locked: Some(locked),
+            account: Arc::clone(&self.account),
+            runtime,
         };
-        blocking(lock).await
+        appending.append(bytes, self.compression).map_err(|error| failed(&self.path, &error))?;
+        Ok(Appended { op: self.account.put(&appending.after), hold: Box::new(appending) })
+    }
+
+    /// Locks the file against others, opened if it is not, and again if another file has its name by
+    /// now.
+    fn lock(&self, inner: OwnedMutexGuard<Inner>) -> Result<Locked, ConnectorError> {
+        let (mut locked, path) = (Locked(inner), &self.path);
+        let deadline = Instant::now() + LOCK_MAX;
+        loop {
+            let mine = match locked.0.open.take() {
+                Some(mine) => mine,
+                None => {
+                    refuse_special(path, "output")?;
+                    OpenFile::open(path).map_err(|error| failed(path, &error))?
+                }
+            };
+            lock_until(&mine.file, path, deadline)?;
+            if mine.is_at(path) {
+                locked.0.open = Some(mine);
+                return Ok(locked);
+            }
+            // Rotated away: its name belongs to another file now, or to none.
+        }
     }
 
     /// How much of the file is committed, with a note in the state that this writer has it open. What
@@ -184,7 +194,7 @@ impl Writer {
         }
         // What was there before Brigade first wrote belongs to the file; a file that is shorter than
         // it was has been replaced or cut by somebody else.
-        let mut kept = self.load().await?.unwrap_or(Kept { length, writers: Vec::new() });
+        let mut kept = self.account.load().await?.unwrap_or(Kept { length, writers: Vec::new() });
         kept.length = kept.length.min(length);
         let others = kept.has_others(&self.life);
         if length > kept.length {
@@ -192,7 +202,8 @@ impl Writer {
                 return Err(self.written_by_others(length, kept.length));
             }
             tracing::warn!(
-                file = %self.name, bytes = length - kept.length,
+                file = self.name(),
+                bytes = length - kept.length,
                 "cutting off what a process that ended had written and not committed"
             );
         }
@@ -204,24 +215,11 @@ impl Writer {
             }
             kept.writers.push(Arc::clone(&self.life));
             // Durable before the first byte is appended.
-            self.state.commit(vec![self.put(&kept)]).await?;
+            self.account.commit(&kept).await?;
             locked.0.entered = true;
         }
         locked.open().known = Some(kept.clone());
         Ok(kept)
-    }
-
-    async fn load(&self) -> Result<Option<Kept>, ConnectorError> {
-        let kept = self.state.load(SPACE, &self.name).await?;
-        // Without it, what was written and not committed might stay.
-        let unreadable = || {
-            ConnectorError::permanent(format!(
-                "the state keeps a length of {} that this program cannot read: use the program that \
-                 wrote it, or another `state`",
-                self.name
-            ))
-        };
-        kept.map(|bytes| Kept::decode(&bytes).ok_or_else(unreadable)).transpose()
     }
 
     fn written_by_others(&self, length: u64, committed: u64) -> ConnectorError {
@@ -230,7 +228,7 @@ impl Writer {
              else has written the rest, and nothing of it was cut off; give each pipeline a file of \
              its own, or one `state` to those that share it, and move this file away to begin a new \
              one",
-            self.name
+            self.name()
         ))
     }
 
@@ -252,9 +250,9 @@ impl Writer {
             Ok(Locked(inner))
         };
         let mut locked = blocking(lock).await?;
-        if let Some(mut kept) = self.load().await? {
+        if let Some(mut kept) = self.account.load().await? {
             kept.writers.retain(|writer| **writer != *self.life);
-            self.state.commit(vec![self.put(&kept)]).await?;
+            self.account.commit(&kept).await?;
         }
         locked.0.entered = false;
         locked.open().known = None;
@@ -286,18 +284,22 @@ impl Drop for Locked {
     }
 }
 
-/// Holds a file's lock until what was appended is committed, or cut off.
+/// Holds a file's lock until it is known whether what was appended is committed.
 struct Appending {
-    locked: Locked,
+    /// `None` once it is known, or somebody else finds out.
+    locked: Option<Locked>,
     before: u64,
     /// What the state keeps once this is committed.
     after: Kept,
-    committed: bool,
+    account: Arc<Account>,
+    /// What waits for the state, should nobody say how it ended.
+    runtime: Handle,
 }
 
 impl Appending {
     fn append(&mut self, bytes: &[u8], compression: Compression) -> std::io::Result<()> {
-        let mut file = &self.locked.open().file;
+        let locked = self.locked.as_mut().expect("it is let go only at the end");
+        let mut file = &locked.open().file;
         if file.metadata()?.len() != self.before {
             file.set_len(self.before)?;
         }
@@ -318,18 +320,53 @@ impl Appending {
 
 impl Hold for Appending {
     fn commit(mut self: Box<Self>) {
-        self.committed = true;
-        self.locked.0.displaced = false;
-        self.locked.open().known = Some(self.after.clone());
+        let mut locked = self.locked.take().expect("it is let go only at the end");
+        locked.0.displaced = false;
+        locked.0.left = false;
+        locked.open().known = Some(self.after.clone());
     }
 }
 
 impl Drop for Appending {
+    /// The state may have been asked and not have answered yet. A thread of its own finds out, since
+    /// the runtime may be ending, and nothing may block here.
     fn drop(&mut self) {
-        if !self.committed {
-            // If not even that works, the next append does it.
-            self.locked.0.left = self.locked.open().file.set_len(self.before).is_err();
+        let Some(locked) = self.locked.take() else { return };
+        let doubt = Doubt { locked, before: self.before, account: Arc::clone(&self.account) };
+        // Without a thread the file stays locked until this process ends: then it is decided too.
+        let (doubt, runtime) = (ManuallyDrop::new(doubt), self.runtime.clone());
+        let find_out = move || runtime.block_on(ManuallyDrop::into_inner(doubt).find_out());
+        let thread = std::thread::Builder::new().name("brigade-undo".to_owned()).spawn(find_out);
+        if let Err(error) = thread {
+            tracing::error!(
+                file = self.account.name(), %error,
+                "no thread to be had to cut off what was not committed: the file stays locked until \
+                 this process ends"
+            );
         }
+    }
+}
+
+/// Bytes of which nobody said whether they are committed, in a file that is locked.
+struct Doubt {
+    locked: Locked,
+    before: u64,
+    account: Arc<Account>,
+}
+
+impl Doubt {
+    /// Cuts off what is not committed. The state does what it is asked in order: once it has answered
+    /// this, all that was asked before is done, or never will be.
+    async fn find_out(mut self) {
+        let cut = match self.account.load().await {
+            Ok(Some(kept)) if kept.length == self.before => {
+                self.locked.open().cut(self.before).is_ok()
+            }
+            Ok(_) => true,
+            Err(_) => false,
+        };
+        // If that is not known, or does not work, the next append does it.
+        self.locked.0.left = !cut;
     }
 }
 
@@ -349,6 +386,15 @@ impl OpenFile {
 
     fn length(&self) -> std::io::Result<u64> {
         Ok(self.file.metadata()?.len())
+    }
+
+    /// Cuts off what goes beyond a length.
+    fn cut(&self, length: u64) -> std::io::Result<()> {
+        if self.length()? > length {
+            self.file.set_len(length)?;
+            self.file.sync_data()?;
+        }
+        Ok(())
     }
 
     /// Whether the path still names this file.

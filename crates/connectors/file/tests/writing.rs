@@ -10,12 +10,13 @@ use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use brigade_core::Message;
 use brigade_core::connector::{
-    Connector, ConnectorEnv, ConnectorError, Outgoing, Producer, QueueSpec,
+    Connector, ConnectorEnv, ConnectorError, Outgoing, Producer, QueueSpec, Staged,
 };
-use brigade_core::state::StateStore;
+use brigade_core::state::{StateStore, StoreOp};
 use brigade_embedded::{Options, Store};
 use brigade_file::FileConnector;
 
@@ -48,6 +49,12 @@ impl Place {
 
     fn text(&self) -> String {
         fs::read_to_string(self.path("out")).unwrap()
+    }
+
+    /// Waits until no writer has the file locked.
+    async fn settled(&self) {
+        let file = fs::File::open(self.path("out")).unwrap();
+        tokio::task::spawn_blocking(move || file.lock()).await.unwrap().unwrap();
     }
 
     /// Writes as a program that knows nothing of Brigade.
@@ -170,4 +177,28 @@ async fn what_is_no_file_is_refused() {
         let words = ["is not a regular file", "`-` for standard output"];
         refused(place.open(&state, "queue", name).await.map(drop), &words);
     }
+}
+
+#[tokio::test]
+async fn a_commit_that_nobody_waits_for_any_more_keeps_what_it_wrote() {
+    let place = Place::new();
+    let state = place.state("state");
+    let out = place.open(&state, "out", "out").await.unwrap();
+    put(&out, "1").await.unwrap();
+    let Staged { ops, hold, .. } = out.stage(&outgoing("2")).await.unwrap();
+    // The state has been asked and has much to do before it; then a stop comes.
+    let much = (0..20_000).map(|key| StoreOp::Put {
+        space: "test".into(),
+        key: key.to_string(),
+        value: "much".into(),
+    });
+    for ops in [much.collect(), ops] {
+        let _ = tokio::time::timeout(Duration::ZERO, state.commit(ops)).await;
+    }
+    drop(hold);
+    // Nobody else gets at the file before it is decided.
+    place.settled().await;
+    assert_eq!(place.text(), "1\n2\n");
+    put(&out, "3").await.unwrap();
+    assert_eq!(place.text(), "1\n2\n3\n");
 }
