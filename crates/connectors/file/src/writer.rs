@@ -195,6 +195,15 @@ impl Writer {
         // What was there before Brigade first wrote belongs to the file; a file that is shorter than
         // it was has been replaced or cut by somebody else.
         let mut kept = self.account.load().await?.unwrap_or(Kept { length, writers: Vec::new() });
+        let shrank = kept.length > length;
+        if shrank {
+            tracing::info!(
+                file = self.name(),
+                committed = kept.length,
+                length,
+                "the file is shorter than it was: another one, or cut by somebody else"
+            );
+        }
         kept.length = kept.length.min(length);
         let others = kept.has_others(&self.life);
         if length > kept.length {
@@ -208,12 +217,14 @@ impl Writer {
             );
         }
         let first = !locked.0.entered;
-        if first || !kept.has(&self.life) {
-            if first {
-                locked.0.displaced = others;
-                kept.writers.clear();
+        if first {
+            locked.0.displaced = others;
+            kept.writers.clear();
+        }
+        if shrank || !kept.has(&self.life) {
+            if !kept.has(&self.life) {
+                kept.writers.push(Arc::clone(&self.life));
             }
-            kept.writers.push(Arc::clone(&self.life));
             // Durable before the first byte is appended.
             self.account.commit(&kept).await?;
             locked.0.entered = true;

@@ -202,3 +202,24 @@ async fn a_commit_that_nobody_waits_for_any_more_keeps_what_it_wrote() {
     put(&out, "3").await.unwrap();
     assert_eq!(place.text(), "1\n2\n3\n");
 }
+
+#[tokio::test]
+async fn what_a_crash_left_in_a_file_that_began_anew_is_cut_off() {
+    let rotate = |place: &Place| fs::rename(place.path("out"), place.path("away")).unwrap();
+    let truncate = |place: &Place| drop(fs::File::create(place.path("out")).unwrap());
+    for begin_anew in [rotate, truncate] {
+        let place = Place::new();
+        let state = place.state("state");
+        let out = place.open(&state, "out", "out").await.unwrap();
+        put(&out, "of many bytes").await.unwrap();
+        begin_anew(&place);
+        // Killed in the midst of the next append.
+        let staged = out.stage(&outgoing("2")).await.unwrap();
+        drop((staged, out));
+        place.settled().await;
+        place.append("torn");
+        let out = place.open(&state, "out", "out").await.unwrap();
+        put(&out, "2").await.unwrap();
+        assert_eq!(place.text(), "2\n");
+    }
+}
