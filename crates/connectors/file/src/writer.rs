@@ -14,7 +14,7 @@ use brigade_core::state::{StateStore, StoreOp};
 use tokio::runtime::Handle;
 use tokio::sync::OwnedMutexGuard;
 
-use crate::kept::{Account, Kept, new_life};
+use crate::kept::{Account, new_life};
 use crate::settings::{Compression, refuse_special};
 
 /// How long a writer waits for others, in this process or another.
@@ -28,7 +28,7 @@ pub(crate) struct Writer {
     compression: Compression,
     account: Arc<Account>,
     /// Tells this writer from others that the state keeps a note of.
-    life: Arc<str>,
+    life: String,
     inner: Arc<tokio::sync::Mutex<Inner>>,
     /// The pipelines and queues of the producers that are open.
     users: Mutex<Vec<User>>,
@@ -39,21 +39,11 @@ type User = (Arc<str>, Arc<str>);
 /// What one writer at a time has.
 #[derive(Default)]
 struct Inner {
-    open: Option<OpenFile>,
-    /// Whether the state has had a note that this writer has the file open.
+    open: Option<File>,
+    /// Whether this writer has entered: taken back the notes of others, and put its own.
     entered: bool,
-    /// Whether the notes of others were taken back for it and nothing was committed since: they
-    /// may live, and have no way to tell.
-    displaced: bool,
     /// Whether something that was not committed could not be cut off.
     left: bool,
-}
-
-/// The open file, and what this process knows of it.
-struct OpenFile {
-    file: File,
-    /// What the state kept when this process last wrote.
-    known: Option<Kept>,
 }
 
 /// The writers of this process, by path and state.
@@ -149,16 +139,12 @@ impl Writer {
         runtime: Handle,
     ) -> Result<Appended, ConnectorError> {
         let mut locked = self.lock(inner)?;
-        let kept = runtime.block_on(self.prepare(&mut locked))?;
-        let mut appending = Appending {
-            before: kept.length,
-            after: kept,
-            locked: Some(locked),
-            account: Arc::clone(&self.account),
-            runtime,
-        };
-        appending.append(bytes, self.compression).map_err(|error| failed(&self.path, &error))?;
-        Ok(Appended { op: self.account.put(&appending.after), hold: Box::new(appending) })
+        let before = runtime.block_on(self.prepare(&mut locked))?;
+        let account = Arc::clone(&self.account);
+        let mut appending = Appending { locked: Some(locked), before, account, runtime };
+        let length = appending.append(bytes, self.compression);
+        let length = length.map_err(|error| failed(&self.path, &error))?;
+        Ok(Appended { op: self.account.put(length), hold: Box::new(appending) })
     }
 
     /// Locks the file against others, opened if it is not, and again if another file has its name by
@@ -171,11 +157,11 @@ impl Writer {
                 Some(mine) => mine,
                 None => {
                     refuse_special(path, "output")?;
-                    OpenFile::open(path).map_err(|error| failed(path, &error))?
+                    open(path).map_err(|error| failed(path, &error))?
                 }
             };
-            lock_until(&mine.file, path, deadline)?;
-            if mine.is_at(path) {
+            lock_until(&mine, path, deadline)?;
+            if is_at(&mine, path) {
                 locked.0.open = Some(mine);
                 return Ok(locked);
             }
@@ -185,52 +171,42 @@ impl Writer {
 
     /// How much of the file is committed, with a note in the state that this writer has it open. What
     /// goes beyond may be cut off only where it can be what a writer of this state left.
-    async fn prepare(&self, locked: &mut Locked) -> Result<Kept, ConnectorError> {
-        let open = locked.open();
-        let length = open.length().map_err(|error| failed(&self.path, &error))?;
-        let same = |kept: &&Kept| kept.length == length && kept.has(&self.life);
-        if let Some(kept) = open.known.as_ref().filter(same) {
-            return Ok(kept.clone());
-        }
+    async fn prepare(&self, locked: &mut Locked) -> Result<u64, ConnectorError> {
+        let length = length(locked.open()).map_err(|error| failed(&self.path, &error))?;
+        let kept = self.account.load().await?;
         // What was there before Brigade first wrote belongs to the file; a file that is shorter than
         // it was has been replaced or cut by somebody else.
-        let mut kept = self.account.load().await?.unwrap_or(Kept { length, writers: Vec::new() });
-        let shrank = kept.length > length;
-        if shrank {
+        let committed = kept.length.unwrap_or(length);
+        let before = committed.min(length);
+        let (own, others): (Vec<_>, Vec<_>) =
+            kept.writers.into_iter().partition(|writer| *writer == self.life);
+        if length > committed {
+            if others.is_empty() && !locked.0.left {
+                return Err(self.written_by_others(length, committed));
+            }
+            tracing::warn!(
+                file = self.name(),
+                bytes = length - committed,
+                "cutting off what a process that ended had written and not committed"
+            );
+        }
+        if length < committed {
             tracing::info!(
                 file = self.name(),
-                committed = kept.length,
+                committed,
                 length,
                 "the file is shorter than it was: another one, or cut by somebody else"
             );
         }
-        kept.length = kept.length.min(length);
-        let others = kept.has_others(&self.life);
-        if length > kept.length {
-            if !others && !locked.0.left {
-                return Err(self.written_by_others(length, kept.length));
-            }
-            tracing::warn!(
-                file = self.name(),
-                bytes = length - kept.length,
-                "cutting off what a process that ended had written and not committed"
-            );
-        }
+        // Durable before the first byte is appended. Who has entered leaves the notes of others: they
+        // may live, and would have to put them again.
         let first = !locked.0.entered;
-        if first {
-            locked.0.displaced = others;
-            kept.writers.clear();
-        }
-        if shrank || !kept.has(&self.life) {
-            if !kept.has(&self.life) {
-                kept.writers.push(Arc::clone(&self.life));
-            }
-            // Durable before the first byte is appended.
-            self.account.commit(&kept).await?;
+        if first || own.is_empty() || kept.length != Some(before) {
+            let dead = if first { &others[..] } else { &[] };
+            self.account.enter(before, &self.life, dead).await?;
             locked.0.entered = true;
         }
-        locked.open().known = Some(kept.clone());
-        Ok(kept)
+        Ok(before)
     }
 
     fn written_by_others(&self, length: u64, committed: u64) -> ConnectorError {
@@ -248,25 +224,10 @@ impl Writer {
     pub(crate) async fn close(&self) -> Result<(), ConnectorError> {
         let inner = tokio::time::timeout(CLOSE_MAX, Arc::clone(&self.inner).lock_owned()).await;
         let Ok(mut inner) = inner else { return Ok(()) };
-        if !inner.entered || inner.displaced || inner.left {
-            return Ok(());
+        if inner.entered && !inner.left {
+            self.account.leave(&self.life).await?;
+            inner.entered = false;
         }
-        let Some(open) = inner.open.take().filter(|open| open.is_at(&self.path)) else {
-            return Ok(());
-        };
-        let path = self.path.clone();
-        let lock = move || {
-            lock_until(&open.file, &path, Instant::now() + CLOSE_MAX)?;
-            inner.open = Some(open);
-            Ok(Locked(inner))
-        };
-        let mut locked = blocking(lock).await?;
-        if let Some(mut kept) = self.account.load().await? {
-            kept.writers.retain(|writer| **writer != *self.life);
-            self.account.commit(&kept).await?;
-        }
-        locked.0.entered = false;
-        locked.open().known = None;
         Ok(())
     }
 }
@@ -281,15 +242,15 @@ pub(crate) struct Appended {
 struct Locked(OwnedMutexGuard<Inner>);
 
 impl Locked {
-    fn open(&mut self) -> &mut OpenFile {
-        self.0.open.as_mut().expect("it was locked, so it is open")
+    fn open(&self) -> &File {
+        self.0.open.as_ref().expect("it was locked, so it is open")
     }
 }
 
 impl Drop for Locked {
     fn drop(&mut self) {
         // A lock that cannot be taken off goes with the file.
-        if self.0.open.as_ref().is_some_and(|open| open.file.unlock().is_err()) {
+        if self.0.open.as_ref().is_some_and(|open| open.unlock().is_err()) {
             self.0.open = None;
         }
     }
@@ -300,17 +261,16 @@ struct Appending {
     /// `None` once it is known, or somebody else finds out.
     locked: Option<Locked>,
     before: u64,
-    /// What the state keeps once this is committed.
-    after: Kept,
     account: Arc<Account>,
     /// What waits for the state, should nobody say how it ended.
     runtime: Handle,
 }
 
 impl Appending {
-    fn append(&mut self, bytes: &[u8], compression: Compression) -> std::io::Result<()> {
-        let locked = self.locked.as_mut().expect("it is let go only at the end");
-        let mut file = &locked.open().file;
+    /// Says how long the file is then.
+    fn append(&mut self, bytes: &[u8], compression: Compression) -> std::io::Result<u64> {
+        let locked = self.locked.as_ref().expect("it is let go only at the end");
+        let mut file = locked.open();
         if file.metadata()?.len() != self.before {
             file.set_len(self.before)?;
         }
@@ -324,17 +284,14 @@ impl Appending {
         }
         file.write_all(bytes)?;
         file.sync_data()?;
-        self.after.length = self.before + u64::from(torn) + bytes.len() as u64;
-        Ok(())
+        Ok(self.before + u64::from(torn) + bytes.len() as u64)
     }
 }
 
 impl Hold for Appending {
     fn commit(mut self: Box<Self>) {
         let mut locked = self.locked.take().expect("it is let go only at the end");
-        locked.0.displaced = false;
         locked.0.left = false;
-        locked.open().known = Some(self.after.clone());
     }
 }
 
@@ -370,8 +327,8 @@ impl Doubt {
     /// this, all that was asked before is done, or never will be.
     async fn find_out(mut self) {
         let cut = match self.account.load().await {
-            Ok(Some(kept)) if kept.length == self.before => {
-                self.locked.open().cut(self.before).is_ok()
+            Ok(kept) if kept.length == Some(self.before) => {
+                cut(self.locked.open(), self.before).is_ok()
             }
             Ok(_) => true,
             Err(_) => false,
@@ -388,32 +345,28 @@ fn last_byte(mut file: &File, length: u64) -> std::io::Result<Option<u8>> {
     Ok((read == 1).then_some(byte[0]))
 }
 
-impl OpenFile {
-    fn open(path: &Path) -> std::io::Result<Self> {
-        let file =
-            OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
-        Ok(Self { file, known: None })
-    }
+fn open(path: &Path) -> std::io::Result<File> {
+    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
+}
 
-    fn length(&self) -> std::io::Result<u64> {
-        Ok(self.file.metadata()?.len())
-    }
+fn length(file: &File) -> std::io::Result<u64> {
+    Ok(file.metadata()?.len())
+}
 
-    /// Cuts off what goes beyond a length.
-    fn cut(&self, length: u64) -> std::io::Result<()> {
-        if self.length()? > length {
-            self.file.set_len(length)?;
-            self.file.sync_data()?;
-        }
-        Ok(())
+/// Cuts off what goes beyond a length.
+fn cut(file: &File, to: u64) -> std::io::Result<()> {
+    if length(file)? > to {
+        file.set_len(to)?;
+        file.sync_data()?;
     }
+    Ok(())
+}
 
-    /// Whether the path still names this file.
-    fn is_at(&self, path: &Path) -> bool {
-        match (self.file.metadata(), std::fs::metadata(path)) {
-            (Ok(own), Ok(named)) => (own.dev(), own.ino()) == (named.dev(), named.ino()),
-            _ => false,
-        }
+/// Whether the path still names this file.
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), std::fs::metadata(path)) {
+        (Ok(own), Ok(named)) => (own.dev(), own.ino()) == (named.dev(), named.ino()),
+        _ => false,
     }
 }
 
@@ -487,5 +440,79 @@ pub(crate) fn failed(path: &Path, error: &std::io::Error) -> ConnectorError {
             "cannot write {path}: its directory cannot be made, since a file has that name"
         )),
         _ => ConnectorError::transient(format!("cannot write {path}: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use brigade_embedded::{Options, Store};
+
+    use super::*;
+
+    /// A file and a state, and writers as so many processes would have them.
+    struct Place(tempfile::TempDir, Arc<dyn StateStore>);
+
+    impl Place {
+        fn new() -> Self {
+            let place = tempfile::tempdir().expect("a directory");
+            let state = Store::open(&place.path().join("state"), Options::default());
+            Self(place, state.expect("a state"))
+        }
+
+        fn writer(&self) -> Arc<Writer> {
+            Arc::new(Writer::new(self.0.path().join("out"), Compression::None, &self.1))
+        }
+
+        async fn put(&self, writer: &Arc<Writer>, line: &str) -> Result<(), ConnectorError> {
+            let Appended { op, hold } = writer.append(format!("{line}\n").into_bytes()).await?;
+            self.1.commit(vec![op]).await?;
+            hold.commit();
+            Ok(())
+        }
+
+        /// Writes as somebody else, once no writer has the file locked.
+        fn append(&self, text: &str) {
+            let file = OpenOptions::new().append(true).open(self.0.path().join("out"));
+            let mut file = file.expect("it is there");
+            file.lock().expect("it can be locked");
+            file.write_all(text.as_bytes()).expect("it is written");
+        }
+
+        fn text(&self) -> String {
+            std::fs::read_to_string(self.0.path().join("out")).expect("a text")
+        }
+    }
+
+    #[tokio::test]
+    async fn a_writer_that_closed_leaves_no_note_whatever_others_do() {
+        let place = Place::new();
+        let (a, b) = (place.writer(), place.writer());
+        for writer in [&a, &b, &a] {
+            place.put(writer, "1").await.expect("it is written");
+        }
+        b.close().await.expect("it closes");
+        place.put(&a, "2").await.expect("it is written");
+        a.close().await.expect("it closes");
+        place.append("of somebody else\n");
+        let refused = place.put(&place.writer(), "3").await.expect_err("it is refused");
+        assert!(refused.to_string().contains("somebody else has written the rest"), "{refused}");
+        assert_eq!(place.text(), "1\n1\n1\n2\nof somebody else\n");
+    }
+
+    #[tokio::test]
+    async fn what_one_of_several_writers_left_at_its_death_is_cut_off() {
+        let place = Place::new();
+        let (a, b) = (place.writer(), place.writer());
+        // The note of who came first is taken back by who comes later, and put again.
+        for writer in [&a, &b, &a, &b] {
+            place.put(writer, "1").await.expect("it is written");
+        }
+        drop(a.append(b"2\n".to_vec()).await.expect("it is written"));
+        b.close().await.expect("it closes");
+        // In the midst of its next append.
+        place.append("torn");
+        drop(a);
+        place.put(&place.writer(), "3").await.expect("it is written");
+        assert_eq!(place.text(), "1\n1\n1\n1\n3\n");
     }
 }

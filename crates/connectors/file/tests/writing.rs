@@ -223,3 +223,19 @@ async fn what_a_crash_left_in_a_file_that_began_anew_is_cut_off() {
         assert_eq!(place.text(), "2\n");
     }
 }
+
+#[tokio::test]
+async fn a_writer_whose_file_was_rotated_away_leaves_no_note() {
+    let place = Place::new();
+    let state = place.state("state");
+    let out = place.open(&state, "out", "out").await.unwrap();
+    put(&out, "1").await.unwrap();
+    fs::rename(place.path("out"), place.path("away")).unwrap();
+    out.shutdown().await.unwrap();
+    drop(out);
+    assert!(!place.path("out").exists());
+    fs::write(place.path("out"), "of somebody else\n").unwrap();
+    let out = place.open(&state, "out", "out").await.unwrap();
+    refused(put(&out, "2").await, &["out has 17 bytes", "only the first 2"]);
+    assert_eq!(place.text(), "of somebody else\n");
+}
