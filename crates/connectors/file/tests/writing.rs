@@ -204,6 +204,25 @@ async fn a_commit_that_nobody_waits_for_any_more_keeps_what_it_wrote() {
 }
 
 #[tokio::test]
+async fn an_append_that_nobody_waits_for_any_more_leaves_nothing() {
+    let place = Place::new();
+    let state = place.state("state");
+    let out = place.open(&state, "out", "out").await.unwrap();
+    for text in ["1", "2"] {
+        let _ = tokio::time::timeout(Duration::ZERO, out.stage(&outgoing("never"))).await;
+        put(&out, text).await.unwrap();
+    }
+    let _ = tokio::time::timeout(Duration::ZERO, out.stage(&outgoing("never"))).await;
+    // Not before that has come to its end.
+    out.shutdown().await.unwrap();
+    drop(out);
+    assert_eq!(place.text(), "1\n2\n");
+    place.append("3\n");
+    let out = place.open(&state, "out", "out").await.unwrap();
+    refused(put(&out, "4").await, &["out has 6 bytes", "only the first 4"]);
+}
+
+#[tokio::test]
 async fn what_a_crash_left_in_a_file_that_began_anew_is_cut_off() {
     let rotate = |place: &Place| fs::rename(place.path("out"), place.path("away")).unwrap();
     let truncate = |place: &Place| drop(fs::File::create(place.path("out")).unwrap());
