@@ -57,10 +57,19 @@ stages:
 ";
 
     fn boiler() -> Pipeline {
+        pipeline(PIPELINE)
+    }
+
+    fn pipeline(text: &str) -> Pipeline {
         let registry = brigade::registry().component("alarm", alarm);
         let (format, here, over) = (Format::Yaml, Path::new("."), Overrides::default());
-        let loaded = load_str("boiler.yaml", format, PIPELINE, here, &over, &registry).unwrap();
+        let loaded = load_str("boiler.yaml", format, text, here, &over, &registry).unwrap();
         Pipeline::new(loaded.topology, &registry).unwrap()
+    }
+
+    fn patient() -> Pipeline {
+        let retry = "retry: { attempts: 10, min: 20m, max: 20m }";
+        pipeline(&PIPELINE.replace("outputs: [alarms]", &format!("outputs: [alarms], {retry}")))
     }
 
     #[tokio::test]
@@ -102,4 +111,19 @@ stages:
         assert_eq!((stage.calls, stage.failed_attempts), (4, 3));
     }
     // ANCHOR_END: faults
+
+    // ANCHOR: paused
+    #[test]
+    fn a_service_that_is_away_for_an_hour_costs_no_alarm_and_no_hour() {
+        brigade_testkit::paused(async {
+            let away = Fault::Error("the service is away".to_owned());
+            let trial = Trial::of(patient()).fault("alarm", 1..=7, away).start().await.unwrap();
+            let begun = tokio::time::Instant::now();
+            trial.send("readings", [Message::new("{\"sensor\":\"boiler\",\"celsius\":95}")]);
+            trial.settle().await.unwrap();
+            assert_eq!(trial.outputs("alarms").len(), 1);
+            assert!(begun.elapsed().as_secs() > 3600);
+        });
+    }
+    // ANCHOR_END: paused
 }

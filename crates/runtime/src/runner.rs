@@ -2,7 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use brigade_core::component::{
     AnyComponent, Context, Emit, Emitted, HandleError, Handling, Parsed, StateWrite,
@@ -16,6 +16,8 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
+
+use tokio::time::Instant;
 
 use crate::edge::read_value;
 use crate::plan::{QueuePlan, StagePlan, Target};
@@ -291,7 +293,10 @@ impl RunnerSite {
     pub(crate) async fn throttle(&self) {
         let Some(bucket) = &self.stage.throttle else { return };
         loop {
-            let taken = bucket.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now());
+            let taken = bucket
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(Instant::now().into_std());
             match taken {
                 Ok(()) => return,
                 Err(wait) => tokio::time::sleep(wait).await,
@@ -556,9 +561,10 @@ impl Template {
     }
 }
 
-/// The time now, by the wall clock.
+/// The time now, by the wall clock. Where a test has stopped the time, it goes on as that does.
 pub(crate) fn now() -> Timestamp {
-    SystemTime::now().into()
+    let ahead = Instant::now().into_std().saturating_duration_since(std::time::Instant::now());
+    (SystemTime::now() + ahead).into()
 }
 
 /// What a panic said.

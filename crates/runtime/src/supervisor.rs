@@ -2,15 +2,16 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use actix::prelude::*;
 use brigade_core::connector::Producer;
 use brigade_core::state::StateStore;
 use tokio::sync::oneshot;
+use tokio::task::LocalSet;
 
 use crate::events::{EventSender, Events};
+use crate::lane::Home;
 use crate::pipeline::{Pipeline, StartError};
 use crate::plan::{Plan, QueuePlace};
 use crate::status::{PipelineStatus, QueueDepth, Stopped};
@@ -61,26 +62,73 @@ impl Supervisor {
     /// # Errors
     /// A pipeline's state cannot be opened, or two pipelines have the same name.
     pub async fn start(self) -> Result<Running, StartError> {
+        let lanes: usize = self.pipelines.iter().map(|p| p.topology().lanes.max(1)).sum();
+        room_for_threads(lanes + 1)?;
+        let (launch, alive, launched) = self.launch(Home::Threads)?;
+        std::thread::Builder::new()
+            .name("brigade".to_owned())
+            .spawn(move || {
+                System::new().block_on(launch.supervise());
+                drop(alive);
+            })
+            .map_err(|error| StartError::new(format!("no thread to be had: {error}")))?;
+        launched.running().await
+    }
+
+    /// As [`start`](Supervisor::start), in the calling thread's `LocalSet`, so that a test can stop
+    /// the time of everything. For the testkit.
+    #[doc(hidden)]
+    pub async fn start_here(self) -> Result<Running, StartError> {
+        let (launch, alive, launched) = self.launch(Home::Here)?;
+        tokio::task::spawn_local(async move {
+            let actors = LocalSet::new();
+            actors.run_until(launch.supervise()).await;
+            drop(actors);
+            drop(alive);
+        });
+        launched.running().await
+    }
+
+    /// What to run, what to drop when all actors have gone, and what is known of it meanwhile.
+    fn launch(self, home: Home) -> Result<(Launch, oneshot::Sender<()>, Launched), StartError> {
         let mut names: Vec<&str> = self.pipelines.iter().map(Pipeline::name).collect();
         names.sort_unstable();
         if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(StartError::new(format!("two pipelines are named `{}`", twice[0])));
         }
-        let lanes: usize = self.pipelines.iter().map(|p| p.topology().lanes.max(1)).sum();
-        room_for_threads(lanes + 1)?;
         let (ready, started) = oneshot::channel();
         let (stop, stopped) = oneshot::channel();
+        let (alive, ended) = oneshot::channel();
         let events = EventSender::new();
-        let sender = events.clone();
-        let thread = std::thread::Builder::new()
-            .name("brigade".to_owned())
-            .spawn(move || {
-                System::new().block_on(supervise(self.pipelines, sender, ready, stopped))
-            })
-            .map_err(|error| StartError::new(format!("no thread to be had: {error}")))?;
-        let trees =
-            started.await.map_err(|_| StartError::new("the supervisor did not start"))??;
-        Ok(Running { trees, events, stop: Some(stop), thread: Some(thread) })
+        let launched = Launched { started, stop, ended, events: events.clone() };
+        let pipelines = self.pipelines;
+        Ok((Launch { pipelines, home, events, ready, stopped }, alive, launched))
+    }
+}
+
+/// What the supervisor is about to do.
+struct Launch {
+    pipelines: Vec<Pipeline>,
+    home: Home,
+    events: EventSender,
+    ready: Ready,
+    stopped: oneshot::Receiver<()>,
+}
+
+/// What the supervisor's owner has of it.
+struct Launched {
+    started: oneshot::Receiver<Result<Vec<TreeHandle>, StartError>>,
+    stop: oneshot::Sender<()>,
+    ended: oneshot::Receiver<()>,
+    events: EventSender,
+}
+
+impl Launched {
+    async fn running(self) -> Result<Running, StartError> {
+        let Self { started, stop, ended, events } = self;
+        let started = started.await;
+        let trees = started.map_err(|_| StartError::new("the supervisor did not start"))??;
+        Ok(Running { trees, events, stop, ended })
     }
 }
 
@@ -98,41 +146,41 @@ fn room_for_threads(threads: usize) -> Result<(), StartError> {
 
 type Ready = oneshot::Sender<Result<Vec<TreeHandle>, StartError>>;
 
-async fn supervise(
-    pipelines: Vec<Pipeline>,
-    events: EventSender,
-    ready: Ready,
-    stop: oneshot::Receiver<()>,
-) {
-    let mut trees: Vec<TreeHandle> = Vec::new();
-    let mut states: Vec<Arc<dyn StateStore>> = Vec::new();
-    for pipeline in pipelines {
-        match pipeline.into_plan().await {
-            Ok(plan) => {
-                let (name, deadline) = (plan.pipeline.to_string(), plan.stop_deadline);
-                states.push(Arc::clone(&plan.env.state));
-                let plan = Arc::new(plan);
-                let addr = Tree::new(Arc::clone(&plan), events.clone()).start();
-                trees.push(TreeHandle { name, deadline, addr, plan });
-            }
-            Err(error) => {
-                for tree in &trees {
-                    tree.ask(|reply| Command::Stop { deadline: Some(Duration::ZERO), reply }).await;
+impl Launch {
+    /// Runs until it is told to stop.
+    async fn supervise(self) {
+        let Self { pipelines, home, events, ready, stopped } = self;
+        let mut trees: Vec<TreeHandle> = Vec::new();
+        let mut states: Vec<Arc<dyn StateStore>> = Vec::new();
+        for pipeline in pipelines {
+            match pipeline.into_plan().await {
+                Ok(plan) => {
+                    let (name, deadline) = (plan.pipeline.to_string(), plan.stop_deadline);
+                    states.push(Arc::clone(&plan.env.state));
+                    let plan = Arc::new(plan);
+                    let addr = Tree::new(Arc::clone(&plan), events.clone(), home).start();
+                    trees.push(TreeHandle { name, deadline, addr, plan });
                 }
-                // Who started is waiting for exactly this.
-                let _ = ready.send(Err(error));
-                return;
+                Err(error) => {
+                    for tree in &trees {
+                        tree.ask(|reply| Command::Stop { deadline: Some(Duration::ZERO), reply })
+                            .await;
+                    }
+                    // Who started is waiting for exactly this.
+                    let _ = ready.send(Err(error));
+                    return;
+                }
             }
         }
-    }
-    if ready.send(Ok(trees)).is_err() {
-        return;
-    }
-    // Ends by a message, or when the handle is dropped.
-    let _ = stop.await;
-    for state in states {
-        if let Err(error) = state.shutdown().await {
-            tracing::warn!(%error, "the state did not shut down cleanly");
+        if ready.send(Ok(trees)).is_err() {
+            return;
+        }
+        // Ends by a message, or when the handle is dropped.
+        let _ = stopped.await;
+        for state in states {
+            if let Err(error) = state.shutdown().await {
+                tracing::warn!(%error, "the state did not shut down cleanly");
+            }
         }
     }
 }
@@ -171,8 +219,9 @@ impl TreeHandle {
 pub struct Running {
     trees: Vec<TreeHandle>,
     events: EventSender,
-    stop: Option<oneshot::Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    stop: oneshot::Sender<()>,
+    /// Hears that the supervisor has ended.
+    ended: oneshot::Receiver<()>,
 }
 
 /// Why something that was asked of a running pipeline was not done.
@@ -364,7 +413,7 @@ impl Running {
         tree.order(|reply| Command::Sabotage { stage, defect, reply }).await
     }
 
-    async fn end(mut self, deadline: impl Fn(Duration) -> Option<Duration>) -> Vec<Stopped> {
+    async fn end(self, deadline: impl Fn(Duration) -> Option<Duration>) -> Vec<Stopped> {
         let mut asked = Vec::new();
         for tree in &self.trees {
             let (reply, answer) = oneshot::channel();
@@ -375,15 +424,9 @@ impl Running {
         for answer in asked {
             all.extend(answer.await.ok());
         }
-        let (thread, stop) = (self.thread.take(), self.stop.take());
-        drop(stop);
-        let (joined, done) = oneshot::channel();
-        // Joining blocks; it is done by a thread that may, so that any runtime can wait for it.
-        std::thread::spawn(move || {
-            let _ = thread.map(JoinHandle::join);
-            let _ = joined.send(());
-        });
-        let _ = done.await;
+        drop(self.stop);
+        // Nothing is ever sent.
+        let _ = self.ended.await;
         all
     }
 

@@ -9,14 +9,15 @@ mod stop;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use actix::prelude::*;
 use brigade_core::books::Books;
 use brigade_core::restart::{Restart, RestartBudget};
 
+use tokio::time::Instant;
+
 use crate::events::{Event, EventSender};
-use crate::lane::Lanes;
+use crate::lane::{Home, Lanes};
 use crate::plan::Plan;
 use crate::status::{PipelineStatus, QueueTimes, StageState, StageStatus, Unaccounted};
 
@@ -127,7 +128,7 @@ pub(crate) struct Tree {
 }
 
 impl Tree {
-    pub(crate) fn new(plan: Arc<Plan>, events: EventSender) -> Self {
+    pub(crate) fn new(plan: Arc<Plan>, events: EventSender, home: Home) -> Self {
         let stages = plan.stages.iter().map(|stage| StageEntry {
             state: StageState::Starting,
             error: None,
@@ -137,7 +138,7 @@ impl Tree {
         let producers = Producers::new(plan.queues.len());
         Self {
             stages: stages.collect(),
-            lanes: Some(Lanes::start(plan.lanes)),
+            lanes: Some(Lanes::start(plan.lanes, home)),
             lines: HashMap::new(),
             producers,
             plan,
@@ -184,7 +185,7 @@ impl Tree {
 
     /// Asks the stage's budget whether, and when, something is started again.
     fn ask_budget(&mut self, stage: u16) -> Restart {
-        self.stages[usize::from(stage)].budget.failed(Instant::now())
+        self.stages[usize::from(stage)].budget.failed(Instant::now().into_std())
     }
 
     /// A stage has failed, and with it everything that is joined to it without a queue between.

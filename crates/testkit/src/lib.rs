@@ -1,5 +1,5 @@
-//! For tests: [`Driven`] drives one component, [`Trial`] a whole pipeline on memory queues, and the conformance suite tests a
-//! connector, also one of your own, with one call.
+//! For tests: [`Driven`] drives one component, [`Trial`] a whole pipeline on memory queues, in [`paused`] with
+//! its time stopped, and the conformance suite tests a connector, also one of your own, with one call.
 //!
 //! ```ignore
 //! brigade_testkit::conformance!(|| async { my_fixture() });
@@ -14,12 +14,14 @@ pub mod conformance;
 mod drive;
 mod faults;
 mod fixture;
+mod paused;
 pub mod servers;
 mod trial;
 
 pub use drive::Driven;
 pub use faults::Fault;
 pub use fixture::{Disturb, Fixture};
+pub use paused::paused;
 pub use trial::{Trial, TrialSetup};
 
 /// One test for each property of the suite; the argument is a function that makes a

@@ -12,6 +12,7 @@ use brigade_runtime::{
 };
 
 use crate::faults::{Fault, Faulty, Planned, Stalls, Unsteady};
+use crate::paused;
 
 /// How often it is looked whether a pipeline has started.
 const LOOK: Duration = Duration::from_millis(1);
@@ -72,9 +73,9 @@ impl TrialSetup {
         self
     }
 
-    /// Nothing waits: back-offs before retries and restarts take a millisecond, whatever the file
-    /// says. Lanes are threads with clocks of their own, so time itself cannot be stopped for all of
-    /// them; delays of messages and timeouts stay as they are.
+    /// Back-offs before retries and restarts take a millisecond, whatever the file says; delays of
+    /// messages and timeouts stay as they are. For trials on lanes that are threads; in
+    /// [`paused`](crate::paused()) time no wait takes any time.
     #[must_use]
     pub fn without_back_off(self) -> Self {
         Self { pipeline: self.pipeline.without_back_off(), ..self }
@@ -95,7 +96,11 @@ impl TrialSetup {
         let (name, declared) = (pipeline.name().to_owned(), declared(&pipeline));
         let queues = queues(&pipeline);
         let pipeline = pipeline.on(Arc::new(connector)).state(state.clone());
-        let running = Supervisor::new().add(pipeline).start().await?;
+        let supervisor = Supervisor::new().add(pipeline);
+        let running = match paused::is() {
+            true => supervisor.start_here().await?,
+            false => supervisor.start().await?,
+        };
         wait_until_ready(&running).await?;
         Ok(Trial { memory, state, pipeline: name, declared, queues, running })
     }

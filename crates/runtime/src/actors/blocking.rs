@@ -5,12 +5,14 @@
 //! away, and another thread goes on from the desk. Such threads are counted and limited.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix::prelude::*;
 use brigade_core::component::{Context as ComponentContext, Kind};
 use brigade_core::connector::Order;
 use brigade_core::delivery::{Delivery, ended_here};
+
+use tokio::time::Instant;
 
 use super::worker::{WorkLoop, Worker};
 use crate::runner::{Attempt, Outbox, RunnerSite, Step, call as call_component};

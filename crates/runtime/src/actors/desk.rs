@@ -4,7 +4,6 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
 
 use brigade_core::books::Page;
 use brigade_core::connector::Order;
@@ -12,6 +11,8 @@ use brigade_core::delivery::{Delivery, Resolution, ended_here};
 use brigade_core::order::Gate;
 use bytes::Bytes;
 use tokio::sync::Notify;
+
+use tokio::time::Instant;
 
 use crate::runner::Parked;
 
@@ -89,7 +90,7 @@ impl Desk {
             match due {
                 None => self.notify.notified().await,
                 Some(at) => {
-                    let due = tokio::time::sleep_until(at.into());
+                    let due = tokio::time::sleep_until(at);
                     tokio::select! {
                         () = self.notify.notified() => {}
                         () = due => {}
@@ -112,7 +113,7 @@ impl Desk {
                     return;
                 }
             }
-            let full = tokio::time::timeout_at(until.into(), self.notify.notified());
+            let full = tokio::time::timeout_at(until, self.notify.notified());
             if full.await.is_err() {
                 return;
             }

@@ -1,12 +1,14 @@
 //! The actor of one worker: its mailbox fills a desk, and a loop works the desk off.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix::prelude::*;
 use brigade_core::component::Kind;
 use brigade_core::connector::Order;
 use brigade_core::delivery::Delivery;
+
+use tokio::time::Instant;
 
 use super::blocking::BlockingThread;
 use super::desk::{Desk, Item};

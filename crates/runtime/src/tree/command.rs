@@ -1,10 +1,12 @@
 //! What a program asks of a running pipeline.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix::prelude::*;
 use tokio::sync::oneshot;
+
+use tokio::time::Instant;
 
 use super::Tree;
 use super::line::Line;

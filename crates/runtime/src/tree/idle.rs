@@ -7,12 +7,14 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix::prelude::*;
 use brigade_core::connector::{ConnectorError, Lag};
 use brigade_core::state::{StateStore, StoreOp};
 use tokio::sync::oneshot;
+
+use tokio::time::Instant;
 
 use super::Tree;
 use super::line::ConsumerEntry;

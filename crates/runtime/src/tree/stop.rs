@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use actix::prelude::*;
 use brigade_core::connector::Producer;
 use tokio::sync::oneshot;
+
+use tokio::time::Instant;
 
 use super::Tree;
 use crate::actors::Mode;

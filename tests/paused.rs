@@ -1,0 +1,145 @@
+//! Waits of whole pipelines, in time that is stopped: each is as long as the file says, and over at once.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that stops says where"
+)]
+
+mod common;
+
+use std::time::{Duration, SystemTime};
+
+use brigade::prelude::*;
+use brigade::{Message, Pipeline, Registry, Timestamp};
+use brigade_testkit::{Fault, Trial, TrialSetup, paused};
+use common::World;
+use tokio::time::Instant;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+fn of(yaml: &str, registry: &Registry) -> TrialSetup {
+    Trial::of(Pipeline::new(World::new().load(yaml, registry), registry).unwrap())
+}
+
+/// A stage; `more` stands in it.
+fn one(component: &str, more: &str) -> String {
+    format!(
+        "queues: {{ in: {{ type: memory }}, out: {{ type: memory }} }}
+stages:
+  first: {{ component: {component}, input: in, outputs: [out], {more} }}
+"
+    )
+}
+
+fn numbered(numbers: std::ops::Range<u64>) -> impl Iterator<Item = Message> {
+    let event_time = Some(Timestamp::from(SystemTime::now()));
+    numbers.map(move |n| Message { event_time, ..Message::new(n.to_string()) })
+}
+
+/// Sends messages, and says how long it took until nothing was left to do.
+async fn took(setup: TrialSetup, messages: u64) -> (Trial, Duration) {
+    let trial = setup.start().await.unwrap();
+    let begun = Instant::now();
+    trial.send("in", numbered(0..messages));
+    trial.settle().await.unwrap();
+    (trial, begun.elapsed())
+}
+
+fn at_least(took: Duration, least: Duration) {
+    assert!((least..least + MINUTE).contains(&took), "{took:?} instead of {least:?}");
+}
+
+#[test]
+fn back_offs_are_as_long_as_the_file_says() {
+    paused(async {
+        let yaml = one("pass", "retry: { attempts: 4, min: 6m, max: 12m }");
+        let setup = of(&yaml, &brigade::registry());
+        let (trial, took) = took(setup.fault("first", 1..=3, Fault::Error("no".into())), 1).await;
+        assert_eq!(trial.outputs("out").len(), 1);
+        // Each is the whole or down to half of it: 6, 12 and 12 minutes.
+        assert!((15 * MINUTE..31 * MINUTE).contains(&took), "{took:?}");
+        let stopped = trial.end().await;
+        assert_eq!(stopped[0].status.unaccounted, []);
+    });
+}
+
+#[test]
+fn a_batch_that_is_not_full_waits_for_its_age() {
+    let count = async |numbers: Vec<u64>| {
+        let each = numbers.into_iter().map(|number| Ok::<_, Failure>(Emit::value(number)));
+        each.collect::<Vec<_>>()
+    };
+    let registry = brigade::registry().component("count", count);
+    paused(async {
+        let (trial, took) =
+            took(of(&one("count", "batch: { size: 10, age: 2m }"), &registry), 13).await;
+        assert_eq!(trial.outputs("out").len(), 13);
+        at_least(took, 2 * MINUTE);
+        assert_eq!(trial.status().await.stage("first").unwrap().calls, 2);
+    });
+}
+
+#[test]
+fn a_throttle_takes_as_long_as_its_rate_says() {
+    paused(async {
+        let yaml = one("pass", "throttle: { rate: 10, per: 1m, burst: 10 }");
+        let (trial, took) = took(of(&yaml, &brigade::registry()), 50).await;
+        assert_eq!(trial.outputs("out").len(), 50);
+        at_least(took, 4 * MINUTE);
+    });
+}
+
+#[test]
+fn a_call_that_takes_too_long_is_tried_again_when_its_time_is_over() {
+    let slow = async |number: u64, cx: &Context| {
+        if cx.attempt() == 1 {
+            tokio::time::sleep(1000 * MINUTE).await;
+        }
+        Ok::<_, Failure>(Emit::value(number))
+    };
+    let registry = brigade::registry().component("slow", slow);
+    paused(async {
+        let (trial, took) =
+            took(of(&one("slow", "timeout: 3m, retry: { attempts: 2 }"), &registry), 1).await;
+        assert_eq!(trial.outputs("out").len(), 1);
+        at_least(took, 3 * MINUTE);
+        assert_eq!(trial.status().await.stage("first").unwrap().timeouts, 1);
+    });
+}
+
+#[test]
+fn an_output_comes_when_its_delay_is_over_and_a_message_expires() {
+    let late = |number: u64| Ok::<_, Failure>(Emit::value(number).delay(5 * MINUTE));
+    let registry = brigade::registry().component("late", late);
+    let yaml = "queues: { in: { type: memory }, mid: { type: memory }, out: { type: memory } }
+stages:
+  first: { component: late, input: in, outputs: [mid] }
+  second: { component: pass, input: mid, outputs: [out], expire: 4m }
+";
+    paused(async {
+        let (trial, took) = took(of(yaml, &registry), 1).await;
+        at_least(took, 5 * MINUTE);
+        assert_eq!((trial.outputs("out").len(), trial.dead_letters("second").len()), (0, 1));
+    });
+}
+
+#[test]
+fn a_stop_waits_for_its_deadline() {
+    let never = async |number: u64| {
+        std::future::pending::<()>().await;
+        Ok::<_, Failure>(Emit::value(number))
+    };
+    let registry = brigade::registry().component("never", never);
+    paused(async {
+        let trial = of(&one("never", ""), &registry).start().await.unwrap();
+        trial.send("in", numbered(0..1));
+        while trial.status().await.stage("first").unwrap().in_flight == 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let begun = Instant::now();
+        let (memory, _) = trial.stop_with_queues(2 * MINUTE).await;
+        at_least(begun.elapsed(), 2 * MINUTE);
+        assert_eq!(memory.messages("test", "in").len(), 1);
+    });
+}
