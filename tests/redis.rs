@@ -240,7 +240,7 @@ stages:
     fs::write(directory.join("p.yaml"), yaml.replace("THROTTLE", "")).unwrap();
     let begun = Instant::now();
     assert!(brigade(directory, &server, "bill").wait().unwrap().success());
-    // A member is not heard of for 12 s until it is dead for others.
+    // Elsewhere it would be dead for others after 12 s at the earliest.
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     let text = fs::read_to_string(directory.join("out.jsonl")).unwrap();
     let number =

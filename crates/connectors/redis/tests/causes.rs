@@ -405,7 +405,7 @@ async fn the_rights_that_the_book_names_are_enough() {
     let server = Redis::start();
     let mut beside = Beside::new(&server.url());
     let url = server.url().replace("//", "//bob:secret@");
-    let streams = "~in ~out ~{in}:brigade:* ~{out}:brigade:* +@stream +set +del";
+    let streams = "~in ~out ~{in}:brigade:* ~{out}:brigade:* +@stream +set +pexpire +del";
     let rsmq = "~rsmq:* +@set &rsmq:* +publish +subscribe";
     for (connector, own) in [(&RedisStreams as &dyn Connector, streams), (&Rsmq, rsmq)] {
         let name = connector.type_name();

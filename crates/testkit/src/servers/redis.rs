@@ -10,7 +10,7 @@ use super::{LOOK, PATIENCE, free_port, used};
 /// The commands that a user of queues on streams needs, as an access list has them.
 pub const STREAM_COMMANDS: &str = "+xadd +xack +xclaim +xdel +xlen +xpending +xrange +xreadgroup +xtrim \
     +xgroup|create +xgroup|delconsumer +xinfo|consumers +xinfo|groups +zadd +zcard +zcount +zrange \
-    +zrangebyscore +zrem +hget +hset +hdel +get +set +del +type +time +evalsha +script|load";
+    +zrangebyscore +zrem +hget +hset +hdel +get +set +pexpire +del +type +time +evalsha +script|load";
 /// The streams of its user: each with the keys beside it.
 const STREAMS: [&str; 2] = ["shop", "beside"];
 

@@ -1,4 +1,4 @@
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -72,6 +72,8 @@ pub(super) struct Site {
     looked: std::sync::Mutex<Option<Instant>>,
     /// When others had last left nothing behind.
     looked_after: std::sync::Mutex<Option<Instant>>,
+    /// Since when members that did nothing meanwhile are without a key.
+    pub(super) missing: std::sync::Mutex<HashMap<String, Instant>>,
 }
 
 /// Reads that outlive who asked for them, so that nothing is lost with a dropped `consume`.
@@ -105,6 +107,7 @@ impl StreamConsumer {
             lost: AtomicBool::new(false),
             looked: std::sync::Mutex::default(),
             looked_after: std::sync::Mutex::default(),
+            missing: std::sync::Mutex::default(),
         });
         site.say_alive().await?;
         let beating = Arc::clone(&site);

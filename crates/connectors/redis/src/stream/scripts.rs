@@ -135,16 +135,18 @@ pub(crate) static CLAIM_DUE: LazyLock<Script> = LazyLock::new(|| {
 
 /// Claims what a member held that does not live any more, and forgets it when it holds nothing.
 /// KEYS: stream, attempts, the member's alive key. ARGV: group, member, the dead one, count, the value of
-/// an alive key that is no sign of life. Answers with that of another, if it is there.
+/// an alive key that is no sign of life, whether a missing key is a sign of death (1). Answers with the
+/// value of a key that is there, with nothing if one is missing that says nothing.
 pub(crate) static CLAIM_DEAD: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{CLAIM}
         local alive = redis.call('GET', KEYS[3])
         if alive and alive ~= ARGV[5] then return alive end
-        if alive then redis.call('DEL', KEYS[3]) end
+        if not alive and ARGV[6] ~= '1' then return false end
         local held = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', ARGV[4], ARGV[3])
         if #held == 0 then
           redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[3])
+          redis.call('DEL', KEYS[3])
           return {{}}
         end
         local ids = {{}}

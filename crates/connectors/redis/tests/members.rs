@@ -1,0 +1,108 @@
+//! The members of a stream's group: what a live one holds stays with it, whatever the server forgets.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that stops says where"
+)]
+
+mod common;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use brigade_core::connector::{Connector, Consumer};
+use brigade_redis::RedisStreams;
+use brigade_testkit::servers::Redis;
+use common::{WANT, env, numbered, open, queue, reader};
+use redis::Connection;
+use serde_json::json;
+
+fn connect(server: &Redis) -> Connection {
+    redis::Client::open(server.url()).unwrap().get_connection().unwrap()
+}
+
+/// A command as it is typed into `redis-cli`.
+fn ask<T: redis::FromRedisValue>(connection: &mut Connection, command: &str) -> T {
+    let mut words = command.split(' ');
+    let mut asked = redis::cmd(words.next().unwrap());
+    asked.arg(words.collect::<Vec<_>>()).query(connection).unwrap()
+}
+
+/// What becomes of the keys by which members say that they live.
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    /// They cannot be set: there is no room.
+    Oom,
+    /// They are the first to go where room is made, and cannot be set again.
+    Evicted,
+    /// They are gone at once, as when the server was away for longer than they last.
+    Lapsed,
+}
+
+/// Has another member look for long what others left behind; answers with how many it took from one that
+/// lives and does not read.
+async fn taken_from_a_live_member(fault: Fault) -> usize {
+    let server = Redis::start();
+    let mut beside = connect(&server);
+    let queue = queue("shop", json!({ "url": server.url() }));
+    let (producer, holder) = open(&RedisStreams, &queue).await;
+    producer.produce(&[numbered(1)]).await.unwrap();
+    let held = holder.consume(WANT).await.unwrap();
+    let other: Arc<dyn Consumer> = RedisStreams.consumer(&queue, &reader(), &env()).await.unwrap();
+    match fault {
+        Fault::Oom => ask::<()>(&mut beside, "CONFIG SET maxmemory 1"),
+        Fault::Evicted => {
+            ask::<()>(&mut beside, "CONFIG SET maxmemory-policy volatile-ttl");
+            ask::<()>(&mut beside, "CONFIG SET maxmemory 1");
+        }
+        Fault::Lapsed => {
+            for key in ask::<Vec<String>>(&mut beside, "KEYS *:alive:*") {
+                ask::<()>(&mut beside, &format!("DEL {key}"));
+            }
+        }
+    }
+    // Longer than a key lasts, and than two looks are apart.
+    let looked = tokio::time::timeout(Duration::from_secs(20), async {
+        loop {
+            let taken = other.consume(WANT).await.unwrap();
+            if !taken.is_empty() {
+                break taken.len();
+            }
+        }
+    });
+    let taken = looked.await.unwrap_or(0);
+    ask::<()>(&mut beside, "CONFIG SET maxmemory 0");
+    let receipts = vec![held[0].receipt];
+    let fenced = holder.ack(receipts, Vec::new()).await.unwrap().fenced;
+    assert_eq!(fenced.len(), taken, "{fault:?}");
+    taken
+}
+
+#[tokio::test]
+async fn a_live_member_keeps_what_it_holds_though_its_key_is_gone() {
+    let (oom, evicted, lapsed) = tokio::join!(
+        taken_from_a_live_member(Fault::Oom),
+        taken_from_a_live_member(Fault::Evicted),
+        taken_from_a_live_member(Fault::Lapsed)
+    );
+    assert_eq!((oom, evicted, lapsed), (0, 0, 0), "out of memory, evicted, lapsed");
+}
+
+/// What a dead member held comes, also while there is no room for keys.
+#[tokio::test]
+async fn a_dead_member_is_taken_over_from_though_there_is_no_room() {
+    let server = Redis::start();
+    let mut beside = connect(&server);
+    let queue = queue("shop", json!({ "url": server.url() }));
+    let (producer, consumer) = open(&RedisStreams, &queue).await;
+    producer.produce(&[numbered(1)]).await.unwrap();
+    // It never had a key: it died longer ago than that lasts.
+    let read =
+        "XREADGROUP GROUP suite brigade-dead COUNT 1 STREAMS shop >".replace("suite", "shop");
+    let _: redis::Value = ask(&mut beside, &read);
+    ask::<()>(&mut beside, "CONFIG SET maxmemory 1");
+    let taken = tokio::time::timeout(Duration::from_secs(60), consumer.consume(WANT)).await;
+    let taken = taken.expect("it is taken over").unwrap();
+    assert_eq!((taken.len(), taken[0].redeliveries), (1, 1));
+}
