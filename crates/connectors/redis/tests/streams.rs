@@ -219,3 +219,52 @@ async fn a_user_needs_the_commands_that_the_documentation_tells() {
     called.insert("xgroup|create".to_owned());
     assert_eq!(called, told);
 }
+
+/// How often a server was asked this.
+fn calls(connection: &mut Connection, command: &str) -> u64 {
+    let stats: String = ask(connection, "INFO commandstats");
+    let line =
+        stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+    line.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
+}
+
+/// What is due and has no room on the stream waits alone: what is there comes, and makes room.
+#[tokio::test]
+async fn without_room_for_what_is_due_the_stream_is_read_all_the_same() {
+    let server = Redis::start();
+    let mut other = connect(&server);
+    let queue = queue(json!({ "url": server.url() }));
+    let consumer = consumer(&queue).await;
+    let later = Outgoing { delay: Some(Duration::from_millis(1)), ..numbered(9) };
+    let failed = |one: &Incoming| Failed {
+        receipt: one.receipt,
+        reason: FailedReason::Released,
+        delay: Duration::ZERO,
+    };
+    producer(&queue).await.produce(&[numbered(0), numbered(1)]).await.unwrap();
+    let taken = consumer.consume(Want { messages: 1, ..WANT }).await.unwrap();
+    consumer.on_fail(vec![failed(&taken[0])]).await.unwrap();
+    producer(&queue).await.produce(&[later]).await.unwrap();
+    ask::<()>(&mut other, "CONFIG SET maxmemory 1");
+    let mut seen = Vec::new();
+    while seen.len() < 2 {
+        let taken = consumer.consume(WANT).await.unwrap();
+        seen.extend(taken.iter().map(|one| text(one).to_owned()));
+        let receipts = taken.iter().map(|one| one.receipt).collect();
+        assert_eq!(consumer.ack(receipts, Vec::new()).await.unwrap().fenced, []);
+    }
+    assert_eq!(seen, ["0", "1"], "what was put back, then what is new");
+    // Also somebody who begins now reads.
+    let begun = self::consumer(&queue).await;
+    assert!(tokio::time::timeout(Duration::from_secs(1), begun.consume(WANT)).await.is_err());
+    begun.shutdown().await.unwrap();
+    let before = calls(&mut other, "xreadgroup");
+    let waited = tokio::time::timeout(Duration::from_secs(2), consumer.consume(WANT)).await;
+    assert!(waited.is_err(), "{waited:?}");
+    let asked = calls(&mut other, "xreadgroup") - before;
+    assert!(asked < 10, "it asked {asked} times in 2 s");
+    ask::<()>(&mut other, "CONFIG SET maxmemory 0");
+    let taken = consumer.consume(WANT).await.unwrap();
+    assert_eq!((taken.len(), text(&taken[0])), (1, "9"));
+    assert_eq!(ask::<usize>(&mut other, "ZCARD {s}:brigade:later"), 0);
+}

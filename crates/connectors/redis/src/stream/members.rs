@@ -64,7 +64,12 @@ impl Site {
         let mut set = cmd("SET");
         set.arg(&key).arg(alive.as_deref().unwrap_or(process::ALIVE)).arg("PX").arg(&lasts);
         let set = self.wire.command(&set).await;
-        self.touch().await.and(set)
+        self.touch().await?;
+        match set {
+            // It is active all the same; who wants to write is told of it.
+            Err(error) if error.to_string().contains("OOM") => Ok(()),
+            set => set,
+        }
     }
 
     /// Asks for what this member holds after the last id that there is: nothing. The server notes when a

@@ -6,7 +6,7 @@ use brigade_core::connector::{
     ConnectorError, Features, Outgoing, Produced, Producer, Rejected, Staged,
 };
 use brigade_core::state::StoreId;
-use redis::{Pipeline, cmd};
+use redis::{Pipeline, Value, cmd};
 
 use super::connector::Keys;
 use super::entry::fields;
@@ -80,6 +80,14 @@ pub(crate) async fn make_group(
     make.arg("CREATE").arg(stream).arg(group).arg("0").arg("MKSTREAM");
     match wire.command::<()>(&make).await {
         Err(error) if error.to_string().contains("BUSYGROUP") => Ok(()),
+        // Without room it is refused before it is looked for.
+        Err(error) if error.to_string().contains("OOM") => {
+            let mut groups = cmd("XINFO");
+            groups.arg("GROUPS").arg(stream);
+            let groups: Vec<Vec<Value>> = wire.command(&groups).await.unwrap_or_default();
+            let name = Value::BulkString(group.as_bytes().to_vec());
+            groups.iter().any(|told| told.get(1) == Some(&name)).then_some(()).ok_or(error)
+        }
         made => made,
     }
 }

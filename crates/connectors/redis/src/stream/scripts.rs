@@ -105,17 +105,23 @@ pub(crate) static TRIM: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// Claims what was put back and is due; first moves messages that were put with a delay and are due
-/// to the stream. KEYS: stream, delayed, attempts, later. ARGV: group, member, count.
-/// Answers with the entries, and in how many milliseconds the next is due, or -1.
+/// to the stream, if the server has room for them. KEYS: stream, delayed, attempts, later. ARGV: group,
+/// member, count. Answers with the entries, and in how many milliseconds the next is due, or -1.
 pub(crate) static CLAIM_DUE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{CLAIM}{STANDS}
-        local time = now()
+        local time, full = now(), false
         local later = redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', time, 'LIMIT', 0, 1000)
         for _, packed in ipairs(later) do
           local fields = cmsgpack.unpack(packed)
           table.remove(fields, 1)
-          redis.call('XADD', KEYS[1], '*', unpack(fields))
+          local put = redis.pcall('XADD', KEYS[1], '*', unpack(fields))
+          if type(put) == 'table' and put.err then
+            full = string.find(put.err, 'OOM', 1, true)
+            if full then break end
+            -- Whatever else it is ends the script where it says so.
+            redis.call('XADD', KEYS[1], '*', unpack(fields))
+          end
           redis.call('ZREM', KEYS[4], packed)
         end
         local due = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', time, 'LIMIT', 0, ARGV[3])
@@ -124,7 +130,8 @@ pub(crate) static CLAIM_DUE: LazyLock<Script> = LazyLock::new(|| {
         local wait = -1
         for _, key in ipairs({{KEYS[2], KEYS[4]}}) do
           local next = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
-          if next[2] then
+          -- What has no room is looked for when the read has waited.
+          if next[2] and not (full and key == KEYS[4]) then
             local left = math.max(tonumber(next[2]) - time, 0)
             if wait < 0 or left < wait then wait = left end
           end
