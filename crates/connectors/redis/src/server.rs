@@ -1,6 +1,7 @@
 //! Which server a queue is on, and how it is reached: alone, behind Sentinels, or a Cluster; with TLS.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use brigade_core::connector::{Problem, QueuePlace};
 use futures_util::StreamExt;
@@ -15,6 +16,11 @@ use redis::{
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::sync::Mutex;
+
+/// How long making a connection may take.
+const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// How long an answer may take, beside the time that a command waits by itself.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// The server where a queue names none: `REDIS_HOST`, a host or `host:port`, if that is set.
 pub(crate) fn local() -> String {
@@ -168,7 +174,9 @@ impl Place {
             return Ok(Server::Sentinel(Mutex::new(client)));
         }
         if self.cluster {
-            let mut builder = ClusterClientBuilder::new([info]);
+            let mut builder = ClusterClientBuilder::new([info])
+                .connection_timeout(CONNECT_MAX)
+                .response_timeout(ANSWER_MAX);
             if let Some(certificates) = certificates {
                 builder = builder.certs(certificates);
             }
@@ -268,14 +276,18 @@ pub(crate) enum Server {
 }
 
 impl Server {
-    pub(crate) async fn connect(&self, config: &AsyncConnectionConfig) -> RedisResult<Connection> {
+    pub(crate) async fn connect(&self) -> RedisResult<Connection> {
+        let config = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(CONNECT_MAX))
+            .set_response_timeout(Some(ANSWER_MAX));
         Ok(match self {
             Self::Single(client) => Connection::Single(
-                client.get_multiplexed_async_connection_with_config(config).await?,
+                client.get_multiplexed_async_connection_with_config(&config).await?,
             ),
             Self::Sentinel(client) => Connection::Single(
-                client.lock().await.get_async_connection_with_config(config).await?,
+                client.lock().await.get_async_connection_with_config(&config).await?,
             ),
+            // Its client has the times.
             Self::Cluster(client) => Connection::Cluster(client.get_async_connection().await?),
         })
     }

@@ -3,26 +3,14 @@
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use brigade_core::connector::ConnectorError;
 use brigade_core::state::StoreId;
-use redis::{AsyncConnectionConfig, ErrorKind, FromRedisValue, RedisResult, ScriptInvocation};
+use redis::{ErrorKind, FromRedisValue, RedisResult, ScriptInvocation};
 
 use crate::longest::SURE;
 use crate::server::{Connection, Place, Server};
 use crate::told::Failure;
-
-/// How long making a connection may take.
-const CONNECT_MAX: Duration = Duration::from_secs(5);
-/// How long an answer may take, beside the time that a command waits by itself.
-const ANSWER_MAX: Duration = Duration::from_secs(10);
-
-fn config() -> AsyncConnectionConfig {
-    AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(CONNECT_MAX))
-        .set_response_timeout(Some(ANSWER_MAX))
-}
 
 pub(crate) struct Wire {
     queue: Arc<str>,
@@ -77,7 +65,7 @@ impl Wire {
             return Ok(connection.clone());
         }
         let server = Arc::clone(&self.server);
-        let making = tokio::spawn(async move { server.connect(&config()).await });
+        let making = tokio::spawn(async move { server.connect().await });
         let made = making.await.map_err(std::io::Error::other)??;
         // The server may be another, or have other settings.
         self.takes.store(SURE, Relaxed);
@@ -105,8 +93,8 @@ impl Wire {
     ) -> Result<T, Failure> {
         let failure = |error, connecting| Failure { error, connecting };
         let connection = match self.place.cluster.then(|| self.place.node()) {
-            None => self.server.connect(&config()).await,
-            Some(Ok(node)) => node.connect(&config()).await,
+            None => self.server.connect().await,
+            Some(Ok(node)) => node.connect().await,
             Some(Err(why)) => Err((ErrorKind::InvalidClientConfig, "no node", why).into()),
         };
         let mut connection = connection.map_err(|error| failure(error, true))?;

@@ -170,6 +170,59 @@ async fn on_a_cluster_a_stream_is_followed_when_its_slot_moves() {
     assert!(refused[0].message.contains("several servers"), "{refused:?}");
 }
 
+/// The process of the server of a Cluster that has this key.
+fn process_with(cluster: &RedisCluster, key: &str) -> String {
+    let connect = |url: String| redis::Client::open(url).unwrap().get_connection().unwrap();
+    let nodes: String =
+        redis::cmd("CLUSTER").arg("NODES").query(&mut connect(cluster.url())).unwrap();
+    let addresses = nodes.lines().map(|line| line.split([' ', '@']).nth(1).unwrap());
+    let mut connections = addresses.map(|address| connect(format!("redis://{address}")));
+    // The others tell where it is.
+    let has = |c: &mut redis::Connection| redis::cmd("TYPE").arg(key).query::<String>(c).is_ok();
+    let mut node = connections.find_map(|mut c| has(&mut c).then_some(c)).unwrap();
+    let info: String = redis::cmd("INFO").arg("server").query(&mut node).unwrap();
+    let process = info.lines().find_map(|line| line.strip_prefix("process_id:"));
+    process.unwrap().trim().to_owned()
+}
+
+/// A node that takes what is sent and says nothing, as one whose machine vanished: it is told in a bounded
+/// time, and what is asked goes on when it is back.
+#[tokio::test]
+async fn a_node_of_a_cluster_that_does_not_answer_is_not_waited_for_for_ever() {
+    let cluster = RedisCluster::start();
+    let settings = json!({ "url": cluster.url(), "cluster": true });
+    // On another node than the one that `url` names, and on that one.
+    for stream in ["a", "b"] {
+        let (producer, consumer) = open(&RedisStreams, &queue(stream, settings.clone())).await;
+        let process = process_with(&cluster, stream);
+        let signal = |signal: &str| {
+            let sent = std::process::Command::new("kill").args([signal, &process]).status();
+            assert!(sent.unwrap().success());
+        };
+        let waiting = consumer.consume(WANT);
+        tokio::pin!(waiting);
+        let early = tokio::time::timeout(Duration::from_millis(50), &mut waiting).await;
+        assert!(early.is_err(), "it reads");
+        signal("-STOP");
+        let patience = Duration::from_secs(20);
+        let (read, put) = tokio::join!(
+            tokio::time::timeout(patience, &mut waiting),
+            tokio::time::timeout(patience, async {
+                let batch = [numbered(0)];
+                producer.produce(&batch).await
+            })
+        );
+        signal("-CONT");
+        let read = read.expect("it is told").unwrap_err();
+        let put = put.expect("it is told").unwrap_err();
+        assert!(read.is_transient() && put.is_transient(), "{read} {put}");
+        let batch = [numbered(1)];
+        again(|| producer.produce(&batch)).await;
+        // What was put while it said nothing may have come all the same.
+        while !drain(&*consumer, 1).await.contains(&1) {}
+    }
+}
+
 #[tokio::test]
 async fn with_several_groups_what_all_are_past_is_trimmed_and_nothing_else() {
     const MANY: usize = 1000;
