@@ -268,3 +268,48 @@ async fn without_room_for_what_is_due_the_stream_is_read_all_the_same() {
     assert_eq!((taken.len(), text(&taken[0])), (1, "9"));
     assert_eq!(ask::<usize>(&mut other, "ZCARD {s}:brigade:later"), 0);
 }
+
+/// Who has no credit left does not read, and so does not find it: what it holds has to be resolved first.
+#[tokio::test]
+async fn what_is_held_of_a_group_that_is_gone_is_fenced_and_the_group_made_again() {
+    let server = Redis::start();
+    let mut other = connect(&server);
+    let queue = queue(json!({ "url": server.url() }));
+    for command in ["DEL s", "XGROUP DESTROY s shop", "FLUSHALL"] {
+        for resolve in ["ack", "ack with an output", "ack of nothing", "fail"] {
+            let (producer, consumer) = (producer(&queue).await, consumer(&queue).await);
+            producer.produce(&[numbered(1)]).await.unwrap();
+            let receipt = consumer.consume(WANT).await.unwrap()[0].receipt;
+            ask::<()>(&mut other, command);
+            let output = producer.stage(&[numbered(7)]).await.unwrap().ops;
+            let resolved = match resolve {
+                "ack" => consumer.ack(vec![receipt], Vec::new()).await,
+                "ack with an output" => consumer.ack(vec![receipt], output).await,
+                "ack of nothing" => consumer.ack(Vec::new(), output).await,
+                _ => {
+                    let (reason, delay) = (FailedReason::Released, Duration::ZERO);
+                    consumer.on_fail(vec![Failed { receipt, reason, delay }]).await
+                }
+            };
+            let fenced = resolved.unwrap_or_else(|e| panic!("{command}, {resolve}: {e}")).fenced;
+            let is_put = resolve == "ack of nothing";
+            assert_eq!(fenced.len(), usize::from(!is_put), "{command}, {resolve}");
+            // It goes on, with what is there.
+            producer.produce(&[numbered(2)]).await.unwrap();
+            let mut seen = Vec::new();
+            while !seen.contains(&"2".to_owned()) {
+                let taken = match consumer.consume(WANT).await {
+                    Ok(taken) => taken,
+                    Err(error) if error.is_transient() => continue,
+                    Err(error) => panic!("{command}, {resolve}: {error}"),
+                };
+                seen.extend(taken.iter().map(|one| text(one).to_owned()));
+                let receipts = taken.iter().map(|one| one.receipt).collect();
+                assert_eq!(consumer.ack(receipts, Vec::new()).await.unwrap().fenced, []);
+            }
+            assert_eq!(seen.contains(&"7".to_owned()), is_put, "{command}, {resolve}: {seen:?}");
+            consumer.shutdown().await.unwrap();
+            ask::<()>(&mut other, "FLUSHALL");
+        }
+    }
+}

@@ -10,7 +10,7 @@ use brigade_core::connector::{
 };
 use brigade_core::state::{StoreId, StoreOp};
 use futures_util::future::BoxFuture;
-use redis::{Value, cmd};
+use redis::{ScriptInvocation, Value, cmd};
 use tokio::sync::{Mutex, Notify};
 use tokio::task::JoinHandle;
 
@@ -19,7 +19,7 @@ use super::entry::{EntryId, incoming};
 use super::held::Held;
 use super::members::{HEARTBEAT, LOOK, OURS};
 use super::process::Process;
-use super::producer::make_group;
+use super::producer::{is_no_group, make_group};
 use super::retention::Retention;
 use super::scripts::{ACK, CLAIM_DUE, CLAIM_OWN, FAIL, GIVE_BACK, HELD, LAG};
 use crate::limit::too_often;
@@ -183,13 +183,39 @@ impl Site {
         if read.is_err() {
             self.lost.store(true, Ordering::Relaxed);
         }
-        if let Err(error) = &read
-            && error.to_string().contains("NOGROUP")
-        {
-            // Somebody deleted the stream; what is put from now on is read again.
-            make_group(&self.wire, &self.keys.stream, &self.keys.group).await?;
-        }
+        self.mend(&read).await?;
         read
+    }
+
+    /// Makes the group anew if an answer says that it is gone, as when somebody deleted the stream: what is put
+    /// from now on is read again. Answers with whether it has.
+    async fn mend<T: Sync>(
+        &self,
+        answer: &Result<T, ConnectorError>,
+    ) -> Result<bool, ConnectorError> {
+        let Some(error) = answer.as_ref().err() else { return Ok(false) };
+        if !is_no_group(error) {
+            return Ok(false);
+        }
+        make_group(&self.wire, &self.keys.stream, &self.keys.group).await.map(|()| true)
+    }
+
+    /// The script that acks these, without outputs.
+    fn ack(&self, entries: &[(Receipt, EntryId)]) -> ScriptInvocation<'_> {
+        let keys = &self.keys;
+        let mut ack = ACK.key(&keys.stream);
+        ack.key(&keys.attempts).arg(&keys.group).arg(&self.member).arg(entries.len());
+        let ids = || entries.iter().map(|(_, id)| id);
+        for end in [ids().min(), ids().max()] {
+            ack.arg(end.map_or_else(|| "0-0".to_owned(), EntryId::to_string));
+        }
+        for argument in Retention::arguments(self.bounds.retention) {
+            ack.arg(argument);
+        }
+        for (receipt, id) in entries {
+            ack.arg(id.to_string()).arg(receipt.fence);
+        }
+        ack
     }
 
     async fn try_read(&self, max: usize) -> Result<Vec<Incoming>, ConnectorError> {
@@ -321,20 +347,13 @@ impl Consumer for StreamConsumer {
         if !gone.is_empty() && !ops.is_empty() {
             return Ok(gone.into());
         }
-        let keys = &self.site.keys;
-        let mut ack = ACK.key(&keys.stream);
-        ack.key(&keys.attempts).arg(&keys.group).arg(&self.site.member).arg(entries.len());
-        let ids = || entries.iter().map(|(_, id)| id);
-        for end in [ids().min(), ids().max()] {
-            ack.arg(end.map_or_else(|| "0-0".to_owned(), EntryId::to_string));
+        let site = &*self.site;
+        let mut settled = output::settle(&site.wire, &mut site.ack(&entries), &ops).await;
+        // Who reads no more until these are resolved would never find it.
+        if site.mend(&settled).await? {
+            settled = output::settle(&site.wire, &mut site.ack(&entries), &ops).await;
         }
-        for argument in Retention::arguments(self.site.bounds.retention) {
-            ack.arg(argument);
-        }
-        for (receipt, id) in &entries {
-            ack.arg(id.to_string()).arg(receipt.fence);
-        }
-        let fenced = match output::settle(&self.site.wire, &mut ack, &ops).await? {
+        let fenced = match settled? {
             Settled::Done(fenced) => fenced,
             Settled::Refused(refused) => return Ok(Acked { fenced: Vec::new(), refused }),
         };
@@ -365,7 +384,11 @@ impl Consumer for StreamConsumer {
             fail.arg(id.to_string()).arg(receipt.fence);
             fail.arg(delay.as_millis().to_string()).arg(attempts);
         }
-        let fenced: Vec<String> = self.site.wire.script(&fail).await?;
+        let mut fenced: Result<Vec<String>, _> = self.site.wire.script(&fail).await;
+        if self.site.mend(&fenced).await? {
+            fenced = self.site.wire.script(&fail).await;
+        }
+        let fenced = fenced?;
         self.site.held().forget(&receipts);
         *self.site.looked() = None;
         // A read may be waiting longer than the delay.

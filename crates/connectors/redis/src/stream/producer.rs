@@ -92,6 +92,12 @@ pub(crate) async fn make_group(
     }
 }
 
+/// Whether somebody deleted a group, or its stream.
+pub(super) fn is_no_group(error: &ConnectorError) -> bool {
+    let text = error.to_string();
+    ["NOGROUP", "no such key"].iter().any(|part| text.contains(part))
+}
+
 /// A message with more headers than a script can pass on.
 fn refused(outgoing: &Outgoing) -> Option<Rejected> {
     let headers = outgoing.message.headers.len();
