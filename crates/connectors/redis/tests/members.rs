@@ -106,3 +106,27 @@ async fn a_dead_member_is_taken_over_from_though_there_is_no_room() {
     let taken = taken.expect("it is taken over").unwrap();
     assert_eq!((taken.len(), taken[0].redeliveries), (1, 1));
 }
+
+/// The server would make a member anew that is gone, to give it what a read of it still waits for.
+#[tokio::test]
+async fn a_member_that_stopped_gets_nothing_more() {
+    let server = Redis::start();
+    let mut beside = connect(&server);
+    let queue = queue("shop", json!({ "url": server.url() }));
+    let (producer, consumer) = open(&RedisStreams, &queue).await;
+    let reading = tokio::spawn({
+        let consumer = Arc::clone(&consumer);
+        async move { consumer.consume(WANT).await }
+    });
+    while !ask::<String>(&mut beside, "INFO clients").contains("blocked_clients:1") {
+        tokio::task::yield_now().await;
+    }
+    consumer.shutdown().await.unwrap();
+    assert!(reading.await.unwrap().is_err(), "it is closed");
+    producer.produce(&[numbered(1)]).await.unwrap();
+    let members: Vec<redis::Value> = ask(&mut beside, "XINFO CONSUMERS shop shop");
+    assert!(members.is_empty(), "{members:?}");
+    let next = RedisStreams.consumer(&queue, &reader(), &env()).await.unwrap();
+    let taken = next.consume(WANT).await.unwrap();
+    assert_eq!((taken.len(), taken[0].redeliveries), (1, 0));
+}

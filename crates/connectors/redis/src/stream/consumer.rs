@@ -429,9 +429,13 @@ impl Consumer for StreamConsumer {
         }
         self.heartbeat.abort();
         self.woken.notify_waiters();
-        // The read under way ends with its connection; what it still brings nobody has seen.
+        // What the read under way still brings nobody has seen: it is given back too. The server would make a
+        // member anew for a read that waits on.
         let mut fetch = self.fetch.lock().await;
-        (fetch.reading, fetch.ready) = (None, VecDeque::new());
+        if let Some(reading) = fetch.reading.take() {
+            let _ = tokio::time::timeout(BLOCK * 2, reading).await;
+        }
+        fetch.ready = VecDeque::new();
         let keys = &self.site.keys;
         let mut back = GIVE_BACK.key(&keys.stream);
         back.key(&keys.delayed).key(keys.alive(&self.site.member));
