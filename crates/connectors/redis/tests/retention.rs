@@ -197,6 +197,65 @@ async fn acked_entries_stay_until_they_are_too_old() {
     assert_eq!(admin.peek(0, 100).await.unwrap().len(), 0);
 }
 
+/// Without a retention, and with one group: nobody else removes it.
+#[tokio::test]
+async fn what_another_group_or_a_retention_left_behind_goes() {
+    for left_by in ["group", "retention"] {
+        let (server, mut connection) = start();
+        let plain = QueueSpec {
+            groups: vec!["".into()],
+            ..QueueSpec::new("shop", "s", json!({ "url": server.url() }))
+        };
+        let before = match left_by {
+            "group" => plain.clone(),
+            _ => queue(&server, &[""], json!({ "messages": 1000 })),
+        };
+        let producer = RedisStreams.producer(&before, &env()).await.unwrap();
+        producer.produce(&(0..40).map(numbered).collect::<Vec<_>>()).await.unwrap();
+        let mut group = |what: &str| {
+            let mut asked = redis::cmd("XGROUP");
+            asked.arg(what).arg("s").arg("other").arg((what == "CREATE").then_some("0"));
+            asked.query::<redis::Value>(&mut connection).unwrap()
+        };
+        if left_by == "group" {
+            group("CREATE");
+        }
+        let consumer = open(&before, "").await;
+        let mut seen = 0;
+        while seen < 40 {
+            let taken = consumer.consume(WANT).await.unwrap();
+            seen += taken.len();
+            let receipts = taken.iter().map(|one| one.receipt).collect();
+            consumer.ack(receipts, Vec::new()).await.unwrap();
+        }
+        consumer.shutdown().await.unwrap();
+        if left_by == "group" {
+            group("DESTROY");
+        }
+        assert_eq!(there(&mut connection).len(), 40, "{left_by}");
+        producer.produce(&[numbered(40), numbered(41), numbered(42)]).await.unwrap();
+        let admin = RedisStreams.admin(&plain, &env()).await.unwrap();
+        assert_eq!(admin.status().await.unwrap()[0].lag.ready, Some(3), "{left_by}");
+        let consumer = open(&plain, "").await;
+        let want = Want { messages: 1, ..WANT };
+        let held = consumer.consume(want).await.unwrap();
+        let mut tick = tokio::time::interval(Duration::from_millis(20));
+        let mut more = 0;
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(30);
+        while there(&mut connection).len() > 3 + NODE {
+            assert!(tokio::time::Instant::now() < deadline, "{left_by}: it stays");
+            tokio::select! {
+                taken = consumer.consume(WANT) => more += taken.unwrap().len(),
+                _ = tick.tick() => {}
+            }
+        }
+        assert!(there(&mut connection).is_superset(&[40, 41, 42].into()), "{left_by}");
+        let lag = admin.status().await.unwrap()[0].lag.clone();
+        assert_eq!((lag.ready, lag.in_flight), (Some(2 - more as u64), Some(1 + more as u64)));
+        assert_eq!(consumer.ack(vec![held[0].receipt], Vec::new()).await.unwrap().fenced, []);
+    }
+}
+
 #[tokio::test]
 async fn a_stream_that_no_group_reads_is_bounded_by_who_puts() {
     let (server, mut connection) = start();

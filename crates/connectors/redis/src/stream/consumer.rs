@@ -232,10 +232,9 @@ impl Site {
             if !taken.is_empty() {
                 return Ok(taken);
             }
-            if let Some(retention) = self.bounds.retention {
-                // Entries get too old also while nothing is acked.
-                retention.trim(&self.wire, &keys.stream).await?;
-            }
+            // Entries get too old also while nothing is acked; a group that is gone now, or a retention, may have
+            // left some behind.
+            Retention::trim(self.bounds.retention, &self.wire, &keys.stream).await?;
             *self.looked_after() = Some(Instant::now());
         }
         let looked = *self.looked();

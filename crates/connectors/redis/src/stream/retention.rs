@@ -37,9 +37,13 @@ impl Retention {
     }
 
     /// Trims a stream to it, as far as its groups are past what goes.
-    pub(super) async fn trim(self, wire: &Wire, stream: &str) -> Result<(), ConnectorError> {
+    pub(super) async fn trim(
+        retention: Option<Self>,
+        wire: &Wire,
+        stream: &str,
+    ) -> Result<(), ConnectorError> {
         let mut trim = TRIM.key(stream);
-        for argument in Self::arguments(Some(self)) {
+        for argument in Self::arguments(retention) {
             trim.arg(argument);
         }
         wire.script::<i64>(&trim).await.map(drop)
@@ -77,7 +81,9 @@ impl Trimming {
         wire: &Wire,
         stream: &str,
     ) -> Result<(), ConnectorError> {
-        let Some(retention) = self.retention else { return Ok(()) };
+        if self.retention.is_none() {
+            return Ok(());
+        }
         let is_due = {
             let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
             let is_due =
@@ -88,6 +94,6 @@ impl Trimming {
             since.0 += many;
             is_due
         };
-        if is_due { retention.trim(wire, stream).await } else { Ok(()) }
+        if is_due { Retention::trim(self.retention, wire, stream).await } else { Ok(()) }
     }
 }

@@ -95,7 +95,7 @@ end
 ";
 
 /// Trims a stream to its retention. KEYS: stream. ARGV: the most entries and the longest age in
-/// milliseconds, each or -1.
+/// milliseconds, each or -1; with neither there is no retention.
 pub(crate) static TRIM: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{STANDS}{NEEDS}{PAST}
@@ -345,7 +345,9 @@ pub(crate) static LAG: LazyLock<Script> = LazyLock::new(|| {
           end
         end
         if #groups == 1 and ARGV[2] ~= '1' then
-          lag = redis.call('XLEN', KEYS[1]) - pending
+          -- Entries that were left behind are in this; such that were deleted unread may be in the other.
+          local left = redis.call('XLEN', KEYS[1]) - pending
+          if lag < 0 or left < lag then lag = left end
         end
         -- Also where deleted entries let nobody count, or acked ones are left of other days.
         if last and not redis.call('XRANGE', KEYS[1], '(' .. last, '+', 'COUNT', 1)[1] then
