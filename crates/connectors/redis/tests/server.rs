@@ -170,6 +170,29 @@ async fn on_a_cluster_a_stream_is_followed_when_its_slot_moves() {
     assert!(refused[0].message.contains("several servers"), "{refused:?}");
 }
 
+#[tokio::test]
+async fn on_a_cluster_what_belongs_to_a_stream_lies_where_its_own_name_says() {
+    let cluster = RedisCluster::start();
+    for name in ["{shop}:in", "a{b}c{d}", "{shop}", "shop", "a{b"] {
+        let queue = queue(name, json!({ "url": cluster.url(), "cluster": true }));
+        assert_eq!(RedisStreams.check(&queue).len(), 0, "{name}");
+        let (producer, consumer) = open(&RedisStreams, &queue).await;
+        let later = Outgoing { delay: Some(Duration::from_millis(1)), ..numbered(1) };
+        producer.produce(&[numbered(0), later]).await.unwrap();
+        assert_eq!(drain(&*consumer, 2).await, (0..2).collect(), "{name}");
+        assert_eq!(consumer.lag().await.unwrap().ready, Some(0), "{name}");
+        consumer.shutdown().await.unwrap();
+    }
+    for name in ["a}b", "{}b", "}{"] {
+        let settings = json!({ "url": cluster.url(), "cluster": true, "stream": name });
+        let problems = RedisStreams.check(&queue("shop", settings));
+        assert_eq!((problems.len(), &*problems[0].path), (1, &["stream".to_owned()][..]));
+        assert!(problems[0].message.contains(name), "{problems:?}");
+        // A server alone has all keys.
+        assert_eq!(RedisStreams.check(&queue(name, json!({}))).len(), 0);
+    }
+}
+
 /// The process of the server of a Cluster that has this key.
 fn process_with(cluster: &RedisCluster, key: &str) -> String {
     let connect = |url: String| redis::Client::open(url).unwrap().get_connection().unwrap();

@@ -95,8 +95,16 @@ impl Settings {
     }
 
     /// What is wrong with them, without asking anybody.
-    fn problems(&self) -> Vec<Problem> {
+    fn problems(&self, queue: &str) -> Vec<Problem> {
         let mut problems = self.place().problems();
+        let stream = self.stream.as_deref().unwrap_or(queue);
+        if self.cluster && stream.contains('}') && hash_tag(stream).is_none() {
+            let message = format!(
+                "on a Cluster no key can be put beside `{stream}`: it has a `}}` and no hash tag"
+            );
+            let help = "leave the `}` out, or write a part of the name in braces, as `{shop}:in`";
+            problems.push(Problem::at("stream", message).help(help));
+        }
         if self.claim_idle.0.is_zero() {
             let message = "it must be more than 0: live members would lose what they work on";
             let help = "more than other programs work on one message, as `5m`";
@@ -132,11 +140,12 @@ impl Keys {
             Some(reader) if !reader.group.is_empty() => format!("{base}.{}", reader.group),
             _ => base,
         };
+        let beside = beside(&stream);
         Self {
             queue: Arc::clone(&queue.name),
-            later: format!("{{{stream}}}:brigade:later"),
-            delayed: format!("{{{stream}}}:brigade:{group}:delayed"),
-            attempts: format!("{{{stream}}}:brigade:{group}:attempts"),
+            later: format!("{beside}:brigade:later"),
+            delayed: format!("{beside}:brigade:{group}:delayed"),
+            attempts: format!("{beside}:brigade:{group}:attempts"),
             stream,
             group,
         }
@@ -144,8 +153,22 @@ impl Keys {
 
     /// The key that says that a member lives.
     pub(crate) fn alive(&self, member: &str) -> String {
-        format!("{{{}}}:brigade:{}:alive:{member}", self.stream, self.group)
+        format!("{}:brigade:{}:alive:{member}", beside(&self.stream), self.group)
     }
+}
+
+/// What the keys beside a stream begin with: on a Cluster they lie where it does.
+fn beside(stream: &str) -> String {
+    match hash_tag(stream) {
+        Some(tag) => format!("{{{tag}}}{stream}"),
+        None => format!("{{{stream}}}"),
+    }
+}
+
+/// The part of a key that tells where on a Cluster it lies, if that is not all of it.
+fn hash_tag(key: &str) -> Option<&str> {
+    let (tag, _) = key.split_once('{')?.1.split_once('}')?;
+    (!tag.is_empty()).then_some(tag)
 }
 
 #[async_trait]
@@ -175,7 +198,7 @@ impl Connector for RedisStreams {
 
     fn check(&self, queue: &QueueSpec) -> Vec<Problem> {
         match queue.settings::<Settings>() {
-            Ok(settings) => settings.problems(),
+            Ok(settings) => settings.problems(&queue.name),
             Err(error) => {
                 vec![Problem { path: Vec::new(), message: error.to_string(), help: None }]
             }

@@ -14,7 +14,8 @@
 //! `{S}:brigade:G:attempts` (failed attempts, and when the first failed), and the key
 //! `{S}:brigade:G:alive:MEMBER` that a live member renews (`1`, and on Linux where it runs, its
 //! process's number and when that began); and for the stream the sorted set `{S}:brigade:later`
-//! (messages that were put with a delay). The keys lie in the stream's slot. Members of Brigade's are
+//! (messages that were put with a delay). The keys lie in the stream's slot: of one with a hash tag of its
+//! own, as `{T}:s`, they begin with `{T}{T}:s` instead of `{S}`. Members of Brigade's are
 //! named `brigade-` and 16 hexadecimal digits; what others hold is theirs until it is idle for too long.
 //!
 //! An entry is removed from the stream when it is acked and the stream has only one group; with
