@@ -188,12 +188,17 @@ pub(crate) static HELD: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Claims entries of one's own anew. KEYS: stream, attempts. ARGV: group, member, then the ids.
+/// Claims entries of one's own anew, which may be another's by now. KEYS: stream, attempts. ARGV: group,
+/// member, then the ids.
 pub(crate) static CLAIM_OWN: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{CLAIM}
         local ids = {{}}
-        for i = 3, #ARGV do ids[#ids + 1] = ARGV[i] end
+        for i = 3, #ARGV do
+          local id = ARGV[i]
+          local own = redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1, ARGV[2])
+          if own[1] then ids[#ids + 1] = id end
+        end
         return claim(KEYS[1], KEYS[2], ARGV[1], ARGV[2], ids)"
     ))
 });
@@ -393,3 +398,37 @@ pub(crate) static WAITING: LazyLock<Script> = LazyLock::new(|| {
         return {{waiting, at}}"
     ))
 });
+
+#[cfg(all(test, feature = "real-redis"))]
+mod tests {
+    use brigade_testkit::servers::Redis;
+    use redis::Value;
+
+    use super::*;
+
+    /// Between the question what a member holds and this one it may have put something back.
+    #[test]
+    fn of_ones_own_only_what_is_still_held_is_claimed_anew() {
+        let server = Redis::start();
+        let client = redis::Client::open(server.url()).expect("it is an address");
+        let mut server = client.get_connection().expect("it answers");
+        let mut ask = |command: &str| -> Value {
+            let mut words = command.split(' ');
+            let mut asked = redis::cmd(words.next().expect("it is not empty"));
+            asked.arg(words.collect::<Vec<_>>()).query(&mut server).expect("it is right")
+        };
+        for id in ["1-1", "2-1", "3-1"] {
+            ask(&format!("XADD s {id} payload x"));
+        }
+        ask("XGROUP CREATE s g 0");
+        ask("XREADGROUP GROUP g me STREAMS s >");
+        ask("XCLAIM s g ~delayed 0 1-1 JUSTID");
+        ask("XCLAIM s g other 0 2-1 JUSTID");
+        let mut claim = CLAIM_OWN.key("s");
+        claim.key("attempts").arg("g").arg("me").arg("1-1").arg("2-1").arg("3-1").arg("4-1");
+        let claimed: Vec<(String, Value, u64, String)> =
+            claim.invoke(&mut server).expect("it runs");
+        let ids: Vec<&str> = claimed.iter().map(|(id, ..)| &**id).collect();
+        assert_eq!((ids, claimed[0].2), (vec!["3-1"], 2));
+    }
+}
