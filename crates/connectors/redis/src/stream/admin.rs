@@ -3,15 +3,16 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use brigade_core::IncarnationId;
 use brigade_core::connector::{
-    ConnectorError, Lag, Outgoing, Peeked, Producer, QueueAdmin, QueueStatus,
+    ConnectorError, Outgoing, Peeked, Producer, QueueAdmin, QueueStatus,
 };
 use redis::{Value, cmd};
 
 use super::connector::Keys;
 use super::entry::{EntryId, incoming};
+use super::lag::lag;
 use super::producer::StreamProducer;
 use super::retention::Retention;
-use super::scripts::{DELETE, LAG, PURGE_LATER, WAITING};
+use super::scripts::{DELETE, PURGE_LATER, WAITING};
 use crate::wire::Wire;
 
 /// How many entries are looked at or deleted at once.
@@ -145,17 +146,7 @@ impl QueueAdmin for StreamAdmin {
     async fn status(&self) -> Result<Vec<QueueStatus>, ConnectorError> {
         let mut all = Vec::with_capacity(self.groups.len());
         for (name, keys) in &self.groups {
-            let mut lag = LAG.key(&keys.stream);
-            lag.key(&keys.delayed).key(&keys.later).arg(&keys.group);
-            lag.arg(u8::from(self.retention.is_some()));
-            let (ready, delayed, held): (i64, i64, i64) = self.wire.script(&lag).await?;
-            let known = |n: i64| u64::try_from(n).ok();
-            let lag = Lag {
-                ready: known(ready),
-                delayed: known(delayed),
-                in_flight: known(held),
-                ..Lag::default()
-            };
+            let lag = lag(&self.wire, keys, self.retention).await?;
             all.push(QueueStatus { group: name.clone(), lag });
         }
         Ok(all)

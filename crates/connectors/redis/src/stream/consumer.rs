@@ -17,11 +17,12 @@ use tokio::task::JoinHandle;
 use super::connector::Keys;
 use super::entry::{EntryId, incoming};
 use super::held::Held;
+use super::lag::lag;
 use super::members::{HEARTBEAT, LOOK, OURS};
 use super::process::Process;
 use super::producer::{is_no_group, make_group};
 use super::retention::Retention;
-use super::scripts::{ACK, CLAIM_DUE, CLAIM_OWN, FAIL, GIVE_BACK, HELD, LAG};
+use super::scripts::{ACK, CLAIM_DUE, CLAIM_OWN, FAIL, GIVE_BACK, HELD};
 use crate::limit::too_often;
 use crate::output::{self, Settled};
 use crate::server::Place;
@@ -396,18 +397,7 @@ impl Consumer for StreamConsumer {
     }
 
     async fn lag(&self) -> Result<Lag, ConnectorError> {
-        let keys = &self.site.keys;
-        let mut lag = LAG.key(&keys.stream);
-        lag.key(&keys.delayed).key(&keys.later).arg(&keys.group);
-        lag.arg(u8::from(self.site.bounds.retention.is_some()));
-        let (ready, delayed, held): (i64, i64, i64) = self.site.wire.script(&lag).await?;
-        let known = |n: i64| u64::try_from(n).ok();
-        Ok(Lag {
-            ready: known(ready),
-            delayed: known(delayed),
-            in_flight: known(held),
-            ..Lag::default()
-        })
+        lag(&self.site.wire, &self.site.keys, self.site.bounds.retention).await
     }
 
     fn store(&self) -> Option<StoreId> {

@@ -27,6 +27,7 @@ mod connector;
 mod consumer;
 mod entry;
 mod held;
+mod lag;
 mod members;
 mod process;
 mod producer;

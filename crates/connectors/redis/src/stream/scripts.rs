@@ -27,6 +27,10 @@ local function stands(stream, group, me, id, fence)
   local pending = redis.call('XPENDING', stream, group, id, id, 1)
   return pending[1] and pending[1][2] == me and pending[1][4] == tonumber(fence)
 end
+";
+
+/// The server's time in milliseconds.
+const NOW: &str = "
 local function now()
   local time = redis.call('TIME')
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -68,7 +72,7 @@ end
 ";
 
 /// Removes entries that every group is past, a bounded number each time: all of them, or of a stream with a
-/// retention those that are too many or too old. Needs [`STANDS`] and [`NEEDS`].
+/// retention those that are too many or too old. Needs [`NOW`] and [`NEEDS`].
 const PAST: &str = "
 local function trim(stream, messages, age)
   local first = nil
@@ -98,7 +102,7 @@ end
 /// milliseconds, each or -1; with neither there is no retention.
 pub(crate) static TRIM: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
-        "{STANDS}{NEEDS}{PAST}
+        "{NOW}{NEEDS}{PAST}
         trim(KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]))
         return 1"
     ))
@@ -109,7 +113,7 @@ pub(crate) static TRIM: LazyLock<Script> = LazyLock::new(|| {
 /// member, count. Answers with the entries, and in how many milliseconds the next is due, or -1.
 pub(crate) static CLAIM_DUE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
-        "{CLAIM}{STANDS}
+        "{CLAIM}{NOW}
         local time, full = now(), false
         local later = redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', time, 'LIMIT', 0, 1000)
         for _, packed in ipairs(later) do
@@ -210,7 +214,7 @@ pub(crate) static CLAIM_OWN: LazyLock<Script> = LazyLock::new(|| {
 /// Answers with the fenced.
 pub(crate) static ACK: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
-        "{MANY}{PUT}{STANDS}{NEEDS}{PAST}
+        "{MANY}{PUT}{NOW}{NEEDS}{PAST}
         local stream, group, member, n = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
         local messages, age = tonumber(ARGV[6]), tonumber(ARGV[7])
         local past = 7 + 2 * n
@@ -248,7 +252,7 @@ pub(crate) static ACK: LazyLock<Script> = LazyLock::new(|| {
 /// id, fence, delay in milliseconds, attempts or -1. Answers with the fenced.
 pub(crate) static FAIL: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
-        "{STANDS}
+        "{NOW}{STANDS}
         local fenced = {{}}
         local time = now()
         for i = 3, #ARGV, 4 do
@@ -327,7 +331,7 @@ pub(crate) static PURGE_LATER: LazyLock<Script> = LazyLock::new(|| {
 /// others, then names and values.
 pub(crate) static LATER: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
-        "{STANDS}
+        "{NOW}
         local packed = {{}}
         for i = 2, #ARGV do packed[#packed + 1] = ARGV[i] end
         redis.call('ZADD', KEYS[1], now() + tonumber(ARGV[1]), cmsgpack.pack(packed))
@@ -339,7 +343,7 @@ pub(crate) static LATER: LazyLock<Script> = LazyLock::new(|| {
 /// with what is ready (-1: not known), delayed, and handed out.
 pub(crate) static LAG: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
-        "{STANDS}{NEEDS}
+        "{NOW}{NEEDS}
         local time = now()
         local groups = groups_of(KEYS[1])
         local pending, lag, last = 0, -1, nil
