@@ -120,7 +120,7 @@ end
 ";
 
 /// What the script of an ack takes to put outputs, with [`MANY`]; [`settle`] and [`put`] give it its
-/// arguments, which begin at `first` there.
+/// arguments, which begin at `first` there. It answers with an error if nothing can be put.
 pub(crate) const PUT: &str = "
 local digits = '0123456789abcdefghijklmnopqrstuvwxyz'
 local function base36(n)
@@ -143,18 +143,19 @@ local function may(commands)
     end
   end
 end
+-- What is wrong is handed back: before Redis 7 an error that is raised loses its code.
 local function is(kind, key)
   local there = redis.call('TYPE', key).ok
   if there ~= 'none' and there ~= kind then
-    error({err = 'WRONGTYPE a ' .. there .. ' is at the key `' .. key .. '`'})
+    return {err = 'WRONGTYPE a ' .. there .. ' is at the key `' .. key .. '`'}
   end
 end
 local function rsmq_queue(key, channel)
   local hash = key .. ':Q'
-  is('zset', key)
-  is('hash', hash)
+  local wrong = is('zset', key) or is('hash', hash)
+  if wrong then return wrong end
   local own = redis.call('HMGET', hash, 'vt', 'delay')
-  if not own[1] then error({err = 'NOQUEUE `' .. key .. '`'}) end
+  if not own[1] then return {err = 'NOQUEUE `' .. key .. '`'} end
   may({{'ZADD', key, '0', 'm'}, {'HSET', hash, 'f', 'v'}, {'HINCRBY', hash, 'f', '1'}})
   if channel ~= '' then may({{'PUBLISH', channel, '1'}}) end
   return {delay = tonumber(own[2] or 0) * 1000, channel = channel, scores = {}, bodies = {}}
@@ -166,15 +167,18 @@ local function put(first)
     local kind, key, n = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
     if seen[key] ~= kind then
       seen[key] = kind
+      local wrong = nil
       if kind == 's' then
-        is('stream', key)
+        wrong = is('stream', key)
         may({{'XADD', key, '*', 'f', 'v'}})
       elseif kind == 'l' then
-        is('zset', key)
+        wrong = is('zset', key)
         may({{'ZADD', key, '0', 'm'}})
       else
         queues[key] = rsmq_queue(key, ARGV[i + 3])
+        wrong = queues[key].err and queues[key]
       end
+      if wrong then return wrong end
     end
     i = i + 3 + n
   end

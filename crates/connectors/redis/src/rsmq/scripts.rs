@@ -57,8 +57,7 @@ pub(crate) static SEND: LazyLock<Script> = LazyLock::new(|| {
     script(
         &[MANY, PUT],
         "
-        put(1)
-        return 1",
+        return put(1) or 1",
     )
 });
 
@@ -130,7 +129,8 @@ pub(crate) static DELETE: LazyLock<Script> = LazyLock::new(|| {
         redis.call('HLEN', KEYS[3])
         may({{'ZREM', KEYS[1], 'm'}, {'HDEL', KEYS[2], 'f'}})
         -- Outputs first: a script that ends in an error keeps what it has done.
-        put(past + 1)
+        local wrong = put(past + 1)
+        if wrong then return wrong end
         delete(good)
         return fenced",
     )

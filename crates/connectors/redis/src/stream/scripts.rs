@@ -236,7 +236,8 @@ pub(crate) static ACK: LazyLock<Script> = LazyLock::new(|| {
         may({{{{'XACK', stream, group, '0-0'}}, {{'HDEL', KEYS[2], 'f'}}}})
         may({{{{sole and 'XDEL' or 'XTRIM', stream, 'MINID', '0'}}}})
         -- Outputs first: a script that ends in an error keeps what it has done.
-        put(past + 1)
+        local wrong = put(past + 1)
+        if wrong then return wrong end
         for from = 1, #good, 1000 do
           local to = math.min(from + 999, #good)
           redis.call('XACK', stream, group, unpack(good, from, to))
