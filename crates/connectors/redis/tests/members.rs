@@ -63,7 +63,7 @@ async fn taken_from_a_live_member(fault: Fault) -> usize {
         }
     }
     // Longer than a key lasts, and than two looks are apart.
-    let looked = tokio::time::timeout(Duration::from_secs(20), async {
+    let looked = tokio::time::timeout(Duration::from_secs(27), async {
         loop {
             let taken = other.consume(WANT).await.unwrap();
             if !taken.is_empty() {

@@ -18,7 +18,7 @@ use super::connector::Keys;
 use super::entry::{EntryId, incoming};
 use super::held::Held;
 use super::lag::lag;
-use super::members::{HEARTBEAT, LOOK, OURS};
+use super::members::{HEARTBEAT, HEARTBEAT_AGAIN, LOOK, OURS};
 use super::process::Process;
 use super::producer::{is_no_group, make_group};
 use super::retention::Retention;
@@ -113,10 +113,13 @@ impl StreamConsumer {
         site.say_alive().await?;
         let beating = Arc::clone(&site);
         let heartbeat = tokio::spawn(async move {
+            let mut pause = HEARTBEAT;
             loop {
-                tokio::time::sleep(HEARTBEAT).await;
+                tokio::time::sleep(pause).await;
+                pause = HEARTBEAT;
                 if let Err(error) = beating.say_alive().await {
                     tracing::warn!(queue = %beating.keys.queue, %error, "no heartbeat");
+                    pause = HEARTBEAT_AGAIN;
                 }
             }
         });

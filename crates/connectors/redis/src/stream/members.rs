@@ -15,11 +15,12 @@ use super::scripts::{CLAIM_DEAD, CLAIM_IDLE};
 pub(super) const OURS: &str = "brigade-";
 /// How long a member's key lasts.
 const ALIVE: Duration = Duration::from_secs(12);
-/// How often a member says that it lives.
+/// How often a member says that it lives, and after how long again if that failed.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(3);
+pub(super) const HEARTBEAT_AGAIN: Duration = Duration::from_secs(1);
 /// A member whose key is missing for so long, and which did nothing meanwhile, is dead: one that lives has
-/// said so again by then.
-const MISSING: Duration = Duration::from_secs(7);
+/// said so again by then, also if it has waited in vain for an answer.
+const MISSING: Duration = ALIVE;
 /// How often it is looked what others left behind.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
 
