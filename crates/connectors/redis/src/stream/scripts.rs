@@ -21,6 +21,18 @@ local function claim(stream, attempts, group, me, ids)
 end
 ";
 
+/// Forgets a member that holds nothing, with its alive key.
+const FORGET: &str = "
+local function forget(stream, group, member, alive)
+  redis.call('DEL', alive)
+  local gone = redis.pcall('XGROUP', 'DELCONSUMER', stream, group, member)
+  -- Before Redis 7 it is refused where there is no room: the member stays, and does no harm.
+  if type(gone) == 'table' and gone.err and not string.find(gone.err, 'OOM', 1, true) then
+    redis.call('XGROUP', 'DELCONSUMER', stream, group, member)
+  end
+end
+";
+
 /// What makes the scripts' checks: whether a handing-over still stands.
 const STANDS: &str = "
 local function stands(stream, group, me, id, fence)
@@ -150,14 +162,13 @@ pub(crate) static CLAIM_DUE: LazyLock<Script> = LazyLock::new(|| {
 /// value of a key that is there, with nothing if one is missing that says nothing.
 pub(crate) static CLAIM_DEAD: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
-        "{CLAIM}
+        "{CLAIM}{FORGET}
         local alive = redis.call('GET', KEYS[3])
         if alive and alive ~= ARGV[5] then return alive end
         if not alive and ARGV[6] ~= '1' then return false end
         local held = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', ARGV[4], ARGV[3])
         if #held == 0 then
-          redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[3])
-          redis.call('DEL', KEYS[3])
+          forget(KEYS[1], ARGV[1], ARGV[3], KEYS[3])
           return {{}}
         end
         local ids = {{}}
@@ -277,8 +288,8 @@ pub(crate) static FAIL: LazyLock<Script> = LazyLock::new(|| {
 /// Gives back everything that a member holds, and forgets it. KEYS: stream, delayed, its alive key.
 /// ARGV: group, member.
 pub(crate) static GIVE_BACK: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        "
+    Script::new(&format!(
+        "{FORGET}
         while true do
           local held = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1000, ARGV[2])
           for _, entry in ipairs(held) do
@@ -287,10 +298,9 @@ pub(crate) static GIVE_BACK: LazyLock<Script> = LazyLock::new(|| {
           end
           if #held < 1000 then break end
         end
-        redis.call('XGROUP', 'DELCONSUMER', KEYS[1], ARGV[1], ARGV[2])
-        redis.call('DEL', KEYS[3])
-        return 1",
-    )
+        forget(KEYS[1], ARGV[1], ARGV[2], KEYS[3])
+        return 1"
+    ))
 });
 
 /// Deletes entries that no member works on. KEYS: stream, then of each group delayed and attempts.
