@@ -218,6 +218,33 @@ stages:
     assert_eq!(world.dead_letters("first")[0].cause.kind, CauseKind::Timeout);
 }
 
+/// It holds up its whole lane: its consumer cannot even give back.
+#[tokio::test]
+async fn a_stop_does_not_wait_for_a_stuck_call_for_ever_and_its_books_close() {
+    let world = World::new();
+    let release = Arc::new(AtomicBool::new(false));
+    let held = release.clone();
+    let stuck = move |n: u64| {
+        while !held.load(SeqCst) {
+            std::thread::yield_now();
+        }
+        Ok::<_, Failure>(Emit::value(n))
+    };
+    let registry = world.registry().component("first", stuck);
+    let yaml = "
+queues: { in: { type: memory }, out: { type: memory } }
+stages: { first: { component: first, input: in, outputs: [out] } }
+";
+    world.put("in", 0..10);
+    let running = world.start(yaml, &registry).await;
+    eventually("it is stuck", async || running.status().await[0].stages[0].received > 0).await;
+    let stopped = running.stop(Some(Duration::from_millis(10))).await;
+    release.store(true, SeqCst);
+    let stage = &stopped[0].status.stages[0];
+    assert!(stage.received > 0);
+    assert_eq!((stage.released, stage.in_flight), (stage.received, 0));
+}
+
 #[tokio::test]
 async fn an_output_that_is_not_declared_makes_a_dead_letter() {
     let world = World::new();

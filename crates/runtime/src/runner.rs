@@ -16,7 +16,6 @@ use bytes::Bytes;
 use futures_util::FutureExt;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
-
 use tokio::time::Instant;
 
 use crate::edge::read_value;

@@ -13,7 +13,6 @@ use std::sync::Arc;
 use actix::prelude::*;
 use brigade_core::books::Books;
 use brigade_core::restart::{Restart, RestartBudget};
-
 use tokio::time::Instant;
 
 use crate::events::{Event, EventSender};

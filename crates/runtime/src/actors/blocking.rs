@@ -11,7 +11,6 @@ use actix::prelude::*;
 use brigade_core::component::{Context as ComponentContext, Kind};
 use brigade_core::connector::Order;
 use brigade_core::delivery::{Delivery, ended_here};
-
 use tokio::time::Instant;
 
 use super::worker::{WorkLoop, Worker};

@@ -11,7 +11,6 @@ use brigade_core::delivery::{Delivery, Resolution, ended_here};
 use brigade_core::order::Gate;
 use bytes::Bytes;
 use tokio::sync::Notify;
-
 use tokio::time::Instant;
 
 use crate::runner::Parked;

@@ -7,7 +7,6 @@ use actix::prelude::*;
 use brigade_core::component::Kind;
 use brigade_core::connector::Order;
 use brigade_core::delivery::Delivery;
-
 use tokio::time::Instant;
 
 use super::blocking::BlockingThread;

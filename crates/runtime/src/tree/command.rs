@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use tokio::sync::oneshot;
-
 use tokio::time::Instant;
 
 use super::Tree;

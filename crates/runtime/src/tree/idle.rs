@@ -13,7 +13,6 @@ use actix::prelude::*;
 use brigade_core::connector::{ConnectorError, Lag};
 use brigade_core::state::{StateStore, StoreOp};
 use tokio::sync::oneshot;
-
 use tokio::time::Instant;
 
 use super::Tree;

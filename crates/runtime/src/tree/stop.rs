@@ -7,10 +7,10 @@ use std::time::Duration;
 use actix::prelude::*;
 use brigade_core::connector::Producer;
 use tokio::sync::oneshot;
-
 use tokio::time::Instant;
 
 use super::Tree;
+use super::line::ConsumerEntry;
 use crate::actors::Mode;
 use crate::status::{StageState, Stopped};
 
@@ -60,7 +60,10 @@ impl Tree {
         let quiet = self.lines.values().all(|line| line.is_quiet());
         let late = stop.deadline.is_some_and(|deadline| Instant::now() >= deadline);
         if quiet || late {
-            stop.given_back = self.unresolved().iter().map(|(_, n)| *n as u64).sum();
+            for (stage, in_flight) in self.unresolved() {
+                stop.given_back += in_flight as u64;
+                tracing::warn!(%stage, in_flight, "not resolved by the deadline: given back");
+            }
             for line in self.lines.values_mut() {
                 line.set_mode(Mode::Stopping);
             }
@@ -78,11 +81,7 @@ impl Tree {
 
     /// Second: the consumers have given back what they still held.
     fn wait_for_consumers(&mut self, stop: Stop, closing: Instant, ctx: &mut Context<Self>) {
-        let open = |entry: &&super::line::ConsumerEntry| {
-            !entry.control.stopped.load(Relaxed) && entry.control.is_up()
-        };
-        let all = self.lines.values().flat_map(|line| line.consumers());
-        if all.filter(open).count() > 0 && closing.elapsed() < CLOSE {
+        if self.open().count() > 0 && closing.elapsed() < CLOSE {
             ctx.run_later(LOOK, move |tree, ctx| tree.wait_for_consumers(stop, closing, ctx));
             return;
         }
@@ -97,6 +96,16 @@ impl Tree {
 
     /// Last: the lanes end.
     fn end(&mut self, mut stop: Stop) {
+        for entry in self.open() {
+            // Its lane is stuck in a call, or its queue does not answer.
+            let (stage, held) =
+                (&self.plan.stages[usize::from(entry.stage)], entry.control.page().held);
+            stage.stats.released.add(usize::try_from(held).unwrap_or_default());
+            tracing::warn!(
+                stage = %stage.name, held,
+                "a call has not ended, or a queue does not answer: what is held comes again"
+            );
+        }
         for line in self.lines.values_mut() {
             line.halt();
         }
@@ -125,6 +134,12 @@ impl Tree {
             // Who asked may be gone.
             let _ = reply.send(stopped);
         }
+    }
+
+    /// The consumers that have not ended.
+    fn open(&self) -> impl Iterator<Item = &ConsumerEntry> {
+        let all = self.lines.values().flat_map(|line| line.consumers());
+        all.filter(|entry| !entry.control.stopped.load(Relaxed) && entry.control.is_up())
     }
 
     /// The stages with messages in flight, and how many.
