@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 use brigade::prelude::*;
 use brigade::{Message, Pipeline, Registry, Timestamp};
 use brigade_testkit::{Fault, Trial, TrialSetup, paused};
-use common::World;
+use common::{World, eventually};
 use tokio::time::Instant;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -92,16 +92,12 @@ fn a_throttle_takes_as_long_as_its_rate_says() {
 
 #[test]
 fn a_call_that_takes_too_long_is_tried_again_when_its_time_is_over() {
-    let slow = async |number: u64, cx: &Context| {
-        if cx.attempt() == 1 {
-            tokio::time::sleep(1000 * MINUTE).await;
-        }
-        Ok::<_, Failure>(Emit::value(number))
-    };
-    let registry = brigade::registry().component("slow", slow);
+    let wait = async |number: u64| Ok::<_, Failure>(Emit::value(number));
+    let registry = brigade::registry().component("wait", wait);
     paused(async {
-        let (trial, took) =
-            took(of(&one("slow", "timeout: 3m, retry: { attempts: 2 }"), &registry), 1).await;
+        let setup = of(&one("wait", "timeout: 3m, retry: { attempts: 2 }"), &registry);
+        let setup = setup.fault("first", 1..=1, Fault::Slow(1000 * MINUTE));
+        let (trial, took) = took(setup, 1).await;
         assert_eq!(trial.outputs("out").len(), 1);
         at_least(took, 3 * MINUTE);
         assert_eq!(trial.status().await.stage("first").unwrap().timeouts, 1);
@@ -134,9 +130,8 @@ fn a_stop_waits_for_its_deadline() {
     paused(async {
         let trial = of(&one("never", ""), &registry).start().await.unwrap();
         trial.send("in", numbered(0..1));
-        while trial.status().await.stage("first").unwrap().in_flight == 0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        let held = async || trial.status().await.stage("first").unwrap().in_flight > 0;
+        eventually("it is held", held).await;
         let begun = Instant::now();
         let (memory, _) = trial.stop_with_queues(2 * MINUTE).await;
         at_least(begun.elapsed(), 2 * MINUTE);

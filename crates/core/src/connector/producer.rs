@@ -113,7 +113,8 @@ impl fmt::Debug for Staged {
 
 /// Something a producer did ahead of the transaction (bytes appended under a lock).
 ///
-/// Dropping it without [`commit`](Hold::commit) undoes it.
+/// Dropping it without [`commit`](Hold::commit) undoes it, unless the transaction takes place all the same: who
+/// dropped it need not know.
 pub trait Hold: Send {
     /// The transaction is durable: what was done ahead stands.
     fn commit(self: Box<Self>);
