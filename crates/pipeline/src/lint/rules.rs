@@ -36,7 +36,7 @@ impl Lint<'_> {
         self.readers(&mut queues, &stages);
         self.conflicts(&queues, &stages);
         for stage in stages.values() {
-            self.exactly_once(stage, &queues);
+            self.exactly_once(stage, &stages, &queues);
             self.dead_letters_are_json(stage, &queues);
         }
         (queues, stages)
@@ -293,38 +293,59 @@ impl Lint<'_> {
         }
     }
 
-    /// `guarantee: exactly_once` on an input needs outputs and acks in one transaction.
-    fn exactly_once(&mut self, stage: &Stage, queues: &Queues) {
+    /// `guarantee: exactly_once` on an input needs outputs and acks in one transaction: those of the
+    /// stage that reads it, and of the stages that it feeds directly.
+    fn exactly_once(&mut self, root: &Stage, stages: &Stages, queues: &Queues) {
         let asked = |name: &&Arc<str>| {
             queues.get(*name).is_some_and(|q| q.spec.guarantee == Guarantee::ExactlyOnce)
         };
-        let inputs = stage.input_queues();
+        let inputs = root.input_queues();
         let Some(who) = inputs.iter().find(asked) else { return };
         let Some(Queue { store, type_name, .. }) = queues.get(who) else { return };
         let at = ["queues", who, "guarantee"];
-        for name in inputs.iter().chain(&stage.outputs).chain(&stage.dead_letter) {
-            let Some(queue) = queues.get(name) else { continue };
-            let why = match queue.features.settle_together {
-                false => "which cannot be part of one transaction",
-                true if queue.store != *store => "which is in another store",
-                true => continue,
+        for stage in line(root, stages) {
+            let fed = match stage.name == root.name {
+                true => String::new(),
+                false => format!(", on direct edges from stage `{}`,", root.name),
             };
-            let message = format!(
-                "queue `{who}` asks for exactly once, but stage `{}` also uses queue `{name}` of \
-                 type {}, {why}",
-                stage.name, queue.type_name
-            );
-            let help = "use queues that live in one store".to_owned();
-            self.error("guarantee", &at, message, Some(help));
-        }
-        if !store.is_empty() && stage.dead_letter.is_none() {
-            let message = format!(
-                "queue `{who}` asks for exactly once, but the dead letters of stage `{}` go to the \
-                 state, which is another store",
-                stage.name
-            );
-            let help = format!("name a queue of type {type_name} as `dead_letter:`");
-            self.error("guarantee", &at, message, Some(help));
+            let used = stage.input_queues().iter().chain(&stage.outputs).chain(&stage.dead_letter);
+            for name in used {
+                let Some(queue) = queues.get(name) else { continue };
+                let why = match queue.features.settle_together {
+                    false => "which cannot be part of one transaction",
+                    true if queue.store != *store => "which is in another store",
+                    true => continue,
+                };
+                let message = format!(
+                    "queue `{who}` asks for exactly once, but stage `{}`{fed} also uses queue `{name}` \
+                     of type {}, {why}",
+                    stage.name, queue.type_name
+                );
+                let help = "use queues that live in one store".to_owned();
+                self.error("guarantee", &at, message, Some(help));
+            }
+            if !store.is_empty() && stage.dead_letter.is_none() {
+                let message = format!(
+                    "queue `{who}` asks for exactly once, but the dead letters of stage `{}`{fed} go to the \
+                     state, which is another store",
+                    stage.name
+                );
+                let help = format!("name a queue of type {type_name} as `dead_letter:`");
+                self.error("guarantee", &at, message, Some(help));
+            }
         }
     }
+}
+
+/// A stage that reads queues, and those that it feeds directly, whose outputs go with its acks.
+fn line<'s>(root: &'s Stage, stages: &'s Stages) -> Vec<&'s Stage> {
+    let (mut line, mut at) = (vec![root], 0);
+    while let Some(stage) = line.get(at) {
+        let fed: Vec<&Stage> = stage.direct.iter().filter_map(|name| stages.get(name)).collect();
+        let known = |stage: &&Stage| !line.iter().any(|known| known.name == stage.name);
+        let new: Vec<&Stage> = fed.into_iter().filter(known).collect();
+        line.extend(new);
+        at += 1;
+    }
+    line
 }
