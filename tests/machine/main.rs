@@ -84,6 +84,24 @@ fn a_state_on_a_disk_that_fills_waits_until_there_is_room() {
     assert_eq!(place.arrived(), numbers(20_000));
 }
 
+/// What the queue itself has no room for it refuses; what the disk has none for waits.
+#[test]
+fn a_queue_that_refuses_when_it_is_full_waits_for_a_full_disk() {
+    let place = Place::new(numbers(20_000).as_bytes());
+    let disk = Mount::new(place.path("disk"), "size=2m");
+    let ballast = fill(&disk.0, 1 << 20);
+    let log = place.path("log");
+    let limit = "queues.kept.limit={messages: 1000000, when_full: refuse}";
+    let set = ["--set", "queues.kept.path=disk/kept", "--set", limit];
+    let child = start(place.command(&set), &log);
+    eventually("it says that the disk is full", || log_says(&log, "is full: make room"));
+    fs::remove_file(ballast).unwrap();
+    disk.remount("size=64m");
+    ends_well(child, &log);
+    assert_eq!(place.dead().len(), 0);
+    assert_eq!(place.arrived(), numbers(20_000));
+}
+
 #[test]
 fn a_state_on_a_full_disk_is_told_at_the_start() {
     let place = Place::new(numbers(10).as_bytes());

@@ -8,7 +8,7 @@ use brigade_core::connector::{
 use brigade_core::state::{StateStore, StoreId, StoreOp};
 
 use crate::connector::features;
-use crate::rows::{Target, enqueue};
+use crate::rows::{Target, enqueue, is_full};
 use crate::store::Store;
 use crate::thread::Requests;
 
@@ -66,7 +66,7 @@ impl Producer for EmbeddedProducer {
             let put = self.requests.ask(move |work| enqueue(work, &target, &one)).await;
             outcomes.push(match put {
                 Ok(()) => Produced::Confirmed,
-                Err(error) if error.is_transient() && self.refuses() => {
+                Err(error) if is_full(&error) && self.refuses() => {
                     let (kind, message) = (CauseKind::Refused, error.to_string());
                     Produced::Rejected(Rejected { kind, message })
                 }

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
+use std::fmt;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -186,13 +187,28 @@ fn millis(period: Period) -> i64 {
     i64::try_from(period.0.as_millis()).unwrap_or(i64::MAX)
 }
 
+/// The cause of an error that says that a queue is full, to tell it from all else that may pass.
+#[derive(Debug)]
+struct Full;
+
+impl fmt::Display for Full {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the queue is at its limit")
+    }
+}
+
+impl std::error::Error for Full {}
+
+/// Whether an error says that the queue is full.
+pub(crate) fn is_full(error: &ConnectorError) -> bool {
+    std::error::Error::source(error).is_some_and(|cause| cause.is::<Full>())
+}
+
 fn refuse_if_full(target: &Target, messages: u64, bytes: u64) -> Result<(), ConnectorError> {
     let limit = &target.limit;
     let over = |what: &str, limit: u64| {
-        let name = &target.name;
-        Err(ConnectorError::transient(format!(
-            "queue `{name}` is full: its limit is {limit} {what}"
-        )))
+        let text = format!("queue `{}` is full: its limit is {limit} {what}", target.name);
+        Err(ConnectorError::transient(text).caused_by(Full))
     };
     match (limit.messages, limit.bytes) {
         (Some(max), _) if messages > max => over("messages", max),
