@@ -7,12 +7,16 @@
     reason = "a test that stops says where"
 )]
 
+#[path = "common/place.rs"]
+mod place;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use place::{Place, eventually, numbers, said, start};
 use serde_json::{Value, json};
 
 const FLIGHTS: u64 = 50_000;
@@ -178,4 +182,27 @@ fn a_second_run_on_the_same_state_adds_nothing() {
         assert!([Some(0), Some(3)].contains(&status.code()), "{status}");
         trial.check();
     }
+}
+
+/// A queue that refuses what it has no room for takes part in the acks' transaction like any other.
+#[test]
+fn a_queue_with_a_limit_that_refuses_gets_nothing_twice() {
+    const LINES: u32 = 100_000;
+    let place = Place::new(numbers(LINES).as_bytes());
+    let limit = "queues.kept.limit={messages: 1000000, when_full: refuse}";
+    let arguments = ["--set", limit, "--set", "queues.in.guarantee=exactly_once"];
+    let length = |name: &str| fs::metadata(place.path(name)).map_or(0, |file| file.len());
+    let written = || length("state/brigade.db") + length("state/brigade.db-wal");
+    let directory = place.path("");
+    for kill in 1..=KILLS as u64 {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
+        command.args(["run", "p.yaml", "--until-idle", "--stage", "check"]).args(arguments);
+        command.current_dir(&directory);
+        let mut child = start(command, &place.path("log"));
+        eventually("it goes on", || written() >= kill << 20 || child.try_wait().unwrap().is_some());
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    said(&place.command(&arguments).output().unwrap(), &[0]);
+    assert!(place.arrived() == numbers(LINES), "{} bytes arrived", place.out().len());
 }

@@ -8,7 +8,7 @@ use brigade_core::connector::{
 use brigade_core::state::{StateStore, StoreId, StoreOp};
 
 use crate::connector::features;
-use crate::rows::{Target, enqueue, is_full};
+use crate::rows::{Target, enqueue, is_full, without_room};
 use crate::store::Store;
 use crate::thread::Requests;
 
@@ -67,8 +67,7 @@ impl Producer for EmbeddedProducer {
             outcomes.push(match put {
                 Ok(()) => Produced::Confirmed,
                 Err(error) if is_full(&error) && self.refuses() => {
-                    let (kind, message) = (CauseKind::Refused, error.to_string());
-                    Produced::Rejected(Rejected { kind, message })
+                    Produced::Rejected(refused(error.to_string()))
                 }
                 Err(error) => Produced::Failed(error),
             });
@@ -77,19 +76,37 @@ impl Producer for EmbeddedProducer {
     }
 
     async fn stage(&self, batch: &[Outgoing]) -> Result<Staged, ConnectorError> {
-        let enqueue = |outgoing: &Outgoing| StoreOp::Enqueue {
+        // What a full queue refuses has to be known before the transaction. If there is less room by
+        // then, the transaction fails, and this is asked again.
+        let without = match self.refuses() && !batch.is_empty() {
+            true => {
+                let (owned, target) = (batch.to_vec(), Arc::clone(&self.target));
+                self.requests.ask(move |work| without_room(work, &target, &owned)).await?
+            }
+            false => Vec::new(),
+        };
+        let fits = |(at, _): &(usize, &Outgoing)| {
+            without.binary_search_by_key(at, |(full, _)| *full).is_err()
+        };
+        let enqueue = |(_, outgoing): (usize, &Outgoing)| StoreOp::Enqueue {
             queue: Arc::clone(&self.name),
             outgoing: outgoing.clone(),
         };
-        Ok(Staged { ops: batch.iter().map(enqueue).collect(), rejected: Vec::new(), hold: None })
+        let ops = batch.iter().enumerate().filter(fits).map(enqueue).collect();
+        let rejected = without.into_iter().map(|(at, message)| (at, refused(message))).collect();
+        Ok(Staged { ops, rejected, hold: None })
     }
 
     fn store(&self) -> Option<StoreId> {
-        // What a full queue refuses has to be known before the transaction.
-        (!self.refuses()).then(|| self.store.clone())
+        Some(self.store.clone())
     }
 
     async fn shutdown(&self) -> Result<(), ConnectorError> {
         Ok(())
     }
+}
+
+/// What there is no room for.
+fn refused(message: String) -> Rejected {
+    Rejected { kind: CauseKind::Refused, message }
 }

@@ -81,6 +81,64 @@ pub(crate) fn enqueue(
     Ok(())
 }
 
+/// What a group of a queue holds.
+struct Held {
+    queue: i64,
+    messages: u64,
+    bytes: u64,
+}
+
+/// Those of a batch, by their places, that a queue has no room for when the others are put on it; and
+/// what is to be said of each.
+pub(crate) fn without_room(
+    work: &mut Work<'_>,
+    target: &Target,
+    batch: &[Outgoing],
+) -> Result<Vec<(usize, String)>, Fault> {
+    let mut groups = Vec::with_capacity(target.groups.len());
+    for group in &target.groups {
+        let queue = queue_id(work.db, &target.pipeline, &target.name, group)?;
+        if let Some(retention) = target.settings.retention {
+            expire(work, queue, &target.name, retention)?;
+        }
+        let sql = "SELECT messages, bytes FROM queues WHERE id = ?1";
+        let read = |row: &Row<'_>| Ok(Held { queue, messages: row.get(0)?, bytes: row.get(1)? });
+        groups.push(work.db.prepare_cached(sql)?.query_row([queue], read)?);
+    }
+    let (mut without, mut put) = (Vec::new(), BTreeSet::new());
+    for (at, Outgoing { message, .. }) in batch.iter().enumerate() {
+        let size = message.size() as u64;
+        let mut more = Vec::with_capacity(groups.len());
+        for (group, held) in groups.iter().enumerate() {
+            let again = target.settings.dedup.is_some()
+                && (put.contains(&message.id.0) || was_seen(work.db, held.queue, message.id)?);
+            more.extend((!again).then_some(group));
+        }
+        let full = |group: &usize| {
+            let held = &groups[*group];
+            refuse_if_full(target, held.messages + 1, held.bytes + size).err()
+        };
+        if let Some(full) = more.iter().find_map(full) {
+            without.push((at, full.to_string()));
+            continue;
+        }
+        if message.id != MessageId::default() {
+            put.insert(message.id.0);
+        }
+        for group in more {
+            groups[group].messages += 1;
+            groups[group].bytes += size;
+        }
+    }
+    Ok(without)
+}
+
+/// Whether a message of this id was put, and is remembered.
+fn was_seen(db: &Connection, queue: i64, id: MessageId) -> rusqlite::Result<bool> {
+    let sql = "SELECT 1 FROM seen WHERE queue = ?1 AND mid = ?2";
+    db.prepare_cached(sql)?.exists(params![queue, id.0.to_le_bytes()])
+}
+
 /// Those of a batch that were not put before.
 fn first_times<'b>(
     db: &Connection,

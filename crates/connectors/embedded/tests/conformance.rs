@@ -14,9 +14,12 @@ use brigade_embedded::{Embedded, Options, Store};
 use brigade_testkit::Fixture;
 
 fn fixture(settings: serde_json::Value) -> Fixture {
+    fixture_of(QueueSpec::new("suite", "queue", settings))
+}
+
+fn fixture_of(queue: QueueSpec) -> Fixture {
     let directory = tempfile::tempdir().unwrap();
     let state = Store::open(directory.path(), Options::default()).unwrap();
-    let queue = QueueSpec::new("suite", "queue", settings);
     let file = directory.path().join("brigade.db");
     Fixture::new(Arc::new(Embedded), ConnectorEnv { state }, queue)
         .keep(directory)
@@ -43,4 +46,19 @@ mod plain {
 
 mod with_dedup {
     brigade_testkit::conformance!(|| super::fixture(serde_json::json!({ "dedup": {} })));
+}
+
+/// Its outputs are part of the acks' transaction like those of any other.
+mod with_a_limit_that_refuses {
+    use brigade_core::ByteSize;
+    use brigade_core::connector::{Limit, QueueSpec, WhenFull};
+
+    fn fixture() -> brigade_testkit::Fixture {
+        let mut queue = QueueSpec::new("suite", "queue", serde_json::json!({}));
+        let bytes = Some(ByteSize(1 << 30));
+        queue.limit = Limit { messages: None, bytes, when_full: WhenFull::Refuse };
+        super::fixture_of(queue)
+    }
+
+    brigade_testkit::conformance!(fixture);
 }

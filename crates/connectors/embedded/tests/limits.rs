@@ -1,0 +1,101 @@
+//! Queues with a limit: what has no room, in a transaction and without one.
+#![allow(clippy::unwrap_used, reason = "a test that stops says where")]
+
+use std::sync::Arc;
+
+use brigade_core::connector::{
+    Connector, ConnectorEnv, Limit, Order, Outgoing, Produced, Producer, QueueSpec, Reader, Want,
+    WhenFull,
+};
+use brigade_core::{CauseKind, Message, MessageId};
+use brigade_embedded::{Embedded, Options, Store};
+use serde_json::{Value, json};
+
+const MAX: u64 = 5;
+
+/// A queue that holds a few messages, and the store that it is in.
+struct Place {
+    env: ConnectorEnv,
+    queue: QueueSpec,
+    _directory: tempfile::TempDir,
+}
+
+impl Place {
+    fn new(settings: Value, limit: Limit) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let state = Store::open(directory.path(), Options::default()).unwrap();
+        let mut queue = QueueSpec::new("p", "q", settings);
+        queue.limit = limit;
+        Self { env: ConnectorEnv { state }, queue, _directory: directory }
+    }
+
+    async fn producer(&self) -> Arc<dyn Producer> {
+        Embedded.producer(&self.queue, &self.env).await.unwrap()
+    }
+
+    /// What the queue's groups hand out, each by its number.
+    async fn held(&self, group: &str) -> Vec<u128> {
+        let reader = Reader { stage: "s".into(), group: group.into(), order: Order::None };
+        let consumer = Embedded.consumer(&self.queue, &reader, &self.env).await.unwrap();
+        let want = Want { messages: 100, bytes: usize::MAX };
+        let taken = consumer.consume(want).await.unwrap();
+        consumer.shutdown().await.unwrap();
+        taken.iter().map(|incoming| incoming.message.id.0).collect()
+    }
+}
+
+fn refuses(messages: u64) -> Limit {
+    Limit { messages: Some(messages), bytes: None, when_full: WhenFull::Refuse }
+}
+
+fn numbered(n: u128) -> Outgoing {
+    Message::new("{}").with_id(MessageId(n)).into()
+}
+
+#[tokio::test]
+async fn what_a_full_queue_refuses_is_known_before_the_transaction() {
+    let place = Place::new(json!({}), refuses(MAX));
+    let producer = place.producer().await;
+    assert_eq!(producer.store(), Some(place.env.state.store_id()), "one store");
+    let batch: Vec<Outgoing> = (1..=8).map(numbered).collect();
+    let staged = producer.stage(&batch).await.unwrap();
+    let refused: Vec<usize> = staged.rejected.iter().map(|(at, _)| *at).collect();
+    assert_eq!(refused, [5, 6, 7]);
+    for (_, why) in &staged.rejected {
+        assert_eq!(why.kind, CauseKind::Refused);
+        assert_eq!(why.message, "queue `q` is full: its limit is 5 messages");
+    }
+    place.env.state.commit(staged.ops).await.unwrap();
+    assert_eq!(place.held("").await, [1, 2, 3, 4, 5]);
+}
+
+#[tokio::test]
+async fn room_that_is_gone_at_the_transaction_is_asked_for_again() {
+    let place = Place::new(json!({}), refuses(MAX));
+    let producer = place.producer().await;
+    let staged = producer.stage(&[numbered(1), numbered(2)]).await.unwrap();
+    assert!(staged.rejected.is_empty(), "{staged:?}");
+    let others: Vec<Outgoing> = (10..14).map(numbered).collect();
+    let put = producer.produce(&others).await.unwrap();
+    assert!(put.iter().all(|outcome| matches!(outcome, Produced::Confirmed)), "{put:?}");
+    let error = place.env.state.commit(staged.ops).await.unwrap_err();
+    assert!(error.is_transient(), "{error}");
+    let staged = producer.stage(&[numbered(1), numbered(2)]).await.unwrap();
+    assert_eq!(staged.rejected.iter().map(|(at, _)| *at).collect::<Vec<_>>(), [1]);
+    place.env.state.commit(staged.ops).await.unwrap();
+    assert_eq!(place.held("").await, [10, 11, 12, 13, 1]);
+}
+
+#[tokio::test]
+async fn what_was_put_before_needs_no_room() {
+    let mut place = Place::new(json!({ "dedup": {} }), refuses(MAX));
+    place.queue.groups = vec!["one".into(), "two".into()];
+    let producer = place.producer().await;
+    producer.produce(&[numbered(1), numbered(2), numbered(3)]).await.unwrap();
+    let batch: Vec<Outgoing> = [1, 4, 4, 5, 6, 2].map(numbered).into();
+    let staged = producer.stage(&batch).await.unwrap();
+    assert_eq!(staged.rejected.iter().map(|(at, _)| *at).collect::<Vec<_>>(), [4]);
+    place.env.state.commit(staged.ops).await.unwrap();
+    assert_eq!(place.held("one").await, [1, 2, 3, 4, 5]);
+    assert_eq!(place.held("two").await, [1, 2, 3, 4, 5]);
+}
