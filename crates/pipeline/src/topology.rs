@@ -197,7 +197,7 @@ impl Topology {
     /// the groups of the whole file.
     ///
     /// # Errors
-    /// There is no such stage, or a direct edge would be cut.
+    /// There is no such stage, or a direct edge or a queue that is not durable would be cut.
     pub fn split(self, names: &[String]) -> Result<Self, Diagnostics> {
         let mut wrong = Vec::new();
         let mut refuse = |message: String, help: Option<String>| {
@@ -222,6 +222,15 @@ impl Topology {
                 refuse(message, Some(help));
             }
         }
+        for [queue, kind, reader, writer] in self.cut_in_memory(&here) {
+            let message = format!(
+                "queue `{queue}` of type {kind} ends with its process, but stage `{writer}` writes it \
+                 and stage `{reader}`, which would be in another, reads it"
+            );
+            let help =
+                "use a durable queue there, as of type `embedded`, or run both here".to_owned();
+            refuse(message, Some(help));
+        }
         if !wrong.is_empty() {
             return Err(Diagnostics(wrong));
         }
@@ -230,6 +239,25 @@ impl Topology {
         let used: Vec<Arc<str>> = split.stages.values().flat_map(used_queues).collect();
         split.queues.retain(|name, _| used.contains(name));
         Ok(split)
+    }
+
+    /// The queues that are not durable and have a reader and a writer of which only one is here: each
+    /// with its type and the names of two such.
+    fn cut_in_memory(&self, here: &dyn Fn(&str) -> bool) -> Vec<[&str; 4]> {
+        let mut cut = Vec::new();
+        for (name, queue) in self.queues.iter().filter(|(_, queue)| !queue.features.durable) {
+            let readers = self.stages.values().filter(|stage| stage.input_queues().contains(name));
+            let mut pairs = readers.flat_map(|reader| {
+                let writers = self.stages.values().filter(|stage| stage.writes(name));
+                writers.map(move |writer| (reader, writer))
+            });
+            let split =
+                |(reader, writer): &(&Stage, &Stage)| here(&reader.name) != here(&writer.name);
+            if let Some((reader, writer)) = pairs.find(split) {
+                cut.push([&**name, &queue.type_name, &*reader.name, &*writer.name]);
+            }
+        }
+        cut
     }
 }
 

@@ -63,3 +63,26 @@ fn a_split_that_cuts_a_direct_edge_is_refused() {
     assert!(said.contains("name a queue between them"), "{said}");
     assert!(topology.split(&["a".to_owned(), "b".to_owned()]).is_ok());
 }
+
+#[test]
+fn a_split_that_cuts_a_queue_in_memory_is_refused() {
+    let text = "pipeline: p\nqueues: { in: { type: rich }, mid: { type: rich }, dead: { type: rich } }\nstages:\n  a: { component: code, input: in, outputs: [mid] }\n  b: { component: code, input: mid, dead_letter: dead }\n  c: { component: code, input: dead }";
+    let loaded = load_str("p", Format::Yaml, text, Path::new("."), &Overrides::default(), &Fake);
+    let topology = loaded.unwrap().topology;
+    let said = |stages: &[&str]| {
+        let stages: Vec<String> = stages.iter().map(|stage| (*stage).to_owned()).collect();
+        topology.clone().split(&stages).map_or_else(|error| error.to_string(), |_| String::new())
+    };
+    let mid =
+        "queue `mid` of type rich ends with its process, but stage `a` writes it and stage `b`";
+    assert!(said(&["a"]).contains(mid), "{}", said(&["a"]));
+    assert!(said(&["b"]).contains(mid), "{}", said(&["b"]));
+    // Dead letters are read as well.
+    let dead =
+        "queue `dead` of type rich ends with its process, but stage `b` writes it and stage `c`";
+    assert!(said(&["a", "b"]).contains(dead), "{}", said(&["a", "b"]));
+    assert_eq!(said(&["a", "b", "c"]), "");
+    let mut durable = topology.clone();
+    durable.queues.values_mut().for_each(|queue| queue.features.durable = true);
+    assert!(durable.split(&["a".to_owned()]).is_ok());
+}

@@ -104,7 +104,7 @@ impl Pipeline {
     /// Only these stages; the others run in other processes.
     ///
     /// # Errors
-    /// There is no such stage, or a direct edge would be cut.
+    /// There is no such stage, or a direct edge or a queue that is not durable would be cut.
     pub fn stages(self, stages: &[String]) -> Result<Self, Diagnostics> {
         Ok(Self { topology: self.topology.split(stages)?, ..self })
     }
