@@ -37,6 +37,7 @@ impl Lint<'_> {
         self.conflicts(&queues, &stages);
         for stage in stages.values() {
             self.exactly_once(stage, &stages, &queues);
+            self.own_dead_letters(stage, &stages);
             self.dead_letters_are_json(stage, &queues);
         }
         (queues, stages)
@@ -111,6 +112,14 @@ impl Lint<'_> {
             self.order_rules(stage, input, queue);
         }
         if placed.delays {
+            for down in &stage.direct {
+                let message = format!(
+                    "component `{}` delays, but stage `{down}` is fed directly, where nothing can wait",
+                    stage.component.name
+                );
+                let help = Some("name an `embedded` queue between them".to_owned());
+                self.error("delay", &["stages", down, "input"], message, help);
+            }
             for (index, output) in stage.outputs.iter().enumerate() {
                 let Some(queue) = queues.get(output).filter(|queue| !queue.features.delay) else {
                     continue;
@@ -290,6 +299,22 @@ impl Lint<'_> {
             );
             let help = "remove `codec`, or use another queue".to_owned();
             self.error("queue_setting", &["queues", name, "codec"], message, Some(help));
+        }
+    }
+
+    /// A dead letter that comes back to its stage would become the payload of the next one, without end.
+    fn own_dead_letters(&mut self, root: &Stage, stages: &Stages) {
+        for stage in line(root, stages) {
+            let Some(dead) = &stage.dead_letter else { continue };
+            if root.input_queues().contains(dead) {
+                let message = format!(
+                    "stage `{}` would get its own dead letters: stage `{}` reads queue `{dead}`",
+                    stage.name, root.name
+                );
+                let help = "name another queue, or none: then the state keeps them".to_owned();
+                let at = ["stages", &*stage.name, "dead_letter"];
+                self.error("dead_letter", &at, message, Some(help));
+            }
         }
     }
 
