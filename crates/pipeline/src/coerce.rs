@@ -1,7 +1,9 @@
-//! Texts whose type was not written by hand: from `${VARIABLES}` and the environment.
+//! Texts whose type was not written by hand: from `${VARIABLES}` and the environment. And whole numbers
+//! that are written as others are.
 
 use jsonschema::Validator;
 use jsonschema::error::ValidationErrorKind;
+use serde_json::{Number, Value};
 
 use crate::diagnostic::{Findings, Severity};
 use crate::node::{Node, NodeValue, plain};
@@ -27,6 +29,68 @@ pub(crate) fn coerce(node: &mut Node, validator: &Validator) {
             leaf.value = plain(text);
         }
     }
+    make_whole(node, validator);
+}
+
+/// Makes `1e3` and `10.0` whole numbers where the schema expects such: it takes them for whole, the
+/// types behind it do not.
+fn make_whole(node: &mut Node, validator: &Validator) {
+    let mut written = Vec::new();
+    fractions(node, &mut Vec::new(), &mut written);
+    if written.is_empty() {
+        return;
+    }
+    let value = node.to_json();
+    for (path, whole) in written {
+        let pointer: String = path.iter().map(|step| format!("/{}", escaped(step))).collect();
+        let fits = |value: &Value| {
+            !validator.iter_errors(value).any(|error| error.instance_path().as_str() == pointer)
+        };
+        let mut other = value.clone();
+        let Some(place) = other.pointer_mut(&pointer) else { continue };
+        // What takes no half expects a whole number.
+        *place = 0.5.into();
+        let half = fits(&other);
+        *other.pointer_mut(&pointer).expect("it was there") = Value::Number(whole.clone());
+        if !half
+            && fits(&other)
+            && let Some(leaf) = node.at_mut(&path)
+        {
+            leaf.value = NodeValue::Number(whole);
+        }
+    }
+}
+
+/// The numbers that are written with a point or an exponent and are whole: where, and which.
+fn fractions(node: &Node, path: &mut Vec<String>, found: &mut Vec<(Vec<String>, Number)>) {
+    let mut below = |step: String, child: &Node| {
+        path.push(step);
+        fractions(child, path, found);
+        path.pop();
+    };
+    match &node.value {
+        NodeValue::Number(number) => found.extend(whole(number).map(|whole| (path.clone(), whole))),
+        NodeValue::List(items) => {
+            items.iter().enumerate().for_each(|(at, item)| below(at.to_string(), item));
+        }
+        NodeValue::Map(entries) => {
+            entries.iter().for_each(|entry| below(entry.key.clone(), &entry.node));
+        }
+        _ => {}
+    }
+}
+
+/// A number with a point or an exponent as the whole number that it is.
+fn whole(number: &Number) -> Option<Number> {
+    let float = number.as_f64().filter(|float| number.is_f64() && float.fract() == 0.0)?;
+    // Without its exponent it is read as any other.
+    let text = format!("{float:.0}");
+    text.parse::<i64>().map(Number::from).or_else(|_| text.parse::<u64>().map(Number::from)).ok()
+}
+
+/// A step of a JSON pointer.
+fn escaped(step: &str) -> String {
+    step.replace('~', "~0").replace('/', "~1")
 }
 
 /// Answers with a variable's value, if it is set, or with what is wrong with it.
@@ -108,7 +172,18 @@ fn expand(text: &str, lookup: &Lookup<'_>) -> Result<(String, bool), (String, St
 
 #[cfg(test)]
 mod tests {
-    use super::expand;
+    use super::{expand, whole};
+
+    #[test]
+    fn numbers_with_a_point_can_be_whole() {
+        let of = |text: &str| whole(&serde_json::from_str(text).unwrap()).map(|n| n.to_string());
+        assert_eq!(of("1e3").as_deref(), Some("1000"));
+        assert_eq!(of("-2.0").as_deref(), Some("-2"));
+        assert_eq!(of("1e19").as_deref(), Some("10000000000000000000"));
+        for other in ["1", "1.5", "1e30", "1e-3"] {
+            assert_eq!(of(other), None, "{other}");
+        }
+    }
 
     #[test]
     fn variables_are_put_in_and_dollars_can_be_written() {

@@ -96,6 +96,36 @@ pub(crate) fn schema_of<T: schemars::JsonSchema>() -> Value {
     settings.into_generator().into_root_schema_for::<T>().to_value()
 }
 
+/// A schema in which whole numbers have the bounds of the types that they are read into: schemars names
+/// those types as formats, and nobody else looks at them.
+fn bounded(mut schema: Value) -> Value {
+    fn bound(value: &mut Value) {
+        let format = value.get("format").and_then(Value::as_str);
+        let bounds: Option<(Value, Value)> = match format {
+            Some("uint8") => Some((0.into(), u8::MAX.into())),
+            Some("uint16") => Some((0.into(), u16::MAX.into())),
+            Some("uint32") => Some((0.into(), u32::MAX.into())),
+            Some("uint64" | "uint") => Some((0.into(), u64::MAX.into())),
+            Some("int32") => Some((i32::MIN.into(), i32::MAX.into())),
+            Some("int64" | "int") => Some((i64::MIN.into(), i64::MAX.into())),
+            _ => None,
+        };
+        match value {
+            Value::Object(all) => {
+                if let Some((minimum, maximum)) = bounds {
+                    all.entry("minimum").or_insert(minimum);
+                    all.entry("maximum").or_insert(maximum);
+                }
+                all.values_mut().for_each(bound);
+            }
+            Value::Array(all) => all.iter_mut().for_each(bound),
+            _ => {}
+        }
+    }
+    bound(&mut schema);
+    schema
+}
+
 /// Holds the node at a path against a schema. Texts that came from variables become numbers or
 /// booleans where those are expected. `what` names the thing for messages: "queue `in`"; the file as
 /// a whole needs no name.
@@ -106,6 +136,7 @@ pub(crate) fn validate(
     what: &str,
     findings: &mut Findings,
 ) -> bool {
+    let schema = &bounded(schema.clone());
     let validator = jsonschema::validator_for(schema).expect("our own schemas are valid");
     if let Some(node) = root.at_mut(path) {
         coerce(node, &validator);
@@ -124,6 +155,7 @@ pub(crate) fn validate(
 pub(crate) fn without_wrong(schema: &Value, root: &Node) -> Option<Node> {
     /// What is left out may uncover more.
     const ROUNDS: usize = 3;
+    let schema = &bounded(schema.clone());
     let validator = jsonschema::validator_for(schema).expect("our own schemas are valid");
     let mut rest = root.clone();
     for _ in 0..ROUNDS {

@@ -25,6 +25,25 @@ fn values_of_the_environment_and_of_sets_take_the_type_that_is_expected() {
 }
 
 #[test]
+fn whole_numbers_may_be_written_as_others_are() {
+    let text = "pipeline: p\nqueues: { in: { type: rich, limit: { messages: 1e3 } } }\nstages: { s: { component: code, input: in, max_in_flight: { messages: 7.0 } } }";
+    let overrides = Overrides {
+        variables: vec![("BRIGADE__STAGES__S__WORKERS".into(), "2e0".into())],
+        ..Overrides::default()
+    };
+    let loaded = load_str("p.yaml", Format::Yaml, text, Path::new("."), &overrides, &Fake);
+    let said = loaded.map_or_else(|error| error.to_string(), |_| String::new());
+    // All that is wrong is that such a queue has no limit.
+    assert!(said.starts_with("error[queue_setting]: queues of type `rich`"), "{said}");
+    assert_eq!(said.matches("error[").count(), 1, "{said}");
+    let text = text.replace(", limit: { messages: 1e3 }", "");
+    let loaded = load_str("p.yaml", Format::Yaml, &text, Path::new("."), &overrides, &Fake);
+    let topology = loaded.unwrap_or_else(|error| panic!("{error}")).topology;
+    assert_eq!(topology.stages["s"].workers, 2);
+    assert_eq!(topology.stages["s"].max_in_flight.messages, 7);
+}
+
+#[test]
 fn variables_that_are_no_unicode_are_told_where_they_are_used() {
     let text = "pipeline: p\nqueues: { in: { type: rich } }\nstages: { s: { component: code, input: in, workers: \"${N:-3}\" } }";
     let said = |no_unicode: &str| {

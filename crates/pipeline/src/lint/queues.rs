@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use brigade_core::Codec;
-use brigade_core::connector::{Limit, QueueSpec, SchemaRegistry};
+use brigade_core::connector::{Features, Limit, QueueSpec, SchemaRegistry};
 use brigade_core::field::FieldPath;
 use indexmap::IndexMap;
 use jsonschema::ReferencingError;
@@ -132,13 +132,20 @@ impl Lint<'_> {
         spec.guarantee = keys.guarantee;
         let event_time = self.field(&["queues", name, "event_time"], keys.event_time.as_deref());
         let schema = keys.schema.as_ref().and_then(|choice| self.schema(name, choice));
-        for problem in connector.check(&spec) {
+        let problems = connector.check(&spec);
+        let features = connector.features(own);
+        // Of settings that cannot be read it is not known what the queue can do.
+        let unread = !problems.is_empty() && features == Features::NONE;
+        for problem in problems {
             let mut at = vec!["queues", name];
             at.extend(problem.path.iter().map(String::as_str));
-            let message = format!("queue `{name}`: {}", problem.message);
-            self.error("queue_setting", &at, message, problem.help);
+            let who = format!("queue `{name}`: ");
+            let what = problem.message.strip_prefix(&who).unwrap_or(&problem.message);
+            self.error("queue_setting", &at, format!("{who}{what}"), problem.help);
         }
-        let features = connector.features(own);
+        if unread {
+            return None;
+        }
         if spec.limit != Limit::default() && !features.limit {
             let message = format!("queues of type `{}` have no `limit`", keys.kind);
             let help = Some("remove `limit`, or use an `embedded` queue".to_owned());
