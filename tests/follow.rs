@@ -3,42 +3,179 @@
 
 mod common;
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::Write;
-use std::path::Path;
+use std::path::PathBuf;
 
+use brigade::Running;
 use common::{World, eventually};
 
-fn append(path: &Path, text: &str) {
-    let mut file = OpenOptions::new().create(true).append(true).open(path).unwrap();
-    file.write_all(text.as_bytes()).unwrap();
+/// A directory with a file that is followed, and what came of it.
+struct Trial {
+    world: World,
+    directory: tempfile::TempDir,
+    follows: &'static str,
+}
+
+impl Trial {
+    fn new(follows: &'static str) -> Self {
+        Self { world: World::new(), directory: tempfile::tempdir().unwrap(), follows }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    /// Opens a file as its writer does.
+    fn open(&self, name: &str) -> File {
+        OpenOptions::new().create(true).append(true).open(self.path(name)).unwrap()
+    }
+
+    fn append(&self, name: &str, text: &str) {
+        self.open(name).write_all(text.as_bytes()).unwrap();
+    }
+
+    fn rename(&self, from: &str, to: &str) {
+        fs::rename(self.path(from), self.path(to)).unwrap();
+    }
+
+    async fn start(&self) -> Running {
+        let path = self.path(self.follows);
+        let yaml = format!(
+            "
+queues: {{ in: {{ type: file, path: '{}', follow: true }}, out: {{ type: memory }} }}
+stages: {{ pass: {{ component: pass, input: in, outputs: [out] }} }}
+",
+            path.display()
+        );
+        self.world.start(&yaml, &self.world.registry()).await
+    }
+
+    async fn arrived(&self, number: u64) {
+        let came = async || self.world.numbers("out").contains(&number);
+        eventually("the line arrives", came).await;
+    }
+
+    fn numbers(&self) -> Vec<u64> {
+        self.world.numbers("out")
+    }
+
+    fn sorted(&self) -> Vec<u64> {
+        let mut numbers = self.numbers();
+        numbers.sort_unstable();
+        numbers
+    }
 }
 
 #[tokio::test]
 async fn every_line_of_a_file_that_is_rotated_comes_once() {
-    let world = World::new();
-    let directory = tempfile::tempdir().unwrap();
-    let log = directory.path().join("log");
-    append(&log, "1\n");
-    let yaml = format!(
-        "
-queues: {{ in: {{ type: file, path: {}, follow: true }}, out: {{ type: memory }} }}
-stages: {{ pass: {{ component: pass, input: in, outputs: [out] }} }}
-",
-        log.display()
-    );
-    let running = world.start(&yaml, &world.registry()).await;
-    let arrived = async |last: u64| {
-        eventually("the line arrives", async || world.numbers("out").last() == Some(&last)).await;
-    };
-    arrived(1).await;
-    append(&log, "2\n3");
-    arrived(2).await;
-    append(&log, "3\n");
-    arrived(33).await;
-    fs::rename(&log, directory.path().join("log.1")).unwrap();
-    append(&log, "4\n");
-    arrived(4).await;
-    assert_eq!(world.numbers("out"), [1, 2, 33, 4]);
+    let trial = Trial::new("log");
+    trial.append("log", "1\n");
+    let running = trial.start().await;
+    trial.arrived(1).await;
+    trial.append("log", "2\n3");
+    trial.arrived(2).await;
+    trial.append("log", "3\n");
+    trial.arrived(33).await;
+    trial.rename("log", "log.1");
+    trial.append("log", "4\n");
+    trial.arrived(4).await;
+    assert_eq!(trial.numbers(), [1, 2, 33, 4]);
     running.drain().await;
+}
+
+#[tokio::test]
+async fn what_was_written_before_a_rotation_while_nothing_ran_comes_first() {
+    let trial = Trial::new("log");
+    trial.append("log", "1\n2\n");
+    // As old as a rotated file that has nothing to do with it.
+    trial.append("log.7", "70\n");
+    let past = std::time::SystemTime::now() - std::time::Duration::from_secs(60);
+    trial.open("log.7").set_modified(past).unwrap();
+    let running = trial.start().await;
+    trial.arrived(2).await;
+    running.drain().await;
+    trial.append("log", "3\n4\n");
+    trial.rename("log", "log.1");
+    // One that came and went meanwhile, and a copy that somebody made.
+    trial.append("log", "5\n");
+    trial.rename("log.1", "log.2");
+    trial.rename("log", "log.1");
+    trial.append("log", "6\n");
+    trial.append("log.bak", "80\n");
+    let running = trial.start().await;
+    trial.arrived(6).await;
+    assert_eq!(trial.numbers(), [1, 2, 3, 4, 5, 6]);
+    running.drain().await;
+    trial.append("log", "7\n");
+    let running = trial.start().await;
+    trial.arrived(7).await;
+    assert_eq!(trial.numbers(), [1, 2, 3, 4, 5, 6, 7]);
+    running.drain().await;
+}
+
+#[tokio::test]
+async fn a_writer_that_keeps_the_rotated_file_open_is_read_to_its_end() {
+    let trial = Trial::new("log");
+    let mut writer = trial.open("log");
+    writer.write_all(b"1\n2\n3").unwrap();
+    let running = trial.start().await;
+    trial.arrived(2).await;
+    trial.rename("log", "log.1");
+    writer.write_all(b"3\n4\n5").unwrap();
+    trial.arrived(4).await;
+    trial.append("log", "6\n7\n");
+    trial.arrived(7).await;
+    // It is told late; the line that it was in goes on.
+    writer.write_all(b"5\n8\n").unwrap();
+    trial.arrived(8).await;
+    trial.append("log", "9\n");
+    trial.arrived(9).await;
+    assert_eq!(trial.numbers(), [1, 2, 33, 4, 6, 7, 55, 8, 9]);
+    running.drain().await;
+    trial.append("log", "10\n");
+    let running = trial.start().await;
+    trial.arrived(10).await;
+    assert_eq!(trial.numbers(), [1, 2, 33, 4, 6, 7, 55, 8, 9, 10]);
+    running.drain().await;
+}
+
+#[tokio::test]
+async fn files_of_rotations_in_quick_succession_are_all_read() {
+    let trial = Trial::new("log");
+    trial.append("log", "1\n");
+    let running = trial.start().await;
+    trial.arrived(1).await;
+    for number in 2..6 {
+        for at in (1..number).rev() {
+            let from = trial.path(&format!("log.{at}"));
+            if from.exists() {
+                fs::rename(from, trial.path(&format!("log.{}", at + 1))).unwrap();
+            }
+        }
+        trial.rename("log", "log.1");
+        trial.append("log", &format!("{number}\n"));
+    }
+    trial.arrived(5).await;
+    assert_eq!(trial.numbers(), [1, 2, 3, 4, 5]);
+    running.drain().await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_cut_and_grows_beyond_where_it_was_read_is_read_from_its_beginning() {
+    for follows in ["log", "lo*"] {
+        let trial = Trial::new(follows);
+        trial.append("log", "100\n200\n");
+        let running = trial.start().await;
+        trial.arrived(200).await;
+        fs::write(trial.path("log"), "1\n2\n3\n4\n5\n6\n7\n").unwrap();
+        trial.arrived(7).await;
+        assert_eq!(trial.sorted(), [1, 2, 3, 4, 5, 6, 7, 100, 200]);
+        running.drain().await;
+        trial.append("log", "8\n");
+        let running = trial.start().await;
+        trial.arrived(8).await;
+        assert_eq!(trial.sorted(), [1, 2, 3, 4, 5, 6, 7, 8, 100, 200]);
+        running.drain().await;
+    }
 }

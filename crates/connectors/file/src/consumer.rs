@@ -149,7 +149,8 @@ impl FileConsumer {
         match said {
             Said::File { key, position } => {
                 let goes_on = |file: &Progress| file.goes_on_at(key.as_deref(), &position);
-                shared.current = shared.files.iter().position(goes_on).unwrap_or_else(|| {
+                // The newest life of a file is the one that goes on.
+                shared.current = shared.files.iter().rposition(goes_on).unwrap_or_else(|| {
                     shared.files.push(Progress::new(key, position));
                     shared.files.len() - 1
                 });
@@ -242,10 +243,13 @@ impl FileConsumer {
                 progress.resolve(record);
             }
         }
-        let ops = changed.values().filter_map(|progress| {
-            Some(StoreOp::Put {
+        let ops = changed.iter().filter_map(|(file, progress)| {
+            let key = progress.key.clone()?;
+            // A file that was cut is kept by its newest life alone.
+            let newer = shared.files[file + 1..].iter().any(|f| f.key == progress.key);
+            (!newer).then(|| StoreOp::Put {
                 space: Arc::clone(&self.space),
-                key: progress.key.clone()?,
+                key,
                 value: progress.position.encode().into(),
             })
         });

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{File, Metadata};
-use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 
 use brigade_core::IncarnationId;
 use brigade_core::watermark::Watermark;
@@ -35,7 +34,7 @@ pub(crate) fn identity(metadata: &Metadata) -> String {
 
 impl Position {
     /// The beginning of a file.
-    pub(crate) fn beginning(path: &str, file: &mut File) -> std::io::Result<Self> {
+    pub(crate) fn beginning(path: &str, file: &File) -> std::io::Result<Self> {
         let length = file.metadata()?.len().min(FINGERPRINT_MAX);
         Ok(Self {
             version: 1,
@@ -44,6 +43,12 @@ impl Position {
             records: Watermark::default(),
             next: (0, 0),
         })
+    }
+
+    /// Whether a file that grows has enough to be told from others by: a line, or a whole fingerprint.
+    pub(crate) fn can_begin(file: &File) -> std::io::Result<bool> {
+        let bytes = first_bytes(file, FINGERPRINT_MAX)?;
+        Ok(bytes.contains(&b'\n') || bytes.len() as u64 == FINGERPRINT_MAX)
     }
 
     /// Reads what was kept; `None` if it is damaged, or not of a version that is known.
@@ -60,8 +65,11 @@ impl Position {
     }
 
     /// Whether the file is still the one that this was kept for: same beginning, not shorter.
-    pub(crate) fn is_of(&self, file: &mut File) -> std::io::Result<bool> {
+    pub(crate) fn is_of(&self, file: &File) -> std::io::Result<bool> {
         let (length, expected) = &self.fingerprint;
+        if *length > FINGERPRINT_MAX {
+            return Ok(false);
+        }
         let enough = file.metadata()?.len() >= *length;
         Ok(enough && hash(file, *length)? == *expected)
     }
@@ -73,12 +81,24 @@ impl Position {
     }
 }
 
-fn hash(file: &mut File, length: u64) -> std::io::Result<String> {
-    let mut bytes = Vec::new();
-    file.seek(SeekFrom::Start(0))?;
-    file.by_ref().take(length).read_to_end(&mut bytes)?;
-    file.seek(SeekFrom::Start(0))?;
-    Ok(format!("{:032x}", XxHash3_128::oneshot(&bytes)))
+fn hash(file: &File, length: u64) -> std::io::Result<String> {
+    Ok(format!("{:032x}", XxHash3_128::oneshot(&first_bytes(file, length)?)))
+}
+
+/// The first bytes of a file, so many or all; where it is read stays as it is.
+fn first_bytes(file: &File, length: u64) -> std::io::Result<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match file.read_at(&mut bytes[filled..], filled as u64) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    bytes.truncate(filled);
+    Ok(bytes)
 }
 
 /// A file that is being read: its position, and where what is handed out begins.

@@ -13,6 +13,7 @@
 
 mod connector;
 mod consumer;
+mod follow;
 #[cfg(feature = "fuzzing")]
 #[doc(hidden)]
 pub mod fuzzing;

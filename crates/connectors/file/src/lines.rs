@@ -73,6 +73,11 @@ impl<R: Read> Lines<R> {
         }
     }
 
+    /// How far the file was read, with what belongs to no line yet.
+    pub(crate) fn read_to(&self) -> u64 {
+        self.offset + self.buffer.len() as u64
+    }
+
     /// Takes a line out of the buffer, and so many bytes after it.
     fn take(&mut self, length: usize, after: usize) -> Bytes {
         let mut line = self.buffer.split_to(length + after);

@@ -11,6 +11,7 @@ use brigade_core::connector::ConnectorError;
 use brigade_core::watermark::Watermark;
 use tokio::sync::mpsc::Sender;
 
+use crate::follow::Follower;
 use crate::ledger::{Position, identity};
 use crate::lines::{Lines, Record};
 use crate::rows::Rows;
@@ -45,17 +46,21 @@ pub(crate) struct Reader {
 }
 
 /// Why reading ended before its time.
-enum Ended {
+pub(crate) enum Ended {
     /// Nobody listens any more.
     Stopped,
     Failed(ConnectorError),
 }
 
-type Step<T> = Result<T, Ended>;
+pub(crate) type Step<T> = Result<T, Ended>;
 
 impl Reader {
     pub(crate) fn run(mut self) {
-        let ended = if self.settings.is_standard() { self.standard() } else { self.files() };
+        let ended = match (self.settings.is_standard(), self.settings.follow) {
+            (true, _) => self.standard(),
+            (false, true) if !self.settings.is_glob() => Follower::new(&mut self).run(),
+            _ => self.files(),
+        };
         let last = match ended {
             Ok(()) => Said::End,
             Err(Ended::Failed(error)) => Said::Failed(error),
@@ -66,7 +71,7 @@ impl Reader {
     }
 
     fn standard(&mut self) -> Step<()> {
-        let position = Position::beginning("-", &mut self.empty()?);
+        let position = Position::beginning("-", &self.empty()?);
         let position = position.map_err(|error| self.wrong(Path::new("-"), &error))?;
         self.say(Said::File { key: None, position })?;
         let max = self.settings.max_message_bytes();
@@ -139,22 +144,26 @@ impl Reader {
         Ok(paths)
     }
 
-    /// Reads a file to its end, or for as long as it is followed; says whether there was anything.
-    fn file(&mut self, path: &Path, mut file: File, key: String, again: bool) -> Step<bool> {
+    /// Reads a file to its end; says whether there was anything.
+    fn file(&mut self, path: &Path, file: File, key: String, again: bool) -> Step<bool> {
         let wrong = |reader: &Self, error: &std::io::Error| reader.wrong(path, error);
         let name = path.display().to_string();
+        // A followed file without a line cannot be told from others that get its inode.
+        if self.settings.follow && !Position::can_begin(&file).map_err(|e| wrong(self, &e))? {
+            return Ok(false);
+        }
         let found = self.positions.iter().position(|(known, _)| *known == key);
         let length = file.metadata().map_err(|e| wrong(self, &e))?.len();
         let plain = self.settings.compression_of(path) == Compression::None;
         let kept = found.map(|at| self.positions[at].1.clone());
         let kept = kept.filter(|position| !plain || position.next.1 <= length);
         let position = match kept {
-            Some(position) if position.is_of(&mut file).map_err(|e| wrong(self, &e))? => position,
+            Some(position) if position.is_of(&file).map_err(|e| wrong(self, &e))? => position,
             _ if found.is_some() => {
                 tracing::info!(queue = %self.queue, file = %name, "another file by the same name; read from its beginning");
-                Position::beginning(&name, &mut file).map_err(|e| wrong(self, &e))?
+                Position::beginning(&name, &file).map_err(|e| wrong(self, &e))?
             }
-            _ => Position::beginning(&name, &mut file).map_err(|e| wrong(self, &e))?,
+            _ => Position::beginning(&name, &file).map_err(|e| wrong(self, &e))?,
         };
         if again && length <= position.next.1 {
             return Ok(false);
@@ -191,54 +200,14 @@ impl Reader {
         }
         count.next = position.next;
         file.seek(SeekFrom::Start(position.next.1)).map_err(|e| wrong(&e))?;
-        let watched = self.settings.follow.then(|| file.try_clone()).transpose();
-        let watched = watched.map_err(|e| wrong(&e))?;
         let mut lines = Lines::new(file, position.next.1, max);
+        // What has no end yet may grow.
         lines.unfinished = !self.settings.follow;
-        match watched {
-            None => self.drain(path, &mut || lines.next(), &mut count),
-            Some(watched) => self.follow(path, &watched, &mut lines, &mut count),
-        }
-    }
-
-    /// Reads on while the file grows, until it is another one or shorter than it was.
-    fn follow(
-        &self,
-        path: &Path,
-        watched: &File,
-        lines: &mut Lines<File>,
-        count: &mut Count<'_>,
-    ) -> Step<FileEnd> {
-        let wrong = |error: &std::io::Error| self.wrong(path, error);
-        let mut any = false;
-        loop {
-            any |= self.drain(path, &mut || lines.next(), count)?.any;
-            let end = FileEnd { next: count.next, any };
-            let own = watched.metadata().map_err(|e| wrong(&e))?;
-            let named = std::fs::metadata(path).ok();
-            let same = named.as_ref().is_some_and(|named| identity(named) == identity(&own));
-            if own.len() < count.next.1 {
-                tracing::info!(
-                    queue = %self.queue, file = %path.display(),
-                    "the file was cut; it is read from its beginning"
-                );
-                return Ok(end);
-            }
-            if !same {
-                // Rotated away: what is left of it is its end, finished or not.
-                lines.unfinished = true;
-                any |= self.drain(path, &mut || lines.next(), count)?.any;
-                return Ok(FileEnd { next: count.next, any });
-            }
-            if self.settings.is_glob() {
-                return Ok(end);
-            }
-            self.pause()?;
-        }
+        self.drain(path, &mut || lines.next(), &mut count)
     }
 
     /// Says all records that there are now.
-    fn drain(
+    pub(crate) fn drain(
         &self,
         path: &Path,
         next: &mut dyn FnMut() -> std::io::Result<Option<Record>>,
@@ -264,11 +233,11 @@ impl Reader {
         }
     }
 
-    fn say(&self, said: Said) -> Step<()> {
+    pub(crate) fn say(&self, said: Said) -> Step<()> {
         self.say.blocking_send(said).map_err(|_| Ended::Stopped)
     }
 
-    fn pause(&self) -> Step<()> {
+    pub(crate) fn pause(&self) -> Step<()> {
         std::thread::sleep(LOOK);
         match self.stop.load(Ordering::Relaxed) || self.say.is_closed() {
             true => Err(Ended::Stopped),
@@ -276,14 +245,14 @@ impl Reader {
         }
     }
 
-    fn refuse_special(&self, path: &Path) -> Step<()> {
+    pub(crate) fn refuse_special(&self, path: &Path) -> Step<()> {
         refuse_special(path, "input").map_err(|error| {
             let text = format!("queue `{}`: {error}", self.queue);
             Ended::Failed(ConnectorError::permanent(text))
         })
     }
 
-    fn wrong(&self, path: &Path, error: &std::io::Error) -> Ended {
+    pub(crate) fn wrong(&self, path: &Path, error: &std::io::Error) -> Ended {
         let (queue, path) = (&self.queue, path.display());
         let text = format!("queue `{queue}`: cannot read {path}: {error}");
         Ended::Failed(ConnectorError::permanent(text))
@@ -300,14 +269,14 @@ pub(crate) struct Numbered {
 }
 
 /// Numbers records, and knows which were resolved in an earlier life.
-struct Count<'r> {
+pub(crate) struct Count<'r> {
     /// The number of the next record, and where it begins.
-    next: (u64, u64),
-    resolved: &'r dyn Fn(u64) -> bool,
+    pub(crate) next: (u64, u64),
+    pub(crate) resolved: &'r dyn Fn(u64) -> bool,
 }
 
 /// How far a file was read, and whether there was anything.
-struct FileEnd {
+pub(crate) struct FileEnd {
     next: (u64, u64),
     any: bool,
 }
