@@ -82,6 +82,49 @@ fn two_queues_that_lead_to_one_file_are_refused_at_the_start() {
     assert_eq!(place.out(), "{\"n\":1}\n");
 }
 
+/// Runs it in two processes, which have nothing in common but the state; each number comes once, also when
+/// the second takes over.
+fn one_of_two_processes_reads(input: &str) {
+    let place = Place::new(numbers(10).as_bytes());
+    let input = ["--set", input];
+    let run = |name: &str| {
+        fs::create_dir(place.path(name)).unwrap();
+        // A test that fails leaves none behind.
+        let mut command = Command::new("timeout");
+        command.args(["120", env!("CARGO_BIN_EXE_brigade"), "run", "p.yaml"]).args(input);
+        command.current_dir(place.path("")).env("TMPDIR", place.path(name)).env_remove("RUST_LOG");
+        start(command, &place.path(&format!("{name}.log")))
+    };
+    let out = || fs::read_to_string(place.path("out.jsonl")).unwrap_or_default();
+    let mut first = run("first");
+    eventually("the first one works", || out().lines().count() >= 10);
+    let mut second = run("second");
+    eventually("the second one waits", || {
+        let log = fs::read_to_string(place.path("second.log")).unwrap();
+        log.contains("is being read by another process")
+    });
+    assert!(Command::new("kill").arg(first.id().to_string()).status().unwrap().success());
+    first.wait().unwrap();
+    let before = out().lines().count();
+    append(&place, "in.jsonl", "{\"n\":10}\n");
+    eventually("the second one takes over", || out().lines().count() > before);
+    assert!(Command::new("kill").arg(second.id().to_string()).status().unwrap().success());
+    second.wait().unwrap();
+    let count = u32::try_from(out().lines().count()).unwrap();
+    assert_eq!(place.arrived(), numbers(count));
+}
+
+#[test]
+fn a_file_is_read_by_one_of_two_processes() {
+    one_of_two_processes_reads("queues.in={type: file, path: in.jsonl, follow: true}");
+}
+
+#[test]
+fn a_generator_is_read_by_one_of_two_processes() {
+    let queue = "{type: generator, rate: 100, template: {n: '{{seq}}'}}";
+    one_of_two_processes_reads(&format!("queues.in={queue}"));
+}
+
 #[test]
 fn what_is_no_file_is_told_at_once() {
     let place = Place::new(numbers(3).as_bytes());

@@ -20,7 +20,7 @@ use brigade::connector::{
     Outgoing, Problem, Produced, Producer, QueueAdmin, QueueSpec, Reader, Receipt, Want,
 };
 use brigade::prelude::*;
-use brigade::state::{StateStore, StoreId, StoreOp};
+use brigade::state::{StateLock, StateStore, StoreId, StoreOp};
 use brigade::{Memory, MemoryState, Message, Pipeline, Supervisor};
 use bytes::Bytes;
 use common::{World, eventually};
@@ -167,6 +167,10 @@ impl StateStore for Noted<Arc<MemoryState>> {
 
     async fn commit(&self, ops: Vec<StoreOp>) -> Result<(), ConnectorError> {
         self.inner.commit(ops).await
+    }
+
+    async fn lock(&self, name: &str) -> Result<Option<StateLock>, ConnectorError> {
+        self.inner.lock(name).await
     }
 
     async fn queue_consumer(

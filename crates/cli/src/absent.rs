@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use brigade_core::connector::{ConnectorError, Consumer, Producer, QueueAdmin, QueueSpec, Reader};
-use brigade_core::state::{StateStore, StoreId, StoreOp};
+use brigade_core::state::{StateLock, StateStore, StoreId, StoreOp};
 use bytes::Bytes;
 
 /// Nothing is in it, and nothing can be put there.
@@ -43,6 +43,10 @@ impl StateStore for Absent {
 
     async fn commit(&self, _: Vec<StoreOp>) -> Result<(), ConnectorError> {
         Err(self.refuse("nothing can be written"))
+    }
+
+    async fn lock(&self, _: &str) -> Result<Option<StateLock>, ConnectorError> {
+        Err(self.refuse("nothing can be locked"))
     }
 
     async fn queue_consumer(

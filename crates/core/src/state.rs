@@ -1,6 +1,7 @@
 //! The port to what must survive: positions, lengths, windows, and the queues Brigade keeps for
 //! itself (dead letters, redrives).
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
@@ -37,6 +38,13 @@ pub trait StateStore: Send + Sync {
     /// Nothing was done, unless the error is transient: then it may have been, and doing it again
     /// is harmless for puts and deletes, and for messages within the queue's memory of ids.
     async fn commit(&self, ops: Vec<StoreOp>) -> Result<(), ConnectorError>;
+
+    /// Takes a name for oneself, over all that have this store open in whatever process, until what is
+    /// given back is dropped or the process ends; `None` if another has it.
+    ///
+    /// # Errors
+    /// It cannot be known whether another has it.
+    async fn lock(&self, name: &str) -> Result<Option<StateLock>, ConnectorError>;
 
     /// Opens a consumer of a queue that lives in this store.
     ///
@@ -88,6 +96,43 @@ impl fmt::Debug for StoreId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
+}
+
+/// A name that nobody else has while this lives; see [`StateStore::lock`].
+pub struct StateLock {
+    _held: Box<dyn Any + Send + Sync>,
+}
+
+impl StateLock {
+    /// The lock, as something that lets go of it when it is dropped.
+    pub fn new(held: impl Send + Sync + 'static) -> Self {
+        Self { _held: Box::new(held) }
+    }
+}
+
+impl fmt::Debug for StateLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StateLock")
+    }
+}
+
+/// Takes the position of a queue's reader, which is kept in this space: it has one reader at a time, over
+/// all processes that use the state.
+///
+/// # Errors
+/// Another has it, which is transient; or that cannot be known.
+pub async fn lock_position(
+    state: &dyn StateStore,
+    queue: &QueueSpec,
+    space: &str,
+) -> Result<StateLock, ConnectorError> {
+    state.lock(space).await?.ok_or_else(|| {
+        ConnectorError::transient(format!(
+            "queue `{}` is being read by another process, which has its position; this one takes \
+             over when that one ends",
+            queue.name
+        ))
+    })
 }
 
 /// One write of a transaction.

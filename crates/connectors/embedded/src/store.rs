@@ -1,5 +1,6 @@
 use std::collections::HashMap;
 use std::fmt;
+use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -7,7 +8,7 @@ use std::thread::JoinHandle;
 use async_trait::async_trait;
 use brigade_core::IncarnationId;
 use brigade_core::connector::{ConnectorError, Consumer, Producer, QueueAdmin, QueueSpec, Reader};
-use brigade_core::state::{StateStore, StoreId, StoreOp};
+use brigade_core::state::{StateLock, StateStore, StoreId, StoreOp};
 use bytes::Bytes;
 use rusqlite::{OptionalExtension, params};
 use tokio::sync::Notify;
@@ -25,12 +26,15 @@ use crate::thread::{Fault, Requests, StoreThread, Work};
 const FILE: &str = "brigade.db";
 /// Where the holders' locks are, in the state's directory.
 const HOLDERS: &str = "holders";
+/// Where the locks of names are.
+const LOCKS: &str = "locks";
 
 /// One file of embedded queues and state. A process that opens it twice gets the same store.
 pub struct Store {
     /// Consumers and producers keep the store open.
     me: Weak<Store>,
     id: StoreId,
+    directory: PathBuf,
     requests: Requests,
     visible: Arc<Notify>,
     incarnation: IncarnationId,
@@ -95,6 +99,7 @@ impl Store {
         Ok(Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
             id: StoreId::new(format!("embedded:{}", directory.display())),
+            directory: directory.to_path_buf(),
             requests,
             visible,
             incarnation: IncarnationId(u128::from_le_bytes(incarnation)),
@@ -231,6 +236,20 @@ fn listen(holder: &Holder, requests: Requests) -> Result<(), ConnectorError> {
     Ok(())
 }
 
+/// Locks a file, which is made if it is not there.
+fn lock(path: &Path) -> Result<File, TryLockError> {
+    if let Some(directory) = path.parent() {
+        std::fs::create_dir_all(directory).map_err(TryLockError::Error)?;
+    }
+    // To lock it is enough to read it: another user may have made it.
+    let file = File::open(path).or_else(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => File::options().create(true).append(true).open(path),
+        _ => Err(error),
+    });
+    let file = file.map_err(TryLockError::Error)?;
+    file.try_lock().map(|()| file)
+}
+
 /// SQLite's locks do not work over a network.
 fn refuse_network(directory: &Path) -> Result<(), ConnectorError> {
     const NETWORK: [&str; 8] = ["nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph"];
@@ -291,6 +310,20 @@ impl StateStore for Store {
     async fn commit(&self, ops: Vec<StoreOp>) -> Result<(), ConnectorError> {
         let ops = self.targets.resolve(ops)?;
         self.requests.ask(move |work| apply(work, &ops)).await
+    }
+
+    async fn lock(&self, name: &str) -> Result<Option<StateLock>, ConnectorError> {
+        // The file stays: to remove it would take it from who has just opened it.
+        let IncarnationId(hash) = IncarnationId::of(name.as_bytes());
+        let path = self.directory.join(LOCKS).join(format!("{hash:032x}.lock"));
+        match lock(&path) {
+            Ok(file) => Ok(Some(StateLock::new(file))),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => {
+                let text = format!("cannot lock {} for `{name}`: {error}", path.display());
+                Err(ConnectorError::permanent(text))
+            }
+        }
     }
 
     async fn queue_consumer(

@@ -19,6 +19,19 @@ async fn a_file_that_is_no_database_is_refused_with_advice() {
 }
 
 #[tokio::test]
+async fn a_name_is_had_by_one_at_a_time() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(directory.path(), Options::default()).unwrap();
+    let lock = store.lock("a/b").await.unwrap();
+    assert!(lock.is_some() && store.lock("a/b").await.unwrap().is_none());
+    assert!(store.lock("a/c").await.unwrap().is_some());
+    // Where two processes that share no more than the state's directory find it.
+    assert!(directory.path().join("locks").is_dir());
+    drop(lock);
+    assert!(store.lock("a/b").await.unwrap().is_some());
+}
+
+#[tokio::test]
 async fn a_file_that_is_cut_short_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let store = Store::open(directory.path(), Options::default()).unwrap();

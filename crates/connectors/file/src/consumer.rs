@@ -1,5 +1,4 @@
 use std::collections::{BTreeMap, HashMap};
-use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -9,7 +8,7 @@ use brigade_core::connector::{
     Acked, ConnectorError, Consumer, Defect, ErrorKind, Failed, FailedReason, Features, Incoming,
     Lag, Order, QueueSpec, Reader, Receipt, Want,
 };
-use brigade_core::state::{StateStore, StoreId, StoreOp};
+use brigade_core::state::{StateLock, StateStore, StoreId, StoreOp, lock_position};
 use brigade_core::{CauseKind, Message, MessageId};
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
@@ -40,8 +39,8 @@ pub(crate) struct FileConsumer {
     acking: tokio::sync::Mutex<()>,
     stop: Arc<AtomicBool>,
     order: Order,
-    /// Keeps other processes from reading the same queue for the same group.
-    lock: Mutex<Option<File>>,
+    /// Keeps others from reading the same queue for the same group.
+    lock: Mutex<Option<StateLock>>,
 }
 
 #[derive(Default)]
@@ -101,7 +100,10 @@ impl FileConsumer {
     ) -> Result<Self, ConnectorError> {
         let settings: Settings = queue.settings()?;
         let space = format!("file/{}/{}/{}", queue.pipeline, queue.name, reader.group);
-        let lock = if settings.is_standard() { None } else { Some(lock(queue, state, &space)?) };
+        let lock = match settings.is_standard() {
+            true => None,
+            false => Some(lock_position(&**state, queue, &space).await?),
+        };
         let kept = state.scan(&space, "").await?;
         let read = |(key, bytes): (String, Bytes)| match Position::decode(&bytes) {
             Some(position) => Ok((key, position)),
@@ -280,35 +282,6 @@ fn unreadable(queue: &QueueSpec, key: &str) -> ConnectorError {
          the program that wrote it, or another `state`",
         queue.name
     ))
-}
-
-/// One reader of a queue at a time, over all processes of this machine.
-fn lock(
-    queue: &QueueSpec,
-    state: &Arc<dyn StateStore>,
-    space: &str,
-) -> Result<File, ConnectorError> {
-    let what = format!("{:?}/{space}", state.store_id());
-    let hash = twox_hash::XxHash3_128::oneshot(what.as_bytes());
-    let path = std::env::temp_dir().join(format!("brigade-{hash:032x}.lock"));
-    // To lock it is enough to read it, which other users may as well; and some systems let nobody
-    // but its owner open with `create` what is in a shared directory.
-    let file = File::open(&path).or_else(|error| match error.kind() {
-        std::io::ErrorKind::NotFound => File::options().create(true).append(true).open(&path),
-        _ => Err(error),
-    });
-    let file = file.map_err(|error| {
-        let text = format!("queue `{}`: cannot lock {}: {error}", queue.name, path.display());
-        ConnectorError::permanent(text)
-    })?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(_) => Err(ConnectorError::transient(format!(
-            "queue `{}` is being read by another process, which has its position; this one takes \
-             over when that one ends",
-            queue.name
-        ))),
-    }
 }
 
 #[async_trait]

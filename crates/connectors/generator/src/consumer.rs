@@ -6,7 +6,7 @@ use brigade_core::connector::{
     Acked, ConnectorError, Consumer, Failed, FailedReason, Features, Incoming, Lag, QueueSpec,
     Reader, Receipt, Want,
 };
-use brigade_core::state::{StateStore, StoreId, StoreOp};
+use brigade_core::state::{StateLock, StateStore, StoreId, StoreOp, lock_position};
 use brigade_core::throttle::TokenBucket;
 use brigade_core::watermark::Watermark;
 use brigade_core::{IncarnationId, Message, MessageId};
@@ -27,6 +27,8 @@ pub(crate) struct GeneratorConsumer {
     changed: Notify,
     /// One ack writes at a time: each writes the position as a whole.
     acking: tokio::sync::Mutex<()>,
+    /// Keeps others from making the same messages for the same group.
+    lock: Mutex<Option<StateLock>>,
 }
 
 struct Shared {
@@ -51,6 +53,7 @@ impl GeneratorConsumer {
     ) -> Result<Self, ConnectorError> {
         let settings: Settings = queue.settings()?;
         let space = format!("generator/{}/{}/{}", queue.pipeline, queue.name, reader.group);
+        let lock = lock_position(&**state, queue, &space).await?;
         let kept = state.load(&space, POSITION).await?;
         let resolved = kept.map(|bytes| serde_json::from_slice(&bytes)).transpose();
         let resolved: Watermark =
@@ -75,6 +78,7 @@ impl GeneratorConsumer {
             shared: Mutex::new(shared),
             changed: Notify::new(),
             acking: tokio::sync::Mutex::default(),
+            lock: Mutex::new(Some(lock)),
         })
     }
 
@@ -159,6 +163,9 @@ impl Consumer for GeneratorConsumer {
         mut ops: Vec<StoreOp>,
     ) -> Result<Acked, ConnectorError> {
         let _one_at_a_time = self.acking.lock().await;
+        if self.shared().closed {
+            return Err(ConnectorError::closed(&self.name));
+        }
         let mut resolved = self.shared().resolved.clone();
         receipts.iter().for_each(|receipt| resolved.resolve(receipt.position));
         let value = serde_json::to_vec(&resolved).expect("numbers always encode").into();
@@ -218,6 +225,10 @@ impl Consumer for GeneratorConsumer {
     async fn shutdown(&self) -> Result<(), ConnectorError> {
         self.shared().closed = true;
         self.changed.notify_one();
+        // Another process may take over, but not before an ack that is under way is written: the
+        // state does what it is asked in order.
+        self.state.load(&self.space, POSITION).await?;
+        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
         Ok(())
     }
 }

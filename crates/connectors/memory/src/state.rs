@@ -1,9 +1,9 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use brigade_core::connector::{ConnectorError, Consumer, Producer, QueueAdmin, QueueSpec, Reader};
-use brigade_core::state::{StateStore, StoreId, StoreOp};
+use brigade_core::state::{StateLock, StateStore, StoreId, StoreOp};
 use bytes::Bytes;
 
 use crate::connector::Memory;
@@ -15,6 +15,19 @@ use crate::producer::MemoryProducer;
 pub struct MemoryState {
     memory: Memory,
     values: Mutex<BTreeMap<(String, String), Bytes>>,
+    locked: Arc<Mutex<HashSet<String>>>,
+}
+
+/// A name that is taken.
+struct Locked {
+    name: String,
+    all: Arc<Mutex<HashSet<String>>>,
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
+    }
 }
 
 impl MemoryState {
@@ -70,6 +83,12 @@ impl StateStore for MemoryState {
             }
         }
         Ok(())
+    }
+
+    async fn lock(&self, name: &str) -> Result<Option<StateLock>, ConnectorError> {
+        let mut all = self.locked.lock().unwrap_or_else(PoisonError::into_inner);
+        let locked = || Locked { name: name.to_owned(), all: Arc::clone(&self.locked) };
+        Ok(all.insert(name.to_owned()).then(|| StateLock::new(locked())))
     }
 
     async fn queue_consumer(
