@@ -10,8 +10,10 @@
 #[path = "common/place.rs"]
 mod place;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::process::Command;
 
 use brigade::CauseKind;
@@ -152,7 +154,7 @@ fn bad_rows_of_csv_are_dead_letters_and_the_good_ones_go_on() {
     assert_eq!(place.arrived(), place::in_order(&(expected.join("\n") + "\n")));
     let dead = place.dead();
     let bad: [(&[u8], &str); 4] = [
-        (b"2,\xff", ""),
+        (b"2,\xff", "not a row of CSV: a field is not UTF-8"),
         (b"4,b,c", "not a row of CSV: 3 fields, but the header has 2"),
         (b"7,\"d\n8,\"e\"", "something follows a quote"),
         (b"10,\"g\n11,h", "a quote is not closed"),
@@ -163,6 +165,38 @@ fn bad_rows_of_csv_are_dead_letters_and_the_good_ones_go_on() {
         let cause = &letter.unwrap_or_else(|| panic!("no dead letter of {text:?}")).cause;
         assert!(cause.kind == CauseKind::Decode && cause.message.contains(why), "{cause:?}");
     }
+}
+
+#[test]
+fn a_row_of_csv_that_is_not_utf8_is_a_dead_letter_also_where_nobody_reads_it() {
+    let place = Place::new(b"");
+    let text = fs::read_to_string(place.path("p.yaml")).unwrap();
+    let text = text.replace(", schema: { type: object }", "").replace("{ map: '.' }", "pass");
+    fs::write(place.path("p.yaml"), text).unwrap();
+    fs::write(place.path("in.csv"), b"a,b\n\xff,2\n3,4\n").unwrap();
+    place.run(&["queues.in.path=in.csv"], 3);
+    assert_eq!(place.out(), "{\"a\":\"3\",\"b\":\"4\"}\n");
+    let dead = place.dead();
+    assert_eq!(dead.len(), 1);
+    assert_eq!(dead[0].message.payload.as_deref(), Some(&b"\xff,2"[..]));
+    assert!(dead[0].cause.kind == CauseKind::Decode, "{:?}", dead[0].cause);
+    fs::write(place.path("other.csv"), b"a,\xff\n1,2\n").unwrap();
+    let error = place.run(&["queues.in.path=other.csv"], 4);
+    assert!(error.contains("other.csv: its header is not UTF-8"), "{error}");
+}
+
+#[test]
+fn a_file_whose_name_is_not_utf8_is_told_where_a_glob_passes_it_over() {
+    let place = Place::new(b"");
+    fs::create_dir(place.path("in")).unwrap();
+    fs::write(place.path("in/a.jsonl"), numbers(1)).unwrap();
+    for name in [&b"in/\xff.jsonl"[..], b"in/\xff.txt"] {
+        fs::write(place.path("").join(OsStr::from_bytes(name)), numbers(2)).unwrap();
+    }
+    let said = place.run(&["queues.in.path='in/*.jsonl'"], 0);
+    assert_eq!(place.arrived(), numbers(1));
+    assert!(said.contains("is not UTF-8") && said.contains(".jsonl"), "{said}");
+    assert!(!said.contains(".txt"), "{said}");
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The thread that reads: files one after the other, from where they were left.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -15,7 +16,7 @@ use crate::follow::Follower;
 use crate::ledger::{Position, identity};
 use crate::lines::{Lines, Record};
 use crate::rows::Rows;
-use crate::settings::{Compression, FileFormat, Settings, refuse_special};
+use crate::settings::{BY_COMPONENT, Compression, FileFormat, GLOB, Settings, refuse_special};
 
 /// The most records in one message to the consumer, and their bytes.
 const CHUNK: (usize, usize) = (256, 1 << 20);
@@ -94,6 +95,9 @@ impl Reader {
 
     fn files(&mut self) -> Step<()> {
         let mut read: Vec<String> = Vec::new();
+        if self.settings.is_glob() {
+            self.tell_names_that_are_passed_over();
+        }
         loop {
             let paths = self.paths()?;
             let mut fresh = false;
@@ -142,6 +146,39 @@ impl Reader {
             found.filter_map(Result::ok).filter(|p| p.is_file()).collect();
         paths.sort();
         Ok(paths)
+    }
+
+    /// A glob finds no names that are not UTF-8.
+    fn tell_names_that_are_passed_over(&self) {
+        for pattern in self.settings.path().ancestors() {
+            let name = pattern.file_name().and_then(OsStr::to_str).unwrap_or_default();
+            let parent = pattern.parent().and_then(Path::to_str).unwrap_or_default();
+            let Ok(whole) = glob::Pattern::new(&pattern.to_string_lossy()) else { continue };
+            if !name.contains(GLOB) || name == "**" {
+                continue;
+            }
+            let directories: Vec<PathBuf> = match parent {
+                "" => vec![PathBuf::new()],
+                parent => glob::glob(parent).into_iter().flatten().filter_map(Result::ok).collect(),
+            };
+            for directory in directories {
+                let listed =
+                    if directory.as_os_str().is_empty() { Path::new(".") } else { &directory };
+                let entries =
+                    std::fs::read_dir(listed).into_iter().flatten().filter_map(Result::ok);
+                let names = entries.map(|entry| entry.file_name());
+                for name in names.filter(|name| name.to_str().is_none()) {
+                    let path = directory.join(&name);
+                    if whole.matches_path_with(Path::new(&*path.to_string_lossy()), BY_COMPONENT) {
+                        tracing::warn!(
+                            queue = %self.queue, file = ?path,
+                            "its name is not UTF-8, so the glob does not find it and it is not \
+                             read: rename it"
+                        );
+                    }
+                }
+            }
+        }
     }
 
     /// Reads a file to its end; says whether there was anything.

@@ -99,6 +99,8 @@ impl<R: Read> Rows<R> {
 fn wrong(error: csv::Error) -> Error {
     match error.into_kind() {
         csv::ErrorKind::Io(error) => error,
+        // Rows are read as bytes.
+        csv::ErrorKind::Utf8 { .. } => Error::other("its header is not UTF-8"),
         other => Error::other(format!("{other:?}")),
     }
 }
@@ -114,10 +116,11 @@ fn record(
         let (fields, columns) = (row.len(), header.len());
         (fields > columns).then(|| format!("{fields} fields, but the header has {columns}"))
     });
-    let row = match csv::StringRecord::from_byte_record(row) {
-        Ok(row) if broken.is_none() => Some(row),
-        // No JSON can say what is not UTF-8; as it is, it becomes a dead letter.
-        _ => None,
+    // No JSON can say what is not UTF-8.
+    let (row, broken) = match (csv::StringRecord::from_byte_record(row), broken) {
+        (Ok(row), None) => (Some(row), None),
+        (Err(_), None) => (None, Some("a field is not UTF-8".to_owned())),
+        (_, broken) => (None, broken),
     };
     let bytes: Bytes = match row {
         Some(row) => {

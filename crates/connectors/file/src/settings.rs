@@ -5,6 +5,15 @@ use brigade_core::connector::ConnectorError;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// What makes a path a glob.
+pub(crate) const GLOB: [char; 3] = ['*', '?', '['];
+/// As files are looked for: what stands for characters stands for no `/`.
+pub(crate) const BY_COMPONENT: glob::MatchOptions = glob::MatchOptions {
+    case_sensitive: true,
+    require_literal_separator: true,
+    require_literal_leading_dot: false,
+};
+
 /// The keys of a file queue.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -60,7 +69,7 @@ impl Settings {
 
     /// Whether it may name several files.
     pub(crate) fn is_glob(&self) -> bool {
-        self.path.contains(['*', '?', '['])
+        self.path.contains(GLOB)
     }
 
     /// Whether a file may be one of both, as far as paths say it.
@@ -70,12 +79,9 @@ impl Settings {
         }
         let whole = |settings: &Self| std::path::absolute(settings.path()).unwrap_or_default();
         let (one, other_one) = (whole(self), whole(other));
-        // As files are looked for: what stands for characters stands for no `/`.
-        let by_component =
-            glob::MatchOptions { require_literal_separator: true, ..glob::MatchOptions::new() };
         let names = |settings: &Self, pattern: &Path, path: &Path| {
             let pattern = settings.is_glob().then(|| glob::Pattern::new(pattern.to_str()?).ok());
-            pattern.flatten().is_some_and(|found| found.matches_path_with(path, by_component))
+            pattern.flatten().is_some_and(|found| found.matches_path_with(path, BY_COMPONENT))
         };
         one == other_one || names(self, &one, &other_one) || names(other, &other_one, &one)
     }
