@@ -1,7 +1,9 @@
+use std::fs::{File, TryLockError};
 use std::sync::Arc;
 
+use anyhow::Context;
 use brigade_core::DeadLetter;
-use brigade_core::connector::{Outgoing, Peeked, QueueAdmin};
+use brigade_core::connector::{Outgoing, Peeked, QueueAdmin, QueueStatus};
 use brigade_runtime::{Registry, dead_letter_queue, redrive_queue};
 use clap::{Args, Subcommand};
 
@@ -59,14 +61,16 @@ struct Choice {
     stage: Option<String>,
 }
 
-/// A queue of dead letters.
+/// A queue of dead letters, and whose are meant.
 struct Letters {
     name: String,
     queue: Arc<dyn QueueAdmin>,
+    pipeline: Arc<str>,
+    stage: Option<String>,
 }
 
-/// How many are sent back at once.
-const REDRIVE_BATCH: u64 = 500;
+/// How many are looked at and sent back at once.
+const BATCH: u64 = 500;
 
 impl DeadLetters {
     pub(crate) async fn run(&self, registry: &Registry) -> anyhow::Result<Exit> {
@@ -82,15 +86,17 @@ impl DeadLetters {
             Command::List { limit, .. } => list(&letters, *limit).await?,
             Command::Show { number, .. } => show(&letters, *number).await?,
             Command::Redrive { numbers, .. } => {
-                all_there(&letters, numbers).await?;
+                let _alone = alone(&opened)?;
                 let sent = redrive(&opened, registry, &letters, numbers).await?;
                 print(&format!("{} sent back", letters_counted(sent)))?;
             }
             Command::Delete { numbers, .. } => {
-                all_there(&letters, numbers).await?;
+                let _alone = alone(&opened)?;
+                let chosen = chosen(&letters, numbers).await?;
                 let mut deleted = 0;
-                for letters in &letters {
-                    deleted += letters.queue.delete(numbers).await?;
+                for (letters, chosen) in letters.iter().zip(chosen) {
+                    let positions: Vec<u64> = chosen.iter().map(|peeked| peeked.position).collect();
+                    deleted += letters.queue.delete(&positions).await?;
                 }
                 print(&format!("{} deleted", letters_counted(deleted)))?;
             }
@@ -98,6 +104,60 @@ impl DeadLetters {
         drop(letters);
         opened.close().await?;
         Ok(Exit::Done)
+    }
+}
+
+/// What is held while letters are sent back or deleted: two commands that did so at the same time would
+/// send back the same ones.
+fn alone(opened: &Opened) -> anyhow::Result<Option<File>> {
+    let Some(directory) = &opened.directory else { return Ok(None) };
+    let path = directory.join("dead-letters.lock");
+    let place = || format!("{} cannot be locked", path.display());
+    let file = File::create(&path).with_context(place)?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let state = directory.display();
+            crate::common::say(&format!(
+                "note: another command sends back or deletes dead letters of the state {state}; this \
+                 one waits for it"
+            ));
+            file.lock().with_context(place)?;
+        }
+        Err(TryLockError::Error(error)) => return Err(error).with_context(place),
+    }
+    Ok(Some(file))
+}
+
+impl Letters {
+    /// The dead letter that a message is, if it is meant. What is none is anybody's.
+    fn meant(&self, peeked: &Peeked) -> Option<anyhow::Result<DeadLetter>> {
+        match letter(peeked) {
+            Ok(letter) => {
+                let of_stage = self.stage.as_ref().is_none_or(|stage| letter.stage == *stage);
+                (of_stage && *letter.pipeline == *self.pipeline).then_some(Ok(letter))
+            }
+            Err(error) => self.stage.is_none().then_some(Err(error)),
+        }
+    }
+
+    /// How many messages there are, whosever they are.
+    async fn count(&self) -> anyhow::Result<u64> {
+        let status = self.queue.status().await?;
+        let known = status.iter().map(|QueueStatus { lag, .. }| {
+            let in_use = lag.in_flight.unwrap_or(0) + lag.parked.unwrap_or(0);
+            lag.ready.map(|ready| ready + lag.delayed.unwrap_or(0) + in_use)
+        });
+        if let Some(count) = known.sum::<Option<u64>>() {
+            return Ok(count);
+        }
+        let mut count = 0;
+        loop {
+            match self.queue.peek(count, BATCH).await?.len() {
+                0 => return Ok(count),
+                more => count += more as u64,
+            }
+        }
     }
 }
 
@@ -131,7 +191,10 @@ async fn find(
     let mut letters = Vec::new();
     for name in names {
         match opened.queue(&name, registry).await {
-            Ok(queue) => letters.push(Letters { name, queue }),
+            Ok(queue) => {
+                let (pipeline, stage) = (Arc::clone(&topology.pipeline), only.map(str::to_owned));
+                letters.push(Letters { name, queue, pipeline, stage });
+            }
             Err(error) => crate::common::say(&format!("note: {error}")),
         }
     }
@@ -140,56 +203,77 @@ async fn find(
 
 async fn list(letters: &[Letters], limit: u64) -> anyhow::Result<()> {
     let mut rows = table(&["number", "queue", "stage", "cause", "attempts", "from", "message"]);
-    for Letters { name, queue } in letters {
-        for peeked in queue.peek(0, limit).await? {
-            let number = peeked.position.to_string();
-            match letter(&peeked) {
-                Ok(letter) => rows.add_row([
-                    number,
-                    name.clone(),
-                    letter.stage,
-                    letter.cause.kind.as_str().to_owned(),
-                    letter.attempts.to_string(),
-                    letter.position,
-                    shortened(&letter.cause.message),
-                ]),
-                Err(error) => {
-                    let text = error.to_string();
-                    rows.add_row([number.as_str(), name, "?", "?", "?", "?", text.as_str()])
-                }
-            };
+    for letters in letters {
+        let (mut looked_at, mut listed) = (0, 0);
+        while listed < limit {
+            let batch = letters.queue.peek(looked_at, BATCH).await?;
+            if batch.is_empty() {
+                break;
+            }
+            looked_at += batch.len() as u64;
+            let meant = batch.iter().filter_map(|peeked| Some((peeked, letters.meant(peeked)?)));
+            let room = usize::try_from(limit - listed).unwrap_or(usize::MAX);
+            for (peeked, letter) in meant.take(room) {
+                rows.add_row(row(&letters.name, peeked, letter));
+                listed += 1;
+            }
         }
     }
     print(&rows.to_string())
 }
 
-async fn show(letters: &[Letters], number: u64) -> anyhow::Result<()> {
-    for Letters { queue, .. } in letters {
-        let Some(peeked) = queue.get(number).await? else { continue };
-        let bytes = peeked.message.payload.as_deref().unwrap_or_default();
-        return match serde_json::from_slice::<serde_json::Value>(bytes) {
-            Ok(json) => print(&serde_json::to_string_pretty(&json)?),
-            // Whatever it is, it is shown.
-            Err(_) => print(&String::from_utf8_lossy(bytes)),
-        };
+fn row(queue: &str, peeked: &Peeked, letter: anyhow::Result<DeadLetter>) -> [String; 7] {
+    let (number, queue) = (peeked.position.to_string(), queue.to_owned());
+    match letter {
+        Ok(letter) => [
+            number,
+            queue,
+            letter.stage,
+            letter.cause.kind.as_str().to_owned(),
+            letter.attempts.to_string(),
+            letter.position,
+            shortened(&letter.cause.message),
+        ],
+        Err(error) => {
+            let [stage, cause, attempts, from] = ["?"; 4].map(str::to_owned);
+            [number, queue, stage, cause, attempts, from, error.to_string()]
+        }
     }
-    anyhow::bail!("no dead letter {number}")
 }
 
-/// Holds the numbers against what is there, before anything is done.
-async fn all_there(letters: &[Letters], numbers: &[u64]) -> anyhow::Result<()> {
-    for number in numbers {
-        let mut there = false;
-        for Letters { queue, .. } in letters {
-            there |= queue.get(*number).await?.is_some();
+async fn show(letters: &[Letters], number: u64) -> anyhow::Result<()> {
+    let chosen = chosen(letters, &[number]).await?;
+    for peeked in chosen.iter().flatten().take(1) {
+        let bytes = peeked.message.payload.as_deref().unwrap_or_default();
+        match serde_json::from_slice::<serde_json::Value>(bytes) {
+            Ok(json) => print(&serde_json::to_string_pretty(&json)?)?,
+            // Whatever it is, it is shown.
+            Err(_) => print(&String::from_utf8_lossy(bytes))?,
         }
-        anyhow::ensure!(there, "no dead letter {number}; nothing was done");
     }
     Ok(())
 }
 
-/// Puts dead letters on the redrive queues of their stages, then deletes them: after a crash in
-/// between one is there twice, with the same message id.
+/// Those with these numbers, of each queue; all of them have to be there.
+async fn chosen(letters: &[Letters], numbers: &[u64]) -> anyhow::Result<Vec<Vec<Peeked>>> {
+    let mut chosen: Vec<Vec<Peeked>> = letters.iter().map(|_| Vec::new()).collect();
+    for number in numbers {
+        let mut there = false;
+        for (letters, chosen) in letters.iter().zip(&mut chosen) {
+            let peeked = letters.queue.get(*number).await?;
+            let meant = peeked.filter(|peeked| letters.meant(peeked).is_some());
+            there |= meant.is_some();
+            chosen.extend(meant);
+        }
+        let stage = letters.first().and_then(|letters| letters.stage.as_ref());
+        let whose = stage.map_or_else(String::new, |stage| format!(" of stage `{stage}`"));
+        anyhow::ensure!(there, "no dead letter {number}{whose}; nothing was done");
+    }
+    Ok(chosen)
+}
+
+/// Sends back those with these numbers, or all that are there now: what is given up meanwhile may be the
+/// same again. Says how many.
 async fn redrive(
     opened: &Opened,
     registry: &Registry,
@@ -197,46 +281,57 @@ async fn redrive(
     numbers: &[u64],
 ) -> anyhow::Result<u64> {
     let mut sent = 0;
-    for Letters { queue, .. } in letters {
-        let mut stay = 0;
-        loop {
-            let batch = match numbers {
-                [] => queue.peek(stay, REDRIVE_BATCH).await?,
-                numbers => {
-                    let mut batch = Vec::new();
-                    for number in numbers {
-                        batch.extend(queue.get(*number).await?);
-                    }
-                    batch
-                }
-            };
+    for (letters, chosen) in letters.iter().zip(chosen(letters, numbers).await?) {
+        if !numbers.is_empty() {
+            sent += send_back(opened, registry, letters, &chosen).await?;
+            continue;
+        }
+        let (mut left, mut stay) = (letters.count().await?, 0);
+        while left > 0 {
+            let batch = letters.queue.peek(stay, BATCH.min(left)).await?;
             if batch.is_empty() {
                 break;
             }
-            for peeked in &batch {
-                let letter = match fit_to_go_back(peeked, opened) {
-                    Ok(letter) => letter,
-                    Err(why) => {
-                        crate::common::say(&format!("note: {} stays: {why}", peeked.position));
-                        stay += 1;
-                        continue;
-                    }
-                };
-                let back = opened.queue(&redrive_queue(&letter.stage), registry).await?;
-                back.put(vec![Outgoing::from(letter.into_redrive())]).await?;
-                sent += queue.delete(&[peeked.position]).await?;
-            }
-            if !numbers.is_empty() {
-                break;
-            }
+            let looked_at = batch.len() as u64;
+            let gone = send_back(opened, registry, letters, &batch).await?;
+            (left, stay, sent) = (left - looked_at.min(left), stay + looked_at - gone, sent + gone);
         }
     }
     Ok(sent)
 }
 
+/// Puts dead letters on the redrive queues of their stages, then deletes them: after a crash in
+/// between one is there twice, with the same message id. Says how many are gone.
+async fn send_back(
+    opened: &Opened,
+    registry: &Registry,
+    letters: &Letters,
+    batch: &[Peeked],
+) -> anyhow::Result<u64> {
+    let mut gone = 0;
+    for peeked in batch {
+        let Some(meant) = letters.meant(peeked) else { continue };
+        let letter = match meant.and_then(|letter| fit_to_go_back(peeked, letter, opened)) {
+            Ok(letter) => letter,
+            Err(why) => {
+                crate::common::say(&format!("note: {} stays: {why}", peeked.position));
+                continue;
+            }
+        };
+        let back = opened.queue(&redrive_queue(&letter.stage), registry).await?;
+        back.put(vec![Outgoing::from(letter.into_redrive())]).await?;
+        gone += letters.queue.delete(&[peeked.position]).await?;
+    }
+    Ok(gone)
+}
+
 /// A dead letter whose stage can take it: others stay where they are.
-fn fit_to_go_back(peeked: &Peeked, opened: &Opened) -> anyhow::Result<DeadLetter> {
-    let letter = letter(peeked)?;
+fn fit_to_go_back(
+    peeked: &Peeked,
+    letter: DeadLetter,
+    opened: &Opened,
+) -> anyhow::Result<DeadLetter> {
+    anyhow::ensure!(peeked.holder.is_none(), "a stage that reads the queue works on it");
     if let Some(whole) = &letter.truncated {
         anyhow::bail!(
             "only its beginning was kept; the whole is {} bytes at {} of {}",

@@ -1,0 +1,148 @@
+//! The real command on dead letters: whose they are, several commands at once, and while they come.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that stops says where"
+)]
+
+use std::fs;
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+
+/// Two stages that give up everything, on one queue.
+const YAML: &str = "
+pipeline: two
+state: state
+queues:
+  for_a: { type: embedded }
+  for_b: { type: embedded }
+  dead: { type: embedded }
+  out: { type: file, path: out.jsonl }
+stages:
+  a: { component: { map: error }, input: for_a, outputs: [out], dead_letter: dead }
+  b: { component: { map: error }, input: for_b, outputs: [out], dead_letter: dead }
+";
+
+/// A directory with the pipeline.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    /// So many messages were given up by each stage.
+    fn new(a: usize, b: usize) -> Self {
+        let place = Self(tempfile::tempdir().unwrap());
+        fs::write(place.0.path().join("p.yaml"), YAML).unwrap();
+        place.put("for_a", &"{}\n".repeat(a));
+        place.put("for_b", &"{}\n".repeat(b));
+        place.run(&["run", "--until-idle"], 3);
+        place
+    }
+
+    /// `brigade SUB COMMAND p.yaml ...`, for a minute at most.
+    fn command(&self, arguments: &[&str]) -> Command {
+        let subs = if arguments[0] == "run" { 1 } else { 2 };
+        let mut command = Command::new("timeout");
+        command.args(["--kill-after=1", "60", env!("CARGO_BIN_EXE_brigade")]);
+        command.args(&arguments[..subs]).arg("p.yaml").args(&arguments[subs..]);
+        command.current_dir(self.0.path()).env_remove("RUST_LOG");
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs it to its end, which has to have this exit code; answers with what it printed.
+    fn run(&self, arguments: &[&str], code: i32) -> String {
+        ended(&self.command(arguments).output().unwrap(), code)
+    }
+
+    fn put(&self, queue: &str, lines: &str) {
+        let mut put =
+            self.command(&["queues", "put", queue]).stdin(Stdio::piped()).spawn().unwrap();
+        put.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+        ended(&put.wait_with_output().unwrap(), 0);
+    }
+
+    /// The numbers of the dead letters of a stage, or of all.
+    fn listed(&self, stage: Option<&str>) -> Vec<String> {
+        let mut arguments = vec!["dead-letters", "list", "--limit", "1000"];
+        arguments.extend(stage.iter().flat_map(|stage| ["--stage", *stage]));
+        let list = self.run(&arguments, 0);
+        let rows = list.lines().filter(|line| line.contains(" dead "));
+        rows.map(|row| row.split_whitespace().next().unwrap().to_owned()).collect()
+    }
+
+    /// How many wait to be handled again by a stage.
+    fn sent_back(&self, stage: &str) -> usize {
+        let queue = format!("~redrive.{stage}");
+        self.run(&["queues", "peek", &queue, "--limit", "1000"], 0).lines().count()
+    }
+}
+
+/// What a command printed that ended so.
+fn ended(output: &Output, code: i32) -> String {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let both = text(&output.stdout) + &text(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{both}");
+    both
+}
+
+#[test]
+fn of_a_queue_of_several_stages_only_those_of_the_stage_are_meant() {
+    let place = Place::new(3, 2);
+    assert_eq!(place.listed(None).len(), 5);
+    let (of_a, of_b) = (place.listed(Some("a")), place.listed(Some("b")));
+    assert_eq!((of_a.len(), of_b.len()), (3, 2));
+    for command in ["show", "delete", "redrive"] {
+        let told = place.run(&["dead-letters", command, "--stage", "a", &of_b[0]], 2);
+        assert!(told.contains(&format!("no dead letter {} of stage `a`", of_b[0])), "{told}");
+    }
+    place.run(&["dead-letters", "delete", "--stage", "b", &of_b[0]], 0);
+    let told = place.run(&["dead-letters", "redrive", "--stage", "a"], 0);
+    assert!(told.contains("3 dead letters sent back"), "{told}");
+    assert_eq!((place.sent_back("a"), place.sent_back("b")), (3, 0));
+    assert_eq!(place.listed(None), of_b[1..]);
+}
+
+#[test]
+fn those_of_another_pipeline_stay_where_they_are() {
+    let place = Place::new(2, 0);
+    let number = &place.listed(None)[0];
+    let letter = place.run(&["dead-letters", "show", number], 0);
+    let letter: serde_json::Value = serde_json::from_str(&letter).unwrap();
+    // On a server a queue may have the letters of several pipelines.
+    let mut other = letter;
+    other["pipeline"] = "other".into();
+    place.put("dead", &format!("{other}\n"));
+    assert_eq!(place.listed(None).len(), 2);
+    let told = place.run(&["dead-letters", "redrive"], 0);
+    assert!(told.contains("2 dead letters sent back"), "{told}");
+    let left = place.run(&["queues", "peek", "dead"], 0);
+    assert!(left.lines().count() == 1 && left.contains("\"pipeline\":\"other\""), "{left}");
+}
+
+#[test]
+fn two_commands_at_once_send_each_back_once() {
+    const LETTERS: usize = 200;
+    let place = Place::new(LETTERS, 0);
+    let redrive = || place.command(&["dead-letters", "redrive"]).spawn().unwrap();
+    let both = [redrive(), redrive()];
+    for child in both {
+        ended(&child.wait_with_output().unwrap(), 0);
+    }
+    assert_eq!(place.sent_back("a"), LETTERS);
+    assert_eq!(place.listed(None).len(), 0);
+}
+
+#[test]
+fn what_is_given_up_again_meanwhile_is_left_for_the_next_time() {
+    const LETTERS: usize = 100;
+    let place = Place::new(LETTERS, 0);
+    let mut running = place.command(&["run"]).stderr(Stdio::null()).spawn().unwrap();
+    let told = place.run(&["dead-letters", "redrive"], 0);
+    assert!(told.contains("100 dead letters sent back"), "{told}");
+    let pid = running.id().to_string();
+    assert!(Command::new("kill").arg(pid).status().unwrap().success());
+    running.wait().unwrap();
+    // What it has not done.
+    place.command(&["run", "--until-idle"]).output().unwrap();
+    assert_eq!(place.listed(None).len(), LETTERS);
+}
