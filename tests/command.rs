@@ -305,6 +305,55 @@ fn a_line_that_cannot_be_put_is_told_with_its_number() {
     assert_eq!(out, "4 messages put\n");
 }
 
+/// Puts lines on a queue of `p.yaml`; answers with what the command printed, which ends so.
+fn put_lines(place: &Place, queue: &str, lines: &str, code: i32) -> (String, String) {
+    let mut put = place.command(&["queues", "put", "p.yaml", queue]);
+    let put = put.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut put = put.spawn().unwrap();
+    put.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+    ended(&put.wait_with_output().unwrap(), code)
+}
+
+#[test]
+fn what_is_put_is_what_a_stage_would_put() {
+    let place = Place::new(
+        "p.yaml",
+        "
+pipeline: keyed
+state: state
+queues:
+  in: { type: embedded, key: k, schema: { required: [k] } }
+  out: { type: file, path: out.jsonl }
+stages:
+  s: { component: pass, input: in, outputs: [out], order: key }
+",
+    );
+    put_lines(&place, "in", "{\"k\":1}\n{\"k\":\"two\"}\n", 0);
+    let state = rusqlite::Connection::open(place.path("state/brigade.db")).unwrap();
+    let mut keys = state.prepare("SELECT CAST(key AS TEXT) FROM messages ORDER BY id").unwrap();
+    let keys = keys.query_map([], |row| row.get(0)).unwrap();
+    let keys: Vec<String> = keys.map(Result::unwrap).collect();
+    assert_eq!(keys, ["1", "two"], "messages of a key wait for each other");
+    let (out, error) = put_lines(&place, "in", "{\"k\":3}\n{}\n{\"k\":4}\n", 2);
+    let words = "line 2 cannot be put: does not fit the schema of queue `in`";
+    assert!(out.is_empty() && error.contains(words), "{error}");
+    assert!(error.contains("the 1 before it were put"), "{error}");
+}
+
+#[test]
+fn where_a_queue_is_full_it_is_told_how_many_were_put() {
+    for when_full in ["wait", "refuse"] {
+        let limited =
+            format!("{{ type: embedded, limit: {{ messages: 1500, when_full: {when_full} }} }}");
+        let place = Place::new("p.yaml", &YAML.replace("{ type: embedded }", &limited));
+        let (out, error) = put_lines(&place, "big", &numbers(0..3000), 2);
+        let words = "of the first 2000 lines 1500 were put, but not line 1501: queue `big` is full";
+        assert!(out.is_empty() && error.contains(words), "{error}");
+        let (peek, _) = place.run(&["queues", "peek", "p.yaml", "big", "--limit", "3000"], 0);
+        assert_eq!(peek.lines().count(), 1500);
+    }
+}
+
 const ENDLESS: &str = "
 pipeline: endless
 state: state

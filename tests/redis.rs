@@ -8,6 +8,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -442,5 +443,31 @@ stages:
         let dead = fs::read_to_string(running.directory.path().join("dead.jsonl")).unwrap();
         assert_eq!(dead.lines().count(), 2, "{kind}");
         assert_eq!(dead.matches("proto-max-bulk-len").count(), 2, "{kind}: {dead}");
+    }
+}
+
+#[test]
+fn what_a_queue_refuses_is_told_by_who_puts_it() {
+    let server = Redis::start();
+    let mut connection = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
+    let mut config = redis::cmd("CONFIG");
+    config.arg("SET").arg("proto-max-bulk-len").arg("1mb").query::<()>(&mut connection).unwrap();
+    for kind in ["rsmq, maxsize: 1024", "redis_stream"] {
+        let directory = tempfile::tempdir().unwrap();
+        let yaml = YAML.replace("KIND", kind);
+        fs::write(directory.path().join("p.yaml"), yaml).unwrap();
+        let mut put = Command::new(env!("CARGO_BIN_EXE_brigade"));
+        put.current_dir(directory.path()).args(["queues", "put", "p.yaml", "orders"]);
+        put.env("REDIS_URL", server.url()).stdin(Stdio::piped());
+        let mut put = put.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let lines = format!("1\n\"{}\"\n2\n", "x".repeat(2 << 20));
+        put.stdin.take().unwrap().write_all(lines.as_bytes()).unwrap();
+        let output = put.wait_with_output().unwrap();
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert_eq!((output.status.code(), &output.stdout[..]), (Some(2), &b""[..]), "{told}");
+        let words =
+            "queue `orders`: of the first 3 lines 2 were put, but not line 2: 2097154 bytes";
+        assert!(told.contains(words), "{kind}: {told}");
+        redis::cmd("FLUSHALL").query::<()>(&mut connection).unwrap();
     }
 }

@@ -43,7 +43,7 @@ pub use brigade_macros::Output;
 pub use brigade_memory::{Memory, MemoryState};
 pub use brigade_pipeline as pipeline_file;
 pub use brigade_runtime::{
-    CommandError, Event, Events, LoadError, Pipeline, PipelineStatus, QueueDepth, Registry,
+    CommandError, Entry, Event, Events, LoadError, Pipeline, PipelineStatus, QueueDepth, Registry,
     Running, StageState, StageStatus, StartError, Stopped, Supervisor, Unaccounted, Watcher,
 };
 

@@ -319,7 +319,9 @@ async fn send_back(
             }
         };
         let back = opened.queue(&redrive_queue(&letter.stage), registry).await?;
-        back.put(vec![Outgoing::from(letter.into_redrive())]).await?;
+        for produced in back.put(vec![Outgoing::from(letter.into_redrive())]).await? {
+            produced.confirmed()?;
+        }
         gone += letters.queue.delete(&[peeked.position]).await?;
     }
     Ok(gone)

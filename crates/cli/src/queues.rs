@@ -1,9 +1,10 @@
 use std::io::BufRead;
+use std::sync::Arc;
 
 use anyhow::Context;
-use brigade_core::connector::Outgoing;
+use brigade_core::connector::{Outgoing, QueueAdmin};
 use brigade_core::{Codec, Message};
-use brigade_runtime::Registry;
+use brigade_runtime::{Entry, Registry};
 use clap::{Args, Subcommand};
 
 use crate::Exit;
@@ -155,35 +156,96 @@ async fn put(
     let opened = file.open(registry).await?;
     let admin = opened.queue(queue, registry).await?;
     let codec = opened.pipeline.topology().queues.get(queue).map_or(Codec::Json, |q| q.codec);
-    let text = matches!(codec, Codec::Json | Codec::Text);
-    let (mut batch, mut count) = (Vec::new(), 0_usize);
+    let entry = opened.pipeline.entry(queue)?;
+    let mut putting = Putting { admin, queue, batch: Vec::new(), lines: 0 };
     for line in std::io::stdin().lock().split(b'\n') {
-        let number = count + batch.len() + 1;
-        let mut line = line.with_context(|| format!("line {number} cannot be read"))?;
-        line.pop_if(|last| *last == b'\r');
-        if text && let Err(error) = std::str::from_utf8(&line) {
-            // Those before it are put all the same, whichever batches they fell in.
-            admin.put(batch).await?;
-            anyhow::bail!(
-                "line {number} is not UTF-8 from byte {} on, and queue `{queue}` takes {}; the {} \
-                 before it were put",
-                error.valid_up_to() + 1,
-                codec.as_str(),
-                number - 1
-            );
+        let message = message(line, queue, codec, entry.as_ref());
+        let mut message = match message {
+            Ok(message) => message,
+            Err(why) => {
+                // Those before it are put all the same, whichever batches they fell in.
+                putting.put().await?;
+                let before = putting.lines;
+                anyhow::bail!("line {} {why}; the {before} before it were put", before + 1);
+            }
+        };
+        if let Some(key) = key {
+            message.key = Some(key.to_owned().into());
         }
-        let mut message = Message::new(line);
-        message.key = key.map(|key| key.to_owned().into());
-        batch.push(Outgoing::from(message));
-        if batch.len() >= PUT_BATCH {
-            count += batch.len();
-            admin.put(std::mem::take(&mut batch)).await?;
+        putting.batch.push(Outgoing::from(message));
+        if putting.batch.len() >= PUT_BATCH {
+            putting.put().await?;
         }
     }
-    count += batch.len();
-    admin.put(batch).await?;
-    print(&format!("{count} messages put"))?;
-    drop(admin);
+    putting.put().await?;
+    print(&format!("{} messages put", putting.lines))?;
+    drop(putting);
     opened.close().await?;
     Ok(Exit::Done)
+}
+
+/// A line as a message, as a stage would put it on the queue; or why it cannot be.
+fn message(
+    line: std::io::Result<Vec<u8>>,
+    queue: &str,
+    codec: Codec,
+    entry: Option<&Entry>,
+) -> Result<Message, String> {
+    let mut line = line.map_err(|error| format!("cannot be read: {error}"))?;
+    line.pop_if(|last| *last == b'\r');
+    if matches!(codec, Codec::Json | Codec::Text)
+        && let Err(error) = std::str::from_utf8(&line)
+    {
+        let (at, codec) = (error.valid_up_to() + 1, codec.as_str());
+        return Err(format!("is not UTF-8 from byte {at} on, and queue `{queue}` takes {codec}"));
+    }
+    let mut message = Message::new(line);
+    if let Some(entry) = entry {
+        let received = entry.receive(&mut message);
+        received.map_err(|cause| format!("cannot be put: {}", cause.message))?;
+    }
+    Ok(message)
+}
+
+/// Lines on their way to a queue.
+struct Putting<'q> {
+    admin: Arc<dyn QueueAdmin>,
+    queue: &'q str,
+    batch: Vec<Outgoing>,
+    /// How many were put.
+    lines: usize,
+}
+
+impl Putting<'_> {
+    /// Puts the batch; where the queue does not take all of it, tells what it took.
+    async fn put(&mut self) -> anyhow::Result<()> {
+        let batch = std::mem::take(&mut self.batch);
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let (queue, before, last) = (self.queue, self.lines, self.lines + batch.len());
+        let produced = self.admin.put(batch).await.with_context(|| {
+            let first = before + 1;
+            format!(
+                "queue `{queue}`: the {before} lines before line {first} were put, and of lines {first} \
+                 to {last} none or some"
+            )
+        })?;
+        let mut refused = None;
+        for (line, produced) in (before + 1..).zip(produced) {
+            match produced.confirmed() {
+                Ok(()) => self.lines += 1,
+                Err(error) => {
+                    refused.get_or_insert((line, error));
+                }
+            }
+        }
+        let Some((line, error)) = refused else { return Ok(()) };
+        let put = self.lines;
+        Err(error).with_context(|| {
+            format!(
+                "queue `{queue}`: of the first {last} lines {put} were put, but not line {line}"
+            )
+        })
+    }
 }

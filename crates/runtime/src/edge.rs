@@ -11,6 +11,26 @@ use crate::plan::QueuePlan;
 /// At most this many of a payload's violations of its schema are told.
 const VIOLATIONS_MAX: usize = 5;
 
+/// The way onto a queue for messages that no stage puts there.
+pub struct Entry(pub(crate) QueuePlan);
+
+impl Entry {
+    /// Checks a message whose payload is in the queue's codec, and fills in what the queue's `key` and
+    /// `event_time` say, as for the outputs of stages.
+    ///
+    /// # Errors
+    /// It does not belong on the queue, and why.
+    pub fn receive(&self, message: &mut Message) -> Result<(), Cause> {
+        self.0.read_output(message, self.0.codec)
+    }
+}
+
+impl std::fmt::Debug for Entry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Entry({})", self.0.spec.name)
+    }
+}
+
 impl QueuePlan {
     /// Checks a delivery that came from this queue, and fills in what the queue's `key` and
     /// `event_time` say.

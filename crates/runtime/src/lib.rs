@@ -25,6 +25,7 @@ mod sabotage;
 mod stats;
 mod tree;
 
+pub use edge::Entry;
 pub use events::{Event, Events};
 pub use pipeline::{LoadError, Pipeline, StartError, dead_letter_queue, redrive_queue};
 pub use registry::{OpenState, Registry};

@@ -15,6 +15,7 @@ use brigade_pipeline::{
 };
 use serde_json::json;
 
+use crate::edge::Entry;
 use crate::plan::{Plan, QueuePlace, QueuePlan, QueueTimings, StageEdges, StagePlan, Target};
 use crate::registry::{OpenState, Registry};
 
@@ -186,6 +187,18 @@ impl Pipeline {
         self
     }
 
+    /// The way onto a queue of the file for messages that no stage puts there; none where their payloads
+    /// are in a format of a schema registry.
+    ///
+    /// # Errors
+    /// Its schema is wrong.
+    pub fn entry(&self, queue: &str) -> Result<Option<Entry>, StartError> {
+        let queue = self.topology.queues.get(queue).filter(|queue| queue.spec.registry.is_none());
+        let Some(queue) = queue else { return Ok(None) };
+        let connector = Arc::clone(&self.connectors[&queue.type_name]);
+        Ok(Some(Entry(declared(queue, connector)?)))
+    }
+
     /// Opens the state.
     ///
     /// # Errors
@@ -291,20 +304,7 @@ impl Planner {
     }
 
     fn add_declared(&mut self, queue: &Queue) -> Result<(), StartError> {
-        let wrong = |what: String| StartError::new(format!("queue `{}`: {what}", queue.spec.name));
-        let connector = Arc::clone(&self.connectors[&queue.type_name]);
-        let schema = queue.schema.as_deref().map(jsonschema::validator_for).transpose();
-        let schema = schema.map_err(|error| wrong(format!("its schema is wrong: {error}")))?;
-        self.add(QueuePlan {
-            index: 0,
-            features: queue.features.clone(),
-            times: QueueTimings::new(&queue.spec),
-            spec: queue.spec.clone(),
-            place: QueuePlace::Connector(connector),
-            codec: queue.codec,
-            schema,
-            event_time: queue.event_time.clone(),
-        });
+        self.add(declared(queue, Arc::clone(&self.connectors[&queue.type_name]))?);
         Ok(())
     }
 
@@ -381,6 +381,23 @@ impl Planner {
         context.state = Some(Arc::clone(&self.state));
         context
     }
+}
+
+/// A queue of the file, with its schema compiled.
+fn declared(queue: &Queue, connector: Arc<dyn Connector>) -> Result<QueuePlan, StartError> {
+    let wrong = |what: String| StartError::new(format!("queue `{}`: {what}", queue.spec.name));
+    let schema = queue.schema.as_deref().map(jsonschema::validator_for).transpose();
+    let schema = schema.map_err(|error| wrong(format!("its schema is wrong: {error}")))?;
+    Ok(QueuePlan {
+        index: 0,
+        features: queue.features.clone(),
+        times: QueueTimings::new(&queue.spec),
+        spec: queue.spec.clone(),
+        place: QueuePlace::Connector(connector),
+        codec: queue.codec,
+        schema,
+        event_time: queue.event_time.clone(),
+    })
 }
 
 /// A stage's component, made anew.

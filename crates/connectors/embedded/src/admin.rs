@@ -3,12 +3,13 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use brigade_core::IncarnationId;
 use brigade_core::connector::{
-    ConnectorError, Outgoing, Peeked, QueueAdmin, QueueSpec, QueueStatus,
+    ConnectorError, Outgoing, Peeked, Produced, Producer, QueueAdmin, QueueSpec, QueueStatus,
 };
 use rusqlite::{OptionalExtension, Row, params};
 
 use crate::consumer::lag;
-use crate::rows::{MESSAGE, Target, delete_rows, enqueue, message};
+use crate::producer::EmbeddedProducer;
+use crate::rows::{MESSAGE, Target, delete_rows, message};
 use crate::store::Store;
 use crate::thread::{Requests, Work};
 
@@ -17,17 +18,17 @@ pub(crate) struct EmbeddedAdmin {
     requests: Requests,
     target: Arc<Target>,
     incarnation: IncarnationId,
-    _open: Arc<Store>,
+    producer: EmbeddedProducer,
 }
 
 impl EmbeddedAdmin {
     pub(crate) fn open(store: &Store, queue: &QueueSpec) -> Result<Self, ConnectorError> {
-        let (_, target) = store.enter(queue)?;
+        let producer = EmbeddedProducer::open(store, queue)?;
         Ok(Self {
             requests: store.requests().clone(),
-            target,
+            target: Arc::clone(producer.target()),
             incarnation: store.incarnation(),
-            _open: store.hold(),
+            producer,
         })
     }
 }
@@ -130,9 +131,8 @@ impl QueueAdmin for EmbeddedAdmin {
         get.await
     }
 
-    async fn put(&self, messages: Vec<Outgoing>) -> Result<(), ConnectorError> {
-        let target = Arc::clone(&self.target);
-        self.requests.ask(move |work| enqueue(work, &target, &messages)).await
+    async fn put(&self, messages: Vec<Outgoing>) -> Result<Vec<Produced>, ConnectorError> {
+        self.producer.produce(&messages).await
     }
 
     async fn delete(&self, positions: &[u64]) -> Result<u64, ConnectorError> {

@@ -34,6 +34,10 @@ impl EmbeddedProducer {
         })
     }
 
+    pub(crate) fn target(&self) -> &Arc<Target> {
+        &self.target
+    }
+
     fn refuses(&self) -> bool {
         self.target.limit.when_full == WhenFull::Refuse
     }

@@ -284,15 +284,8 @@ impl QueueAdmin for TopicAdmin {
         self.at_desk("cannot read the topic", move |desk| desk.get(position)).await
     }
 
-    async fn put(&self, messages: Vec<Outgoing>) -> Result<(), ConnectorError> {
-        for produced in self.producer.produce(&messages).await? {
-            match produced {
-                Produced::Confirmed => {}
-                Produced::Failed(error) => return Err(error),
-                Produced::Rejected(why) => return Err(ConnectorError::permanent(why.message)),
-            }
-        }
-        Ok(())
+    async fn put(&self, messages: Vec<Outgoing>) -> Result<Vec<Produced>, ConnectorError> {
+        self.producer.produce(&messages).await
     }
 
     async fn delete(&self, positions: &[u64]) -> Result<u64, ConnectorError> {

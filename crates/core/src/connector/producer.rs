@@ -83,6 +83,20 @@ pub enum Produced {
     Rejected(Rejected),
 }
 
+impl Produced {
+    /// Whether it is on the queue, for who has nowhere else to put it.
+    ///
+    /// # Errors
+    /// It is not, and why.
+    pub fn confirmed(self) -> Result<(), ConnectorError> {
+        match self {
+            Self::Confirmed => Ok(()),
+            Self::Failed(error) => Err(error),
+            Self::Rejected(why) => Err(ConnectorError::permanent(why.message)),
+        }
+    }
+}
+
 /// Why a queue will never take a message.
 #[derive(Debug, Clone)]
 pub struct Rejected {

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::connector::{
-    ConnectorError, Consumer, ErrorKind, Features, Lag, Outgoing, Producer, SchemaRegistry,
+    ConnectorError, Consumer, ErrorKind, Features, Lag, Outgoing, Produced, Producer,
+    SchemaRegistry,
 };
 use crate::field::FieldPath;
 use crate::state::StateStore;
@@ -295,11 +296,12 @@ pub trait QueueAdmin: Send + Sync {
     /// The queue could not be asked.
     async fn get(&self, position: u64) -> Result<Option<Peeked>, ConnectorError>;
 
-    /// Puts messages on it, as a producer would.
+    /// Puts messages on it, as a producer would, and answers for each, in the same order. A queue that is
+    /// not there is made.
     ///
     /// # Errors
-    /// The queue would not take them.
-    async fn put(&self, messages: Vec<Outgoing>) -> Result<(), ConnectorError>;
+    /// As for [`Producer::produce`].
+    async fn put(&self, messages: Vec<Outgoing>) -> Result<Vec<Produced>, ConnectorError>;
 
     /// Deletes these messages, unless somebody works on them; says how many.
     ///

@@ -1,6 +1,6 @@
 use async_trait::async_trait;
 use brigade_core::connector::{
-    ConnectorError, Lag, Outgoing, Peeked, Producer, QueueAdmin, QueueStatus,
+    ConnectorError, Lag, Outgoing, Peeked, Produced, Producer, QueueAdmin, QueueStatus,
 };
 use brigade_core::{IncarnationId, Message, MessageId};
 use redis::cmd;
@@ -130,8 +130,8 @@ impl QueueAdmin for RsmqAdmin {
         }
     }
 
-    async fn put(&self, messages: Vec<Outgoing>) -> Result<(), ConnectorError> {
-        self.producer.produce(&messages).await.map(drop)
+    async fn put(&self, messages: Vec<Outgoing>) -> Result<Vec<Produced>, ConnectorError> {
+        self.producer.produce(&messages).await
     }
 
     async fn delete(&self, positions: &[u64]) -> Result<u64, ConnectorError> {

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use brigade_core::IncarnationId;
 use brigade_core::connector::{
-    ConnectorError, Outgoing, Peeked, Producer, QueueAdmin, QueueStatus,
+    ConnectorError, Outgoing, Peeked, Produced, Producer, QueueAdmin, QueueStatus,
 };
 use redis::{Value, cmd};
 
@@ -179,8 +179,8 @@ impl QueueAdmin for StreamAdmin {
         }
     }
 
-    async fn put(&self, messages: Vec<Outgoing>) -> Result<(), ConnectorError> {
-        self.producer.produce(&messages).await.map(drop)
+    async fn put(&self, messages: Vec<Outgoing>) -> Result<Vec<Produced>, ConnectorError> {
+        self.producer.produce(&messages).await
     }
 
     async fn delete(&self, positions: &[u64]) -> Result<u64, ConnectorError> {
