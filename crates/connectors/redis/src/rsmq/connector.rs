@@ -131,8 +131,14 @@ impl Site {
         Target::Rsmq(self.made.clone())
     }
 
-    /// Connects, and makes the queue if it is not there.
+    /// Makes the queue if it is not there.
     async fn open(queue: &QueueSpec) -> Result<Self, ConnectorError> {
+        let site = Self::new(queue)?;
+        site.made.make(&site.wire).await?;
+        Ok(site)
+    }
+
+    fn new(queue: &QueueSpec) -> Result<Self, ConnectorError> {
         let settings: Settings = queue.settings()?;
         let name = settings.queue.clone().unwrap_or_else(|| queue.name.to_string());
         let wire = Wire::new(&queue.name, &settings.place())?;
@@ -144,7 +150,6 @@ impl Site {
             maxsize: settings.maxsize,
             realtime: settings.realtime,
         };
-        made.make(&wire).await?;
         Ok(Self {
             queue: Arc::clone(&queue.name),
             hash: made.hash(),
@@ -246,6 +251,6 @@ impl Connector for Rsmq {
         queue: &QueueSpec,
         _: &ConnectorEnv,
     ) -> Result<Arc<dyn QueueAdmin>, ConnectorError> {
-        Ok(Arc::new(RsmqAdmin::new(Site::open(queue).await?)))
+        Ok(Arc::new(RsmqAdmin::new(Site::new(queue)?)))
     }
 }

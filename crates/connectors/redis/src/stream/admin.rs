@@ -3,14 +3,15 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use brigade_core::IncarnationId;
 use brigade_core::connector::{
-    ConnectorError, Outgoing, Peeked, Produced, Producer, QueueAdmin, QueueStatus,
+    ConnectorError, Outgoing, Peeked, Produced, Producer, QueueAdmin, QueueSpec, QueueStatus,
 };
 use redis::{Value, cmd};
+use tokio::sync::OnceCell;
 
-use super::connector::Keys;
+use super::connector::{Keys, producer};
 use super::entry::{EntryId, incoming};
 use super::lag::lag;
-use super::producer::StreamProducer;
+use super::producer::{StreamProducer, is_no_group};
 use super::retention::Retention;
 use super::scripts::{DELETE, PURGE_LATER, WAITING};
 use crate::wire::Wire;
@@ -22,7 +23,9 @@ const BATCH: usize = 500;
 pub(crate) struct StreamAdmin {
     /// The stream for each of its groups, with the group's name in the pipeline file.
     groups: Vec<(String, Keys)>,
-    producer: StreamProducer,
+    queue: QueueSpec,
+    /// Opened with the first message: it makes the stream and its groups.
+    producer: OnceCell<StreamProducer>,
     wire: Arc<Wire>,
     incarnation: IncarnationId,
     retention: Option<Retention>,
@@ -31,12 +34,12 @@ pub(crate) struct StreamAdmin {
 impl StreamAdmin {
     pub(crate) fn new(
         groups: Vec<(String, Keys)>,
-        producer: StreamProducer,
+        queue: QueueSpec,
         wire: Arc<Wire>,
         retention: Option<Retention>,
     ) -> Self {
         let incarnation = IncarnationId::of(groups[0].1.stream.as_bytes());
-        Self { groups, producer, wire, incarnation, retention }
+        Self { groups, queue, producer: OnceCell::new(), wire, incarnation, retention }
     }
 
     fn keys(&self) -> &Keys {
@@ -89,7 +92,10 @@ impl StreamAdmin {
         let id = id.to_string();
         let mut pending = cmd("XPENDING");
         pending.arg(&keys.stream).arg(&keys.group).arg(&id).arg(&id).arg(1);
-        let pending: Vec<(String, String, u64, u64)> = self.wire.command(&pending).await?;
+        let pending: Vec<(String, String, u64, u64)> = match self.wire.command(&pending).await {
+            Err(error) if is_no_group(&error) => Vec::new(),
+            pending => pending?,
+        };
         let kept: Option<String> =
             self.wire.command(cmd("HGET").arg(&keys.attempts).arg(&id)).await?;
         let attempts = kept.as_deref().and_then(|kept| kept.split(':').next()?.parse().ok());
@@ -180,7 +186,8 @@ impl QueueAdmin for StreamAdmin {
     }
 
     async fn put(&self, messages: Vec<Outgoing>) -> Result<Vec<Produced>, ConnectorError> {
-        self.producer.produce(&messages).await
+        let producer = self.producer.get_or_try_init(|| producer(&self.queue)).await?;
+        producer.produce(&messages).await
     }
 
     async fn delete(&self, positions: &[u64]) -> Result<u64, ConnectorError> {

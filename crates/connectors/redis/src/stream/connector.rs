@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::admin::StreamAdmin;
 use super::consumer::{Bounds, StreamConsumer};
-use super::producer::{StreamProducer, make_group};
+use super::producer::StreamProducer;
 use super::retention::Retention;
 use crate::server::{Place, Sentinel, Tls};
 use crate::wire::Wire;
@@ -228,8 +228,7 @@ impl Connector for RedisStreams {
         queue: &QueueSpec,
         _: &ConnectorEnv,
     ) -> Result<Arc<dyn Producer>, ConnectorError> {
-        let settings: Settings = queue.settings()?;
-        Ok(Arc::new(producer(queue, &settings).await?))
+        Ok(Arc::new(producer(queue).await?))
     }
 
     async fn admin(
@@ -244,11 +243,7 @@ impl Connector for RedisStreams {
             groups.push((String::new(), Keys::new(queue, &settings, None)));
         }
         let wire = Wire::new(&queue.name, &settings.place())?;
-        for (_, keys) in &groups {
-            make_group(&wire, &keys.stream, &keys.group).await?;
-        }
-        let producer = producer(queue, &settings).await?;
-        Ok(Arc::new(StreamAdmin::new(groups, producer, wire, settings.retention)))
+        Ok(Arc::new(StreamAdmin::new(groups, queue.clone(), wire, settings.retention)))
     }
 }
 
@@ -265,12 +260,11 @@ fn groups(queue: &QueueSpec, settings: &Settings) -> Vec<(String, Keys)> {
     queue.groups.iter().map(keys).collect()
 }
 
-async fn producer(
-    queue: &QueueSpec,
-    settings: &Settings,
-) -> Result<StreamProducer, ConnectorError> {
-    let groups = groups(queue, settings).into_iter().map(|(_, keys)| keys.group).collect();
-    let keys = Keys::new(queue, settings, None);
-    let retention = settings.retention;
-    StreamProducer::open(keys, groups, &settings.place(), features(settings), retention).await
+/// Opens what puts messages on a stream; the groups that read it are made first.
+pub(super) async fn producer(queue: &QueueSpec) -> Result<StreamProducer, ConnectorError> {
+    let settings: Settings = queue.settings()?;
+    let groups = groups(queue, &settings).into_iter().map(|(_, keys)| keys.group).collect();
+    let keys = Keys::new(queue, &settings, None);
+    let (features, retention) = (features(&settings), settings.retention);
+    StreamProducer::open(keys, groups, &settings.place(), features, retention).await
 }

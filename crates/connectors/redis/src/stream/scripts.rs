@@ -306,14 +306,17 @@ pub(crate) static GIVE_BACK: LazyLock<Script> = LazyLock::new(|| {
 /// Deletes entries that no member works on. KEYS: stream, then of each group delayed and attempts.
 /// ARGV: how many groups, their names, then the ids. Answers with how many are gone.
 pub(crate) static DELETE: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        "
+    Script::new(&format!(
+        "{NEEDS}
+        local there = {{}}
+        for _, group in ipairs(groups_of(KEYS[1])) do there[group['name']] = true end
         local groups, gone = tonumber(ARGV[1]), 0
         for i = groups + 2, #ARGV do
           local id, held = ARGV[i], false
           for g = 1, groups do
-            local pending = redis.call('XPENDING', KEYS[1], ARGV[g + 1], id, id, 1)
-            if pending[1] and pending[1][2] ~= '~delayed' then held = true end
+            local group = ARGV[g + 1]
+            local pending = there[group] and redis.call('XPENDING', KEYS[1], group, id, id, 1)[1]
+            if pending and pending[2] ~= '~delayed' then held = true end
           end
           if not held then
             for g = 1, groups do
@@ -324,8 +327,8 @@ pub(crate) static DELETE: LazyLock<Script> = LazyLock::new(|| {
             gone = gone + redis.call('XDEL', KEYS[1], id)
           end
         end
-        return gone",
-    )
+        return gone"
+    ))
 });
 
 /// Forgets messages that were put with a delay. KEYS: later. Answers with how many there were.
@@ -369,6 +372,8 @@ pub(crate) static LAG: LazyLock<Script> = LazyLock::new(|| {
           local left = redis.call('XLEN', KEYS[1]) - pending
           if lag < 0 or left < lag then lag = left end
         end
+        -- A group that is not there begins with what is.
+        if not last then lag = redis.call('XLEN', KEYS[1]) end
         -- Also where deleted entries let nobody count, or acked ones are left of other days.
         if last and not redis.call('XRANGE', KEYS[1], '(' .. last, '+', 'COUNT', 1)[1] then
           lag = 0
@@ -387,16 +392,18 @@ pub(crate) static LAG: LazyLock<Script> = LazyLock::new(|| {
 pub(crate) static WAITING: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{NEEDS}
-        local first, last = nil, {{}}
+        local first, last, there = nil, {{}}, 0
         for _, group in ipairs(groups_of(KEYS[1])) do
           for g = 4, #ARGV do
             if group['name'] == ARGV[g] then
-              last[ARGV[g]] = group['last-delivered-id']
+              last[ARGV[g]], there = group['last-delivered-id'], there + 1
               local needed = needs(KEYS[1], group)
               if not first or before(needed, first) then first = needed end
             end
           end
         end
+        -- A group that is not there has acked nothing.
+        if there < #ARGV - 3 then first = nil end
         local from = ARGV[1] ~= '' and ARGV[1] or first or '-'
         local entries = redis.call('XRANGE', KEYS[1], from, ARGV[2], 'COUNT', ARGV[3])
         local waiting, at = {{}}, ''
