@@ -118,12 +118,17 @@ impl Place {
     /// The name of the store that the server's database is, for what is settled in one step: as one
     /// user, since another may lack the rights. Without the password. A Cluster is many stores.
     pub(crate) fn store(&self) -> Option<String> {
-        let info = self.info().ok().filter(|_| !self.cluster)?;
-        let (db, user) = (info.redis_settings().db(), info.redis_settings().username());
-        let user = user.unwrap_or("default");
+        let database = self.database().filter(|_| !self.cluster)?;
+        Some(format!("redis {} {database}", self.user()))
+    }
+
+    /// The server's database, whoever asks it.
+    pub(crate) fn database(&self) -> Option<String> {
+        let info = self.info().ok()?;
+        let (db, addr) = (info.redis_settings().db(), info.addr());
         Some(match &self.sentinel {
-            None => format!("redis {user} {}/{db}", info.addr()),
-            Some(sentinel) => format!("redis {user} {} of {}/{db}", sentinel.master, info.addr()),
+            None => format!("{addr}/{db}"),
+            Some(sentinel) => format!("{} of {addr}/{db}", sentinel.master),
         })
     }
 

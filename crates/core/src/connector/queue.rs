@@ -121,6 +121,8 @@ pub struct QueuePlace {
 /// A queue's settings, and what a pipeline's stages do with the queue.
 #[derive(Debug, Clone, Copy)]
 pub struct Used<'u> {
+    /// The queue, with the groups that read it.
+    pub queue: &'u QueueSpec,
     /// The keys of its type.
     pub settings: &'u Value,
     /// Whether a stage reads it.

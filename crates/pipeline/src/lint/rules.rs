@@ -245,12 +245,12 @@ impl Lint<'_> {
         let used = |(name, queue): (&'_ Arc<str>, &'_ Queue)| {
             let read = stages.values().any(|stage| stage.input_queues().contains(name));
             let written = stages.values().any(|stage| stage.writes(name));
-            (read, written, queue.spec.settings.clone())
+            (read, written, queue.spec.clone())
         };
         let uses: Vec<_> = queues.iter().map(used).collect();
         let of = |at: usize| {
-            let (read, written, settings) = &uses[at];
-            Used { settings, read: *read, written: *written }
+            let (read, written, queue) = &uses[at];
+            Used { queue, settings: &queue.settings, read: *read, written: *written }
         };
         for (at, (name, queue)) in queues.iter().enumerate() {
             let Some(connector) = self.catalog.connector(&queue.type_name) else { continue };

@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use brigade_core::Period;
 use brigade_core::connector::{
     Connector, ConnectorEnv, ConnectorError, Consumer, Defect, Features, Problem, Producer,
-    QueueAdmin, QueuePlace, QueueSpec, Reader,
+    QueueAdmin, QueuePlace, QueueSpec, Reader, Used,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -220,6 +220,24 @@ impl Connector for Rsmq {
                 vec![Problem { path: Vec::new(), message: error.to_string(), help: None }]
             }
         }
+    }
+
+    fn conflict(&self, one: Used<'_>, other: Used<'_>) -> Option<Problem> {
+        let key = |used: Used<'_>| {
+            let settings: Settings = used.queue.settings().ok().filter(|_| used.read)?;
+            let name = settings.queue.clone().unwrap_or_else(|| used.queue.name.to_string());
+            Some((settings.place().database()?, settings.namespace, name))
+        };
+        let (one, other) = (key(one)?, key(other)?);
+        (one == other).then(|| {
+            let (_, namespace, name) = one;
+            let message = format!(
+                "both read the RSMQ queue `{name}` of the namespace `{namespace}`: each message would \
+                 come to one of them only"
+            );
+            let help = "give each stage a queue of its own, or use a `redis_stream`, of which each gets all";
+            Problem { path: Vec::new(), message, help: None }.help(help)
+        })
     }
 
     async fn reach(&self, queue: &QueueSpec, _: &ConnectorEnv) -> Result<(), ConnectorError> {

@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use brigade_core::Period;
 use brigade_core::connector::{
     Connector, ConnectorEnv, ConnectorError, Consumer, Features, Problem, Producer, QueueAdmin,
-    QueuePlace, QueueSpec, Reader,
+    QueuePlace, QueueSpec, Reader, Used,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -203,6 +203,26 @@ impl Connector for RedisStreams {
                 vec![Problem { path: Vec::new(), message: error.to_string(), help: None }]
             }
         }
+    }
+
+    fn conflict(&self, one: Used<'_>, other: Used<'_>) -> Option<Problem> {
+        let keys = |used: Used<'_>| {
+            let settings: Settings = used.queue.settings().ok().filter(|_| used.read)?;
+            Some((settings.place().database()?, groups(used.queue, &settings)))
+        };
+        let ((database, ones), (others_database, others)) = (keys(one)?, keys(other)?);
+        let same = |(_, keys): &&(String, Keys)| {
+            let mut others = others.iter();
+            others.any(|(_, other)| (&other.stream, &other.group) == (&keys.stream, &keys.group))
+        };
+        let (_, keys) = ones.iter().find(same).filter(|_| database == others_database)?;
+        let message = format!(
+            "both read the stream `{}` as the group `{}`: each message would come to one of them only",
+            keys.stream, keys.group
+        );
+        let help =
+            "have the stages read one queue, so that each gets all, or give each queue a `group`";
+        Some(Problem { path: Vec::new(), message, help: None }.help(help))
     }
 
     async fn reach(&self, queue: &QueueSpec, _: &ConnectorEnv) -> Result<(), ConnectorError> {
