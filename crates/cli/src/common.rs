@@ -50,8 +50,7 @@ impl FileArguments {
     pub(crate) async fn open(&self, registry: &Registry) -> anyhow::Result<Opened> {
         let pipeline = self.pipeline(registry)?;
         let state = pipeline.open_state().await?;
-        let directory = Some(pipeline.state_directory()?);
-        Ok(Opened { pipeline, state, directory })
+        Ok(Opened { pipeline, state })
     }
 
     /// The same for what needs messages that are there: a state that is not is not made.
@@ -71,8 +70,7 @@ impl FileArguments {
             "there is no state in {}: nothing has run there; look at `--state`",
             directory.display()
         );
-        let state = Arc::new(Absent { directory });
-        Ok(Opened { pipeline, state, directory: None })
+        Ok(Opened { pipeline, state: Arc::new(Absent { directory }) })
     }
 }
 
@@ -80,8 +78,6 @@ impl FileArguments {
 pub(crate) struct Opened {
     pub(crate) pipeline: Pipeline,
     pub(crate) state: Arc<dyn StateStore>,
-    /// Where the state is, if there is one.
-    pub(crate) directory: Option<PathBuf>,
 }
 
 impl Opened {

@@ -1,9 +1,9 @@
-use std::fs::{File, TryLockError};
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::Context;
 use brigade_core::DeadLetter;
 use brigade_core::connector::{Outgoing, Peeked, QueueAdmin, QueueStatus};
+use brigade_core::state::StateLock;
 use brigade_runtime::{Registry, dead_letter_queue, redrive_queue};
 use clap::{Args, Subcommand};
 
@@ -71,6 +71,8 @@ struct Letters {
 
 /// How many are looked at and sent back at once.
 const BATCH: u64 = 500;
+/// How often it is looked whether another command is done.
+const LOOK: Duration = Duration::from_millis(100);
 
 impl DeadLetters {
     pub(crate) async fn run(&self, registry: &Registry) -> anyhow::Result<Exit> {
@@ -86,12 +88,12 @@ impl DeadLetters {
             Command::List { limit, .. } => list(&letters, *limit).await?,
             Command::Show { number, .. } => show(&letters, *number).await?,
             Command::Redrive { numbers, .. } => {
-                let _alone = alone(&opened)?;
+                let _alone = alone(&opened).await?;
                 let sent = redrive(&opened, registry, &letters, numbers).await?;
                 print(&format!("{} sent back", letters_counted(sent)))?;
             }
             Command::Delete { numbers, .. } => {
-                let _alone = alone(&opened)?;
+                let _alone = alone(&opened).await?;
                 let chosen = chosen(&letters, numbers).await?;
                 let mut deleted = 0;
                 for (letters, chosen) in letters.iter().zip(chosen) {
@@ -109,24 +111,21 @@ impl DeadLetters {
 
 /// What is held while letters are sent back or deleted: two commands that did so at the same time would
 /// send back the same ones.
-fn alone(opened: &Opened) -> anyhow::Result<Option<File>> {
-    let Some(directory) = &opened.directory else { return Ok(None) };
-    let path = directory.join("dead-letters.lock");
-    let place = || format!("{} cannot be locked", path.display());
-    let file = File::create(&path).with_context(place)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => {
-            let state = directory.display();
-            crate::common::say(&format!(
-                "note: another command sends back or deletes dead letters of the state {state}; this \
-                 one waits for it"
-            ));
-            file.lock().with_context(place)?;
+async fn alone(opened: &Opened) -> anyhow::Result<StateLock> {
+    let mut told = false;
+    loop {
+        if let Some(lock) = opened.state.lock("dead-letters").await? {
+            return Ok(lock);
         }
-        Err(TryLockError::Error(error)) => return Err(error).with_context(place),
+        if !told {
+            crate::common::say(
+                "note: another command sends back or deletes dead letters of this state; this one waits \
+                 for it",
+            );
+        }
+        told = true;
+        tokio::time::sleep(LOOK).await;
     }
-    Ok(Some(file))
 }
 
 impl Letters {
