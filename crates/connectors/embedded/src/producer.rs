@@ -41,15 +41,18 @@ impl EmbeddedProducer {
     fn refuses(&self) -> bool {
         self.target.limit.when_full == WhenFull::Refuse
     }
-}
 
-#[async_trait]
-impl Producer for EmbeddedProducer {
-    fn features(&self) -> Features {
-        features(&self.target.settings)
+    /// What the queue never takes, by its place.
+    fn never(&self, batch: &[Outgoing]) -> Vec<(usize, Rejected)> {
+        let Target { limit, name, .. } = &*self.target;
+        let never = |(at, outgoing): (usize, &Outgoing)| {
+            Some((at, limit.never_takes(name, &outgoing.message)?))
+        };
+        batch.iter().enumerate().filter_map(never).collect()
     }
 
-    async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
+    /// Puts messages that the queue may take.
+    async fn put(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
         let mut outcomes = Vec::with_capacity(batch.len());
         if batch.is_empty() {
             return Ok(outcomes);
@@ -78,26 +81,39 @@ impl Producer for EmbeddedProducer {
         }
         Ok(outcomes)
     }
+}
+
+#[async_trait]
+impl Producer for EmbeddedProducer {
+    fn features(&self) -> Features {
+        features(&self.target.settings)
+    }
+
+    async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
+        let never = self.never(batch);
+        if never.is_empty() {
+            return self.put(batch).await;
+        }
+        let mut outcomes = self.put(&without(batch, &never)).await?;
+        // The first place first: then each is where it was.
+        for (at, why) in never {
+            outcomes.insert(at, Produced::Rejected(why));
+        }
+        Ok(outcomes)
+    }
 
     async fn stage(&self, batch: &[Outgoing]) -> Result<Staged, ConnectorError> {
+        let mut rejected = self.never(batch);
         // What a full queue refuses has to be known before the transaction. If there is less room by
-        // then, the transaction fails, and this is asked again.
-        let without = match self.refuses() && !batch.is_empty() {
-            true => {
-                let (owned, target) = (batch.to_vec(), Arc::clone(&self.target));
-                self.requests.ask(move |work| without_room(work, &target, &owned)).await?
-            }
-            false => Vec::new(),
-        };
-        let fits = |(at, _): &(usize, &Outgoing)| {
-            without.binary_search_by_key(at, |(full, _)| *full).is_err()
-        };
-        let enqueue = |(_, outgoing): (usize, &Outgoing)| StoreOp::Enqueue {
-            queue: Arc::clone(&self.name),
-            outgoing: outgoing.clone(),
-        };
-        let ops = batch.iter().enumerate().filter(fits).map(enqueue).collect();
-        let rejected = without.into_iter().map(|(at, message)| (at, refused(message))).collect();
+        // then, the transaction fails, and this is asked again. What was refused is staged again without.
+        if rejected.is_empty() && self.refuses() && !batch.is_empty() {
+            let (owned, target) = (batch.to_vec(), Arc::clone(&self.target));
+            let full = self.requests.ask(move |work| without_room(work, &target, &owned)).await?;
+            rejected.extend(full.into_iter().map(|(at, message)| (at, refused(message))));
+        }
+        let enqueue =
+            |outgoing: Outgoing| StoreOp::Enqueue { queue: Arc::clone(&self.name), outgoing };
+        let ops = without(batch, &rejected).into_iter().map(enqueue).collect();
         Ok(Staged { ops, rejected, hold: None })
     }
 
@@ -108,6 +124,12 @@ impl Producer for EmbeddedProducer {
     async fn shutdown(&self) -> Result<(), ConnectorError> {
         Ok(())
     }
+}
+
+/// A batch but for what is refused, whose places are in order.
+fn without(batch: &[Outgoing], refused: &[(usize, Rejected)]) -> Vec<Outgoing> {
+    let taken = |(at, _): &(usize, &Outgoing)| refused.binary_search_by_key(at, |r| r.0).is_err();
+    batch.iter().enumerate().filter(taken).map(|(_, outgoing)| outgoing.clone()).collect()
 }
 
 /// What there is no room for.

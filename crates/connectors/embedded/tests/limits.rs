@@ -7,7 +7,7 @@ use brigade_core::connector::{
     Connector, ConnectorEnv, Limit, Order, Outgoing, Produced, Producer, QueueSpec, Reader, Want,
     WhenFull,
 };
-use brigade_core::{CauseKind, Message, MessageId};
+use brigade_core::{ByteSize, CauseKind, Message, MessageId};
 use brigade_embedded::{Embedded, Options, Store};
 use serde_json::{Value, json};
 
@@ -98,4 +98,26 @@ async fn what_was_put_before_needs_no_room() {
     place.env.state.commit(staged.ops).await.unwrap();
     assert_eq!(place.held("one").await, [1, 2, 3, 4, 5]);
     assert_eq!(place.held("two").await, [1, 2, 3, 4, 5]);
+}
+
+#[tokio::test]
+async fn what_is_longer_than_the_limit_is_too_large_and_does_not_block() {
+    let limit = Limit { messages: None, bytes: Some(ByteSize(200)), when_full: WhenFull::Wait };
+    let place = Place::new(json!({}), limit);
+    let producer = place.producer().await;
+    let long = Message::new("x".repeat(150)).with_id(MessageId(2)).into();
+    let batch = [numbered(1), long, numbered(3)];
+    let said = "214 bytes are more than queue `q` ever holds: its limit is 200 bytes";
+    let staged = producer.stage(&batch).await.unwrap();
+    assert_eq!(staged.ops.len(), 2);
+    let [(1, why)] = &staged.rejected[..] else { panic!("{staged:?}") };
+    assert_eq!((why.kind, why.message.as_str()), (CauseKind::TooLarge, said));
+    let put = producer.produce(&batch).await.unwrap();
+    let [Produced::Confirmed, Produced::Rejected(why), Produced::Confirmed] = &put[..] else {
+        panic!("{put:?}")
+    };
+    assert_eq!((why.kind, why.message.as_str()), (CauseKind::TooLarge, said));
+    assert_eq!(place.held("").await, [1, 3]);
+    let admin = Embedded.admin(&place.queue, &place.env).await.unwrap();
+    assert_eq!(admin.put(vec![batch[1].clone()]).await.unwrap_err().to_string(), said);
 }

@@ -41,7 +41,7 @@ impl MemoryProducer {
     }
 
     /// Puts as many messages as there is room for, from the front; says how many.
-    fn put_what_fits(&self, batch: &[Outgoing]) -> usize {
+    fn put_what_fits(&self, batch: &[&Outgoing]) -> usize {
         let now = Instant::now();
         let mut groups = self.queue.groups();
         let mut put = 0;
@@ -62,15 +62,9 @@ impl MemoryProducer {
         }
         put
     }
-}
 
-#[async_trait]
-impl Producer for MemoryProducer {
-    fn features(&self) -> Features {
-        FEATURES
-    }
-
-    async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
+    /// Puts messages that the queue may take, waiting for room if it is to.
+    async fn put(&self, batch: &[&Outgoing]) -> Vec<Produced> {
         let deadline = Instant::now() + ROOM_MAX;
         let mut put = 0;
         loop {
@@ -94,7 +88,31 @@ impl Producer for MemoryProducer {
                 Produced::Rejected(Rejected { kind: CauseKind::Refused, message: full() })
             }
         };
-        Ok((0..batch.len()).map(outcome).collect())
+        (0..batch.len()).map(outcome).collect()
+    }
+}
+
+#[async_trait]
+impl Producer for MemoryProducer {
+    fn features(&self) -> Features {
+        FEATURES
+    }
+
+    async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
+        let mut never = Vec::new();
+        let mut may = Vec::with_capacity(batch.len());
+        for (at, outgoing) in batch.iter().enumerate() {
+            match self.limit.never_takes(&self.name, &outgoing.message) {
+                Some(why) => never.push((at, why)),
+                None => may.push(outgoing),
+            }
+        }
+        let mut outcomes = self.put(&may).await;
+        // The first place first: then each is where it was.
+        for (at, why) in never {
+            outcomes.insert(at, Produced::Rejected(why));
+        }
+        Ok(outcomes)
     }
 
     async fn shutdown(&self) -> Result<(), ConnectorError> {

@@ -7,12 +7,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::connector::{
-    ConnectorError, Consumer, ErrorKind, Features, Lag, Outgoing, Produced, Producer,
+    ConnectorError, Consumer, ErrorKind, Features, Lag, Outgoing, Produced, Producer, Rejected,
     SchemaRegistry,
 };
 use crate::field::FieldPath;
 use crate::state::StateStore;
-use crate::{ByteSize, Message};
+use crate::{ByteSize, CauseKind, Message};
 
 /// A technology that has queues.
 #[async_trait]
@@ -233,13 +233,26 @@ pub enum Guarantee {
 pub struct Limit {
     /// At most this many messages. Default: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
     pub messages: Option<u64>,
-    /// At most this many bytes. Default: no limit.
+    /// At most this many bytes, of which each message counts 64 beside what is in it. Default: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<ByteSize>,
     /// What a producer does when the queue is full.
     #[serde(default)]
     pub when_full: WhenFull,
+}
+
+impl Limit {
+    /// Why a queue never takes a message, however empty it is: by itself it is longer than all that the
+    /// queue may hold.
+    pub fn never_takes(&self, queue: &str, message: &Message) -> Option<Rejected> {
+        let (size, max) = (message.size() as u64, self.bytes?.0);
+        let message = format!(
+            "{size} bytes are more than queue `{queue}` ever holds: its limit is {max} bytes"
+        );
+        (size > max).then_some(Rejected { kind: CauseKind::TooLarge, message })
+    }
 }
 
 /// What a producer does when the queue is full.

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use brigade_core::Codec;
 use brigade_core::connector::{Features, Limit, QueueSpec, SchemaRegistry};
 use brigade_core::field::FieldPath;
+use brigade_core::{Codec, Message};
 use indexmap::IndexMap;
 use jsonschema::ReferencingError;
 use jsonschema::error::ValidationErrorKind;
@@ -150,6 +150,13 @@ impl Lint<'_> {
             let message = format!("queues of type `{}` have no `limit`", keys.kind);
             let help = Some("remove `limit`, or use an `embedded` queue".to_owned());
             self.error("queue_setting", &["queues", name, "limit"], message, help);
+        }
+        // What a message counts beside what is in it.
+        let least = Message::default().size();
+        if spec.limit.bytes.is_some_and(|bytes| bytes.0 <= least as u64) {
+            let message = format!("queue `{name}`: with this limit it takes no message");
+            let help = format!("each message counts {least} bytes beside what is in it");
+            self.error("queue_setting", &["queues", name, "limit", "bytes"], message, Some(help));
         }
         self.read_as_bytes(name, keys);
         spec.registry = self.registry(name, keys);
