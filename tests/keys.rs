@@ -190,6 +190,44 @@ stages:
     assert!(dead.iter().all(|letter| letter.cause.kind == CauseKind::Refused), "{dead:?}");
 }
 
+/// Both where outputs go before the acks and where they are one transaction with them.
+#[tokio::test]
+async fn outputs_are_counted_when_they_are_on_their_queues() {
+    let world = World::new();
+    let registry = world.registry();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let yaml = format!(
+        "
+stop_deadline: 100ms
+queues:
+  in: {{ type: memory }}
+  feed: {{ type: memory }}
+  wide: {{ type: embedded, path: {path:?} }}
+  narrow: {{ type: embedded, path: {path:?}, limit: {{ messages: 2 }} }}
+  tight: {{ type: embedded, path: {path:?}, limit: {{ messages: 2 }} }}
+stages:
+  elsewhere: {{ component: pass, input: in, outputs: [narrow] }}
+  widen: {{ component: pass, input: feed, outputs: [wide] }}
+  together: {{ component: pass, input: wide, outputs: [tight] }}
+"
+    );
+    world.put("in", 0..4);
+    world.put("feed", 0..4);
+    let running = world.start(&yaml, &registry).await;
+    let counted = async |name: &str| {
+        let status = running.status().await.remove(0);
+        let stage = status.stage(name).unwrap();
+        let outputs: u64 = stage.outputs.iter().map(|outputs| outputs.messages).sum();
+        (outputs, stage.received, stage.blocked)
+    };
+    eventually("all were put", async || counted("widen").await.0 == 4).await;
+    for name in ["elsewhere", "together"] {
+        eventually(name, async || counted(name).await == (2, 4, true)).await;
+    }
+    running.stop(None).await;
+}
+
 #[tokio::test]
 async fn a_parked_key_waits_until_it_is_released_and_others_go_on() {
     let world = World::new();

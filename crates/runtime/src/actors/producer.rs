@@ -53,7 +53,8 @@ impl Outlet {
     }
 
     /// Puts a batch on the queue, for as long as it takes; only what is not confirmed is sent
-    /// again. Answers with what the queue refused for good, by its place in the batch.
+    /// again. Tells `stand` the places of what is on the queue as soon as it is. Answers with what the
+    /// queue refused for good, by its place in the batch.
     ///
     /// # Errors
     /// The queue cannot be written and never will be.
@@ -61,6 +62,7 @@ impl Outlet {
         &self,
         batch: Vec<Outgoing>,
         stage: &StagePlan,
+        stand: impl Fn(&[usize]),
     ) -> Result<Vec<(usize, Rejected)>, String> {
         let mut rejected = Vec::new();
         let mut places: Vec<usize> = (0..batch.len()).collect();
@@ -71,9 +73,10 @@ impl Outlet {
                 Ok(outcomes) => {
                     self.queue.times.write.done_since(begun);
                     let (mut left, mut last) = (Vec::new(), None);
+                    let mut confirmed = Vec::with_capacity(places.len());
                     for (at, outcome) in outcomes.into_iter().enumerate() {
                         match outcome {
-                            Produced::Confirmed => {}
+                            Produced::Confirmed => confirmed.push(places[at]),
                             Produced::Rejected(why) => rejected.push((places[at], why)),
                             Produced::Failed(error) => {
                                 left.push(at);
@@ -81,6 +84,7 @@ impl Outlet {
                             }
                         }
                     }
+                    stand(&confirmed);
                     let times = &self.queue.times;
                     times.failed.add(left.len());
                     times.written.add(places.len() - left.len());

@@ -26,8 +26,6 @@ pub(super) struct Settlement {
     pub(super) parents: Rc<Parents>,
     /// What goes back.
     pub(super) failed: Vec<Failed>,
-    /// How many outputs there are, by stage and queue.
-    emitted: Vec<((u16, u16), u64)>,
 }
 
 /// They come in boxes; unboxing would copy them.
@@ -69,7 +67,6 @@ impl Settlement {
             settlement.add(receipt, end, &mut parents, settler);
         }
         settlement.parents = Rc::new(parents);
-        settlement.count_outputs(settler);
         settlement
     }
 
@@ -119,11 +116,6 @@ impl Settlement {
         let stage: &StagePlan = settler.stage(made.stage);
         let parent = Some(parent);
         for (queue, outgoing) in made.outputs.drain(..) {
-            let edge = (made.stage, queue);
-            match self.emitted.iter_mut().find(|(known, _)| *known == edge) {
-                Some((_, count)) => *count += 1,
-                None => self.emitted.push((edge, 1)),
-            }
             self.outputs.push(Output { receipt, queue, outgoing, parent });
         }
         let space = &stage.context.state_space;
@@ -134,14 +126,6 @@ impl Settlement {
                 None => StoreOp::Delete { space, key },
             }
         }));
-    }
-
-    fn count_outputs(&mut self, settler: &Settler) {
-        for ((stage, queue), count) in self.emitted.drain(..) {
-            let outputs = &settler.stage(stage).stats.outputs;
-            let mut outputs = outputs.lock().unwrap_or_else(PoisonError::into_inner);
-            *outputs.entry((settler.input.index, queue)).or_default() += count;
-        }
     }
 
     /// Leaves the first `n` units, with their outputs, and answers with the rest.
@@ -198,6 +182,28 @@ impl Settlement {
 }
 
 impl Settler {
+    /// Counts outputs that are on their queues; dead letters are counted as what they are.
+    pub(super) fn count_outputs<'o>(
+        &self,
+        parents: &Parents,
+        outputs: impl Iterator<Item = &'o Output>,
+    ) {
+        let mut put: Vec<((u16, u16), u64)> = Vec::new();
+        for output in outputs {
+            let Some(parent) = output.parent.map(|at| &parents[at]) else { continue };
+            let edge = (parent.stage, output.queue);
+            match put.iter_mut().find(|(known, _)| *known == edge) {
+                Some((_, count)) => *count += 1,
+                None => put.push((edge, 1)),
+            }
+        }
+        for ((stage, queue), count) in put {
+            let outputs = &self.stage(stage).stats.outputs;
+            let mut outputs = outputs.lock().unwrap_or_else(PoisonError::into_inner);
+            *outputs.entry((self.input.index, queue)).or_default() += count;
+        }
+    }
+
     /// Makes the dead letter of a message that was given up on.
     pub(super) fn dead_letter(&self, receipt: Receipt, given_up: GivenUp) -> Output {
         let stage = self.stage(given_up.stage);

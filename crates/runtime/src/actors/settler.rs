@@ -1,6 +1,7 @@
 //! Settling: outputs first, then the acks, in one transaction where they share a store.
 
 use std::fmt;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -141,7 +142,11 @@ impl Settler {
             let mut outputs = settlement.take_outputs(outlet.queue.index);
             let outgoing = |output: &mut Output| std::mem::take(&mut output.outgoing);
             let batch = outputs.iter_mut().map(outgoing).collect();
-            let rejected = outlet.produce(batch, self.root()).await.map_err(SettleError)?;
+            let parents = Rc::clone(&settlement.parents);
+            let stand = |places: &[usize]| {
+                self.count_outputs(&parents, places.iter().map(|at| &outputs[*at]));
+            };
+            let rejected = outlet.produce(batch, self.root(), stand).await.map_err(SettleError)?;
             for (at, why) in rejected {
                 self.refuse(settlement, &outputs[at], &why)?;
             }
@@ -337,6 +342,7 @@ impl Settler {
         let count = |outcome| settlement.units.iter().filter(|u| u.outcome == outcome).count();
         let stats = &self.root().stats;
         self.ahead.add(settlement.units.len());
+        self.count_outputs(&settlement.parents, settlement.outputs.iter());
         stats.acked.add(count(Outcome::Acked));
         stats.filtered.add(count(Outcome::Filtered));
         stats.dead_lettered.add(count(Outcome::DeadLettered));
