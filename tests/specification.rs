@@ -288,7 +288,7 @@ stages:
 async fn dead_letters_wait_for_their_queue_and_are_not_lost() {
     let yaml = "queues: { in: { type: memory }, dead: { type: memory } }
 stages:
-  first: { component: pass, input: in, outputs: [], dead_letter: dead, retry: { attempts: 1 } }
+  first: { component: log, input: in, dead_letter: dead, retry: { attempts: 1 } }
 ";
     let fault = Fault::Error("no".into());
     let setup = trial(yaml).fault("first", 1..=10, fault).outage("dead", 1..=3);

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::jq::{Expression, input, json};
-use crate::shared::{Inline, Inlined, problem, reject, schema};
+use crate::shared::{Inline, Inlined, needs_output, problem, reject, schema};
 
 /// `map`: what a jq expression makes of each message. Every value becomes a message; none means
 /// filtered. At most 10,000 values, and 64 MiB, a message.
@@ -63,6 +63,7 @@ impl ComponentFactory for Map {
         given: &Value,
         site: &StageSite,
     ) -> Result<Box<dyn AnyComponent>, Vec<Problem>> {
+        needs_output("map", site)?;
         let wrong = |text: String| vec![problem(text)];
         let settings: Settings = serde_json::from_value(given.clone())
             .map_err(|_| wrong("expected a jq expression, as in `map: \".items[]\"`".to_owned()))?;

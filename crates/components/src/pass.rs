@@ -4,7 +4,7 @@ use brigade_core::component::{
 use brigade_core::connector::Problem;
 use serde_json::Value;
 
-use crate::shared::{Inline, Inlined, forward, problem};
+use crate::shared::{Inline, Inlined, forward, needs_output, problem};
 
 /// `pass`: messages as they are, byte for byte. For stages that only check a schema, split a
 /// pipeline, or fan out with `copy`.
@@ -23,8 +23,9 @@ impl ComponentFactory for Pass {
     fn build(
         &self,
         settings: &Value,
-        _: &StageSite,
+        site: &StageSite,
     ) -> Result<Box<dyn AnyComponent>, Vec<Problem>> {
+        needs_output("pass", site)?;
         match settings {
             Value::Null => Ok(Box::new(Inlined(Self))),
             _ => Err(vec![problem("takes no settings")]),

@@ -2,7 +2,7 @@
 
 use brigade_core::component::{
     AnyComponent, Context, DecodeError, Emit, Emitted, HandleError, Handling, Input, Kind, Parsed,
-    Setup,
+    Setup, StageSite,
 };
 use brigade_core::connector::Problem;
 use brigade_core::{BoxError, Failure, Message};
@@ -53,6 +53,18 @@ pub(crate) fn settings<T: DeserializeOwned>(settings: &Value) -> Result<T, Vec<P
         other => other.clone(),
     };
     serde_json::from_value(settings).map_err(|error| vec![problem(error.to_string())])
+}
+
+/// What is wrong with a stage of a component that emits, and has nowhere to emit to.
+pub(crate) fn needs_output(component: &str, site: &StageSite) -> Result<(), Vec<Problem>> {
+    if !site.outputs.is_empty() {
+        return Ok(());
+    }
+    let message = format!(
+        "stage `{}` has no output, so that all that `{component}` passes on would be dead letters",
+        site.stage
+    );
+    Err(vec![problem(message).help("name a queue in `outputs`, or end with `log`")])
 }
 
 pub(crate) fn problem(message: impl Into<String>) -> Problem {
