@@ -354,6 +354,36 @@ fn where_a_queue_is_full_it_is_told_how_many_were_put() {
     }
 }
 
+#[test]
+fn a_stage_that_reads_a_queue_alone_now_gets_what_waited_for_it_beside_another() {
+    let both = "
+pipeline: shared
+state: state
+queues:
+  in: { type: embedded, key: n }
+  out: { type: file, path: out.jsonl }
+  rest: { type: file, path: rest.jsonl }
+stages:
+  s: { component: pass, input: in, outputs: [out], order: key }
+  t: { component: pass, input: in, outputs: [rest] }
+";
+    let place = Place::new("p.yaml", both);
+    put_lines(&place, "in", &numbers(0..10), 0);
+    let alone = both.replace("  t: { component: pass, input: in, outputs: [rest] }\n", "");
+    place.write("p.yaml", &alone.replace("  rest: { type: file, path: rest.jsonl }\n", ""));
+    put_lines(&place, "in", &numbers(3..4), 0);
+    let (_, told) = place.run(&["run", "p.yaml", "--until-idle"], 0);
+    let mut lines: Vec<String> = place.read("out.jsonl").lines().map(str::to_owned).collect();
+    lines.sort_unstable();
+    let mut all: Vec<String> = numbers(0..10).lines().map(str::to_owned).collect();
+    all.insert(3, "{\"n\":3}".to_owned());
+    assert_eq!(lines, all, "{told}");
+    let warnings: Vec<&str> = told.lines().filter(|line| line.contains("WARN")).collect();
+    let of_t = "messages wait for a stage that does not read this queue any more";
+    let of_t = warnings.iter().filter(|line| line.contains(of_t)).collect::<Vec<_>>();
+    assert!(of_t.len() == 1 && of_t[0].contains("stage=t"), "{told}");
+}
+
 const ENDLESS: &str = "
 pipeline: endless
 state: state
