@@ -125,6 +125,28 @@ fn a_generator_is_read_by_one_of_two_processes() {
     one_of_two_processes_reads(&format!("queues.in={queue}"));
 }
 
+/// Its mark of before says nothing of what has come since; who waits for the position looks itself.
+#[test]
+fn a_stage_that_has_finished_before_does_not_end_before_it_has_begun() {
+    let place = Place::new(numbers(5).as_bytes());
+    let check = ["--stage", "check"];
+    // The other stage has not run: it is still one run of the pipeline's.
+    assert!(place.command(&check).status().unwrap().success());
+    let mut reading = Command::new(env!("CARGO_BIN_EXE_brigade"));
+    reading.current_dir(place.path("")).args(["run", "p.yaml"]).args(check).env_remove("RUST_LOG");
+    let (one, two) = (place.path("one"), place.path("two"));
+    let mut reading = start(reading, &one);
+    eventually("it reads", || fs::read_to_string(&one).unwrap().contains(" running "));
+    let mut waiting = start(place.command(&check), &two);
+    eventually("it waits", || fs::read_to_string(&two).unwrap().contains("another process"));
+    append(&place, "in.jsonl", "{\"n\":5}\n");
+    assert!(Command::new("kill").arg(reading.id().to_string()).status().unwrap().success());
+    reading.wait().unwrap();
+    assert!(waiting.wait().unwrap().success());
+    let told = fs::read_to_string(&two).unwrap();
+    assert!(told.contains("the books close: 1 messages received"), "{told}");
+}
+
 #[test]
 fn what_is_no_file_is_told_at_once() {
     let place = Place::new(numbers(3).as_bytes());

@@ -121,7 +121,7 @@ impl Watch {
             }
         }
         let finished = self.finished(idle, &others);
-        match self.marks.write(&finished).await {
+        match self.marks.write(&finished, &others).await {
             Ok(()) => Ok(finished.len() == self.plan.stages.len()),
             Err(error) => not_yet(&error),
         }
@@ -190,12 +190,13 @@ fn not_yet(error: &ConnectorError) -> Result<bool, String> {
 /// The durable marks of finished stages, of one run over all processes that share the state.
 ///
 /// A run begins with the first process that starts after the last run has finished as a whole; its
-/// number is one more. A mark is the number of the run in which the stage finished.
+/// number is one more. A mark is the number of the run in which the stage finished. A process that begins
+/// takes away those of its own stages: who wrote them and is still there writes them again, and those of
+/// a process that has ended say nothing of what has come since.
 struct Marks {
     state: Arc<dyn StateStore>,
     space: Arc<str>,
     run: u64,
-    written: BTreeSet<Arc<str>>,
 }
 
 const RUN: &str = "~run";
@@ -218,8 +219,10 @@ impl Marks {
         };
         let value = run.to_string().into();
         let put = StoreOp::Put { space: Arc::clone(&space), key: RUN.to_owned(), value };
-        state.commit(vec![put]).await?;
-        Ok(Self { state, space, run, written: BTreeSet::new() })
+        let mark = |name: String| StoreOp::Delete { space: Arc::clone(&space), key: name };
+        let own = plan.stages.iter().map(|stage| mark(stage.name.to_string()));
+        state.commit(own.chain([put]).collect()).await?;
+        Ok(Self { state, space, run })
     }
 
     /// The stages that are marked as finished in this run, by any process.
@@ -230,8 +233,14 @@ impl Marks {
         Ok(marked.map(|(name, _)| name).collect())
     }
 
-    async fn write(&mut self, finished: &BTreeSet<Arc<str>>) -> Result<(), ConnectorError> {
-        let fresh: Vec<Arc<str>> = finished.difference(&self.written).cloned().collect();
+    /// Marks finished stages; `there` are those that are marked.
+    async fn write(
+        &self,
+        finished: &BTreeSet<Arc<str>>,
+        there: &BTreeSet<String>,
+    ) -> Result<(), ConnectorError> {
+        let fresh: Vec<&Arc<str>> =
+            finished.iter().filter(|stage| !there.contains(&***stage)).collect();
         if fresh.is_empty() {
             return Ok(());
         }
@@ -240,8 +249,6 @@ impl Marks {
             key: stage.to_string(),
             value: self.run.to_string().into(),
         };
-        self.state.commit(fresh.iter().map(put).collect()).await?;
-        self.written.extend(fresh);
-        Ok(())
+        self.state.commit(fresh.into_iter().map(put).collect()).await
     }
 }
