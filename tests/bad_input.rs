@@ -472,8 +472,12 @@ mod state {
         drop(other);
         let error = place.run(&[], 4);
         assert!(error.contains("queue `in`: the state keeps a position of file"), "{error}");
-        // What does not read it goes on.
-        said(&place.command(&["--stage", "copy"]).output().unwrap(), &[0]);
+        // What does not read it goes on, and waits for more.
+        let mut copy = start(place.command(&["--stage", "copy"]), &place.path("log"));
+        let out = || fs::read_to_string(place.path("out.jsonl")).unwrap_or_default();
+        eventually("all arrives", || out().lines().count() >= 2000);
+        assert!(Command::new("kill").arg(copy.id().to_string()).status().unwrap().success());
+        copy.wait().unwrap();
         assert_eq!(place.arrived(), numbers(2000));
     }
 }

@@ -144,7 +144,8 @@ fn imported(queues: &str, python: &str) -> (Value, String) {
     let mut check = Command::new(env!("CARGO_BIN_EXE_brigade"));
     check.current_dir(place.path()).args(["check", "p.yaml"]);
     for stage in file["stages"].as_object().into_iter().flatten() {
-        check.arg("--set").arg(format!("stages.{}.component=pass", stage.0));
+        let component = if stage.1.get("outputs").is_some() { "pass" } else { "log" };
+        check.arg("--set").arg(format!("stages.{}.component={component}", stage.0));
     }
     for variable in ["REDIS_PASSWORD", "REDIS_PASSWORD_2", "KAFKA_PASSWORD", "KAFKA_BROKERS"] {
         check.env(variable, "known:1");

@@ -34,7 +34,10 @@ impl<'r> Rules<'r> {
         let queues: BTreeMap<&String, Value> =
             queues.iter().map(|(name, queue)| (name, complete(queue))).collect();
         let mut stages = stages.clone();
-        stages.values_mut().for_each(|stage| stage["component"] = "pass".into());
+        for stage in stages.values_mut() {
+            let ends = stage.get("outputs").is_none();
+            stage["component"] = if ends { "log" } else { "pass" }.into();
+        }
         let file = json!({ "pipeline": "imported", "queues": queues, "stages": stages });
         let overrides = Overrides { variables: self.variables.clone(), ..Overrides::default() };
         let (text, here) = (file.to_string(), Path::new(""));
