@@ -11,20 +11,8 @@ mod common;
 use brigade_core::connector::{Connector, QueueSpec};
 use brigade_redis::{RedisStreams, Rsmq};
 use brigade_testkit::servers::Redis;
-use common::{env, numbered, open, queue};
-use redis::Connection;
+use common::{ask, connect, env, numbered, open, queue};
 use serde_json::json;
-
-fn connect(server: &Redis) -> Connection {
-    redis::Client::open(server.url()).unwrap().get_connection().unwrap()
-}
-
-/// A command as it is typed into `redis-cli`.
-fn ask<T: redis::FromRedisValue>(connection: &mut Connection, command: &str) -> T {
-    let mut words = command.split(' ');
-    let mut asked = redis::cmd(words.next().unwrap());
-    asked.arg(words.collect::<Vec<_>>()).query(connection).unwrap()
-}
 
 #[tokio::test]
 async fn a_queue_that_is_not_there_is_empty_and_only_made_by_what_is_put() {

@@ -14,20 +14,8 @@ use std::time::Duration;
 use brigade_core::connector::{Connector, Consumer};
 use brigade_redis::RedisStreams;
 use brigade_testkit::servers::Redis;
-use common::{WANT, env, numbered, open, queue, reader};
-use redis::Connection;
+use common::{WANT, ask, connect, env, numbered, open, queue, reader};
 use serde_json::json;
-
-fn connect(server: &Redis) -> Connection {
-    redis::Client::open(server.url()).unwrap().get_connection().unwrap()
-}
-
-/// A command as it is typed into `redis-cli`.
-fn ask<T: redis::FromRedisValue>(connection: &mut Connection, command: &str) -> T {
-    let mut words = command.split(' ');
-    let mut asked = redis::cmd(words.next().unwrap());
-    asked.arg(words.collect::<Vec<_>>()).query(connection).unwrap()
-}
 
 /// What becomes of the keys by which members say that they live.
 #[derive(Debug, Clone, Copy)]

@@ -6,6 +6,8 @@
     reason = "a test that stops says where"
 )]
 
+mod common;
+
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +20,7 @@ use brigade_core::{Message, MessageId};
 use brigade_memory::MemoryState;
 use brigade_redis::RedisStreams;
 use brigade_testkit::servers::{Redis, STREAM_COMMANDS};
+use common::{ask, connect};
 use redis::Connection;
 use serde_json::{Value, json};
 
@@ -46,17 +49,6 @@ fn numbered(n: usize) -> Outgoing {
 
 fn text(incoming: &Incoming) -> &str {
     std::str::from_utf8(incoming.message.payload.as_deref().unwrap()).unwrap()
-}
-
-fn connect(server: &Redis) -> Connection {
-    redis::Client::open(server.url()).unwrap().get_connection().unwrap()
-}
-
-/// A command as it is typed into `redis-cli`.
-fn ask<T: redis::FromRedisValue>(connection: &mut Connection, command: &str) -> T {
-    let mut words = command.split(' ');
-    let mut asked = redis::cmd(words.next().unwrap());
-    asked.arg(words.collect::<Vec<_>>()).query(connection).unwrap()
 }
 
 type Pending = Vec<(String, String, u64, u64)>;

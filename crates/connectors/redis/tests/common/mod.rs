@@ -1,4 +1,5 @@
 //! What the tests of one queue after the other share.
+#![allow(dead_code, reason = "not every test needs all of it")]
 
 use std::sync::Arc;
 
@@ -7,6 +8,8 @@ use brigade_core::connector::{
 };
 use brigade_core::{Message, MessageId};
 use brigade_memory::MemoryState;
+use brigade_testkit::servers::Redis;
+use redis::Connection;
 use serde_json::Value;
 
 pub(crate) const WANT: Want = Want { messages: 100, bytes: usize::MAX };
@@ -33,4 +36,15 @@ pub(crate) async fn open(
 
 pub(crate) fn numbered(n: usize) -> Outgoing {
     Message::new(n.to_string()).with_id(MessageId(n as u128 + 1)).into()
+}
+
+pub(crate) fn connect(server: &Redis) -> Connection {
+    redis::Client::open(server.url()).unwrap().get_connection().unwrap()
+}
+
+/// A command as it is typed into `redis-cli`.
+pub(crate) fn ask<T: redis::FromRedisValue>(connection: &mut Connection, command: &str) -> T {
+    let mut words = command.split(' ');
+    let mut asked = redis::cmd(words.next().unwrap());
+    asked.arg(words.collect::<Vec<_>>()).query(connection).unwrap()
 }
