@@ -121,6 +121,23 @@ stages:
 }
 
 #[test]
+fn what_finds_a_worker_full_is_dealt_as_soon_as_there_is_room() {
+    let yaml = "queues: { a: { type: memory }, b: { type: memory }, out: { type: memory } }
+stages:
+  first: { component: pass, input: [a, b], outputs: [out], workers: 1 }
+";
+    paused(async {
+        // As slow as this, a worker is given two messages at most: those of one of the queues.
+        let setup = of(yaml, &brigade::registry()).fault("first", 1..=20, Fault::Slow(MINUTE));
+        let trial = setup.start().await.unwrap();
+        trial.send("a", numbered(0..10));
+        trial.send("b", numbered(10..20));
+        assert!(trial.settle_within(60 * MINUTE).await.unwrap(), "some are never dealt");
+        assert_eq!(trial.outputs("out").len(), 20);
+    });
+}
+
+#[test]
 fn a_stop_waits_for_its_deadline() {
     let never = async |number: u64| {
         std::future::pending::<()>().await;

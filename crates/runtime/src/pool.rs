@@ -1,7 +1,7 @@
 //! A stage's workers as their senders see them: ports that stay while the actors behind them come
 //! and go.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -35,6 +35,8 @@ pub(crate) struct Port {
     held: Mutex<Vec<Delivery>>,
     /// Deliveries sent and not yet handled, retries that wait not counted.
     queued: AtomicUsize,
+    /// A consumer has found no room here, and is to be told when there is some.
+    wanted: AtomicBool,
     mail: Mail,
     /// What the worker works off, while there is one.
     desk: ArcSwapOption<Desk>,
@@ -115,6 +117,7 @@ impl Port {
             addr: ArcSwapOption::empty(),
             held: Mutex::default(),
             queued: AtomicUsize::new(0),
+            wanted: AtomicBool::new(false),
             mail: Mail::default(),
             desk: ArcSwapOption::empty(),
             #[cfg(feature = "sabotage")]
@@ -210,19 +213,27 @@ impl Port {
         drop(held);
     }
 
-    /// So many deliveries were handled, in this time.
-    pub(crate) fn handled(&self, n: usize, took: Duration) {
+    /// Deliveries wait for room here. Whoever says so has to look for room once more: what was handled
+    /// before is not told.
+    pub(crate) fn want_room(&self) {
+        self.wanted.store(true, Ordering::SeqCst);
+    }
+
+    /// So many deliveries were handled, in this time; says whether somebody waits for their room.
+    #[must_use]
+    pub(crate) fn handled(&self, n: usize, took: Duration) -> bool {
         let before = self.queued.load(Ordering::Relaxed);
-        self.queued.fetch_sub(n.min(before), Ordering::Relaxed);
+        self.queued.fetch_sub(n.min(before), Ordering::SeqCst);
         let each = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX) / n.max(1) as u64;
         let old = self.pace_ns.load(Ordering::Relaxed);
         // A moving average over about four chunks.
         let new = if old == 0 { each } else { old - old / 4 + each / 4 };
         self.pace_ns.store(new.max(1), Ordering::Relaxed);
+        self.wanted.swap(false, Ordering::SeqCst)
     }
 
     pub(crate) fn queued(&self) -> usize {
-        self.queued.load(Ordering::Relaxed)
+        self.queued.load(Ordering::SeqCst)
     }
 
     /// How many chunks' time the worker needs for what it has.

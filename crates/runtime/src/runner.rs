@@ -245,7 +245,7 @@ impl RunnerSite {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// A worker is there that was not: what waited for it can be dealt.
+    /// A worker is there that was not, or has room: what waited for it can be dealt.
     pub(crate) fn tell_listeners(&self) {
         let listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         listeners.iter().for_each(|listener| listener.notify_one());

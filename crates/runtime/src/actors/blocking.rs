@@ -118,7 +118,9 @@ impl Worker {
         let before = ended_here();
         let step = site.decide(delivery, Attempt::TimedOut(timeout), &mut Outbox::default());
         let went = ended_here() - before;
-        port.handled(1, timeout);
+        if port.handled(1, timeout) {
+            site.tell_listeners();
+        }
         match step {
             Step::Retry(delivery, after) => desk.retry(delivery, Instant::now() + after),
             Step::Parked(parked) => desk.park(parked, std::iter::empty()),

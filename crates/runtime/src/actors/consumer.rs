@@ -358,6 +358,15 @@ impl PullLoop {
             }
             return;
         }
+        self.deal_what_fits(&mut ports);
+        if !self.backlog[0].is_empty() {
+            // The room may be another consumer's, whose messages do not wake this one.
+            ports.iter().for_each(|port| port.want_room());
+            self.deal_what_fits(&mut ports);
+        }
+    }
+
+    fn deal_what_fits(&mut self, ports: &mut [&Arc<Port>]) {
         ports.sort_by_key(|port| port.queued());
         let line = &mut self.backlog[0];
         // A fair share first, so that a small backlog is not all one worker's.

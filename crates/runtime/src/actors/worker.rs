@@ -227,7 +227,9 @@ impl WorkLoop {
     /// So many were handled, in this time.
     pub(super) fn handled(&self, n: usize, took: Duration) {
         self.runner.site.stage.handled(n, took);
-        self.port.handled(n, took);
+        if self.port.handled(n, took) {
+            self.runner.site.tell_listeners();
+        }
     }
 
     fn retry_if_asked(&self, step: Step) {
