@@ -9,12 +9,13 @@
 
 mod common;
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use brigade::component::Context;
-use brigade::{CauseKind, Failure, Output, StageState};
+use brigade::component::{Context, Emit, Emitted};
+use brigade::{CauseKind, Failure, Message, Output, StageState};
 use common::{World, eventually};
 use serde::{Deserialize, Serialize};
 
@@ -188,6 +189,69 @@ stages:
     let dead = world.dead_letters("fill");
     assert_eq!(dead.len(), 7);
     assert!(dead.iter().all(|letter| letter.cause.kind == CauseKind::Refused), "{dead:?}");
+}
+
+#[tokio::test]
+async fn a_message_of_which_several_outputs_are_refused_is_one_dead_letter() {
+    let three = |n: u64| {
+        let outputs = (0..3).map(|at| Emitted::json(format!("{n}{at}")));
+        Ok::<_, Failure>(outputs.fold(Emit::none(), Emit::with))
+    };
+    let directory = tempfile::tempdir().unwrap();
+    // The outputs go before the acks, or in one transaction with them.
+    for queue in ["memory".to_owned(), format!("embedded, path: {:?}", directory.path())] {
+        let world = World::new();
+        let registry = world.registry().component("three", three);
+        let yaml = format!(
+            "
+queues:
+  feed: {{ type: memory }}
+  in: {{ type: {queue} }}
+  narrow: {{ type: {queue}, limit: {{ messages: 1, when_full: refuse }} }}
+stages:
+  put: {{ component: pass, input: feed, outputs: [in] }}
+  fill: {{ component: three, input: in, outputs: [narrow] }}
+"
+        );
+        world.put("feed", 1..3);
+        let running = world.start(&yaml, &registry).await;
+        running.until_idle(None).await.unwrap();
+        let told = running.status().await[0].stage("fill").unwrap().dead_lettered;
+        running.drain().await;
+        assert_eq!((told, world.dead_letters("fill").len()), (2, 2), "on {queue}");
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_comes_by_two_queues_is_handled_one_at_a_time() {
+    let (at_work, both) = (Arc::new(Mutex::new(HashSet::new())), Arc::new(AtomicU64::new(0)));
+    let world = World::new();
+    let (keys, met) = (Arc::clone(&at_work), Arc::clone(&both));
+    let registry = world.registry().component("hold", async move |n: u64, cx: &Context| {
+        let key = cx.key().cloned();
+        if !keys.lock().unwrap().insert(key.clone()) {
+            met.fetch_add(1, Ordering::Relaxed);
+        }
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        keys.lock().unwrap().remove(&key);
+        Ok::<_, Failure>(Emit::value(n))
+    });
+    let yaml = "
+queues: { a: { type: memory }, b: { type: memory }, out: { type: memory } }
+stages:
+  hold: { component: hold, input: [a, b], outputs: [out], order: key, workers: 4 }
+";
+    for queue in ["a", "b"] {
+        let message = |n: u64| Message::new(n.to_string()).with_key(format!("k{}", n % 5));
+        world.memory.put("test", queue, (0..1000).map(message));
+    }
+    let running = world.start(yaml, &registry).await;
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    assert_eq!(world.numbers("out").len(), 2000);
+    assert_eq!(both.load(Ordering::Relaxed), 0, "two of a key at once");
 }
 
 /// Both where outputs go before the acks and where they are one transaction with them.

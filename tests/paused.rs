@@ -138,6 +138,33 @@ stages:
 }
 
 #[test]
+fn a_write_to_the_state_does_not_overtake_one_before_it_whose_output_is_held_up() {
+    let last = async |n: u64, cx: &Context| -> Result<Emit, Failure> {
+        if n == 10_000 {
+            let last = cx.load_state("last").await?;
+            return Ok(Emit::bytes_to("seen", last.unwrap_or_default()));
+        }
+        Ok(match n {
+            0 => Emit::to("out", n).put_state("last", "0"),
+            100 => Emit::none().put_state("last", "100"),
+            _ => Emit::none(),
+        })
+    };
+    let registry = brigade::registry().component("last", last);
+    let yaml = "queues: { in: { type: memory }, out: { type: memory }, seen: { type: memory } }
+stages:
+  first: { component: last, input: in, outputs: [out, seen], workers: 1 }
+";
+    paused(async {
+        let setup = of(yaml, &registry).outage("out", 1..=20);
+        let (trial, _) = took(setup, 2000).await;
+        trial.send("in", numbered(10_000..10_001));
+        trial.settle().await.unwrap();
+        assert_eq!(trial.outputs("seen")[0].payload.as_deref(), Some(&b"100"[..]));
+    });
+}
+
+#[test]
 fn a_stop_waits_for_its_deadline() {
     let never = async |number: u64| {
         std::future::pending::<()>().await;

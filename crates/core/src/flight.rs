@@ -69,6 +69,13 @@ pub struct Finished {
     pub end: End,
 }
 
+impl Finished {
+    /// Whether something is written to the state of a stage when it is settled.
+    pub fn writes(&self) -> bool {
+        self.end.done.iter().any(|made| !made.written.writes.is_empty())
+    }
+}
+
 impl Flights {
     /// A message of this size is handed out, as one delivery. `since` comes back with it when it is
     /// finished.

@@ -161,6 +161,12 @@ pub(crate) struct ConsumerSite {
 }
 
 impl ConsumerSite {
+    /// Whether a worker gets what this consumer has: one of its lane, or by key any, since the messages of
+    /// a key that come by several queues, or again from the dead letters, have one worker.
+    fn deals_to(&self, port: &Port) -> bool {
+        self.stage.order == Order::Key || self.lane.is_none_or(|here| here == port.lane)
+    }
+
     /// How much a worker gets at once: a batch at least, if it works in batches.
     fn chunk(&self, port: &Port) -> usize {
         port.chunk().max(self.stage.batch.map_or(1, |(size, _)| size))
@@ -229,6 +235,8 @@ struct PullLoop {
     backlog: Vec<VecDeque<Delivery>>,
     finished: VecDeque<Finished>,
     settling: FuturesUnordered<Settling>,
+    /// What is being settled writes to a stage's state.
+    writing: bool,
     pulling: Option<LocalBoxFuture<'static, Pulled>>,
     /// Scratch space, kept for its memory.
     resolved: Vec<Resolved>,
@@ -251,6 +259,7 @@ impl PullLoop {
             backlog: Vec::new(),
             finished: VecDeque::new(),
             settling: FuturesUnordered::new(),
+            writing: false,
             pulling: None,
             resolved: Vec::new(),
             failures: 0,
@@ -327,14 +336,17 @@ impl PullLoop {
     }
 
     /// Begins to settle what has finished. With order, one settlement follows the other, so that
-    /// outputs leave in order too.
+    /// outputs leave in order too; also where the state is written, so that the last value stays.
     fn settle(&mut self) {
         let max = if self.site.stage.order == Order::None { SETTLEMENTS_MAX } else { 1 };
         while !self.finished.is_empty() && self.settling.len() < max {
-            if !self.settling.is_empty() && self.finished.len() < SETTLE_BESIDE {
+            let n = self.finished.len().min(SETTLE_MAX);
+            let writes = self.finished.iter().take(n).any(Finished::writes);
+            if self.settling.is_empty() {
+                self.writing = writes;
+            } else if self.writing || writes || self.finished.len() < SETTLE_BESIDE {
                 return;
             }
-            let n = self.finished.len().min(SETTLE_MAX);
             let batch: Vec<Finished> = self.finished.drain(..n).collect();
             let site = Rc::clone(&self.site);
             self.settling.push(Box::pin(async move { site.settler.settle(batch).await }));
@@ -347,8 +359,7 @@ impl PullLoop {
             return;
         }
         let ports = self.site.pool.ports();
-        let here = |lane: usize| self.site.lane.is_none_or(|here| here == lane);
-        let mut ports: Vec<_> = ports.iter().filter(|port| here(port.lane)).collect();
+        let mut ports: Vec<_> = ports.iter().filter(|port| self.site.deals_to(port)).collect();
         let ordered = self.site.stage.order != Order::None;
         if ordered {
             for (port, line) in ports.iter().zip(&mut self.backlog) {
@@ -423,7 +434,7 @@ impl PullLoop {
     /// time, so that it does not sit on work that another lane or process could do.
     fn room(&self) -> usize {
         let ports = self.site.pool.ports();
-        let here = |port: &&Arc<Port>| self.site.lane.is_none_or(|here| here == port.lane);
+        let here = |port: &&Arc<Port>| self.site.deals_to(port);
         let batch = self.site.stage.batch.map_or(1, |(size, _)| size);
         let ahead = |port: &Arc<Port>| 2 * port.ahead(PULL_MAX).max(batch);
         let room: usize = ports.iter().filter(here).map(ahead).sum();
@@ -491,8 +502,7 @@ impl PullLoop {
         }
         // A key that cannot be read is told by the worker, as a payload that does not decode.
         let _ = self.site.input.read_key(delivery);
-        let here = |lane: usize| self.site.lane.is_none_or(|here| here == lane);
-        let workers = self.site.pool.ports().iter().filter(|port| here(port.lane)).count();
+        let workers = self.site.pool.ports().len();
         delivery.message.key.as_ref().map_or(0, |key| shard(key, workers))
     }
 

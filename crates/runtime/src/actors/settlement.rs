@@ -1,5 +1,6 @@
 //! One settlement: what a batch of finished messages became, laid out for writing.
 
+use std::cell::Cell;
 use std::collections::HashSet;
 use std::rc::Rc;
 use std::sync::{Arc, PoisonError};
@@ -28,8 +29,15 @@ pub(super) struct Settlement {
     pub(super) failed: Vec<Failed>,
 }
 
-/// They come in boxes; unboxing would copy them.
-type Parents = Vec<Box<Made>>;
+type Parents = Vec<Parent>;
+
+/// What a message became in one stage.
+pub(super) struct Parent {
+    /// It comes in a box; unboxing would copy it.
+    pub(super) made: Box<Made>,
+    /// An output of it was refused, so that it is a dead letter: one, however many are refused.
+    pub(super) refused: Cell<bool>,
+}
 
 /// A message that is done with.
 pub(super) struct Unit {
@@ -97,7 +105,7 @@ impl Settlement {
         let mut writes = Vec::new();
         for mut made in end.done {
             self.add_made(receipt, &mut made, parents.len(), &mut writes, settler);
-            parents.push(made);
+            parents.push(Parent { made, refused: Cell::new(false) });
         }
         for given_up in end.given_up {
             self.outputs.push(settler.dead_letter(receipt, *given_up));
@@ -190,7 +198,7 @@ impl Settler {
     ) {
         let mut put: Vec<((u16, u16), u64)> = Vec::new();
         for output in outputs {
-            let Some(parent) = output.parent.map(|at| &parents[at]) else { continue };
+            let Some(parent) = output.parent.map(|at| &parents[at].made) else { continue };
             let edge = (parent.stage, output.queue);
             match put.iter_mut().find(|(known, _)| *known == edge) {
                 Some((_, count)) => *count += 1,

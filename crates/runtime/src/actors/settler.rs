@@ -285,6 +285,10 @@ impl Settler {
                 why.message
             )));
         };
+        if parent.refused.replace(true) {
+            return Ok(());
+        }
+        let parent = &parent.made;
         let kind = if why.kind == CauseKind::TooLarge { why.kind } else { CauseKind::Refused };
         let cause = Cause::new(kind, format!("refused by queue `{queue}`: {}", why.message));
         let given_up = GivenUp {
