@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use brigade::prelude::*;
-use brigade::{Memory, MemoryState, pipeline_file};
+use brigade::{Memory, MemoryState};
 
 const PIPELINE: &str = "
 pipeline: rows
@@ -47,15 +47,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     let registry =
         brigade::registry().connector(Arc::new(memory.clone())).component("store", store);
-    let loaded = pipeline_file::load_str(
-        "rows",
-        pipeline_file::Format::Yaml,
-        PIPELINE,
-        std::path::Path::new("."),
-        &pipeline_file::Overrides::default(),
-        &registry,
-    )?;
-    let pipeline = Pipeline::new(loaded.topology, &registry)?.state(MemoryState::new());
+    let pipeline = Pipeline::from_yaml(PIPELINE, &registry)?.state(MemoryState::new());
     let running = Supervisor::new().add(pipeline).start().await?;
     running.until_idle(None).await?;
     let status = running.status().await;

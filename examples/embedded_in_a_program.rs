@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use brigade::prelude::*;
-use brigade::{Event, Memory, MemoryState, pipeline_file};
+use brigade::{Event, Memory, MemoryState};
 
 const PIPELINE: &str = "
 pipeline: inside
@@ -25,15 +25,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let memory = Memory::new();
     let registry =
         brigade::registry().connector(Arc::new(memory.clone())).component("square", square);
-    let loaded = pipeline_file::load_str(
-        "inside",
-        pipeline_file::Format::Yaml,
-        PIPELINE,
-        std::path::Path::new("."),
-        &pipeline_file::Overrides::default(),
-        &registry,
-    )?;
-    let pipeline = Pipeline::new(loaded.topology, &registry)?.state(MemoryState::new());
+    let pipeline = Pipeline::from_yaml(PIPELINE, &registry)?.state(MemoryState::new());
     let running = Supervisor::new().add(pipeline).start().await?;
     // ANCHOR: running
     let mut events = running.events();

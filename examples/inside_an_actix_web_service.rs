@@ -7,9 +7,9 @@
 use std::sync::Arc;
 
 use actix_web::{App, HttpResponse, HttpServer, Responder, get, post, web};
+use brigade::Running;
 use brigade::connector::{Outgoing, Produced, Producer};
 use brigade::prelude::*;
-use brigade::{Running, pipeline_file};
 use serde::{Deserialize, Serialize};
 
 const PIPELINE: &str = "
@@ -63,16 +63,8 @@ async fn ready(pipeline: web::Data<Running>) -> impl Responder {
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     // ANCHOR: start
     let registry = brigade::registry().component("bill", bill);
-    let loaded = pipeline_file::load_str(
-        "shop",
-        pipeline_file::Format::Yaml,
-        PIPELINE,
-        std::path::Path::new("."),
-        &pipeline_file::Overrides::default(),
-        &registry,
-    )?;
     let state = std::env::temp_dir().join("brigade-shop");
-    let pipeline = Pipeline::new(loaded.topology, &registry)?.state_path(&state);
+    let pipeline = Pipeline::from_yaml(PIPELINE, &registry)?.state_path(&state);
     let running = web::Data::new(Supervisor::new().add(pipeline).start().await?);
     let queue = web::Data::new(running.producer("orders").await?);
     // ANCHOR_END: start

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use brigade::prelude::*;
-use brigade::{Memory, MemoryState, pipeline_file};
+use brigade::{Memory, MemoryState};
 
 const PIPELINE: &str = "
 pipeline: words
@@ -52,15 +52,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .component("split", split)
         .component("count", count)
         .component("shout", shout);
-    let loaded = pipeline_file::load_str(
-        "words",
-        pipeline_file::Format::Yaml,
-        PIPELINE,
-        std::path::Path::new("."),
-        &pipeline_file::Overrides::default(),
-        &registry,
-    )?;
-    let pipeline = Pipeline::new(loaded.topology, &registry)?.state(MemoryState::new());
+    let pipeline = Pipeline::from_yaml(PIPELINE, &registry)?.state(MemoryState::new());
     let running = Supervisor::new().add(pipeline).start().await?;
 
     memory.put("words", "lines", ["\"a tricky line\"", "\"of words\""].map(Message::new));

@@ -30,9 +30,6 @@ fn main() {
 // ANCHOR: tests
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
-    use brigade::pipeline_file::{Format, Overrides, load_str};
     use brigade::prelude::*;
     use brigade_testkit::{Fault, Trial};
 
@@ -62,9 +59,7 @@ stages:
 
     fn pipeline(text: &str) -> Pipeline {
         let registry = brigade::registry().component("alarm", alarm);
-        let (format, here, over) = (Format::Yaml, Path::new("."), Overrides::default());
-        let loaded = load_str("boiler.yaml", format, text, here, &over, &registry).unwrap();
-        Pipeline::new(loaded.topology, &registry).unwrap()
+        Pipeline::from_yaml(text, &registry).unwrap()
     }
 
     fn patient() -> Pipeline {

@@ -32,10 +32,10 @@
 //! With `brigade::main! { bill }` a program has the whole command line with its own components.
 
 pub use brigade_core::{
-    BoxError, Cause, CauseKind, Codec, DeadLetter, Failure, Headers, IncarnationId, Message,
-    MessageId, Timestamp,
+    BoxError, ByteSize, Cause, CauseKind, Codec, DeadLetter, DeadLetterError, Failure, Headers,
+    IncarnationId, Message, MessageId, Period, Timestamp, Truncated,
 };
-pub use brigade_core::{component, connector, delivery, state};
+pub use brigade_core::{component, connector, delivery, field, state};
 pub use brigade_embedded::{
     Options as EmbeddedOptions, Store as EmbeddedStore, Sync as EmbeddedSync,
 };
@@ -43,8 +43,9 @@ pub use brigade_macros::Output;
 pub use brigade_memory::{Memory, MemoryState};
 pub use brigade_pipeline as pipeline_file;
 pub use brigade_runtime::{
-    CommandError, Entry, Event, Events, LoadError, Pipeline, PipelineStatus, QueueDepth, Registry,
-    Running, StageState, StageStatus, StartError, Stopped, Supervisor, Unaccounted, Watcher,
+    CommandError, Entry, Event, Events, LoadError, OpenState, Outputs, Pipeline, PipelineStatus,
+    QueueDepth, QueueTimes, Registry, Running, StageState, StageStatus, StartError, Stopped,
+    Supervisor, Times, Unaccounted, Watcher,
 };
 
 /// What programs with components usually need.

@@ -11,7 +11,8 @@ use brigade_core::component::{AnyComponent, StageContext, StageSite};
 use brigade_core::connector::{Connector, ConnectorEnv, Features, QueueSpec};
 use brigade_core::state::StateStore;
 use brigade_pipeline::{
-    Catalog, CatalogComponent, Diagnostics, Loaded, Overrides, PipelineFile, Queue, Stage, Topology,
+    Catalog, CatalogComponent, Diagnostics, Format, Loaded, Overrides, PipelineFile, Queue, Stage,
+    Topology, load_str,
 };
 use serde_json::json;
 
@@ -63,12 +64,31 @@ impl Pipeline {
     /// Everything that is wrong with it.
     pub fn from_file(path: impl AsRef<Path>, registry: &Registry) -> Result<Self, LoadError> {
         let overrides = Overrides::from_env();
-        let Loaded { topology, warnings } =
-            PipelineFile::load(path.as_ref(), &overrides, registry)?;
-        for warning in warnings {
+        Self::loaded(PipelineFile::load(path.as_ref(), &overrides, registry)?, registry)
+    }
+
+    /// The same for a text in YAML that a program has in itself. Paths in it are against the current
+    /// directory, and no environment is laid over it; errors call it `<yaml>`. What is to be laid over it,
+    /// and other formats, [`load_str`] takes.
+    ///
+    /// ```
+    /// use brigade_runtime::{Pipeline, Registry};
+    /// let error = Pipeline::from_yaml("pipeline: shop\nstages: {}", &Registry::new()).err();
+    /// assert!(error.is_some_and(|error| error.to_string().contains("<yaml>:2:1")));
+    /// ```
+    ///
+    /// # Errors
+    /// Everything that is wrong with it.
+    pub fn from_yaml(text: &str, registry: &Registry) -> Result<Self, LoadError> {
+        let (none, here) = (Overrides::default(), Path::new("."));
+        Self::loaded(load_str("<yaml>", Format::Yaml, text, here, &none, registry)?, registry)
+    }
+
+    fn loaded(loaded: Loaded, registry: &Registry) -> Result<Self, LoadError> {
+        for warning in loaded.warnings {
             tracing::warn!("{warning}");
         }
-        Ok(Self::new(topology, registry)?)
+        Ok(Self::new(loaded.topology, registry)?)
     }
 
     /// A topology that was checked against this registry.
