@@ -12,7 +12,7 @@ use brigade_core::connector::Order;
 use brigade_core::delivery::Delivery;
 use brigade_core::order::shard;
 
-use crate::actors::{Desk, Work, Worker};
+use crate::actors::{Desk, Halt, Work, Worker};
 
 /// The most deliveries in one mailbox message: 64 cost 0.1 us each, and more gains little.
 pub(crate) const CHUNK_MAX: usize = 64;
@@ -40,6 +40,8 @@ pub(crate) struct Port {
     mail: Mail,
     /// What the worker works off, while there is one.
     desk: ArcSwapOption<Desk>,
+    /// No worker is to be there any more.
+    closed: AtomicBool,
     #[cfg(feature = "sabotage")]
     pub(crate) sabotage: crate::sabotage::Sabotage,
     /// How long one message takes, as a moving average, in nanoseconds; 0 is not known.
@@ -120,6 +122,7 @@ impl Port {
             wanted: AtomicBool::new(false),
             mail: Mail::default(),
             desk: ArcSwapOption::empty(),
+            closed: AtomicBool::new(false),
             #[cfg(feature = "sabotage")]
             sabotage: Default::default(),
             pace_ns: AtomicU64::new(0),
@@ -167,6 +170,19 @@ impl Port {
     pub(crate) fn down(&self) {
         self.addr.store(None);
         self.desk.store(None);
+    }
+
+    /// Ends the worker, also one that is not up yet.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::SeqCst);
+        if let Some(addr) = self.addr() {
+            addr.do_send(Halt);
+        }
+    }
+
+    /// Whether the worker is to end; it looks once it is up.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
     }
 
     /// So many are put in the worker's mailbox.

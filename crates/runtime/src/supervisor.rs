@@ -363,7 +363,8 @@ impl Running {
     /// Waits until nothing is left to do: finite inputs are at their end, queues are empty for every
     /// process, nothing is in flight, and every stage upstream, in whichever process, has finished.
     /// `quiet` is for queues that cannot tell whether they are empty: how long nothing may have
-    /// come. Also comes back when a stage has failed.
+    /// come. Also comes back when a stage has failed. A stage that was stopped is not waited for, whatever is
+    /// on its queues; one that is paused is.
     ///
     /// # Errors
     /// A queue cannot tell, and no `quiet` is given; or the state cannot be read.

@@ -9,6 +9,7 @@ mod stop;
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use actix::prelude::*;
 use brigade_core::books::Books;
@@ -119,8 +120,12 @@ pub(crate) struct Tree {
     lines: HashMap<u16, Line>,
     producers: Arc<Producers>,
     events: EventSender,
-    /// Actors that died before the line they belong to was entered in `lines`.
+    /// Actors that died while the line they belong to was not in `lines`.
     early_deaths: Vec<(Who, u64)>,
+    lives: Arc<AtomicU64>,
+    /// Lines whose number of workers is being changed, by their roots, with what was asked of them
+    /// meanwhile. They are not in `lines` then.
+    scaling: HashMap<u16, Vec<Command>>,
     books: Books<(u16, books::Party)>,
     unaccounted: Vec<Unaccounted>,
     stopping: bool,
@@ -143,6 +148,8 @@ impl Tree {
             plan,
             events,
             early_deaths: Vec::new(),
+            lives: Arc::default(),
+            scaling: HashMap::new(),
             books: Books::default(),
             unaccounted: Vec::new(),
             stopping: false,
@@ -258,7 +265,7 @@ impl Tree {
                     stage: name.to_string(),
                     actor: who.kind().to_owned(),
                 });
-                ctx.run_later(back_off, move |tree, ctx| tree.revive(who, ctx));
+                ctx.run_later(back_off, move |tree, ctx| tree.revive(who, life, ctx));
             }
         }
     }

@@ -67,6 +67,9 @@ impl Actor for Worker {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         self.desk.push(self.port.up(ctx.address(), Arc::clone(&self.desk)));
+        if self.port.is_closed() {
+            return ctx.stop();
+        }
         self.site.tell_listeners();
         let worker = WorkLoop {
             runner: self.runner(),

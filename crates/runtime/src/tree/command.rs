@@ -50,6 +50,7 @@ impl Handler<Command> for Tree {
     type Result = ();
 
     fn handle(&mut self, command: Command, ctx: &mut Self::Context) {
+        let Some(command) = self.put_off(command) else { return };
         // Who asked may be gone by the time of the answer; that is no error anywhere here.
         match command {
             Command::Status(reply) => drop(reply.send(self.status())),
@@ -77,7 +78,35 @@ impl Handler<Command> for Tree {
     }
 }
 
+impl Command {
+    /// The stage that it changes.
+    fn stage(&self) -> Option<&str> {
+        match self {
+            Self::Pause { stage, .. }
+            | Self::Drain { stage, .. }
+            | Self::End { stage, .. }
+            | Self::Resume { stage, .. }
+            | Self::Scale { stage, .. }
+            | Self::Crash { stage, .. } => Some(stage),
+            _ => None,
+        }
+    }
+}
+
 impl Tree {
+    /// What would change a line whose workers are being replaced waits until they are: there is nobody
+    /// yet who could hear of it.
+    fn put_off(&mut self, command: Command) -> Option<Command> {
+        let stage = command.stage().and_then(|name| self.stage_number(name).ok());
+        match stage.and_then(|stage| self.scaling.get_mut(&self.root_of(stage))) {
+            Some(waiting) => {
+                waiting.push(command);
+                None
+            }
+            None => Some(command),
+        }
+    }
+
     pub(super) fn stage_number(&self, name: &str) -> Result<u16, String> {
         let found = self.plan.stages.iter().find(|stage| *stage.name == *name);
         found.map(|stage| stage.index).ok_or_else(|| {
@@ -191,6 +220,10 @@ impl Tree {
     }
 
     fn end_when_closed(&mut self, root: u16, reply: Reply, ctx: &mut Context<Self>) {
+        if self.stages[usize::from(root)].state == StageState::Failed {
+            let name = &self.plan.stages[usize::from(root)].name;
+            return drop(reply.send(Err(format!("stage `{name}` is {}", StageState::Failed))));
+        }
         if self.lines.get(&root).is_some_and(|line| !line.is_closed()) {
             ctx.run_later(LOOK, move |tree, ctx| tree.end_when_closed(root, reply, ctx));
             return;
@@ -231,11 +264,13 @@ impl Tree {
             self.start_line(root, 0, ctx);
             return Ok(());
         }
-        if let Some(line) = self.lines.get(&root) {
-            line.set_mode(Mode::Running);
-        }
-        for member in self.plan.line(root) {
-            self.set_state(member, StageState::Running, None);
+        if self.stages[usize::from(stage)].state == StageState::Paused {
+            if let Some(line) = self.lines.get(&root) {
+                line.set_mode(Mode::Running);
+            }
+            for member in self.plan.line(root) {
+                self.set_state(member, StageState::Running, None);
+            }
         }
         Ok(())
     }
@@ -253,25 +288,27 @@ impl Tree {
                 if one { "1, for its order".to_owned() } else { format!("1 to {WORKERS_MAX}") };
             return drop(reply.send(Err(format!("stage `{name}` may have {range} workers"))));
         }
-        if let Some(line) = self.lines.get(&root) {
-            line.set_mode(Mode::Paused);
-        }
-        self.scale_when_empty(Scale { stage, root, workers, reply }, ctx);
+        self.scale_when_empty(Scale { name: name.to_owned(), stage, root, workers, reply }, ctx);
     }
 
     fn scale_when_empty(&mut self, scale: Scale, ctx: &mut Context<Self>) {
-        let Some(line) = self.lines.get(&scale.root) else {
-            return drop(scale.reply.send(Err("the stage is being started".to_owned())));
-        };
-        if self.stopping {
-            return drop(scale.reply.send(Err("the pipeline is stopping".to_owned())));
+        // Another change of the same line goes first.
+        if !self.scaling.contains_key(&scale.root) {
+            // It may have been paused or stopped since, or have failed.
+            if let Err(error) = self.startable(&scale.name, &[StageState::Running]) {
+                return drop(scale.reply.send(Err(error)));
+            }
+            let Some(line) = self.lines.get(&scale.root) else {
+                return drop(scale.reply.send(Err("the stage is being started".to_owned())));
+            };
+            line.keep_paused();
+            if line.is_quiet() {
+                line.set_mode(Mode::Stopping);
+                self.scaling.insert(scale.root, Vec::new());
+                return self.scale_when_closed(scale, ctx);
+            }
         }
-        if !line.is_quiet() {
-            ctx.run_later(LOOK, move |tree, ctx| tree.scale_when_empty(scale, ctx));
-            return;
-        }
-        line.set_mode(Mode::Stopping);
-        self.scale_when_closed(scale, ctx);
+        ctx.run_later(LOOK, move |tree, ctx| tree.scale_when_empty(scale, ctx));
     }
 
     fn scale_when_closed(&mut self, scale: Scale, ctx: &mut Context<Self>) {
@@ -281,30 +318,45 @@ impl Tree {
             return;
         }
         let Some(mut line) = self.lines.remove(&scale.root) else {
-            return drop(scale.reply.send(Err("the stage has ended".to_owned())));
+            self.scaled(scale, Err("the pipeline is stopping".to_owned()), ctx);
+            return;
         };
-        let Scale { stage, root, workers, reply } = scale;
+        let (stage, root, workers) = (scale.stage, scale.root, scale.workers);
         let scaled = async move { (line.scale(stage, workers).await, line) };
-        ctx.spawn(scaled.into_actor(self).map(move |(result, line), tree, _| {
+        ctx.spawn(scaled.into_actor(self).map(move |(result, line), tree, ctx| {
             tree.lines.insert(root, line);
-            let answer = match result {
-                Ok(()) => {
-                    tree.stages[usize::from(stage)].workers = workers;
-                    Ok(())
-                }
-                Err(failure) => {
-                    let error = failure.error.clone();
-                    tree.fail(failure.stage, failure.error);
-                    Err(error)
-                }
-            };
-            drop(reply.send(answer));
+            let answer = result.map_err(|failure| {
+                let error = failure.error.clone();
+                tree.fail(failure.stage, failure.error);
+                error
+            });
+            if answer.is_ok() {
+                tree.stages[usize::from(stage)].workers = workers;
+            }
+            tree.scaled(scale, answer, ctx);
         }));
+    }
+
+    /// The line is there again, and hears what was asked of it meanwhile.
+    fn scaled(&mut self, scale: Scale, answer: Result<(), String>, ctx: &mut Context<Self>) {
+        let failed = self.stages[usize::from(scale.root)].state == StageState::Failed;
+        if let Some(line) = self.lines.get_mut(&scale.root)
+            && (failed || self.stopping)
+        {
+            line.halt();
+        }
+        // Who asked may be gone.
+        let _ = scale.reply.send(answer);
+        self.hear_of_early_deaths(ctx);
+        for command in self.scaling.remove(&scale.root).unwrap_or_default() {
+            self.handle(command, ctx);
+        }
     }
 }
 
 /// A change of a stage's number of workers that waits for the stage to be empty.
 struct Scale {
+    name: String,
     stage: u16,
     root: u16,
     workers: usize,

@@ -86,9 +86,8 @@ impl Tree {
     }
 
     fn all_started(&self) -> bool {
-        self.stages
-            .iter()
-            .all(|stage| !matches!(stage.state, StageState::Starting | StageState::Draining))
+        let started = |state| !matches!(state, StageState::Starting | StageState::Draining);
+        self.scaling.is_empty() && self.stages.iter().all(|stage| started(stage.state))
     }
 
     /// A number that changes whenever a message moves.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 
@@ -17,7 +18,7 @@ use tokio::sync::OnceCell;
 
 use super::{Report, StartFailure, Who};
 use crate::actors::{
-    Ahead, Consumer, ConsumerSite, Control, Crash, Halt, Mode, Outlet, Producer, Settler, Worker,
+    Ahead, Consumer, ConsumerSite, Control, Crash, Mode, Outlet, Producer, Settler, Worker,
 };
 use crate::events::EventSender;
 use crate::lane::Lane;
@@ -64,6 +65,11 @@ pub(super) struct Ground {
     pub(super) producers: Arc<Producers>,
     pub(super) report: Report,
     pub(super) events: EventSender,
+    /// How many workers each stage is to have.
+    pub(super) workers: Arc<[usize]>,
+    /// The lives of actors are numbered over all lines, so that a late word of one that was stopped
+    /// says nothing of the one that took its place.
+    pub(super) lives: Arc<AtomicU64>,
 }
 
 /// A line that has started.
@@ -126,7 +132,7 @@ impl Line {
             ground,
         };
         for stage in line.members.clone() {
-            let ports = line.ports(line.ground.plan.stages[usize::from(stage)].workers);
+            let ports = line.ports(line.ground.workers[usize::from(stage)]);
             line.pools.insert(stage, Pool::new(ports));
         }
         let plan = Arc::clone(&line.ground.plan);
@@ -280,9 +286,9 @@ impl Line {
     }
 
     fn new_life(&mut self, who: Who) -> u64 {
-        let life = self.lives.entry(who).or_insert(0);
-        *life += 1;
-        *life
+        let life = self.ground.lives.fetch_add(1, Relaxed);
+        self.lives.insert(who, life);
+        life
     }
 
     pub(super) fn is_current(&self, who: Who, life: u64) -> bool {
@@ -409,6 +415,13 @@ impl Line {
         }
     }
 
+    /// Stops pulling, if that was not asked for last.
+    pub(super) fn keep_paused(&self) {
+        for entry in self.consumers().filter(|entry| entry.control.mode() == Mode::Running) {
+            entry.control.set(Mode::Paused);
+        }
+    }
+
     /// Whether all consumers have acted on the last mode.
     pub(super) fn has_heard(&self) -> bool {
         self.consumers().all(|entry| entry.control.unresolved().is_some())
@@ -429,9 +442,7 @@ impl Line {
         self.set_mode(Mode::Stopping);
         for pool in self.pools.values() {
             for port in pool.ports().iter() {
-                if let Some(addr) = port.addr() {
-                    addr.do_send(Halt);
-                }
+                port.close();
                 port.give_back();
             }
         }
@@ -442,9 +453,7 @@ impl Line {
     pub(super) async fn scale(&mut self, stage: u16, workers: usize) -> Result<(), StartFailure> {
         for port in self.pools[&stage].ports().iter() {
             self.new_life(Who::Worker { stage, index: port.index });
-            if let Some(addr) = port.addr() {
-                addr.do_send(Halt);
-            }
+            port.close();
         }
         self.pools[&stage].replace(self.ports(workers));
         self.init(stage).await?;

@@ -24,6 +24,8 @@ impl Tree {
             producers: Arc::clone(&self.producers),
             report: Report(ctx.address()),
             events: self.events.clone(),
+            workers: self.stages.iter().map(|stage| stage.workers).collect(),
+            lives: Arc::clone(&self.lives),
         };
         let start = Line::start(root, ground).into_actor(self);
         ctx.spawn(start.map(move |result, tree, ctx| match result {
@@ -43,6 +45,10 @@ impl Tree {
                 self.set_state(stage, StageState::Running, None);
             }
         }
+        self.hear_of_early_deaths(ctx);
+    }
+
+    pub(super) fn hear_of_early_deaths(&mut self, ctx: &mut Context<Self>) {
         for (who, life) in std::mem::take(&mut self.early_deaths) {
             self.died(who, life, ctx);
         }
@@ -80,8 +86,8 @@ impl Tree {
         }
     }
 
-    /// Starts an actor again that died.
-    pub(super) fn revive(&mut self, who: Who, ctx: &mut Context<Self>) {
+    /// Starts an actor again that died in this life, unless another has taken its place.
+    pub(super) fn revive(&mut self, who: Who, life: u64, ctx: &mut Context<Self>) {
         let (Who::Worker { stage, .. }
         | Who::Consumer { stage, .. }
         | Who::Producer { root: stage, .. }) = who;
@@ -89,7 +95,9 @@ impl Tree {
         if self.stopping || self.stages[usize::from(stage)].state == StageState::Failed {
             return;
         }
-        let Some(line) = self.lines.get_mut(&root) else { return };
+        let Some(line) = self.lines.get_mut(&root).filter(|line| line.is_current(who, life)) else {
+            return;
+        };
         match who {
             Who::Worker { .. } => line.start_worker(who),
             Who::Producer { .. } => line.start_producer(who),
@@ -97,13 +105,14 @@ impl Tree {
                 let Some(reopen) = line.reopen(who) else { return };
                 ctx.spawn(reopen.into_actor(self).map(move |opened, tree, ctx| match opened {
                     Ok(consumer) => {
-                        if let Some(line) = tree.lines.get_mut(&root) {
+                        let line = tree.lines.get_mut(&root);
+                        if let Some(line) = line.filter(|line| line.is_current(who, life)) {
                             line.replace_consumer(who, consumer);
                         }
                     }
                     Err(error) if error.is_transient() => {
                         tracing::warn!(%error, "a consumer is not back yet; trying again");
-                        ctx.run_later(AWAY.1 / 10, move |tree, ctx| tree.revive(who, ctx));
+                        ctx.run_later(AWAY.1 / 10, move |tree, ctx| tree.revive(who, life, ctx));
                     }
                     Err(error) => tree.fail(stage, error.to_string()),
                 }));

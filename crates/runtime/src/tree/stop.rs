@@ -57,7 +57,9 @@ impl Tree {
 
     /// First: everything in flight is resolved and settled.
     fn wait_for_messages(&mut self, mut stop: Stop, ctx: &mut Context<Self>) {
-        let quiet = self.lines.values().all(|line| line.is_quiet());
+        // A line that is not here is about to be, with new workers and nothing in flight.
+        let here = self.scaling.is_empty() || stop.begun.elapsed() >= CLOSE;
+        let quiet = here && self.lines.values().all(|line| line.is_quiet());
         let late = stop.deadline.is_some_and(|deadline| Instant::now() >= deadline);
         if quiet || late {
             for (stage, in_flight) in self.unresolved() {

@@ -1,0 +1,173 @@
+//! What a program tells a running pipeline, again and again and all at once.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that stops says where"
+)]
+
+mod common;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use brigade::{CommandError, Failure, Running, StageState, StageStatus};
+use common::{World, eventually};
+
+const YAML: &str = "
+queues: { in: { type: memory }, out: { type: memory } }
+stages:
+  pass: { component: pass, input: in, outputs: [out], order: key, workers: 2 }
+";
+
+async fn pass(n: u64) -> Result<serde_json::Value, Failure> {
+    tokio::task::yield_now().await;
+    Ok(serde_json::json!(n))
+}
+
+async fn stage(running: &Running) -> StageStatus {
+    running.status().await[0].stage("pass").unwrap().clone()
+}
+
+async fn ready(running: &Running) {
+    eventually("it runs", async || running.is_ready().await).await;
+}
+
+/// Every number once, those of a key in order.
+fn assert_once_in_order(out: &[u64], messages: u64) {
+    let mut last = HashMap::new();
+    for n in out {
+        let before = last.insert(n % 10, *n);
+        assert!(before.is_none_or(|before| before < *n), "{n} left after {before:?}");
+    }
+    assert_eq!(out.len() as u64, messages);
+}
+
+#[tokio::test]
+async fn a_stage_that_is_stopped_and_resumed_again_and_again_has_not_died() {
+    const MESSAGES: u64 = 3_000;
+    let world = World::new();
+    let registry = world.registry().component("pass", pass);
+    world.put("in", 0..MESSAGES);
+    let running = world.start(YAML, &registry).await;
+    for _ in 0..12 {
+        ready(&running).await;
+        running.stop_stage("pass", None).await.unwrap();
+        running.resume("pass").await.unwrap();
+    }
+    ready(&running).await;
+    running.until_idle(None).await.unwrap();
+    let stage = stage(&running).await;
+    assert_eq!((stage.state, stage.restarts), (StageState::Running, 0), "{:?}", stage.error);
+    running.drain().await;
+    assert_once_in_order(&world.numbers("out"), MESSAGES);
+}
+
+#[tokio::test]
+async fn a_stage_that_was_scaled_has_as_many_workers_when_it_is_resumed() {
+    let world = World::new();
+    let (now, most) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let (within, seen) = (Arc::clone(&now), Arc::clone(&most));
+    let wait = move |_: u64| {
+        let (now, most) = (Arc::clone(&within), Arc::clone(&seen));
+        async move {
+            most.fetch_max(now.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
+            std::future::pending::<()>().await;
+            Ok::<(), Failure>(())
+        }
+    };
+    let registry = world.registry().component("pass", wait);
+    let running = world.start(&YAML.replace("order: key, ", ""), &registry).await;
+    ready(&running).await;
+    running.scale("pass", 5).await.unwrap();
+    running.stop_stage("pass", None).await.unwrap();
+    running.resume("pass").await.unwrap();
+    ready(&running).await;
+    assert_eq!(stage(&running).await.workers, 5);
+    world.put("in", 0..100);
+    eventually("five work", async || most.load(Ordering::Relaxed) >= 5).await;
+    running.stop(Some(Duration::ZERO)).await;
+    assert_eq!(most.load(Ordering::Relaxed), 5);
+}
+
+/// What may be refused: the stage is in another state by then.
+fn refused(answer: &Result<(), CommandError>) -> bool {
+    answer.as_ref().is_err_and(|error| error.to_string().contains("stage `pass` is "))
+}
+
+#[tokio::test]
+async fn commands_at_once_lose_and_repeat_nothing_and_kill_nobody() {
+    const MESSAGES: u64 = 10_000;
+    let world = World::new();
+    let registry = world.registry().component("pass", pass);
+    let running = world.start(YAML, &registry).await;
+    ready(&running).await;
+    for round in 0..50 {
+        let part = MESSAGES / 50;
+        world.put("in", round * part..(round + 1) * part);
+        let workers = |n: u64| usize::try_from((round * 7 + n) % 8 + 1).unwrap();
+        let answers = tokio::join!(
+            running.scale("pass", workers(0)),
+            running.pause("pass"),
+            running.resume("pass"),
+            running.scale("pass", workers(3)),
+            running.stop_stage("pass", (round % 2 == 0).then_some(Duration::from_secs(5))),
+            running.resume("pass"),
+            running.scale("pass", workers(5)),
+            running.drain_stage("pass"),
+        );
+        let (a, b, c, d, e, f, g, h) = answers;
+        for answer in [a, b, c, d, e, f, g, h] {
+            assert!(answer.is_ok() || refused(&answer), "{answer:?}");
+        }
+        if stage(&running).await.state != StageState::Starting {
+            running.resume("pass").await.unwrap();
+        }
+        ready(&running).await;
+        running.scale("pass", workers(1)).await.unwrap();
+        assert_eq!(stage(&running).await.workers, workers(1));
+    }
+    running.until_idle(None).await.unwrap();
+    let stage = stage(&running).await;
+    assert_eq!((stage.restarts, stage.received), (0, MESSAGES + stage.released));
+    running.drain().await;
+    assert_once_in_order(&world.numbers("out"), MESSAGES);
+}
+
+#[tokio::test]
+async fn a_stage_that_was_stopped_while_it_was_to_be_scaled_takes_nothing() {
+    let world = World::new();
+    let registry = world.registry().component("pass", pass);
+    let running = world.start(YAML, &registry).await;
+    for _ in 0..20 {
+        ready(&running).await;
+        let (scaled, stopped) =
+            tokio::join!(running.scale("pass", 3), running.stop_stage("pass", None));
+        assert!(scaled.is_ok() || refused(&scaled), "{scaled:?}");
+        stopped.unwrap();
+        assert_eq!(stage(&running).await.state, StageState::Stopped);
+        assert_eq!(running.watcher().depths().await.len(), 0, "nobody reads the queue");
+        running.resume("pass").await.unwrap();
+    }
+    running.drain().await;
+}
+
+#[tokio::test]
+async fn a_drain_lets_a_stage_that_is_being_scaled_finish_what_it_has() {
+    const MESSAGES: u64 = 2_000;
+    for _ in 0..5 {
+        let world = World::new();
+        let registry = world.registry().component("pass", pass);
+        world.put("in", 0..MESSAGES);
+        let running = world.start(YAML, &registry).await;
+        ready(&running).await;
+        // It is asked, and not waited for.
+        let _ = tokio::time::timeout(Duration::ZERO, running.scale("pass", 7)).await;
+        let stopped = running.drain().await.remove(0);
+        assert_eq!(stopped.given_back, 0);
+        let left = world.numbers("in").len() + world.numbers("out").len();
+        assert_eq!(left as u64, MESSAGES, "what is not out is in its queue");
+    }
+}
