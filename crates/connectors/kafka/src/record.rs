@@ -39,7 +39,10 @@ pub(crate) fn headers(message: &Message) -> OwnedHeaders {
     for (key, value) in message.headers.iter().filter(|(key, _)| *key != PARTITION) {
         headers = headers.insert(Header { key, value: value.map(|value| &value[..]) });
     }
-    headers = headers.insert(Header { key: ID, value: Some(&id) });
+    // What has none gets one where it is read.
+    if message.id != MessageId::default() {
+        headers = headers.insert(Header { key: ID, value: Some(&id) });
+    }
     if let Some(Timestamp(time @ ..=0)) = message.event_time {
         headers = headers.insert(Header { key: EVENT_TIME, value: Some(&time.to_string()) });
     }
@@ -98,7 +101,7 @@ pub(crate) fn incoming(
     message.event_time = own.event_time.or(time);
     message.headers = rest;
     let offset = u64::try_from(record.offset()).unwrap_or_default();
-    message.id = own.id.unwrap_or_else(|| MessageId::root(incarnation, offset));
+    message.id = own.id.unwrap_or_else(|| id_of(incarnation, offset, time));
     let mut incoming = Incoming::new(message, receipt);
     incoming.enqueued_at = time;
     (incoming.attempts, incoming.first_failed_at) = (own.copy.attempts, own.copy.first_failed_at);
@@ -108,6 +111,16 @@ pub(crate) fn incoming(
         incoming.defect = Some(Box::new(defect));
     }
     (incoming, own.copy)
+}
+
+/// The id of a record that has none. A topic that is made anew has the same offsets, and a queue with `dedup`
+/// would take its records for those of the old one: the timestamp tells them apart.
+fn id_of(place: IncarnationId, offset: u64, time: Option<Timestamp>) -> MessageId {
+    let Some(Timestamp(time)) = time else { return MessageId::root(place, offset) };
+    let mut bytes = [0; 24];
+    bytes[..16].copy_from_slice(&place.0.to_le_bytes());
+    bytes[16..].copy_from_slice(&time.to_le_bytes());
+    MessageId::root(IncarnationId::of(&bytes), offset)
 }
 
 /// Copies payload and key into one piece of memory.
@@ -134,7 +147,10 @@ fn read_headers(headers: &BorrowedHeaders) -> (OwnHeaders, Headers) {
         let text = || std::str::from_utf8(header.value?).ok();
         let time = || text().and_then(|text| text.parse().ok()).map(Timestamp);
         match header.key {
-            ID => own.id = text().and_then(|text| text.parse().ok()),
+            ID => {
+                let id = text().and_then(|text| text.parse().ok());
+                own.id = id.filter(|id| *id != MessageId::default());
+            }
             EVENT_TIME => own.event_time = time(),
             retry::GROUP => own.copy.group = text().map(str::to_owned),
             retry::DUE => own.copy.due = time(),
@@ -148,4 +164,23 @@ fn read_headers(headers: &BorrowedHeaders) -> (OwnHeaders, Headers) {
         }
     }
     (own, rest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_topic_that_is_made_anew_gives_other_ids() {
+        let place = IncarnationId::of(b"cluster/orders/3");
+        let id = |offset, time| id_of(place, offset, time);
+        assert_eq!(id(17, Some(Timestamp(5))), id(17, Some(Timestamp(5))), "also after a crash");
+        let others = [
+            id(17, Some(Timestamp(6))),
+            id(18, Some(Timestamp(5))),
+            id(17, None),
+            id_of(IncarnationId::of(b"cluster/orders/4"), 17, Some(Timestamp(5))),
+        ];
+        assert!(!others.contains(&id(17, Some(Timestamp(5)))));
+    }
 }
