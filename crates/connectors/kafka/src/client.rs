@@ -109,6 +109,7 @@ fn is_permanent(code: RDKafkaErrorCode) -> bool {
             | Code::UnsupportedVersion
             | Code::InvalidConfig
             | Code::InconsistentGroupProtocol
+            | Code::AutoOffsetReset
     )
 }
 
@@ -132,6 +133,14 @@ fn advice(code: RDKafkaErrorCode) -> &'static str {
         Code::FencedInstanceId => "; another member has the same `group.instance.id`",
         Code::InconsistentGroupProtocol => {
             "; other members of the group use another `partition.assignment.strategy`"
+        }
+        Code::AutoOffsetReset => {
+            "; a partition has no commit of this group, or what comes next is deleted, and `auto.offset.reset` \
+             is `error`: stop the stage and set the group's offsets, or change the property"
+        }
+        Code::InvalidSessionTimeout => {
+            "; `session.timeout.ms` in `config:` is outside the broker's `group.min.session.timeout.ms` \
+             and `group.max.session.timeout.ms`"
         }
         _ => "",
     }

@@ -14,6 +14,7 @@ use crate::consumer::{KafkaConsumer, Reading, blocking};
 use crate::lag::Lagging;
 use crate::poll::{Client, Membership, Shared, Watch};
 use crate::producer::KafkaProducer;
+use crate::properties::SERVERS;
 use crate::retry::RetryTopics;
 use crate::settings::{FEATURES, Role, Settings, Site, schema};
 use crate::topic::{Asker, make, make_retry_topics, reach};
@@ -62,8 +63,8 @@ impl Connector for Kafka {
 
     async fn reach(&self, queue: &QueueSpec, _: &ConnectorEnv) -> Result<(), ConnectorError> {
         let settings = Settings::of(queue)?;
-        let site = Site::new(queue, &settings, Role::Consumer);
-        let asker = ask(&site, &settings.client(Role::Consumer)).await?;
+        let site = Site::new(queue, &settings, Role::of(queue));
+        let asker = ask(&site, settings.client(Role::Consumer)).await?;
         if settings.create.is_some() {
             return Ok(());
         }
@@ -81,7 +82,7 @@ impl Connector for Kafka {
         let site = Site::new(queue, &settings, Role::Consumer);
         let group = settings.group(queue, reader);
         let config = settings.member(queue, reader);
-        let asker = ask(&site, &config).await?;
+        let asker = ask(&site, config.clone()).await?;
         make(&settings, &settings.topic(queue), &site).await?;
         let names = settings.retry_names(queue, reader);
         let (asker, left) = make_retry_topics(asker, &settings, &names, &site).await?;
@@ -96,7 +97,8 @@ impl Connector for Kafka {
             asker.know(&site, &topics)?;
             let all = [&topics[..], &retry_topics].concat();
             let lagging = Lagging::new(site.clone(), topics, retry_topics, config.clone());
-            let of = Membership { cluster: asker.cluster, group, topics: all, in_transactions };
+            let (cluster, from_end) = (asker.cluster, settings.begins_at_end());
+            let of = Membership { cluster, group, topics: all, in_transactions, from_end };
             let shared = Shared::new(site, of, &settings);
             let client: Client = config
                 .create_with_context(Watch(Arc::clone(&shared)))
@@ -134,9 +136,9 @@ impl Connector for Kafka {
                 queue.name
             )));
         }
-        let site = Site::new(queue, &settings, Role::Consumer);
+        let site = Site::new(queue, &settings, Role::of(queue));
         let topic = settings.topic(queue);
-        let Asker { cluster, .. } = ask(&site, &settings.client(Role::Consumer)).await?;
+        let Asker { cluster, .. } = ask(&site, settings.client(Role::Consumer)).await?;
         make(&settings, &topic, &site).await?;
         let producing = Site::new(queue, &settings, Role::Producer);
         let producer = KafkaProducer::open(producing, &topic, settings.client(Role::Producer))?;
@@ -147,7 +149,8 @@ impl Connector for Kafka {
         let group = |name: &Arc<str>| {
             let (stage, group) = (Arc::clone(name), Arc::clone(name));
             let reader = Reader { stage, group, order: Order::None };
-            let config = settings.member(queue, &reader);
+            let mut config = settings.member(queue, &reader);
+            config.set(SERVERS, &site.servers);
             let retry_topics = settings.retry_names(queue, &reader).topics;
             GroupSettings { name: name.to_string(), config, retry_topics }
         };
@@ -157,7 +160,8 @@ impl Connector for Kafka {
 }
 
 /// Asks whether a broker lets us in, on a thread where it may block.
-async fn ask(site: &Site, config: &ClientConfig) -> Result<Asker, ConnectorError> {
-    let (site, config) = (site.clone(), config.clone());
+async fn ask(site: &Site, mut config: ClientConfig) -> Result<Asker, ConnectorError> {
+    config.set(SERVERS, &site.servers);
+    let site = site.clone();
     blocking(move || reach(&site, config)).await?
 }

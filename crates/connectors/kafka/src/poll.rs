@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 
 use crate::assignment::{Arrival, Assignment, Commit, Place};
 use crate::client::{explain, log};
+use crate::lag::ends;
 use crate::metadata::SPAN_MAX;
 use crate::record::CopyHeaders;
 use crate::settings::{Settings, Site};
@@ -74,6 +75,8 @@ pub(crate) struct Membership {
     pub(crate) topics: Vec<String>,
     /// Whether offsets are committed with outputs.
     pub(crate) in_transactions: bool,
+    /// Whether it begins at the end (`auto.offset.reset: latest`).
+    pub(crate) from_end: bool,
 }
 
 /// When something last moved.
@@ -224,6 +227,46 @@ impl Shared {
         Arrival::Message { incoming, due: left.map(|left| now + left), origin: copy.origin }
     }
 
+    /// What is committed of new partitions.
+    fn committed(
+        &self,
+        client: &Client,
+        list: &TopicPartitionList,
+    ) -> KafkaResult<TopicPartitionList> {
+        let mut committed = client.committed_offsets(list.clone(), ASK)?;
+        // A partition may have an error of its own, while a transaction is open.
+        committed.elements().iter().try_for_each(TopicPartitionListElem::error)?;
+        if self.of.from_end {
+            self.begin_at_end(client, &mut committed)?;
+        }
+        Ok(committed)
+    }
+
+    /// A group begins at the end where it has committed nothing, and where that is deleted. This is
+    /// committed at once: else it would begin at the end whenever the partitions are shared out, and what
+    /// came meanwhile would be lost to it.
+    fn begin_at_end(&self, client: &Client, committed: &mut TopicPartitionList) -> KafkaResult<()> {
+        let places = places_of(committed);
+        let mut begun = TopicPartitionList::new();
+        for ((topic, partition), log) in places.iter().zip(ends(client, places.iter())?) {
+            let known = committed.find_partition(topic, *partition).map(|one| one.offset());
+            let stands = |offset| u64::try_from(offset).is_ok_and(|offset| offset >= log.start);
+            if !matches!(known, Some(Offset::Offset(offset)) if stands(offset)) {
+                let end = Offset::Offset(i64::try_from(log.end).unwrap_or(i64::MAX));
+                begun.add_partition_offset(topic, *partition, end)?;
+                committed.set_partition_offset(topic, *partition, end)?;
+            }
+        }
+        // A group that is shared out anew meanwhile takes none; then who gets them next commits it.
+        if begun.count() > 0
+            && let Err(error) = client.commit(&begun, CommitMode::Sync)
+        {
+            let queue = &self.site.queue;
+            tracing::warn!(%queue, %error, "where the group begins could not be committed");
+        }
+        Ok(())
+    }
+
     /// Waits until there is room, for a while; says whether there is.
     fn wait_for_room(&self) -> bool {
         let full = |state: &mut State| Self::is_full(state) && !self.stopping();
@@ -307,6 +350,8 @@ fn take_over(shared: &Shared, client: &Client, first: BorrowedMessage<'_>) {
 
 fn poll_failed(shared: &Shared, error: &KafkaError) {
     match error.rdkafka_error_code() {
+        // With `enable.partition.eof`: for now that was all.
+        _ if matches!(error, KafkaError::PartitionEOF(_)) => {}
         // Polled late after a pause of the whole process: the client joins again by itself.
         Some(Code::PollExceeded) => {
             tracing::warn!(queue = %shared.site.queue, "the group gave the partitions to others");
@@ -320,13 +365,22 @@ pub(crate) struct Watch(pub(crate) Arc<Shared>);
 
 impl ClientContext for Watch {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, text: &str) {
+        if is_reset(level, facility) {
+            let queue = &self.0.site.queue;
+            tracing::warn!(
+                %queue,
+                "what was to be read next is not there: it was deleted before it was read, or the topic was \
+                 made anew; reading goes on where `auto.offset.reset` says ({text})"
+            );
+        }
         log(&self.0.site, level, facility, text);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(queue = %self.0.site.queue, %error, reason, "the client met an error");
-        // One broker of several that is away, or an idle connection that ended, is mended by itself.
-        let minor = [Code::BrokerTransportFailure, Code::Resolve];
+        // One broker of several that is away, or an idle connection that ended, is mended by itself; and
+        // the end of a partition (`enable.partition.eof`) is none.
+        let minor = [Code::BrokerTransportFailure, Code::Resolve, Code::PartitionEOF];
         if !error.rdkafka_error_code().is_some_and(|code| minor.contains(&code)) {
             self.0.tell(explain(&self.0.site, "the connection has trouble", &error));
         }
@@ -355,6 +409,11 @@ impl ConsumerContext for Watch {
     fn commit_callback(&self, _: KafkaResult<()>, _: &TopicPartitionList) {}
 }
 
+/// Whether a line of librdkafka's tells that it does not go on at the offset that came next.
+fn is_reset(level: RDKafkaLogLevel, facility: &str) -> bool {
+    matches!(level, RDKafkaLogLevel::Warning) && facility == "OFFSET"
+}
+
 /// Which partitions a list is of.
 pub(crate) fn places_of(list: &TopicPartitionList) -> Vec<Place> {
     list.elements().iter().map(|one| (one.topic().into(), one.partition())).collect()
@@ -369,12 +428,7 @@ impl Watch {
             if shared.stopping() {
                 return;
             }
-            // A partition may have an error of its own, while a transaction is open.
-            let committed = client.committed_offsets(list.clone(), ASK).and_then(|committed| {
-                committed.elements().iter().try_for_each(TopicPartitionListElem::error)?;
-                Ok(committed)
-            });
-            match committed {
+            match shared.committed(client, list) {
                 Ok(committed) => break committed,
                 Err(error) => {
                     let doing = "cannot read the group's commits";

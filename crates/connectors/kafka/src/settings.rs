@@ -124,6 +124,13 @@ pub(crate) enum Role {
     Producer,
 }
 
+impl Role {
+    /// What a queue's broker is asked as: a queue that nobody reads is an output.
+    pub(crate) fn of(queue: &QueueSpec) -> Self {
+        if queue.groups.is_empty() { Self::Producer } else { Self::Consumer }
+    }
+}
+
 /// How long a message may wait on a retry topic.
 const RETRY: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
 
@@ -212,6 +219,12 @@ impl Settings {
         self.property(SERVERS).or_else(|| environment(own)).or_else(|| environment("KAFKA_BROKERS"))
     }
 
+    /// Whether a new group begins at the end.
+    pub(crate) fn begins_at_end(&self) -> bool {
+        let reset = self.property(RESET);
+        reset.is_some_and(|reset| ["latest", "end", "largest"].contains(&&*reset))
+    }
+
     /// The properties of a member of a reader's group.
     pub(crate) fn member(&self, queue: &QueueSpec, reader: &Reader) -> ClientConfig {
         self.member_of(&self.group(queue, reader))
@@ -248,7 +261,7 @@ impl Settings {
             problems.push(Problem::at("topics", message).help("leave one of them out"));
         }
         problems.extend(self.retry_problems());
-        if self.servers(Role::Consumer).is_none() {
+        if self.servers(Role::of(queue)).is_none() {
             let problem = Problem { path: Vec::new(), message: no_servers(), help: None };
             let help = "set `config: { bootstrap.servers: \"host:9092\" }` (in TOML and JSON as one \
                         quoted key), or the environment variable KAFKA_BROKERS";
@@ -349,6 +362,14 @@ mod tests {
         assert_eq!(said.servers_in(Role::Consumer, all).as_deref(), Some("file"));
         let said = settings(json!({ "config": { "metadata.broker.list": "file" } }));
         assert_eq!(said.servers_in(Role::Consumer, nothing).as_deref(), Some("file"));
+    }
+
+    #[test]
+    fn a_queue_that_nobody_reads_has_the_brokers_of_outputs() {
+        let mut queue = QueueSpec::new("shop", "out", json!({}));
+        assert_eq!(Role::of(&queue), Role::Consumer);
+        queue.groups.clear();
+        assert_eq!(Role::of(&queue), Role::Producer);
     }
 
     #[test]

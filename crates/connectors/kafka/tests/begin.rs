@@ -1,0 +1,113 @@
+//! Where a group begins, and what its records are known by.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that stops says where"
+)]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use brigade_core::connector::{
+    Connector as _, ConnectorError, Consumer, Incoming, Outgoing, Produced, Want,
+};
+use brigade_core::{Message, MessageId};
+use brigade_kafka::Kafka as Connector;
+use brigade_testkit::servers::Kafka;
+use common::{PATIENCE, ack, consumer, env, number, producer, put, queue, take, with};
+
+/// A broker that has just started, or a topic that was just made, may not be ready.
+async fn patiently<T>(ask: impl AsyncFn() -> Result<T, ConnectorError>) -> T {
+    let begun = Instant::now();
+    loop {
+        match ask().await {
+            Ok(answer) => return answer,
+            Err(error) => assert!(error.is_transient() && begun.elapsed() < PATIENCE, "{error}"),
+        }
+    }
+}
+
+/// Takes exactly so many; they have to come.
+async fn take_all(consumer: &Arc<dyn Consumer>, n: usize) -> Vec<Incoming> {
+    let (begun, mut all) = (Instant::now(), Vec::new());
+    while all.len() < n && begun.elapsed() < PATIENCE {
+        all.extend(take(consumer, n - all.len()).await);
+    }
+    assert_eq!(all.len(), n);
+    all
+}
+
+/// Waits until the consumer has partitions and nothing waits for it.
+async fn is_at_the_end(consumer: &Arc<dyn Consumer>) {
+    let begun = Instant::now();
+    loop {
+        let lag = consumer.lag().await.unwrap();
+        if lag.in_flight == Some(0) && lag.ready == Some(0) {
+            return;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{lag:?}");
+        assert!(take(consumer, 1).await.is_empty(), "what was there before is not its business");
+    }
+}
+
+/// What was there is not waited for, and what comes while nobody is a member is not passed over.
+#[tokio::test]
+async fn a_group_that_begins_at_the_end_begins_there_once() {
+    let queue = with(&queue(2, &Kafka::shared().servers()), "auto.offset.reset", "latest");
+    let producer = producer(&queue).await;
+    put(&producer, 0..20).await;
+    let first = consumer(&queue).await.unwrap();
+    is_at_the_end(&first).await;
+    first.shutdown().await.unwrap();
+    drop(first);
+    put(&producer, 20..40).await;
+    let second = consumer(&queue).await.unwrap();
+    let taken = take_all(&second, 20).await;
+    assert_eq!(taken.iter().map(number).collect::<BTreeSet<_>>(), (20..40).collect());
+    ack(&second, &taken).await;
+    is_at_the_end(&second).await;
+}
+
+/// It is for who is to hear of a gap: the stage does not wait for something that nobody will mend.
+#[tokio::test]
+async fn a_group_that_may_begin_nowhere_is_told_for_good() {
+    let queue = with(&queue(1, &Kafka::shared().servers()), "auto.offset.reset", "error");
+    let member = patiently(async || consumer(&queue).await).await;
+    let consumed = member.consume(Want { messages: 1, bytes: usize::MAX });
+    let told = tokio::time::timeout(PATIENCE, consumed).await.unwrap();
+    let error = told.expect_err("it has no commit");
+    assert!(!error.is_transient(), "{error}");
+    assert!(error.to_string().contains("set the group's offsets"), "{error}");
+}
+
+#[tokio::test]
+async fn the_end_of_a_partition_is_no_trouble() {
+    let queue = with(&queue(3, &Kafka::shared().servers()), "enable.partition.eof", true);
+    put(&producer(&queue).await, 0..10).await;
+    let member = consumer(&queue).await.unwrap();
+    let taken = take_all(&member, 10).await;
+    ack(&member, &taken).await;
+    let consumed = member.consume(Want { messages: 1, bytes: usize::MAX });
+    let moment = std::time::Duration::from_secs(2);
+    assert!(tokio::time::timeout(moment, consumed).await.is_err(), "nothing comes, and no error");
+}
+
+/// `brigade queues put` puts such messages. Outputs' ids are made of theirs, so they may not be the same.
+#[tokio::test]
+async fn messages_without_ids_get_different_ones() {
+    let queue = queue(2, &Kafka::shared().servers());
+    let producer = producer(&queue).await;
+    let batch: Vec<Outgoing> = (0..10).map(|n| Message::new(n.to_string()).into()).collect();
+    let outcomes = producer.produce(&batch).await.unwrap();
+    assert!(outcomes.iter().all(|outcome| matches!(outcome, Produced::Confirmed)));
+    let admin = Connector.admin(&queue, &env()).await.unwrap();
+    let peeked = patiently(async || admin.peek(0, 10).await).await;
+    let peeked: BTreeSet<MessageId> = peeked.iter().map(|peeked| peeked.message.id).collect();
+    assert!(peeked.len() == 10 && !peeked.contains(&MessageId::default()), "{peeked:?}");
+    let taken = take_all(&consumer(&queue).await.unwrap(), 10).await;
+    assert_eq!(taken.iter().map(|one| one.message.id).collect::<BTreeSet<_>>(), peeked);
+}
