@@ -153,8 +153,8 @@ pub(crate) fn refusal(error: &KafkaError) -> Option<Rejected> {
     };
     let advice = match kind {
         CauseKind::TooLarge => {
-            " (the client's limit is `message.max.bytes` in `config:`, the broker's the topic's \
-             `max.message.bytes`)"
+            " (the client's limit is `message.max.bytes` in `config:`, with `guarantee: exactly_once` that of \
+             the input queue; the broker's the topic's `max.message.bytes`)"
         }
         _ => "",
     };
