@@ -64,6 +64,17 @@ fn back_offs_are_as_long_as_the_file_says() {
     });
 }
 
+/// A run that ends when nothing is left to do asks how much that is, also meanwhile.
+#[test]
+fn a_consumer_that_is_opened_again_does_not_end_the_run() {
+    paused(async {
+        let yaml = format!("restart: {{ min: 5m, max: 5m }}\n{}", one("pass", ""));
+        let (trial, took) = took(of(&yaml, &brigade::registry()).stall("in", 1..=1), 3).await;
+        assert_eq!(trial.outputs("out").len(), 3);
+        at_least(took, 5 * MINUTE);
+    });
+}
+
 #[test]
 fn a_batch_that_is_not_full_waits_for_its_age() {
     let count = async |numbers: Vec<u64>| {

@@ -2,7 +2,7 @@
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -161,7 +161,8 @@ impl Connector for Unsteady {
             return Ok(inner);
         };
         let (stalls, pulls) = (stalls.clone(), Arc::clone(pulls));
-        Ok(Arc::new(UnsteadyConsumer { inner, stalls, pulls }))
+        let (queue, closed) = (Arc::clone(&queue.name), AtomicBool::new(false));
+        Ok(Arc::new(UnsteadyConsumer { inner, queue, stalls, pulls, closed }))
     }
 
     async fn producer(
@@ -181,8 +182,11 @@ impl Connector for Unsteady {
 
 struct UnsteadyConsumer {
     inner: Arc<dyn Consumer>,
+    queue: Arc<str>,
     stalls: RangeInclusive<u64>,
     pulls: Arc<AtomicU64>,
+    /// Then it can be asked nothing any more, as one whose connection is gone.
+    closed: AtomicBool,
 }
 
 #[async_trait]
@@ -212,7 +216,10 @@ impl Consumer for UnsteadyConsumer {
     }
 
     async fn lag(&self) -> Result<Lag, ConnectorError> {
-        self.inner.lag().await
+        match self.closed.load(Ordering::Relaxed) {
+            true => Err(ConnectorError::closed(&self.queue)),
+            false => self.inner.lag().await,
+        }
     }
 
     fn locate(&self, receipt: Receipt) -> String {
@@ -220,6 +227,7 @@ impl Consumer for UnsteadyConsumer {
     }
 
     async fn shutdown(&self) -> Result<(), ConnectorError> {
+        self.closed.store(true, Ordering::Relaxed);
         self.inner.shutdown().await
     }
 }

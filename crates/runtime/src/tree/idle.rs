@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use actix::prelude::*;
-use brigade_core::connector::{ConnectorError, Lag};
+use brigade_core::connector::{ConnectorError, ErrorKind, Lag};
 use brigade_core::state::{StateStore, StoreOp};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -135,6 +135,8 @@ impl Watch {
         }
         let lag = match entry.consumer.lag().await {
             Ok(lag) => lag,
+            // It is being opened again.
+            Err(error) if error.kind() == ErrorKind::Closed => return Ok(false),
             Err(error) => return not_yet(&error),
         };
         let Lag { ready, delayed, in_flight, at_end, .. } = lag;
