@@ -235,9 +235,13 @@ impl Tree {
         | Who::Consumer { stage, .. }
         | Who::Producer { root: stage, .. }) = who;
         let root = self.root_of(stage);
-        let failed = self.stages[usize::from(stage)].state == StageState::Failed;
+        let state = self.stages[usize::from(stage)].state;
+        let failed = state == StageState::Failed;
         if !failed && !self.lines.contains_key(&root) {
-            self.early_deaths.push((who, life));
+            // Of a line that was stopped there is nobody to be started again.
+            if state != StageState::Stopped {
+                self.early_deaths.push((who, life));
+            }
             return;
         }
         let current = self.lines.get(&root).is_some_and(|line| line.is_current(who, life));

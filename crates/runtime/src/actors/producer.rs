@@ -1,6 +1,7 @@
 //! The actor of one producer on one lane, and the way to it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
@@ -12,7 +13,7 @@ use brigade_core::retry::doubled;
 use brigade_core::state::StoreId;
 use tokio::sync::oneshot;
 
-use super::Crash;
+use super::{Crash, Halt};
 use crate::plan::{QueuePlan, StagePlan};
 use crate::tree::Exit;
 
@@ -27,6 +28,8 @@ pub(crate) struct Outlet {
     pub(crate) producer: Arc<dyn ConnectorProducer>,
     pub(crate) store: Option<StoreId>,
     addr: ArcSwapOption<Addr<Producer>>,
+    /// No actor is to be there any more.
+    closed: AtomicBool,
 }
 
 /// A batch to be put on the queue.
@@ -49,7 +52,8 @@ struct Stage {
 impl Outlet {
     pub(crate) fn new(queue: Arc<QueuePlan>, producer: Arc<dyn ConnectorProducer>) -> Arc<Self> {
         let store = producer.store();
-        Arc::new(Self { queue, producer, store, addr: ArcSwapOption::empty() })
+        let (addr, closed) = (ArcSwapOption::empty(), AtomicBool::new(false));
+        Arc::new(Self { queue, producer, store, addr, closed })
     }
 
     /// Puts a batch on the queue, for as long as it takes; only what is not confirmed is sent
@@ -150,6 +154,14 @@ impl Outlet {
         Ok(())
     }
 
+    /// Ends the actor, also one that is not up yet: it and this hold each other.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, SeqCst);
+        if let Some(addr) = &*self.addr.load() {
+            addr.do_send(Halt);
+        }
+    }
+
     /// Kills the actor, as if by a defect of ours.
     pub(crate) fn crash(&self) -> bool {
         self.addr.load().as_ref().is_some_and(|addr| addr.try_send(Crash).is_ok())
@@ -158,12 +170,12 @@ impl Outlet {
 
 pub(crate) struct Producer {
     outlet: Arc<Outlet>,
-    _exit: Exit,
+    exit: Exit,
 }
 
 impl Producer {
     pub(crate) fn new(outlet: Arc<Outlet>, exit: Exit) -> Self {
-        Self { outlet, _exit: exit }
+        Self { outlet, exit }
     }
 }
 
@@ -172,6 +184,10 @@ impl Actor for Producer {
 
     fn started(&mut self, ctx: &mut Self::Context) {
         self.outlet.addr.store(Some(Arc::new(ctx.address())));
+        if self.outlet.closed.load(SeqCst) {
+            self.exit.expected();
+            ctx.stop();
+        }
     }
 }
 
@@ -203,6 +219,15 @@ impl Handler<Stage> for Producer {
             let _ = reply.send(producer.stage(&batch).await);
         };
         ctx.spawn(stage.into_actor(self));
+    }
+}
+
+impl Handler<Halt> for Producer {
+    type Result = ();
+
+    fn handle(&mut self, _: Halt, ctx: &mut Self::Context) {
+        self.exit.expected();
+        ctx.stop();
     }
 }
 

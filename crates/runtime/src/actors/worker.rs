@@ -43,7 +43,7 @@ pub(crate) struct Worker {
     port: Arc<Port>,
     desk: Arc<Desk>,
     thread: Option<BlockingThread>,
-    _exit: Exit,
+    exit: Exit,
 }
 
 impl Worker {
@@ -54,7 +54,7 @@ impl Worker {
         exit: Exit,
     ) -> Self {
         let desk = Arc::new(Desk::new(site.stage.order));
-        Self { site, template, port, desk, thread: None, _exit: exit }
+        Self { site, template, port, desk, thread: None, exit }
     }
 
     fn runner(&self) -> Runner {
@@ -68,6 +68,7 @@ impl Actor for Worker {
     fn started(&mut self, ctx: &mut Self::Context) {
         self.desk.push(self.port.up(ctx.address(), Arc::clone(&self.desk)));
         if self.port.is_closed() {
+            self.exit.expected();
             return ctx.stop();
         }
         self.site.tell_listeners();
@@ -121,6 +122,7 @@ impl Handler<Halt> for Worker {
     type Result = ();
 
     fn handle(&mut self, _: Halt, ctx: &mut Self::Context) {
+        self.exit.expected();
         ctx.stop();
     }
 }

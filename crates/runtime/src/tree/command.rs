@@ -228,8 +228,8 @@ impl Tree {
             ctx.run_later(LOOK, move |tree, ctx| tree.end_when_closed(root, reply, ctx));
             return;
         }
-        if let Some(mut line) = self.lines.remove(&root) {
-            line.halt();
+        if let Some(line) = self.lines.remove(&root) {
+            line.end();
         }
         for member in self.plan.line(root) {
             self.set_state(member, StageState::Stopped, None);

@@ -448,6 +448,12 @@ impl Line {
         }
     }
 
+    /// Ends all actors of a line whose consumers have ended: nothing is settled any more.
+    pub(super) fn end(mut self) {
+        self.halt();
+        self.outlets.values().for_each(|outlet| outlet.close());
+    }
+
     /// Starts again with another number of workers for one stage; nothing may be in flight and
     /// the consumers have ended.
     pub(super) async fn scale(&mut self, stage: u16, workers: usize) -> Result<(), StartFailure> {

@@ -1,0 +1,236 @@
+//! Lines that are stopped, scaled and started again while their connections are slow or away.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that stops says where"
+)]
+
+mod common;
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use brigade::connector::{
+    Acked, Connector, ConnectorEnv, ConnectorError, Consumer, Failed, Features, Incoming, Lag,
+    Outgoing, Problem, Produced, Producer, QueueSpec, Reader, Receipt, Want,
+};
+use brigade::state::StoreOp;
+use brigade::{Failure, Memory, Registry, Running, StageState, StageStatus};
+use common::{World, eventually};
+use serde_json::Value;
+use tokio::sync::Semaphore;
+
+/// Memory queues whose connections are as a test wants them.
+#[derive(Clone, Default)]
+struct Wilful {
+    memory: Memory,
+    will: Arc<Will>,
+}
+
+struct Will {
+    /// So many consumers cannot be opened yet.
+    away: AtomicUsize,
+    /// How long a consumer's messages are its own; the extension never answers.
+    lease: Option<Duration>,
+    extensions: AtomicUsize,
+    /// Consumers that were opened, and those that were closed.
+    opened: AtomicU64,
+    closed: AtomicU64,
+    producers: Mutex<Vec<Arc<dyn Producer>>>,
+    /// Batches that the queue `slow` is taking, and those that it may have taken.
+    taking: AtomicUsize,
+    taken: Semaphore,
+}
+
+impl Default for Will {
+    fn default() -> Self {
+        Self {
+            away: AtomicUsize::new(0),
+            lease: None,
+            extensions: AtomicUsize::new(0),
+            opened: AtomicU64::new(0),
+            closed: AtomicU64::new(0),
+            producers: Mutex::default(),
+            taking: AtomicUsize::new(0),
+            taken: Semaphore::new(0),
+        }
+    }
+}
+
+impl Wilful {
+    fn registry(&self) -> Registry {
+        brigade::registry().connector(Arc::new(self.clone()))
+    }
+
+    fn put(&self, queue: &str, numbers: std::ops::Range<u64>) {
+        let message = |n: u64| brigade::Message::new(n.to_string()).with_key(n.to_string());
+        self.memory.put("test", queue, numbers.map(message));
+    }
+
+    fn count(&self, queue: &str) -> usize {
+        self.memory.messages("test", queue).len()
+    }
+}
+
+#[async_trait]
+impl Connector for Wilful {
+    fn type_name(&self) -> &'static str {
+        "wilful"
+    }
+
+    fn features(&self, settings: &Value) -> Features {
+        self.memory.features(settings)
+    }
+
+    fn schema(&self) -> Value {
+        self.memory.schema()
+    }
+
+    fn check(&self, queue: &QueueSpec) -> Vec<Problem> {
+        self.memory.check(queue)
+    }
+
+    async fn consumer(
+        &self,
+        queue: &QueueSpec,
+        reader: &Reader,
+        env: &ConnectorEnv,
+    ) -> Result<Arc<dyn Consumer>, ConnectorError> {
+        if self.will.away.fetch_update(SeqCst, SeqCst, |away| away.checked_sub(1)).is_ok() {
+            return Err(ConnectorError::transient("the queue is away"));
+        }
+        self.will.opened.fetch_add(1, SeqCst);
+        let inner = self.memory.consumer(queue, reader, env).await?;
+        let (will, closed) = (Arc::clone(&self.will), AtomicU64::new(1));
+        Ok(Arc::new(WilfulConsumer { inner, will, closed }))
+    }
+
+    async fn producer(
+        &self,
+        queue: &QueueSpec,
+        env: &ConnectorEnv,
+    ) -> Result<Arc<dyn Producer>, ConnectorError> {
+        let inner = self.memory.producer(queue, env).await?;
+        let (will, queue) = (Arc::clone(&self.will), queue.name.to_string());
+        let producer: Arc<dyn Producer> = Arc::new(WilfulProducer { inner, will, queue });
+        self.will.producers.lock().unwrap().push(Arc::clone(&producer));
+        Ok(producer)
+    }
+}
+
+struct WilfulConsumer {
+    inner: Arc<dyn Consumer>,
+    will: Arc<Will>,
+    /// One until it is closed.
+    closed: AtomicU64,
+}
+
+#[async_trait]
+impl Consumer for WilfulConsumer {
+    fn features(&self) -> Features {
+        self.inner.features()
+    }
+
+    async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
+        self.inner.consume(want).await
+    }
+
+    async fn ack(
+        &self,
+        receipts: Vec<Receipt>,
+        ops: Vec<StoreOp>,
+    ) -> Result<Acked, ConnectorError> {
+        self.inner.ack(receipts, ops).await
+    }
+
+    async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
+        self.inner.on_fail(failed).await
+    }
+
+    fn lease(&self) -> Option<Duration> {
+        self.will.lease
+    }
+
+    async fn extend(&self, _: &[Receipt]) -> Result<(), ConnectorError> {
+        self.will.extensions.fetch_add(1, SeqCst);
+        std::future::pending().await
+    }
+
+    async fn lag(&self) -> Result<Lag, ConnectorError> {
+        self.inner.lag().await
+    }
+
+    fn locate(&self, receipt: Receipt) -> String {
+        self.inner.locate(receipt)
+    }
+
+    async fn shutdown(&self) -> Result<(), ConnectorError> {
+        self.will.closed.fetch_add(self.closed.swap(0, SeqCst), SeqCst);
+        self.inner.shutdown().await
+    }
+}
+
+struct WilfulProducer {
+    inner: Arc<dyn Producer>,
+    will: Arc<Will>,
+    queue: String,
+}
+
+#[async_trait]
+impl Producer for WilfulProducer {
+    fn features(&self) -> Features {
+        self.inner.features()
+    }
+
+    async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
+        match self.queue.as_str() {
+            "stuck" => Err(ConnectorError::transient("it takes nothing")),
+            "slow" => {
+                self.will.taking.fetch_add(1, SeqCst);
+                self.will.taken.acquire().await.unwrap().forget();
+                self.inner.produce(batch).await
+            }
+            _ => self.inner.produce(batch).await,
+        }
+    }
+
+    async fn shutdown(&self) -> Result<(), ConnectorError> {
+        self.inner.shutdown().await
+    }
+}
+
+const YAML: &str = "
+queues: { in: { type: wilful }, out: { type: wilful } }
+stages:
+  pass: { component: pass, input: in, outputs: [out], workers: 6 }
+";
+
+async fn stage(running: &Running) -> StageStatus {
+    running.status().await[0].stage("pass").unwrap().clone()
+}
+
+async fn ready(running: &Running) {
+    eventually("it runs", async || running.is_ready().await).await;
+}
+
+#[tokio::test]
+async fn a_stage_that_is_stopped_leaves_no_producer_behind() {
+    let wilful = Wilful::default();
+    let running = World::new().start(YAML, &wilful.registry()).await;
+    ready(&running).await;
+    let held =
+        || -> usize { wilful.will.producers.lock().unwrap().iter().map(Arc::strong_count).sum() };
+    let first = held();
+    for _ in 0..5 {
+        running.stop_stage("pass", None).await.unwrap();
+        running.resume("pass").await.unwrap();
+        ready(&running).await;
+    }
+    eventually("those of the stopped lines end", async || held() == first).await;
+    let stage = stage(&running).await;
+    assert_eq!((stage.state, stage.restarts), (StageState::Running, 0));
+    running.drain().await;
+}
