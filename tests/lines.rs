@@ -234,3 +234,24 @@ async fn a_stage_that_is_stopped_leaves_no_producer_behind() {
     assert_eq!((stage.state, stage.restarts), (StageState::Running, 0));
     running.drain().await;
 }
+
+#[tokio::test]
+async fn after_a_pause_an_input_that_is_at_its_end_holds_up_no_later_one() {
+    let wilful = Wilful::default();
+    let yaml = "
+queues: { first: { type: wilful }, then: { type: wilful }, out: { type: wilful } }
+stages:
+  pass: { component: pass, input: { queues: [first, then], priority: true }, outputs: [out] }
+";
+    wilful.put("first", 0..10);
+    wilful.memory.close("test", "first");
+    let running = World::new().start(yaml, &wilful.registry()).await;
+    ready(&running).await;
+    eventually("the first is at its end", async || wilful.count("out") == 10).await;
+    running.until_idle(None).await.unwrap();
+    running.pause("pass").await.unwrap();
+    running.resume("pass").await.unwrap();
+    wilful.put("then", 10..20);
+    eventually("the later one is read", async || wilful.count("out") == 20).await;
+    running.drain().await;
+}

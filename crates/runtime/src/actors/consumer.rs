@@ -399,7 +399,8 @@ impl PullLoop {
         if control.mode() != Mode::Running {
             // What a consumer has taken but not returned it gives out again.
             self.pulling = None;
-            control.set_waiting(false);
+            // Nothing more comes of one that is at its end: it holds nobody up.
+            control.set_waiting(control.ended.load(Relaxed));
             return;
         }
         let room = self.room();
