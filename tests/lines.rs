@@ -255,3 +255,37 @@ stages:
     eventually("the later one is read", async || wilful.count("out") == 20).await;
     running.drain().await;
 }
+
+/// A consumer that died, and will not be opened again before something else is done about its stage.
+async fn with_a_dead_consumer(wilful: &Wilful) -> Running {
+    let yaml = format!("restart: {{ min: 1h, max: 1h }}\n{YAML}");
+    let running = World::new().start(&yaml, &wilful.registry()).await;
+    ready(&running).await;
+    wilful.put("in", 0..10);
+    eventually("it works", async || wilful.count("out") == 10).await;
+    // One of them may not be up yet.
+    eventually("it is hit", async || running.crash("pass", "consumer").await.is_ok()).await;
+    eventually("it died", async || stage(&running).await.restarts == 1).await;
+    running
+}
+
+#[tokio::test]
+async fn the_connection_of_a_consumer_that_died_is_closed_when_its_stage_is_stopped() {
+    let wilful = Wilful::default();
+    let running = with_a_dead_consumer(&wilful).await;
+    running.stop_stage("pass", None).await.unwrap();
+    assert_eq!(wilful.will.closed.load(SeqCst), wilful.will.opened.load(SeqCst));
+    running.drain().await;
+}
+
+#[tokio::test]
+async fn the_connection_of_a_consumer_that_died_is_closed_when_its_stage_is_scaled() {
+    let wilful = Wilful::default();
+    let running = with_a_dead_consumer(&wilful).await;
+    let before = wilful.will.opened.load(SeqCst);
+    running.scale("pass", 3).await.unwrap();
+    assert_eq!(wilful.will.closed.load(SeqCst), before);
+    wilful.put("in", 10..20);
+    eventually("it works again", async || wilful.count("out") == 20).await;
+    running.drain().await;
+}

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
+use futures_util::future::OptionFuture;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -228,13 +229,18 @@ impl Tree {
             ctx.run_later(LOOK, move |tree, ctx| tree.end_when_closed(root, reply, ctx));
             return;
         }
-        if let Some(line) = self.lines.remove(&root) {
+        let close = self.lines.remove(&root).map(|line| {
+            let close = line.close_deserted();
             line.end();
-        }
-        for member in self.plan.line(root) {
-            self.set_state(member, StageState::Stopped, None);
-        }
-        drop(reply.send(Ok(())));
+            close
+        });
+        let close = OptionFuture::from(close).into_actor(self);
+        ctx.spawn(close.map(move |_, tree, _| {
+            for member in tree.plan.line(root) {
+                tree.set_state(member, StageState::Stopped, None);
+            }
+            drop(reply.send(Ok(())));
+        }));
     }
 
     /// Goes on when a line is so, or when it is late.

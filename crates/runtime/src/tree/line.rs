@@ -374,9 +374,7 @@ impl Line {
         let ConsumerEntry { consumer, place, .. } = self.consumers.get(&who)?.clone();
         let plan = Arc::clone(&self.ground.plan);
         Some(async move {
-            if let Err(error) = consumer.shutdown().await {
-                tracing::warn!(%error, "the consumer of a dead actor did not shut down cleanly");
-            }
+            close_consumer(&*consumer).await;
             open_consumer(&plan, &place).await
         })
     }
@@ -448,6 +446,21 @@ impl Line {
         }
     }
 
+    /// Closes the connections that no actor is there to close: it died, or was not started. What they
+    /// held is given back.
+    pub(super) fn close_deserted(&self) -> impl Future<Output = ()> + use<> {
+        let deserted = self.consumers().filter(|entry| {
+            let control = &entry.control;
+            !control.stopped.load(Relaxed) && !control.is_up()
+        });
+        let deserted: Vec<_> = deserted.map(|entry| Arc::clone(&entry.consumer)).collect();
+        async move {
+            for consumer in deserted {
+                close_consumer(&*consumer).await;
+            }
+        }
+    }
+
     /// Ends all actors of a line whose consumers have ended: nothing is settled any more.
     pub(super) fn end(mut self) {
         self.halt();
@@ -461,6 +474,7 @@ impl Line {
             self.new_life(Who::Worker { stage, index: port.index });
             port.close();
         }
+        self.close_deserted().await;
         self.pools[&stage].replace(self.ports(workers));
         self.init(stage).await?;
         for index in 0..workers {
@@ -497,6 +511,13 @@ impl Line {
             }
             _ => false,
         }
+    }
+}
+
+/// Closes a connection that has no actor.
+pub(super) async fn close_consumer(consumer: &dyn ConnectorConsumer) {
+    if let Err(error) = consumer.shutdown().await {
+        tracing::warn!(%error, "the consumer of a dead actor did not shut down cleanly");
     }
 }
 

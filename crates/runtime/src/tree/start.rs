@@ -7,7 +7,7 @@ use actix::prelude::*;
 use brigade_core::restart::Restart;
 use brigade_core::retry::doubled;
 
-use super::line::{Ground, Line};
+use super::line::{Ground, Line, Reopened, close_consumer};
 use super::{Report, StartFailure, StartFailureKind, Tree, Who};
 use crate::status::StageState;
 
@@ -103,20 +103,31 @@ impl Tree {
             Who::Producer { .. } => line.start_producer(who),
             Who::Consumer { .. } => {
                 let Some(reopen) = line.reopen(who) else { return };
-                ctx.spawn(reopen.into_actor(self).map(move |opened, tree, ctx| match opened {
-                    Ok(consumer) => {
-                        let line = tree.lines.get_mut(&root);
-                        if let Some(line) = line.filter(|line| line.is_current(who, life)) {
-                            line.replace_consumer(who, consumer);
-                        }
-                    }
-                    Err(error) if error.is_transient() => {
-                        tracing::warn!(%error, "a consumer is not back yet; trying again");
-                        ctx.run_later(AWAY.1 / 10, move |tree, ctx| tree.revive(who, life, ctx));
-                    }
-                    Err(error) => tree.fail(stage, error.to_string()),
+                ctx.spawn(reopen.into_actor(self).map(move |opened, tree, ctx| {
+                    tree.reopened(who, life, opened, ctx);
                 }));
             }
+        }
+    }
+
+    /// The connection of a consumer that died is there again, unless another has taken its place.
+    fn reopened(&mut self, who: Who, life: u64, opened: Reopened, ctx: &mut Context<Self>) {
+        let Who::Consumer { stage, .. } = who else { return };
+        let root = self.root_of(stage);
+        let line = self.lines.get_mut(&root);
+        let line = line.filter(|line| line.is_current(who, life));
+        match (opened, line) {
+            (Ok(consumer), Some(line)) => line.replace_consumer(who, consumer),
+            (Ok(consumer), None) => {
+                let close = async move { close_consumer(&*consumer).await };
+                ctx.spawn(close.into_actor(self));
+            }
+            (Err(_), None) => {}
+            (Err(error), Some(_)) if error.is_transient() => {
+                tracing::warn!(%error, "a consumer is not back yet; trying again");
+                ctx.run_later(AWAY.1 / 10, move |tree, ctx| tree.revive(who, life, ctx));
+            }
+            (Err(error), Some(_)) => self.fail(stage, error.to_string()),
         }
     }
 }

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use brigade_core::connector::Producer;
+use futures_util::future::join_all;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Tree;
-use super::line::ConsumerEntry;
+use super::line::{ConsumerEntry, Line};
 use crate::actors::Mode;
 use crate::status::{StageState, Stopped};
 
@@ -88,7 +89,10 @@ impl Tree {
             return;
         }
         let producers = self.producers.opened();
+        let deserted: Vec<_> = self.lines.values().map(Line::close_deserted).collect();
         let close = async move {
+            // What one holds that does not answer comes again when its hold ends.
+            let _ = tokio::time::timeout(CLOSE, join_all(deserted)).await;
             for producer in producers {
                 close_producer(&producer).await;
             }
