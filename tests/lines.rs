@@ -289,3 +289,18 @@ async fn the_connection_of_a_consumer_that_died_is_closed_when_its_stage_is_scal
     eventually("it works again", async || wilful.count("out") == 20).await;
     running.drain().await;
 }
+
+#[tokio::test]
+async fn a_queue_that_is_away_while_its_stage_is_scaled_is_waited_for() {
+    let wilful = Wilful::default();
+    let running = World::new().start(YAML, &wilful.registry()).await;
+    ready(&running).await;
+    wilful.will.away.store(2, SeqCst);
+    running.scale("pass", 3).await.unwrap();
+    let stage = stage(&running).await;
+    assert_eq!((stage.state, stage.workers, stage.error), (StageState::Running, 3, None));
+    wilful.put("in", 0..10);
+    eventually("it works", async || wilful.count("out") == 10).await;
+    let stopped = running.drain().await;
+    assert_eq!(stopped[0].failed, []);
+}

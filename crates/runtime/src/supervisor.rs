@@ -351,10 +351,11 @@ impl Running {
     }
 
     /// Gives a stage another number of workers, 1 to 1,024. Its line pulls nothing until what is in
-    /// flight is resolved, so that keys stay in order.
+    /// flight is resolved, so that keys stay in order. Comes back when the new workers are there; a queue
+    /// that is away by then is waited for.
     ///
     /// # Errors
-    /// There is no such stage, it is not running, or its order allows only one worker.
+    /// There is no such stage, it is not running, its order allows only one worker, or it has failed.
     pub async fn scale(&self, stage: &str, workers: usize) -> Result<(), CommandError> {
         let (tree, stage) = self.find(stage)?;
         tree.order(|reply| Command::Scale { stage, workers, reply }).await

@@ -126,6 +126,8 @@ pub(crate) struct Tree {
     /// Lines whose number of workers is being changed, by their roots, with what was asked of them
     /// meanwhile. They are not in `lines` then.
     scaling: HashMap<u16, Vec<Command>>,
+    /// Who waits for a line to start, by its root.
+    awaited: HashMap<u16, command::Reply>,
     books: Books<(u16, books::Party)>,
     unaccounted: Vec<Unaccounted>,
     stopping: bool,
@@ -150,6 +152,7 @@ impl Tree {
             early_deaths: Vec::new(),
             lives: Arc::default(),
             scaling: HashMap::new(),
+            awaited: HashMap::new(),
             books: Books::default(),
             unaccounted: Vec::new(),
             stopping: false,
@@ -211,6 +214,15 @@ impl Tree {
         }
         if let Some(line) = self.lines.get_mut(&root) {
             line.halt();
+        }
+        self.tell_who_waits(root, Err(error));
+    }
+
+    /// Tells who waits for a line to start that it has, or never will.
+    fn tell_who_waits(&mut self, root: u16, answer: Result<(), String>) {
+        if let Some(reply) = self.awaited.remove(&root) {
+            // Who asked may be gone.
+            let _ = reply.send(answer);
         }
     }
 

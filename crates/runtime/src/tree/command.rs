@@ -8,8 +8,8 @@ use futures_util::future::OptionFuture;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::Tree;
 use super::line::Line;
+use super::{StartFailure, Tree};
 use crate::actors::Mode;
 use crate::status::{PipelineStatus, QueueDepth, StageState, Stopped};
 
@@ -330,17 +330,38 @@ impl Tree {
         let (stage, root, workers) = (scale.stage, scale.root, scale.workers);
         let scaled = async move { (line.scale(stage, workers).await, line) };
         ctx.spawn(scaled.into_actor(self).map(move |(result, line), tree, ctx| {
-            tree.lines.insert(root, line);
-            let answer = result.map_err(|failure| {
-                let error = failure.error.clone();
-                tree.fail(failure.stage, failure.error);
-                error
-            });
-            if answer.is_ok() {
-                tree.stages[usize::from(stage)].workers = workers;
+            tree.stages[usize::from(stage)].workers = workers;
+            match result {
+                Ok(()) => {
+                    tree.lines.insert(root, line);
+                    tree.scaled(scale, Ok(()), ctx);
+                }
+                Err(failure) => tree.not_scaled(scale, line, failure, ctx),
             }
-            tree.scaled(scale, answer, ctx);
         }));
+    }
+
+    /// A line whose workers could not be replaced has none: it is started as one that has not been yet,
+    /// and who asked is answered when it is there.
+    fn not_scaled(
+        &mut self,
+        scale: Scale,
+        line: Line,
+        failure: StartFailure,
+        ctx: &mut Context<Self>,
+    ) {
+        let root = scale.root;
+        ctx.spawn(line.close_deserted().into_actor(self));
+        line.end();
+        if self.stopping || self.stages[usize::from(root)].state == StageState::Failed {
+            return self.scaled(scale, Err(failure.error), ctx);
+        }
+        for member in self.plan.line(root) {
+            self.set_state(member, StageState::Starting, None);
+        }
+        self.awaited.insert(root, scale.reply);
+        self.line_not_started(root, failure, 1, ctx);
+        self.hear_what_was_put_off(root, ctx);
     }
 
     /// The line is there again, and hears what was asked of it meanwhile.
@@ -354,7 +375,11 @@ impl Tree {
         // Who asked may be gone.
         let _ = scale.reply.send(answer);
         self.hear_of_early_deaths(ctx);
-        for command in self.scaling.remove(&scale.root).unwrap_or_default() {
+        self.hear_what_was_put_off(scale.root, ctx);
+    }
+
+    fn hear_what_was_put_off(&mut self, root: u16, ctx: &mut Context<Self>) {
+        for command in self.scaling.remove(&root).unwrap_or_default() {
             self.handle(command, ctx);
         }
     }

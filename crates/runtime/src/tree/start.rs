@@ -35,6 +35,10 @@ impl Tree {
     }
 
     fn line_started(&mut self, root: u16, mut line: Line, ctx: &mut Context<Self>) {
+        let answer = match self.stopping {
+            true => Err("the pipeline is stopping".to_owned()),
+            false => Ok(()),
+        };
         if self.stopping {
             line.halt();
         }
@@ -45,6 +49,7 @@ impl Tree {
                 self.set_state(stage, StageState::Running, None);
             }
         }
+        self.tell_who_waits(root, answer);
         self.hear_of_early_deaths(ctx);
     }
 
@@ -54,7 +59,7 @@ impl Tree {
         }
     }
 
-    fn line_not_started(
+    pub(super) fn line_not_started(
         &mut self,
         root: u16,
         failure: StartFailure,
