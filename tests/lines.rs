@@ -8,11 +8,12 @@
 
 mod common;
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use brigade::component::{Component, Context};
 use brigade::connector::{
     Acked, Connector, ConnectorEnv, ConnectorError, Consumer, Failed, Features, Incoming, Lag,
     Outgoing, Problem, Produced, Producer, QueueSpec, Reader, Receipt, Want,
@@ -303,4 +304,44 @@ async fn a_queue_that_is_away_while_its_stage_is_scaled_is_waited_for() {
     eventually("it works", async || wilful.count("out") == 10).await;
     let stopped = running.drain().await;
     assert_eq!(stopped[0].failed, []);
+}
+
+/// It cannot be copied once it has panicked, the first time.
+struct Fragile(Arc<[AtomicBool; 2]>);
+
+impl Clone for Fragile {
+    fn clone(&self) -> Self {
+        assert!(!self.0[1].swap(false, SeqCst), "it cannot be copied");
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl Component for Fragile {
+    type In = u64;
+    type Out = Value;
+
+    async fn handle(&mut self, n: u64, _: &Context) -> Result<Value, Failure> {
+        if n == 3 && !self.0[0].swap(true, SeqCst) {
+            self.0[1].store(true, SeqCst);
+            panic!("once");
+        }
+        Ok(n.into())
+    }
+}
+
+#[tokio::test]
+async fn a_blocking_worker_whose_thread_dies_is_started_again() {
+    let wilful = Wilful::default();
+    let registry = wilful.registry().component("fragile", Fragile(Arc::default()));
+    let yaml = "
+queues: { in: { type: wilful }, out: { type: wilful } }
+stages:
+  pass: { component: fragile, input: in, outputs: [out], blocking: true }
+";
+    wilful.put("in", 0..10);
+    let running = World::new().start(yaml, &registry).await;
+    eventually("all are through", async || wilful.count("out") == 10).await;
+    running.until_idle(None).await.unwrap();
+    assert_eq!(stage(&running).await.restarts, 1);
+    running.drain().await;
 }

@@ -7,6 +7,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use actix::WeakAddr;
 use actix::prelude::*;
 use brigade_core::component::{Context as ComponentContext, Kind};
 use brigade_core::connector::Order;
@@ -14,6 +15,7 @@ use brigade_core::delivery::{Delivery, ended_here};
 use tokio::time::Instant;
 
 use super::worker::{WorkLoop, Worker};
+use crate::plan::StagePlan;
 use crate::runner::{Attempt, Outbox, RunnerSite, Step, call as call_component};
 
 /// How often a thread's call is looked at, in parts of its timeout.
@@ -35,18 +37,41 @@ struct Call {
     fenced: bool,
 }
 
+/// Tells the worker that its thread has ended: user code can panic also where no call of it is guarded,
+/// when a component is copied or dropped.
+#[derive(Message)]
+#[rtype(result = "()")]
+struct Ended(Arc<Mutex<Call>>);
+
+/// In each thread: looks after its end, whatever happened.
+struct Thread {
+    call: Arc<Mutex<Call>>,
+    stage: Arc<StagePlan>,
+    worker: WeakAddr<Worker>,
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        if lock(&self.call).fenced {
+            self.stage.stats.stuck.sub(1);
+        } else if let Some(worker) = self.worker.upgrade() {
+            worker.do_send(Ended(Arc::clone(&self.call)));
+        }
+    }
+}
+
 impl BlockingThread {
-    pub(super) fn start(mut work: WorkLoop) -> std::io::Result<Self> {
+    pub(super) fn start(work: WorkLoop, worker: WeakAddr<Worker>) -> std::io::Result<Self> {
         let call = Arc::new(Mutex::new(Call::default()));
-        let shared = Arc::clone(&call);
         let stage = Arc::clone(&work.runner.site.stage);
         let name = format!("brigade-{}", stage.name);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let thread = Thread { call: Arc::clone(&call), stage, worker };
         std::thread::Builder::new().name(name).spawn(move || {
-            runtime.block_on(work.run_blocking(&shared));
-            if lock(&shared).fenced {
-                stage.stats.stuck.sub(1);
-            }
+            // The last to be dropped: by then nothing is held here any more.
+            let thread = thread;
+            let mut work = work;
+            runtime.block_on(work.run_blocking(&thread.call));
         })?;
         Ok(Self { call, look: None })
     }
@@ -61,6 +86,17 @@ impl Drop for BlockingThread {
     fn drop(&mut self) {
         // The thread ends with its call: the desk is closed. What it holds is given back now.
         drop(lock(&self.call).current.take());
+    }
+}
+
+impl Handler<Ended> for Worker {
+    type Result = ();
+
+    /// It dies with its thread. One that ends because the desk is closed is not there to hear of it.
+    fn handle(&mut self, Ended(call): Ended, ctx: &mut Self::Context) {
+        if self.thread_mut().is_some_and(|thread| Arc::ptr_eq(&thread.call, &call)) {
+            ctx.stop();
+        }
     }
 }
 
@@ -136,7 +172,7 @@ impl Worker {
             site.report.failed(stage.index, text);
             return;
         }
-        match BlockingThread::start(work) {
+        match BlockingThread::start(work, ctx.address().downgrade()) {
             Ok(thread) => {
                 thread.watch(ctx);
                 *self.thread_mut().expect("it was there just now") = thread;

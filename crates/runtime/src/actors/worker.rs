@@ -79,7 +79,7 @@ impl Actor for Worker {
             desk: Arc::clone(&self.desk),
         };
         if self.site.stage.blocking {
-            match BlockingThread::start(worker) {
+            match BlockingThread::start(worker, ctx.address().downgrade()) {
                 Ok(thread) => {
                     thread.watch(ctx);
                     self.thread = Some(thread);
