@@ -306,6 +306,19 @@ async fn a_queue_that_is_away_while_its_stage_is_scaled_is_waited_for() {
     assert_eq!(stopped[0].failed, []);
 }
 
+#[tokio::test]
+async fn while_messages_are_extended_others_come_and_go() {
+    let mut wilful = Wilful::default();
+    let will = Will { lease: Some(Duration::from_millis(3)), ..Will::default() };
+    wilful.will = Arc::new(will);
+    let running = World::new().start(YAML, &wilful.registry()).await;
+    let extended = async || wilful.will.extensions.load(SeqCst) > 0;
+    eventually("they are extended", extended).await;
+    wilful.put("in", 0..100);
+    eventually("all are through", async || wilful.count("out") == 100).await;
+    running.drain().await;
+}
+
 /// It cannot be copied once it has panicked, the first time.
 struct Fragile(Arc<[AtomicBool; 2]>);
 

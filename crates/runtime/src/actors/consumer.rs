@@ -22,6 +22,7 @@ use brigade_core::retry::doubled;
 use futures_util::future::{LocalBoxFuture, OptionFuture};
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::Notify;
+use tokio::time::MissedTickBehavior;
 
 use super::Crash;
 use super::settler::{SettleError, Settled, Settler};
@@ -225,6 +226,7 @@ enum End {
 }
 
 type Pulled = Result<Vec<Incoming>, ConnectorError>;
+type Extending = LocalBoxFuture<'static, Result<(), ConnectorError>>;
 type Settling = LocalBoxFuture<'static, Result<Settled, SettleError>>;
 
 struct PullLoop {
@@ -238,6 +240,7 @@ struct PullLoop {
     /// What is being settled writes to a stage's state.
     writing: bool,
     pulling: Option<LocalBoxFuture<'static, Pulled>>,
+    extending: Option<Extending>,
     /// Scratch space, kept for its memory.
     resolved: Vec<Resolved>,
     failures: u32,
@@ -261,6 +264,7 @@ impl PullLoop {
             settling: FuturesUnordered::new(),
             writing: false,
             pulling: None,
+            extending: None,
             resolved: Vec::new(),
             failures: 0,
             came: 0,
@@ -278,6 +282,9 @@ impl PullLoop {
     async fn pull_until_stopped(&mut self) -> Result<(), End> {
         let lease = self.site.consumer.lease().map(|lease| lease / 3);
         let mut extend = lease.map(tokio::time::interval);
+        if let Some(extend) = &mut extend {
+            extend.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        }
         loop {
             let asked = self.site.control.asked.load(Acquire);
             self.collect();
@@ -292,7 +299,10 @@ impl PullLoop {
                 return Ok(());
             }
             let pulled = OptionFuture::from(self.pulling.as_mut());
-            let tick = OptionFuture::from(extend.as_mut().map(tokio::time::Interval::tick));
+            // One extension at a time; everything else goes on meanwhile.
+            let due = extend.as_mut().filter(|_| self.extending.is_none());
+            let tick = OptionFuture::from(due.map(tokio::time::Interval::tick));
+            let extending = OptionFuture::from(self.extending.as_mut());
             tokio::select! {
                 Some(pulled) = pulled => {
                     self.pulling = None;
@@ -301,13 +311,19 @@ impl PullLoop {
                 Some(settled) = self.settling.next() => {
                     self.settled(settled.map_err(|error| End::Failed(error.to_string()))?);
                 }
-                Some(_) = tick => {
-                    if let Err(error) = self.site.consumer.extend(&self.flights.receipts()).await {
+                Some(extended) = extending => {
+                    self.extending = None;
+                    if let Err(error) = extended {
                         tracing::warn!(
                             queue = %self.site.input.spec.name, %error,
                             "leases could not be extended"
                         );
                     }
+                }
+                Some(_) = tick => {
+                    let (consumer, held) =
+                        (Arc::clone(&self.site.consumer), self.flights.receipts());
+                    self.extending = Some(Box::pin(async move { consumer.extend(&held).await }));
                 }
                 () = self.site.control.notify.notified() => {}
             }
@@ -532,7 +548,7 @@ impl PullLoop {
 
     /// What is not settled is given back by the connector.
     async fn close(mut self) {
-        self.pulling = None;
+        (self.pulling, self.extending) = (None, None);
         // Outputs may be on their queues already: an ack that is under way saves doing it again.
         if !self.site.stage.stats.blocked.is() {
             let rest = async {
