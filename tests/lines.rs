@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use brigade::component::{Component, Context};
+use brigade::component::{Component, Context, Emit};
 use brigade::connector::{
     Acked, Connector, ConnectorEnv, ConnectorError, Consumer, Failed, Features, Incoming, Lag,
     Outgoing, Problem, Produced, Producer, QueueSpec, Reader, Receipt, Want,
@@ -316,6 +316,33 @@ async fn while_messages_are_extended_others_come_and_go() {
     eventually("they are extended", extended).await;
     wilful.put("in", 0..100);
     eventually("all are through", async || wilful.count("out") == 100).await;
+    running.drain().await;
+}
+
+#[tokio::test]
+async fn a_queue_that_takes_nothing_holds_up_no_settlement_of_another_input() {
+    let wilful = Wilful::default();
+    let route = |n: u64| Ok::<_, Failure>(Emit::to(if n < 10 { "slow" } else { "stuck" }, n));
+    let yaml = "
+queues: { a: { type: wilful }, b: { type: wilful }, slow: { type: wilful }, stuck: { type: wilful } }
+stages:
+  pass: { component: route, input: [a, b], outputs: [slow, stuck] }
+";
+    let registry = wilful.registry().component("route", route);
+    let running = World::new().start(yaml, &registry).await;
+    wilful.put("a", 0..1);
+    wilful.put("b", 10..11);
+    let under_way = async || stage(&running).await.blocked && wilful.will.taking.load(SeqCst) == 1;
+    eventually("both are on their way", under_way).await;
+    let release = async {
+        eventually("the other ends", async || wilful.will.closed.load(SeqCst) > 0).await;
+        wilful.will.taken.add_permits(1);
+    };
+    let (stopped, ()) = tokio::join!(running.stop_stage("pass", Some(Duration::ZERO)), release);
+    stopped.unwrap();
+    assert_eq!((wilful.count("a"), wilful.count("slow")), (0, 1), "it is out and acked");
+    assert_eq!((wilful.count("b"), wilful.count("stuck")), (1, 0));
+    assert!(!stage(&running).await.blocked, "nothing waits any more");
     running.drain().await;
 }
 

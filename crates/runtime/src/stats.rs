@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// One stage's counters since the start. Atomic, relaxed: each is right by itself.
@@ -41,34 +41,56 @@ pub(crate) struct StageStats {
     pub(crate) blocked: Blocked,
 }
 
-/// Whether something is blocked, and how long it was in all.
+/// How many wait for something that takes nothing, and how long any of them did in all.
 #[derive(Debug, Default)]
 pub(crate) struct Blocked {
-    since: Mutex<Option<Instant>>,
+    /// How many there are, and since when there are any.
+    now: Mutex<(usize, Option<Instant>)>,
     ns: Counter,
 }
 
+/// One of those that are blocked, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Waiting<'b>(&'b Blocked);
+
 impl Blocked {
-    pub(crate) fn set(&self, blocked: bool) {
-        let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
-        match (blocked, *since) {
-            (true, None) => *since = Some(Instant::now()),
-            (false, Some(begun)) => {
-                self.ns.add_time(begun.elapsed());
-                *since = None;
-            }
-            _ => {}
-        }
+    /// One more waits.
+    pub(crate) fn wait(&self) -> Waiting<'_> {
+        let mut now = self.lock();
+        now.0 += 1;
+        now.1.get_or_insert_with(Instant::now);
+        Waiting(self)
+    }
+
+    /// How many wait.
+    pub(crate) fn count(&self) -> usize {
+        self.lock().0
     }
 
     pub(crate) fn is(&self) -> bool {
-        self.since.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.count() > 0
     }
 
     /// How long it was, until now if it is.
     pub(crate) fn time(&self) -> Duration {
-        let since = *self.since.lock().unwrap_or_else(PoisonError::into_inner);
+        let since = self.lock().1;
         self.ns.time() + since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, (usize, Option<Instant>)> {
+        self.now.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let mut now = self.0.lock();
+        now.0 -= 1;
+        if now.0 == 0
+            && let Some(since) = now.1.take()
+        {
+            self.0.ns.add_time(since.elapsed());
+        }
     }
 }
 
@@ -132,5 +154,23 @@ impl Timing {
 
     pub(crate) fn get(&self) -> (u64, Duration) {
         (self.count.get(), self.ns.time())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_blocked_as_long_as_anybody_waits() {
+        let blocked = Blocked::default();
+        let (one, other) = (blocked.wait(), blocked.wait());
+        drop(one);
+        assert!(blocked.is());
+        drop(other);
+        assert!(!blocked.is());
+        let time = blocked.time();
+        assert!(time > Duration::ZERO);
+        assert_eq!(blocked.time(), time, "it does not go on");
     }
 }

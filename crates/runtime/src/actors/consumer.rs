@@ -550,16 +550,16 @@ impl PullLoop {
     async fn close(mut self) {
         (self.pulling, self.extending) = (None, None);
         // Outputs may be on their queues already: an ack that is under way saves doing it again.
-        if !self.site.stage.stats.blocked.is() {
-            let rest = async {
-                while let Some(settled) = self.settling.next().await {
-                    if let Ok(settled) = settled {
-                        self.settled(settled);
-                    }
+        // One that waits for a queue that takes nothing is not waited for.
+        let site = Rc::clone(&self.site);
+        let rest = async {
+            while self.settling.len() > site.settler.blocked.count() {
+                if let Some(Ok(settled)) = self.settling.next().await {
+                    self.settled(settled);
                 }
-            };
-            let _ = tokio::time::timeout(LAST_SETTLEMENTS, rest).await;
-        }
+            }
+        };
+        let _ = tokio::time::timeout(LAST_SETTLEMENTS, rest).await;
         self.settling.clear();
         self.backlog.clear();
         let queue = &self.site.input.spec.name;

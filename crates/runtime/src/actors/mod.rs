@@ -6,6 +6,7 @@ mod desk;
 mod producer;
 mod settlement;
 mod settler;
+mod tries;
 mod worker;
 
 use actix::Message;

@@ -2,25 +2,21 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use actix::prelude::*;
 use arc_swap::ArcSwapOption;
 use brigade_core::connector::{
     ConnectorError, Outgoing, Produced, Producer as ConnectorProducer, Rejected, Staged,
 };
-use brigade_core::retry::doubled;
 use brigade_core::state::StoreId;
 use tokio::sync::oneshot;
 
+use super::settler::Settler;
+use super::tries::Tries;
 use super::{Crash, Halt};
-use crate::plan::{QueuePlan, StagePlan};
+use crate::plan::QueuePlan;
 use crate::tree::Exit;
-
-/// Back-off while a queue does not take messages.
-const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
-/// Tell of the first failure in a row, and then of every so many.
-const TELL_EVERY: u32 = 20;
 
 /// The way to the producer of a queue; it stays while the actor behind it comes and goes.
 pub(crate) struct Outlet {
@@ -65,12 +61,12 @@ impl Outlet {
     pub(crate) async fn produce(
         &self,
         batch: Vec<Outgoing>,
-        stage: &StagePlan,
+        settler: &Settler,
         stand: impl Fn(&[usize]),
     ) -> Result<Vec<(usize, Rejected)>, String> {
         let mut rejected = Vec::new();
         let mut places: Vec<usize> = (0..batch.len()).collect();
-        let (mut batch, mut failures) = (Arc::new(batch), 0);
+        let (mut batch, mut tries) = (Arc::new(batch), Tries::default());
         loop {
             let begun = Instant::now();
             let error = match self.ask_to_produce(Arc::clone(&batch)).await {
@@ -99,10 +95,10 @@ impl Outlet {
                 }
                 Err(error) => error,
             };
-            self.wait_after(&error, &mut failures, stage).await?;
+            self.wait_after(&error, &mut tries, settler).await?;
         }
+        let failures = tries.failures();
         if failures > 0 {
-            stage.stats.blocked.set(false);
             tracing::info!(queue = %self.queue.spec.name, failures, "the queue takes messages again");
         }
         Ok(rejected)
@@ -135,22 +131,20 @@ impl Outlet {
         ConnectorError::transient(format!("the producer of queue `{name}` is being restarted"))
     }
 
-    async fn wait_after(
+    async fn wait_after<'s>(
         &self,
         error: &ConnectorError,
-        failures: &mut u32,
-        stage: &StagePlan,
+        tries: &mut Tries<'s>,
+        settler: &'s Settler,
     ) -> Result<(), String> {
-        let queue = &self.queue.spec.name;
+        let (stage, queue) = (&settler.root().name, &self.queue.spec.name);
         if !error.is_transient() {
             return Err(format!("cannot produce on queue `{queue}`: {error}"));
         }
-        if failures.is_multiple_of(TELL_EVERY) {
-            tracing::warn!(stage = %stage.name, %queue, %error, "the queue takes nothing; waiting");
+        if tries.is_to_be_told() {
+            tracing::warn!(%stage, %queue, %error, "the queue takes nothing; waiting");
         }
-        *failures += 1;
-        stage.stats.blocked.set(true);
-        tokio::time::sleep(doubled(BACK_OFF.0, BACK_OFF.1, *failures)).await;
+        tries.wait(settler).await;
         Ok(())
     }
 

@@ -4,26 +4,22 @@ use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use brigade_core::connector::{
     Acked, ConnectorError, Consumer, Failed, FailedReason, Hold, Outgoing, Receipt, Rejected,
 };
 use brigade_core::delivery::{GivenUp, Slot};
 use brigade_core::flight::{Finished, Since};
-use brigade_core::retry::doubled;
 use brigade_core::state::{StateStore, StoreOp};
 use brigade_core::{Cause, CauseKind};
 
 use super::producer::Outlet;
 use super::settlement::{Outcome, Output, Settlement};
+use super::tries::Tries;
 use crate::events::EventSender;
 use crate::plan::{QueuePlan, StagePlan};
-
-/// Back-off while a store or a queue cannot be written.
-const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
-/// Tell of the first failure in a row, and then of every so many.
-const TELL_EVERY: u32 = 20;
+use crate::stats::Blocked;
 
 /// Settles what one consumer's messages became.
 pub(crate) struct Settler {
@@ -36,6 +32,8 @@ pub(crate) struct Settler {
     pub(crate) state: Arc<dyn StateStore>,
     pub(crate) events: EventSender,
     pub(crate) ahead: Ahead,
+    /// Of its settlements those that wait for a store or a queue that takes nothing.
+    pub(crate) blocked: Blocked,
 }
 
 /// How many messages have been counted as what they became, and not yet told of as settled.
@@ -146,7 +144,7 @@ impl Settler {
             let stand = |places: &[usize]| {
                 self.count_outputs(&parents, places.iter().map(|at| &outputs[*at]));
             };
-            let rejected = outlet.produce(batch, self.root(), stand).await.map_err(SettleError)?;
+            let rejected = outlet.produce(batch, self, stand).await.map_err(SettleError)?;
             for (at, why) in rejected {
                 self.refuse(settlement, &outputs[at], &why)?;
             }
@@ -161,11 +159,11 @@ impl Settler {
         let units = settlement.units.iter_mut();
         let writes: Vec<StoreOp> =
             units.flat_map(|unit| std::mem::take(&mut unit.writes)).collect();
-        let mut failures = 0;
+        let mut tries = Tries::default();
         while !writes.is_empty() {
             match self.state.commit(writes.clone()).await {
                 Ok(()) => break,
-                Err(error) => self.wait_after(&error, &mut failures).await?,
+                Err(error) => self.wait_after(&error, &mut tries).await?,
             }
         }
         Ok(())
@@ -175,24 +173,23 @@ impl Settler {
     /// cannot be written as a whole is written in smaller parts: all of it may be more than a queue
     /// with a limit ever holds.
     async fn ack(&self, settlement: Settlement) -> Result<usize, SettleError> {
-        let (mut left, mut failures, mut outcomes) = (settlement, 0, 0);
+        let (mut left, mut tries, mut outcomes) = (settlement, Tries::default(), 0);
         let mut part = left.units.len();
         while !left.units.is_empty() {
             let rest = left.split_off(part.min(left.units.len()));
             match self.ack_part(&mut left, &mut outcomes).await {
                 Ok(()) => {
                     left = rest;
-                    (part, failures) = (part.saturating_mul(2), 0);
+                    (part, tries) = (part.saturating_mul(2), Tries::default());
                 }
                 Err(TryError::Fatal(error)) => return Err(error),
                 Err(TryError::Connector(error)) => {
                     part = (left.units.len() / 2).max(1);
                     left.append(rest);
-                    self.wait_after(&error, &mut failures).await?;
+                    self.wait_after(&error, &mut tries).await?;
                 }
             }
         }
-        self.root().stats.blocked.set(false);
         Ok(outcomes)
     }
 
@@ -306,11 +303,11 @@ impl Settler {
     /// Gives messages back to their queue. If that cannot be done the stage stops: what is neither
     /// acked nor given back comes again when the consumer's hold on it ends.
     async fn give_back(&self, failed: Vec<Failed>) -> Result<(), SettleError> {
-        let mut failures = 0;
+        let mut tries = Tries::default();
         loop {
             match self.consumer.on_fail(failed.clone()).await {
                 Ok(_) => break,
-                Err(error) => self.wait_after(&error, &mut failures).await?,
+                Err(error) => self.wait_after(&error, &mut tries).await?,
             }
         }
         let stats = &self.root().stats;
@@ -319,26 +316,23 @@ impl Settler {
         self.ahead.add(failed.len());
         stats.released.add(released);
         stats.requeued.add(failed.len() - released);
-        stats.blocked.set(false);
         Ok(())
     }
 
     /// Waits before the next try after a transient error; any other ends the stage.
-    async fn wait_after(
-        &self,
+    async fn wait_after<'s>(
+        &'s self,
         error: &ConnectorError,
-        failures: &mut u32,
+        tries: &mut Tries<'s>,
     ) -> Result<(), SettleError> {
         let (stage, queue) = (self.root(), &self.input.spec.name);
         if !error.is_transient() {
             return Err(SettleError(format!("cannot settle messages of queue `{queue}`: {error}")));
         }
-        if failures.is_multiple_of(TELL_EVERY) {
+        if tries.is_to_be_told() {
             tracing::warn!(stage = %stage.name, %queue, %error, "cannot settle; trying again");
         }
-        *failures += 1;
-        stage.stats.blocked.set(true);
-        tokio::time::sleep(doubled(BACK_OFF.0, BACK_OFF.1, *failures)).await;
+        tries.wait(self).await;
         Ok(())
     }
 

@@ -25,6 +25,7 @@ use crate::lane::Lane;
 use crate::plan::{Plan, QueuePlace, QueuePlan, StagePlan, Target};
 use crate::pool::{Pool, Port};
 use crate::runner::{RunnerSite, Template, panic_text};
+use crate::stats::Blocked;
 
 /// The producers of a process: one for each queue, shared by its lanes and lines.
 pub(crate) struct Producers(Vec<OnceCell<Arc<dyn ConnectorProducer>>>);
@@ -346,6 +347,7 @@ impl Line {
             state: Arc::clone(&plan.env.state),
             events: self.ground.events.clone(),
             ahead: Ahead::default(),
+            blocked: Blocked::default(),
         };
         let before = self.consumers.values().filter(|other| {
             let first = other.place.stage == place.stage && other.place.rank < place.rank;
