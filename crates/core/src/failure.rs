@@ -42,7 +42,7 @@ impl Failure {
         Self::Retry { error: why.into(), after: None }
     }
 
-    /// Try again after this long; it counts as an attempt.
+    /// Try again after this long, a hundred years at most; it counts as an attempt.
     pub fn retry_after(after: Duration, why: impl Into<BoxError>) -> Self {
         Self::Retry { error: why.into(), after: Some(after) }
     }

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use rustc_hash::FxHashMap;
 
 use crate::connector::{Defect, Failed, FailedReason, Incoming, Order, Receipt, Want};
+use crate::retry::DELAY_MAX;
 use crate::{Message, Timestamp};
 
 /// The messages of one group, by their positions. A pure state machine: time (`T`) is an argument.
@@ -228,7 +229,8 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
             lease.item.holds_key = ordered;
             lease.item.holds_queue = lease.order == Order::Queue;
             self.holding_queue += usize::from(lease.item.holds_queue);
-            self.delayed.insert((now + failed.delay, lease.item.position), lease.item);
+            self.delayed
+                .insert((now + failed.delay.min(DELAY_MAX), lease.item.position), lease.item);
         }
         true
     }

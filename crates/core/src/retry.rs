@@ -17,6 +17,10 @@ pub struct RetryPolicy {
 /// queue that can delay, so that they neither hold credit nor are forgotten at a crash.
 pub const IN_PROCESS_MAX: Duration = Duration::from_secs(1);
 
+/// The longest that a message is delayed: a hundred years. A component may ask for any length, and clocks
+/// come to an end.
+pub const DELAY_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+
 /// Where a failed message can wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Waiting {
@@ -54,9 +58,10 @@ impl RetryPolicy {
             return Retry::Exhausted;
         }
         let delay = asked.unwrap_or_else(|| {
-            let half = self.back_off(failed) / 2;
+            let half = self.back_off(failed).min(DELAY_MAX) / 2;
             half + half.mul_f64(random.clamp(0.0, 1.0))
         });
+        let delay = delay.min(DELAY_MAX);
         if delay > IN_PROCESS_MAX && waiting == Waiting::InQueue {
             Retry::InQueue(delay)
         } else {
@@ -87,6 +92,15 @@ mod tests {
             attempts,
             min: Duration::from_millis(min_ms),
             max: Duration::from_millis(max_ms),
+        }
+    }
+
+    #[test]
+    fn no_back_off_is_longer_than_clocks_go() {
+        let ages = RetryPolicy { attempts: 3, min: Duration::MAX, max: Duration::MAX };
+        for asked in [None, Some(Duration::MAX)] {
+            let decided = ages.decide(1, asked, Waiting::InQueue, 1.0);
+            assert_eq!(decided, Retry::InQueue(DELAY_MAX));
         }
     }
 

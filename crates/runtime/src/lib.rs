@@ -13,6 +13,7 @@ mod registry;
 mod status;
 
 mod actors;
+mod call;
 mod codec;
 mod edge;
 mod format;

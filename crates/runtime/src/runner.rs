@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use brigade_core::component::{
-    AnyComponent, Context, Emit, Emitted, HandleError, Handling, Parsed, StateWrite,
+    AnyComponent, Context, Emit, Emitted, HandleError, Parsed, StateWrite,
 };
 use brigade_core::connector::{Order, Outgoing};
 use brigade_core::delivery::{Again, Delivery, Outputs, Requeued, Resolution, ended_here};
@@ -18,6 +18,7 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::call::{call, cause_of, drop_quietly, panic_text};
 use crate::edge::read_value;
 use crate::plan::{QueuePlan, StagePlan, Target};
 use crate::pool::{CHUNK_MAX, Pool};
@@ -211,7 +212,12 @@ impl Runner {
         match self.site.stage.timeout {
             None => call.await,
             Some(timeout) => {
-                tokio::time::timeout(timeout, call).await.unwrap_or(Attempt::TimedOut(timeout))
+                let mut call = Box::pin(call);
+                let in_time = tokio::time::timeout(timeout, &mut call).await;
+                in_time.unwrap_or_else(|_| {
+                    drop_quietly(call);
+                    Attempt::TimedOut(timeout)
+                })
             }
         }
     }
@@ -219,14 +225,15 @@ impl Runner {
     async fn attempt_batch(&mut self, parsed: Vec<Option<Parsed>>, cx: &[Context]) -> Vec<Attempt> {
         let component = &mut self.component;
         let future = async { component.handle_batch(parsed, cx).await };
-        let future = AssertUnwindSafe(future).catch_unwind();
-        match self.site.in_time(future).await {
+        let mut future = Box::pin(AssertUnwindSafe(future).catch_unwind());
+        match self.site.in_time(&mut future).await {
             None => {
+                drop_quietly(future);
                 let timeout = self.site.stage.timeout.unwrap_or_default();
                 cx.iter().map(|_| Attempt::TimedOut(timeout)).collect()
             }
             Some(Err(panic)) => {
-                let text = panic_text(panic.as_ref());
+                let text = panic_text(panic);
                 cx.iter().map(|_| Attempt::Panicked(text.clone())).collect()
             }
             Some(Ok(answers)) => answers.into_iter().map(Attempt::Answered).collect(),
@@ -329,14 +336,14 @@ impl RunnerSite {
                 return self.give_up_on(delivery, Cause::of(CauseKind::Output, &error), None);
             }
             Attempt::Answered(Err(HandleError::Failed(Failure::Reject(error)))) => {
-                let cause = Cause::of(CauseKind::Rejected, error.as_ref());
+                let cause = cause_of(CauseKind::Rejected, error);
                 stats.failed_attempts.add(1);
                 delivery.attempts += 1;
                 delivery.first_failed_at.get_or_insert_with(now);
                 return self.give_up_on(delivery, cause, None);
             }
             Attempt::Answered(Err(HandleError::Failed(Failure::Retry { error, after }))) => {
-                (Cause::of(CauseKind::Error, error.as_ref()), after)
+                (cause_of(CauseKind::Error, error), after)
             }
             Attempt::Panicked(text) => {
                 stats.panics.add(1);
@@ -530,23 +537,6 @@ impl RunnerSite {
 /// they are written in.
 type Routed = (Outputs, Vec<(u16, Message, Codec)>);
 
-/// Calls the component, for as long as it takes.
-pub(crate) async fn call(
-    component: &mut dyn AnyComponent,
-    parsed: Option<Parsed>,
-    cx: &Context,
-) -> Attempt {
-    let called = std::panic::catch_unwind(AssertUnwindSafe(|| component.handle(parsed, cx)));
-    match called {
-        Err(panic) => Attempt::Panicked(panic_text(panic.as_ref())),
-        Ok(Handling::Done(answer)) => Attempt::Answered(answer),
-        Ok(Handling::Pending(future)) => match AssertUnwindSafe(future).catch_unwind().await {
-            Err(panic) => Attempt::Panicked(panic_text(panic.as_ref())),
-            Ok(answer) => Attempt::Answered(answer),
-        },
-    }
-}
-
 /// What a lane's workers are cloned from: the component after its `init`.
 pub(crate) struct Template(std::sync::Mutex<Box<dyn AnyComponent>>);
 
@@ -564,15 +554,4 @@ impl Template {
 pub(crate) fn now() -> Timestamp {
     let ahead = Instant::now().into_std().saturating_duration_since(std::time::Instant::now());
     (SystemTime::now() + ahead).into()
-}
-
-/// What a panic said.
-pub(crate) fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    if let Some(text) = panic.downcast_ref::<&str>() {
-        (*text).to_owned()
-    } else if let Some(text) = panic.downcast_ref::<String>() {
-        text.clone()
-    } else {
-        "a panic without a text".to_owned()
-    }
 }

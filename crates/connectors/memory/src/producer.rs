@@ -6,6 +6,7 @@ use brigade_core::CauseKind;
 use brigade_core::connector::{
     ConnectorError, Features, Limit, Outgoing, Produced, Producer, QueueSpec, Rejected, WhenFull,
 };
+use brigade_core::retry::DELAY_MAX;
 use tokio::time::Instant;
 
 use crate::Group;
@@ -50,7 +51,7 @@ impl MemoryProducer {
             if !groups.values().all(|group| self.has_room(group, size)) {
                 break;
             }
-            let at = outgoing.delay.map(|delay| now + delay);
+            let at = outgoing.delay.map(|delay| now + delay.min(DELAY_MAX));
             for group in groups.values_mut() {
                 group.put(outgoing.message.clone(), at);
             }

@@ -71,12 +71,13 @@ pub trait BatchComponent: Clone + Send + 'static {
         async { Ok(()) }
     }
 
-    /// Handles a batch; the answers stand in the order of the inputs, one each. `cx` has the
-    /// messages' contexts in the same order. Messages that do not decode are not among them.
+    /// Handles a batch; the answers stand in the order of the inputs, one each. With more or fewer all
+    /// of them have failed, as nobody knows whose they are. `cx` has the messages' contexts in the same
+    /// order. Messages that do not decode are not among them, nor their contexts.
     fn handle(
         &mut self,
         inputs: Vec<Self::In>,
-        cx: &[Context],
+        cx: &[&Context],
     ) -> impl Future<Output = Vec<Result<Self::Out, Failure>>>;
 }
 

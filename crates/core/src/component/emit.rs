@@ -8,6 +8,7 @@ use serde::Serialize;
 use smallvec::{SmallVec, smallvec};
 
 use super::OutputError;
+use crate::retry::DELAY_MAX;
 use crate::{Headers, Message, Timestamp};
 
 /// What a component emits: no output, one, or many, each for a named output of its stage.
@@ -111,10 +112,10 @@ impl Emitted {
         self
     }
 
-    /// The same, not to be handed out before this long.
+    /// The same, not to be handed out before this long, or before a hundred years.
     #[must_use]
     pub fn with_delay(mut self, delay: Duration) -> Self {
-        self.changes().delay = Some(delay);
+        self.changes().delay = Some(delay.min(DELAY_MAX));
         self
     }
 
@@ -245,10 +246,10 @@ impl Emit {
         })
     }
 
-    /// Delays the last output; its queue must be able to.
+    /// Delays the last output, by a hundred years at most; its queue must be able to.
     #[must_use]
     pub fn delay(self, delay: Duration) -> Self {
-        self.last(|output| output.changes().delay = Some(delay))
+        self.last(|output| output.changes().delay = Some(delay.min(DELAY_MAX)))
     }
 
     /// Stores a value in the stage's own state, in one transaction with the ack where input and

@@ -95,19 +95,20 @@ impl<C: Component> IntoComponent<markers::Typed> for C {
 /// A type that implements [`BatchComponent`].
 struct TypedBatch<C>(C);
 
-/// Splits a batch into the places that decoded, with their inputs, and the answers of those that
-/// did not; calls `handle` and puts all answers in order.
+/// Splits a batch into the places that decoded, with their inputs and contexts, and the answers of
+/// those that did not; calls `handle` and puts all answers in order.
 async fn in_order<In: Input, O: Output, E: Into<Failure>>(
     parsed: Vec<Option<Parsed>>,
     cx: &[Context],
-    handle: impl AsyncFnOnce(Vec<In>) -> Vec<Result<O, E>>,
+    handle: impl AsyncFnOnce(Vec<In>, &[&Context]) -> Vec<Result<O, E>>,
 ) -> Vec<Result<Emit, HandleError>> {
     let mut answers = Vec::with_capacity(cx.len());
-    let mut inputs = Vec::with_capacity(cx.len());
+    let (mut inputs, mut contexts) = (Vec::with_capacity(cx.len()), Vec::with_capacity(cx.len()));
     for (parsed, cx) in parsed.into_iter().zip(cx) {
         match decode(parsed, cx) {
             Ok(input) => {
                 inputs.push(input);
+                contexts.push(cx);
                 answers.push(None);
             }
             Err(error) => answers.push(Some(Err(error))),
@@ -116,11 +117,14 @@ async fn in_order<In: Input, O: Output, E: Into<Failure>>(
     if inputs.is_empty() {
         return answers.into_iter().flatten().collect();
     }
-    let mut given = handle(inputs).await.into_iter();
-    let missing =
-        || HandleError::Failed(Failure::retry("the batch component gave no answer for it"));
-    let next = || given.next().map_or_else(|| Err(missing()), emit);
-    let mut next = next;
+    let given = handle(inputs, &contexts).await;
+    let (answered, asked) = (given.len(), contexts.len());
+    let mut given = given.into_iter().filter(|_| answered == asked);
+    let wrong = || {
+        let text = format!("the batch component gave {answered} answers for {asked} messages");
+        HandleError::Failed(Failure::retry(text))
+    };
+    let mut next = || given.next().map_or_else(|| Err(wrong()), emit);
     answers.into_iter().map(|answer| answer.unwrap_or_else(&mut next)).collect()
 }
 
@@ -142,7 +146,7 @@ impl<C: BatchComponent> AnyComponent for TypedBatch<C> {
         parsed: Vec<Option<Parsed>>,
         cx: &'a [Context],
     ) -> LocalBoxFuture<'a, Vec<Result<Emit, HandleError>>> {
-        Box::pin(in_order(parsed, cx, async |inputs| self.0.handle(inputs, cx).await))
+        Box::pin(in_order(parsed, cx, async |inputs, cx| self.0.handle(inputs, cx).await))
     }
 
     fn fresh(&self) -> Box<dyn AnyComponent> {
@@ -251,7 +255,7 @@ where
         parsed: Vec<Option<Parsed>>,
         cx: &'a [Context],
     ) -> LocalBoxFuture<'a, Vec<Result<Emit, HandleError>>> {
-        Box::pin(in_order(parsed, cx, async |inputs| (self.0)(inputs).await))
+        Box::pin(in_order(parsed, cx, async |inputs, _| (self.0)(inputs).await))
     }
 
     fn fresh(&self) -> Box<dyn AnyComponent> {

@@ -12,11 +12,13 @@ use actix::prelude::*;
 use brigade_core::component::{Context as ComponentContext, Kind};
 use brigade_core::connector::Order;
 use brigade_core::delivery::{Delivery, ended_here};
+use tokio::runtime::Runtime;
 use tokio::time::Instant;
 
 use super::worker::{WorkLoop, Worker};
+use crate::call::call_blocking;
 use crate::plan::StagePlan;
-use crate::runner::{Attempt, Outbox, RunnerSite, Step, call as call_component};
+use crate::runner::{Attempt, Outbox, RunnerSite, Step};
 
 /// How often a thread's call is looked at, in parts of its timeout.
 const LOOKS: u32 = 8;
@@ -71,7 +73,7 @@ impl BlockingThread {
             // The last to be dropped: by then nothing is held here any more.
             let thread = thread;
             let mut work = work;
-            runtime.block_on(work.run_blocking(&thread.call));
+            work.run_blocking(&runtime, &thread.call);
         })?;
         Ok(Self { call, look: None })
     }
@@ -186,19 +188,19 @@ impl Worker {
 }
 
 impl WorkLoop {
-    async fn run_blocking(&mut self, call: &Mutex<Call>) {
+    fn run_blocking(&mut self, runtime: &Runtime, call: &Mutex<Call>) {
         if self.runner.component.kind() == Kind::Batch {
-            return self.run_blocking_batches(call).await;
+            return runtime.block_on(self.run_blocking_batches(call));
         }
         let ordered = self.runner.site.stage.order != Order::None;
-        while let Some(mut items) = self.next(1).await {
+        while let Some(mut items) = runtime.block_on(self.next(1)) {
             let Some(item) = items.pop() else { continue };
             let Some(item) = (if ordered { self.desk.pass(item) } else { Some(item) }) else {
                 continue;
             };
             let key = item.delivery.message.key.clone();
             let started = Instant::now();
-            let Some(step) = self.handle_blocking(item.delivery, call).await else { return };
+            let Some(step) = self.handle_blocking(item.delivery, runtime, call) else { return };
             let (went, retry) = (self.runner.take_went(), item.retry);
             self.handled(usize::from(!retry), started.elapsed());
             match step {
@@ -223,19 +225,25 @@ impl WorkLoop {
     }
 
     /// Handles one delivery; `None` when it was taken away meanwhile.
-    async fn handle_blocking(&mut self, delivery: Delivery, call: &Mutex<Call>) -> Option<Step> {
+    fn handle_blocking(
+        &mut self,
+        delivery: Delivery,
+        runtime: &Runtime,
+        call: &Mutex<Call>,
+    ) -> Option<Step> {
         let mut delivery = match self.runner.admit(delivery) {
             Ok(admitted) => admitted,
             Err(step) => return Some(step),
         };
         let site: &RunnerSite = &self.runner.site;
-        site.throttle().await;
+        runtime.block_on(site.throttle());
         site.stage.stats.calls.add(1);
         let parsed = delivery.parsed.take();
         let copy = delivery.copy_without_duty();
         let context = ComponentContext::lend(Arc::clone(&site.stage.context), copy);
         lock(call).current = Some((delivery, Instant::now()));
-        let attempt = call_component(self.runner.component.as_mut(), parsed, &context).await;
+        let component = self.runner.component.as_mut();
+        let attempt = call_blocking(runtime, component, parsed, &context);
         if matches!(attempt, Attempt::Panicked(_)) {
             self.runner.component = self.template.fresh();
         }

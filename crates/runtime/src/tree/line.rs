@@ -20,11 +20,12 @@ use super::{Report, StartFailure, Who};
 use crate::actors::{
     Ahead, Consumer, ConsumerSite, Control, Crash, Mode, Outlet, Producer, Settler, Worker,
 };
+use crate::call::panic_text;
 use crate::events::EventSender;
 use crate::lane::Lane;
 use crate::plan::{Plan, QueuePlace, QueuePlan, StagePlan, Target};
 use crate::pool::{Pool, Port};
-use crate::runner::{RunnerSite, Template, panic_text};
+use crate::runner::{RunnerSite, Template};
 use crate::stats::Blocked;
 
 /// The producers of a process: one for each queue, shared by its lanes and lines.
@@ -253,7 +254,7 @@ impl Line {
                 match init {
                     Ok(Ok(())) => Ok(component),
                     Ok(Err(error)) => Err(error.to_string()),
-                    Err(panic) => Err(format!("panicked: {}", panic_text(panic.as_ref()))),
+                    Err(panic) => Err(format!("panicked: {}", panic_text(panic))),
                 }
             };
             let component = match self.ground.lanes[lane].run(init).await {

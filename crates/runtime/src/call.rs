@@ -1,0 +1,83 @@
+//! Calls of components: whatever happens in their code is theirs.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use brigade_core::component::{AnyComponent, Context, Handling, Parsed};
+use brigade_core::{BoxError, Cause, CauseKind};
+use futures_util::FutureExt;
+use tokio::runtime::Runtime;
+
+use crate::runner::Attempt;
+
+/// Calls the component, for as long as it takes.
+pub(crate) async fn call(
+    component: &mut dyn AnyComponent,
+    parsed: Option<Parsed>,
+    cx: &Context,
+) -> Attempt {
+    let called = catch_unwind(AssertUnwindSafe(|| component.handle(parsed, cx)));
+    match called {
+        Err(panic) => Attempt::Panicked(panic_text(panic)),
+        Ok(Handling::Done(answer)) => Attempt::Answered(answer),
+        Ok(Handling::Pending(future)) => match AssertUnwindSafe(future).catch_unwind().await {
+            Err(panic) => Attempt::Panicked(panic_text(panic)),
+            Ok(answer) => Attempt::Answered(answer),
+        },
+    }
+}
+
+/// As [`call`], from outside of this runtime, so that a function that blocks may have one of its own:
+/// one cannot be begun within another.
+pub(crate) fn call_blocking(
+    runtime: &Runtime,
+    component: &mut dyn AnyComponent,
+    parsed: Option<Parsed>,
+    cx: &Context,
+) -> Attempt {
+    let handle = || {
+        // What it spawns finds this runtime all the same.
+        let _entered = runtime.enter();
+        component.handle(parsed, cx)
+    };
+    match catch_unwind(AssertUnwindSafe(handle)) {
+        Err(panic) => Attempt::Panicked(panic_text(panic)),
+        Ok(Handling::Done(answer)) => Attempt::Answered(answer),
+        Ok(Handling::Pending(future)) => {
+            match runtime.block_on(AssertUnwindSafe(future).catch_unwind()) {
+                Err(panic) => Attempt::Panicked(panic_text(panic)),
+                Ok(answer) => Attempt::Answered(answer),
+            }
+        }
+    }
+}
+
+/// Drops what is the component's; a panic by that says nothing new.
+pub(crate) fn drop_quietly(value: impl Sized) {
+    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
+        // It may do so again.
+        std::mem::forget(panic);
+    }
+}
+
+/// A component's error as the cause of a failure. Its words are the component's code too.
+pub(crate) fn cause_of(kind: CauseKind, error: BoxError) -> Cause {
+    let told = catch_unwind(AssertUnwindSafe(|| Cause::of(kind, error.as_ref())));
+    drop_quietly(error);
+    told.unwrap_or_else(|panic| {
+        Cause::new(kind, format!("an error that panics when it is told: {}", panic_text(panic)))
+    })
+}
+
+/// What a panic said.
+pub(crate) fn panic_text(panic: Box<dyn Any + Send>) -> String {
+    let text = if let Some(text) = panic.downcast_ref::<&str>() {
+        (*text).to_owned()
+    } else if let Some(text) = panic.downcast_ref::<String>() {
+        text.clone()
+    } else {
+        "a panic without a text".to_owned()
+    };
+    drop_quietly(panic);
+    text
+}
