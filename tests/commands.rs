@@ -13,7 +13,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use brigade::{CommandError, Failure, Running, StageState, StageStatus};
+use brigade::connector::Produced;
+use brigade::{
+    CommandError, Failure, Message, Pipeline, Running, StageState, StageStatus, Supervisor,
+};
 use common::{World, eventually};
 
 const YAML: &str = "
@@ -170,4 +173,32 @@ async fn a_drain_lets_a_stage_that_is_being_scaled_finish_what_it_has() {
         let left = world.numbers("in").len() + world.numbers("out").len();
         assert_eq!(left as u64, MESSAGES, "what is not out is in its queue");
     }
+}
+
+#[tokio::test]
+async fn a_pipeline_that_ends_leaves_its_state_to_another_of_the_process() {
+    let world = World::new();
+    let registry = world.registry().component("pass", pass);
+    let yaml = YAML.replace("memory", "embedded");
+    let directory = tempfile::tempdir().unwrap();
+    let start = async || {
+        let pipeline = Pipeline::new(world.load(&yaml, &registry), &registry).unwrap();
+        Supervisor::new().add(pipeline.state_path(directory.path())).start().await.unwrap()
+    };
+    let (first, second) = (start().await, start().await);
+    ready(&first).await;
+    ready(&second).await;
+    first.drain().await;
+    let queue = second.producer("in").await.unwrap();
+    let put = queue.produce(&[Message::new("7").with_key("k").into()]).await.unwrap();
+    assert!(matches!(put[..], [Produced::Confirmed]), "{put:?}");
+    second.until_idle(None).await.unwrap();
+    let stage = stage(&second).await;
+    assert_eq!((stage.state, stage.acked), (StageState::Running, 1), "{:?}", stage.error);
+    drop(queue);
+    second.drain().await;
+    // And the last one shuts it down.
+    let third = start().await;
+    ready(&third).await;
+    third.drain().await;
 }

@@ -23,6 +23,7 @@ mod pool;
 mod runner;
 #[cfg(feature = "sabotage")]
 mod sabotage;
+mod states;
 mod stats;
 mod tree;
 

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use brigade_core::connector::Producer;
-use brigade_core::state::StateStore;
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
@@ -14,6 +13,7 @@ use crate::events::{EventSender, Events};
 use crate::lane::Home;
 use crate::pipeline::{Pipeline, StartError};
 use crate::plan::{Plan, QueuePlace};
+use crate::states::UsedState;
 use crate::status::{PipelineStatus, QueueDepth, Stopped};
 use crate::tree::{Command, Tree};
 
@@ -151,12 +151,12 @@ impl Launch {
     async fn supervise(self) {
         let Self { pipelines, home, events, ready, stopped } = self;
         let mut trees: Vec<TreeHandle> = Vec::new();
-        let mut states: Vec<Arc<dyn StateStore>> = Vec::new();
+        let mut states: Vec<UsedState> = Vec::new();
         for pipeline in pipelines {
             match pipeline.into_plan().await {
                 Ok(plan) => {
                     let (name, deadline) = (plan.pipeline.to_string(), plan.stop_deadline);
-                    states.push(Arc::clone(&plan.env.state));
+                    states.push(UsedState::new(Arc::clone(&plan.env.state)));
                     let plan = Arc::new(plan);
                     let addr = Tree::new(Arc::clone(&plan), events.clone(), home).start();
                     trees.push(TreeHandle { name, deadline, addr, plan });
@@ -178,7 +178,7 @@ impl Launch {
         // Ends by a message, or when the handle is dropped.
         let _ = stopped.await;
         for state in states {
-            if let Err(error) = state.shutdown().await {
+            if let Err(error) = state.end().await {
                 tracing::warn!(%error, "the state did not shut down cleanly");
             }
         }
