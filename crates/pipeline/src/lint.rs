@@ -68,7 +68,7 @@ pub(crate) fn lint(
     lint.back_off(&["restart"], restart.min, restart.max);
     let pipeline: Arc<str> = file.pipeline.as_str().into();
     let queues = lint.queues(&pipeline, &queues);
-    let stages = lint.stages(file, &queues);
+    let stages = lint.stages(file);
     if depth == Depth::Names {
         return None;
     }

@@ -10,7 +10,7 @@ use brigade_core::CauseKind;
 use brigade_core::connector::{
     Acked, Connector, ConnectorEnv, ConnectorError, Consumer, Defect, Failed, Features, Format,
     Formats, Incoming, Lag, Outgoing, Problem, Produced, Producer, QueueAdmin, QueuePlace,
-    QueueSpec, Reader, Receipt, Rejected, Staged, Want,
+    QueueSpec, Reader, Receipt, Rejected, Staged, Used, Want,
 };
 use brigade_core::state::{StoreId, StoreOp};
 use serde_json::Value;
@@ -45,6 +45,10 @@ impl Connector for Formatted {
 
     fn check(&self, queue: &QueueSpec) -> Vec<Problem> {
         self.inner.check(queue)
+    }
+
+    fn conflict(&self, one: Used<'_>, other: Used<'_>) -> Option<Problem> {
+        self.inner.conflict(one, other)
     }
 
     async fn consumer(

@@ -14,9 +14,7 @@ use crate::file::{ComponentKeys, ExpireKeys, ExpireThen, InputKeys, PipelineFile
 use crate::load::{Catalog, CatalogComponent};
 use crate::node::{Entry, Node};
 use crate::schema::{inlined, validate};
-use crate::topology::{
-    Batch, ComponentChoice, Expire, Inputs, MaxInFlight, Queue, Stage, Throttle,
-};
+use crate::topology::{Batch, ComponentChoice, Expire, Inputs, MaxInFlight, Stage, Throttle};
 
 /// Holds the settings of the stages' components against their schemas; says whose are wrong.
 pub(crate) fn check_settings(
@@ -52,11 +50,7 @@ pub(super) struct Placed {
 }
 
 impl Lint<'_> {
-    pub(super) fn stages(
-        &mut self,
-        file: &PipelineFile,
-        queues: &IndexMap<Arc<str>, Queue>,
-    ) -> IndexMap<Arc<str>, Placed> {
+    pub(super) fn stages(&mut self, file: &PipelineFile) -> IndexMap<Arc<str>, Placed> {
         let order = self.root.child("stages").map_or(&[][..], Node::entries);
         let mut placed = IndexMap::new();
         for entry in order {
@@ -70,7 +64,6 @@ impl Lint<'_> {
             (placed[index].kind, placed[index].delays) = (kind, delays);
         }
         self.unused_code(&placed);
-        let _ = queues;
         placed
     }
 
