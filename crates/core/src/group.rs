@@ -418,15 +418,7 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
     /// Removes what is stored and not handed out, and answers with it.
     pub fn drain(&mut self) -> Vec<Message> {
         let messages = self.messages();
-        self.ready.clear();
-        self.delayed.clear();
-        self.holding_queue = 0;
-        for busy in self.busy.values_mut() {
-            busy.behind.clear();
-        }
-        self.behind = 0;
-        let held = self.leased.values().map(|lease| lease.item.message.size() as u64);
-        self.bytes = held.sum();
+        self.withdraw_waiting(|_| true);
         messages
     }
 }
@@ -460,6 +452,7 @@ mod tests {
         Done(usize),
         Fail(usize, u64),
         Withdraw(u64),
+        Drain,
         Wait(u64),
     }
 
@@ -471,6 +464,7 @@ mod tests {
             3 => any::<usize>().prop_map(Step::Done),
             2 => (any::<usize>(), 0_u64..4).prop_map(|(at, delay)| Step::Fail(at, delay)),
             1 => (0_u64..3).prop_map(Step::Withdraw),
+            1 => Just(Step::Drain),
             1 => (1_u64..5).prop_map(Step::Wait),
         ]
     }
@@ -483,6 +477,18 @@ mod tests {
     fn failed(receipt: Receipt, delay: u64) -> Failed {
         let reason = FailedReason::Attempt { attempts: 1, error: "no luck".to_owned() };
         Failed { receipt, reason, delay: Duration::from_millis(delay) }
+    }
+
+    #[test]
+    fn a_key_is_free_when_what_held_it_is_drained() {
+        let (mut group, now) = (Group::<Duration>::default(), Duration::ZERO);
+        let want = Want { messages: 9, bytes: 9 };
+        group.put(Message::new("1").with_key("k"), None);
+        let taken = group.take(want, Order::Key, 0, now);
+        group.fail(&failed(taken[0].receipt, 1000), now);
+        assert_eq!(group.drain().len(), 1);
+        group.put(Message::new("2").with_key("k"), None);
+        assert_eq!(group.take(want, Order::Key, 0, now).len(), 1);
     }
 
     proptest! {
@@ -547,6 +553,11 @@ mod tests {
                         for incoming in held.extract_if(.., |h| part_of(h.receipt.position) == part) {
                             prop_assert!(!group.stands(incoming.receipt));
                         }
+                    }
+                    Step::Drain => {
+                        prop_assert_eq!(group.drain().len(), there.len() - held.len());
+                        let is_held = |at| held.iter().any(|h| h.receipt.position == at);
+                        there.retain(|position, _| is_held(*position));
                     }
                     Step::Wait(time) => now += Duration::from_millis(time),
                     Step::Done(_) | Step::Fail(..) => {}
