@@ -12,8 +12,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use brigade::component::{Component, Context, Emit, Setup};
-use brigade::{BoxError, CauseKind, Failure, Message, StageState};
+use brigade::connector::{
+    Connector, ConnectorEnv, ConnectorError, Consumer, Features, Outgoing, Problem, Produced,
+    Producer, QueueSpec, Reader,
+};
+use brigade::{BoxError, CauseKind, Failure, Memory, Message, StageState};
 use bytes::Bytes;
 use common::{World, eventually};
 
@@ -299,4 +304,100 @@ async fn a_stop_gives_back_what_is_not_resolved_by_its_deadline() {
     let stopped = running.stop(Some(Duration::from_millis(50))).await;
     assert!(stopped[0].given_back > 0);
     assert_eq!(world.numbers("in").len(), 50);
+}
+
+/// Memory queues whose producers answer for another number of messages than they were given.
+struct Miscounting {
+    memory: Memory,
+    too_many: bool,
+}
+
+struct MiscountingProducer {
+    inner: Arc<dyn Producer>,
+    too_many: bool,
+}
+
+#[async_trait]
+impl Connector for Miscounting {
+    fn type_name(&self) -> &'static str {
+        "miscounting"
+    }
+
+    fn features(&self, settings: &serde_json::Value) -> Features {
+        self.memory.features(settings)
+    }
+
+    fn schema(&self) -> serde_json::Value {
+        self.memory.schema()
+    }
+
+    fn check(&self, queue: &QueueSpec) -> Vec<Problem> {
+        self.memory.check(queue)
+    }
+
+    async fn consumer(
+        &self,
+        queue: &QueueSpec,
+        reader: &Reader,
+        env: &ConnectorEnv,
+    ) -> Result<Arc<dyn Consumer>, ConnectorError> {
+        self.memory.consumer(queue, reader, env).await
+    }
+
+    async fn producer(
+        &self,
+        queue: &QueueSpec,
+        env: &ConnectorEnv,
+    ) -> Result<Arc<dyn Producer>, ConnectorError> {
+        let inner = self.memory.producer(queue, env).await?;
+        Ok(Arc::new(MiscountingProducer { inner, too_many: self.too_many }))
+    }
+}
+
+#[async_trait]
+impl Producer for MiscountingProducer {
+    fn features(&self) -> Features {
+        self.inner.features()
+    }
+
+    async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
+        if self.too_many {
+            let mut produced = self.inner.produce(batch).await?;
+            produced.push(Produced::Confirmed);
+            return Ok(produced);
+        }
+        self.inner.produce(&batch[1..]).await
+    }
+
+    async fn shutdown(&self) -> Result<(), ConnectorError> {
+        self.inner.shutdown().await
+    }
+}
+
+#[tokio::test]
+async fn a_producer_that_does_not_answer_for_each_message_fails_its_stage_and_loses_nothing() {
+    for (too_many, answers) in [(false, 0), (true, 2)] {
+        let world = World::new();
+        let connector = Miscounting { memory: world.memory.clone(), too_many };
+        let registry = world.registry().connector(Arc::new(connector));
+        let yaml = "
+queues: { in: { type: memory }, out: { type: miscounting } }
+stages: { first: { component: pass, input: in, outputs: [out] } }
+";
+        world.put("in", [7]);
+        let running = world.start(yaml, &registry).await;
+        let mut error = None;
+        eventually("the stage fails", async || {
+            error = running.status().await[0].stages[0].error.clone();
+            error.is_some()
+        })
+        .await;
+        let error = error.unwrap();
+        let expected = format!(
+            "the producer of queue `out` (type miscounting) answered for {answers} of 1 messages"
+        );
+        assert!(error.contains(&expected), "{error}");
+        running.drain().await;
+        assert_eq!(world.numbers("in"), [7], "it is not acked");
+    }
 }

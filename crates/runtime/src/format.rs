@@ -15,6 +15,8 @@ use brigade_core::connector::{
 use brigade_core::state::{StoreId, StoreOp};
 use serde_json::Value;
 
+use crate::actors::one_for_each;
+
 /// A connector whose queues may have a `registry`.
 pub(crate) struct Formatted {
     pub(crate) inner: Arc<dyn Connector>,
@@ -71,7 +73,8 @@ impl Connector for Formatted {
         let inner = self.inner.producer(queue, env).await?;
         let Some(registry) = &queue.registry else { return Ok(inner) };
         let format = self.formats.open(queue, registry, true).await?;
-        Ok(Arc::new(FormattedProducer { inner, format }))
+        let (queue, kind) = (Arc::clone(&queue.name), self.inner.type_name());
+        Ok(Arc::new(FormattedProducer { inner, format, queue, kind }))
     }
 
     async fn reach(&self, queue: &QueueSpec, env: &ConnectorEnv) -> Result<(), ConnectorError> {
@@ -197,6 +200,9 @@ impl Consumer for FormattedConsumer {
 struct FormattedProducer {
     inner: Arc<dyn Producer>,
     format: Arc<dyn Format>,
+    /// What it is called in errors.
+    queue: Arc<str>,
+    kind: &'static str,
 }
 
 /// A batch, with what can be written of it.
@@ -238,6 +244,7 @@ impl Producer for FormattedProducer {
     async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
         let Written { batch: written, places, rejected } = self.write(batch).await?;
         let produced = self.inner.produce(&written).await?;
+        let produced = one_for_each(&self.queue, self.kind, written.len(), produced)?;
         let mut all: Vec<(usize, Produced)> = places.into_iter().zip(produced).collect();
         all.extend(rejected.into_iter().map(|(at, why)| (at, Produced::Rejected(why))));
         all.sort_unstable_by_key(|(at, _)| *at);
@@ -269,5 +276,78 @@ impl Producer for FormattedProducer {
 
     async fn shutdown(&self) -> Result<(), ConnectorError> {
         self.inner.shutdown().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use brigade_core::Message;
+    use brigade_core::connector::ErrorKind;
+    use bytes::Bytes;
+
+    /// Payloads as they are, but for those that are empty.
+    struct Plain;
+
+    #[async_trait]
+    impl Format for Plain {
+        async fn read(&self, payload: &Bytes) -> Result<Result<Bytes, String>, ConnectorError> {
+            Ok(Ok(payload.clone()))
+        }
+
+        async fn write(&self, json: &Bytes) -> Result<Result<Bytes, String>, ConnectorError> {
+            Ok(if json.is_empty() { Err("empty".to_owned()) } else { Ok(json.clone()) })
+        }
+    }
+
+    /// Confirms so many more or fewer than it was given.
+    struct Confirms(isize);
+
+    #[async_trait]
+    impl Producer for Confirms {
+        fn features(&self) -> Features {
+            Features::NONE
+        }
+
+        async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
+            let confirmed = batch.len().saturating_add_signed(self.0);
+            Ok((0..confirmed).map(|_| Produced::Confirmed).collect())
+        }
+
+        async fn shutdown(&self) -> Result<(), ConnectorError> {
+            Ok(())
+        }
+    }
+
+    fn produced(more: isize) -> Result<Vec<Produced>, ConnectorError> {
+        let (inner, format) = (Arc::new(Confirms(more)), Arc::new(Plain));
+        let producer = FormattedProducer { inner, format, queue: "out".into(), kind: "odd" };
+        let batch = ["1", "", "2"].map(|payload| Message::new(payload).into());
+        tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap()
+            .block_on(async { producer.produce(&batch).await })
+    }
+
+    #[test]
+    fn each_outcome_is_of_the_message_at_its_place() {
+        let produced = produced(0).unwrap();
+        assert!(
+            matches!(
+                produced[..],
+                [Produced::Confirmed, Produced::Rejected(_), Produced::Confirmed]
+            ),
+            "{produced:?}"
+        );
+    }
+
+    #[test]
+    fn outcomes_of_another_number_of_messages_are_no_answer() {
+        for (more, answers) in [(-1, 1), (1, 3)] {
+            let error = produced(more).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Permanent);
+            let expected = format!("queue `out` (type odd) answered for {answers} of 2 messages");
+            assert!(error.to_string().contains(&expected), "{error}");
+        }
     }
 }

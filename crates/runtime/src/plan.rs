@@ -75,6 +75,16 @@ pub(crate) enum QueuePlace {
     State,
 }
 
+impl QueuePlace {
+    /// The queue's `type:` in the pipeline file.
+    pub(crate) fn type_name(&self) -> &'static str {
+        match self {
+            Self::Connector(connector) => connector.type_name(),
+            Self::State => "state",
+        }
+    }
+}
+
 impl QueuePlan {
     /// The group in which a stage reads it: its own name only if there are several readers.
     pub(crate) fn group_of(&self, stage: &StagePlan) -> Arc<str> {

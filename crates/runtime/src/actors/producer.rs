@@ -69,7 +69,12 @@ impl Outlet {
         let (mut batch, mut tries) = (Arc::new(batch), Tries::default());
         loop {
             let begun = Instant::now();
-            let error = match self.ask_to_produce(Arc::clone(&batch)).await {
+            let answered = self.ask_to_produce(Arc::clone(&batch)).await;
+            let kind = self.queue.place.type_name();
+            let answered = answered.and_then(|outcomes| {
+                one_for_each(&self.queue.spec.name, kind, batch.len(), outcomes)
+            });
+            let error = match answered {
                 Ok(outcomes) => {
                     self.queue.times.write.done_since(begun);
                     let (mut left, mut last) = (Vec::new(), None);
@@ -160,6 +165,26 @@ impl Outlet {
     pub(crate) fn crash(&self) -> bool {
         self.addr.load().as_ref().is_some_and(|addr| addr.try_send(Crash).is_ok())
     }
+}
+
+/// What a producer answered, if it answered for each message: else nobody knows what became of which.
+///
+/// # Errors
+/// It did not. Trying again would not help, since the connector is wrong.
+pub(crate) fn one_for_each(
+    queue: &str,
+    kind: &str,
+    messages: usize,
+    outcomes: Vec<Produced>,
+) -> Result<Vec<Produced>, ConnectorError> {
+    let answers = outcomes.len();
+    if answers == messages {
+        return Ok(outcomes);
+    }
+    Err(ConnectorError::permanent(format!(
+        "the producer of queue `{queue}` (type {kind}) answered for {answers} of {messages} messages; \
+         expected one outcome for each, in the same order: `produce` of this connector has to be mended"
+    )))
 }
 
 pub(crate) struct Producer {
