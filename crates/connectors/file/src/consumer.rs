@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,8 +21,6 @@ use crate::settings::Settings;
 
 /// Chunks that are read ahead; each is at most 256 records or about 1 MiB.
 const AHEAD: usize = 4;
-/// A receipt's position holds the file in its upper 16 bits and the record's number below.
-const RECORD_BITS: u32 = 48;
 
 /// Takes records from files.
 pub(crate) struct FileConsumer {
@@ -49,8 +47,11 @@ struct Shared {
     /// The file whose records the thread is reading.
     current: usize,
     /// Records read and not yet handed out.
-    ahead: std::collections::VecDeque<Incoming>,
+    ahead: VecDeque<Out>,
+    /// By the positions of their receipts: the how manieth record of all files each is.
     out: HashMap<u64, Out>,
+    /// The position of the next record that is read.
+    next: u64,
     /// What was put back: when it may be handed out again.
     returned: BTreeMap<(Instant, u64), ()>,
     at_end: bool,
@@ -58,8 +59,11 @@ struct Shared {
     closed: bool,
 }
 
-/// A message that is handed out or put back.
+/// A message that is read and not resolved.
+#[derive(Clone)]
 struct Out {
+    /// Its file, by its place among those of this consumer, and its number there.
+    place: (usize, u64),
     /// With the receipt of the last handing-over.
     incoming: Incoming,
     /// Whether it is put back: no receipt stands then.
@@ -85,10 +89,16 @@ impl Shared {
 
     /// Hands the next message out for the first time.
     fn hand_out(&mut self) -> Option<Incoming> {
-        let incoming = self.ahead.pop_front()?;
-        let out = Out { incoming: incoming.clone(), returned: false };
+        let out = self.ahead.pop_front()?;
+        let incoming = out.incoming.clone();
         self.out.insert(incoming.receipt.position, out);
         Some(incoming)
+    }
+
+    /// The files and records of what is out.
+    fn places(&self, receipts: &[Receipt]) -> Vec<(usize, u64)> {
+        let out = receipts.iter().filter_map(|receipt| self.out.get(&receipt.position));
+        out.map(|out| out.place).collect()
     }
 }
 
@@ -170,7 +180,10 @@ impl FileConsumer {
                     }
                     progress.hand_out(number, record.from, record.to);
                     let id = MessageId::root(incarnation, number);
-                    fresh.push(self.incoming(record, id, receipt(file, number)));
+                    let receipt = Receipt { position: shared.next, fence: 0 };
+                    shared.next += 1;
+                    let incoming = self.incoming(record, id, receipt);
+                    fresh.push(Out { place: (file, number), incoming, returned: false });
                 }
                 shared.ahead.extend(fresh);
             }
@@ -222,6 +235,7 @@ impl FileConsumer {
         if let Some((kind, text)) = shared.failed.clone() {
             return Err(match kind {
                 ErrorKind::Transient => ConnectorError::transient(text),
+                ErrorKind::Stalled => ConnectorError::stalled(text),
                 _ => ConnectorError::permanent(text),
             });
         }
@@ -234,11 +248,10 @@ impl FileConsumer {
 
     /// The positions as they will be when these are resolved, as operations on the state, and the
     /// files concerned.
-    fn resolved(&self, receipts: &[Receipt]) -> (Vec<(usize, Progress)>, Vec<StoreOp>) {
+    fn resolved(&self, places: &[(usize, u64)]) -> (Vec<(usize, Progress)>, Vec<StoreOp>) {
         let shared = self.shared();
         let mut changed: BTreeMap<usize, Progress> = BTreeMap::new();
-        for receipt in receipts {
-            let (file, record) = place(*receipt);
+        for (file, record) in places.iter().copied() {
             let Some(progress) = shared.files.get(file) else { continue };
             let progress = changed.entry(file).or_insert_with(|| progress.clone());
             if progress.is_open(record) {
@@ -266,13 +279,12 @@ enum Taken {
     End,
 }
 
-fn receipt(file: usize, record: u64) -> Receipt {
-    Receipt { position: (file as u64) << RECORD_BITS | record, fence: 0 }
-}
-
-fn place(receipt: Receipt) -> (usize, u64) {
-    let file = usize::try_from(receipt.position >> RECORD_BITS).expect("16 bits");
-    (file, receipt.position & ((1 << RECORD_BITS) - 1))
+/// The reader's thread says how it ends, unless it panics: nobody knows what is left to be read then.
+fn ended_unsaid(queue: &str) -> Said {
+    Said::Failed(ConnectorError::stalled(format!(
+        "queue `{queue}`: the thread that reads its files has ended before their end, by a defect: what it said is \
+         in the log, and what is left is read by another"
+    )))
 }
 
 /// A position that was kept and cannot be read: to begin again would hand everything out twice.
@@ -311,7 +323,7 @@ impl Consumer for FileConsumer {
                 }
             };
             tokio::select! {
-                said = hear => self.hear(said.unwrap_or(Said::End)),
+                said = hear => self.hear(said.unwrap_or_else(|| ended_unsaid(&self.name))),
                 () = due => {}
                 () = changed => {}
             }
@@ -327,14 +339,16 @@ impl Consumer for FileConsumer {
         if self.shared().closed {
             return Err(ConnectorError::closed(&self.name));
         }
-        let (receipts, fenced): (Vec<_>, Vec<_>) = {
+        let ((receipts, fenced), places): ((Vec<_>, Vec<_>), _) = {
             let shared = self.shared();
-            receipts.into_iter().partition(|receipt| shared.stands(*receipt))
+            let parts: (Vec<_>, _) = receipts.into_iter().partition(|one| shared.stands(*one));
+            let places = shared.places(&parts.0);
+            (parts, places)
         };
         if !fenced.is_empty() && !ops.is_empty() {
             return Ok(fenced.into());
         }
-        let (changed, positions) = self.resolved(&receipts);
+        let (changed, positions) = self.resolved(&places);
         ops.extend(positions);
         if !ops.is_empty() {
             self.state.commit(ops).await?;
@@ -343,8 +357,8 @@ impl Consumer for FileConsumer {
         for (file, resolved) in changed {
             // Records may have been read meanwhile; only what was resolved is taken over.
             let progress = &mut shared.files[file];
-            for receipt in receipts.iter().filter(|r| place(**r).0 == file) {
-                progress.resolve(place(*receipt).1);
+            for (_, record) in places.iter().filter(|(of, _)| *of == file) {
+                progress.resolve(*record);
             }
             debug_assert!(progress.position.records.low() >= resolved.position.records.low());
         }
@@ -395,10 +409,13 @@ impl Consumer for FileConsumer {
     }
 
     fn locate(&self, receipt: Receipt) -> String {
-        let (file, record) = place(receipt);
         let shared = self.shared();
-        let path = shared.files.get(file).map_or("?", |progress| &progress.position.path);
-        format!("{path}:record {}", record + 1)
+        let place = shared.out.get(&receipt.position).map(|out| out.place);
+        let file = place.and_then(|(file, record)| Some((shared.files.get(file)?, record)));
+        file.map_or_else(
+            || format!("queue {}", self.name),
+            |(progress, record)| format!("{}:record {}", progress.position.path, record + 1),
+        )
     }
 
     fn store(&self) -> Option<StoreId> {
@@ -425,5 +442,70 @@ impl Consumer for FileConsumer {
 impl Drop for FileConsumer {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use brigade_embedded::{Options, Store};
+
+    const WANT: Want = Want { messages: 10, bytes: usize::MAX };
+
+    /// A consumer whose thread says what is sent.
+    async fn consumer() -> (FileConsumer, mpsc::Sender<Said>, tempfile::TempDir) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("*.txt");
+        let queue = QueueSpec::new("shop", "in", serde_json::json!({ "path": path }));
+        let reader = Reader { stage: "test".into(), group: "".into(), order: Order::None };
+        let state = Store::open(&directory.path().join("state"), Options::default()).unwrap();
+        let state: Arc<dyn StateStore> = state;
+        let mut consumer = FileConsumer::open(&queue, &reader, &state).await.unwrap();
+        let (say, said) = mpsc::channel(AHEAD);
+        consumer.said = tokio::sync::Mutex::new(said);
+        (consumer, say, directory)
+    }
+
+    fn beginning(path: &str) -> Position {
+        Position::beginning(path, &std::fs::File::open("/dev/null").unwrap()).unwrap()
+    }
+
+    fn first_record() -> Numbered {
+        let record =
+            Record { from: 0, to: 2, bytes: Bytes::from("x"), truncated: None, broken: None };
+        Numbered { number: 0, record, resolved: false }
+    }
+
+    #[tokio::test]
+    async fn a_receipt_is_of_its_file_however_many_there_are() {
+        const FILES: usize = 1 << 16;
+        let (consumer, say, _directory) = consumer().await;
+        let file = |n: usize| Progress::new(Some(n.to_string()), beginning(&n.to_string()));
+        consumer.hear(Said::File { key: Some("0".to_owned()), position: beginning("0") });
+        consumer.hear(Said::Records(vec![first_record()]));
+        consumer.shared().files.extend((1..FILES).map(file));
+        let last = Said::File { key: Some(FILES.to_string()), position: beginning("last") };
+        say.send(last).await.unwrap();
+        say.send(Said::Records(vec![first_record()])).await.unwrap();
+        let mut taken = consumer.consume(WANT).await.unwrap();
+        while taken.len() < 2 {
+            taken.extend(consumer.consume(WANT).await.unwrap());
+        }
+        let of_last = taken[1].receipt;
+        assert_eq!(consumer.locate(of_last), "last:record 1");
+        assert!(consumer.ack(vec![of_last], Vec::new()).await.unwrap().fenced.is_empty());
+        let shared = consumer.shared();
+        assert_eq!(shared.files[FILES].position.records.low(), 1);
+        assert_eq!(shared.files[0].position.records.low(), 0, "the first is not resolved");
+        assert!(shared.stands(taken[0].receipt));
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_dies_is_not_the_end_of_the_files() {
+        let (consumer, say, _directory) = consumer().await;
+        drop(say);
+        let error = consumer.consume(WANT).await.unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Stalled);
+        assert!(!consumer.lag().await.unwrap().at_end);
     }
 }
