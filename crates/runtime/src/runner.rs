@@ -338,7 +338,7 @@ impl RunnerSite {
             Attempt::Answered(Err(HandleError::Failed(Failure::Reject(error)))) => {
                 let cause = cause_of(CauseKind::Rejected, error);
                 stats.failed_attempts.add(1);
-                delivery.attempts += 1;
+                delivery.attempts = delivery.attempts.saturating_add(1);
                 delivery.first_failed_at.get_or_insert_with(now);
                 return self.give_up_on(delivery, cause, None);
             }
@@ -355,7 +355,7 @@ impl RunnerSite {
             }
         };
         stats.failed_attempts.add(1);
-        delivery.attempts += 1;
+        delivery.attempts = delivery.attempts.saturating_add(1);
         delivery.first_failed_at.get_or_insert_with(now);
         let random = fastrand::f64();
         match self.stage.retry.decide(delivery.attempts, asked, self.waiting(&delivery), random) {

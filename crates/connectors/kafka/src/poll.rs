@@ -203,23 +203,25 @@ impl Shared {
     fn arrival(
         &self,
         topic: &str,
-        mut incoming: Incoming,
+        incoming: Incoming,
         copy: CopyHeaders,
         (now, time): (Instant, Timestamp),
     ) -> Arrival {
         let Membership { group, topics, .. } = &self.of;
         let is_named = topics.iter().any(|named| named == topic);
+        // What somebody else counted, or made up, says nothing of this group's attempts.
+        let anew = |mut incoming: Incoming| {
+            (incoming.attempts, incoming.first_failed_at) = (0, None);
+            Arrival::Message { incoming, due: None, origin: None }
+        };
         match &copy.group {
-            None => return Arrival::Message { incoming, due: None, origin: None },
+            None => return anew(incoming),
             Some(of) if !is_named && retry::is_of_group(topic, of) => {
                 return if of == group { Arrival::Anothers } else { Arrival::Nothing };
             }
             Some(of) if of == group => {}
             // Somebody put it here by hand: to this group it is a message as any other.
-            Some(_) => {
-                (incoming.attempts, incoming.first_failed_at) = (0, None);
-                return Arrival::Message { incoming, due: None, origin: None };
-            }
+            Some(_) => return anew(incoming),
         }
         // A clock that is far behind those of others must not hold it up for longer than was meant.
         let now_or_made = incoming.enqueued_at.map_or(time, |made| time.max(made));

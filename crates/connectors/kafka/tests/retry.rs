@@ -166,7 +166,10 @@ async fn on_the_input_another_groups_copy_is_a_message_as_any_other() {
         copy.with_header("brigade-due", due.0.to_string()).into()
     };
     let now = Timestamp::from(std::time::SystemTime::now());
-    let copies: [Outgoing; 2] = [copy("other", now.after(PATIENCE)), copy(&topic, now)];
+    // Of no group at all, and with more attempts than can be counted on from.
+    let made_up = Message::new("7").with_header("brigade-attempts", u32::MAX.to_string());
+    let made_up = made_up.with_header("brigade-failed-at", "1").with_header("own", "1").into();
+    let copies: [Outgoing; 3] = [copy("other", now.after(PATIENCE)), copy(&topic, now), made_up];
     producer(&queue).await.produce(&copies).await.unwrap();
     // An input that is named, and one that an expression finds.
     let mut found = queue.clone();
@@ -176,11 +179,12 @@ async fn on_the_input_another_groups_copy_is_a_message_as_any_other() {
     for queue in [queue, found] {
         let member = consumer(&queue).await.unwrap();
         let mut taken = Vec::new();
-        while taken.len() < 2 {
+        while taken.len() < 3 {
             taken.extend(take_some(&member, 10).await);
         }
         let seen = |i: &Incoming| (number(i), i.attempts, i.message.headers.len());
-        assert_eq!(taken.iter().map(seen).collect::<Vec<_>>(), [(7, 0, 1), (7, 3, 1)]);
+        assert_eq!(taken.iter().map(seen).collect::<Vec<_>>(), [(7, 0, 1), (7, 3, 1), (7, 0, 1)]);
+        assert_eq!(taken[2].first_failed_at, None);
         drop(member);
     }
 }

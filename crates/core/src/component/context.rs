@@ -70,7 +70,7 @@ impl Context {
 
     /// Which attempt this is, from 1.
     pub fn attempt(&self) -> u32 {
-        self.delivery.attempts + 1
+        self.delivery.attempts.saturating_add(1)
     }
 
     /// How often the message was handed out before without an outcome (crashes).
