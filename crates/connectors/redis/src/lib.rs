@@ -4,6 +4,7 @@
 mod limit;
 mod longest;
 mod output;
+mod pace;
 pub mod rsmq;
 mod script;
 mod server;

@@ -16,6 +16,7 @@ use tokio::task::JoinHandle;
 use super::connector::Site;
 use super::scripts::{DELETE, HIDE, LAG, RECEIVE};
 use crate::output::{self, Settled};
+use crate::pace::Paced;
 
 /// The most messages that are received at once.
 const RECEIVE_MAX: usize = 500;
@@ -33,13 +34,17 @@ type Received = (String, Option<Vec<u8>>, u64, Option<String>, Option<u32>);
 pub(crate) struct RsmqConsumer {
     site: Arc<Site>,
     shared: Mutex<Shared>,
+    pace: Paced,
     /// A receiving that outlives who asked for it.
-    fetch: tokio::sync::Mutex<Option<BoxFuture<'static, Fetched>>>,
+    fetch: tokio::sync::Mutex<Option<Fetch>>,
     closed: AtomicBool,
     woken: Arc<Notify>,
     /// Hears of sendings, if the queue is `realtime`.
     listening: Option<JoinHandle<()>>,
 }
+
+/// How many messages it asked for, and the answer.
+type Fetch = (usize, BoxFuture<'static, Fetched>);
 
 type Fetched = Result<(Vec<Received>, i64), ConnectorError>;
 
@@ -61,6 +66,7 @@ impl RsmqConsumer {
         Self {
             site,
             shared: Mutex::default(),
+            pace: Paced::new(RECEIVE_MAX),
             fetch: tokio::sync::Mutex::default(),
             closed: AtomicBool::new(false),
             woken,
@@ -83,8 +89,10 @@ impl RsmqConsumer {
         taken
     }
 
-    fn enter(&self, received: Vec<Received>) {
+    /// Enters what a receiving brought that asked for so many.
+    fn enter(&self, asked: usize, received: Vec<Received>) {
         let mut shared = self.shared();
+        let before = shared.ready.len();
         for (id, body, count, first, attempts) in received {
             let position = shared.next;
             shared.next += 1;
@@ -106,6 +114,7 @@ impl RsmqConsumer {
             shared.held.insert(position, (id, count));
             shared.ready.push_back(incoming);
         }
+        self.pace.read::<()>(asked, Ok(&shared.ready.make_contiguous()[before..]));
     }
 
     /// The ids behind receipts, as far as they stand here; the rest are fenced.
@@ -191,12 +200,16 @@ impl Consumer for RsmqConsumer {
             if !taken.is_empty() {
                 return Ok(taken);
             }
-            let fetching = fetch.get_or_insert_with(|| {
-                Box::pin(receive(Arc::clone(&self.site), want.messages.min(RECEIVE_MAX)))
+            let (asked, fetching) = fetch.get_or_insert_with(|| {
+                let asked = self.pace.count(want);
+                (asked, Box::pin(receive(Arc::clone(&self.site), asked)))
             });
-            let fetched = fetching.await;
+            let (asked, fetched) = (*asked, fetching.await);
             *fetch = None;
             drop(fetch);
+            if fetched.is_err() {
+                self.pace.read(asked, Err(()));
+            }
             let (received, next_ms) = fetched?;
             if received.is_empty() {
                 let look = if self.listening.is_some() { LOOK_LISTENING } else { LOOK };
@@ -204,7 +217,7 @@ impl Consumer for RsmqConsumer {
                 let wait = next.clamp(Duration::from_millis(1), look);
                 let _ = tokio::time::timeout(wait, woken).await;
             }
-            self.enter(received);
+            self.enter(asked, received);
         }
     }
 
@@ -298,10 +311,10 @@ impl Consumer for RsmqConsumer {
         }
         self.woken.notify_waiters();
         // A receiving that is under way has hidden messages; they are given back too.
-        if let Some(fetching) = self.fetch.lock().await.take()
+        if let Some((asked, fetching)) = self.fetch.lock().await.take()
             && let Ok((received, _)) = fetching.await
         {
-            self.enter(received);
+            self.enter(asked, received);
         }
         let held = self.give_up();
         self.hide(held).await.map(drop)

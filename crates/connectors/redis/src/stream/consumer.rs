@@ -25,6 +25,7 @@ use super::retention::Retention;
 use super::scripts::{ACK, CLAIM_DUE, CLAIM_OWN, FAIL, GIVE_BACK, HELD};
 use crate::limit::too_often;
 use crate::output::{self, Settled};
+use crate::pace::Paced;
 use crate::server::Place;
 use crate::wire::Wire;
 
@@ -67,6 +68,7 @@ pub(super) struct Site {
     pub(super) wire: Arc<Wire>,
     /// What was received and is unresolved.
     held: std::sync::Mutex<Held>,
+    pace: Paced,
     /// An answer may have been lost: the server may have handed out what never came here.
     lost: AtomicBool,
     /// When it was last looked what is due, if new entries came since.
@@ -105,6 +107,7 @@ impl StreamConsumer {
             reading,
             wire,
             held: std::sync::Mutex::default(),
+            pace: Paced::new(READ_MAX),
             lost: AtomicBool::new(false),
             looked: std::sync::Mutex::default(),
             looked_after: std::sync::Mutex::default(),
@@ -159,7 +162,7 @@ impl Site {
     }
 
     /// Claims what the server believes to have handed to this member, and what never came.
-    async fn find_lost(&self) -> Result<Vec<Incoming>, ConnectorError> {
+    async fn find_lost(&self, max: usize) -> Result<Vec<Incoming>, ConnectorError> {
         let keys = &self.keys;
         let mut held = HELD.key(&keys.stream);
         held.arg(&keys.group).arg(&self.member);
@@ -167,7 +170,7 @@ impl Site {
         let unknown: Vec<String> = {
             let known = self.held();
             let is_unknown = |id: &String| id.parse().is_ok_and(|id| !known.knows(id));
-            ids.into_iter().filter(is_unknown).take(READ_MAX).collect()
+            ids.into_iter().filter(is_unknown).take(max).collect()
         };
         if unknown.is_empty() {
             self.lost.store(false, Ordering::Relaxed);
@@ -182,8 +185,10 @@ impl Site {
     }
 
     /// What others left behind, then what was put back and is due, then what is new.
-    async fn read(self: Arc<Self>, max: usize) -> Result<Vec<Incoming>, ConnectorError> {
+    async fn read(self: Arc<Self>, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
+        let max = self.pace.count(want);
         let read = self.try_read(max).await;
+        self.pace.read(max, read.as_deref());
         if read.is_err() {
             self.lost.store(true, Ordering::Relaxed);
         }
@@ -225,7 +230,7 @@ impl Site {
     async fn try_read(&self, max: usize) -> Result<Vec<Incoming>, ConnectorError> {
         let keys = &self.keys;
         if self.lost.load(Ordering::Relaxed) {
-            let found = self.find_lost().await?;
+            let found = self.find_lost(max).await?;
             if !found.is_empty() {
                 return Ok(found);
             }
@@ -325,9 +330,8 @@ impl Consumer for StreamConsumer {
             if !taken.is_empty() {
                 return Ok(taken);
             }
-            let reading = fetch.reading.get_or_insert_with(|| {
-                Box::pin(Arc::clone(&self.site).read(want.messages.min(READ_MAX)))
-            });
+            let reading =
+                fetch.reading.get_or_insert_with(|| Box::pin(Arc::clone(&self.site).read(want)));
             tokio::select! {
                 read = reading => {
                     fetch.reading = None;

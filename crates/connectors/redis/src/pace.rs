@@ -1,0 +1,149 @@
+//! How many messages a read asks for. A server is asked for a number, while what is wanted is bytes, so it
+//! depends on how long the last messages were.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use brigade_core::connector::{Incoming, Want};
+
+/// What the first read asks for at most, and the first after one that failed.
+const FIRST: usize = 8;
+/// A read that brought all that it asked for lets the next ask for so many times as much.
+const GROWTH: usize = 4;
+
+/// What the last reads tell about the next.
+#[derive(Debug)]
+pub(crate) struct Pace {
+    /// No read asks for more, whatever is wanted.
+    max: usize,
+    /// The next asks for no more.
+    most: usize,
+    /// The mean size lately, at once as great as that of the last read.
+    size: usize,
+}
+
+impl Pace {
+    pub(crate) fn new(max: usize) -> Self {
+        Self { max, most: FIRST, size: 0 }
+    }
+
+    /// How many messages to ask for, at least one.
+    pub(crate) fn count(&self, want: Want) -> usize {
+        let fit = want.bytes.checked_div(self.size).unwrap_or(usize::MAX);
+        want.messages.min(self.most).min(fit).clamp(1, self.max)
+    }
+
+    /// A read that asked for `asked` messages brought so many, with so many bytes.
+    pub(crate) fn brought(&mut self, asked: usize, messages: usize, bytes: usize) {
+        let Some(mean) = bytes.checked_div(messages) else { return };
+        self.size = mean.max(self.size - self.size / 4 + mean / 4);
+        if messages >= asked.min(self.most) {
+            self.most = self.most.max(asked.saturating_mul(GROWTH)).min(self.max);
+        }
+    }
+
+    /// A read brought nothing but an error: perhaps it was too much to come in time.
+    pub(crate) fn failed(&mut self) {
+        self.most = 1;
+    }
+}
+
+/// A pace that several reads go by, one after the other.
+#[derive(Debug)]
+pub(crate) struct Paced(Mutex<Pace>);
+
+impl Paced {
+    pub(crate) fn new(max: usize) -> Self {
+        Self(Mutex::new(Pace::new(max)))
+    }
+
+    pub(crate) fn count(&self, want: Want) -> usize {
+        self.pace().count(want)
+    }
+
+    /// What became of a read that asked for so many messages.
+    pub(crate) fn read<E>(&self, asked: usize, read: Result<&[Incoming], E>) {
+        match read {
+            Ok(read) => {
+                let bytes = read.iter().map(|incoming| incoming.message.size()).sum();
+                self.pace().brought(asked, read.len(), bytes);
+            }
+            Err(_) => self.pace().failed(),
+        }
+    }
+
+    fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MAX: usize = 1000;
+    const WANT: Want = Want { messages: 4096, bytes: 64 << 20 };
+
+    /// Reads of a queue whose messages have this size; what each asked for.
+    fn reads(pace: &mut Pace, size: usize, reads: usize) -> Vec<usize> {
+        let read = |_| {
+            let asked = pace.count(WANT);
+            pace.brought(asked, asked, asked * size);
+            asked
+        };
+        (0..reads).map(read).collect()
+    }
+
+    #[test]
+    fn short_messages_are_soon_asked_for_by_the_thousand() {
+        assert_eq!(reads(&mut Pace::new(MAX), 100, 6), [8, 32, 128, 512, 1000, 1000]);
+    }
+
+    #[test]
+    fn no_more_long_messages_are_asked_for_than_there_is_room_for() {
+        assert_eq!(reads(&mut Pace::new(MAX), 5 << 20, 4), [8, 12, 12, 12]);
+        assert_eq!(reads(&mut Pace::new(MAX), 100 << 20, 2), [8, 1], "one at least");
+    }
+
+    #[test]
+    fn long_messages_count_at_once_and_for_a_while() {
+        let mut pace = Pace::new(MAX);
+        reads(&mut pace, 100, 6);
+        assert_eq!(reads(&mut pace, 5 << 20, 2), [1000, 12]);
+        let after = reads(&mut pace, 100, 20);
+        assert!(after[1] < 20 && after[19] == MAX, "{after:?}");
+    }
+
+    #[test]
+    fn after_an_error_little_is_asked_for() {
+        let mut pace = Pace::new(MAX);
+        reads(&mut pace, 100, 6);
+        pace.failed();
+        assert_eq!(reads(&mut pace, 100, 3), [1, 4, 16]);
+    }
+
+    #[test]
+    fn a_read_that_brings_little_changes_nothing() {
+        let mut pace = Pace::new(MAX);
+        pace.brought(8, 0, 0);
+        pace.brought(8, 3, 300);
+        assert_eq!(pace.count(WANT), 8);
+        assert_eq!(pace.count(Want { messages: 2, ..WANT }), 2);
+    }
+
+    #[test]
+    fn it_asks_for_at_least_one_and_never_for_more_than_is_wanted() {
+        for seed in 0..1000 {
+            let mut random = fastrand::Rng::with_seed(seed);
+            let want = Want { messages: random.usize(1..5000), bytes: random.usize(..1_000_000) };
+            let mut pace = Pace::new(MAX);
+            for _ in 0..30 {
+                let asked = pace.count(want);
+                assert!((1..=MAX.min(want.messages)).contains(&asked), "{seed}: {asked}");
+                match random.usize(..=asked) {
+                    0 => pace.failed(),
+                    n => pace.brought(asked, n, n * random.usize(..10_000_000)),
+                }
+            }
+        }
+    }
+}
