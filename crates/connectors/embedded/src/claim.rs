@@ -15,9 +15,16 @@ use crate::thread::Work;
 /// The leases of this process, as its thread knows them without asking the file.
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
-    /// By row: its queue, and whether it is a suspect.
-    held: HashMap<u64, (i64, bool)>,
+    /// By row.
+    held: HashMap<u64, Lease>,
     quarantine: Quarantine,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Lease {
+    queue: i64,
+    fence: u64,
+    suspect: bool,
 }
 
 impl Leases {
@@ -26,18 +33,23 @@ impl Leases {
         self.quarantine.is_on()
     }
 
-    pub(crate) fn forget(&mut self, row: u64) {
-        self.held.remove(&row);
+    /// A lease has ended, by whomever; a later one of the same row stays.
+    pub(crate) fn forget(&mut self, receipt: Receipt) {
+        if self.held.get(&receipt.position).is_some_and(|lease| lease.fence == receipt.fence) {
+            self.held.remove(&receipt.position);
+        }
     }
 
     /// Reads them again from the file, after a transaction was lost.
     pub(crate) fn reload(&mut self, db: &Connection, holder: i64) {
-        let read = || -> rusqlite::Result<HashMap<u64, (i64, bool)>> {
-            let sql = "SELECT id, queue, suspect FROM messages
+        let read = || -> rusqlite::Result<HashMap<u64, Lease>> {
+            let sql = "SELECT id, queue, fence, suspect FROM messages
                        WHERE queue IN (SELECT id FROM queues) AND state = 2 AND holder = ?1";
             let mut held = db.prepare_cached(sql)?;
-            let held =
-                held.query_map([holder], |row| Ok((row.get(0)?, (row.get(1)?, row.get(2)?))))?;
+            let held = held.query_map([holder], |row| {
+                let lease = Lease { queue: row.get(1)?, fence: row.get(2)?, suspect: row.get(3)? };
+                Ok((row.get(0)?, lease))
+            })?;
             held.collect()
         };
         if let Ok(held) = read() {
@@ -49,8 +61,8 @@ impl Leases {
         let waiting = "SELECT 1 FROM messages WHERE suspect = 1 AND state = 0 LIMIT 1";
         let waiting = db.prepare_cached(waiting)?.exists([])?;
         let here = waiting && first_suspect(db, queue)?.is_some();
-        let own = self.held.values().filter(|(at, _)| *at == queue).count();
-        let suspect = self.held.values().any(|(_, suspect)| *suspect);
+        let own = self.held.values().filter(|lease| lease.queue == queue).count();
+        let suspect = self.held.values().any(|lease| lease.suspect);
         let now = Instant::now();
         Ok(self.quarantine.turn(now, waiting, here, self.held.len(), own, suspect))
     }
@@ -220,7 +232,10 @@ fn lease_first(
     let mut update = work.db.prepare_cached(sql)?;
     let leased = update.execute(params![queue, last.receipt.position, work.holder])?;
     debug_assert_eq!(leased, messages.len(), "nothing else is ready up to the last");
-    work.leases.held.extend(messages.iter().map(|m| (m.receipt.position, (queue, false))));
+    work.leases.held.extend(messages.iter().map(|incoming| {
+        let Receipt { position, fence } = incoming.receipt;
+        (position, Lease { queue, fence, suspect: false })
+    }));
     Ok(messages)
 }
 
@@ -240,7 +255,8 @@ fn lease(
     for id in rows {
         let (incoming, suspect) = read.query_row([id], |row| reader.read(row))?;
         update.execute(params![id, work.holder])?;
-        work.leases.held.insert(*id, (queue, suspect));
+        let fence = incoming.receipt.fence;
+        work.leases.held.insert(*id, Lease { queue, fence, suspect });
         messages.push(incoming);
     }
     Ok(messages)

@@ -173,7 +173,7 @@ fn put_back(
         if let Some(Some(key)) = key {
             promote(work.db, queue, &key)?;
         }
-        work.leases.forget(receipt.position);
+        work.leases.forget(*receipt);
     }
     work.woke |= !receipts.is_empty();
     Ok(())
@@ -324,7 +324,7 @@ fn fail(work: &mut Work<'_>, queue: i64, failed: &Failed) -> rusqlite::Result<bo
     let values = params![position, fence, queue, attempts, visible_at, now_ms(), delay > 0];
     let mut update = work.db.prepare_cached(sql)?;
     let row = update.query_row(values, |row| row.get::<_, Option<Vec<u8>>>(0)).optional()?;
-    work.leases.forget(position);
+    work.leases.forget(failed.receipt);
     if let Some(Some(key)) = &row {
         promote(work.db, queue, key)?;
     }
@@ -345,7 +345,7 @@ fn park(
                WHERE id = ?1 AND fence = ?2 AND state = 2 AND queue = ?3";
     let values = params![receipt.position, receipt.fence, queue, attempts, error, now_ms()];
     let parked = work.db.prepare_cached(sql)?.execute(values)?;
-    work.leases.forget(receipt.position);
+    work.leases.forget(receipt);
     Ok(parked > 0)
 }
 
@@ -381,24 +381,26 @@ impl Consumer for EmbeddedConsumer {
         let ops = self.targets.resolve(ops)?;
         let queue = self.queue;
         let rows: Vec<(u64, u64)> = receipts.iter().map(|r| (r.position, r.fence)).collect();
+        let (own, writes) = (receipts.clone(), !ops.is_empty());
         let acked = self.requests.ask(move |work| {
-            // All or nothing: with a lost lease what the others became is not written either.
             let (leased, fenced) = leased(work, queue, &rows)?;
-            if !fenced.is_empty() && !ops.is_empty() {
-                return Ok(fenced);
+            // All or nothing: with a lost lease what the others became is not written either.
+            let undone = !fenced.is_empty() && !ops.is_empty();
+            if !undone {
+                delete_leased(work, queue, &leased)?;
+                apply(work, &ops)?;
             }
-            delete_leased(work, queue, &leased)?;
-            apply(work, &ops)?;
             work.woke |= work.leases.in_quarantine();
-            for (row, _) in &rows {
-                work.leases.forget(*row);
+            for receipt in own.iter().filter(|r| !undone || fenced.contains(&r.position)) {
+                work.leases.forget(*receipt);
             }
             Ok(fenced)
         });
         let fenced = acked.await?;
         let fenced: Vec<Receipt> =
             receipts.iter().filter(|r| fenced.contains(&r.position)).copied().collect();
-        self.forget(if fenced.is_empty() { &receipts } else { &fenced });
+        let undone = !fenced.is_empty() && writes;
+        self.forget(if undone { &fenced } else { &receipts });
         Ok(fenced.into())
     }
 
@@ -470,4 +472,64 @@ pub(crate) fn lag(work: &Work<'_>, queue: i64) -> rusqlite::Result<Lag> {
         age,
         at_end: false,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use brigade_core::connector::Producer;
+
+    use super::*;
+    use crate::{Options, Store};
+
+    const WANT: Want = Want { messages: 1, bytes: usize::MAX };
+
+    /// What is taken from a consumer by somebody who believed its process dead.
+    fn fence(directory: &tempfile::TempDir, row: u64, suspect: bool) {
+        let db = rusqlite::Connection::open(directory.path().join("brigade.db")).unwrap();
+        let sql = "UPDATE messages SET state = 0, holder = 0, fence = fence + 1, suspect = ?2
+                   WHERE id = ?1";
+        assert_eq!(db.execute(sql, params![row, suspect]).unwrap(), 1);
+    }
+
+    async fn opened(messages: u128) -> (tempfile::TempDir, Arc<dyn Producer>, EmbeddedConsumer) {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path(), Options::default()).unwrap();
+        let queue = QueueSpec::new("p", "q", serde_json::json!({}));
+        let producer = store.queue_producer(&queue).await.unwrap();
+        let batch: Vec<_> = (1..=messages)
+            .map(|n| brigade_core::Message::new("x").with_id(brigade_core::MessageId(n)).into())
+            .collect();
+        producer.produce(&batch).await.unwrap();
+        let reader = Reader { stage: "s".into(), group: "".into(), order: Order::None };
+        let consumer = EmbeddedConsumer::open(&store, &queue, &reader).await.unwrap();
+        (directory, producer, consumer)
+    }
+
+    fn held(consumer: &EmbeddedConsumer) -> usize {
+        consumer.held.lock().unwrap().len()
+    }
+
+    /// Else it would count as in flight for ever, and a suspect waits until nothing is.
+    #[tokio::test]
+    async fn a_lease_that_was_lost_does_not_keep_a_suspect_waiting() {
+        let (directory, _producer, consumer) = opened(1).await;
+        let taken = consumer.consume(WANT).await.unwrap();
+        fence(&directory, taken[0].receipt.position, true);
+        let op = StoreOp::Put { space: "s".into(), key: "k".into(), value: "v".into() };
+        let acked = consumer.ack(vec![taken[0].receipt], vec![op]).await.unwrap();
+        assert_eq!((acked.fenced.len(), held(&consumer)), (1, 0));
+        let again = tokio::time::timeout(Duration::from_secs(20), consumer.consume(WANT));
+        assert_eq!(again.await.expect("the suspect is handed out").unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn what_was_acked_beside_a_lost_lease_is_not_held_any_more() {
+        let (directory, _producer, consumer) = opened(2).await;
+        let want = Want { messages: 2, ..WANT };
+        let receipts: Vec<Receipt> =
+            consumer.consume(want).await.unwrap().iter().map(|taken| taken.receipt).collect();
+        fence(&directory, receipts[0].position, false);
+        let acked = consumer.ack(receipts.clone(), Vec::new()).await.unwrap();
+        assert_eq!((acked.fenced, held(&consumer)), (vec![receipts[0]], 0));
+    }
 }
