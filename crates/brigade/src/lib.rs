@@ -75,8 +75,9 @@ pub fn registry() -> Registry {
         .connector(Arc::new(brigade_redis::RedisStreams))
         .connector(Arc::new(brigade_redis::Rsmq))
         .state(Arc::new(|directory| {
-            let opened = brigade_embedded::Store::open(directory, EmbeddedOptions::default());
-            Box::pin(async move { opened.map(|store| store as Arc<dyn state::StateStore>) })
+            let options = EmbeddedOptions::default();
+            let opened = EmbeddedStore::open_aside(directory.to_path_buf(), options);
+            Box::pin(async move { Ok(opened.await? as Arc<dyn state::StateStore>) })
         }));
     #[cfg(feature = "kafka")]
     {

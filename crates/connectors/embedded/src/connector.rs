@@ -48,13 +48,17 @@ const FEATURES: Features = Features {
 pub struct Embedded;
 
 impl Embedded {
-    fn store(queue: &QueueSpec, env: &ConnectorEnv) -> Result<Arc<dyn StateStore>, ConnectorError> {
+    async fn store(
+        queue: &QueueSpec,
+        env: &ConnectorEnv,
+    ) -> Result<Arc<dyn StateStore>, ConnectorError> {
         let settings: Settings = queue.settings()?;
         match settings.path {
             None => Ok(Arc::clone(&env.state)),
             Some(path) => {
                 let sync = settings.sync.unwrap_or_default();
-                Ok(Store::open(&path, Options { sync, ..Options::default() })?)
+                let options = Options { sync, ..Options::default() };
+                Ok(Store::open_aside(path, options).await?)
             }
         }
     }
@@ -100,7 +104,7 @@ impl Connector for Embedded {
         reader: &Reader,
         env: &ConnectorEnv,
     ) -> Result<Arc<dyn Consumer>, ConnectorError> {
-        Self::store(queue, env)?.queue_consumer(queue, reader).await
+        Self::store(queue, env).await?.queue_consumer(queue, reader).await
     }
 
     async fn producer(
@@ -108,7 +112,7 @@ impl Connector for Embedded {
         queue: &QueueSpec,
         env: &ConnectorEnv,
     ) -> Result<Arc<dyn Producer>, ConnectorError> {
-        Self::store(queue, env)?.queue_producer(queue).await
+        Self::store(queue, env).await?.queue_producer(queue).await
     }
 
     async fn admin(
@@ -116,6 +120,6 @@ impl Connector for Embedded {
         queue: &QueueSpec,
         env: &ConnectorEnv,
     ) -> Result<Arc<dyn QueueAdmin>, ConnectorError> {
-        Self::store(queue, env)?.queue_admin(queue).await
+        Self::store(queue, env).await?.queue_admin(queue).await
     }
 }

@@ -76,6 +76,21 @@ impl Store {
         Ok(store)
     }
 
+    /// The same on a thread that may block: the disk may be slow, and another process may keep the file locked
+    /// for long.
+    ///
+    /// # Errors
+    /// As for [`open`](Store::open).
+    pub async fn open_aside(
+        directory: PathBuf,
+        options: Options,
+    ) -> Result<Arc<Self>, ConnectorError> {
+        let opened = tokio::task::spawn_blocking(move || Self::open(&directory, options)).await;
+        opened.map_err(|error| {
+            ConnectorError::transient("the state's file was not opened to its end").caused_by(error)
+        })?
+    }
+
     fn start(directory: &Path, options: Options) -> Result<Arc<Self>, ConnectorError> {
         refuse_network(directory)?;
         let path = directory.join(FILE);

@@ -3,8 +3,9 @@
 
 use std::path::Path;
 
+use brigade_core::connector::{Connector, ConnectorEnv, QueueSpec};
 use brigade_core::state::{StateStore, StoreOp};
-use brigade_embedded::{Options, Store};
+use brigade_embedded::{Embedded, Options, Store};
 
 fn refused(directory: &Path) -> String {
     Store::open(directory, Options::default()).map(|_| ()).unwrap_err().to_string()
@@ -119,4 +120,22 @@ async fn what_is_committed_is_there_at_the_next_opening_and_no_lock_is_left() {
         let locks = std::fs::read_dir(directory.path().join("holders")).unwrap().count();
         assert_eq!(locks, 0);
     }
+}
+
+/// Another process opens the file, and takes its time.
+#[tokio::test]
+async fn who_opens_a_queue_of_its_own_file_keeps_nobody_waiting_on_its_thread() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = Store::open(&directory.path().join("state"), Options::default()).unwrap();
+    let path = directory.path().join("apart");
+    drop(Store::open(&path, Options::default()).unwrap());
+    let opening = std::fs::File::create(path.join("brigade.opening")).unwrap();
+    opening.try_lock().unwrap();
+    let queue = QueueSpec::new("p", "q", serde_json::json!({ "path": path }));
+    let env = ConnectorEnv { state };
+    let opened = tokio::spawn(async move { Embedded.producer(&queue, &env).await.map(drop) });
+    tokio::task::yield_now().await;
+    assert!(!opened.is_finished(), "this thread has something else to do");
+    opening.unlock().unwrap();
+    opened.await.unwrap().unwrap();
 }
