@@ -341,6 +341,51 @@ stages:
     assert!(of_the_key.iter().copied().eq((0..10).map(|n| n * 10 + 3)), "{of_the_key:?}");
 }
 
+/// Handings-over are counted on: those of the consumer that is opened again are no earlier ones.
+#[tokio::test]
+async fn a_key_that_is_released_after_its_consumer_died_is_not_given_back_again() {
+    let world = World::new();
+    let broken = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let is_broken = broken.clone();
+    let fragile = move |n: u64| match n == 93 && is_broken.load(Ordering::Relaxed) {
+        true => Err(Failure::retry("93 is broken")),
+        false => Ok(serde_json::json!(n)),
+    };
+    let registry = world.registry().component("fragile", fragile);
+    let directory = tempfile::tempdir().unwrap();
+    let yaml = format!(
+        "
+restart: {{ min: 1ms, max: 1ms }}
+queues: {{ in: {{ type: memory }}, keyed: {{ type: embedded, path: {:?} }}, out: {{ type: memory }} }}
+stages:
+  fill: {{ component: pass, input: in, outputs: [keyed] }}
+  work:
+    {{ component: fragile, input: keyed, outputs: [out], order: key, on_exhausted: park,
+      retry: {{ attempts: 1 }} }}
+",
+        directory.path()
+    );
+    world.put("in", 0..100);
+    let running = world.start(&yaml, &registry).await;
+    running.until_idle(None).await.unwrap();
+    running.crash("work", "consumer").await.unwrap();
+    let work = async || running.status().await[0].stage("work").unwrap().clone();
+    eventually("it is opened again", async || work().await.restarts == 1).await;
+    running.until_idle(None).await.unwrap();
+    let released = work().await.released;
+
+    broken.store(false, Ordering::Relaxed);
+    let loaded = world.load(&yaml, &registry);
+    let env = brigade::connector::ConnectorEnv { state: world.state.clone() };
+    let connector = registry.connector_of("embedded").unwrap();
+    let admin = connector.admin(&loaded.queues["keyed"].spec, &env).await.unwrap();
+    assert_eq!(admin.release(None).await.unwrap(), 1);
+    eventually("all is handled", async || work().await.acked == 100).await;
+    assert_eq!(work().await.released, released, "nothing was given back");
+    running.drain().await;
+    assert_eq!(world.numbers("out").len(), 100);
+}
+
 #[tokio::test]
 async fn scaling_under_load_loses_and_repeats_nothing() {
     const MESSAGES: u64 = 20_000;

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use brigade::Message;
 use brigade_core::connector::Receipt;
-use brigade_core::delivery::{Delivery, Origin, Parts, Resolution};
+use brigade_core::delivery::{Delivery, HandedOut, Origin, Parts, Resolution};
 use brigade_core::flight::Flights;
 
 use crate::support::{Goal, Row};
@@ -20,7 +20,7 @@ pub(crate) fn per_message(name: &'static str) -> Row {
         Row { name, unit: "ns a message", ours: vec![], by_hand: vec![], goal: Goal::AtMost(40.0) };
     let message = Message::new("payload");
     for _ in 0..SAMPLES {
-        let origin = Origin::new(Arc::new(|_| String::new()), || {});
+        let origin = Origin::new(HandedOut::default(), Arc::new(|_| String::new()), || {});
         let (mut flights, mut resolved) = (Flights::default(), Vec::new());
         let begun = Instant::now();
         for round in 0..ROUNDS {

@@ -31,7 +31,7 @@ pub struct Parts {
     pub message: Message,
     /// What its payload stands for, if somebody has that already.
     pub parsed: Option<Parsed>,
-    /// Which handing-over of its consumer's it is, counted from 1.
+    /// Which handing-over of its consumer's it is, counted from 1 over all of the consumer's lives.
     pub number: u64,
     /// How many attempts of this stage have failed.
     pub attempts: u32,
@@ -156,10 +156,15 @@ pub struct Resolved {
 pub struct Origin {
     /// What the consumer has not taken yet.
     resolved: Mutex<Vec<Resolved>>,
-    handed_out: AtomicU64,
+    handed_out: HandedOut,
     locate: Locate,
     wake: Box<dyn Fn() + Send + Sync>,
 }
+
+/// How many handings-over a consumer has had in all its lives, so that those of a later life have greater
+/// numbers than those of an earlier one.
+#[derive(Debug, Clone, Default)]
+pub struct HandedOut(Arc<AtomicU64>);
 
 /// What one pull of a consumer's becomes: so many deliveries, numbered at once.
 #[derive(Debug)]
@@ -183,21 +188,21 @@ pub fn ended_here() -> u64 {
 pub type Locate = Arc<dyn Fn(Receipt) -> String + Send + Sync>;
 
 impl Origin {
-    /// An origin that calls `wake` when there is something to [take](Origin::take) and there was
-    /// nothing before. `wake` must not panic and not block: it runs in destructors.
-    pub fn new(locate: Locate, wake: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
-        Arc::new(Self {
-            resolved: Mutex::default(),
-            handed_out: AtomicU64::new(0),
-            locate,
-            wake: Box::new(wake),
-        })
+    /// An origin that counts on from `handed_out`, and calls `wake` when there is something to
+    /// [take](Origin::take) and there was nothing before. `wake` must not panic and not block: it runs in
+    /// destructors.
+    pub fn new(
+        handed_out: HandedOut,
+        locate: Locate,
+        wake: impl Fn() + Send + Sync + 'static,
+    ) -> Arc<Self> {
+        Arc::new(Self { resolved: Mutex::default(), handed_out, locate, wake: Box::new(wake) })
     }
 
     /// So many messages are handed out.
     pub fn hand_out(self: &Arc<Self>, n: usize) -> HandingOut<'_> {
         let n = n as u64;
-        let next = self.handed_out.fetch_add(n, Ordering::Relaxed) + 1;
+        let next = self.handed_out.0.fetch_add(n, Ordering::Relaxed) + 1;
         HandingOut { origin: self, next, past: next + n }
     }
 
@@ -235,7 +240,7 @@ impl Origin {
 
 impl fmt::Debug for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Origin").field("handed_out", &self.handed_out).finish_non_exhaustive()
+        f.debug_struct("Origin").field("handed_out", &self.handed_out.0).finish_non_exhaustive()
     }
 }
 
@@ -316,7 +321,7 @@ impl Delivery {
 
     /// The number of its consumer's last handing-over so far.
     pub fn last_number(&self) -> u64 {
-        self.guard.origin.as_ref().map_or(0, |origin| origin.handed_out.load(Ordering::Relaxed))
+        self.guard.origin.as_ref().map_or(0, |origin| origin.handed_out.0.load(Ordering::Relaxed))
     }
 
     /// Begins anew in the next stage: it is another message there, with attempts of its own, and
@@ -419,8 +424,20 @@ mod tests {
     }
 
     #[test]
+    fn a_later_life_of_a_consumer_counts_on() {
+        let handed_out = HandedOut::default();
+        let life = || Origin::new(handed_out.clone(), nowhere(), || {});
+        let (first, second) = (life(), life());
+        let (number, _guard) = first.hand_out(1).next(Slot(0));
+        let (later, guard) = second.hand_out(1).next(Slot(0));
+        assert_eq!((number, later), (1, 2));
+        let delivery = Delivery::from(Parts { guard, ..Parts::default() });
+        assert_eq!(delivery.last_number(), 2);
+    }
+
+    #[test]
     fn a_guard_lost_in_a_panic_is_resolved_as_dropped() {
-        let origin = Origin::new(nowhere(), || {});
+        let origin = Origin::new(HandedOut::default(), nowhere(), || {});
         let (_, guard) = origin.hand_out(1).next(Slot(3));
         let result = catch_unwind(AssertUnwindSafe(move || {
             let _held = guard;
@@ -438,7 +455,7 @@ mod tests {
     fn a_guard_resolves_once_and_wakes_only_for_the_first() {
         let wakes = Arc::new(AtomicU64::new(0));
         let count = Arc::clone(&wakes);
-        let origin = Origin::new(nowhere(), move || {
+        let origin = Origin::new(HandedOut::default(), nowhere(), move || {
             count.fetch_add(1, Ordering::Relaxed);
         });
         let mut handing_out = origin.hand_out(5);
@@ -457,7 +474,7 @@ mod tests {
         fn every_guard_resolves_once(
             ends in prop::collection::vec(0_u8..4, 1..60), threads in 1_usize..4,
         ) {
-            let origin = Origin::new(nowhere(), || {});
+            let origin = Origin::new(HandedOut::default(), nowhere(), || {});
             let mut guards: Vec<Vec<(Guard, u8)>> = (0..threads).map(|_| Vec::new()).collect();
             let mut expected = Vec::new();
             let mut handing_out = origin.hand_out(ends.len());

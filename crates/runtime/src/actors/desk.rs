@@ -32,7 +32,7 @@ struct State {
     retries: BTreeMap<(Instant, u64), Delivery>,
     retried: u64,
     /// The keys that are parked in their queues, each with the consumer's last handing-over by then:
-    /// what was handed out before goes back.
+    /// what was handed out before goes back. Numbers go on over the consumer's lives.
     parked: HashMap<(u16, Option<Bytes>), u64>,
     closed: bool,
 }
