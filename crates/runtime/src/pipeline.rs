@@ -73,7 +73,7 @@ impl Pipeline {
     ///
     /// ```
     /// use brigade_runtime::{Pipeline, Registry};
-    /// let error = Pipeline::from_yaml("pipeline: shop\nstages: {}", &Registry::new()).err();
+    /// let error = Pipeline::from_yaml("pipeline: shop\nqueus: {}", &Registry::new()).err();
     /// assert!(error.is_some_and(|error| error.to_string().contains("<yaml>:2:1")));
     /// ```
     ///
