@@ -1,5 +1,6 @@
 //! The thread that reads: files one after the other, from where they were left.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
@@ -94,7 +95,7 @@ impl Reader {
     }
 
     fn files(&mut self) -> Step<()> {
-        let mut read: Vec<String> = Vec::new();
+        let mut read: HashSet<String> = HashSet::new();
         if self.settings.is_glob() {
             self.tell_names_that_are_passed_over();
         }
@@ -115,15 +116,12 @@ impl Reader {
                 };
                 let metadata = file.metadata().map_err(|error| self.wrong(&path, &error))?;
                 let key = identity(&metadata);
-                if read.contains(&key) && !self.settings.follow {
+                let known = read.contains(&key);
+                if known && !self.settings.follow {
                     continue;
                 }
-                if self.file(&path, file, key.clone(), read.contains(&key))? {
-                    fresh = true;
-                }
-                if !read.contains(&key) {
-                    read.push(key);
-                }
+                fresh |= self.file(&path, file, key.clone(), known)?;
+                read.insert(key);
             }
             if !self.settings.follow {
                 return Ok(());
