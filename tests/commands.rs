@@ -17,7 +17,7 @@ use brigade::connector::Produced;
 use brigade::{
     CommandError, Failure, Message, Pipeline, Running, StageState, StageStatus, Supervisor,
 };
-use common::{World, eventually};
+use common::{SUPERVISORS_PANICKED, World, eventually};
 
 const YAML: &str = "
 queues: { in: { type: memory }, out: { type: memory } }
@@ -201,4 +201,29 @@ async fn a_pipeline_that_ends_leaves_its_state_to_another_of_the_process() {
     let third = start().await;
     ready(&third).await;
     third.drain().await;
+}
+
+#[tokio::test]
+async fn a_start_that_is_given_up_ends_what_it_began_and_panics_nowhere() {
+    let kept = Arc::new(());
+    for _ in 0..20 {
+        let world = World::new();
+        let held = Arc::clone(&kept);
+        let registry = world.registry().component("pass", move |n: u64| {
+            let _held = &held;
+            Ok::<_, Failure>(serde_json::json!(n))
+        });
+        let pipeline = Pipeline::new(world.load(YAML, &registry), &registry).unwrap();
+        drop(registry);
+        let start = Supervisor::new().add(pipeline.state(brigade::MemoryState::new())).start();
+        assert!(tokio::time::timeout(Duration::ZERO, start).await.is_err());
+    }
+    eventually("all actors have gone", async || Arc::strong_count(&kept) == 1).await;
+    assert_eq!(SUPERVISORS_PANICKED.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test]
+async fn a_supervisor_without_a_pipeline_says_what_it_misses() {
+    let error = Supervisor::new().start().await.unwrap_err();
+    assert_eq!(error.to_string(), "no pipeline to start: `add` one before `start`");
 }

@@ -3,9 +3,13 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use brigade::pipeline_file::{Format, Overrides, Topology, load_str};
 use brigade::{DeadLetter, Memory, MemoryState, Message, Pipeline, Registry, Running, Supervisor};
+
+/// How often the thread of a supervisor panicked, in this test program.
+pub(crate) static SUPERVISORS_PANICKED: AtomicUsize = AtomicUsize::new(0);
 
 /// A pipeline on memory queues, with the ways to its queues.
 pub(crate) struct World {
@@ -16,11 +20,10 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new() -> Self {
         // Components panic on purpose here; their words would bury the tests'.
-        std::panic::set_hook(Box::new(|info| {
-            let thread = std::thread::current();
-            if thread.name().is_some_and(|name| !name.starts_with("actix") && name != "brigade") {
-                eprintln!("{info}");
-            }
+        std::panic::set_hook(Box::new(|info| match std::thread::current().name() {
+            Some("brigade") => drop(SUPERVISORS_PANICKED.fetch_add(1, Relaxed)),
+            Some(name) if !name.starts_with("actix") => eprintln!("{info}"),
+            _ => {}
         }));
         Self { memory: Memory::new(), state: MemoryState::new() }
     }

@@ -59,8 +59,10 @@ impl Supervisor {
     /// Starts all pipelines. Comes back when their actors are being started: connections and
     /// `init` may still be under way, see [`Running::status`].
     ///
+    /// A call that is dropped before starts nothing, or stops at once what it has started.
+    ///
     /// # Errors
-    /// A pipeline's state cannot be opened, or two pipelines have the same name.
+    /// No pipeline was added, two have the same name, or a pipeline's state cannot be opened.
     pub async fn start(self) -> Result<Running, StartError> {
         let lanes: usize = self.pipelines.iter().map(|p| p.topology().lanes.max(1)).sum();
         room_for_threads(lanes + 1)?;
@@ -92,6 +94,9 @@ impl Supervisor {
     /// What to run, what to drop when all actors have gone, and what is known of it meanwhile.
     fn launch(self, home: Home) -> Result<(Launch, oneshot::Sender<()>, Launched), StartError> {
         let mut names: Vec<&str> = self.pipelines.iter().map(Pipeline::name).collect();
+        if names.is_empty() {
+            return Err(StartError::new("no pipeline to start: `add` one before `start`"));
+        }
         names.sort_unstable();
         if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
             return Err(StartError::new(format!("two pipelines are named `{}`", twice[0])));
@@ -162,26 +167,31 @@ impl Launch {
                     trees.push(TreeHandle { name, deadline, addr, plan });
                 }
                 Err(error) => {
-                    for tree in &trees {
-                        tree.ask(|reply| Command::Stop { deadline: Some(Duration::ZERO), reply })
-                            .await;
-                    }
+                    stop_at_once(&trees).await;
                     // Who started is waiting for exactly this.
                     let _ = ready.send(Err(error));
                     return;
                 }
             }
         }
-        if ready.send(Ok(trees)).is_err() {
-            return;
+        match ready.send(Ok(trees)) {
+            // Nobody waits any more for what has started.
+            Err(Ok(trees)) => stop_at_once(&trees).await,
+            // Ends by a message, or when the handle is dropped.
+            _ => drop(stopped.await),
         }
-        // Ends by a message, or when the handle is dropped.
-        let _ = stopped.await;
         for state in states {
             if let Err(error) = state.end().await {
                 tracing::warn!(%error, "the state did not shut down cleanly");
             }
         }
+    }
+}
+
+/// Ends pipelines that nobody has a handle of.
+async fn stop_at_once(trees: &[TreeHandle]) {
+    for tree in trees {
+        tree.ask(|reply| Command::Stop { deadline: Some(Duration::ZERO), reply }).await;
     }
 }
 
