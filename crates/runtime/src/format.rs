@@ -15,7 +15,7 @@ use brigade_core::connector::{
 use brigade_core::state::{StoreId, StoreOp};
 use serde_json::Value;
 
-use crate::actors::one_for_each;
+use crate::actors::{one_for_each, only_of_the_batch};
 
 /// A connector whose queues may have a `registry`.
 pub(crate) struct Formatted {
@@ -253,7 +253,8 @@ impl Producer for FormattedProducer {
 
     async fn stage(&self, batch: &[Outgoing]) -> Result<Staged, ConnectorError> {
         let Written { batch: written, places, rejected } = self.write(batch).await?;
-        let mut staged = self.inner.stage(&written).await?;
+        let staged = self.inner.stage(&written).await?;
+        let mut staged = only_of_the_batch(&self.queue, self.kind, written.len(), staged)?;
         for (at, _) in &mut staged.rejected {
             *at = places[*at];
         }
@@ -300,8 +301,8 @@ mod tests {
         }
     }
 
-    /// Confirms so many more or fewer than it was given.
-    struct Confirms(isize);
+    /// Confirms so many more or fewer than it was given; rejects these places when it prepares a batch.
+    struct Confirms(isize, &'static [usize]);
 
     #[async_trait]
     impl Producer for Confirms {
@@ -314,19 +315,50 @@ mod tests {
             Ok((0..confirmed).map(|_| Produced::Confirmed).collect())
         }
 
+        async fn stage(&self, _: &[Outgoing]) -> Result<Staged, ConnectorError> {
+            let kind = CauseKind::Refused;
+            let why = |at: &usize| (*at, Rejected { kind, message: "odd".to_owned() });
+            let rejected = self.1.iter().map(why).collect();
+            Ok(Staged { ops: Vec::new(), rejected, hold: None })
+        }
+
         async fn shutdown(&self) -> Result<(), ConnectorError> {
             Ok(())
         }
     }
 
+    fn of(inner: Confirms) -> FormattedProducer {
+        let (inner, format) = (Arc::new(inner), Arc::new(Plain));
+        FormattedProducer { inner, format, queue: "out".into(), kind: "odd" }
+    }
+
+    fn batch() -> [Outgoing; 3] {
+        ["1", "", "2"].map(|payload| Message::new(payload).into())
+    }
+
+    fn now<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    }
+
     fn produced(more: isize) -> Result<Vec<Produced>, ConnectorError> {
-        let (inner, format) = (Arc::new(Confirms(more)), Arc::new(Plain));
-        let producer = FormattedProducer { inner, format, queue: "out".into(), kind: "odd" };
-        let batch = ["1", "", "2"].map(|payload| Message::new(payload).into());
-        tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap()
-            .block_on(async { producer.produce(&batch).await })
+        now(of(Confirms(more, &[])).produce(&batch()))
+    }
+
+    #[test]
+    fn what_is_rejected_of_what_can_be_written_is_told_by_its_place_in_the_batch() {
+        let staged = now(of(Confirms(0, &[1, 0])).stage(&batch())).unwrap();
+        let places: Vec<usize> = staged.rejected.iter().map(|(at, _)| *at).collect();
+        assert_eq!(places, [0, 1, 2]);
+    }
+
+    #[test]
+    fn places_that_nobody_gave_are_no_answer() {
+        for (rejected, wrong) in [(&[0, 2], 2), (&[1, 1], 1)] {
+            let error = now(of(Confirms(0, rejected)).stage(&batch())).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Permanent);
+            let expected = format!("queue `out` (type odd) rejected place {wrong} of 2 messages");
+            assert!(error.to_string().contains(&expected), "{error}");
+        }
     }
 
     #[test]

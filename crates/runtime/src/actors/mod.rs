@@ -13,7 +13,7 @@ use actix::Message;
 
 pub(crate) use consumer::{Consumer, ConsumerSite, Control, Mode};
 pub(crate) use desk::Desk;
-pub(crate) use producer::{Outlet, Producer, one_for_each};
+pub(crate) use producer::{Outlet, Producer, one_for_each, only_of_the_batch};
 pub(crate) use settler::{Ahead, Settler};
 pub(crate) use worker::{Work, Worker};
 

@@ -112,11 +112,13 @@ impl Outlet {
     /// Prepares a batch for the transaction of its acks.
     pub(crate) async fn stage(&self, batch: Vec<Outgoing>) -> Result<Staged, ConnectorError> {
         let (reply, answer) = oneshot::channel();
+        let messages = batch.len();
         match &*self.addr.load() {
             Some(addr) => addr.do_send(Stage { batch, reply }),
             None => return Err(self.away()),
         }
-        answer.await.unwrap_or_else(|_| Err(self.away()))
+        let staged = answer.await.unwrap_or_else(|_| Err(self.away()))?;
+        only_of_the_batch(&self.queue.spec.name, self.queue.place.type_name(), messages, staged)
     }
 
     async fn ask_to_produce(
@@ -184,6 +186,29 @@ pub(crate) fn one_for_each(
     Err(ConnectorError::permanent(format!(
         "the producer of queue `{queue}` (type {kind}) answered for {answers} of {messages} messages; \
          expected one outcome for each, in the same order: `produce` of this connector has to be mended"
+    )))
+}
+
+/// What a producer prepared, if what it rejects is of the batch: each place once, here in order.
+///
+/// # Errors
+/// It is not. Trying again would not help, since the connector is wrong.
+pub(crate) fn only_of_the_batch(
+    queue: &str,
+    kind: &str,
+    messages: usize,
+    mut staged: Staged,
+) -> Result<Staged, ConnectorError> {
+    staged.rejected.sort_unstable_by_key(|(at, _)| *at);
+    let places = staged.rejected.iter().map(|(at, _)| *at);
+    let twice =
+        staged.rejected.windows(2).find(|pair| pair[0].0 == pair[1].0).map(|pair| pair[0].0);
+    let Some(wrong) = places.max().filter(|last| *last >= messages).or(twice) else {
+        return Ok(staged);
+    };
+    Err(ConnectorError::permanent(format!(
+        "the producer of queue `{queue}` (type {kind}) rejected place {wrong} of {messages} messages; \
+         expected places from 0, each once: `stage` of this connector has to be mended"
     )))
 }
 
