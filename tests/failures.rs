@@ -15,10 +15,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use brigade::component::{Component, Context, Emit, Setup};
 use brigade::connector::{
-    Connector, ConnectorEnv, ConnectorError, Consumer, Features, Outgoing, Problem, Produced,
-    Producer, QueueSpec, Reader,
+    Connector, ConnectorEnv, ConnectorError, Outgoing, Produced, Producer, QueueSpec,
 };
 use brigade::{BoxError, CauseKind, Failure, Memory, Message, StageState};
+use brigade_testkit::{Like, LikeConnector, LikeProducer};
 use bytes::Bytes;
 use common::{World, eventually};
 
@@ -318,30 +318,13 @@ struct MiscountingProducer {
 }
 
 #[async_trait]
-impl Connector for Miscounting {
+impl LikeConnector for Miscounting {
+    fn inner(&self) -> &dyn Connector {
+        &self.memory
+    }
+
     fn type_name(&self) -> &'static str {
         "miscounting"
-    }
-
-    fn features(&self, settings: &serde_json::Value) -> Features {
-        self.memory.features(settings)
-    }
-
-    fn schema(&self) -> serde_json::Value {
-        self.memory.schema()
-    }
-
-    fn check(&self, queue: &QueueSpec) -> Vec<Problem> {
-        self.memory.check(queue)
-    }
-
-    async fn consumer(
-        &self,
-        queue: &QueueSpec,
-        reader: &Reader,
-        env: &ConnectorEnv,
-    ) -> Result<Arc<dyn Consumer>, ConnectorError> {
-        self.memory.consumer(queue, reader, env).await
     }
 
     async fn producer(
@@ -350,14 +333,14 @@ impl Connector for Miscounting {
         env: &ConnectorEnv,
     ) -> Result<Arc<dyn Producer>, ConnectorError> {
         let inner = self.memory.producer(queue, env).await?;
-        Ok(Arc::new(MiscountingProducer { inner, too_many: self.too_many }))
+        Ok(Arc::new(Like(MiscountingProducer { inner, too_many: self.too_many })))
     }
 }
 
 #[async_trait]
-impl Producer for MiscountingProducer {
-    fn features(&self) -> Features {
-        self.inner.features()
+impl LikeProducer for MiscountingProducer {
+    fn inner(&self) -> &dyn Producer {
+        &*self.inner
     }
 
     async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
@@ -368,17 +351,13 @@ impl Producer for MiscountingProducer {
         }
         self.inner.produce(&batch[1..]).await
     }
-
-    async fn shutdown(&self) -> Result<(), ConnectorError> {
-        self.inner.shutdown().await
-    }
 }
 
 #[tokio::test]
 async fn a_producer_that_does_not_answer_for_each_message_fails_its_stage_and_loses_nothing() {
     for (too_many, answers) in [(false, 0), (true, 2)] {
         let world = World::new();
-        let connector = Miscounting { memory: world.memory.clone(), too_many };
+        let connector = Like(Miscounting { memory: world.memory.clone(), too_many });
         let registry = world.registry().connector(Arc::new(connector));
         let yaml = "
 queues: { in: { type: memory }, out: { type: miscounting } }

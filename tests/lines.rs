@@ -15,13 +15,12 @@ use std::time::Duration;
 use async_trait::async_trait;
 use brigade::component::{Component, Context, Emit};
 use brigade::connector::{
-    Acked, Connector, ConnectorEnv, ConnectorError, Consumer, Failed, Features, Incoming, Lag,
-    Outgoing, Problem, Produced, Producer, QueueSpec, Reader, Receipt, Want,
+    Connector, ConnectorEnv, ConnectorError, Consumer, Outgoing, Produced, Producer, QueueSpec,
+    Reader, Receipt,
 };
-use brigade::state::StoreOp;
 use brigade::{Failure, Memory, Registry, Running, StageState, StageStatus};
+use brigade_testkit::{Like, LikeConnector, LikeConsumer, LikeProducer};
 use common::{World, eventually};
-use serde_json::Value;
 use tokio::sync::Semaphore;
 
 /// Memory queues whose connections are as a test wants them.
@@ -63,7 +62,7 @@ impl Default for Will {
 
 impl Wilful {
     fn registry(&self) -> Registry {
-        brigade::registry().connector(Arc::new(self.clone()))
+        brigade::registry().connector(Arc::new(Like(self.clone())))
     }
 
     fn put(&self, queue: &str, numbers: std::ops::Range<u64>) {
@@ -77,21 +76,13 @@ impl Wilful {
 }
 
 #[async_trait]
-impl Connector for Wilful {
+impl LikeConnector for Wilful {
+    fn inner(&self) -> &dyn Connector {
+        &self.memory
+    }
+
     fn type_name(&self) -> &'static str {
         "wilful"
-    }
-
-    fn features(&self, settings: &Value) -> Features {
-        self.memory.features(settings)
-    }
-
-    fn schema(&self) -> Value {
-        self.memory.schema()
-    }
-
-    fn check(&self, queue: &QueueSpec) -> Vec<Problem> {
-        self.memory.check(queue)
     }
 
     async fn consumer(
@@ -106,7 +97,7 @@ impl Connector for Wilful {
         self.will.opened.fetch_add(1, SeqCst);
         let inner = self.memory.consumer(queue, reader, env).await?;
         let (will, closed) = (Arc::clone(&self.will), AtomicU64::new(1));
-        Ok(Arc::new(WilfulConsumer { inner, will, closed }))
+        Ok(Arc::new(Like(WilfulConsumer { inner, will, closed })))
     }
 
     async fn producer(
@@ -116,7 +107,7 @@ impl Connector for Wilful {
     ) -> Result<Arc<dyn Producer>, ConnectorError> {
         let inner = self.memory.producer(queue, env).await?;
         let (will, queue) = (Arc::clone(&self.will), queue.name.to_string());
-        let producer: Arc<dyn Producer> = Arc::new(WilfulProducer { inner, will, queue });
+        let producer: Arc<dyn Producer> = Arc::new(Like(WilfulProducer { inner, will, queue }));
         self.will.producers.lock().unwrap().push(Arc::clone(&producer));
         Ok(producer)
     }
@@ -130,25 +121,9 @@ struct WilfulConsumer {
 }
 
 #[async_trait]
-impl Consumer for WilfulConsumer {
-    fn features(&self) -> Features {
-        self.inner.features()
-    }
-
-    async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
-        self.inner.consume(want).await
-    }
-
-    async fn ack(
-        &self,
-        receipts: Vec<Receipt>,
-        ops: Vec<StoreOp>,
-    ) -> Result<Acked, ConnectorError> {
-        self.inner.ack(receipts, ops).await
-    }
-
-    async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
-        self.inner.on_fail(failed).await
+impl LikeConsumer for WilfulConsumer {
+    fn inner(&self) -> &dyn Consumer {
+        &*self.inner
     }
 
     fn lease(&self) -> Option<Duration> {
@@ -158,14 +133,6 @@ impl Consumer for WilfulConsumer {
     async fn extend(&self, _: &[Receipt]) -> Result<(), ConnectorError> {
         self.will.extensions.fetch_add(1, SeqCst);
         std::future::pending().await
-    }
-
-    async fn lag(&self) -> Result<Lag, ConnectorError> {
-        self.inner.lag().await
-    }
-
-    fn locate(&self, receipt: Receipt) -> String {
-        self.inner.locate(receipt)
     }
 
     async fn shutdown(&self) -> Result<(), ConnectorError> {
@@ -181,9 +148,9 @@ struct WilfulProducer {
 }
 
 #[async_trait]
-impl Producer for WilfulProducer {
-    fn features(&self) -> Features {
-        self.inner.features()
+impl LikeProducer for WilfulProducer {
+    fn inner(&self) -> &dyn Producer {
+        &*self.inner
     }
 
     async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
@@ -196,10 +163,6 @@ impl Producer for WilfulProducer {
             }
             _ => self.inner.produce(batch).await,
         }
-    }
-
-    async fn shutdown(&self) -> Result<(), ConnectorError> {
-        self.inner.shutdown().await
     }
 }
 

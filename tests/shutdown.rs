@@ -16,15 +16,15 @@ use std::time::Duration;
 use async_trait::async_trait;
 use brigade::component::Raw;
 use brigade::connector::{
-    Acked, Connector, ConnectorEnv, ConnectorError, Consumer, Failed, Features, Incoming, Lag,
-    Outgoing, Problem, Produced, Producer, QueueAdmin, QueueSpec, Reader, Receipt, Want,
+    Acked, Connector, ConnectorEnv, ConnectorError, Consumer, Failed, Incoming, Outgoing, Produced,
+    Producer, QueueAdmin, QueueSpec, Reader, Receipt, Want,
 };
 use brigade::prelude::*;
 use brigade::state::{StateLock, StateStore, StoreId, StoreOp};
 use brigade::{Memory, MemoryState, Message, Pipeline, Supervisor};
+use brigade_testkit::{Like, LikeConnector, LikeConsumer, LikeProducer};
 use bytes::Bytes;
 use common::{World, eventually};
-use serde_json::Value;
 use tokio::sync::Semaphore;
 
 /// What happened, one word each.
@@ -48,21 +48,13 @@ impl<T> Noted<T> {
 }
 
 #[async_trait]
-impl Connector for Noted<Memory> {
+impl LikeConnector for Noted<Memory> {
+    fn inner(&self) -> &dyn Connector {
+        &self.inner
+    }
+
     fn type_name(&self) -> &'static str {
         "noted"
-    }
-
-    fn features(&self, settings: &Value) -> Features {
-        self.inner.features(settings)
-    }
-
-    fn schema(&self) -> Value {
-        self.inner.schema()
-    }
-
-    fn check(&self, queue: &QueueSpec) -> Vec<Problem> {
-        self.inner.check(queue)
     }
 
     async fn consumer(
@@ -71,7 +63,7 @@ impl Connector for Noted<Memory> {
         reader: &Reader,
         env: &ConnectorEnv,
     ) -> Result<Arc<dyn Consumer>, ConnectorError> {
-        Ok(Arc::new(self.with(self.inner.consumer(queue, reader, env).await?)))
+        Ok(Arc::new(Like(self.with(self.inner.consumer(queue, reader, env).await?))))
     }
 
     async fn producer(
@@ -79,14 +71,14 @@ impl Connector for Noted<Memory> {
         queue: &QueueSpec,
         env: &ConnectorEnv,
     ) -> Result<Arc<dyn Producer>, ConnectorError> {
-        Ok(Arc::new(self.with(self.inner.producer(queue, env).await?)))
+        Ok(Arc::new(Like(self.with(self.inner.producer(queue, env).await?))))
     }
 }
 
 #[async_trait]
-impl Consumer for Noted<Arc<dyn Consumer>> {
-    fn features(&self) -> Features {
-        self.inner.features()
+impl LikeConsumer for Noted<Arc<dyn Consumer>> {
+    fn inner(&self) -> &dyn Consumer {
+        &*self.inner
     }
 
     async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
@@ -110,14 +102,6 @@ impl Consumer for Noted<Arc<dyn Consumer>> {
         self.inner.on_fail(failed).await
     }
 
-    async fn lag(&self) -> Result<Lag, ConnectorError> {
-        self.inner.lag().await
-    }
-
-    fn locate(&self, receipt: Receipt) -> String {
-        self.inner.locate(receipt)
-    }
-
     async fn shutdown(&self) -> Result<(), ConnectorError> {
         self.note("closed the input");
         self.inner.shutdown().await
@@ -125,9 +109,9 @@ impl Consumer for Noted<Arc<dyn Consumer>> {
 }
 
 #[async_trait]
-impl Producer for Noted<Arc<dyn Producer>> {
-    fn features(&self) -> Features {
-        self.inner.features()
+impl LikeProducer for Noted<Arc<dyn Producer>> {
+    fn inner(&self) -> &dyn Producer {
+        &*self.inner
     }
 
     async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
@@ -219,7 +203,7 @@ async fn a_line_ends_from_its_input_to_its_state() {
         drop(wait.acquire().await);
         Ok::<_, Failure>(raw)
     };
-    let registry = brigade::registry().connector(Arc::new(noted)).component("work", work);
+    let registry = brigade::registry().connector(Arc::new(Like(noted))).component("work", work);
     let topology = World::new().load(TEXT, &registry);
     let state = Arc::new(Noted { inner: MemoryState::new(), log: Arc::clone(&log) });
     let pipeline = Pipeline::new(topology, &registry).unwrap().state(state);

@@ -10,14 +10,14 @@ use brigade_core::component::{
     AnyComponent, Context, Emit, HandleError, Handling, Kind, Parsed, Setup,
 };
 use brigade_core::connector::{
-    Acked, Connector, ConnectorEnv, ConnectorError, Consumer, Failed, Features, Incoming, Lag,
-    Outgoing, Problem, Produced, Producer, QueueSpec, Reader, Receipt, Want,
+    Connector, ConnectorEnv, ConnectorError, Consumer, Incoming, Lag, Outgoing, Produced, Producer,
+    QueueSpec, Reader, Want,
 };
-use brigade_core::state::StoreOp;
 use brigade_core::{BoxError, Failure};
 use brigade_memory::Memory;
 use futures_util::future::LocalBoxFuture;
-use serde_json::Value;
+
+use crate::like::{Like, LikeConnector, LikeConsumer, LikeProducer};
 
 /// What a call of a component does instead of its work, or before it.
 #[derive(Debug, Clone)]
@@ -132,21 +132,9 @@ pub(crate) struct Unsteady {
 pub(crate) type Stalls = (String, RangeInclusive<u64>, Arc<AtomicU64>);
 
 #[async_trait]
-impl Connector for Unsteady {
-    fn type_name(&self) -> &'static str {
-        self.memory.type_name()
-    }
-
-    fn features(&self, settings: &Value) -> Features {
-        self.memory.features(settings)
-    }
-
-    fn schema(&self) -> Value {
-        self.memory.schema()
-    }
-
-    fn check(&self, queue: &QueueSpec) -> Vec<Problem> {
-        self.memory.check(queue)
+impl LikeConnector for Unsteady {
+    fn inner(&self) -> &dyn Connector {
+        &self.memory
     }
 
     async fn consumer(
@@ -162,7 +150,7 @@ impl Connector for Unsteady {
         };
         let (stalls, pulls) = (stalls.clone(), Arc::clone(pulls));
         let (queue, closed) = (Arc::clone(&queue.name), AtomicBool::new(false));
-        Ok(Arc::new(UnsteadyConsumer { inner, queue, stalls, pulls, closed }))
+        Ok(Arc::new(Like(UnsteadyConsumer { inner, queue, stalls, pulls, closed })))
     }
 
     async fn producer(
@@ -176,7 +164,7 @@ impl Connector for Unsteady {
         if outages.is_empty() {
             return Ok(inner);
         }
-        Ok(Arc::new(UnsteadyProducer { inner, outages, batches: AtomicU64::new(0) }))
+        Ok(Arc::new(Like(UnsteadyProducer { inner, outages, batches: AtomicU64::new(0) })))
     }
 }
 
@@ -190,9 +178,9 @@ struct UnsteadyConsumer {
 }
 
 #[async_trait]
-impl Consumer for UnsteadyConsumer {
-    fn features(&self) -> Features {
-        self.inner.features()
+impl LikeConsumer for UnsteadyConsumer {
+    fn inner(&self) -> &dyn Consumer {
+        &*self.inner
     }
 
     async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
@@ -203,27 +191,11 @@ impl Consumer for UnsteadyConsumer {
         }
     }
 
-    async fn ack(
-        &self,
-        receipts: Vec<Receipt>,
-        ops: Vec<StoreOp>,
-    ) -> Result<Acked, ConnectorError> {
-        self.inner.ack(receipts, ops).await
-    }
-
-    async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
-        self.inner.on_fail(failed).await
-    }
-
     async fn lag(&self) -> Result<Lag, ConnectorError> {
         match self.closed.load(Ordering::Relaxed) {
             true => Err(ConnectorError::closed(&self.queue)),
             false => self.inner.lag().await,
         }
-    }
-
-    fn locate(&self, receipt: Receipt) -> String {
-        self.inner.locate(receipt)
     }
 
     async fn shutdown(&self) -> Result<(), ConnectorError> {
@@ -239,9 +211,9 @@ struct UnsteadyProducer {
 }
 
 #[async_trait]
-impl Producer for UnsteadyProducer {
-    fn features(&self) -> Features {
-        self.inner.features()
+impl LikeProducer for UnsteadyProducer {
+    fn inner(&self) -> &dyn Producer {
+        &*self.inner
     }
 
     async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
@@ -250,9 +222,5 @@ impl Producer for UnsteadyProducer {
             return Err(ConnectorError::transient("an outage of the trial"));
         }
         self.inner.produce(batch).await
-    }
-
-    async fn shutdown(&self) -> Result<(), ConnectorError> {
-        self.inner.shutdown().await
     }
 }

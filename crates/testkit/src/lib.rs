@@ -14,6 +14,7 @@ pub mod conformance;
 mod drive;
 mod faults;
 mod fixture;
+mod like;
 mod paused;
 pub mod servers;
 mod trial;
@@ -21,6 +22,7 @@ mod trial;
 pub use drive::Driven;
 pub use faults::Fault;
 pub use fixture::{Disturb, Fixture};
+pub use like::{Like, LikeConnector, LikeConsumer, LikeProducer};
 pub use paused::paused;
 pub use trial::{Trial, TrialSetup};
 

@@ -12,6 +12,7 @@ use brigade_runtime::{
 };
 
 use crate::faults::{Fault, Faulty, Planned, Stalls, Unsteady};
+use crate::like::Like;
 use crate::paused;
 
 /// How often it is looked whether a pipeline has started.
@@ -92,7 +93,7 @@ impl TrialSetup {
             pipeline = pipeline.wrap(&stage, |inner| Box::new(Faulty::new(inner, faults)))?;
         }
         let (memory, state) = (Memory::new(), MemoryState::new());
-        let connector = Unsteady { memory: memory.clone(), outages, stalls };
+        let connector = Like(Unsteady { memory: memory.clone(), outages, stalls });
         let (name, declared) = (pipeline.name().to_owned(), declared(&pipeline));
         let queues = queues(&pipeline);
         let pipeline = pipeline.on(Arc::new(connector)).state(state.clone());

@@ -11,13 +11,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use brigade_core::connector::{
-    Acked, Connector, ConnectorEnv, ConnectorError, Consumer, Failed, FailedReason, Features,
-    Incoming, Lag, Limit, Outgoing, Problem, Produced, Producer, QueueSpec, Reader, Receipt, Want,
+    Acked, Connector, ConnectorEnv, ConnectorError, Consumer, Failed, FailedReason, Incoming, Lag,
+    Limit, Outgoing, Produced, Producer, QueueSpec, Reader, Receipt, Want,
 };
 use brigade_core::state::StoreOp;
 use brigade_memory::{Memory, MemoryState};
-use brigade_testkit::{Fixture, conformance};
-use serde_json::Value;
+use brigade_testkit::{Fixture, Like, LikeConnector, LikeConsumer, LikeProducer, conformance};
 
 /// Which promise is broken.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -53,21 +52,9 @@ struct WrongProducer {
 }
 
 #[async_trait]
-impl Connector for Wrong {
-    fn type_name(&self) -> &'static str {
-        "wrong"
-    }
-
-    fn features(&self, settings: &Value) -> Features {
-        self.memory.features(settings)
-    }
-
-    fn schema(&self) -> Value {
-        self.memory.schema()
-    }
-
-    fn check(&self, queue: &QueueSpec) -> Vec<Problem> {
-        self.memory.check(queue)
+impl LikeConnector for Wrong {
+    fn inner(&self) -> &dyn Connector {
+        &self.memory
     }
 
     async fn consumer(
@@ -77,7 +64,7 @@ impl Connector for Wrong {
         env: &ConnectorEnv,
     ) -> Result<Arc<dyn Consumer>, ConnectorError> {
         let inner = self.memory.consumer(queue, reader, env).await?;
-        Ok(Arc::new(WrongConsumer { inner, fault: self.fault }))
+        Ok(Arc::new(Like(WrongConsumer { inner, fault: self.fault })))
     }
 
     async fn producer(
@@ -90,14 +77,14 @@ impl Connector for Wrong {
             queue.limit = Limit::default();
         }
         let inner = self.memory.producer(&queue, env).await?;
-        Ok(Arc::new(WrongProducer { inner, fault: self.fault }))
+        Ok(Arc::new(Like(WrongProducer { inner, fault: self.fault })))
     }
 }
 
 #[async_trait]
-impl Consumer for WrongConsumer {
-    fn features(&self) -> Features {
-        self.inner.features()
+impl LikeConsumer for WrongConsumer {
+    fn inner(&self) -> &dyn Consumer {
+        &*self.inner
     }
 
     async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
@@ -144,20 +131,12 @@ impl Consumer for WrongConsumer {
             _ => Ok(lag),
         }
     }
-
-    fn locate(&self, receipt: Receipt) -> String {
-        self.inner.locate(receipt)
-    }
-
-    async fn shutdown(&self) -> Result<(), ConnectorError> {
-        self.inner.shutdown().await
-    }
 }
 
 #[async_trait]
-impl Producer for WrongProducer {
-    fn features(&self) -> Features {
-        self.inner.features()
+impl LikeProducer for WrongProducer {
+    fn inner(&self) -> &dyn Producer {
+        &*self.inner
     }
 
     async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
@@ -180,15 +159,11 @@ impl Producer for WrongProducer {
         }
         self.inner.produce(&changed).await
     }
-
-    async fn shutdown(&self) -> Result<(), ConnectorError> {
-        self.inner.shutdown().await
-    }
 }
 
 fn wrong(fault: Fault) -> Fixture {
     Fixture::new(
-        Arc::new(Wrong { memory: Memory::new(), fault }),
+        Arc::new(Like(Wrong { memory: Memory::new(), fault })),
         ConnectorEnv { state: MemoryState::new() },
         QueueSpec::new("suite", "queue", serde_json::json!({})),
     )

@@ -1,0 +1,312 @@
+//! Connectors that are like another but for what a test wants otherwise.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use brigade_core::connector::{
+    Acked, Connector, ConnectorEnv, ConnectorError, Consumer, Failed, Features, Incoming, Lag,
+    Outgoing, Problem, Produced, Producer, QueueAdmin, QueuePlace, QueueSpec, Reader, Receipt,
+    Staged, Used, Want,
+};
+use brigade_core::state::{StoreId, StoreOp};
+use serde_json::Value;
+
+/// Is a [`Connector`], [`Consumer`] or [`Producer`] if its content is [like](LikeConnector) one.
+///
+/// ```
+/// use std::sync::Arc;
+/// use async_trait::async_trait;
+/// use brigade_core::connector::{Connector, ConnectorError, Incoming, Consumer, Want};
+/// use brigade_testkit::{Like, LikeConsumer};
+///
+/// /// Hands out one message at a time, however many are wanted.
+/// struct Slow(Arc<dyn Consumer>);
+///
+/// #[async_trait]
+/// impl LikeConsumer for Slow {
+///     fn inner(&self) -> &dyn Consumer {
+///         &*self.0
+///     }
+///
+///     async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
+///         self.0.consume(Want { messages: 1, ..want }).await
+///     }
+/// }
+///
+/// fn slow(inner: Arc<dyn Consumer>) -> Arc<dyn Consumer> {
+///     Arc::new(Like(Slow(inner)))
+/// }
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Like<T>(pub T);
+
+/// What a connector does otherwise than another; what is not said it does as that.
+#[async_trait]
+pub trait LikeConnector: Send + Sync {
+    /// The other.
+    fn inner(&self) -> &dyn Connector;
+
+    /// The `type:` of its queues. By default the other's, which it then stands for.
+    fn type_name(&self) -> &'static str {
+        self.inner().type_name()
+    }
+
+    /// As [`Connector::consumer`].
+    ///
+    /// # Errors
+    /// As there.
+    async fn consumer(
+        &self,
+        queue: &QueueSpec,
+        reader: &Reader,
+        env: &ConnectorEnv,
+    ) -> Result<Arc<dyn Consumer>, ConnectorError> {
+        self.inner().consumer(queue, reader, env).await
+    }
+
+    /// As [`Connector::producer`].
+    ///
+    /// # Errors
+    /// As there.
+    async fn producer(
+        &self,
+        queue: &QueueSpec,
+        env: &ConnectorEnv,
+    ) -> Result<Arc<dyn Producer>, ConnectorError> {
+        self.inner().producer(queue, env).await
+    }
+}
+
+#[async_trait]
+impl<T: LikeConnector> Connector for Like<T> {
+    fn type_name(&self) -> &'static str {
+        self.0.type_name()
+    }
+
+    fn features(&self, settings: &Value) -> Features {
+        self.0.inner().features(settings)
+    }
+
+    fn store_name(&self, settings: &Value) -> String {
+        self.0.inner().store_name(settings)
+    }
+
+    fn place(&self, queue: &QueueSpec) -> QueuePlace {
+        self.0.inner().place(queue)
+    }
+
+    fn schema(&self) -> Value {
+        self.0.inner().schema()
+    }
+
+    fn check(&self, queue: &QueueSpec) -> Vec<Problem> {
+        self.0.inner().check(queue)
+    }
+
+    fn conflict(&self, one: Used<'_>, other: Used<'_>) -> Option<Problem> {
+        self.0.inner().conflict(one, other)
+    }
+
+    async fn consumer(
+        &self,
+        queue: &QueueSpec,
+        reader: &Reader,
+        env: &ConnectorEnv,
+    ) -> Result<Arc<dyn Consumer>, ConnectorError> {
+        self.0.consumer(queue, reader, env).await
+    }
+
+    async fn producer(
+        &self,
+        queue: &QueueSpec,
+        env: &ConnectorEnv,
+    ) -> Result<Arc<dyn Producer>, ConnectorError> {
+        self.0.producer(queue, env).await
+    }
+
+    async fn reach(&self, queue: &QueueSpec, env: &ConnectorEnv) -> Result<(), ConnectorError> {
+        self.0.inner().reach(queue, env).await
+    }
+
+    async fn admin(
+        &self,
+        queue: &QueueSpec,
+        env: &ConnectorEnv,
+    ) -> Result<Arc<dyn QueueAdmin>, ConnectorError> {
+        self.0.inner().admin(queue, env).await
+    }
+}
+
+/// What a consumer does otherwise than another; what is not said it does as that.
+#[async_trait]
+pub trait LikeConsumer: Send + Sync {
+    /// The other.
+    fn inner(&self) -> &dyn Consumer;
+
+    /// As [`Consumer::consume`].
+    ///
+    /// # Errors
+    /// As there.
+    async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
+        self.inner().consume(want).await
+    }
+
+    /// As [`Consumer::ack`].
+    ///
+    /// # Errors
+    /// As there.
+    async fn ack(
+        &self,
+        receipts: Vec<Receipt>,
+        ops: Vec<StoreOp>,
+    ) -> Result<Acked, ConnectorError> {
+        self.inner().ack(receipts, ops).await
+    }
+
+    /// As [`Consumer::on_fail`].
+    ///
+    /// # Errors
+    /// As there.
+    async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
+        self.inner().on_fail(failed).await
+    }
+
+    /// As [`Consumer::lease`].
+    fn lease(&self) -> Option<Duration> {
+        self.inner().lease()
+    }
+
+    /// As [`Consumer::extend`].
+    ///
+    /// # Errors
+    /// As there.
+    async fn extend(&self, receipts: &[Receipt]) -> Result<(), ConnectorError> {
+        self.inner().extend(receipts).await
+    }
+
+    /// As [`Consumer::lag`].
+    ///
+    /// # Errors
+    /// As there.
+    async fn lag(&self) -> Result<Lag, ConnectorError> {
+        self.inner().lag().await
+    }
+
+    /// As [`Consumer::shutdown`].
+    ///
+    /// # Errors
+    /// As there.
+    async fn shutdown(&self) -> Result<(), ConnectorError> {
+        self.inner().shutdown().await
+    }
+}
+
+#[async_trait]
+impl<T: LikeConsumer> Consumer for Like<T> {
+    fn features(&self) -> Features {
+        self.0.inner().features()
+    }
+
+    async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
+        self.0.consume(want).await
+    }
+
+    async fn ack(
+        &self,
+        receipts: Vec<Receipt>,
+        ops: Vec<StoreOp>,
+    ) -> Result<Acked, ConnectorError> {
+        self.0.ack(receipts, ops).await
+    }
+
+    async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
+        self.0.on_fail(failed).await
+    }
+
+    fn lease(&self) -> Option<Duration> {
+        self.0.lease()
+    }
+
+    async fn extend(&self, receipts: &[Receipt]) -> Result<(), ConnectorError> {
+        self.0.extend(receipts).await
+    }
+
+    async fn lag(&self) -> Result<Lag, ConnectorError> {
+        self.0.lag().await
+    }
+
+    fn locate(&self, receipt: Receipt) -> String {
+        self.0.inner().locate(receipt)
+    }
+
+    fn store(&self) -> Option<StoreId> {
+        self.0.inner().store()
+    }
+
+    async fn shutdown(&self) -> Result<(), ConnectorError> {
+        self.0.shutdown().await
+    }
+}
+
+/// What a producer does otherwise than another; what is not said it does as that.
+#[async_trait]
+pub trait LikeProducer: Send + Sync {
+    /// The other.
+    fn inner(&self) -> &dyn Producer;
+
+    /// As [`Producer::produce`].
+    ///
+    /// # Errors
+    /// As there.
+    async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
+        self.inner().produce(batch).await
+    }
+
+    /// As [`Producer::flush`].
+    ///
+    /// # Errors
+    /// As there.
+    async fn flush(&self) -> Result<(), ConnectorError> {
+        self.inner().flush().await
+    }
+
+    /// As [`Producer::shutdown`].
+    ///
+    /// # Errors
+    /// As there.
+    async fn shutdown(&self) -> Result<(), ConnectorError> {
+        self.inner().shutdown().await
+    }
+}
+
+#[async_trait]
+impl<T: LikeProducer> Producer for Like<T> {
+    fn features(&self) -> Features {
+        self.0.inner().features()
+    }
+
+    async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
+        self.0.produce(batch).await
+    }
+
+    async fn stage(&self, batch: &[Outgoing]) -> Result<Staged, ConnectorError> {
+        self.0.inner().stage(batch).await
+    }
+
+    fn store(&self) -> Option<StoreId> {
+        self.0.inner().store()
+    }
+
+    fn stage_order(&self) -> &str {
+        self.0.inner().stage_order()
+    }
+
+    async fn flush(&self) -> Result<(), ConnectorError> {
+        self.0.flush().await
+    }
+
+    async fn shutdown(&self) -> Result<(), ConnectorError> {
+        self.0.shutdown().await
+    }
+}
