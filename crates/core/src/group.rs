@@ -300,7 +300,7 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
     }
 
     /// Messages whose time has come are ready.
-    fn wake(&mut self, now: T) {
+    pub fn wake(&mut self, now: T) {
         while let Some(entry) = self.delayed.first_entry() {
             if entry.key().0 > now {
                 return;
@@ -315,6 +315,14 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
                 self.ready.push_back(item);
             }
         }
+    }
+
+    /// The message at this position, the first of its key, is handed out next; says whether it is ready.
+    pub fn put_first(&mut self, position: u64) -> bool {
+        let at = self.ready.iter().position(|item| item.position == position);
+        let Some(item) = at.and_then(|at| self.ready.remove(at)) else { return false };
+        self.ready.push_front(item);
+        true
     }
 
     /// When the next delayed message is due.

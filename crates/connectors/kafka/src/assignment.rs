@@ -11,6 +11,7 @@ use brigade_core::watermark::Watermark;
 use rustc_hash::FxHashMap;
 
 use crate::lag::Progress;
+use crate::ledger::Ledger;
 use crate::metadata;
 use crate::position::Position;
 
@@ -61,17 +62,6 @@ struct Slot {
     ledger: Option<Ledger>,
 }
 
-/// What is resolved of a partition that is ours.
-#[derive(Debug, Clone)]
-struct Ledger {
-    watermark: Watermark,
-    /// The offset that comes next, if nothing is missing.
-    next: u64,
-    /// How often something was resolved, and how much of that is committed.
-    resolved: u64,
-    committed: u64,
-}
-
 /// What can be committed of a partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Commit {
@@ -85,6 +75,10 @@ pub(crate) struct Commit {
 /// The offset of a receipt, as Kafka has it.
 fn offset_of(position: u64) -> u64 {
     position & ((1 << OFFSET_BITS) - 1)
+}
+
+fn position_of(slot: usize, offset: u64) -> u64 {
+    (slot as u64) << OFFSET_BITS | offset
 }
 
 fn slot_of(position: u64) -> usize {
@@ -132,25 +126,22 @@ impl Assignment {
     ) -> bool {
         let Some(slot) = self.by_place.get(place).copied() else { return true };
         let Some(ledger) = &mut self.slots[slot].ledger else { return true };
-        if offset < ledger.next {
+        if offset < ledger.next() {
             // The topic was made anew, or its log cut: what was known of it is void.
             *ledger = Ledger::starting_at(Watermark::starting_at(offset));
             self.forget(slot);
         }
         let Some(ledger) = &mut self.slots[slot].ledger else { return true };
-        // Offsets that do not come were compacted away or are a transaction's marks.
-        ledger.watermark.resolve_range(ledger.next, offset);
-        ledger.next = offset + 1;
-        if ledger.watermark.is_resolved(offset) {
+        if !ledger.arrive(offset) {
             return true;
         }
-        let position = (slot as u64) << OFFSET_BITS | offset;
+        let position = position_of(slot, offset);
         match arrival(Receipt { position, fence: 0 }) {
             Arrival::Message { incoming, due, origin } => {
                 self.origins.extend(origin.map(|origin| (position, origin)));
                 self.messages.put_at(incoming, due);
             }
-            Arrival::Nothing => ledger.resolve(offset),
+            Arrival::Nothing => ledger.pass_over(offset),
             Arrival::Anothers => {
                 self.revoke(place);
                 return false;
@@ -186,7 +177,7 @@ impl Assignment {
     pub(crate) fn fenced(&self, receipts: &[Receipt]) -> Vec<Receipt> {
         let stands = |receipt: &Receipt| {
             let ledger = self.slots.get(slot_of(receipt.position)).map(|slot| &slot.ledger);
-            let done = |ledger: &Ledger| ledger.watermark.is_resolved(offset_of(receipt.position));
+            let done = |ledger: &Ledger| ledger.is_resolved(offset_of(receipt.position));
             self.messages.stands(*receipt) || matches!(ledger, Some(Some(ledger)) if done(ledger))
         };
         receipts.iter().filter(|receipt| !stands(receipt)).copied().collect()
@@ -209,7 +200,7 @@ impl Assignment {
 
     /// What is resolved and not committed.
     pub(crate) fn to_commit(&self) -> Vec<Commit> {
-        let owed = |slot: &&Slot| slot.ledger.as_ref().is_some_and(|l| l.committed < l.resolved);
+        let owed = |slot: &&Slot| slot.ledger.as_ref().is_some_and(Ledger::owes);
         let all = self.slots.iter().filter(owed);
         all.filter_map(|slot| self.commit_of(&slot.place, &[])).collect()
     }
@@ -233,12 +224,8 @@ impl Assignment {
     fn commit_of(&self, place: &Place, receipts: &[Receipt]) -> Option<Commit> {
         let slot = *self.by_place.get(place)?;
         let ledger = self.slots[slot].ledger.as_ref()?;
-        let mut watermark = std::borrow::Cow::Borrowed(&ledger.watermark);
-        let mut resolved = ledger.resolved;
-        for receipt in receipts.iter().filter(|receipt| slot_of(receipt.position) == slot) {
-            watermark.to_mut().resolve(offset_of(receipt.position));
-            resolved += 1;
-        }
+        let of_slot = receipts.iter().filter(|receipt| slot_of(receipt.position) == slot);
+        let (watermark, resolved) = ledger.with(of_slot.map(|receipt| offset_of(receipt.position)));
         Some(Commit {
             place: place.clone(),
             offset: i64::try_from(watermark.low()).unwrap_or(i64::MAX),
@@ -252,7 +239,7 @@ impl Assignment {
     pub(crate) fn committed(&mut self, commits: &[Commit]) {
         for commit in commits {
             if let Some(ledger) = &mut self.slots[commit.slot].ledger {
-                ledger.committed = ledger.committed.max(commit.resolved).min(ledger.resolved);
+                ledger.committed(commit.resolved);
             }
         }
     }
@@ -277,7 +264,7 @@ impl Assignment {
         let ours = ours.filter_map(|(at, slot)| Some((at, slot, slot.ledger.as_ref()?)));
         let progress = |(at, slot, ledger): (usize, &Slot, &Ledger)| {
             let of = |position| slot_of(position) == at;
-            let progress = Progress::of_others(slot.place.clone(), &ledger.watermark);
+            let progress = Progress::of_others(slot.place.clone(), &ledger.with_empty());
             let (stored, held) = (self.messages.stored_at(of), self.messages.held_at(of));
             let delayed = self.messages.delayed().filter(|(position, _)| of(*position)).count();
             Progress { stored, held, delayed, ..progress }
@@ -308,19 +295,27 @@ impl Assignment {
         delayed.into_iter().filter_map(rests).collect()
     }
 
-    /// How many messages can be handed out so that never more than `out` of a partition are that reaches
-    /// farther than `span` from its committed offset.
-    pub(crate) fn room(&self, span: u64, out: usize) -> usize {
-        let far =
-            self.slots.iter().enumerate().filter(|(_, slot)| {
-                slot.ledger.as_ref().is_some_and(|ledger| ledger.span() > span)
-            });
-        let room = |(at, _): (usize, &Slot)| {
-            let of = |position| slot_of(position) == at;
-            let delayed = self.messages.delayed().filter(|(position, _)| of(*position)).count();
-            out.saturating_sub(self.messages.held_at(of) + delayed)
-        };
-        far.map(room).min().unwrap_or(usize::MAX)
+    /// How many messages can be handed out so that what is resolved of a partition always fits into its
+    /// commit: all of it within `span` of the committed offset, or in so many `ranges` at most. Each
+    /// message that is resolved makes one more of them at most; a partition's first one makes none, and
+    /// is handed out next where there is room for no other.
+    pub(crate) fn room(&mut self, span: u64, ranges: usize, now: Instant) -> usize {
+        self.messages.wake(now);
+        let mut room = usize::MAX;
+        for (at, slot) in self.slots.iter().enumerate() {
+            let Some(ledger) = slot.ledger.as_ref().filter(|ledger| ledger.reach() > span) else {
+                continue;
+            };
+            let held = self.messages.held_at(|position| slot_of(position) == at);
+            let left = match ranges.saturating_sub(ledger.ranges() + held) {
+                0 if held == 0 => {
+                    usize::from(self.messages.put_first(position_of(at, ledger.low())))
+                }
+                left => left,
+            };
+            room = room.min(left);
+        }
+        room
     }
 
     /// Where a message stands, for people.
@@ -335,23 +330,6 @@ impl Assignment {
             }
             None => format!("?@{}", offset_of(position)),
         }
-    }
-}
-
-impl Ledger {
-    fn starting_at(watermark: Watermark) -> Self {
-        let next = watermark.low();
-        Self { watermark, next, resolved: 0, committed: 0 }
-    }
-
-    fn resolve(&mut self, offset: u64) {
-        self.watermark.resolve(offset);
-        self.resolved += 1;
-    }
-
-    /// How far the farthest message that came is from the committed offset.
-    fn span(&self) -> u64 {
-        self.next.saturating_sub(self.watermark.low())
     }
 }
 

@@ -113,12 +113,12 @@ impl KafkaConsumer {
     fn take(&self, want: Want) -> Result<Result<Vec<Incoming>, Option<Instant>>, ConnectorError> {
         let mut state = self.shared.state();
         let assignment = &mut state.assignment;
-        let mut want = want;
+        let (mut want, now) = (want, Instant::now());
         // What is resolved has to fit into the commit, without which exactly once would be a guess.
         if self.transactions.is_some() {
-            want.messages = want.messages.min(assignment.room(SPAN_MAX, RANGES_MAX));
+            want.messages = want.messages.min(assignment.room(SPAN_MAX, RANGES_MAX, now));
         }
-        let taken = assignment.take(want, self.order, Instant::now());
+        let taken = assignment.take(want, self.order, now);
         if !taken.is_empty() {
             drop(state);
             self.shared.made_room();

@@ -39,6 +39,7 @@ mod client;
 mod connector;
 mod consumer;
 mod lag;
+mod ledger;
 mod metadata;
 mod poll;
 mod position;

@@ -1,0 +1,260 @@
+//! What is resolved of one partition, and what of that is committed.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use brigade_core::watermark::Watermark;
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub(crate) struct Ledger {
+    watermark: Watermark,
+    /// Offsets without a message that stand behind an unresolved one, from the first to past the last:
+    /// they are resolved with it. On their own they would be a range for each transaction that somebody
+    /// wrote, and all ranges have to fit into the commit.
+    empty: BTreeMap<u64, u64>,
+    /// The offset that comes next, if nothing is missing.
+    next: u64,
+    /// Past the farthest offset that came or is resolved.
+    past: u64,
+    /// How often something was resolved, and how much of that is committed.
+    resolved: u64,
+    committed: u64,
+}
+
+impl Ledger {
+    pub(crate) fn starting_at(watermark: Watermark) -> Self {
+        let next = watermark.low();
+        let past = watermark.beyond().last().map_or(next, |(_, past)| past);
+        Self { watermark, empty: BTreeMap::new(), next, past, resolved: 0, committed: 0 }
+    }
+
+    /// A record came; says whether it is unresolved.
+    pub(crate) fn arrive(&mut self, offset: u64) -> bool {
+        // Offsets that do not come were compacted away or are a transaction's marks.
+        self.pass(self.next, offset);
+        self.next = offset + 1;
+        self.past = self.past.max(self.next);
+        !self.watermark.is_resolved(offset)
+    }
+
+    /// The record that came last is nothing to this consumer.
+    pub(crate) fn pass_over(&mut self, offset: u64) {
+        self.pass(offset, offset + 1);
+        self.resolved += 1;
+    }
+
+    fn pass(&mut self, first: u64, past: u64) {
+        if first >= past {
+            return;
+        }
+        let behind_resolved = first.checked_sub(1).is_none_or(|at| self.watermark.is_resolved(at));
+        if behind_resolved {
+            self.watermark.resolve_range(first, past);
+            return;
+        }
+        match self.empty.last_entry() {
+            Some(mut last) if *last.get() == first => *last.get_mut() = past,
+            _ => {
+                self.empty.insert(first, past);
+            }
+        }
+    }
+
+    /// A message is done.
+    pub(crate) fn resolve(&mut self, offset: u64) {
+        let past = self.empty.remove(&(offset + 1)).unwrap_or(offset + 1);
+        self.watermark.resolve_range(offset, past);
+        self.resolved += 1;
+    }
+
+    /// What would be resolved if these were too, and how often something would have been.
+    pub(crate) fn with(&self, offsets: impl Iterator<Item = u64>) -> (Cow<'_, Watermark>, u64) {
+        let (mut watermark, mut resolved) = (Cow::Borrowed(&self.watermark), self.resolved);
+        for offset in offsets {
+            let past = self.empty.get(&(offset + 1)).copied().unwrap_or(offset + 1);
+            watermark.to_mut().resolve_range(offset, past);
+            resolved += 1;
+        }
+        (watermark, resolved)
+    }
+
+    /// What is resolved, with all offsets that are known to have no message.
+    pub(crate) fn with_empty(&self) -> Cow<'_, Watermark> {
+        let mut watermark = Cow::Borrowed(&self.watermark);
+        for (first, past) in &self.empty {
+            watermark.to_mut().resolve_range(*first, *past);
+        }
+        watermark
+    }
+
+    /// The broker knows of so many.
+    pub(crate) fn committed(&mut self, resolved: u64) {
+        self.committed = self.committed.max(resolved).min(self.resolved);
+    }
+
+    /// Whether something is resolved and not committed.
+    pub(crate) fn owes(&self) -> bool {
+        self.committed < self.resolved
+    }
+
+    pub(crate) fn is_resolved(&self, offset: u64) -> bool {
+        self.watermark.is_resolved(offset)
+    }
+
+    /// The smallest unresolved offset.
+    pub(crate) fn low(&self) -> u64 {
+        self.watermark.low()
+    }
+
+    /// How many ranges are resolved beyond that.
+    pub(crate) fn ranges(&self) -> usize {
+        self.watermark.ranges()
+    }
+
+    pub(crate) fn next(&self) -> u64 {
+        self.next
+    }
+
+    /// How far the farthest message that came is from the committed offset.
+    pub(crate) fn span(&self) -> u64 {
+        self.next.saturating_sub(self.low())
+    }
+
+    /// The same, or what another member has resolved beyond.
+    pub(crate) fn reach(&self) -> u64 {
+        self.past.saturating_sub(self.low())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::time::{Duration, Instant};
+
+    use brigade_core::Message;
+    use brigade_core::connector::{Failed, FailedReason, Incoming, Order, Receipt, Want};
+
+    use crate::assignment::{Arrival, Assignment, Place};
+    use crate::metadata::{self, RANGES_MAX, SPAN_MAX};
+
+    const RECORDS: u64 = 45_000;
+    /// As many come before they are asked for.
+    const AHEAD: u64 = 2000;
+    const LATER: Duration = Duration::from_secs(1);
+
+    /// What becomes of the first message: the others get as far as they can before it is done.
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    enum First {
+        Held,
+        Delayed,
+    }
+
+    /// A member that handles a log within transactions.
+    struct Trial {
+        assignment: Assignment,
+        place: Place,
+        done: BTreeSet<u64>,
+        now: Instant,
+    }
+
+    impl Trial {
+        fn new() -> Self {
+            let (place, mut assignment): (Place, _) = (("topic".into(), 0), Assignment::default());
+            assert!(assignment.assign(place.clone(), None));
+            Self { assignment, place, done: BTreeSet::new(), now: Instant::now() }
+        }
+
+        fn take(&mut self) -> Vec<Incoming> {
+            let room = self.assignment.room(SPAN_MAX, RANGES_MAX, self.now);
+            let want = Want { messages: room.min(1000), bytes: usize::MAX };
+            self.assignment.take(want, Order::Key, self.now)
+        }
+
+        /// Whoever gets the partition next knows of everything that is done.
+        fn settle(&mut self, taken: &[Incoming]) {
+            let receipts: Vec<Receipt> = taken.iter().map(|incoming| incoming.receipt).collect();
+            self.done.extend(receipts.iter().map(|receipt| receipt.position));
+            for commit in self.assignment.to_commit_with(&receipts) {
+                let low = u64::try_from(commit.offset).expect("it is no logical offset");
+                let read = metadata::decode(low, &commit.metadata);
+                let lost = self.done.range(low..).find(|offset| !read.is_resolved(**offset));
+                assert_eq!(lost, None, "{} ranges from {low} on", read.ranges());
+            }
+            self.assignment.resolve(&receipts);
+        }
+
+        /// Handles the records at these offsets; the key of the first is that of one in `every`.
+        fn run(&mut self, offsets: &BTreeSet<u64>, every: u64, first: First) {
+            let (mut coming, mut held) = (offsets.iter().copied().enumerate(), None);
+            let one = offsets.first().copied().expect("there are some");
+            while self.done.len() < offsets.len() {
+                while self.assignment.ready().0 < AHEAD
+                    && let Some((n, offset)) = coming.next()
+                {
+                    let key = if n as u64 % every == 0 { 0 } else { n };
+                    let message = Message::new("x").with_key(key.to_string());
+                    let arrival = |receipt| {
+                        let incoming = Incoming::new(message, receipt);
+                        Arrival::Message { incoming, due: None, origin: None }
+                    };
+                    assert!(self.assignment.arrive(&self.place, offset, arrival));
+                }
+                let mut taken = self.take();
+                let at = taken.iter().position(|incoming| incoming.receipt.position == one);
+                if let Some(at) = at.filter(|_| held.is_none()) {
+                    let receipt = taken.remove(at).receipt;
+                    held = Some(receipt);
+                    if first == First::Delayed {
+                        let reason =
+                            FailedReason::Attempt { attempts: 1, error: "no luck".to_owned() };
+                        let failed = Failed { receipt, reason, delay: LATER };
+                        assert!(self.assignment.fail(&[failed], self.now).is_empty());
+                    }
+                } else if taken.is_empty() {
+                    // Nothing else can be done.
+                    assert!(!self.done.contains(&one), "{} are done", self.done.len());
+                    match first {
+                        First::Held => taken.extend(held.and_then(|r| self.assignment.held(r))),
+                        First::Delayed => self.now += LATER,
+                    }
+                }
+                self.settle(&taken);
+            }
+        }
+    }
+
+    #[test]
+    fn what_waits_behind_a_key_keeps_nothing_that_is_resolved_out_of_a_commit() {
+        for first in [First::Held, First::Delayed] {
+            for every in [2, 20, 200] {
+                let mut trial = Trial::new();
+                trial.run(&(0..RECORDS).collect(), every, first);
+                assert_eq!(trial.assignment.room(SPAN_MAX, RANGES_MAX, trial.now), usize::MAX);
+            }
+        }
+    }
+
+    /// Each record is a transaction of its own.
+    #[test]
+    fn marks_of_transactions_keep_nothing_that_is_resolved_out_of_a_commit() {
+        for every in [RECORDS, 20] {
+            Trial::new().run(&(0..RECORDS).map(|n| 2 * n).collect(), every, First::Held);
+        }
+    }
+
+    #[test]
+    fn what_the_member_before_has_resolved_stays_in_the_commits() {
+        let mut before = brigade_core::watermark::Watermark::default();
+        for at in 1..=RANGES_MAX as u64 {
+            before.resolve_range(at * 99, at * 99 + 1);
+        }
+        let mut trial = Trial::new();
+        let text = metadata::encode(&before);
+        assert!(trial.assignment.assign(trial.place.clone(), Some((0, &text))));
+        trial.done = before.beyond().flat_map(|(first, past)| first..past).collect();
+        let all: BTreeSet<u64> = (0..RECORDS).collect();
+        trial.run(&all, 3, First::Held);
+        assert_eq!(trial.done, all);
+    }
+}
