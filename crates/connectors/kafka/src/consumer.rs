@@ -21,8 +21,9 @@ use crate::poll::{Client, Shared, commit, run};
 use crate::retry::{RetryCopy, RetryTopics};
 use crate::transaction::{Settled, Transactions};
 
-/// How long closing waits for the group.
+/// How long closing waits, in all, and for the last commit.
 const CLOSE: Duration = Duration::from_secs(20);
+const LAST_COMMIT: Duration = Duration::from_secs(10);
 /// How long a commit waits while the group is shared out anew, and how often it asks.
 const REBALANCE: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_millis(20);
@@ -410,21 +411,25 @@ impl Consumer for KafkaConsumer {
         if self.closed.swap(true, Ordering::Relaxed) {
             return Ok(());
         }
-        // Messages that others resolved while the last commit was under way.
-        let committed = match self.commit().await {
-            Err(error) if error.kind() != ErrorKind::Closed => Err(error),
-            _ => Ok(()),
+        let (site, until) = (&self.shared.site, tokio::time::Instant::now() + CLOSE);
+        // Messages that others resolved while the last commit was under way. A client that hangs may do
+        // so in that one.
+        let committed = match tokio::time::timeout(LAST_COMMIT, self.commit()).await {
+            Ok(Err(error)) if error.kind() != ErrorKind::Closed => Err(error),
+            Ok(_) => Ok(()),
+            Err(_) => Err(ConnectorError::transient(site.told(format!(
+                "the last commit did not end within {LAST_COMMIT:?}: messages may come again"
+            )))),
         };
         self.shared.stop();
         let thread = self.thread.lock().ok().and_then(|mut thread| thread.take());
         if let Some(thread) = thread {
             let joined = blocking(move || thread.join());
-            if tokio::time::timeout(CLOSE, joined).await.is_err() {
-                let queue = &self.shared.site.queue;
-                return Err(ConnectorError::transient(format!(
-                    "queue `{queue}`: the group did not let the consumer go within {CLOSE:?}; it \
-                     notices when the session times out"
-                )));
+            if tokio::time::timeout_at(until, joined).await.is_err() {
+                return Err(ConnectorError::transient(site.told(format!(
+                    "the group did not let the consumer go within {CLOSE:?}; it notices when the \
+                     session times out"
+                ))));
             }
         }
         committed
@@ -435,5 +440,77 @@ impl Drop for KafkaConsumer {
     fn drop(&mut self) {
         // The thread leaves the group; a destructor may not wait for it.
         self.shared.stop();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use brigade_core::Message;
+    use brigade_core::connector::{FailedReason, QueueSpec, Reader};
+    use rdkafka::ClientConfig;
+    use serde_json::json;
+
+    use super::*;
+    use crate::assignment::{Arrival, Place};
+    use crate::poll::{Membership, Watch};
+    use crate::settings::{FEATURES, Role, Settings, Site};
+
+    /// A consumer whose broker never answers; it has these messages of one partition in its hands.
+    fn alone(payloads: &[&str]) -> (KafkaConsumer, Vec<Incoming>) {
+        let config = json!({ "bootstrap.servers": "127.0.0.1:1", "message.timeout.ms": 100 });
+        let settings = json!({ "config": config, "group": "shop", "retry_topics": ["1s"] });
+        let queue = QueueSpec::new("shop", "orders", settings);
+        let settings = Settings::of(&queue).expect("they are right");
+        let site = Site::new(&queue, &settings, Role::Consumer);
+        let reader = Reader { stage: "bill".into(), group: "".into(), order: Order::None };
+        let names = settings.retry_names(&queue, &reader);
+        let retry = RetryTopics::open(&settings, "shop", &names, &site, false);
+        let of = Membership {
+            cluster: "cluster".to_owned(),
+            group: "shop".to_owned(),
+            topics: vec!["orders".to_owned()],
+            in_transactions: false,
+            from_end: false,
+        };
+        let shared = Shared::new(site.clone(), of, &settings);
+        let config = settings.member(&queue, &reader);
+        let client = config.create_with_context(Watch(Arc::clone(&shared)));
+        let reading = Reading {
+            order: Order::None,
+            features: FEATURES,
+            lagging: Lagging::new(site, Vec::new(), Vec::new(), ClientConfig::new()),
+            transactions: None,
+            retry: retry.expect("nobody is asked"),
+        };
+        let client = client.expect("nobody is asked");
+        let consumer = KafkaConsumer::open(shared, client, reading).expect("nobody is asked");
+        let place: Place = ("orders".into(), 0);
+        let mut state = consumer.shared.state();
+        assert!(state.assignment.assign(place.clone(), None));
+        for (offset, payload) in payloads.iter().enumerate() {
+            let arrival = |receipt| Arrival::Message {
+                incoming: Incoming::new(Message::new(payload.to_string()), receipt),
+                due: None,
+                origin: None,
+            };
+            assert!(state.assignment.arrive(&place, offset as u64, arrival));
+        }
+        let want = Want { messages: payloads.len(), bytes: usize::MAX };
+        let taken = state.assignment.take(want, Order::None, Instant::now());
+        drop(state);
+        (consumer, taken)
+    }
+
+    /// The client hangs in a commit: the runtime, which wants to open the consumer again, waits for it.
+    #[test]
+    fn closing_ends_though_a_commit_hangs() {
+        brigade_testkit::paused(async {
+            let (consumer, _) = alone(&[]);
+            let _hangs = Arc::clone(&consumer.committing).lock_owned().await;
+            let closed = tokio::time::timeout(CLOSE, consumer.shutdown()).await;
+            let error = closed.expect("it is bounded").expect_err("it is not committed");
+            assert!(error.to_string().contains("queue `orders`"), "{error}");
+            assert!(consumer.shared.stopping());
+        });
     }
 }

@@ -321,6 +321,11 @@ impl Site {
         let servers = settings.servers(role).unwrap_or_else(no_servers);
         Self { queue: Arc::clone(&queue.name), servers }
     }
+
+    /// What is to be told, with where.
+    pub(crate) fn told(&self, what: impl std::fmt::Display) -> String {
+        format!("queue `{}` (Kafka at {}): {what}", self.queue, self.servers)
+    }
 }
 
 /// The JSON Schema of [`Settings`].

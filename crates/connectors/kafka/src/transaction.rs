@@ -162,7 +162,7 @@ impl Transactions {
             Some(open) => open,
             None => producer.insert(self.open()?),
         };
-        if let Err(error) = self.write(open, &member, &commits, ops) {
+        if let Err(error) = self.write(open, shared, &member, &commits, ops) {
             let (ended, refused) = abort(open);
             if ended {
                 *producer = None;
@@ -306,6 +306,7 @@ impl Transactions {
     fn write(
         &self,
         producer: &ThreadedProducer<Quiet>,
+        shared: &Shared,
         member: &ConsumerGroupMetadata,
         commits: &[Commit],
         ops: &[StoreOp],
@@ -317,7 +318,8 @@ impl Transactions {
         // While there is no answer nobody knows: asking again is what tells.
         for _ in 0..COMMITS_MAX {
             match producer.commit_transaction(STEP) {
-                Err(KafkaError::Transaction(error)) if error.is_retriable() => {}
+                Err(KafkaError::Transaction(error))
+                    if error.is_retriable() && !shared.stopping() => {}
                 done => return done.map_err(Failed::Commit),
             }
         }
