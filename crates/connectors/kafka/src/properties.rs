@@ -17,6 +17,7 @@ pub(crate) const RESET: &str = "auto.offset.reset";
 const MECHANISM: &str = "sasl.mechanism";
 const STRATEGY: &str = "partition.assignment.strategy";
 const LINGER: &str = "linger.ms";
+const ISOLATION: &str = "isolation.level";
 
 /// The other spellings of a property, and the one that is used here. The client keeps no order: of two
 /// spellings that are both set either may hold.
@@ -141,6 +142,20 @@ impl Settings {
             }
         }
         problems
+    }
+
+    /// A member that is told of offsets of a transaction that is still open would begin at older ones, and
+    /// put the outputs of that again.
+    pub(crate) fn isolation_problem(&self, queue: &QueueSpec) -> Option<Problem> {
+        let asked = self.property(ISOLATION)?;
+        let uncommitted = asked.eq_ignore_ascii_case("read_uncommitted");
+        (uncommitted && queue.guarantee == Guarantee::ExactlyOnce).then(|| {
+            let message =
+                format!("`{ISOLATION}: {asked}` cannot be with `guarantee: exactly_once`");
+            let help = "leave it out: `read_committed` is the default, and who begins where \
+                        another ends has to wait for its last transaction";
+            at(ISOLATION, message, help)
+        })
     }
 
     /// What is wrong with properties together, and with `topics`. Only the client knows: it is made, without
@@ -331,6 +346,21 @@ mod tests {
         let late = json!({ "config": late });
         assert!(told(late.clone(), Guarantee::AtLeastOnce).is_empty());
         assert_eq!(told(late, Guarantee::ExactlyOnce)[0].0, "config message.timeout.ms");
+    }
+
+    #[test]
+    fn exactly_once_needs_members_that_wait_for_what_is_committed() {
+        let with = |level: &str, guarantee| {
+            let config = json!({ "bootstrap.servers": "127.0.0.1:1", "isolation.level": level });
+            told(json!({ "config": config }), guarantee)
+        };
+        let found = with("read_uncommitted", Guarantee::ExactlyOnce);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert_eq!(found[0].0, "config isolation.level");
+        assert!(found[0].1.contains("`guarantee: exactly_once`"), "{found:?}");
+        assert_eq!(with("READ_UNCOMMITTED", Guarantee::ExactlyOnce).len(), 1);
+        assert_eq!(with("read_committed", Guarantee::ExactlyOnce), []);
+        assert_eq!(with("read_uncommitted", Guarantee::AtLeastOnce), []);
     }
 
     #[test]

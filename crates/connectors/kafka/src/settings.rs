@@ -261,6 +261,7 @@ impl Settings {
             problems.push(Problem::at("topics", message).help("leave one of them out"));
         }
         problems.extend(self.retry_problems());
+        problems.extend(self.isolation_problem(queue));
         if self.servers(Role::of(queue)).is_none() {
             let problem = Problem { path: Vec::new(), message: no_servers(), help: None };
             let help = "set `config: { bootstrap.servers: \"host:9092\" }` (in TOML and JSON as one \
