@@ -38,6 +38,8 @@ pub(crate) struct RsmqConsumer {
     /// A receiving that outlives who asked for it.
     fetch: tokio::sync::Mutex<Option<Fetch>>,
     closed: AtomicBool,
+    /// One change of times after the other.
+    hiding: tokio::sync::Mutex<()>,
     woken: Arc<Notify>,
     /// Hears of sendings, if the queue is `realtime`.
     listening: Option<JoinHandle<()>>,
@@ -69,6 +71,7 @@ impl RsmqConsumer {
             pace: Paced::new(RECEIVE_MAX),
             fetch: tokio::sync::Mutex::default(),
             closed: AtomicBool::new(false),
+            hiding: tokio::sync::Mutex::default(),
             woken,
             listening,
         }
@@ -266,13 +269,20 @@ impl Consumer for RsmqConsumer {
             };
             Some((*receipt, id.clone(), failed.delay, attempts))
         });
-        let gone = self.hide(hidden.collect()).await?;
-        fenced.extend(fenced_of(&known, &gone));
-        let mut shared = self.shared();
-        for (receipt, _) in known {
-            shared.held.remove(&receipt.position);
+        let hidden = hidden.collect();
+        // Before it is on its way: a renewal that followed would override its delay.
+        for (receipt, _) in &known {
+            self.shared().held.remove(&receipt.position);
         }
-        drop(shared);
+        let turn = self.hiding.lock().await;
+        let gone = self.hide(hidden).await;
+        drop(turn);
+        let gone = gone.inspect_err(|_| {
+            let back = known.iter().cloned();
+            let back = back.map(|(receipt, id)| (receipt.position, (id, receipt.fence)));
+            self.shared().held.extend(back);
+        })?;
+        fenced.extend(fenced_of(&known, &gone));
         self.woken.notify_waiters();
         Ok(fenced.into())
     }
@@ -282,6 +292,7 @@ impl Consumer for RsmqConsumer {
     }
 
     async fn extend(&self, receipts: &[Receipt]) -> Result<(), ConnectorError> {
+        let _turn = self.hiding.lock().await;
         let (known, _) = self.ids(receipts);
         let vt = self.site.vt;
         let again = known.into_iter().map(|(receipt, id)| (receipt, id, vt, -1));
