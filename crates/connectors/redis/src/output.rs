@@ -119,7 +119,22 @@ local function get_many(key, fields)
 end
 ";
 
-/// What the script of an ack takes to put outputs, with [`MANY`]; [`settle`] and [`put`] give it its
+/// Refuses what the user's rights would refuse later. Before Redis 7 nobody can ask.
+pub(crate) const MAY: &str = "
+-- A script that ends in an error keeps what it has done: all that could stop it is asked before.
+local function may(commands)
+  if not redis.acl_check_cmd then return end
+  for _, command in ipairs(commands) do
+    if not redis.acl_check_cmd(unpack(command)) then
+      local name, key = string.lower(command[1]), command[2]
+      local text = \"no permissions to run the '\" .. name .. \"' command on the key `\"
+      error({err = 'NOPERM ' .. text .. key .. '`'})
+    end
+  end
+end
+";
+
+/// What the script of an ack takes to put outputs, with [`MANY`] and [`MAY`]; [`settle`] and [`put`] give it its
 /// arguments, which begin at `first` there. It answers with an error if nothing can be put.
 pub(crate) const PUT: &str = "
 local digits = '0123456789abcdefghijklmnopqrstuvwxyz'
@@ -131,17 +146,6 @@ local function base36(n)
     n = math.floor(n / 36)
   end
   return text
-end
--- A script that ends in an error keeps what it has done: all that could stop it is asked before.
-local function may(commands)
-  if not redis.acl_check_cmd then return end
-  for _, command in ipairs(commands) do
-    if not redis.acl_check_cmd(unpack(command)) then
-      local name, key = string.lower(command[1]), command[2]
-      local text = \"no permissions to run the '\" .. name .. \"' command on the key `\"
-      error({err = 'NOPERM ' .. text .. key .. '`'})
-    end
-  end
 end
 -- What is wrong is handed back: before Redis 7 an error that is raised loses its code.
 local function is(kind, key)

@@ -10,11 +10,116 @@ mod common;
 
 use std::time::Duration;
 
-use brigade_core::connector::{Failed, FailedReason};
-use brigade_redis::Rsmq;
+use brigade_core::connector::{Connector, ConnectorError, Consumer, Failed, FailedReason, Receipt};
+use brigade_redis::{RedisStreams, Rsmq};
 use brigade_testkit::servers::Redis;
-use common::{WANT, ask, connect, numbered, open, queue};
+use common::{WANT, ask, connect, env, numbered, open, queue, reader};
+use redis::Connection;
 use serde_json::json;
+
+/// Who holds which entries of the stream `shop`.
+fn holders(beside: &mut Connection) -> Vec<String> {
+    let pending: Vec<(String, String, u64, u64)> = ask(beside, "XPENDING shop shop - + 10");
+    pending.into_iter().map(|(_, member, ..)| member).collect()
+}
+
+fn failed(receipt: Receipt, delay: Duration) -> Failed {
+    let reason = FailedReason::Attempt { attempts: 1, error: "no luck".into() };
+    Failed { receipt, reason, delay }
+}
+
+fn assert_lacks<T>(answer: Result<T, ConnectorError>, command: &str) {
+    let error = answer.err().expect(command);
+    assert!(error.is_transient() && error.to_string().contains(&format!("+{command}")), "{error}");
+}
+
+async fn take(consumer: &dyn Consumer, many: usize) -> Vec<(Receipt, u32)> {
+    let mut taken = Vec::new();
+    while taken.len() < many {
+        let next = tokio::time::timeout(Duration::from_secs(60), consumer.consume(WANT)).await;
+        let next = next.expect("the messages come").unwrap();
+        taken.extend(next.iter().map(|incoming| (incoming.receipt, incoming.attempts)));
+    }
+    taken
+}
+
+/// What cannot be done to the end is not begun: else a message would wait where nobody looks for it.
+#[tokio::test]
+async fn a_failed_message_comes_again_though_a_right_was_missing_meanwhile() {
+    let server = Redis::start();
+    let mut beside = connect(&server);
+    let queue = queue("shop", json!({ "url": server.url().replace("//", "//bob:secret@") }));
+    for command in ["zadd", "xclaim", "hset", "hget"] {
+        ask::<()>(&mut beside, "ACL SETUSER bob reset on >secret ~* &* +@all");
+        let (producer, consumer) = open(&RedisStreams, &queue).await;
+        producer.produce(&[numbered(1)]).await.unwrap();
+        let (receipt, _) = take(&*consumer, 1).await[0];
+        ask::<()>(&mut beside, &format!("ACL SETUSER bob -{command}"));
+        for _ in 0..2 {
+            assert_lacks(consumer.on_fail(vec![failed(receipt, Duration::ZERO)]).await, command);
+        }
+        assert!(holders(&mut beside)[0].starts_with("brigade-"), "{command}");
+        ask::<()>(&mut beside, "ACL SETUSER bob +@all");
+        let again = consumer.on_fail(vec![failed(receipt, Duration::ZERO)]).await.unwrap();
+        assert_eq!(again.fenced, [], "{command}");
+        assert_eq!(take(&*consumer, 1).await[0].1, 1, "{command}");
+        // What it still holds when it stops.
+        if ["zadd", "xclaim"].contains(&command) {
+            ask::<()>(&mut beside, &format!("ACL SETUSER bob -{command}"));
+            assert_lacks(consumer.shutdown().await, command);
+            assert!(holders(&mut beside)[0].starts_with("brigade-"), "{command}");
+        }
+        drop(consumer);
+        ask::<()>(&mut beside, "FLUSHALL");
+    }
+}
+
+#[tokio::test]
+async fn what_is_due_comes_though_a_right_was_missing_meanwhile() {
+    let server = Redis::start();
+    let mut beside = connect(&server);
+    let queue = queue("shop", json!({ "url": server.url().replace("//", "//bob:secret@") }));
+    for command in ["zrem", "hget", "xclaim", "xpending"] {
+        ask::<()>(&mut beside, "ACL SETUSER bob reset on >secret ~* &* +@all");
+        let (producer, consumer) = open(&RedisStreams, &queue).await;
+        producer.produce(&[numbered(1), numbered(2)]).await.unwrap();
+        let taken = take(&*consumer, 2).await;
+        let both = taken.iter().map(|(receipt, _)| failed(*receipt, Duration::ZERO)).collect();
+        assert_eq!(consumer.on_fail(both).await.unwrap().fenced, []);
+        ask::<()>(&mut beside, &format!("ACL SETUSER bob -{command}"));
+        for _ in 0..2 {
+            assert_lacks(consumer.consume(WANT).await, command);
+        }
+        assert_eq!(holders(&mut beside), ["~delayed", "~delayed"], "{command}");
+        ask::<()>(&mut beside, "ACL SETUSER bob +@all");
+        let again = take(&*consumer, 2).await;
+        assert!(again.iter().all(|(_, attempts)| *attempts == 1), "{command}: {again:?}");
+        let receipts = again.iter().map(|(receipt, _)| *receipt).collect();
+        assert_eq!(consumer.ack(receipts, Vec::new()).await.unwrap().fenced, [], "{command}");
+        drop(consumer);
+        ask::<()>(&mut beside, "FLUSHALL");
+    }
+}
+
+/// A script that ended half-way has left them behind.
+#[tokio::test]
+async fn what_waits_without_a_time_comes_when_a_consumer_is_opened() {
+    let server = Redis::start();
+    let mut beside = connect(&server);
+    let queue = queue("shop", json!({ "url": server.url() }));
+    let (producer, first) = open(&RedisStreams, &queue).await;
+    producer.produce(&[numbered(1), numbered(2)]).await.unwrap();
+    let taken = take(&*first, 2).await;
+    let later = failed(taken[0].0, Duration::from_secs(600));
+    assert_eq!(first.on_fail(vec![later]).await.unwrap().fenced, []);
+    let pending: Vec<(String, String, u64, u64)> = ask(&mut beside, "XPENDING shop shop - + 10");
+    ask::<redis::Value>(&mut beside, &format!("XCLAIM shop shop ~delayed 0 {}", pending[1].0));
+    let next = RedisStreams.consumer(&queue, &reader(), &env()).await.unwrap();
+    let again = take(&*next, 1).await;
+    assert_eq!((again.len(), again[0].0.position), (1, taken[1].0.position));
+    let lag = next.lag().await.unwrap();
+    assert_eq!((lag.delayed, lag.in_flight), (Some(1), Some(1)), "the other waits on");
+}
 
 /// The runtime renews what is in flight while a failed message is on its way back.
 #[tokio::test]
@@ -27,11 +132,9 @@ async fn a_renewal_overrides_no_back_off() {
     let receipt = consumer.consume(WANT).await.unwrap()[0].receipt;
     // The script is known from now on: it goes out when it is asked for.
     consumer.extend(&[receipt]).await.unwrap();
-    let reason = FailedReason::Attempt { attempts: 1, error: "no luck".into() };
-    let failed = Failed { receipt, reason, delay: DELAY };
     let receipts = [receipt];
-    let (failed, extended) =
-        tokio::join!(consumer.on_fail(vec![failed]), consumer.extend(&receipts));
+    let fail = consumer.on_fail(vec![failed(receipt, DELAY)]);
+    let (failed, extended) = tokio::join!(fail, consumer.extend(&receipts));
     assert_eq!(failed.unwrap().fenced, []);
     extended.unwrap();
     let mut beside = connect(&server);

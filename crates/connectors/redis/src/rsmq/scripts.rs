@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use crate::output::{MANY, PUT};
+use crate::output::{MANY, MAY, PUT};
 use crate::script::Script;
 
 const NOW: &str = "
@@ -55,7 +55,7 @@ pub(crate) static CREATE: LazyLock<Script> = LazyLock::new(|| {
 /// Sends messages. ARGV: outputs.
 pub(crate) static SEND: LazyLock<Script> = LazyLock::new(|| {
     script(
-        &[MANY, PUT],
+        &[MANY, MAY, PUT],
         "
         return put(1) or 1",
     )
@@ -111,7 +111,7 @@ pub(crate) static RECEIVE: LazyLock<Script> = LazyLock::new(|| {
 /// attempts. ARGV: how many, id and receive count of each, then outputs. Answers with the fenced.
 pub(crate) static DELETE: LazyLock<Script> = LazyLock::new(|| {
     script(
-        &[MANY, DELETE_ALL, PUT],
+        &[MANY, DELETE_ALL, MAY, PUT],
         "
         local past = 1 + 2 * tonumber(ARGV[1])
         local fields = {}

@@ -22,7 +22,7 @@ use super::members::{HEARTBEAT, HEARTBEAT_AGAIN, LOOK, OURS};
 use super::process::Process;
 use super::producer::{is_no_group, make_group};
 use super::retention::Retention;
-use super::scripts::{ACK, CLAIM_DUE, CLAIM_OWN, FAIL, GIVE_BACK, HELD};
+use super::scripts::{ACK, CLAIM_DUE, CLAIM_OWN, FAIL, FIND_TIMELESS, GIVE_BACK, HELD};
 use crate::limit::too_often;
 use crate::output::{self, Settled};
 use crate::pace::Paced;
@@ -114,6 +114,7 @@ impl StreamConsumer {
             missing: std::sync::Mutex::default(),
         });
         site.say_alive().await?;
+        site.find_timeless().await?;
         let beating = Arc::clone(&site);
         let heartbeat = tokio::spawn(async move {
             let mut pause = HEARTBEAT;
@@ -159,6 +160,23 @@ impl Site {
 
     fn held(&self) -> std::sync::MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has what waits without a time come now.
+    async fn find_timeless(&self) -> Result<(), ConnectorError> {
+        let keys = &self.keys;
+        let mut find = FIND_TIMELESS.key(&keys.stream);
+        find.key(&keys.delayed).arg(&keys.group);
+        let found: u64 = match self.wire.script(&find).await {
+            // They wait on; what else is there comes and makes room.
+            Err(error) if error.to_string().contains("OOM") => 0,
+            found => found?,
+        };
+        if found > 0 {
+            let queue = &keys.queue;
+            tracing::warn!(%queue, count = found, "messages waited without a time: they come now");
+        }
+        Ok(())
     }
 
     /// Claims what the server believes to have handed to this member, and what never came.

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use crate::output::{MANY, PUT};
+use crate::output::{MANY, MAY, PUT};
 use crate::script::Script;
 
 /// Shared by scripts that claim: entries with how often they were handed out and their attempts.
@@ -38,6 +38,20 @@ const STANDS: &str = "
 local function stands(stream, group, me, id, fence)
   local pending = redis.call('XPENDING', stream, group, id, id, 1)
   return pending[1] and pending[1][2] == me and pending[1][4] == tonumber(fence)
+end
+";
+
+/// Has an entry wait for its time, with the member `~delayed`. Needs [`MAY`].
+const DELAY: &str = "
+-- What would fail if the key had another type, or a right were missing, fails here.
+local function may_delay(stream, delayed, group)
+  redis.call('ZCARD', delayed)
+  may({{'XCLAIM', stream, group, '~delayed', '0', '0-0', 'JUSTID'}, {'ZADD', delayed, '0', 'm'}})
+end
+-- The time first: an entry of `~delayed` without one nobody would claim.
+local function delay(stream, delayed, group, id, due)
+  redis.call('ZADD', delayed, due, id)
+  redis.call('XCLAIM', stream, group, '~delayed', 0, id, 'JUSTID')
 end
 ";
 
@@ -125,9 +139,10 @@ pub(crate) static TRIM: LazyLock<Script> = LazyLock::new(|| {
 /// member, count. Answers with the entries, and in how many milliseconds the next is due, or -1.
 pub(crate) static CLAIM_DUE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
-        "{CLAIM}{NOW}
+        "{CLAIM}{NOW}{MAY}
         local time, full = now(), false
         local later = redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', time, 'LIMIT', 0, 1000)
+        if #later > 0 then may({{{{'XADD', KEYS[1], '*', 'f', 'v'}}, {{'ZREM', KEYS[4], 'm'}}}}) end
         for _, packed in ipairs(later) do
           local fields = cmsgpack.unpack(packed)
           table.remove(fields, 1)
@@ -141,8 +156,16 @@ pub(crate) static CLAIM_DUE: LazyLock<Script> = LazyLock::new(|| {
           redis.call('ZREM', KEYS[4], packed)
         end
         local due = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', time, 'LIMIT', 0, ARGV[3])
-        if #due > 0 then redis.call('ZREM', KEYS[2], unpack(due)) end
+        if #due > 0 then
+          redis.call('HGET', KEYS[3], 'f')
+          may({{
+            {{'XCLAIM', KEYS[1], ARGV[1], ARGV[2], '0', '0-0'}}, {{'ZREM', KEYS[2], 'm'}},
+            {{'XPENDING', KEYS[1], ARGV[1], '-', '+', '1'}}
+          }})
+        end
         local claimed = claim(KEYS[1], KEYS[3], ARGV[1], ARGV[2], due)
+        -- Last: what is neither claimed nor here nobody would find.
+        if #due > 0 then redis.call('ZREM', KEYS[2], unpack(due)) end
         local wait = -1
         for _, key in ipairs({{KEYS[2], KEYS[4]}}) do
           local next = redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')
@@ -225,7 +248,7 @@ pub(crate) static CLAIM_OWN: LazyLock<Script> = LazyLock::new(|| {
 /// Answers with the fenced.
 pub(crate) static ACK: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
-        "{MANY}{PUT}{NOW}{NEEDS}{PAST}
+        "{MANY}{MAY}{PUT}{NOW}{NEEDS}{PAST}
         local stream, group, member, n = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
         local messages, age = tonumber(ARGV[6]), tonumber(ARGV[7])
         local past = 7 + 2 * n
@@ -264,9 +287,12 @@ pub(crate) static ACK: LazyLock<Script> = LazyLock::new(|| {
 /// id, fence, delay in milliseconds, attempts or -1. Answers with the fenced.
 pub(crate) static FAIL: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
-        "{NOW}{STANDS}
+        "{NOW}{STANDS}{MAY}{DELAY}
         local fenced = {{}}
         local time = now()
+        may_delay(KEYS[1], KEYS[2], ARGV[1])
+        redis.call('HGET', KEYS[3], 'f')
+        may({{{{'HSET', KEYS[3], 'f', 'v'}}}})
         for i = 3, #ARGV, 4 do
           local id, attempts = ARGV[i], tonumber(ARGV[i + 3])
           if stands(KEYS[1], ARGV[1], ARGV[2], id, ARGV[i + 1]) then
@@ -275,8 +301,7 @@ pub(crate) static FAIL: LazyLock<Script> = LazyLock::new(|| {
               local first = kept and string.match(kept, ':(.*)') or time
               redis.call('HSET', KEYS[3], id, attempts .. ':' .. string.format('%.0f', first))
             end
-            redis.call('XCLAIM', KEYS[1], ARGV[1], '~delayed', 0, id, 'JUSTID')
-            redis.call('ZADD', KEYS[2], time + tonumber(ARGV[i + 2]), id)
+            delay(KEYS[1], KEYS[2], ARGV[1], id, time + tonumber(ARGV[i + 2]))
           else
             fenced[#fenced + 1] = id
           end
@@ -289,18 +314,41 @@ pub(crate) static FAIL: LazyLock<Script> = LazyLock::new(|| {
 /// ARGV: group, member.
 pub(crate) static GIVE_BACK: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
-        "{FORGET}
+        "{FORGET}{MAY}{DELAY}
+        may_delay(KEYS[1], KEYS[2], ARGV[1])
         while true do
           local held = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1000, ARGV[2])
           for _, entry in ipairs(held) do
-            redis.call('XCLAIM', KEYS[1], ARGV[1], '~delayed', 0, entry[1], 'JUSTID')
-            redis.call('ZADD', KEYS[2], 0, entry[1])
+            delay(KEYS[1], KEYS[2], ARGV[1], entry[1], 0)
           end
           if #held < 1000 then break end
         end
         forget(KEYS[1], ARGV[1], ARGV[2], KEYS[3])
         return 1"
     ))
+});
+
+/// Gives a time to entries of `~delayed` that have none, which a script left behind that ended half-way.
+/// KEYS: stream, delayed. ARGV: group. Answers with how many there were.
+pub(crate) static FIND_TIMELESS: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "
+        local waiting = 0
+        for _, member in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1])[4] or {}) do
+          if member[1] == '~delayed' then waiting = tonumber(member[2]) end
+        end
+        if waiting <= redis.call('ZCARD', KEYS[2]) then return 0 end
+        local from, found = '-', 0
+        while true do
+          local held =
+            redis.call('XPENDING', KEYS[1], ARGV[1], from, '+', 1000, '~delayed')
+          for _, entry in ipairs(held) do
+            found = found + redis.call('ZADD', KEYS[2], 'NX', 0, entry[1])
+            from = '(' .. entry[1]
+          end
+          if #held < 1000 then return found end
+        end",
+    )
 });
 
 /// Deletes entries that no member works on. KEYS: stream, then of each group delayed and attempts.
