@@ -384,8 +384,9 @@ impl Consumer for KafkaConsumer {
         let fenced = match &self.retry {
             Some(retry) => {
                 let (away, here) = failed.into_iter().partition(away);
-                let mut fenced = self.put_back(here);
-                fenced.extend(self.send_away(retry, away).await?);
+                // First what may fail: what is put back does not stand when the same is tried again.
+                let mut fenced = self.send_away(retry, away).await?;
+                fenced.extend(self.put_back(here));
                 fenced
             }
             None => self.put_back(failed),
@@ -512,5 +513,25 @@ mod tests {
             assert!(error.to_string().contains("queue `orders`"), "{error}");
             assert!(consumer.shared.stopping());
         });
+    }
+
+    /// What comes again from here is not told as fenced when the same is tried again.
+    #[tokio::test]
+    async fn while_copies_cannot_be_put_nothing_is_put_back() {
+        let (consumer, taken) = alone(&["away", "here"]);
+        let attempt = FailedReason::Attempt { attempts: 1, error: "no luck".to_owned() };
+        let reasons = [(attempt, Duration::from_secs(1)), (FailedReason::Released, Duration::ZERO)];
+        let failed = taken.iter().zip(reasons).map(|(incoming, (reason, delay))| Failed {
+            receipt: incoming.receipt,
+            reason,
+            delay,
+        });
+        let failed: Vec<Failed> = failed.collect();
+        for _ in 0..2 {
+            let error = consumer.on_fail(failed.clone()).await.expect_err("no broker answers");
+            assert!(error.is_transient(), "{error}");
+            let state = consumer.shared.state();
+            assert!(taken.iter().all(|one| state.assignment.held(one.receipt).is_some()));
+        }
     }
 }
