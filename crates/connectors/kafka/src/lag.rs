@@ -9,6 +9,7 @@ use brigade_core::connector::{ConnectorError, Lag};
 use brigade_core::watermark::Watermark;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::message::Message as _;
 use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
@@ -92,8 +93,27 @@ pub(crate) fn ends<'a>(
 #[derive(Default)]
 struct Looker {
     client: Option<BaseConsumer<Heard>>,
+    found: Found,
+}
+
+/// What was found when it was last looked: it is not read again as long as that tells.
+#[derive(Debug, Default)]
+struct Found {
     /// From where to where there are only marks.
     marks: HashMap<Place, (u64, u64)>,
+    /// Where the next record is.
+    records: HashMap<Place, u64>,
+}
+
+impl Found {
+    /// Whether there is no record from an offset to the end, if that is known.
+    fn only_marks(&self, place: &Place, low: u64, past: u64) -> Option<bool> {
+        if self.marks.get(place) == Some(&(low, past)) {
+            return Some(true);
+        }
+        let record = self.records.get(place);
+        record.is_some_and(|record| (low..past).contains(record)).then_some(false)
+    }
 }
 
 impl Lagging {
@@ -226,8 +246,8 @@ impl Lagging {
     /// Whether there is no record from an offset to the end.
     fn only_marks(&self, place: &Place, low: u64, past: u64) -> KafkaResult<bool> {
         let mut looker = self.looker.lock().unwrap_or_else(PoisonError::into_inner);
-        if looker.marks.get(place) == Some(&(low, past)) {
-            return Ok(true);
+        if let Some(only_marks) = looker.found.only_marks(place, low, past) {
+            return Ok(only_marks);
         }
         let client = match looker.client.take() {
             Some(client) => client,
@@ -240,17 +260,44 @@ impl Lagging {
         let begun = Instant::now();
         let only_marks = loop {
             match client.poll(ASK.saturating_sub(begun.elapsed())) {
-                Some(Err(KafkaError::PartitionEOF(_))) => break true,
-                Some(Ok(_)) => break false,
+                Some(Err(KafkaError::PartitionEOF(_))) => {
+                    looker.found.marks.insert(place.clone(), (low, past));
+                    break true;
+                }
+                Some(Ok(record)) => {
+                    let offset = u64::try_from(record.offset()).unwrap_or_default();
+                    looker.found.records.insert(place.clone(), offset);
+                    break false;
+                }
                 _ if begun.elapsed() >= ASK => break false,
                 _ => {}
             }
         };
         client.unassign()?;
         looker.client = Some(client);
-        if only_marks {
-            looker.marks.insert(place.clone(), (low, past));
-        }
         Ok(only_marks)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_found_is_looked_for_again_only_when_it_is_gone() {
+        let (here, there): (Place, Place) = (("topic".into(), 0), ("topic".into(), 1));
+        let mut found = Found::default();
+        assert_eq!(found.only_marks(&here, 5, 9), None);
+        found.marks.insert(here.clone(), (5, 9));
+        assert_eq!(found.only_marks(&here, 5, 9), Some(true));
+        assert_eq!(found.only_marks(&here, 5, 10), None, "something came");
+        found.records.insert(here.clone(), 9);
+        // However much comes behind it.
+        for (low, past) in [(5, 10), (5, 1000), (9, 1000)] {
+            assert_eq!(found.only_marks(&here, low, past), Some(false), "{low}");
+        }
+        assert_eq!(found.only_marks(&here, 10, 1000), None, "it is done");
+        assert_eq!(found.only_marks(&here, 0, 3), None, "the topic was made anew");
+        assert_eq!(found.only_marks(&there, 5, 9), None);
     }
 }
