@@ -14,7 +14,7 @@ use std::time::Duration;
 use brigade_core::connector::{Connector, Consumer};
 use brigade_redis::RedisStreams;
 use brigade_testkit::servers::Redis;
-use common::{WANT, ask, connect, env, numbered, open, queue, reader};
+use common::{WANT, ask, calls, connect, env, numbered, open, queue, reader};
 use serde_json::json;
 
 /// What becomes of the keys by which members say that they live.
@@ -109,6 +109,28 @@ async fn a_dead_member_is_taken_over_from_though_there_is_no_room() {
     let taken = tokio::time::timeout(Duration::from_secs(60), consumer.consume(WANT)).await;
     let taken = taken.expect("it is taken over").unwrap();
     assert_eq!((taken.len(), taken[0].redeliveries), (1, 1));
+}
+
+/// Each member looks after all others: what that takes must not be as many questions.
+#[tokio::test]
+async fn looking_after_many_members_is_one_question() {
+    const MEMBERS: u64 = 50;
+    let server = Redis::start();
+    let mut beside = connect(&server);
+    let queue = queue("shop", json!({ "url": server.url() }));
+    let (_, consumer) = open(&RedisStreams, &queue).await;
+    for n in 0..MEMBERS {
+        ask::<()>(&mut beside, &format!("SET {{shop}}:brigade:shop:alive:brigade-{n} 1"));
+        ask::<()>(&mut beside, &format!("XGROUP CREATECONSUMER shop shop brigade-{n}"));
+    }
+    let before = calls(&mut beside, "evalsha");
+    let looks = calls(&mut beside, "xinfo|consumers");
+    while calls(&mut beside, "xinfo|consumers") < looks + 3 {
+        let wait = Duration::from_millis(100);
+        assert!(tokio::time::timeout(wait, consumer.consume(WANT)).await.is_err(), "nothing comes");
+    }
+    let scripts = calls(&mut beside, "evalsha") - before;
+    assert!(scripts < MEMBERS, "{scripts} scripts in three looks");
 }
 
 /// The server would make a member anew that is gone, to give it what a read of it still waits for.

@@ -20,8 +20,7 @@ use brigade_core::{Message, MessageId};
 use brigade_memory::MemoryState;
 use brigade_redis::RedisStreams;
 use brigade_testkit::servers::{Redis, STREAM_COMMANDS};
-use common::{ask, connect};
-use redis::Connection;
+use common::{ask, calls, connect};
 use serde_json::{Value, json};
 
 const WANT: Want = Want { messages: 100, bytes: usize::MAX };
@@ -210,14 +209,6 @@ async fn a_user_needs_the_commands_that_the_documentation_tells() {
         called.filter(|command| !BESIDE.contains(&&**command)).collect();
     called.insert("xgroup|create".to_owned());
     assert_eq!(called, told);
-}
-
-/// How often a server was asked this.
-fn calls(connection: &mut Connection, command: &str) -> u64 {
-    let stats: String = ask(connection, "INFO commandstats");
-    let line =
-        stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
-    line.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
 }
 
 /// What is due and has no room on the stream waits alone: what is there comes, and makes room.

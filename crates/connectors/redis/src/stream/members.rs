@@ -9,7 +9,7 @@ use redis::{Value, cmd};
 
 use super::consumer::Site;
 use super::process::{self, Process};
-use super::scripts::{CLAIM_DEAD, CLAIM_IDLE};
+use super::scripts::{ALIVE_KEYS, CLAIM_DEAD, CLAIM_IDLE};
 
 /// What the names of Brigade's members begin with. Others renew no alive key.
 pub(super) const OURS: &str = "brigade-";
@@ -96,67 +96,83 @@ impl Site {
         let members: Vec<Vec<Value>> = self.wire.command(&info).await?;
         let members: Vec<Member> = members.iter().filter_map(|told| Member::of(told)).collect();
         self.missing().retain(|name, _| members.iter().any(|member| member.name == *name));
-        for Member { name, holds_nothing, idle } in members {
-            if name == self.member || name == "~delayed" {
-                continue;
-            }
-            let is_ours = name.starts_with(OURS);
-            if holds_nothing && !is_ours {
-                continue;
-            }
-            let entries = match is_ours {
-                true => self.claim_dead(&name, idle, max).await?,
-                false => self.claim_idle(&name, max).await?,
-            };
+        let others = |member: &Member| member.name != self.member && member.name != "~delayed";
+        let (ours, strangers): (Vec<Member>, Vec<Member>) =
+            members.into_iter().filter(others).partition(|member| member.name.starts_with(OURS));
+        for (name, sign) in self.dead(ours).await? {
+            let entries = self.claim_dead(&name, sign.as_deref(), max).await?;
             if !entries.is_empty() {
-                let why = if is_ours { "is dead" } else { "held it for too long" };
-                tracing::info!(
-                    queue = %keys.queue, member = %name, count = entries.len(),
-                    "takes over from a member that {why}"
-                );
-                return self.incoming(entries);
+                return self.taken_over(&name, "is dead", entries);
+            }
+        }
+        for Member { name, .. } in strangers.into_iter().filter(|member| !member.holds_nothing) {
+            let entries = self.claim_idle(&name, max).await?;
+            if !entries.is_empty() {
+                return self.taken_over(&name, "held it for too long", entries);
             }
         }
         Ok(Vec::new())
     }
 
+    fn taken_over(
+        &self,
+        member: &str,
+        why: &str,
+        entries: Vec<Value>,
+    ) -> Result<Vec<Incoming>, ConnectorError> {
+        let (queue, count) = (&self.keys.queue, entries.len());
+        tracing::info!(%queue, member, count, "takes over from a member that {why}");
+        self.incoming(entries)
+    }
+
+    /// Those of Brigade's members that seem to be dead, each with its alive key's value if that is there and
+    /// no sign of life. Their keys are asked for at once: each member looks, after all others.
+    async fn dead(
+        &self,
+        members: Vec<Member>,
+    ) -> Result<Vec<(String, Option<String>)>, ConnectorError> {
+        if members.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut ask = ALIVE_KEYS.prepare_invoke();
+        for member in &members {
+            ask.key(self.keys.alive(&member.name));
+        }
+        let signs: Vec<Option<String>> = self.wire.script(&ask).await?;
+        let (mut missing, mut dead) = (self.missing(), Vec::new());
+        for (Member { name, idle, .. }, sign) in members.into_iter().zip(signs) {
+            let is_dead = match &sign {
+                Some(sign) => {
+                    missing.remove(&name);
+                    self.process.as_ref().is_some_and(|here| here.sees_gone(sign))
+                }
+                None if idle < MISSING => {
+                    missing.remove(&name);
+                    false
+                }
+                None => {
+                    missing.entry(name.clone()).or_insert_with(Instant::now).elapsed() >= MISSING
+                }
+            };
+            if is_dead {
+                dead.push((name, sign));
+            }
+        }
+        Ok(dead)
+    }
+
+    /// Claims what a dead member held, if its key still says so.
     async fn claim_dead(
         &self,
         name: &str,
-        idle: Duration,
+        sign: Option<&str>,
         max: usize,
     ) -> Result<Vec<Value>, ConnectorError> {
         let keys = &self.keys;
-        if idle < MISSING {
-            self.missing().remove(name);
-        }
-        let since = self.missing().get(name).copied();
-        let is_missed = since.is_some_and(|since| since.elapsed() >= MISSING);
-        let mut no_sign = String::new();
-        loop {
-            let mut claim = CLAIM_DEAD.key(&keys.stream);
-            claim.key(&keys.attempts).key(keys.alive(name));
-            claim.arg(&keys.group).arg(&self.member).arg(name).arg(max).arg(&no_sign);
-            claim.arg(u8::from(is_missed));
-            match self.wire.script(&claim).await? {
-                Value::Array(entries) => return Ok(entries),
-                Value::BulkString(alive) => {
-                    self.missing().remove(name);
-                    let alive = String::from_utf8_lossy(&alive).into_owned();
-                    let is_gone = |here: &Process| here.sees_gone(&alive);
-                    if alive == no_sign || !self.process.as_ref().is_some_and(is_gone) {
-                        return Ok(Vec::new());
-                    }
-                    no_sign = alive;
-                }
-                _ => {
-                    if idle >= MISSING {
-                        self.missing().entry(name.to_owned()).or_insert_with(Instant::now);
-                    }
-                    return Ok(Vec::new());
-                }
-            }
-        }
+        let mut claim = CLAIM_DEAD.key(&keys.stream);
+        claim.key(&keys.attempts).key(keys.alive(name));
+        claim.arg(&keys.group).arg(&self.member).arg(name).arg(max).arg(sign.unwrap_or_default());
+        self.wire.script(&claim).await
     }
 
     async fn claim_idle(&self, name: &str, max: usize) -> Result<Vec<Value>, ConnectorError> {

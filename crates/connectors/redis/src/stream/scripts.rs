@@ -179,16 +179,24 @@ pub(crate) static CLAIM_DUE: LazyLock<Script> = LazyLock::new(|| {
     ))
 });
 
+/// What the alive keys of members say. KEYS: these.
+pub(crate) static ALIVE_KEYS: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "
+        local signs = {}
+        for i, key in ipairs(KEYS) do signs[i] = redis.call('GET', key) end
+        return signs",
+    )
+});
+
 /// Claims what a member held that does not live any more, and forgets it when it holds nothing.
 /// KEYS: stream, attempts, the member's alive key. ARGV: group, member, the dead one, count, the value of
-/// an alive key that is no sign of life, whether a missing key is a sign of death (1). Answers with the
-/// value of a key that is there, with nothing if one is missing that says nothing.
+/// its alive key that is no sign of life, or nothing: it has none. Answers with nothing if that has changed.
 pub(crate) static CLAIM_DEAD: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{CLAIM}{FORGET}
         local alive = redis.call('GET', KEYS[3])
-        if alive and alive ~= ARGV[5] then return alive end
-        if not alive and ARGV[6] ~= '1' then return false end
+        if (alive or '') ~= ARGV[5] then return {{}} end
         local held = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', ARGV[4], ARGV[3])
         if #held == 0 then
           forget(KEYS[1], ARGV[1], ARGV[3], KEYS[3])

@@ -48,3 +48,11 @@ pub(crate) fn ask<T: redis::FromRedisValue>(connection: &mut Connection, command
     let mut asked = redis::cmd(words.next().unwrap());
     asked.arg(words.collect::<Vec<_>>()).query(connection).unwrap()
 }
+
+/// How often a server was asked this.
+pub(crate) fn calls(connection: &mut Connection, command: &str) -> u64 {
+    let stats: String = ask(connection, "INFO commandstats");
+    let line =
+        stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
+    line.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
+}
