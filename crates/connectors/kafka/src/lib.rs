@@ -6,8 +6,8 @@
 //! A message's payload, key and headers are the record's, as they are, null and empty told apart; its
 //! event time is the record's timestamp. Brigade adds the header `brigade-id` (the message's id, 32
 //! hexadecimal digits) and, only for times that Kafka has no place for (before 1970) and on retry
-//! topics, the header `brigade-event-time` (milliseconds). Other programs may leave both out: a record without an id gets
-//! one from its cluster, topic, partition and offset.
+//! topics, the header `brigade-event-time` (milliseconds). Other programs may leave both out: a record
+//! without an id gets one from its cluster, topic, partition, offset and timestamp.
 //!
 //! # What is committed
 //!
