@@ -116,11 +116,12 @@ impl Desk {
     fn explain(&self, doing: &str, error: &KafkaError) -> ConnectorError {
         let members = [Code::UnknownMemberId, Code::IllegalGeneration, Code::RebalanceInProgress];
         match error.rdkafka_error_code() {
-            Some(code) if members.contains(&code) => ConnectorError::permanent(format!(
-                "queue `{}` (Kafka at {}): {doing}: a stage that runs reads it; stop that first, or, if \
-                 it was killed, wait until its session has timed out (`session.timeout.ms`) ({code})",
-                self.site.queue, self.site.servers
-            )),
+            Some(code) if members.contains(&code) => {
+                ConnectorError::permanent(self.site.told(format!(
+                    "{doing}: a stage that runs reads it; stop that first, or, if it was killed, wait \
+                     until its session has timed out (`session.timeout.ms`) ({code})"
+                )))
+            }
             _ => explain(&self.site, doing, error),
         }
     }
@@ -164,10 +165,12 @@ impl Desk {
         group.client.assign(&list)?;
         let place = format!("{}/{}/{partition}", self.cluster, self.topic);
         let incarnation = IncarnationId::of(place.as_bytes());
-        let begun = Instant::now();
+        let mut begun = Instant::now();
         loop {
             match group.client.poll(ASK.saturating_sub(begun.elapsed())) {
                 Some(Ok(record)) => {
+                    // It is the next answer that may take so long.
+                    begun = Instant::now();
                     let offset = u64::try_from(record.offset()).unwrap_or_default();
                     let receipt = Receipt { position: pack(partition, offset), fence: 0 };
                     let (incoming, _) = record::incoming(&record, incarnation, receipt);

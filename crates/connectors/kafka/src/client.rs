@@ -67,10 +67,9 @@ impl ProducerContext for Heard {
 
 /// An error that the runtime tries again after, or not, told with what to do.
 pub(crate) fn explain(site: &Site, doing: &str, error: &KafkaError) -> ConnectorError {
-    let Site { queue, servers } = site;
     let code = code_of(error);
     let advice = code.map_or("", advice);
-    let message = format!("queue `{queue}` (Kafka at {servers}): {doing}: {}{advice}", why(error));
+    let message = site.told(format!("{doing}: {}{advice}", why(error)));
     match code {
         // Nobody was asked: what is wrong is in the file or on this machine.
         _ if is_of_config(error) => ConnectorError::permanent(message),

@@ -68,7 +68,10 @@ impl KafkaConsumer {
         let thread = std::thread::Builder::new()
             .name("kafka-consumer".to_owned())
             .spawn(move || run(&of_thread, client))
-            .map_err(|error| ConnectorError::transient(format!("no thread: {error}")))?;
+            .map_err(|error| {
+                let what = format!("no thread can be had to poll: {error}");
+                ConnectorError::transient(shared.site.told(what))
+            })?;
         Ok(Self {
             shared,
             order,
@@ -99,10 +102,8 @@ impl KafkaConsumer {
         } else {
             return Ok(());
         };
-        Err(ConnectorError::stalled(format!(
-            "queue `{}` (Kafka at {}): {why}, for {stall_after:?} (`stall_after`)",
-            site.queue, site.servers
-        )))
+        let what = format!("{why}, for {stall_after:?} (`stall_after`)");
+        Err(ConnectorError::stalled(site.told(what)))
     }
 
     async fn is_starved(&self) -> Result<bool, ConnectorError> {
@@ -352,20 +353,19 @@ impl Consumer for KafkaConsumer {
         }
         if !ops.is_empty() {
             let transactions = self.transactions.as_ref().ok_or_else(|| {
-                ConnectorError::unsupported(
+                ConnectorError::unsupported(self.shared.site.told(
                     "outputs in the transaction of the acks: set `guarantee: exactly_once` on the \
                      input queue",
-                )
+                ))
             })?;
             let ops = Arc::new(ops);
             return match self.settle(transactions, receipts, Arc::clone(&ops)).await? {
                 Settled::Done => Ok(Acked::default()),
                 Settled::Fenced(fenced) => Ok(fenced.into()),
                 // The runtime tries again, with half as much and in smaller requests.
-                Settled::TooMuch => Err(ConnectorError::transient(format!(
-                    "queue `{}` (Kafka at {}): the broker takes no requests as large as these; smaller ones \
-                     follow (`batch.size` in `config:` above the outputs' topics' `max.message.bytes`)",
-                    self.shared.site.queue, self.shared.site.servers
+                Settled::TooMuch => Err(ConnectorError::transient(self.shared.site.told(
+                    "the broker takes no requests as large as these; smaller ones follow (`batch.size` in \
+                     `config:` above the outputs' topics' `max.message.bytes`)",
                 ))),
                 Settled::Refused(refused) => {
                     Ok(Acked { refused: ids(&ops, refused), ..Acked::default() })

@@ -191,11 +191,11 @@ impl Shared {
     }
 
     fn takes_anothers(&self, topic: &str) -> ConnectorError {
-        ConnectorError::permanent(format!(
-            "queue `{}` (Kafka at {}): an expression in `topics` finds `{topic}`, a retry topic of another \
-             queue of the group `{}`: narrow the expression, or set another `group`",
-            self.site.queue, self.site.servers, self.of.group
-        ))
+        ConnectorError::permanent(self.site.told(format!(
+            "an expression in `topics` finds `{topic}`, a retry topic of another queue of the group `{}`: \
+             narrow the expression, or set another `group`",
+            self.of.group
+        )))
     }
 
     /// What a record is to this consumer. What only an expression found may be a retry topic: another
@@ -450,7 +450,7 @@ impl Watch {
             };
             let known = offset.map(|offset| (offset, metadata.as_str()));
             if !state.assignment.assign(place.clone(), known) {
-                let message = format!("queue `{}`: more than 65536 partitions", shared.site.queue);
+                let message = shared.site.told("more than 65536 partitions");
                 state.trouble = Some(ConnectorError::permanent(message));
             }
             let name = format!("{}/{}/{}", shared.of.cluster, place.0, place.1);

@@ -323,10 +323,9 @@ impl Producer for KafkaProducer {
         drop(together);
         let outcomes = self.settle_suspects(outgoing, reports).await?;
         match self.client.client().fatal_error() {
-            Some((code, why)) => Err(ConnectorError::permanent(format!(
-                "queue `{}` (Kafka at {}): the producer cannot go on: {code}: {why}",
-                self.site.queue, self.site.servers
-            ))),
+            Some((code, why)) => Err(ConnectorError::permanent(
+                self.site.told(format!("the producer cannot go on: {code}: {why}")),
+            )),
             None => Ok(outcomes),
         }
     }

@@ -149,9 +149,9 @@ impl Transactions {
         let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
         // In this order: what is lost after the look at the receipts ends the generation, and the
         // transaction with it; what was lost and came back before is seen by the look.
-        let member = client.group_metadata().ok_or_else(|| {
-            ConnectorError::transient(format!("queue `{}`: in no group yet", self.site.queue))
-        })?;
+        let member = client
+            .group_metadata()
+            .ok_or_else(|| ConnectorError::transient(self.site.told("in no group yet")))?;
         let state = shared.state();
         if let Err(fenced) = state.assignment.stand(receipts) {
             return Ok(Settled::Fenced(fenced));
@@ -231,7 +231,7 @@ impl Transactions {
             // Those that are known by then are taken out; the others come with the next try.
             if begun.elapsed() > TELL_APART || shared.stopping() {
                 let error = "outputs were refused, and it is not known yet which";
-                let error = || ConnectorError::transient(error);
+                let error = || ConnectorError::transient(self.site.told(error));
                 return if refused.is_empty() { Err(error()) } else { Ok(refused) };
             }
             let open = match producer {
@@ -345,7 +345,7 @@ fn send_all<'o>(
 ) -> Result<(), Failed> {
     for (at, op) in ops {
         let StoreOp::Enqueue { queue, outgoing } = op else {
-            let error = "a transaction of Kafka takes messages only";
+            let error = producer.context().site.told("a transaction takes messages only");
             return Err(Failed::Other(ConnectorError::unsupported(error)));
         };
         let mut next = record(queue, &outgoing.message, at);
@@ -373,7 +373,8 @@ fn wait_for_reports(producer: &ThreadedProducer<Quiet>) {
 fn all_written(producer: &ThreadedProducer<Quiet>) -> Result<(), Failed> {
     wait_for_reports(producer);
     if producer.context().has_refused() {
-        return Err(Failed::Other(ConnectorError::transient("outputs were refused")));
+        let error = producer.context().site.told("outputs were refused");
+        return Err(Failed::Other(ConnectorError::transient(error)));
     }
     Ok(())
 }

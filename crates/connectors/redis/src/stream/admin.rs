@@ -87,8 +87,10 @@ impl StreamAdmin {
 
     /// An entry, with what its first group knows of it.
     async fn peeked(&self, entry: Value) -> Result<Option<Peeked>, ConnectorError> {
-        let Some((id, incoming)) = incoming(entry, self.incarnation)? else { return Ok(None) };
         let (name, keys) = &self.groups[0];
+        let Some((id, incoming)) = incoming(keys, entry, self.incarnation)? else {
+            return Ok(None);
+        };
         let id = id.to_string();
         let mut pending = cmd("XPENDING");
         pending.arg(&keys.stream).arg(&keys.group).arg(&id).arg(&id).arg(1);

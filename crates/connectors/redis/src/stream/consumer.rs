@@ -146,8 +146,9 @@ impl StreamConsumer {
 
 impl Site {
     pub(super) fn incoming(&self, entries: Vec<Value>) -> Result<Vec<Incoming>, ConnectorError> {
-        let read =
-            entries.into_iter().filter_map(|entry| incoming(entry, self.incarnation).transpose());
+        let read = entries
+            .into_iter()
+            .filter_map(|one| incoming(&self.keys, one, self.incarnation).transpose());
         let read: Vec<(EntryId, Incoming)> = read.collect::<Result<_, _>>()?;
         let mut held = self.held();
         let entered = read.into_iter().map(|(id, mut incoming)| {

@@ -8,6 +8,8 @@ use brigade_core::{Headers, IncarnationId, Message, MessageId, Timestamp};
 use bytes::Bytes;
 use redis::Value;
 
+use super::connector::Keys;
+
 /// An entry's id has 64 bits for the time and 64 for a number; a receipt has 64 in all.
 const SEQUENCE_BITS: u32 = 20;
 /// Positions from here on stand for ids that do not fit into them.
@@ -23,16 +25,14 @@ pub(crate) struct EntryId {
 }
 
 impl FromStr for EntryId {
-    type Err = ConnectorError;
+    type Err = String;
 
-    fn from_str(text: &str) -> Result<Self, ConnectorError> {
+    fn from_str(text: &str) -> Result<Self, String> {
         let read = || {
             let (time, number) = text.split_once('-')?;
             Some(Self { time: time.parse().ok()?, number: number.parse().ok()? })
         };
-        read().ok_or_else(|| {
-            ConnectorError::transient(format!("Redis gave the id `{text}`, which is none"))
-        })
+        read().ok_or_else(|| format!("`{text}` is no id of an entry (`TIME-NUMBER`)"))
     }
 }
 
@@ -140,15 +140,18 @@ fn message(fields: &[Value], incarnation: IncarnationId, id: EntryId) -> Message
 }
 
 /// Reads an entry as the scripts and `XREADGROUP` give it: id, fields, and for claimed ones how often
-/// it was handed out and what is kept of its attempts.
-pub(crate) fn incoming(
-    entry: Value,
-    incarnation: IncarnationId,
-) -> Result<Option<(EntryId, Incoming)>, ConnectorError> {
-    let odd = || ConnectorError::transient("Redis gave an entry that is none");
-    let Value::Array(parts) = entry else { return Err(odd()) };
+/// it was handed out and what is kept of its attempts. Else says what is wrong with it.
+fn read(entry: Value, incarnation: IncarnationId) -> Result<Option<(EntryId, Incoming)>, String> {
+    let odd = |there: &dyn fmt::Debug| format!("an entry has an id and fields, this is {there:?}");
+    let parts = match entry {
+        Value::Array(parts) => parts,
+        other => return Err(odd(&other)),
+    };
     let mut parts = parts.into_iter();
-    let Some(Value::BulkString(id)) = parts.next() else { return Err(odd()) };
+    let id = match parts.next() {
+        Some(Value::BulkString(id)) => id,
+        other => return Err(odd(&other)),
+    };
     let id: EntryId = String::from_utf8_lossy(&id).parse()?;
     // Deleted by somebody while it was pending.
     let Some(Value::Array(fields)) = parts.next() else { return Ok(None) };
@@ -169,6 +172,21 @@ pub(crate) fn incoming(
     incoming.redeliveries = handed_out.saturating_sub(1).saturating_sub(incoming.attempts);
     incoming.enqueued_at = id.time();
     Ok(Some((id, incoming)))
+}
+
+/// Reads an entry of a queue's stream, as the scripts and `XREADGROUP` give it; `None` if somebody has
+/// deleted it.
+pub(crate) fn incoming(
+    keys: &Keys,
+    entry: Value,
+    incarnation: IncarnationId,
+) -> Result<Option<(EntryId, Incoming)>, ConnectorError> {
+    let Keys { queue, stream, .. } = keys;
+    read(entry, incarnation).map_err(|what| {
+        ConnectorError::transient(format!(
+            "queue `{queue}`: Redis tells of the stream `{stream}` what cannot be: {what}"
+        ))
+    })
 }
 
 #[cfg(test)]
@@ -203,5 +221,29 @@ mod tests {
         assert!(id("9-0") < id("10-0") && id("1763733600000000-0") > id("1526919030474-0"));
         assert_eq!(id("1763733600000000-0").time(), None);
         assert_eq!(id("1526919030474-7").time(), Some(Timestamp(1_526_919_030_474)));
+    }
+
+    #[test]
+    fn an_answer_that_is_no_entry_is_told_with_queue_and_stream() {
+        let name = |name: &str| name.to_owned();
+        let keys = Keys {
+            queue: "orders".into(),
+            stream: name("shop:orders"),
+            group: name("shop"),
+            later: name("later"),
+            delayed: name("delayed"),
+            attempts: name("attempts"),
+        };
+        let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+        for (odd, what) in [
+            (Value::Nil, "nil"),
+            (Value::Array(vec![Value::Int(7)]), "7"),
+            (Value::Array(vec![text("seven"), Value::Array(Vec::new())]), "`seven`"),
+        ] {
+            let error = incoming(&keys, odd, IncarnationId(1)).expect_err(what).to_string();
+            for part in ["queue `orders`", "stream `shop:orders`", what] {
+                assert!(error.contains(part), "`{part}` is not in: {error}");
+            }
+        }
     }
 }
