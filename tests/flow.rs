@@ -10,11 +10,12 @@ mod common;
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use brigade::component::{Context, Emit};
 use brigade::pipeline_file::{Format, Overrides, load_str};
-use brigade::{Failure, Message, Pipeline, StageState, Supervisor};
+use brigade::{Failure, Message, Pipeline, StageState, Supervisor, Timestamp};
 use common::{World, eventually};
 
 #[tokio::test]
@@ -218,4 +219,82 @@ stages: {{ pass: {{ component: pass, input: in, outputs: [out] }} }}
     assert_eq!(running.drain().await.len(), 2);
     let twice = Supervisor::new().add(pipeline("one")).add(pipeline("one")).start().await;
     assert!(twice.unwrap_err().to_string().contains("`one`"));
+}
+
+const BY_CUSTOMER: &str = "
+queues: { in: { type: memory, key: customer, event_time: at }, out: { type: memory } }
+stages:
+  first: { component: COMPONENT, input: in, outputs: [out], order: key, workers: 4, retry: { attempts: 1 } }
+";
+
+/// As records of Kafka have keys and times of their own, whatever the file says of the payload.
+#[tokio::test]
+async fn what_a_queue_declares_in_the_payload_goes_before_what_the_message_has() {
+    let world = World::new();
+    let tell = |_: Message, cx: &Context| {
+        let key = cx.key().map(|key| String::from_utf8_lossy(key).into_owned());
+        let time = cx.message().event_time.map(|time| time.0);
+        Ok::<_, Failure>(serde_json::json!([key, time]))
+    };
+    let registry = world.registry().component("tell", tell);
+    let message = |text: &str| {
+        let message = Message::new(text.to_owned()).with_key("own");
+        Message { event_time: Some(Timestamp(1)), ..message }
+    };
+    let tombstone = Message { payload: None, ..message("") };
+    let messages = [r#"{"customer":"anna","at":7}"#, r#"{"customer":null}"#, "{}"].map(message);
+    world.memory.put("test", "in", messages.into_iter().chain([tombstone]));
+    let running = world.start(&BY_CUSTOMER.replace("COMPONENT", "tell"), &registry).await;
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    let mut out: Vec<_> = world.memory.messages("test", "out");
+    out.sort_by(|a, b| a.payload.cmp(&b.payload));
+    let told: Vec<_> = out.iter().map(|m| m.payload.as_deref().unwrap()).collect();
+    let own = &br#"["own",1]"#[..];
+    assert_eq!(told, [&br#"["anna",7]"#[..], own, own, own]);
+}
+
+#[tokio::test]
+async fn an_order_by_a_field_holds_though_the_messages_have_other_keys() {
+    let world = World::new();
+    let (busy, met) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+    let met_too = Arc::clone(&met);
+    let registry = world.registry().component("hold", async move |_: Message, _: &Context| {
+        if busy.swap(true, Ordering::SeqCst) {
+            met.store(true, Ordering::SeqCst);
+        }
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        busy.store(false, Ordering::SeqCst);
+        Ok::<_, Failure>(Emit::value(1))
+    });
+    let message = |n: u64| Message::new(r#"{"customer":"anna"}"#).with_key(format!("k{n}"));
+    world.memory.put("test", "in", (0..200).map(message));
+    let running = world.start(&BY_CUSTOMER.replace("COMPONENT", "hold"), &registry).await;
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    assert_eq!(world.numbers("out").len(), 200);
+    assert!(!met_too.load(Ordering::SeqCst), "two of a customer at once");
+}
+
+#[tokio::test]
+async fn an_output_keeps_its_own_key_where_its_payload_has_none() {
+    let world = World::new();
+    let emit = |n: u64| {
+        let value = if n == 0 { serde_json::json!({ "customer": "anna" }) } else { n.into() };
+        Ok::<_, Failure>(Emit::value(value).key("own"))
+    };
+    let registry = world.registry().component("emit", emit);
+    let yaml = "
+queues: { in: { type: memory }, out: { type: memory, key: customer } }
+stages: { first: { component: emit, input: in, outputs: [out], order: queue } }
+";
+    world.put("in", 0..2);
+    let running = world.start(yaml, &registry).await;
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    let out = world.memory.messages("test", "out");
+    let keys: Vec<_> = out.iter().map(|m| m.key.as_deref().unwrap()).collect();
+    assert_eq!(keys, [&b"anna"[..], b"own"]);
 }

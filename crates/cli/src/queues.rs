@@ -40,7 +40,7 @@ enum Command {
         file: FileArguments,
         /// The queue.
         queue: String,
-        /// The key of the messages.
+        /// The key of the messages that have none at the queue's `key`.
         #[arg(long)]
         key: Option<String>,
     },
@@ -159,8 +159,7 @@ async fn put(
     let entry = opened.pipeline.entry(queue)?;
     let mut putting = Putting { admin, queue, batch: Vec::new(), lines: 0 };
     for line in std::io::stdin().lock().split(b'\n') {
-        let message = message(line, queue, codec, entry.as_ref());
-        let mut message = match message {
+        let message = match message(line, queue, codec, key, entry.as_ref()) {
             Ok(message) => message,
             Err(why) => {
                 // Those before it are put all the same, whichever batches they fell in.
@@ -169,9 +168,6 @@ async fn put(
                 anyhow::bail!("line {} {why}; the {before} before it were put", before + 1);
             }
         };
-        if let Some(key) = key {
-            message.key = Some(key.to_owned().into());
-        }
         putting.batch.push(Outgoing::from(message));
         if putting.batch.len() >= PUT_BATCH {
             putting.put().await?;
@@ -189,6 +185,7 @@ fn message(
     line: std::io::Result<Vec<u8>>,
     queue: &str,
     codec: Codec,
+    key: Option<&str>,
     entry: Option<&Entry>,
 ) -> Result<Message, String> {
     let mut line = line.map_err(|error| format!("cannot be read: {error}"))?;
@@ -200,6 +197,7 @@ fn message(
         return Err(format!("is not UTF-8 from byte {at} on, and queue `{queue}` takes {codec}"));
     }
     let mut message = Message::new(line);
+    message.key = key.map(|key| key.to_owned().into());
     if let Some(entry) = entry {
         let received = entry.receive(&mut message);
         received.map_err(|cause| format!("cannot be put: {}", cause.message))?;

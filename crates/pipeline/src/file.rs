@@ -146,10 +146,12 @@ pub struct QueueKeys {
     /// file), or the name of a registered Rust type.
     #[serde(default)]
     pub schema: Option<SchemaChoice>,
-    /// Where a message's key stands in its payload: `customer.id`. Default: the queue's own key.
+    /// Where a message's key stands in its payload: `customer.id`. It goes before the key that the message has
+    /// already. Default: that one.
     #[serde(default)]
     pub key: Option<String>,
-    /// Where a message's event time stands in its payload: milliseconds since 1970, or RFC 3339.
+    /// Where a message's event time stands in its payload: milliseconds since 1970, or RFC 3339. It goes
+    /// before the one that the message has already.
     #[serde(default)]
     pub event_time: Option<String>,
     /// What is asked of the queue.

@@ -33,10 +33,11 @@ impl std::fmt::Debug for Entry {
 
 impl QueuePlan {
     /// Checks a delivery that came from this queue, and fills in what the queue's `key` and
-    /// `event_time` say.
+    /// `event_time` say: what stands in the payload goes before what the message has already.
     pub(crate) fn receive(&self, delivery: &mut Delivery) -> Result<(), Cause> {
         self.read_key(delivery)?;
-        let wants_time = self.event_time.is_some() && delivery.message.event_time.is_none();
+        // A tombstone has no event time in it.
+        let wants_time = self.event_time.is_some() && delivery.message.payload.is_some();
         if self.schema.is_none() && !wants_time {
             return Ok(());
         }
@@ -44,17 +45,20 @@ impl QueuePlan {
         if let Some(schema) = &self.schema {
             self.check(schema, value)?;
         }
-        if wants_time {
-            delivery.message.event_time = self.event_time(value);
+        if let Some(time) = self.event_time(value) {
+            delivery.message.event_time = Some(time);
         }
         Ok(())
     }
 
-    /// Fills in the key that the queue's `key` names, if the queue itself did not keep one.
+    /// Fills in the key that the queue's `key` names; without it in the payload the message's own
+    /// stays, as a tombstone's does.
     pub(crate) fn read_key(&self, delivery: &mut Delivery) -> Result<(), Cause> {
-        if let (Some(path), None) = (&self.spec.key, &delivery.message.key) {
-            let key = path.key(parse(delivery)?);
-            delivery.message.key = key.map(Into::into);
+        let Some(path) = &self.spec.key else { return Ok(()) };
+        if delivery.message.payload.is_some()
+            && let Some(key) = path.key(parse(delivery)?)
+        {
+            delivery.message.key = Some(key.into());
         }
         Ok(())
     }
@@ -71,7 +75,9 @@ impl QueuePlan {
     }
 
     fn read_output(&self, message: &mut Message, from: Codec) -> Result<(), Cause> {
-        if self.schema.is_none() && self.spec.key.is_none() && self.event_time.is_none() {
+        let wants =
+            message.payload.is_some() && (self.spec.key.is_some() || self.event_time.is_some());
+        if self.schema.is_none() && !wants {
             return Ok(());
         }
         let value = decoded(message, from).map_err(|error| self.unfit(&error))?;
@@ -79,12 +85,10 @@ impl QueuePlan {
             self.check(schema, &value)
                 .map_err(|cause| Cause { kind: CauseKind::Output, ..cause })?;
         }
-        if let Some(path) = &self.spec.key {
-            message.key = path.key(&value).map(Into::into);
+        if let Some(key) = self.spec.key.as_ref().and_then(|path| path.key(&value)) {
+            message.key = Some(key.into());
         }
-        if self.event_time.is_some() {
-            message.event_time = self.event_time(&value).or(message.event_time);
-        }
+        message.event_time = self.event_time(&value).or(message.event_time);
         Ok(())
     }
 

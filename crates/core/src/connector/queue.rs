@@ -141,7 +141,7 @@ pub struct QueueSpec {
     /// The groups that read it. Empty: nobody in this file. One stage: the group with the empty
     /// name, so that renaming the stage loses nothing. Several: the stages' names.
     pub groups: Vec<Arc<str>>,
-    /// Where a message's key stands in its payload; without it the queue's own key is the key.
+    /// Where a message's key stands in its payload; it goes before the key that the message has already.
     pub key: Option<FieldPath>,
     /// How much it may hold, if that is limited.
     pub limit: Limit,
