@@ -18,7 +18,7 @@ struct Shared {
     values: HashMap<String, Vec<(u64, Option<Bytes>)>>,
 }
 
-/// What a message wrote, until it is stored, or never will be.
+/// What a message wrote, until it is [`stored`](Written::stored), or dropped: then it never will be.
 #[derive(Default)]
 pub struct Written {
     /// The writes.
@@ -56,19 +56,31 @@ impl Unsettled {
     }
 }
 
-impl Drop for Written {
-    fn drop(&mut self) {
-        let Some((unsettled, number, keys)) = self.seen.take() else { return };
+impl Written {
+    /// The state has it now, and with it what was written to these keys before it, though whoever did
+    /// that, another consumer perhaps, has not said so yet.
+    pub fn stored(&self) {
+        self.forget(|of, number| of <= number);
+    }
+
+    /// Lets those of its keys' writes not be seen any more of which this is so, by their numbers and its own.
+    fn forget(&self, is_over: impl Fn(u64, u64) -> bool) {
+        let Some((unsettled, number, keys)) = &self.seen else { return };
         let mut shared = unsettled.lock();
         for key in keys {
-            let Some(values) = shared.values.get_mut(&key) else { continue };
-            // What was written before it is stored too by now, though whoever did that, another
-            // consumer perhaps, has not said so yet.
-            values.retain(|(of, _)| *of > number);
+            let Some(values) = shared.values.get_mut(key) else { continue };
+            values.retain(|(of, _)| !is_over(*of, *number));
             if values.is_empty() {
-                shared.values.remove(&key);
+                shared.values.remove(key);
             }
         }
+    }
+}
+
+impl Drop for Written {
+    /// What was written before it may wait still.
+    fn drop(&mut self) {
+        self.forget(|of, number| of == number);
     }
 }
 
@@ -99,16 +111,27 @@ mod tests {
         let first = unsettled.show(vec![write("a", Some("1")), write("b", Some("1"))]);
         let second = unsettled.show(vec![write("a", Some("2"))]);
         assert_eq!(unsettled.get("a"), Some(Some("2".into())));
-        drop(first);
+        first.stored();
         assert_eq!(unsettled.get("a"), Some(Some("2".into())));
         assert_eq!(unsettled.get("b"), None, "it is stored now");
         let third = unsettled.show(vec![write("a", None)]);
         assert_eq!(unsettled.get("a"), Some(None), "a removal is a write");
-        drop(second);
+        second.stored();
         assert_eq!(unsettled.get("a"), Some(None));
         drop(third);
         assert_eq!(unsettled.get("a"), None);
         assert!(unsettled.lock().values.is_empty(), "nothing is kept");
+    }
+
+    #[test]
+    fn what_is_never_stored_hides_nothing_that_waits() {
+        let unsettled = Unsettled::default();
+        let first = unsettled.show(vec![write("a", Some("1"))]);
+        let second = unsettled.show(vec![write("a", Some("2"))]);
+        drop(second);
+        assert_eq!(unsettled.get("a"), Some(Some("1".into())), "the first is still to be stored");
+        first.stored();
+        assert_eq!(unsettled.get("a"), None);
     }
 
     /// Two consumers of a key, one after the other: the second may say that its write is stored before
@@ -118,33 +141,38 @@ mod tests {
         let unsettled = Unsettled::default();
         let first = unsettled.show(vec![write("a", Some("1"))]);
         let second = unsettled.show(vec![write("a", Some("2"))]);
-        drop(second);
+        second.stored();
         assert_eq!(unsettled.get("a"), None, "the state has the second");
         drop(first);
         assert!(unsettled.lock().values.is_empty());
     }
 
     proptest! {
-        /// In whatever order writes are stored: of those that wait the youngest is seen, as by a list
-        /// of all that looks through them; and nothing is kept.
+        /// In whatever order writes are stored or given up: of those that wait the youngest is seen, as by
+        /// a list of all that looks through them; and nothing is kept.
         #[test]
         fn what_is_seen_is_the_youngest_that_waits(
-            steps in prop::collection::vec((0_usize..3, any::<Option<u8>>(), 0_usize..8), 1..60),
+            steps in prop::collection::vec(
+                (0_usize..3, any::<Option<u8>>(), 0_usize..8, any::<bool>()), 1..60,
+            ),
         ) {
             let unsettled = Unsettled::default();
             let mut waiting: Vec<(String, Option<Bytes>, Written)> = Vec::new();
-            for (key, value, store) in steps {
+            for (key, value, end, is_stored) in steps {
                 let key = format!("k{key}");
                 let value = value.map(|value| Bytes::from(vec![value]));
                 let write = StateWrite { key: key.clone(), value: value.clone() };
                 waiting.push((key, value, unsettled.show(vec![write])));
-                if store < waiting.len() {
-                    let (key, ..) = waiting.remove(store);
-                    let mut at = 0;
-                    waiting.retain(|(of, ..)| {
-                        at += 1;
-                        at > store || *of != key
-                    });
+                if end < waiting.len() {
+                    let (key, _, written) = waiting.remove(end);
+                    if is_stored {
+                        written.stored();
+                        let mut at = 0;
+                        waiting.retain(|(of, ..)| {
+                            at += 1;
+                            at > end || *of != key
+                        });
+                    }
                 }
                 for key in ["k0", "k1", "k2"] {
                     let youngest = waiting.iter().rev().find(|(of, ..)| of == key);

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::HashSet;
+use std::ops::Range;
 use std::rc::Rc;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -44,6 +45,8 @@ pub(super) struct Unit {
     pub(super) receipt: Receipt,
     pub(super) writes: Vec<StoreOp>,
     pub(super) outcome: Outcome,
+    /// The places among the parents of what it was in each stage.
+    parents: Range<usize>,
 }
 
 /// An output on its way to a queue.
@@ -102,7 +105,7 @@ impl Settlement {
         } else {
             Outcome::Acked
         };
-        let mut writes = Vec::new();
+        let (mut writes, first) = (Vec::new(), parents.len());
         for mut made in end.done {
             self.add_made(receipt, &mut made, parents.len(), &mut writes, settler);
             parents.push(Parent { made, refused: Cell::new(false) });
@@ -110,7 +113,8 @@ impl Settlement {
         for given_up in end.given_up {
             self.outputs.push(settler.dead_letter(receipt, *given_up));
         }
-        self.units.push(Unit { receipt, writes, outcome });
+        let parents = first..parents.len();
+        self.units.push(Unit { receipt, writes, outcome, parents });
     }
 
     fn add_made(
@@ -179,6 +183,14 @@ impl Settlement {
     pub(super) fn forget(&mut self, fenced: &[Receipt]) {
         self.units.retain(|unit| !fenced.contains(&unit.receipt));
         self.outputs.retain(|output| !fenced.contains(&output.receipt));
+    }
+
+    /// What its messages wrote to the state is stored: the state tells it from now on.
+    pub(super) fn stored(&self) {
+        for unit in &self.units {
+            let parents = &self.parents[unit.parents.clone()];
+            parents.iter().for_each(|parent| parent.made.written.stored());
+        }
     }
 
     /// The message is a dead letter now.

@@ -166,6 +166,7 @@ impl Settler {
                 Err(error) => self.wait_after(&error, &mut tries).await?,
             }
         }
+        settlement.stored();
         Ok(())
     }
 
@@ -219,6 +220,7 @@ impl Settler {
                 }
             }
         }
+        part.stored();
         self.count(part);
         *outcomes += part.units.len();
         Ok(())
