@@ -15,11 +15,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use brigade::component::{Component, Context, Emit};
 use brigade::connector::{
-    Connector, ConnectorEnv, ConnectorError, Consumer, Outgoing, Produced, Producer, QueueSpec,
-    Reader, Receipt,
+    Connector, ConnectorEnv, ConnectorError, Consumer, Lag, Outgoing, Produced, Producer,
+    QueueSpec, Reader, Receipt,
 };
-use brigade::{Failure, Memory, Registry, Running, StageState, StageStatus};
-use brigade_testkit::{Like, LikeConnector, LikeConsumer, LikeProducer};
+use brigade::{Failure, Memory, Pipeline, Registry, Running, StageState, StageStatus, Supervisor};
+use brigade_testkit::{Like, LikeConnector, LikeConsumer, LikeProducer, paused};
 use common::{World, eventually};
 use tokio::sync::Semaphore;
 
@@ -39,6 +39,8 @@ struct Will {
     /// Consumers that were opened, and those that were closed.
     opened: AtomicU64,
     closed: AtomicU64,
+    /// How often consumers were asked how much there is.
+    asked: AtomicU64,
     producers: Mutex<Vec<Arc<dyn Producer>>>,
     /// Batches that the queue `slow` is taking, and those that it may have taken.
     taking: AtomicUsize,
@@ -53,6 +55,7 @@ impl Default for Will {
             extensions: AtomicUsize::new(0),
             opened: AtomicU64::new(0),
             closed: AtomicU64::new(0),
+            asked: AtomicU64::new(0),
             producers: Mutex::default(),
             taking: AtomicUsize::new(0),
             taken: Semaphore::new(0),
@@ -133,6 +136,11 @@ impl LikeConsumer for WilfulConsumer {
     async fn extend(&self, _: &[Receipt]) -> Result<(), ConnectorError> {
         self.will.extensions.fetch_add(1, SeqCst);
         std::future::pending().await
+    }
+
+    async fn lag(&self) -> Result<Lag, ConnectorError> {
+        self.will.asked.fetch_add(1, SeqCst);
+        self.inner.lag().await
     }
 
     async fn shutdown(&self) -> Result<(), ConnectorError> {
@@ -347,4 +355,31 @@ stages:
     running.until_idle(None).await.unwrap();
     assert_eq!(stage(&running).await.restarts, 1);
     running.drain().await;
+}
+
+#[test]
+fn an_until_idle_that_nobody_waits_for_ends() {
+    const SECOND: Duration = Duration::from_secs(1);
+    let wilful = Wilful::default();
+    paused(async {
+        let registry = wilful.registry();
+        let pipeline = Pipeline::new(World::new().load(YAML, &registry), &registry).unwrap();
+        let pipeline = pipeline.state(brigade::MemoryState::new());
+        let running = Supervisor::new().add(pipeline).start_here().await.unwrap();
+        ready(&running).await;
+        running.pause("pass").await.unwrap();
+        wilful.put("in", 0..1);
+        for _ in 0..50 {
+            tokio::time::timeout(SECOND, running.until_idle(None)).await.unwrap_err();
+        }
+        let pending = std::future::pending::<()>;
+        tokio::time::timeout(SECOND, pending()).await.unwrap_err();
+        let before = wilful.will.asked.load(SeqCst);
+        assert!(before > 0, "it looked");
+        tokio::time::timeout(60 * SECOND, pending()).await.unwrap_err();
+        assert_eq!(wilful.will.asked.load(SeqCst), before, "it still looks");
+        running.resume("pass").await.unwrap();
+        running.until_idle(None).await.unwrap();
+        assert_eq!(wilful.count("out"), 1);
+    });
 }

@@ -37,13 +37,17 @@ struct Watch {
 }
 
 impl Tree {
-    /// Answers when nothing is left to do, or when that cannot come to pass.
+    /// Answers when nothing is left to do, or when that cannot come to pass; ends when nobody waits for
+    /// the answer any more.
     pub(super) fn wait_until_idle(
         &mut self,
         quiet: Option<Duration>,
         reply: oneshot::Sender<Result<(), String>>,
         ctx: &mut Context<Self>,
     ) {
+        if reply.is_closed() {
+            return;
+        }
         let plan = Arc::clone(&self.plan);
         let begin = async move { (Marks::begin(&plan).await, plan) };
         ctx.spawn(begin.into_actor(self).map(move |(marks, plan), tree, ctx| match marks {
@@ -60,6 +64,9 @@ impl Tree {
     }
 
     fn look_whether_idle(&mut self, mut watch: Watch, ctx: &mut Context<Self>) {
+        if watch.reply.as_ref().is_none_or(oneshot::Sender::is_closed) {
+            return;
+        }
         let failed = self.stages.iter().any(|stage| stage.state == StageState::Failed);
         if failed || self.stopping {
             // What is left cannot be done: the run ends, and says so by its exit code.
