@@ -265,6 +265,37 @@ async fn an_output_that_is_not_declared_makes_a_dead_letter() {
 }
 
 #[tokio::test]
+async fn a_delay_where_nothing_can_delay_makes_a_dead_letter() {
+    let later = |n: u64| Ok::<_, Failure>(Emit::value(n).delay(Duration::from_secs(300)));
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("out");
+    let says = [
+        "stage `first` delays an output by 5m for stage `next`, which is fed directly",
+        "stage `first` delays an output by 5m for queue `file` of type file, which cannot delay",
+    ];
+    let queues = format!(
+        "queues: {{ in: {{ type: memory }}, out: {{ type: memory }}, file: {{ type: file, path: {path:?} }} }}"
+    );
+    let stages = [
+        "first: { component: later, input: in }, next: { component: pass, input: first, outputs: [out] }",
+        "first: { component: later, input: in, outputs: [file] }",
+    ];
+    for (stages, says) in stages.into_iter().zip(says) {
+        let world = World::new();
+        let registry = world.registry().component("later", later);
+        let yaml = format!("{queues}\nstages: {{ {stages} }}");
+        world.put("in", [1]);
+        let running = world.start(&yaml, &registry).await;
+        running.until_idle(None).await.unwrap();
+        running.drain().await;
+        assert!(world.numbers("out").is_empty());
+        let cause = &world.dead_letters("first")[0].cause;
+        assert_eq!(cause.kind, CauseKind::Output);
+        assert!(cause.message.starts_with(says), "{}", cause.message);
+    }
+}
+
+#[tokio::test]
 async fn what_does_not_decode_never_reaches_the_component() {
     let world = World::new();
     let calls = Arc::new(AtomicU64::new(0));

@@ -87,7 +87,8 @@ pub enum CauseKind {
     TooLarge,
     /// The message is older than the stage's `expire`.
     Expired,
-    /// An output does not fit the schema of its queue, or went to no declared output.
+    /// An output does not fit the schema of its queue, went to no declared output, or asks for a delay
+    /// where nothing can delay.
     Output,
     /// A queue refused an output for good.
     Refused,

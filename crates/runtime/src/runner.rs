@@ -10,7 +10,7 @@ use brigade_core::component::{
 use brigade_core::connector::{Order, Outgoing};
 use brigade_core::delivery::{Again, Delivery, Outputs, Requeued, Resolution, ended_here};
 use brigade_core::retry::{Retry, Waiting};
-use brigade_core::{Cause, CauseKind, Codec, Failure, Message, Timestamp, Truncated};
+use brigade_core::{Cause, CauseKind, Codec, Failure, Message, Period, Timestamp, Truncated};
 use brigade_pipeline::{Exhausted, Expiry};
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -420,6 +420,7 @@ impl RunnerSite {
         };
         if writes.is_empty()
             && let [output] = &emitted[..]
+            && !output.is_delayed()
             && let Ok([(name, Target::Direct(stage))]) = self.targets(output)
         {
             return self.go_on(delivery, name, *stage, emitted, outbox);
@@ -491,6 +492,7 @@ impl RunnerSite {
         let mut index = 0;
         for output in emitted {
             for (name, target) in self.targets(output)? {
+                self.can_delay(output, name, *target)?;
                 let mut message = output.message(&delivery.message);
                 message.id = delivery.message.id.output(&self.stage.name, name, index);
                 let codec = if output.is_value() { Codec::Json } else { delivery.codec };
@@ -505,6 +507,28 @@ impl RunnerSite {
             }
         }
         Ok((outputs, direct))
+    }
+
+    /// Refuses a delay where nothing can wait: the output would be handed out at once.
+    fn can_delay(&self, output: &Emitted, name: &str, target: Target) -> Result<(), Cause> {
+        let Some(delay) = output.delay().filter(|_| output.is_delayed()) else { return Ok(()) };
+        let what = match target {
+            Target::Direct(_) => format!(
+                "stage `{name}`, which is fed directly, where nothing can wait: name an `embedded` \
+                 queue between them"
+            ),
+            Target::Queue(queue) => {
+                let queue = &self.queues[usize::from(queue)];
+                if queue.features.delay {
+                    return Ok(());
+                }
+                let kind = queue.place.type_name();
+                format!("queue `{name}` of type {kind}, which cannot delay: use an `embedded` one")
+            }
+        };
+        let (delay, from) = (Period(delay), &self.stage.name);
+        let message = format!("stage `{from}` delays an output by {delay} for {what}");
+        Err(Cause::new(CauseKind::Output, message))
     }
 
     fn targets(&self, output: &Emitted) -> Result<&[(Arc<str>, Target)], Cause> {

@@ -64,8 +64,6 @@ pub struct Takeover {
     pub typed: Option<Box<dyn Any + Send>>,
     /// Whether its payload is a value, written as JSON, and not the component's own bytes.
     pub value: bool,
-    /// Not to be handed out before this long.
-    pub delay: Option<Duration>,
 }
 
 impl Emitted {
@@ -129,7 +127,12 @@ impl Emitted {
         self.changes.as_ref()?.delay
     }
 
-    /// Turns the input into this output, all but its id.
+    /// Whether it is not to be handed out at once.
+    pub fn is_delayed(&self) -> bool {
+        self.delay().is_some_and(|delay| !delay.is_zero())
+    }
+
+    /// Turns the input into this output, all but its id and its delay.
     pub fn turn(self, message: &mut Message) -> Takeover {
         message.payload = self.payload;
         let changes = self.changes.map_or_else(Changes::default, |changes| *changes);
@@ -140,7 +143,7 @@ impl Emitted {
             message.headers = headers;
         }
         message.event_time = changes.event_time.or(message.event_time);
-        Takeover { typed: self.typed, value: self.value, delay: changes.delay }
+        Takeover { typed: self.typed, value: self.value }
     }
 
     /// The output's message beside the input, all but its id.
@@ -246,7 +249,8 @@ impl Emit {
         })
     }
 
-    /// Delays the last output, by a hundred years at most; its queue must be able to.
+    /// Delays the last output, by a hundred years at most. Where its queue has no feature `delay`, or it
+    /// goes over a direct edge, the input becomes a dead letter (`output`).
     #[must_use]
     pub fn delay(self, delay: Duration) -> Self {
         self.last(|output| output.changes().delay = Some(delay.min(DELAY_MAX)))
