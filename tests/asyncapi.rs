@@ -52,8 +52,8 @@ queues:
               definitions: { K: { type: object, properties: { k: { $ref: "#/definitions/K" } } } } }
   dead: { type: file, path: dead.jsonl }
 stages:
-  check: { component: pass, input: orders, outputs: [checked, bills], dead_letter: dead }
-  bill: { component: pass, input: checked, outputs: [jobs, old] }
+  check: { component: pass, input: orders, outputs: [checked, bills], copy: true, dead_letter: dead }
+  bill: { component: pass, input: checked, outputs: [jobs, old], copy: true }
 "##;
 
 fn document(directory: &Path) -> String {

@@ -15,7 +15,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::shared::{forward, json, reject, schema, settings};
+use crate::shared::{forward, json, one_way, reject, schema, settings};
 
 /// `dedupe`: drops messages whose key was seen before. What was seen is kept in the state, written
 /// together with the ack, so it survives a restart; a message that is handled again after a crash is
@@ -78,7 +78,12 @@ impl ComponentFactory for Dedupe {
         schema::<Settings>()
     }
 
-    fn build(&self, given: &Value, _: &StageSite) -> Result<Box<dyn AnyComponent>, Vec<Problem>> {
+    fn build(
+        &self,
+        given: &Value,
+        site: &StageSite,
+    ) -> Result<Box<dyn AnyComponent>, Vec<Problem>> {
+        one_way("dedupe", site)?;
         let settings: Settings = settings(given)?;
         let field =
             settings.key.parse().map_err(|error: brigade_core::field::FieldPathError| {

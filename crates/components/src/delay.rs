@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::shared::{Inline, Inlined, forward, json, problem, reject, schema, settings};
+use crate::shared::{Inline, Inlined, forward, json, one_way, problem, reject, schema, settings};
 
 /// `delay`: passes messages on so that they are handed out only after a while, or at a time that
 /// stands in them. Its outputs are queues that can delay.
@@ -48,7 +48,12 @@ impl ComponentFactory for Delay {
         schema::<Settings>()
     }
 
-    fn build(&self, given: &Value, _: &StageSite) -> Result<Box<dyn AnyComponent>, Vec<Problem>> {
+    fn build(
+        &self,
+        given: &Value,
+        site: &StageSite,
+    ) -> Result<Box<dyn AnyComponent>, Vec<Problem>> {
+        one_way("delay", site)?;
         let settings: Settings = settings(given)?;
         let delaying = match (settings.period, settings.until) {
             (Some(period), None) => Delaying::For(period.0),

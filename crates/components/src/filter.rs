@@ -5,7 +5,7 @@ use brigade_core::connector::Problem;
 use serde_json::Value;
 
 use crate::jq::{Expression, input};
-use crate::shared::{Inline, Inlined, forward, needs_output, problem};
+use crate::shared::{Inline, Inlined, forward, one_way, problem};
 
 /// `filter`: keeps the messages of which a jq expression is true; the others are filtered. What is
 /// neither true nor false is rejected.
@@ -34,7 +34,7 @@ impl ComponentFactory for Filter {
         settings: &Value,
         site: &StageSite,
     ) -> Result<Box<dyn AnyComponent>, Vec<Problem>> {
-        needs_output("filter", site)?;
+        one_way("filter", site)?;
         let Value::String(text) = settings else {
             return Err(vec![problem("expected a jq expression, as in `filter: \".delay > 15\"`")]);
         };

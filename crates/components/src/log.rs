@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::shared::{Inline, Inlined, forward, schema, settings};
+use crate::shared::{Inline, Inlined, forward, one_way_if_any, schema, settings};
 
 /// `log`: writes a line to the log for each message and passes it on, if the stage has outputs.
 #[derive(Debug, Clone, Copy)]
@@ -57,6 +57,7 @@ impl ComponentFactory for Log {
         given: &Value,
         site: &StageSite,
     ) -> Result<Box<dyn AnyComponent>, Vec<Problem>> {
+        one_way_if_any("log", site)?;
         let passes = !site.outputs.is_empty();
         Ok(Box::new(Inlined(Logging { settings: settings(given)?, passes })))
     }

@@ -15,7 +15,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::shared::{decode, json, problem, reject, schema, settings};
+use crate::shared::{decode, json, one_way, problem, reject, schema, settings};
 
 /// `lookup`: adds fields from a CSV or JSON Lines file, found by a key. The file is read when the
 /// stage starts; at most 1,000,000 rows.
@@ -110,15 +110,11 @@ impl ComponentFactory for Lookup {
         given: &Value,
         site: &StageSite,
     ) -> Result<Box<dyn AnyComponent>, Vec<Problem>> {
+        one_way("lookup", site)?;
         let settings: Settings = settings(given)?;
         let fields = settings.matches.iter().map(|found| found.field.parse());
         let fields = fields.collect::<Result<Vec<FieldPath>, _>>();
         let fields = fields.map_err(|error| vec![problem(error.to_string())])?;
-        if site.outputs.len() > 1 && !site.copy {
-            let text =
-                format!("stage `{}` has several outputs, and `lookup` names none", site.stage);
-            return Err(vec![problem(text).help("set `copy: true`, or add a `route` stage")]);
-        }
         let path = PathBuf::from(&settings.file);
         let table = Arc::default();
         Ok(Box::new(Looking { settings: Arc::new(settings), fields, path, table }))

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::jq::{Expression, input, json};
-use crate::shared::{Inline, Inlined, needs_output, problem, reject, schema};
+use crate::shared::{Inline, Inlined, one_way, problem, reject, schema};
 
 /// `map`: what a jq expression makes of each message. Every value becomes a message; none means
 /// filtered. At most 10,000 values, and 64 MiB, a message.
@@ -63,7 +63,7 @@ impl ComponentFactory for Map {
         given: &Value,
         site: &StageSite,
     ) -> Result<Box<dyn AnyComponent>, Vec<Problem>> {
-        needs_output("map", site)?;
+        one_way("map", site)?;
         let wrong = |text: String| vec![problem(text)];
         let settings: Settings = serde_json::from_value(given.clone())
             .map_err(|_| wrong("expected a jq expression, as in `map: \".items[]\"`".to_owned()))?;
@@ -71,15 +71,6 @@ impl ComponentFactory for Map {
             Settings::Plain(jq) => Keyed { jq, key: None },
             Settings::Keyed(keyed) => keyed,
         };
-        if site.outputs.len() > 1 && !site.copy {
-            return Err(vec![
-                problem(format!(
-                    "stage `{}` has several outputs, and `map` names none",
-                    site.stage
-                ))
-                .help("set `copy: true`, or use `route`"),
-            ]);
-        }
         let value = Expression::new(&jq).map_err(wrong)?;
         let key = key.map(|key| Expression::new(&key)).transpose().map_err(wrong)?;
         Ok(Box::new(Inlined(Mapping { value, key })))

@@ -4,7 +4,7 @@ use brigade_core::component::{
 use brigade_core::connector::Problem;
 use serde_json::Value;
 
-use crate::shared::{Inline, Inlined, forward, needs_output, problem};
+use crate::shared::{Inline, Inlined, forward, one_way, problem};
 
 /// `pass`: messages as they are, byte for byte. For stages that only check a schema, split a
 /// pipeline, or fan out with `copy`.
@@ -25,7 +25,7 @@ impl ComponentFactory for Pass {
         settings: &Value,
         site: &StageSite,
     ) -> Result<Box<dyn AnyComponent>, Vec<Problem>> {
-        needs_output("pass", site)?;
+        one_way("pass", site)?;
         match settings {
             Value::Null => Ok(Box::new(Inlined(Self))),
             _ => Err(vec![problem("takes no settings")]),

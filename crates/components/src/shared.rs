@@ -55,16 +55,26 @@ pub(crate) fn settings<T: DeserializeOwned>(settings: &Value) -> Result<T, Vec<P
     serde_json::from_value(settings).map_err(|error| vec![problem(error.to_string())])
 }
 
-/// What is wrong with a stage of a component that emits, and has nowhere to emit to.
-pub(crate) fn needs_output(component: &str, site: &StageSite) -> Result<(), Vec<Problem>> {
+/// What is wrong with the outputs of a stage whose component has one way out and names none.
+pub(crate) fn one_way(component: &str, site: &StageSite) -> Result<(), Vec<Problem>> {
     if !site.outputs.is_empty() {
-        return Ok(());
+        return one_way_if_any(component, site);
     }
     let message = format!(
         "stage `{}` has no output, so that all that `{component}` passes on would be dead letters",
         site.stage
     );
     Err(vec![problem(message).help("name a queue in `outputs`, or end with `log`")])
+}
+
+/// The same of one that may end there.
+pub(crate) fn one_way_if_any(component: &str, site: &StageSite) -> Result<(), Vec<Problem>> {
+    if site.outputs.len() <= 1 || site.copy {
+        return Ok(());
+    }
+    let message =
+        format!("stage `{}` has several outputs, and `{component}` names none", site.stage);
+    Err(vec![problem(message).help("set `copy: true`, or add a `route` stage")])
 }
 
 pub(crate) fn problem(message: impl Into<String>) -> Problem {
