@@ -211,6 +211,23 @@ fn an_address_that_is_taken_is_told() {
     assert_eq!(output.status.code(), Some(2));
     let error = String::from_utf8(output.stderr).unwrap();
     assert!(error.contains("metrics cannot be served at 127.0.0.1:"), "{error}");
+    assert!(!directory.path().join("state").exists(), "nothing has run");
+}
+
+/// A queue that cannot tell whether it is empty is found out only when it runs.
+#[test]
+fn a_run_that_cannot_tell_its_end_drains_and_fails() {
+    let directory = tempfile::tempdir().unwrap();
+    // Between two messages nothing is in flight.
+    let yaml = YAML.replace("metrics: 127.0.0.1:0", "").replace("rate: 2000", "rate: 10");
+    std::fs::write(directory.path().join("p.yaml"), yaml).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
+    command.current_dir(directory.path()).args(["run", "p.yaml", "--until-idle"]);
+    let output = command.env_remove("RUST_LOG").output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("cannot tell whether it is empty"), "{error}");
+    assert!(error.contains("the books close"), "{error}");
+    assert_eq!(output.status.code(), Some(4));
 }
 
 /// What a run says on standard error.

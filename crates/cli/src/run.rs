@@ -1,5 +1,4 @@
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use brigade_core::Period;
@@ -10,7 +9,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tokio::sync::mpsc;
 
-use crate::common::{FileArguments, say, table};
+use crate::common::{FileArguments, complain, say, table};
 use crate::progress::Progress;
 use crate::{Exit, log};
 
@@ -36,6 +35,8 @@ pub(crate) struct Run {
 enum Ending {
     Idle,
     Signal,
+    /// It cannot be told whether anything is left to do.
+    Failed,
 }
 
 impl Run {
@@ -49,10 +50,11 @@ impl Run {
         let topology = pipeline.topology();
         let progress = Progress::new();
         log::set_up(topology.log_format, topology.log_level.as_deref(), &progress)?;
-        let address = self.metrics_address(topology)?;
+        // Before anything counts, and while nothing runs that would have to be drained.
+        let listening = self.listen(topology)?;
         let (stats, names) = (topology.log_stats, topology.metric_names);
         let running = Supervisor::new().add(pipeline).start().await?;
-        let _server = self.serve(address, names, &running)?;
+        let _server = self.serve(listening, names, &running)?;
         let _stats = stats.map(|every| tokio::spawn(tell_stats(running.watcher(), every)));
         let finite = self.until_idle.is_some();
         let telling = tokio::spawn(progress.clone().tell(running.watcher(), finite));
@@ -63,11 +65,19 @@ impl Run {
             }
         };
         let ending = tokio::select! {
-            idle = idle => { idle?; Ending::Idle }
+            idle = idle => match idle {
+                Ok(()) => Ending::Idle,
+                Err(error) => {
+                    progress.aside(|| complain(&error.into()));
+                    Ending::Failed
+                }
+            },
             _ = signals.recv() => Ending::Signal,
         };
-        if matches!(ending, Ending::Signal) {
-            tracing::info!("draining; a second signal aborts");
+        match ending {
+            Ending::Idle => {}
+            Ending::Signal => tracing::info!("draining; a second signal aborts"),
+            Ending::Failed => tracing::info!("draining; a signal aborts"),
         }
         let stopped = tokio::select! {
             stopped = end(running, &ending) => stopped,
@@ -80,29 +90,26 @@ impl Run {
         telling.abort();
         progress.end();
         summary(&stopped);
-        Ok(exit(&stopped))
+        Ok(exit(&stopped, &ending))
     }
 }
 
 #[cfg(feature = "watch")]
 impl Run {
-    /// Where metrics are to be served; what keeps them is installed before anything counts.
-    fn metrics_address(&self, topology: &Topology) -> anyhow::Result<Option<SocketAddr>> {
+    /// Takes the address where metrics are to be served, if any.
+    fn listen(&self, topology: &Topology) -> anyhow::Result<Option<brigade_watch::Listening>> {
         let address = self.metrics.or(topology.metrics);
-        if address.is_some() {
-            brigade_watch::install()?;
-        }
-        Ok(address)
+        Ok(address.map(brigade_watch::listen).transpose()?)
     }
 
     fn serve(
         &self,
-        address: Option<SocketAddr>,
+        listening: Option<brigade_watch::Listening>,
         names: MetricNames,
         running: &Running,
     ) -> anyhow::Result<Option<brigade_watch::Server>> {
-        let Some(address) = address else { return Ok(None) };
-        let server = brigade_watch::serve(address, running.watcher(), names)?;
+        let Some(listening) = listening else { return Ok(None) };
+        let server = listening.serve(running.watcher(), names)?;
         tracing::info!("metrics at http://{}/metrics", server.address());
         Ok(Some(server))
     }
@@ -110,19 +117,14 @@ impl Run {
 
 #[cfg(not(feature = "watch"))]
 impl Run {
-    fn metrics_address(&self, topology: &Topology) -> anyhow::Result<Option<SocketAddr>> {
+    fn listen(&self, topology: &Topology) -> anyhow::Result<Option<()>> {
         match topology.metrics {
             None => Ok(None),
             Some(_) => anyhow::bail!("`metrics`: this program was built without `watch`"),
         }
     }
 
-    fn serve(
-        &self,
-        _: Option<SocketAddr>,
-        _: MetricNames,
-        _: &Running,
-    ) -> anyhow::Result<Option<()>> {
+    fn serve(&self, _: Option<()>, _: MetricNames, _: &Running) -> anyhow::Result<Option<()>> {
         Ok(None)
     }
 }
@@ -148,15 +150,16 @@ async fn end(running: Running, ending: &Ending) -> Vec<Stopped> {
     match ending {
         // Nothing is in flight; this closes connections.
         Ending::Idle => running.stop(Some(Duration::from_secs(10))).await,
-        Ending::Signal => running.stop(None).await,
+        Ending::Signal | Ending::Failed => running.stop(None).await,
     }
 }
 
-fn exit(stopped: &[Stopped]) -> Exit {
+fn exit(stopped: &[Stopped], ending: &Ending) -> Exit {
     for (stage, error) in stopped.iter().flat_map(|stopped| &stopped.failed) {
         say(&format!("error: stage `{stage}` failed: {error}"));
     }
-    if stopped.iter().any(|stopped| !stopped.failed.is_empty()) {
+    let failed = stopped.iter().any(|stopped| !stopped.failed.is_empty());
+    if failed || matches!(ending, Ending::Failed) {
         Exit::Failed
     } else if stopped.iter().any(|stopped| stopped.dead_letters > 0) {
         Exit::DeadLetters

@@ -9,7 +9,7 @@ mod server;
 mod volley;
 
 pub use brigade_pipeline::MetricNames as Names;
-pub use server::{ServeError, Server, serve};
+pub use server::{Listening, ServeError, Server, listen};
 
 use std::sync::OnceLock;
 
@@ -21,15 +21,6 @@ const SECONDS: [f64; 14] = [
 ];
 
 static RECORDER: OnceLock<Result<PrometheusHandle, String>> = OnceLock::new();
-
-/// Installs the recorder that keeps the metrics, the components' own among them. To be called before
-/// pipelines are started, so that none of theirs is lost; called again it does nothing.
-///
-/// # Errors
-/// The program has installed another recorder of the `metrics` crate.
-pub fn install() -> Result<(), ServeError> {
-    recorder().map(drop)
-}
 
 fn recorder() -> Result<&'static PrometheusHandle, ServeError> {
     let installed = RECORDER.get_or_init(|| {

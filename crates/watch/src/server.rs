@@ -1,6 +1,6 @@
 //! The small web server.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
@@ -25,6 +25,10 @@ pub struct ServeError(String);
 impl ServeError {
     pub(crate) fn recorder(error: &str) -> Self {
         Self(format!("metrics cannot be kept: {error}; another recorder is installed"))
+    }
+
+    fn at(address: SocketAddr, error: &std::io::Error) -> Self {
+        Self(format!("metrics cannot be served at {address}: {error}"))
     }
 }
 
@@ -53,44 +57,67 @@ impl Drop for Server {
     }
 }
 
-/// Serves the metrics and the health of pipelines at this address.
+/// An address at which metrics and health will be served: connections wait until then.
+#[derive(Debug)]
+pub struct Listening {
+    listener: TcpListener,
+    address: SocketAddr,
+    recorder: PrometheusHandle,
+}
+
+/// Takes an address, port 0 for a free one, and installs the recorder that keeps the metrics, the
+/// components' own among them. To be called before pipelines are started, so that none of theirs is lost,
+/// and that nothing runs if the address cannot be had.
 ///
 /// # Errors
-/// The address is taken or not of this machine, or the program has another recorder.
-pub fn serve(address: SocketAddr, watcher: Watcher, names: Names) -> Result<Server, ServeError> {
+/// The address is taken or not of this machine, or the program has installed another recorder of the
+/// `metrics` crate.
+pub fn listen(address: SocketAddr) -> Result<Listening, ServeError> {
     let recorder = crate::recorder()?.clone();
-    let wrong = |error: std::io::Error| {
-        ServeError(format!("metrics cannot be served at {address}: {error}"))
-    };
-    let listener = std::net::TcpListener::bind(address).map_err(wrong)?;
-    let address = listener.local_addr().map_err(wrong)?;
-    let (ready, started) = std::sync::mpsc::channel();
-    let run = move || {
-        rt::System::new().block_on(async move {
-            let site = Site { watcher, recorder, names, since: SystemTime::now() };
-            let site = web::Data::new(site);
-            let app = move || {
-                App::new().app_data(site.clone()).service(metrics).service(live).service(is_ready)
-            };
-            let server = HttpServer::new(app)
-                .workers(1)
-                .max_connections(CONNECTIONS_MAX)
-                .client_request_timeout(REQUEST_MAX)
-                .disable_signals()
-                .listen(listener);
-            match server.map(HttpServer::run) {
-                Ok(server) => {
-                    let _ = ready.send(Ok(server.handle()));
-                    let _ = server.await;
+    let bound = TcpListener::bind(address).and_then(|bound| Ok((bound.local_addr()?, bound)));
+    let (address, listener) = bound.map_err(|error| ServeError::at(address, &error))?;
+    Ok(Listening { listener, address, recorder })
+}
+
+impl Listening {
+    /// Serves the metrics, under these names, and the health of pipelines.
+    ///
+    /// # Errors
+    /// The system gives no thread, or the server nothing to serve with.
+    pub fn serve(self, watcher: Watcher, names: Names) -> Result<Server, ServeError> {
+        let Self { listener, address, recorder } = self;
+        let (ready, started) = std::sync::mpsc::channel();
+        let run = move || {
+            rt::System::new().block_on(async move {
+                let site = Site { watcher, recorder, names, since: SystemTime::now() };
+                match server(site, listener) {
+                    Ok(server) => {
+                        let _ = ready.send(Ok(server.handle()));
+                        let _ = server.await;
+                    }
+                    Err(error) => drop(ready.send(Err(error))),
                 }
-                Err(error) => drop(ready.send(Err(error))),
-            }
-        });
-    };
-    let thread = std::thread::Builder::new().name("brigade-watch".to_owned()).spawn(run);
-    let thread = Some(thread.map_err(wrong)?);
-    let handle = started.recv().map_err(|_| ServeError("the server did not start".to_owned()))?;
-    Ok(Server { address, handle: handle.map_err(wrong)?, thread })
+            });
+        };
+        let wrong = |error| ServeError::at(address, &error);
+        let thread = std::thread::Builder::new().name("brigade-watch".to_owned()).spawn(run);
+        let thread = Some(thread.map_err(wrong)?);
+        let handle = started.recv().map_err(|_| ServeError("the server did not start".into()))?;
+        Ok(Server { address, handle: handle.map_err(wrong)?, thread })
+    }
+}
+
+fn server(site: Site, listener: TcpListener) -> std::io::Result<actix_web::dev::Server> {
+    let site = web::Data::new(site);
+    let app =
+        move || App::new().app_data(site.clone()).service(metrics).service(live).service(is_ready);
+    let server = HttpServer::new(app)
+        .workers(1)
+        .max_connections(CONNECTIONS_MAX)
+        .client_request_timeout(REQUEST_MAX)
+        .disable_signals()
+        .listen(listener)?;
+    Ok(server.run())
 }
 
 struct Site {
