@@ -27,11 +27,15 @@ impl TokenBucket {
     pub fn take(&mut self, now: Instant) -> Result<(), Duration> {
         let full_at = self.full_at.map_or(now, |at| at.max(now));
         let missing = full_at - now;
-        let capacity = self.per_token * (self.burst - 1);
+        let capacity = self.per_token.saturating_mul(self.burst - 1);
         if missing > capacity {
             return Err(missing - capacity);
         }
-        self.full_at = Some(full_at + self.per_token);
+        // Beyond what the clock can tell nobody waits long enough to see whether it is right.
+        let Some(full_at) = full_at.checked_add(self.per_token) else {
+            return Err(self.per_token);
+        };
+        self.full_at = Some(full_at);
         Ok(())
     }
 }
@@ -40,6 +44,13 @@ impl TokenBucket {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn the_greatest_numbers_of_a_file_overflow_nothing() {
+        let mut bucket = TokenBucket::new(1, Duration::from_millis(u64::MAX), u32::MAX);
+        let now = Instant::now();
+        assert!((0..1000).any(|_| bucket.take(now).is_err()), "the clock ends before the tokens");
+    }
 
     proptest! {
         #[test]
@@ -59,6 +70,16 @@ mod tests {
                 let allowed = (now - start).as_secs_f64() * f64::from(rate) + f64::from(burst);
                 prop_assert!(f64::from(taken) <= allowed + 1e-3);
             }
+        }
+
+        #[test]
+        fn no_rate_is_too_slow_and_no_burst_too_large(
+            per in any::<u64>(), rate in any::<u32>(), burst in any::<u32>(),
+        ) {
+            let mut bucket = TokenBucket::new(rate, Duration::from_millis(per), burst);
+            let now = Instant::now();
+            prop_assert_eq!(bucket.take(now), Ok(()), "the bucket is full at first");
+            (0..1000).for_each(|_| drop(bucket.take(now)));
         }
 
         #[test]

@@ -54,6 +54,13 @@ pub(crate) fn lint(
 ) -> Option<Topology> {
     let queues = queues::check_keys(root, catalog, findings);
     let mut lint = Lint { root, catalog, directory, unsettled, depth, findings };
+    let count = |kind| lint.root.child(kind).map_or(0, |node| node.entries().len());
+    if let Some(message) = too_many(count("queues"), count("stages")) {
+        // What else is wrong with so many is not looked for.
+        let help = Some("make several pipelines of it".to_owned());
+        lint.error("too_many", &["stages"], message, help);
+        return None;
+    }
     lint.name(&["pipeline".to_owned()], root.child("pipeline").and_then(text));
     for kind in ["queues", "stages"] {
         for entry in root.child(kind).map_or(&[][..], Node::entries) {
@@ -110,6 +117,20 @@ fn topology(
         queues,
         stages,
     }
+}
+
+/// The most queues of a pipeline, those that the state keeps for its stages (dead letters, redrives) among
+/// them.
+const QUEUES_MAX: usize = 1 << 16;
+
+/// Why a pipeline has more queues and stages than can be numbered, if it has.
+fn too_many(queues: usize, stages: usize) -> Option<String> {
+    (queues + 2 * stages > QUEUES_MAX).then(|| {
+        format!(
+            "{queues} queues and {stages} stages, with two queues of its own for each stage, are more \
+             than {QUEUES_MAX} queues"
+        )
+    })
 }
 
 /// How often stages tell their counts where the file does not say.
@@ -257,5 +278,19 @@ impl Lint<'_> {
             _ => "unknown_name",
         };
         self.error(code, at, format!("no {what} `{name}`"), help);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_are_no_more_queues_than_can_be_numbered() {
+        assert_eq!(too_many(2, 32_767), None);
+        let said = too_many(1, 32_768).expect("65,537 queues");
+        assert!(said.starts_with("1 queues and 32768 stages, with two queues"), "{said}");
+        let last = u16::try_from(QUEUES_MAX - 1).expect("it fits into the numbers");
+        assert_eq!(last, u16::MAX);
     }
 }

@@ -345,7 +345,8 @@ impl Planner {
     }
 
     fn add(&mut self, queue: QueuePlan) {
-        let index = u16::try_from(self.queues.len()).expect("a file has fewer than 65,536 queues");
+        let index = u16::try_from(self.queues.len())
+            .expect("the file was checked: there are no more queues");
         self.queues.push(Arc::new(QueuePlan { index, ..queue }));
     }
 
@@ -357,7 +358,7 @@ impl Planner {
     fn stage_number(&self, name: &str) -> u16 {
         let found = self.topology.stages.get_index_of(name);
         let index = found.expect("the topology was checked: every stage is declared");
-        u16::try_from(index).expect("a file has fewer than 65,536 stages")
+        u16::try_from(index).expect("the file was checked: there are no more stages")
     }
 
     fn stage(&mut self, stage: &Stage) -> StagePlan {
