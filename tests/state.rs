@@ -11,6 +11,8 @@ mod common;
 use std::collections::BTreeMap;
 
 use brigade::prelude::*;
+use brigade::state::StateStore as _;
+use brigade::{Message, MessageId};
 use common::World;
 
 /// Counts by key: reads its state, adds one, writes it.
@@ -62,4 +64,26 @@ stages:
     // Each of the ten keys counted from 1 to 200, and no number twice.
     counts.retain(|_, times| *times != 10);
     assert!(counts.is_empty(), "how often each was counted: {counts:?}");
+}
+
+#[tokio::test]
+async fn what_dedupe_has_seen_is_forgotten_in_its_turn_also_after_a_restart() {
+    let world = World::new();
+    let registry = world.registry();
+    let yaml = "
+queues: { in: { type: memory }, out: { type: memory } }
+stages:
+  once: { component: { dedupe: { key: id, max: 3 } }, input: in, outputs: [out], order: queue }
+";
+    let message = |n: u64| Message::new(format!(r#"{{"id":{n}}}"#)).with_id(MessageId(n.into()));
+    for run in 0..2 {
+        world.memory.put("test", "in", (run * 10..run * 10 + 5).map(message));
+        let running = world.start(yaml, &registry).await;
+        running.until_idle(None).await.unwrap();
+        running.drain().await;
+        let kept = world.state.scan("component/test/once", "").await.unwrap();
+        let kept: Vec<_> = kept.iter().map(|(key, _)| key.as_str()).collect();
+        assert_eq!(kept, [2, 3, 4].map(|n| (run * 10 + n).to_string()));
+    }
+    assert_eq!(world.memory.messages("test", "out").len(), 10);
 }

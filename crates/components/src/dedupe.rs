@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use brigade_core::component::{
     AnyComponent, ComponentFactory, Context, Emit, HandleError, Handling, Kind, Parsed, Setup,
-    StageSite,
+    StageContext, StageSite,
 };
 use brigade_core::connector::Problem;
 use brigade_core::field::FieldPath;
@@ -54,7 +54,10 @@ fn a_million() -> usize {
 #[derive(Default)]
 struct Seen {
     keys: HashMap<String, (MessageId, Timestamp)>,
-    by_age: VecDeque<String>,
+    /// Each key once for each time that was remembered of it, of which only the last counts.
+    by_age: VecDeque<(String, Timestamp)>,
+    /// What was seen before this process began is among them.
+    is_filled: bool,
 }
 
 /// How many keys are forgotten with one message, so that none has to wait for a great cleaning.
@@ -65,7 +68,7 @@ struct Deduping {
     field: FieldPath,
     period: Duration,
     max: usize,
-    /// Shared by the workers of a lane.
+    /// Shared by all workers.
     seen: Arc<Mutex<Seen>>,
 }
 
@@ -91,6 +94,13 @@ impl ComponentFactory for Dedupe {
             })?;
         let (period, max) = (settings.period.0, settings.max.max(1));
         Ok(Box::new(Deduping { field, period, max, seen: Arc::default() }))
+    }
+}
+
+impl Seen {
+    fn insert(&mut self, key: String, id: MessageId, at: Timestamp) {
+        self.keys.insert(key.clone(), (id, at));
+        self.by_age.push_back((key, at));
     }
 }
 
@@ -121,22 +131,38 @@ impl Deduping {
     /// Remembers a key and forgets a few that are too old or too many.
     fn remember(&self, key: String, id: MessageId, now: Timestamp, mut emit: Emit) -> Emit {
         let mut seen = self.lock();
-        if seen.keys.insert(key.clone(), (id, now)).is_none() {
-            seen.by_age.push_back(key);
-        }
+        seen.insert(key, id, now);
         for _ in 0..FORGET_MAX {
-            let oldest = seen.by_age.front().cloned();
-            let Some(oldest) = oldest else { break };
-            let at = seen.keys.get(&oldest).map(|(_, at)| *at);
-            let old = at.is_none_or(|at| now.since(at) >= self.period);
-            if !old && seen.keys.len() <= self.max {
+            let Some((oldest, at)) = seen.by_age.front() else { break };
+            let at = *at;
+            if seen.keys.get(oldest).is_none_or(|(_, last)| *last != at) {
+                seen.by_age.pop_front();
+                continue;
+            }
+            if now.since(at) < self.period && seen.keys.len() <= self.max {
                 break;
             }
-            seen.by_age.pop_front();
+            let Some((oldest, _)) = seen.by_age.pop_front() else { break };
             seen.keys.remove(&oldest);
             emit = emit.delete_state(oldest);
         }
         emit
+    }
+
+    /// Takes over what was seen before this process began, so that it is forgotten in its turn.
+    async fn fill(&self, stage: &StageContext) -> Result<(), BoxError> {
+        let Some(state) = stage.state.as_ref().filter(|_| !self.lock().is_filled) else {
+            return Ok(());
+        };
+        let kept = state.scan(&stage.state_space, "").await?;
+        let kept = kept.into_iter().filter_map(|(key, value)| Some((key, decode_seen(&value)?)));
+        let mut kept: Vec<_> = kept.collect();
+        kept.sort_by_key(|(_, (_, at))| *at);
+        let mut seen = self.lock();
+        if !std::mem::replace(&mut seen.is_filled, true) {
+            kept.into_iter().for_each(|(key, (id, at))| seen.insert(key, id, at));
+        }
+        Ok(())
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Seen> {
@@ -162,8 +188,8 @@ impl AnyComponent for Deduping {
         Kind::Async
     }
 
-    fn init<'a>(&'a mut self, _: &'a Setup) -> LocalBoxFuture<'a, Result<(), BoxError>> {
-        Box::pin(async { Ok(()) })
+    fn init<'a>(&'a mut self, setup: &'a Setup) -> LocalBoxFuture<'a, Result<(), BoxError>> {
+        Box::pin(self.fill(&setup.stage))
     }
 
     fn handle<'a>(&'a mut self, parsed: Option<Parsed>, cx: &'a Context) -> Handling<'a> {
@@ -180,5 +206,28 @@ impl AnyComponent for Deduping {
 
     fn fresh(&self) -> Box<dyn AnyComponent> {
         Box::new(self.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_is_seen_again_is_the_youngest() {
+        let period = Duration::from_millis(10);
+        let field = "id".parse().expect("a path");
+        let dedupe = Deduping { field, period, max: 100, seen: Arc::default() };
+        let remember = |key: &str, at: i64| {
+            let emit = dedupe.remember(key.to_owned(), MessageId(0), Timestamp(at), Emit::none());
+            let (_, writes) = emit.into_parts().expect("no value is written");
+            writes.into_iter().map(|write| write.key).collect::<Vec<_>>()
+        };
+        assert!(remember("a", 0).is_empty());
+        assert!(remember("b", 1).is_empty());
+        assert!(remember("a", 10).is_empty(), "its period begins anew");
+        assert_eq!(remember("c", 12), ["b"], "nothing stands before it any more");
+        assert_eq!(remember("d", 20), ["a"]);
+        assert_eq!(dedupe.lock().keys.len(), 2);
     }
 }
