@@ -39,6 +39,8 @@ struct Will {
     /// Consumers that were opened, and those that were closed.
     opened: AtomicU64,
     closed: AtomicU64,
+    /// Who has it keeps consumers from being opened.
+    opening: Semaphore,
     /// How often consumers were asked how much there is.
     asked: AtomicU64,
     producers: Mutex<Vec<Arc<dyn Producer>>>,
@@ -55,6 +57,7 @@ impl Default for Will {
             extensions: AtomicUsize::new(0),
             opened: AtomicU64::new(0),
             closed: AtomicU64::new(0),
+            opening: Semaphore::new(1),
             asked: AtomicU64::new(0),
             producers: Mutex::default(),
             taking: AtomicUsize::new(0),
@@ -97,6 +100,7 @@ impl LikeConnector for Wilful {
         if self.will.away.fetch_update(SeqCst, SeqCst, |away| away.checked_sub(1)).is_ok() {
             return Err(ConnectorError::transient("the queue is away"));
         }
+        drop(self.will.opening.acquire().await);
         self.will.opened.fetch_add(1, SeqCst);
         let inner = self.memory.consumer(queue, reader, env).await?;
         let (will, closed) = (Arc::clone(&self.will), AtomicU64::new(1));
@@ -357,26 +361,66 @@ stages:
     running.drain().await;
 }
 
+/// Starts a pipeline on this thread, whose time is stopped.
+async fn start_paused(yaml: &str, wilful: &Wilful) -> Running {
+    let registry = wilful.registry();
+    let pipeline = Pipeline::new(World::new().load(yaml, &registry), &registry).unwrap();
+    let pipeline = pipeline.state(brigade::MemoryState::new());
+    let running = Supervisor::new().add(pipeline).start_here().await.unwrap();
+    ready(&running).await;
+    running
+}
+
+/// Lets so much time go by.
+async fn pass(period: Duration) {
+    tokio::time::timeout(period, std::future::pending::<()>()).await.unwrap_err();
+}
+
+#[test]
+fn an_actor_whose_restart_falls_into_a_scaling_is_started_again() {
+    const MINUTE: Duration = Duration::from_secs(60);
+    let yaml = "
+restart: { min: 1m, max: 1m }
+queues: { in: { type: wilful }, out: { type: wilful } }
+stages:
+  first: { component: pass, input: in, workers: 2 }
+  then: { component: pass, input: first, outputs: [out], workers: 1 }
+";
+    let wilful = Wilful::default();
+    paused(async {
+        let running = start_paused(yaml, &wilful).await;
+        running.crash("then", "worker").await.unwrap();
+        let opening = wilful.will.opening.acquire().await.unwrap();
+        let scaling = running.scale("first", 3);
+        let meanwhile = async {
+            pass(2 * MINUTE).await;
+            drop(opening);
+        };
+        let (scaled, ()) = tokio::join!(scaling, meanwhile);
+        scaled.unwrap();
+        assert_eq!(running.status().await[0].stage("then").unwrap().restarts, 1);
+        wilful.put("in", 0..10);
+        let idle = tokio::time::timeout(10 * MINUTE, running.until_idle(None)).await;
+        idle.expect("its worker is there again").unwrap();
+        assert_eq!(wilful.count("out"), 10);
+    });
+}
+
 #[test]
 fn an_until_idle_that_nobody_waits_for_ends() {
     const SECOND: Duration = Duration::from_secs(1);
     let wilful = Wilful::default();
     paused(async {
-        let registry = wilful.registry();
-        let pipeline = Pipeline::new(World::new().load(YAML, &registry), &registry).unwrap();
-        let pipeline = pipeline.state(brigade::MemoryState::new());
-        let running = Supervisor::new().add(pipeline).start_here().await.unwrap();
-        ready(&running).await;
+        let running = start_paused(YAML, &wilful).await;
         running.pause("pass").await.unwrap();
         wilful.put("in", 0..1);
         for _ in 0..50 {
             tokio::time::timeout(SECOND, running.until_idle(None)).await.unwrap_err();
         }
-        let pending = std::future::pending::<()>;
-        tokio::time::timeout(SECOND, pending()).await.unwrap_err();
+        pass(SECOND).await;
         let before = wilful.will.asked.load(SeqCst);
         assert!(before > 0, "it looked");
-        tokio::time::timeout(60 * SECOND, pending()).await.unwrap_err();
+        pass(60 * SECOND).await;
         assert_eq!(wilful.will.asked.load(SeqCst), before, "it still looks");
         running.resume("pass").await.unwrap();
         running.until_idle(None).await.unwrap();

@@ -126,6 +126,8 @@ pub(crate) struct Tree {
     /// Lines whose number of workers is being changed, by their roots, with what was asked of them
     /// meanwhile. They are not in `lines` then.
     scaling: HashMap<u16, Vec<Command>>,
+    /// Actors that were to be started again while their line's workers were being changed.
+    late_revivals: Vec<(Who, u64)>,
     /// Who waits for a line to start, by its root.
     awaited: HashMap<u16, command::Reply>,
     books: Books<(u16, books::Party)>,
@@ -152,6 +154,7 @@ impl Tree {
             early_deaths: Vec::new(),
             lives: Arc::default(),
             scaling: HashMap::new(),
+            late_revivals: Vec::new(),
             awaited: HashMap::new(),
             books: Books::default(),
             unaccounted: Vec::new(),

@@ -379,7 +379,11 @@ impl Tree {
     }
 
     fn hear_what_was_put_off(&mut self, root: u16, ctx: &mut Context<Self>) {
-        for command in self.scaling.remove(&root).unwrap_or_default() {
+        let commands = self.scaling.remove(&root).unwrap_or_default();
+        for (who, life) in std::mem::take(&mut self.late_revivals) {
+            self.revive(who, life, ctx);
+        }
+        for command in commands {
             self.handle(command, ctx);
         }
     }

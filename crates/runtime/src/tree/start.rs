@@ -100,9 +100,15 @@ impl Tree {
         if self.stopping || self.stages[usize::from(stage)].state == StageState::Failed {
             return;
         }
-        let Some(line) = self.lines.get_mut(&root).filter(|line| line.is_current(who, life)) else {
+        let Some(line) = self.lines.get_mut(&root) else {
+            if self.scaling.contains_key(&root) {
+                self.late_revivals.push((who, life));
+            }
             return;
         };
+        if !line.is_current(who, life) {
+            return;
+        }
         match who {
             Who::Worker { .. } => line.start_worker(who),
             Who::Producer { .. } => line.start_producer(who),
