@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use brigade::component::{Context, Emit, Emitted};
-use brigade::{CauseKind, Failure, Message, Output, StageState};
+use brigade::{CauseKind, Failure, Message, Output, Running, StageState};
 use common::{World, eventually};
 use serde::{Deserialize, Serialize};
 
@@ -185,6 +185,7 @@ stages:
     world.put("in", 0..12);
     let running = world.start(&yaml, &registry).await;
     running.until_idle(None).await.unwrap();
+    assert_eq!(written(&running, "narrow").await, (5, 7));
     running.drain().await;
     let dead = world.dead_letters("fill");
     assert_eq!(dead.len(), 7);
@@ -254,6 +255,13 @@ stages:
     assert_eq!(both.load(Ordering::Relaxed), 0, "two of a key at once");
 }
 
+/// How many messages a queue took, and how many not.
+async fn written(running: &Running, queue: &str) -> (u64, u64) {
+    let status = running.status().await.remove(0);
+    let times = status.queues.iter().find(|times| times.queue == queue).unwrap();
+    (times.written, times.failed)
+}
+
 /// Both where outputs go before the acks and where they are one transaction with them.
 #[tokio::test]
 async fn outputs_are_counted_when_they_are_on_their_queues() {
@@ -286,8 +294,9 @@ stages:
         (outputs, stage.received, stage.blocked)
     };
     eventually("all were put", async || counted("widen").await.0 == 4).await;
-    for name in ["elsewhere", "together"] {
+    for (name, queue) in [("elsewhere", "narrow"), ("together", "tight")] {
         eventually(name, async || counted(name).await == (2, 4, true)).await;
+        eventually(queue, async || written(&running, queue).await.0 == 2).await;
     }
     running.stop(None).await;
 }

@@ -92,7 +92,7 @@ impl Outlet {
                     stand(&confirmed);
                     let times = &self.queue.times;
                     times.failed.add(left.len());
-                    times.written.add(places.len() - left.len());
+                    times.written.add(confirmed.len());
                     let Some(error) = last else { break };
                     batch = Arc::new(left.iter().map(|at| batch[*at].clone()).collect());
                     places = left.iter().map(|at| places[*at]).collect();

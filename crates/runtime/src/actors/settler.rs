@@ -277,7 +277,10 @@ impl Settler {
         why: &Rejected,
     ) -> Result<(), SettleError> {
         let queue = self.outlets.iter().find(|outlet| outlet.queue.index == output.queue);
-        let queue = queue.map_or("?", |outlet| &outlet.queue.spec.name);
+        let queue = queue.map_or("?", |outlet| {
+            outlet.queue.times.failed.add(1);
+            &outlet.queue.spec.name
+        });
         let Some(parent) = output.parent.map(|at| &settlement.parents[at]) else {
             return Err(SettleError(format!(
                 "a dead letter was refused by queue `{queue}`: {}; nothing was acked",
@@ -343,6 +346,14 @@ impl Settler {
         let stats = &self.root().stats;
         self.ahead.add(settlement.units.len());
         self.count_outputs(&settlement.parents, settlement.outputs.iter());
+        // Those that were written with the acks; the producers count the others.
+        for queue in self.outlets.iter().map(|outlet| &outlet.queue) {
+            let here = settlement.outputs.iter().filter(|output| output.queue == queue.index);
+            match here.count() {
+                0 => {}
+                written => queue.times.written.add(written),
+            }
+        }
         stats.acked.add(count(Outcome::Acked));
         stats.filtered.add(count(Outcome::Filtered));
         stats.dead_lettered.add(count(Outcome::DeadLettered));
