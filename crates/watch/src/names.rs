@@ -1,7 +1,11 @@
 //! What is told, and under which names. `docs/src/metrics.md` lists them; a test holds the two together.
 
+use std::sync::{Mutex, PoisonError};
+
 use brigade_runtime::{Outputs, PipelineStatus, QueueDepth, StageState, StageStatus};
-use metrics::{Label, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
+use metrics::{
+    Gauge, Label, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
+};
 
 /// A counter's name, what it means, and where it stands in the status.
 type Count = (&'static str, &'static str, fn(&StageStatus) -> u64);
@@ -124,8 +128,27 @@ pub(crate) fn publish(pipeline: &PipelineStatus) {
     }
 }
 
-/// Puts the depth of a queue into the metrics, as far as it is known.
-pub(crate) fn publish_depth(depth: &QueueDepth) {
+/// What was told of the depths of queues at the last time.
+#[derive(Debug, Default)]
+pub(crate) struct Depths(Mutex<Vec<Gauge>>);
+
+impl Depths {
+    /// Puts the depths of queues into the metrics, as far as they are known. What was told and is not known
+    /// any more, as of a queue that cannot be asked, is no number: the last one would look like one of now.
+    pub(crate) fn publish(&self, depths: &[QueueDepth]) {
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        told.drain(..).for_each(|gauge| gauge.set(f64::NAN));
+        let mut tell = |gauge: Gauge, value: f64| {
+            gauge.set(value);
+            told.push(gauge);
+        };
+        for depth in depths {
+            publish_depth(depth, &mut tell);
+        }
+    }
+}
+
+fn publish_depth(depth: &QueueDepth, tell: &mut impl FnMut(Gauge, f64)) {
     let labels = vec![
         Label::new("pipeline", depth.pipeline.clone()),
         Label::new("stage", depth.stage.clone()),
@@ -141,12 +164,50 @@ pub(crate) fn publish_depth(depth: &QueueDepth) {
         let Some(count) = count else { continue };
         let mut labels = labels.clone();
         labels.push(Label::new("state", state));
-        gauge!(DEPTH, labels).set(count as f64);
+        tell(gauge!(DEPTH, labels), count as f64);
     }
     if let Some(bytes) = lag.bytes {
-        gauge!(BYTES, labels.clone()).set(bytes as f64);
+        tell(gauge!(BYTES, labels.clone()), bytes as f64);
     }
     if lag.age.is_some() || lag.ready == Some(0) {
-        gauge!(AGE, labels).set(lag.age.unwrap_or_default().as_secs_f64());
+        tell(gauge!(AGE, labels), lag.age.unwrap_or_default().as_secs_f64());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use brigade_core::connector::Lag;
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    use super::*;
+
+    #[test]
+    fn the_depth_of_a_queue_that_cannot_be_asked_any_more_is_no_number() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let text = recorder.handle();
+        let depth = |queue: &str, lag| QueueDepth {
+            pipeline: "p".into(),
+            queue: queue.into(),
+            stage: "s".into(),
+            lag,
+        };
+        let here = depth("here", Lag { ready: Some(0), ..Lag::default() });
+        let away = depth("away", Lag { ready: Some(3), bytes: Some(7), ..Lag::default() });
+        metrics::with_local_recorder(&recorder, || {
+            let depths = Depths::default();
+            depths.publish(&[here.clone(), away.clone()]);
+            let is = |queue: &str, state: &str, value: &str| {
+                let labels =
+                    format!("{{pipeline=\"p\",stage=\"s\",queue=\"{queue}\"{state}}} {value}\n");
+                text.render().contains(&labels)
+            };
+            let ready = ",state=\"ready\"";
+            assert!(is("away", ready, "3") && is("away", "", "7"), "{}", text.render());
+            depths.publish(std::slice::from_ref(&here));
+            assert!(is("away", ready, "NaN") && is("away", "", "NaN"), "{}", text.render());
+            assert!(is("here", ready, "0"), "{}", text.render());
+            depths.publish(&[here, away]);
+            assert!(is("away", ready, "3"), "{}", text.render());
+        });
     }
 }

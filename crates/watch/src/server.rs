@@ -89,7 +89,8 @@ impl Listening {
         let (ready, started) = std::sync::mpsc::channel();
         let run = move || {
             rt::System::new().block_on(async move {
-                let site = Site { watcher, recorder, names, since: SystemTime::now() };
+                let (since, depths) = (SystemTime::now(), names::Depths::default());
+                let site = Site { watcher, recorder, names, since, depths };
                 match server(site, listener) {
                     Ok(server) => {
                         let _ = ready.send(Ok(server.handle()));
@@ -125,6 +126,7 @@ struct Site {
     recorder: PrometheusHandle,
     names: Names,
     since: SystemTime,
+    depths: names::Depths,
 }
 
 #[get("/metrics")]
@@ -134,7 +136,7 @@ async fn metrics(site: web::Data<Site>) -> impl Responder {
     let text = match site.names {
         Names::Brigade => {
             pipelines.iter().for_each(names::publish);
-            site.watcher.depths().await.iter().for_each(names::publish_depth);
+            site.depths.publish(&site.watcher.depths().await);
             site.recorder.render()
         }
         Names::Volley => {
