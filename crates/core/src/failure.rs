@@ -27,7 +27,7 @@ pub enum Failure {
         /// When to try again; without it the stage's back-off decides.
         after: Option<Duration>,
     },
-    /// Will never go better: given up now, by the stage's `on_exhausted`.
+    /// Will never go better: a dead letter now, whatever the stage's `on_exhausted` says.
     Reject(BoxError),
 }
 

@@ -215,7 +215,8 @@ pub struct StageKeys {
     /// The queue of its dead letters. Default: they are kept in the state.
     #[serde(default)]
     pub dead_letter: Option<String>,
-    /// What happens to a message that has used up its attempts.
+    /// What happens to a message that has used up its attempts. One that the component rejects becomes a dead
+    /// letter whatever this says.
     #[serde(default)]
     pub on_exhausted: Exhausted,
     /// Whether the component blocks its thread: then it has threads of its own.
