@@ -91,12 +91,35 @@ impl Input for Message {
     }
 }
 
-/// A type's name without its path, for error messages.
-fn short_name<T>() -> &'static str {
+/// A type's name without paths, for error messages.
+fn short_name<T>() -> String {
     let name = std::any::type_name::<T>();
     // Any JSON is a `Value`, and people know it by that.
     if name == std::any::type_name::<Value>() {
-        return "JSON";
+        return "JSON".to_owned();
     }
-    name.rsplit("::").next().unwrap_or(name)
+    let mut parts = name.split("::");
+    let mut short = parts.next().unwrap_or(name).to_owned();
+    for part in parts {
+        // What stands before `::` is a crate or a module.
+        let path = short.trim_end_matches(|c: char| c.is_alphanumeric() || c == '_');
+        short.truncate(path.len());
+        short.push_str(part);
+    }
+    short
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    #[test]
+    fn a_type_is_told_without_its_paths() {
+        assert_eq!(short_name::<Value>(), "JSON");
+        assert_eq!(short_name::<u64>(), "u64");
+        assert_eq!(short_name::<HashMap<String, u64>>(), "HashMap<String, u64>");
+        assert_eq!(short_name::<Option<Vec<(String, Value)>>>(), "Option<Vec<(String, Value)>>");
+    }
 }
