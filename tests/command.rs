@@ -183,6 +183,9 @@ fn every_queue_can_be_asked_whether_it_is_reached() {
     let (told, _) = place.run(&["check", "--connect", "p.yaml"], 0);
     assert!(told.contains("queue `big` (embedded): reached"), "{told}");
     assert!(told.contains("queue `out` (file): reached"), "{told}");
+    place.write("p.yaml", &YAML.replace("queues:", "queues:\n  unused: { type: embedded }"));
+    let (_, error) = place.run(&["check", "--connect", "p.yaml"], 0);
+    assert_eq!(error.matches("warning").count(), 1, "{error}");
     let away = YAML.replace("{ type: embedded }", "{ type: rsmq, url: 'redis://127.0.0.1:1' }");
     place.write("p.yaml", &away);
     let (told, error) = place.run(&["check", "--connect", "p.yaml"], 2);
@@ -209,6 +212,14 @@ fn queues_are_filled_looked_into_and_emptied() {
     assert!(purged.contains("3 messages deleted"), "{purged}");
     let (peek, _) = place.run(&["queues", "peek", "p.yaml", "big"], 0);
     assert_eq!(peek.trim(), "");
+    // One that cannot be asked does not keep the others from being told.
+    let away = "{ type: rsmq, url: 'redis://127.0.0.1:1' }";
+    place.write("p.yaml", &YAML.replace("{ type: file, path: out.jsonl }", away));
+    let (list, note) = place.run(&["queues", "list", "p.yaml"], 0);
+    let row = |queue: &str| list.lines().find(|line| line.contains(queue)).unwrap();
+    assert!(row("out").contains('?') && row("big").contains('0'), "{list}");
+    assert!(note.contains("note: queue `out`: ") && note.contains("`url` right?"), "{note}");
+    assert!(note.contains("note: queue `in`: "), "{note}");
 }
 
 #[test]

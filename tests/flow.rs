@@ -188,7 +188,10 @@ stages:
     running.drain().await;
     assert_eq!(world.memory.messages("test", "a").len(), 1);
     assert_eq!(world.memory.messages("test", "b").len(), 1);
-    assert_eq!(world.dead_letters("work").len(), 1);
+    let dead = world.dead_letters("work");
+    assert_eq!(dead.len(), 1);
+    let message = &dead[0].cause.message;
+    assert!(message.ends_with(" old, and the stage's `expire` is 1h"), "{message}");
 }
 
 #[tokio::test]

@@ -230,6 +230,19 @@ fn a_run_that_cannot_tell_its_end_drains_and_fails() {
     assert_eq!(output.status.code(), Some(4));
 }
 
+#[test]
+fn directives_that_are_none_are_told_with_where_they_stand() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("p.yaml"), FINITE).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
+    command.current_dir(directory.path()).args(["run", "p.yaml"]);
+    let output = command.env("RUST_LOG", "info,brigade=loud").output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{error}");
+    assert!(error.contains("RUST_LOG: expected a level such as `info`"), "{error}");
+    assert!(error.contains("found `info,brigade=loud`"), "{error}");
+}
+
 /// What a run says on standard error.
 fn said(yaml: &str, arguments: &[&str]) -> String {
     let directory = tempfile::tempdir().unwrap();

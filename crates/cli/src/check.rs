@@ -1,13 +1,13 @@
 use std::sync::Arc;
 
 use brigade_core::connector::ConnectorEnv;
-use brigade_pipeline::Queue;
+use brigade_pipeline::{Queue, Topology};
 use brigade_runtime::Registry;
 use clap::Args;
 use futures_util::future::join_all;
 
 use crate::Exit;
-use crate::common::{FileArguments, complain, print};
+use crate::common::{FileArguments, Opened, complain, print};
 
 /// Check a pipeline file without running it.
 #[derive(Debug, Args)]
@@ -32,14 +32,14 @@ impl Check {
             several(stages)
         ))?;
         match self.connect {
-            true => self.reach(registry).await,
+            true => self.reach(topology, registry).await,
             false => Ok(Exit::Done),
         }
     }
 
     /// Asks all queues at once, so that several that are away do not add up.
-    async fn reach(&self, registry: &Registry) -> anyhow::Result<Exit> {
-        let opened = self.file.open(registry).await?;
+    async fn reach(&self, topology: Topology, registry: &Registry) -> anyhow::Result<Exit> {
+        let opened = Opened::of(self.file.with_code(topology, registry)?).await?;
         let queues = &opened.pipeline.topology().queues;
         let env = ConnectorEnv { state: Arc::clone(&opened.state) };
         let asked = queues.values().map(|queue| {

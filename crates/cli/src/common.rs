@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use brigade_core::connector::{ConnectorEnv, QueueAdmin, QueueSpec};
 use brigade_core::state::StateStore;
-use brigade_pipeline::{Loaded, Overrides, PipelineFile};
+use brigade_pipeline::{Loaded, Overrides, PipelineFile, Topology};
 use brigade_runtime::{Pipeline, Registry};
 use clap::Args;
 use comfy_table::{Table, TableStyle};
@@ -39,7 +39,16 @@ impl FileArguments {
 
     /// The pipeline with its code.
     pub(crate) fn pipeline(&self, registry: &Registry) -> anyhow::Result<Pipeline> {
-        let pipeline = Pipeline::new(self.load(registry)?.topology, registry)?;
+        self.with_code(self.load(registry)?.topology, registry)
+    }
+
+    /// The pipeline of what was loaded.
+    pub(crate) fn with_code(
+        &self,
+        topology: Topology,
+        registry: &Registry,
+    ) -> anyhow::Result<Pipeline> {
+        let pipeline = Pipeline::new(topology, registry)?;
         Ok(match &self.state {
             Some(path) => pipeline.state_path(path),
             None => pipeline,
@@ -48,9 +57,7 @@ impl FileArguments {
 
     /// The pipeline, and its state opened, made if it is not there.
     pub(crate) async fn open(&self, registry: &Registry) -> anyhow::Result<Opened> {
-        let pipeline = self.pipeline(registry)?;
-        let state = pipeline.open_state().await?;
-        Ok(Opened { pipeline, state })
+        Opened::of(self.pipeline(registry)?).await
     }
 
     /// The same for what needs messages that are there: a state that is not is not made.
@@ -63,7 +70,7 @@ impl FileArguments {
             Err(error) => error.kind() == ErrorKind::NotFound,
         };
         if !absent {
-            return self.open(registry).await;
+            return Opened::of(pipeline).await;
         }
         anyhow::ensure!(
             self.state.is_none(),
@@ -81,6 +88,12 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
+    /// Opens a pipeline's state, made if it is not there.
+    pub(crate) async fn of(pipeline: Pipeline) -> anyhow::Result<Self> {
+        let state = pipeline.open_state().await?;
+        Ok(Self { pipeline, state })
+    }
+
     /// A queue of the file, or one that the state keeps.
     pub(crate) async fn queue(
         &self,

@@ -14,10 +14,17 @@ pub(crate) fn set_up(
     level: Option<&str>,
     progress: &Progress,
 ) -> anyhow::Result<()> {
-    let filter = match std::env::var("RUST_LOG") {
-        Ok(directives) if !directives.is_empty() => EnvFilter::try_new(directives)?,
-        _ => EnvFilter::try_new(level.unwrap_or("info"))?,
+    let own = std::env::var("RUST_LOG").ok().filter(|directives| !directives.is_empty());
+    let (from, directives) = match &own {
+        Some(directives) => ("RUST_LOG", directives.as_str()),
+        None => ("`log.level`", level.unwrap_or("info")),
     };
+    let filter = EnvFilter::try_new(directives).map_err(|error| {
+        anyhow::anyhow!(
+            "{from}: expected a level such as `info`, or directives such as `info,brigade=debug`, \
+             found `{directives}`: {error}"
+        )
+    })?;
     let lines = Lines { progress: progress.clone() };
     // What it says of a line that cannot be written it says on standard error, which is just that.
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines);

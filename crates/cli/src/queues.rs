@@ -8,7 +8,7 @@ use brigade_runtime::{Entry, Registry};
 use clap::{Args, Subcommand};
 
 use crate::Exit;
-use crate::common::{FileArguments, number, print, table};
+use crate::common::{FileArguments, number, print, say, table};
 
 /// Look into queues.
 #[derive(Debug, Args)]
@@ -74,7 +74,8 @@ impl Queues {
             Command::Release { file, queue, positions } => {
                 let only = (!positions.is_empty()).then_some(&positions[..]);
                 let opened = file.look(registry).await?;
-                let released = opened.queue(queue, registry).await?.release(only).await?;
+                let released = opened.queue(queue, registry).await?.release(only).await;
+                let released = released.with_context(|| format!("queue `{queue}`"))?;
                 print(&format!("{released} messages released"))?;
                 opened.close().await?;
                 Ok(Exit::Done)
@@ -99,12 +100,15 @@ async fn list(file: &FileArguments, registry: &Registry) -> anyhow::Result<Exit>
     let kept = opened.state.queue_names(&topology.pipeline).await?;
     let kept = kept.into_iter().filter(|name| !topology.queues.contains_key(name.as_str()));
     let kept = kept.map(|name| (name, "embedded".to_owned()));
+    let mut notes = Vec::new();
     for (name, kind) in declared.chain(kept) {
-        let Ok(queue) = opened.queue(&name, registry).await else {
+        let asked = async { Ok(opened.queue(&name, registry).await?.status().await?) };
+        let status = asked.await.unwrap_or_else(|error: anyhow::Error| {
             rows.add_row([name.as_str(), kind.as_str(), "", "?", "?", "?", "?", "?"]);
-            continue;
-        };
-        for status in queue.status().await? {
+            notes.push(format!("note: queue `{name}`: {error:#}"));
+            Vec::new()
+        });
+        for status in status {
             let lag = status.lag;
             rows.add_row([
                 name.clone(),
@@ -119,6 +123,7 @@ async fn list(file: &FileArguments, registry: &Registry) -> anyhow::Result<Exit>
         }
     }
     print(&rows.to_string())?;
+    notes.iter().for_each(|note| say(note));
     opened.close().await?;
     Ok(Exit::Done)
 }

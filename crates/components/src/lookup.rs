@@ -127,9 +127,7 @@ impl Looking {
         let csv = self.path.extension().is_some_and(|extension| extension == "csv");
         let rows = if csv { self.csv() } else { self.json_lines() };
         let mut table = Table::new();
-        for (at, row) in rows.map_err(|error| format!("{place}: {error}"))?.into_iter().enumerate()
-        {
-            let line = at + if csv { 2 } else { 1 };
+        for (line, row) in rows.map_err(|error| format!("{place}: {error}"))? {
             let key = match row.get(&self.settings.key) {
                 Some(Value::String(key)) => key.clone(),
                 Some(other) => other.to_string(),
@@ -152,23 +150,32 @@ impl Looking {
         Ok(table)
     }
 
-    fn csv(&self) -> Result<Vec<Row>, BoxError> {
-        let mut reader = csv::Reader::from_path(&self.path)?;
+    /// The rows of a CSV file, each with the line on which it begins.
+    fn csv(&self) -> Result<Vec<(usize, Row)>, BoxError> {
+        let text = std::fs::read(&self.path)?;
+        let mut reader = csv::Reader::from_reader(&text[..]);
         let header = reader.headers()?.clone();
-        let mut rows = Vec::new();
+        let (mut rows, mut line, mut counted) = (Vec::new(), 1, 0);
         for record in reader.records().take(ROWS_MAX + 1) {
             let record = record?;
-            let line = record.position().map_or(0, csv::Position::line);
+            let at = record.position().map_or(0, csv::Position::byte);
+            // Empty lines before a record count as its beginning.
+            let mut begin = usize::try_from(at)?;
+            while matches!(text.get(begin), Some(b'\r' | b'\n')) {
+                begin += 1;
+            }
+            line += text[counted..begin].iter().filter(|byte| **byte == b'\n').count();
+            counted = begin;
             let mut row = Row::new();
             for (column, text) in header.iter().zip(record.iter()) {
                 row.insert(column.to_owned(), self.typed(column, text, line)?);
             }
-            rows.push(row);
+            rows.push((line, row));
         }
         Ok(rows)
     }
 
-    fn typed(&self, column: &str, text: &str, line: u64) -> Result<Value, BoxError> {
+    fn typed(&self, column: &str, text: &str, line: usize) -> Result<Value, BoxError> {
         let wrong = |kind: &str| format!("line {line}: `{text}` in column `{column}` is no {kind}");
         match self.settings.types.get(column) {
             None | Some(ColumnType::Text) => Ok(text.into()),
@@ -182,11 +189,13 @@ impl Looking {
         }
     }
 
-    fn json_lines(&self) -> Result<Vec<Row>, BoxError> {
+    /// The rows of a file of JSON Lines, each with its line.
+    fn json_lines(&self) -> Result<Vec<(usize, Row)>, BoxError> {
         let text = std::fs::read_to_string(&self.path)?;
-        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-        let row = |(at, line): (usize, &str)| {
-            serde_json::from_str(line).map_err(|error| format!("line {}: {error}", at + 1).into())
+        let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
+        let row = |(at, line): (usize, &str)| match serde_json::from_str(line) {
+            Ok(row) => Ok((at, row)),
+            Err(error) => Err(format!("line {at}: {error}").into()),
         };
         lines.take(ROWS_MAX + 1).map(row).collect()
     }

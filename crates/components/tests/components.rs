@@ -155,6 +155,21 @@ async fn lookup_adds_fields_and_tells_of_a_wrong_table() {
     let mut wrong = build(settings(json!({ "city": "number" })), &["o"]).unwrap();
     let said = wrong.init(&setup).await.unwrap_err().to_string();
     assert!(said.contains("line 2: `Ulm` in column `city` is no number"), "{said}");
+    // Lines are those of the file, whatever stands between rows and in them.
+    for (name, rows) in [
+        ("t.csv", "id,city,lat\n\nA,\"Ulm\n(Donau)\",48.4\n\r\n\nA,Kiel,54.3\n"),
+        (
+            "t.jsonl",
+            "\n\n\n{\"id\":\"A\",\"city\":1,\"lat\":2}\n\n\n{\"id\":\"A\",\"city\":1,\"lat\":2}\n",
+        ),
+    ] {
+        let table = directory.path().join(name);
+        std::fs::write(&table, rows).unwrap();
+        let mut settings = settings(Value::Object(serde_json::Map::new()));
+        settings["lookup"]["file"] = json!(table);
+        let said = build(settings, &["o"]).unwrap().init(&setup).await.unwrap_err().to_string();
+        assert!(said.ends_with(&format!("{name}:7: the key `A` stands twice")), "{said}");
+    }
 }
 
 #[tokio::test]

@@ -274,25 +274,26 @@ impl RunnerSite {
         {
             return Err(self.give_up_on(delivery, cause, None));
         }
-        if let Some(step) = self.expired(&delivery) {
-            return Err(match step {
-                Expiry::Discard => {
-                    delivery.resolve(Resolution::Discarded);
-                    Step::Resolved
-                }
-                Expiry::DeadLetter => {
-                    let cause = Cause::new(CauseKind::Expired, "older than the stage's `expire`");
-                    self.give_up_on(delivery, cause, None)
-                }
-            });
+        match self.expired(&delivery) {
+            None => Ok(delivery),
+            Some((Expiry::Discard, _)) => {
+                delivery.resolve(Resolution::Discarded);
+                Err(Step::Resolved)
+            }
+            Some((Expiry::DeadLetter, cause)) => Err(self.give_up_on(delivery, cause, None)),
         }
-        Ok(delivery)
     }
 
-    fn expired(&self, delivery: &Delivery) -> Option<Expiry> {
+    /// What happens to a delivery that is too old, and how old it is.
+    fn expired(&self, delivery: &Delivery) -> Option<(Expiry, Cause)> {
         let expire = self.stage.expire?;
         let from = delivery.message.event_time.or(delivery.enqueued_at)?;
-        (now().since(from) > expire.after).then_some(expire.then)
+        let age = now().since(from);
+        (age > expire.after).then(|| {
+            let limit = Period(expire.after);
+            let message = format!("{age:?} old, and the stage's `expire` is {limit}");
+            (expire.then, Cause::new(CauseKind::Expired, message))
+        })
     }
 
     /// Waits until the stage's throttle lets one message more pass.

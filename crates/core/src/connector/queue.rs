@@ -331,7 +331,7 @@ pub trait QueueAdmin: Send + Sync {
     /// The queue could not be asked. By default: it cannot park.
     async fn release(&self, positions: Option<&[u64]>) -> Result<u64, ConnectorError> {
         let _ = positions;
-        Err(ConnectorError::unsupported("this queue parks no messages"))
+        Err(ConnectorError::unsupported("queues of this type park no messages"))
     }
 
     /// Deletes every message that nobody works on; says how many.
