@@ -11,6 +11,7 @@
 //! the names of the schema, 64-bit integers are numbers, and fields without a value have their default.
 
 use std::collections::HashMap;
+use std::error::Error as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -136,7 +137,22 @@ impl Site {
 }
 
 fn is_missing(error: &SRCError) -> bool {
-    error.error.contains("status 404")
+    innermost(error).error.contains("status 404")
+}
+
+/// Whether the registry did not give what it was asked for, so that nobody knows what is wrong with the payload: it is
+/// away, refuses who asks or is overburdened, or its answer was cut short.
+fn is_of_the_registry(error: &SRCError) -> bool {
+    const ANSWERS: [&str; 2] =
+        ["HTTP request to schema registry failed", "could not parse to RawRegisteredSchema"];
+    let error = innermost(error);
+    error.retriable || ANSWERS.iter().any(|answer| error.error.starts_with(answer))
+}
+
+/// What went wrong with a schema that the one asked for refers to is told within another error.
+fn innermost(error: &SRCError) -> &SRCError {
+    let within = error.source().and_then(|within| within.downcast_ref::<SRCError>());
+    within.map_or(error, innermost)
 }
 
 /// What payloads are written with.
@@ -218,14 +234,26 @@ impl Registered {
         }
     }
 
-    /// What went wrong with a payload; or that nobody knows, as the registry did not answer.
-    fn wrong<T>(&self, error: SRCError) -> Result<Result<T, String>, ConnectorError> {
-        match error.retriable {
-            true => Err(self.site.transient(&error, "")),
-            false => Ok(Err(match error.cause {
-                Some(cause) => format!("{}: {cause}", error.error),
-                None => error.error,
-            })),
+    /// What went wrong with a payload; or that nobody knows.
+    fn wrong(&self, error: SRCError) -> Result<String, ConnectorError> {
+        if is_of_the_registry(&error) {
+            self.forget_errors();
+            return Err(self.site.transient(&error, ""));
+        }
+        Ok(match error.cause {
+            Some(cause) => format!("{}: {cause}", error.error),
+            None => error.error,
+        })
+    }
+
+    /// Each of these answers with the error of a schema for ever, whatever the registry says later.
+    fn forget_errors(&self) {
+        self.avro.remove_errors_from_cache();
+        self.protobuf.remove_errors_from_cache();
+        match &self.writer {
+            Some(Writer::Avro(avro)) => avro.remove_errors_from_cache(),
+            Some(Writer::Protobuf(protobuf, _)) => protobuf.remove_errors_from_cache(),
+            Some(Writer::Json(_)) | None => {}
         }
     }
 }
@@ -233,6 +261,16 @@ impl Registered {
 fn json_of(value: AvroValue) -> Result<Bytes, String> {
     let value = Value::try_from(value).map_err(|error| error.to_string())?;
     serde_json::to_vec(&value).map(Bytes::from).map_err(|error| error.to_string())
+}
+
+fn json_of_protobuf(value: ProtoValue) -> Result<Bytes, String> {
+    let ProtoValue::Message(message) = value else {
+        return Err("the payload is no Protobuf message".to_owned());
+    };
+    let mut bytes = Vec::new();
+    let mut json = serde_json::Serializer::new(&mut bytes);
+    let written = message.serialize_with_options(&mut json, &PROTOBUF);
+    written.map(|()| bytes.into()).map_err(|error| error.to_string())
 }
 
 #[async_trait]
@@ -247,23 +285,16 @@ impl Format for Registered {
             Ok(kind) => kind,
             Err(why) => return Ok(Err(why)),
         };
-        match kind {
-            SchemaType::Avro => match self.avro.decode(Some(payload)).await {
-                Ok(decoded) => Ok(json_of(decoded.value)),
-                Err(error) => self.wrong(error),
-            },
-            SchemaType::Protobuf => match self.protobuf.decode(Some(payload)).await {
-                Ok(ProtoValue::Message(message)) => {
-                    let mut bytes = Vec::new();
-                    let mut json = serde_json::Serializer::new(&mut bytes);
-                    let written = message.serialize_with_options(&mut json, &PROTOBUF);
-                    Ok(written.map(|()| bytes.into()).map_err(|error| error.to_string()))
-                }
-                Ok(_) => Ok(Err("the payload is no Protobuf message".to_owned())),
-                Err(error) => self.wrong(error),
-            },
+        let read = match kind {
+            SchemaType::Avro => self.avro.decode(Some(payload)).await.map(|v| json_of(v.value)),
+            SchemaType::Protobuf => self.protobuf.decode(Some(payload)).await.map(json_of_protobuf),
             SchemaType::Json => Ok(Ok(payload.slice(PREFIX..))),
             other => Ok(Err(format!("schemas of type {other:?} cannot be read"))),
+        };
+        match read {
+            Ok(read) => Ok(read),
+            Err(error) if is_missing(&error) => Ok(Err(self.site.told(&error))),
+            Err(error) => self.wrong(error).map(Err),
         }
     }
 
@@ -297,7 +328,7 @@ impl Format for Registered {
         };
         match written {
             Ok(bytes) => Ok(Ok(bytes.into())),
-            Err(error) => self.wrong(error),
+            Err(error) => self.wrong(error).map(Err),
         }
     }
 }

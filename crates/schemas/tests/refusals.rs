@@ -1,0 +1,108 @@
+//! A registry that does not give what it is asked for, as no real one does when it is asked to.
+#![allow(clippy::unwrap_used, reason = "a test that stops says where")]
+
+use std::collections::VecDeque;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+
+use brigade_core::connector::{Format, Formats as _, QueueSpec};
+use brigade_schemas::SchemaRegistries;
+use bytes::Bytes;
+use serde_json::json;
+
+const AVRO: &str =
+    r#"{ "type": "record", "name": "R", "fields": [{ "name": "n", "type": "long" }] }"#;
+const PROTOBUF: &str = "syntax = \"proto3\"; message R { int64 n = 1; }";
+/// What stands for an answer that is cut short.
+const CUT: u16 = 200;
+
+/// A registry with one schema.
+struct Registry {
+    url: String,
+    /// What the next requests are answered with instead; the schema if there is none.
+    refusals: Arc<Mutex<VecDeque<Option<u16>>>>,
+}
+
+impl Registry {
+    fn start(kind: &'static str, schema: &'static str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let refusals: Arc<Mutex<VecDeque<Option<u16>>>> = Arc::default();
+        let refused = Arc::clone(&refusals);
+        let whole =
+            json!({ "id": 1, "version": 1, "schemaType": kind, "schema": schema }).to_string();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let refusal = || refused.lock().unwrap().pop_front().flatten();
+                answer(stream.unwrap(), refusal, &whole);
+            }
+        });
+        Self { url, refusals }
+    }
+
+    fn refuses(&self, refusals: &[Option<u16>]) {
+        self.refusals.lock().unwrap().extend(refusals);
+    }
+
+    async fn open(&self, writes: bool) -> Arc<dyn Format> {
+        let keys = json!({ "url": self.url, "message": "R" });
+        let keys = serde_json::from_value(keys).unwrap();
+        let queue = QueueSpec::new("shop", "orders", json!({}));
+        SchemaRegistries.open(&queue, &keys, writes).await.unwrap()
+    }
+}
+
+fn answer(stream: TcpStream, refusal: impl Fn() -> Option<u16>, whole: &str) {
+    let mut lines = BufReader::new(&stream).lines();
+    while lines.next().is_some_and(|line| line.is_ok_and(|line| !line.is_empty())) {}
+    let (status, body) = match refusal() {
+        None => (200, whole),
+        Some(CUT) => (200, &whole[..whole.len() / 2]),
+        Some(status) => (status, r#"{ "error_code": 1, "message": "not now" }"#),
+    };
+    let head =
+        format!("HTTP/1.1 {status} x\r\nContent-Type: application/json\r\nConnection: close");
+    let text = format!("{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    (&stream).write_all(text.as_bytes()).unwrap();
+}
+
+#[tokio::test]
+async fn a_registry_that_refuses_once_is_asked_again_and_no_message_is_given_up_on() {
+    for (kind, schema) in [("AVRO", AVRO), ("PROTOBUF", PROTOBUF)] {
+        let registry = Registry::start(kind, schema);
+        for status in [401, 403, 429, 500, 503, 504, CUT] {
+            let output = Bytes::from_static(b"{\"n\":7}");
+            let writer = registry.open(true).await;
+            registry.refuses(&[Some(status)]);
+            let error = writer.write(&output).await.unwrap_err();
+            assert!(error.is_transient(), "{kind}, {status}: {error}");
+            let payload = writer.write(&output).await.unwrap().unwrap();
+            // The schema's type is asked for first.
+            let reader = registry.open(false).await;
+            for refusals in [&[Some(status)][..], &[None, Some(status)]] {
+                let reader = registry.open(false).await;
+                registry.refuses(refusals);
+                let error = reader.read(&payload).await.unwrap_err();
+                assert!(error.is_transient(), "{kind}, {status}: {error}");
+                assert_eq!(reader.read(&payload).await.unwrap().unwrap(), output);
+            }
+            assert_eq!(reader.read(&payload).await.unwrap().unwrap(), output);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_subject_that_is_gone_is_waited_for_and_a_schema_that_is_gone_is_the_payloads_fault() {
+    let registry = Registry::start("AVRO", AVRO);
+    let output = Bytes::from_static(b"{\"n\":7}");
+    let writer = registry.open(true).await;
+    registry.refuses(&[Some(404)]);
+    assert!(writer.write(&output).await.unwrap_err().is_transient());
+    let payload = writer.write(&output).await.unwrap().unwrap();
+    for refusals in [&[Some(404)][..], &[None, Some(404)]] {
+        let reader = registry.open(false).await;
+        registry.refuses(refusals);
+        assert!(reader.read(&payload).await.unwrap().is_err());
+    }
+}
