@@ -71,13 +71,21 @@ impl EmbeddedProducer {
         for outgoing in batch {
             let (one, target) = ([outgoing.clone()], Arc::clone(&self.target));
             let put = self.requests.ask(move |work| enqueue(work, &target, &one)).await;
-            outcomes.push(match put {
+            let outcome = match put {
                 Ok(()) => Produced::Confirmed,
                 Err(error) if is_full(&error) && self.refuses() => {
                     Produced::Rejected(refused(error.to_string()))
                 }
-                Err(error) => Produced::Failed(error),
-            });
+                Err(error) => {
+                    let (told, left) = (error.to_string(), batch.len() - outcomes.len() - 1);
+                    outcomes.push(Produced::Failed(error));
+                    // To put what comes after it would change the order: it comes again with this one.
+                    let after = || Produced::Failed(ConnectorError::transient(told.as_str()));
+                    outcomes.extend(std::iter::repeat_with(after).take(left));
+                    return Ok(outcomes);
+                }
+            };
+            outcomes.push(outcome);
         }
         Ok(outcomes)
     }

@@ -122,3 +122,21 @@ async fn what_is_longer_than_the_limit_is_too_large_and_does_not_block() {
     let put = admin.put(vec![batch[1].clone()]).await.unwrap();
     assert!(matches!(&put[..], [Produced::Rejected(why)] if why.message == said), "{put:?}");
 }
+
+/// Who produces tries again what failed, after what was confirmed.
+#[tokio::test]
+async fn nothing_goes_ahead_of_what_has_no_room() {
+    let limit = Limit { messages: None, bytes: Some(ByteSize(300)), when_full: WhenFull::Wait };
+    let place = Place::new(json!({}), limit);
+    let producer = place.producer().await;
+    let of_a_key = |n: u128, length: usize| -> Outgoing {
+        Message::new("x".repeat(length)).with_id(MessageId(n)).with_key("k").into()
+    };
+    let put =
+        producer.produce(&[of_a_key(1, 150), of_a_key(2, 200), of_a_key(3, 1)]).await.unwrap();
+    let [Produced::Confirmed, Produced::Failed(full), Produced::Failed(after)] = &put[..] else {
+        panic!("{put:?}")
+    };
+    assert!(full.is_transient() && after.is_transient(), "{put:?}");
+    assert_eq!(place.held("").await, [1]);
+}
