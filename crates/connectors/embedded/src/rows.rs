@@ -55,14 +55,15 @@ pub(crate) fn enqueue(
 ) -> Result<(), Fault> {
     for group in &target.groups {
         let queue = queue_id(work.db, &target.pipeline, &target.name, group)?;
+        // First, as it makes room.
+        if let Some(retention) = target.settings.retention {
+            expire(work, queue, &target.name, retention)?;
+        }
         let sql = "SELECT key_order, messages, bytes FROM queues WHERE id = ?1";
         let (ordered, messages, bytes) =
             work.db.prepare_cached(sql)?.query_row([queue], |row| {
                 Ok((row.get::<_, bool>(0)?, row.get::<_, u64>(1)?, row.get::<_, u64>(2)?))
             })?;
-        if let Some(retention) = target.settings.retention {
-            expire(work, queue, &target.name, retention)?;
-        }
         let new = match target.settings.dedup {
             None => Cow::Borrowed(batch),
             Some(_) => first_times(work.db, queue, batch)?,

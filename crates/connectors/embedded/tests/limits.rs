@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that stops says where")]
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use brigade_core::connector::{
     Connector, ConnectorEnv, Limit, Order, Outgoing, Produced, Producer, QueueSpec, Reader, Want,
@@ -139,4 +140,22 @@ async fn nothing_goes_ahead_of_what_has_no_room() {
     };
     assert!(full.is_transient() && after.is_transient(), "{put:?}");
     assert_eq!(place.held("").await, [1]);
+}
+
+fn pause() {
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(5) {
+        std::thread::yield_now();
+    }
+}
+
+#[tokio::test]
+async fn what_expires_makes_room_in_a_full_queue() {
+    let limit = Limit { messages: Some(MAX), bytes: None, when_full: WhenFull::Wait };
+    let place = Place::new(json!({ "retention": "1ms" }), limit);
+    let producer = place.producer().await;
+    producer.produce(&[1, 2, 3, 4, 5].map(numbered)).await.unwrap();
+    pause();
+    let put = producer.produce(&[numbered(6)]).await.unwrap();
+    assert!(matches!(put[..], [Produced::Confirmed]), "{put:?}");
 }
