@@ -114,10 +114,16 @@ pub(crate) fn number(incoming: &Incoming) -> u64 {
 
 /// Takes at least one message; it has to come.
 pub(crate) async fn take(consumer: &Arc<dyn Consumer>, max: usize) -> VecDeque<Incoming> {
-    let want = Want { messages: max, bytes: usize::MAX };
+    take_wanted(consumer, Want { messages: max, bytes: usize::MAX }).await
+}
+
+/// The same, with a bound for the bytes.
+pub(crate) async fn take_wanted(consumer: &Arc<dyn Consumer>, want: Want) -> VecDeque<Incoming> {
     let taken = tokio::time::timeout(PATIENCE, consumer.consume(want)).await;
     let taken = taken.expect("a message comes").expect("the queue can be read");
-    assert!(taken.len() <= max, "not more than is wanted");
+    assert!(taken.len() <= want.messages, "not more than is wanted");
+    let before_the_last = taken.iter().rev().skip(1).map(|incoming| incoming.message.size());
+    assert!(before_the_last.sum::<usize>() <= want.bytes, "not more bytes than are wanted");
     taken.into()
 }
 

@@ -48,6 +48,7 @@ macro_rules! conformance {
             empty_batches_are_harmless,
             ten_thousand_messages_survive_random_failures,
             a_batch_comes_in_one_answer,
+            no_more_bytes_come_than_are_wanted,
             a_queue_in_order_waits_for_what_failed,
             a_finite_queue_ends_and_stays_at_its_end,
             the_lag_is_what_is_there,

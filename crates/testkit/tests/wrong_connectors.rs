@@ -33,6 +33,7 @@ enum Fault {
     IgnoresLimits,
     LiesAboutItsLag,
     ReversesTheOrder,
+    IgnoresTheBytesWanted,
 }
 
 /// Memory queues with a fault.
@@ -88,7 +89,11 @@ impl LikeConsumer for WrongConsumer {
     }
 
     async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
-        let mut taken = self.inner.consume(want).await?;
+        let bytes = match self.fault {
+            Fault::IgnoresTheBytesWanted => usize::MAX,
+            _ => want.bytes,
+        };
+        let mut taken = self.inner.consume(Want { bytes, ..want }).await?;
         match self.fault {
             Fault::ReversesTheOrder => taken.reverse(),
             Fault::AcksBeforeTheWork => {
@@ -197,6 +202,7 @@ found! {
     ignored_limits: IgnoresLimits by a_full_queue_says_so_and_takes_more_when_there_is_room;
     a_wrong_lag: LiesAboutItsLag by the_lag_is_what_is_there;
     a_wrong_order: ReversesTheOrder by messages_come_in_the_order_in_which_they_were_put;
+    ignored_bytes: IgnoresTheBytesWanted by no_more_bytes_come_than_are_wanted;
 }
 
 /// The same without a fault, so that it is the fault that is found.

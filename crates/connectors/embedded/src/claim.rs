@@ -133,22 +133,23 @@ fn next_delayed(db: &Connection, queue: i64) -> rusqlite::Result<Option<i64>> {
     db.prepare_cached(sql)?.query_row([queue], |row| row.get(0))
 }
 
-/// The numbers of the first ready rows, as many as are wanted, at least one.
-fn ready(db: &Connection, queue: i64, want: Want) -> rusqlite::Result<Vec<u64>> {
+/// The numbers of the first ready rows, as many as are wanted, at least one; and what is left of the
+/// bytes that are wanted.
+fn ready(db: &Connection, queue: i64, want: Want) -> rusqlite::Result<(Vec<u64>, usize)> {
     let sql = "SELECT id, size FROM messages WHERE queue = ?1 AND state = 0 AND suspect = 0
                ORDER BY id LIMIT ?2";
     let mut rows = db.prepare_cached(sql)?;
     let rows = rows.query_map(params![queue, want.messages], size_of)?;
-    let (mut taken, mut bytes) = (Vec::new(), 0);
+    let (mut taken, mut left) = (Vec::new(), want.bytes);
     for row in rows {
         let (id, size) = row?;
-        bytes += size;
-        if bytes > want.bytes && !taken.is_empty() {
-            break;
+        if size > left && !taken.is_empty() {
+            return Ok((taken, 0));
         }
+        left = left.saturating_sub(size);
         taken.push(id);
     }
-    Ok(taken)
+    Ok((taken, left))
 }
 
 fn size_of(row: &Row<'_>) -> rusqlite::Result<(u64, usize)> {
@@ -158,31 +159,33 @@ fn size_of(row: &Row<'_>) -> rusqlite::Result<(u64, usize)> {
 /// The first ready rows, each with what follows it in its key. What is ready is the first of its
 /// key, so a lease on a run keeps the key from everybody else.
 fn runs(db: &Connection, queue: i64, want: Want) -> rusqlite::Result<Vec<u64>> {
-    let heads = ready(db, queue, want)?;
+    let (heads, mut left_bytes) = ready(db, queue, want)?;
     let mut taken = heads.clone();
-    let mut left = want.messages.saturating_sub(heads.len());
     for head in heads {
+        let left = want.messages.saturating_sub(taken.len());
         if left == 0 {
             break;
         }
-        let sql = "SELECT behind.id FROM messages AS head JOIN messages AS behind
+        let sql = "SELECT behind.id, behind.size FROM messages AS head JOIN messages AS behind
                      ON behind.queue = head.queue AND behind.order_key = head.order_key
                    WHERE head.id = ?1 AND head.order_key IS NOT NULL AND behind.id > head.id
                    ORDER BY behind.id LIMIT ?2";
         let mut run = db.prepare_cached(sql)?;
-        let run = run.query_map(params![head, left], |row| row.get(0))?;
-        let before = taken.len();
+        let run = run.query_map(params![head, left], size_of)?;
         for row in run {
-            let row: u64 = row?;
+            let (row, size) = row?;
+            if size > left_bytes {
+                return Ok(taken);
+            }
             // A row that waits for its time keeps those behind it.
             let plain = "SELECT 1 FROM messages WHERE id = ?1 AND state = 3 AND suspect = 0
                          AND visible_at <= ?2";
             if !db.prepare_cached(plain)?.exists(params![row, now_ms()])? {
                 break;
             }
+            left_bytes -= size;
             taken.push(row);
         }
-        left -= taken.len() - before;
     }
     Ok(taken)
 }

@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
+use brigade_core::Message;
 use brigade_core::connector::{
     Consumer, Failed, FailedReason, Limit, Order, Outgoing, Produced, Want, WhenFull,
 };
 
 use super::attempt;
-use crate::fixture::{Fixture, ack, expect_nothing, number, numbered, take, take_all};
+use crate::fixture::{Fixture, ack, expect_nothing, number, numbered, take, take_all, take_wanted};
 
 /// How many messages the queue of the tests of `limit` holds.
 const FULL: u64 = 5;
@@ -24,6 +25,31 @@ pub async fn a_batch_comes_in_one_answer(fixture: &Fixture) {
     ack(&consumer, &taken).await;
     let rest = take_all(&consumer, 10 - taken.len()).await;
     ack(&consumer, &rest).await;
+}
+
+/// No more bytes than are wanted, but for the last message; one comes all the same.
+pub async fn no_more_bytes_come_than_are_wanted(fixture: &Fixture) {
+    const MESSAGES: u64 = 10;
+    let long = |n: u64| {
+        let text = format!("{{\"n\":{n},\"x\":\"{}\"}}", "x".repeat(1000));
+        Message::new(text).with_id(numbered(n).id).with_key("one")
+    };
+    let orders = [Some(Order::None), fixture.features().key_order.then_some(Order::Key)];
+    for (first, order) in (0..).step_by(100).zip(orders.into_iter().flatten()) {
+        fixture.put((first..first + MESSAGES).map(long).collect()).await;
+        let consumer = fixture.consumer("", order).await;
+        for (bytes, messages) in [(2500, MESSAGES - 1), (1, 1)] {
+            let mut left = messages;
+            while left > 0 {
+                let messages = usize::try_from(left).expect("it is small");
+                let taken: Vec<_> = take_wanted(&consumer, Want { messages, bytes }).await.into();
+                assert!(!taken.is_empty(), "the queue ended");
+                left -= taken.len() as u64;
+                ack(&consumer, &taken).await;
+            }
+        }
+        consumer.shutdown().await.expect("it closes");
+    }
 }
 
 /// `order: queue`: nothing comes before what failed.
