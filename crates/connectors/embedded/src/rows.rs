@@ -66,7 +66,7 @@ pub(crate) fn enqueue(
             })?;
         let new = match target.settings.dedup {
             None => Cow::Borrowed(batch),
-            Some(_) => first_times(work.db, queue, batch)?,
+            Some(dedup) => first_times(work.db, queue, batch, dedup)?,
         };
         let (put, size) =
             (new.len() as u64, new.iter().map(|o| o.message.size() as u64).sum::<u64>());
@@ -75,7 +75,7 @@ pub(crate) fn enqueue(
         let sql = "UPDATE queues SET messages = messages + ?2, bytes = bytes + ?3 WHERE id = ?1";
         work.db.prepare_cached(sql)?.execute(params![queue, put, size])?;
         if let Some(dedup) = target.settings.dedup {
-            forget_seen(work.db, queue, dedup)?;
+            forget_seen(work.db, queue, dedup, put)?;
         }
     }
     work.woke = true;
@@ -111,8 +111,11 @@ pub(crate) fn without_room(
         let size = message.size() as u64;
         let mut more = Vec::with_capacity(groups.len());
         for (group, held) in groups.iter().enumerate() {
-            let again = target.settings.dedup.is_some()
-                && (put.contains(&message.id.0) || was_seen(work.db, held.queue, message.id)?);
+            let again = match target.settings.dedup {
+                None => false,
+                Some(_) if put.contains(&message.id.0) => true,
+                Some(dedup) => was_seen(work.db, held.queue, message.id, dedup)?,
+            };
             more.extend((!again).then_some(group));
         }
         let full = |group: &usize| {
@@ -134,10 +137,16 @@ pub(crate) fn without_room(
     Ok(without)
 }
 
+/// When an id has to be put to be remembered now.
+fn remembered_since(dedup: Dedup) -> i64 {
+    now_ms().saturating_sub(millis(dedup.period))
+}
+
 /// Whether a message of this id was put, and is remembered.
-fn was_seen(db: &Connection, queue: i64, id: MessageId) -> rusqlite::Result<bool> {
-    let sql = "SELECT 1 FROM seen WHERE queue = ?1 AND mid = ?2";
-    db.prepare_cached(sql)?.exists(params![queue, id.0.to_le_bytes()])
+fn was_seen(db: &Connection, queue: i64, id: MessageId, dedup: Dedup) -> rusqlite::Result<bool> {
+    let sql = "SELECT 1 FROM seen WHERE queue = ?1 AND mid = ?2 AND at >= ?3";
+    let values = params![queue, id.0.to_le_bytes(), remembered_since(dedup)];
+    db.prepare_cached(sql)?.exists(values)
 }
 
 /// Those of a batch that were not put before.
@@ -145,10 +154,11 @@ fn first_times<'b>(
     db: &Connection,
     queue: i64,
     batch: &'b [Outgoing],
+    dedup: Dedup,
 ) -> rusqlite::Result<Cow<'b, [Outgoing]>> {
     let mut new = Vec::with_capacity(batch.len());
     for outgoing in batch {
-        if first_time(db, queue, outgoing)? {
+        if first_time(db, queue, outgoing, dedup)? {
             new.push(outgoing.clone());
         }
     }
@@ -157,22 +167,32 @@ fn first_times<'b>(
 
 /// Remembers a message's id; says whether it was not remembered before. One without an id is
 /// always new.
-fn first_time(db: &Connection, queue: i64, outgoing: &Outgoing) -> rusqlite::Result<bool> {
+fn first_time(
+    db: &Connection,
+    queue: i64,
+    outgoing: &Outgoing,
+    dedup: Dedup,
+) -> rusqlite::Result<bool> {
     let id = outgoing.message.id;
     if id == MessageId::default() {
         return Ok(true);
     }
+    let mid = id.0.to_le_bytes();
     let sql = "INSERT OR IGNORE INTO seen (queue, mid, at) VALUES (?1, ?2, ?3)";
-    let new = db.prepare_cached(sql)?.execute(params![queue, id.0.to_le_bytes(), now_ms()])? > 0;
-    if new {
+    let mut insert = db.prepare_cached(sql)?;
+    if insert.execute(params![queue, mid, now_ms()])? > 0 {
         db.prepare_cached("UPDATE queues SET seen = seen + 1 WHERE id = ?1")?.execute([queue])?;
+        return Ok(true);
     }
-    Ok(new)
+    // One that is too old may be there still; as a new one it is the youngest.
+    let old = "DELETE FROM seen WHERE queue = ?1 AND mid = ?2 AND at < ?3";
+    let old = db.prepare_cached(old)?.execute(params![queue, mid, remembered_since(dedup)])?;
+    Ok(old > 0 && insert.execute(params![queue, mid, now_ms()])? > 0)
 }
 
-/// Forgets ids that are too old or too many, at most so many at a time, so that a batch does not
-/// wait long for it.
-fn forget_seen(db: &Connection, queue: i64, dedup: Dedup) -> rusqlite::Result<()> {
+/// Forgets ids that are too old or too many, at most so many at a time, so that a batch of which so
+/// many are new does not wait long for it.
+fn forget_seen(db: &Connection, queue: i64, dedup: Dedup, new: u64) -> rusqlite::Result<()> {
     const FORGET_MAX: u64 = 5000;
     let seen: u64 = db
         .prepare_cached("SELECT seen FROM queues WHERE id = ?1")?
@@ -183,17 +203,18 @@ fn forget_seen(db: &Connection, queue: i64, dedup: Dedup) -> rusqlite::Result<()
     let mut gone = db.prepare_cached(oldest)?.execute(params![queue, too_many])?;
     let old = "DELETE FROM seen WHERE n IN
                (SELECT n FROM seen WHERE queue = ?1 ORDER BY n LIMIT ?2) AND at < ?3";
-    let before = now_ms().saturating_sub(millis(dedup.period));
     // What was forgotten for its number tells that there is more than enough young ones.
     if gone == 0 {
-        gone += db.prepare_cached(old)?.execute(params![queue, FORGET_LOOK, before])?;
+        let values = params![queue, new.max(FORGET_LOOK), remembered_since(dedup)];
+        gone += db.prepare_cached(old)?.execute(values)?;
     }
     let sql = "UPDATE queues SET seen = seen - ?2 WHERE id = ?1";
     db.prepare_cached(sql)?.execute(params![queue, gone])?;
     Ok(())
 }
 
-/// How many of the oldest ids are looked at with each batch.
+/// How many of the oldest ids are looked at with each batch, at least: as many as it has new ones, so
+/// that they do not become ever more.
 const FORGET_LOOK: u64 = 200;
 
 /// Removes what nobody took for longer than the queue's `retention`.

@@ -18,7 +18,7 @@ const MAX: u64 = 5;
 struct Place {
     env: ConnectorEnv,
     queue: QueueSpec,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Place {
@@ -27,7 +27,7 @@ impl Place {
         let state = Store::open(directory.path(), Options::default()).unwrap();
         let mut queue = QueueSpec::new("p", "q", settings);
         queue.limit = limit;
-        Self { env: ConnectorEnv { state }, queue, _directory: directory }
+        Self { env: ConnectorEnv { state }, queue, directory }
     }
 
     async fn producer(&self) -> Arc<dyn Producer> {
@@ -158,4 +158,30 @@ async fn what_expires_makes_room_in_a_full_queue() {
     pause();
     let put = producer.produce(&[numbered(6)]).await.unwrap();
     assert!(matches!(put[..], [Produced::Confirmed]), "{put:?}");
+}
+
+#[tokio::test]
+async fn an_id_is_remembered_for_so_long_and_no_longer() {
+    const MANY: u128 = 1000;
+    let place = Place::new(json!({ "dedup": { "for": "1ms" } }), refuses(2));
+    let producer = place.producer().await;
+    for _ in 0..2 {
+        producer.produce(&[numbered(1)]).await.unwrap();
+        pause();
+    }
+    let staged = producer.stage(&[numbered(1)]).await.unwrap();
+    assert_eq!(staged.rejected.len(), 1, "it is a new one, and the queue is full");
+    assert_eq!(place.held("").await, [1, 1]);
+    // What is too old goes, however many ids there are.
+    let place = Place::new(json!({ "dedup": { "for": "1ms" } }), Limit::default());
+    let producer = place.producer().await;
+    for from in [0, MANY] {
+        let batch: Vec<Outgoing> = (from + 1..=from + MANY).map(numbered).collect();
+        producer.produce(&batch).await.unwrap();
+        pause();
+    }
+    let db = rusqlite::Connection::open(place.directory.path().join("brigade.db")).unwrap();
+    let count = |sql: &str| db.query_row(sql, [], |row| row.get::<_, u64>(0)).unwrap();
+    assert!(count("SELECT count(*) FROM seen") <= 1000);
+    assert_eq!(count("SELECT count(*) FROM seen"), count("SELECT seen FROM queues"));
 }
