@@ -12,7 +12,7 @@ use std::time::Duration;
 use brigade_core::connector::ConnectorError;
 use rusqlite::{Connection, TransactionBehavior, params};
 
-use crate::rows::now_ms;
+use crate::rows::{now_ms, promote_freed};
 use crate::schema::failed;
 
 /// This process, as a holder of leases.
@@ -99,7 +99,7 @@ impl Holder {
             if !dead && !silent {
                 continue;
             }
-            freed += free(db, other.id)?;
+            freed += free(db, other.id, dead)?;
             if dead {
                 // The file goes last: while it is there, somebody else may still do this.
                 let _ = std::fs::remove_file(&path);
@@ -127,12 +127,7 @@ impl Holder {
                        RETURNING queue, order_key";
             let mut freed = db.prepare(sql)?;
             let freed = freed.query_map([self.id], |row| Ok((row.get(0)?, row.get(1)?)))?;
-            let freed: Vec<(i64, Option<Vec<u8>>)> = freed.collect::<rusqlite::Result<_>>()?;
-            for (queue, key) in freed {
-                if let Some(key) = key {
-                    crate::rows::promote(db, queue, &key)?;
-                }
-            }
+            promote_freed(db, &freed.collect::<rusqlite::Result<_>>()?)?;
             db.execute("DELETE FROM holders WHERE id = ?1", [self.id])?;
             Ok(())
         };
@@ -155,8 +150,9 @@ fn is_dead(path: &Path) -> bool {
 /// hand out everything singly after each would take long.
 const SUSPECT_DEATHS: i64 = 2;
 
-/// Frees a holder's leases. What was in flight may be suspect; what was in flight alone has crashed.
-fn free(db: &mut Connection, holder: i64) -> rusqlite::Result<usize> {
+/// Frees a holder's leases. If it is dead, what was in flight may be suspect, and what was in flight
+/// alone has crashed; one that is only silent may be a machine that slept.
+fn free(db: &mut Connection, holder: i64, dead: bool) -> rusqlite::Result<usize> {
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let held: usize = transaction.query_row(
         "SELECT count(*) FROM messages
@@ -164,15 +160,62 @@ fn free(db: &mut Connection, holder: i64) -> rusqlite::Result<usize> {
         [holder],
         |row| row.get(0),
     )?;
-    let crashed = i64::from(held == 1);
-    transaction.execute(
-        "UPDATE messages SET state = 0, holder = 0, redeliveries = redeliveries + 1,
-           deaths = deaths + 1, suspect = (deaths + 1 >= ?3), crashes = crashes + ?2
-         WHERE queue IN (SELECT id FROM queues) AND state = 2 AND holder = ?1",
-        params![holder, crashed, SUSPECT_DEATHS],
-    )?;
-    crate::rows::put_keys_in_order(&transaction)?;
+    let crashed = dead && held == 1;
+    let sql = "UPDATE messages SET holder = 0, redeliveries = redeliveries + 1,
+                 state = CASE WHEN order_key IS NULL THEN 0 ELSE 3 END,
+                 deaths = deaths + ?2, crashes = crashes + ?3, suspect = (deaths + ?2 >= ?4)
+               WHERE queue IN (SELECT id FROM queues) AND state = 2 AND holder = ?1
+               RETURNING queue, order_key";
+    {
+        let mut update = transaction.prepare(sql)?;
+        let values = params![holder, dead, crashed, SUSPECT_DEATHS];
+        let freed = update.query_map(values, |row| Ok((row.get(0)?, row.get(1)?)))?;
+        promote_freed(&transaction, &freed.collect::<rusqlite::Result<_>>()?)?;
+    }
     transaction.execute("DELETE FROM holders WHERE id = ?1", [holder])?;
     transaction.commit()?;
     Ok(held)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Sync;
+
+    const LEASE: Duration = Duration::from_millis(1);
+
+    fn counts(db: &Connection) -> (u32, u32, u32) {
+        let sql = "SELECT redeliveries, deaths, crashes FROM messages WHERE state = 0";
+        db.query_row(sql, [], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+            .expect("it is free")
+    }
+
+    fn lease(db: &Connection, holder: &Holder) {
+        let sql = "UPDATE messages SET state = 2, holder = ?1";
+        assert_eq!(db.execute(sql, [holder.id]).expect("it is leased"), 1);
+        db.execute("UPDATE holders SET seen_at = 0 WHERE id = ?1", [holder.id]).expect("it is old");
+    }
+
+    #[test]
+    fn who_is_silent_and_lives_loses_its_leases_and_has_not_died() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut db =
+            crate::schema::open(&directory.path().join("a.db"), Sync::Full).expect("a store");
+        db.execute("INSERT INTO queues (pipeline, name, grp) VALUES ('p', 'q', '')", [])
+            .expect("a queue");
+        let sql =
+            "INSERT INTO messages (queue, state, visible_at, order_key, enqueued_at, size, mid)
+                   VALUES (1, 0, 0, x'01', 0, 1, x'00')";
+        db.execute(sql, []).expect("a message");
+        let enter = |db: &Connection| Holder::enter(db, &directory.path().join("holders"));
+        let (mut me, other) = (enter(&db).expect("it enters"), enter(&db).expect("it enters"));
+        lease(&db, &other);
+        assert_eq!(me.free_the_dead(&mut db, LEASE).expect("it looks"), 1);
+        assert_eq!(counts(&db), (1, 0, 0));
+        other.seen(&db);
+        lease(&db, &other);
+        drop(other);
+        assert_eq!(me.free_the_dead(&mut db, LEASE).expect("it looks"), 1);
+        assert_eq!(counts(&db), (2, 1, 1));
+    }
 }

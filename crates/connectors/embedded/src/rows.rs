@@ -415,18 +415,15 @@ pub(crate) fn promote(db: &Connection, queue: i64, key: &[u8]) -> rusqlite::Resu
     Ok(true)
 }
 
-/// After leases were freed: of each key only the first row may be ready.
-pub(crate) fn put_keys_in_order(db: &Connection) -> rusqlite::Result<()> {
-    let freed = "SELECT DISTINCT queue, order_key FROM messages
-                 WHERE state = 0 AND deaths > 0 AND order_key IS NOT NULL";
-    let mut freed = db.prepare_cached(freed)?;
-    let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?));
-    let keys: Vec<_> = freed.query_map([], read)?.collect::<rusqlite::Result<_>>()?;
-    for (queue, key) in keys {
-        let behind = "UPDATE messages SET state = 3
-                      WHERE queue = ?1 AND order_key = ?2 AND state IN (0, 1)";
-        db.prepare_cached(behind)?.execute(params![queue, key])?;
-        promote(db, queue, &key)?;
+/// Makes the first rows of keys ready whose rows were leased and wait behind others now.
+pub(crate) fn promote_freed(
+    db: &Connection,
+    freed: &BTreeSet<(i64, Option<Vec<u8>>)>,
+) -> rusqlite::Result<()> {
+    for (queue, key) in freed {
+        if let Some(key) = key {
+            promote(db, *queue, key)?;
+        }
     }
     Ok(())
 }
