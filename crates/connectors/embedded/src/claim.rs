@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::rows::{message, now_ms};
 use crate::schema::READY;
-use crate::suspects::{Quarantine, Turn};
+use crate::suspects::{Quarantine, Seen, Turn};
 use crate::thread::Work;
 
 /// The leases of this process, as its thread knows them without asking the file.
@@ -63,8 +63,8 @@ impl Leases {
         let here = waiting && first_suspect(db, queue)?.is_some();
         let own = self.held.values().filter(|lease| lease.queue == queue).count();
         let suspect = self.held.values().any(|lease| lease.suspect);
-        let now = Instant::now();
-        Ok(self.quarantine.turn(now, waiting, here, self.held.len(), own, suspect))
+        let seen = Seen { waiting, here, leases: self.held.len(), own, suspect };
+        Ok(self.quarantine.turn(Instant::now(), seen))
     }
 }
 
@@ -101,24 +101,42 @@ pub(crate) fn claim(
             let again_at = Some(now_ms() + QUARANTINE_LOOK_MS);
             return Ok(Claimed { messages: Vec::new(), again_at });
         }
-        Turn::Suspect => {
-            let row = first_suspect(work.db, queue)?;
-            lease(work, queue, row.as_slice(), reader)?
+        Turn::Suspect => lease_suspect(work, queue, reader)?,
+        Turn::Ordinary => lease_ordinary(work, queue, order, want, reader)?,
+        Turn::OrdinaryElseSuspect => {
+            let ordinary = lease_ordinary(work, queue, order, want, reader)?;
+            match ordinary.is_empty() {
+                true => lease_suspect(work, queue, reader)?,
+                false => ordinary,
+            }
         }
-        Turn::Ordinary => match order {
-            Order::None => lease_first(work, queue, want, reader)?,
-            Order::Key => {
-                let rows = runs(work.db, queue, want)?;
-                lease(work, queue, &rows, reader)?
-            }
-            Order::Queue => {
-                let rows = head(work.db, queue)?;
-                lease(work, queue, &rows, reader)?
-            }
-        },
     };
     let again_at = if messages.is_empty() { next_delayed(work.db, queue)? } else { None };
     Ok(Claimed { messages, again_at })
+}
+
+fn lease_suspect(
+    work: &mut Work<'_>,
+    queue: i64,
+    reader: Reader,
+) -> rusqlite::Result<Vec<Incoming>> {
+    let row = first_suspect(work.db, queue)?;
+    lease(work, queue, row.as_slice(), reader)
+}
+
+fn lease_ordinary(
+    work: &mut Work<'_>,
+    queue: i64,
+    order: Order,
+    want: Want,
+    reader: Reader,
+) -> rusqlite::Result<Vec<Incoming>> {
+    let rows = match order {
+        Order::None => return lease_first(work, queue, want, reader),
+        Order::Key => runs(work.db, queue, want)?,
+        Order::Queue => head(work.db, queue)?,
+    };
+    lease(work, queue, &rows, reader)
 }
 
 /// Delayed rows whose time has come are ready.

@@ -1,11 +1,13 @@
 //! Suspects: messages that were in flight when their process died.
 //!
 //! Any of them may be what killed it. Each is handed out alone, so that the next death tells: only a
-//! message that was *alone* in flight counts a crash. Others wait meanwhile, for a bounded time.
+//! message that was *alone* in flight counts a crash. Others wait meanwhile, for a bounded time: after
+//! it both take turns, however many suspects there are and however long each takes.
 
 use std::time::{Duration, Instant};
 
-/// How long ordinary messages wait, at most, for suspects to have the process to themselves.
+/// How long ordinary messages wait for what is in flight to end, and then for suspects, each at most;
+/// and how long they have their turn before they wait for suspects again.
 const QUIET_MAX: Duration = Duration::from_secs(5);
 
 /// What a claim may take now.
@@ -13,53 +15,93 @@ const QUIET_MAX: Duration = Duration::from_secs(5);
 pub(crate) enum Turn {
     /// Ordinary messages.
     Ordinary,
+    /// Ordinary messages; one suspect if there are none.
+    OrdinaryElseSuspect,
     /// One suspect.
     Suspect,
     /// Nothing yet.
     Wait,
 }
 
-/// What a process knows of suspects and of its own leases.
+/// What a process knows of suspects and of its own leases, when it decides about a claim on one queue.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Seen {
+    /// Whether suspects wait in the store.
+    pub(crate) waiting: bool,
+    /// Whether suspects wait in this queue.
+    pub(crate) here: bool,
+    /// This process's leases in the store.
+    pub(crate) leases: usize,
+    /// Those of this queue.
+    pub(crate) own: usize,
+    /// Whether one of them is a suspect.
+    pub(crate) suspect: bool,
+}
+
+/// Whose time it is.
 #[derive(Debug, Default)]
 pub(crate) struct Quarantine {
-    /// Since when suspects have waited, or one is in flight.
-    since: Option<Instant>,
+    phase: Phase,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+enum Phase {
+    /// There are no suspects.
+    #[default]
+    Off,
+    /// Ordinary messages wait: since when, and whether a suspect was handed out since.
+    Quiet { since: Instant, begun: bool },
+    /// Ordinary messages are handed out: since when, and whether a suspect was in the quiet before.
+    Open { since: Instant, begun: bool },
+}
+
+impl Phase {
+    /// The phase at this time; the turn of ordinary messages ends only when somebody asks for suspects.
+    fn at(self, now: Instant, here: bool) -> Self {
+        let over = |since: Instant| now.duration_since(since) >= QUIET_MAX;
+        match self {
+            Self::Off => Self::Quiet { since: now, begun: false },
+            Self::Quiet { since, begun } if over(since) => Self::Open { since: now, begun },
+            Self::Open { since, begun: true } if here && over(since) => {
+                Self::Quiet { since: now, begun: false }
+            }
+            phase => phase,
+        }
+    }
 }
 
 impl Quarantine {
     /// Whether anybody waits for suspects.
     pub(crate) fn is_on(&self) -> bool {
-        self.since.is_some()
+        !matches!(self.phase, Phase::Off)
     }
 
-    /// Decides about a claim on one queue. `waiting`: suspects wait in the store; `here`: in this
-    /// queue; `leases`: this process's leases in the store; `own`: those of this queue; `suspect`:
-    /// whether one of them is a suspect.
-    pub(crate) fn turn(
-        &mut self,
-        now: Instant,
-        waiting: bool,
-        here: bool,
-        leases: usize,
-        own: usize,
-        suspect: bool,
-    ) -> Turn {
-        if !waiting && !suspect {
-            self.since = None;
+    /// Decides about a claim on one queue.
+    pub(crate) fn turn(&mut self, now: Instant, seen: Seen) -> Turn {
+        if !seen.waiting && !seen.suspect {
+            self.phase = Phase::Off;
             return Turn::Ordinary;
         }
-        let since = *self.since.get_or_insert(now);
-        let patient = now.duration_since(since) < QUIET_MAX;
-        if leases == 0 && here {
-            // Each suspect has the quiet time for itself.
-            self.since = Some(now);
-            return Turn::Suspect;
-        }
-        match (patient, here) {
-            (true, _) => Turn::Wait,
-            (false, true) if own == 0 => Turn::Suspect,
-            (false, true) => Turn::Wait,
-            (false, false) => Turn::Ordinary,
+        self.phase = self.phase.at(now, seen.here);
+        let alone = seen.here && seen.leases == 0;
+        match self.phase {
+            Phase::Quiet { since, begun } if alone => {
+                // The first has the quiet time for itself, however long it took to become quiet.
+                let since = if begun { since } else { now };
+                self.phase = Phase::Quiet { since, begun: true };
+                Turn::Suspect
+            }
+            Phase::Quiet { .. } => Turn::Wait,
+            // It did not become quiet. What else may be had is to be alone in this queue, and after as
+            // long again not even that.
+            Phase::Open { since, begun: false }
+                if seen.here && (seen.own == 0 || now.duration_since(since) >= QUIET_MAX) =>
+            {
+                self.phase = Phase::Open { since: now, begun: true };
+                Turn::Suspect
+            }
+            Phase::Open { .. } if alone => Turn::OrdinaryElseSuspect,
+            Phase::Open { .. } | Phase::Off => Turn::Ordinary,
         }
     }
 }
@@ -69,32 +111,67 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    const NONE: Seen = Seen { waiting: false, here: false, leases: 0, own: 0, suspect: false };
+    const HERE: Seen = Seen { waiting: true, here: true, ..NONE };
+
     #[test]
     fn without_suspects_nobody_waits() {
-        let turn = Quarantine::default().turn(Instant::now(), false, false, 7, 3, false);
-        assert_eq!(turn, Turn::Ordinary);
+        let seen = Seen { leases: 7, own: 3, ..NONE };
+        assert_eq!(Quarantine::default().turn(Instant::now(), seen), Turn::Ordinary);
     }
 
     #[test]
     fn a_suspect_is_handed_out_once_nothing_else_is_in_flight() {
         let (mut quarantine, now) = (Quarantine::default(), Instant::now());
-        assert_eq!(quarantine.turn(now, true, true, 1, 0, false), Turn::Wait);
-        assert_eq!(quarantine.turn(now, true, true, 0, 0, false), Turn::Suspect);
-        assert_eq!(quarantine.turn(now, true, true, 1, 1, true), Turn::Wait);
-        assert_eq!(quarantine.turn(now, false, false, 1, 0, true), Turn::Wait);
+        assert_eq!(quarantine.turn(now, Seen { leases: 1, ..HERE }), Turn::Wait);
+        assert_eq!(quarantine.turn(now, HERE), Turn::Suspect);
+        let handed_out = Seen { leases: 1, own: 1, suspect: true, ..HERE };
+        assert_eq!(quarantine.turn(now, handed_out), Turn::Wait);
+        let other = Seen { leases: 1, suspect: true, ..NONE };
+        assert_eq!(quarantine.turn(now, other), Turn::Wait);
+    }
+
+    #[test]
+    fn where_nobody_asks_for_suspects_others_wait_once() {
+        let (mut quarantine, now) = (Quarantine::default(), Instant::now());
+        let elsewhere = Seen { waiting: true, ..NONE };
+        assert_eq!(quarantine.turn(now, elsewhere), Turn::Wait);
+        for periods in 1..10 {
+            let later = now + QUIET_MAX * periods;
+            assert_eq!(quarantine.turn(later, elsewhere), Turn::Ordinary);
+        }
     }
 
     proptest! {
         #[test]
         fn nobody_waits_for_ever(
-            waiting: bool, here: bool, leases in 0_usize..4, suspect: bool,
+            waiting: bool, here: bool, own in 0_usize..4, others in 0_usize..4, suspect: bool,
         ) {
             let (mut quarantine, now) = (Quarantine::default(), Instant::now());
-            let here = here && waiting;
-            quarantine.turn(now, waiting, here, leases, 0, suspect);
-            let later = now + QUIET_MAX;
-            let turn = quarantine.turn(later, waiting, here, leases, 0, suspect);
-            prop_assert_ne!(turn, Turn::Wait);
+            let seen = Seen { waiting, here: here && waiting, leases: own + others, own, suspect };
+            quarantine.turn(now, seen);
+            prop_assert_ne!(quarantine.turn(now + QUIET_MAX, seen), Turn::Wait);
+        }
+
+        /// However many suspects there are, and whatever is in flight at each claim.
+        #[test]
+        fn suspects_and_others_both_have_their_turn(
+            claims in prop::collection::vec((1_u64..1000, 0_usize..3, 0_usize..3), 100..400),
+        ) {
+            const LONGEST: Duration = Duration::from_secs(1);
+            let (mut quarantine, start) = (Quarantine::default(), Instant::now());
+            let (mut now, mut ordinary, mut suspects) = (start, start, start);
+            for (ms, own, others) in claims {
+                now += Duration::from_millis(ms);
+                let turn = quarantine.turn(now, Seen { leases: own + others, own, ..HERE });
+                match turn {
+                    Turn::Ordinary | Turn::OrdinaryElseSuspect => ordinary = now,
+                    Turn::Suspect => suspects = now,
+                    Turn::Wait => {}
+                }
+                prop_assert!(now - ordinary <= QUIET_MAX * 2 + LONGEST * 3, "others wait");
+                prop_assert!(now - suspects <= QUIET_MAX * 4 + LONGEST * 5, "suspects wait");
+            }
         }
     }
 }
