@@ -30,7 +30,6 @@ pub(crate) struct Record {
 
 /// Splits what it reads into lines. Empty lines are passed over, a carriage return before a line's
 /// end belongs to the end, and a byte order mark at the beginning of the file to nothing.
-#[derive(Debug)]
 pub(crate) struct Lines<R> {
     reader: R,
     max: usize,
@@ -39,6 +38,8 @@ pub(crate) struct Lines<R> {
     offset: u64,
     /// How much of the buffer has no line's end in it.
     searched: usize,
+    /// A line that is too long, and whose end was not read yet.
+    long: Option<Long>,
     /// Whether a last line without an end is a record; while a file is followed it is not.
     pub(crate) unfinished: bool,
 }
@@ -47,12 +48,15 @@ impl<R: Read> Lines<R> {
     /// Lines of at most `max` bytes; the reader stands at `offset`.
     pub(crate) fn new(reader: R, offset: u64, max: usize) -> Self {
         let buffer = BytesMut::with_capacity(READ);
-        Self { reader, max, buffer, offset, searched: 0, unfinished: true }
+        Self { reader, max, buffer, offset, searched: 0, long: None, unfinished: true }
     }
 
     /// The next line; `None` at the end, after which it may be asked again.
     pub(crate) fn next(&mut self) -> std::io::Result<Option<Record>> {
         loop {
+            if self.long.is_some() {
+                return self.too_long();
+            }
             if let Some(at) = memchr(&self.buffer[self.searched..]) {
                 let length = self.searched + at;
                 let from = self.offset;
@@ -65,7 +69,7 @@ impl<R: Read> Lines<R> {
             self.searched = self.buffer.len();
             // What does not belong to the record may come before and after it.
             if self.buffer.len() > self.max + MARK.len() + 1 {
-                return self.too_long().map(Some);
+                return self.too_long();
             }
             if self.fill()? == 0 {
                 return Ok(self.last());
@@ -118,45 +122,34 @@ impl<R: Read> Lines<R> {
         self.record(line, from)
     }
 
-    /// Reads on to the end of a line that is too long, keeping only its beginning.
-    fn too_long(&mut self) -> std::io::Result<Record> {
-        if self.offset == 0 && self.buffer.starts_with(MARK) {
-            self.take(MARK.len(), 0);
-        }
-        let from = self.offset;
-        let mut hash = XxHash3_128::new();
-        let mut prefix = Vec::new();
-        let mut bytes = 0;
-        let mut keep = |part: &[u8]| {
-            hash.write(part);
-            bytes += part.len() as u64;
-            let room = PREFIX - prefix.len();
-            prefix.extend_from_slice(&part[..room.min(part.len())]);
+    /// Reads on to the end of a line that is too long, keeping only its beginning; `None` if it may
+    /// still be written.
+    fn too_long(&mut self) -> std::io::Result<Option<Record>> {
+        let mut long = match self.long.take() {
+            Some(long) => long,
+            None => {
+                if self.offset == 0 && self.buffer.starts_with(MARK) {
+                    self.take(MARK.len(), 0);
+                }
+                Long::beginning(self.offset)
+            }
         };
-        // A carriage return at the end of a part may belong to the line's end.
-        let mut held = false;
         loop {
             let end = memchr(&self.buffer);
             let length = end.unwrap_or(self.buffer.len());
-            let part = self.take(length, usize::from(end.is_some()));
-            if held && !part.is_empty() {
-                keep(b"\r");
-                held = false;
-            }
-            match part.split_last() {
-                Some((b'\r', before)) => {
-                    keep(before);
-                    held = true;
-                }
-                _ => keep(&part),
-            }
-            if end.is_some() || self.fill()? == 0 {
+            long.go_on(&self.take(length, usize::from(end.is_some())));
+            if end.is_some() {
                 break;
             }
+            if self.fill()? == 0 {
+                if self.unfinished {
+                    break;
+                }
+                self.long = Some(long);
+                return Ok(None);
+            }
         }
-        let xxh3 = format!("{:032x}", hash.finish_128());
-        let truncated = Some(Truncated { bytes, xxh3, from, to: from + bytes });
-        Ok(Record { from, to: self.offset, bytes: prefix.into(), truncated, broken: None })
+        Ok(Some(long.record(self.offset)))
     }
 
     fn fill(&mut self) -> std::io::Result<usize> {
@@ -173,12 +166,60 @@ impl<R: Read> Lines<R> {
     }
 }
 
+/// What is kept of a line that is too long.
+struct Long {
+    from: u64,
+    hash: XxHash3_128,
+    prefix: Vec<u8>,
+    bytes: u64,
+    /// Whether a carriage return was read last: it may belong to the line's end.
+    held: bool,
+}
+
+impl Long {
+    fn beginning(from: u64) -> Self {
+        Self { from, hash: XxHash3_128::new(), prefix: Vec::new(), bytes: 0, held: false }
+    }
+
+    /// The next part of it.
+    fn go_on(&mut self, part: &[u8]) {
+        if self.held && !part.is_empty() {
+            self.keep(b"\r");
+            self.held = false;
+        }
+        match part.split_last() {
+            Some((b'\r', before)) => {
+                self.keep(before);
+                self.held = true;
+            }
+            _ => self.keep(part),
+        }
+    }
+
+    fn keep(&mut self, part: &[u8]) {
+        self.hash.write(part);
+        self.bytes += part.len() as u64;
+        let room = PREFIX - self.prefix.len();
+        self.prefix.extend_from_slice(&part[..room.min(part.len())]);
+    }
+
+    /// The line, when its end was read; the next one begins at `to`.
+    fn record(self, to: u64) -> Record {
+        let Self { from, hash, prefix, bytes, .. } = self;
+        let xxh3 = format!("{:032x}", hash.finish_128());
+        let truncated = Some(Truncated { bytes, xxh3, from, to: from + bytes });
+        Record { from, to, bytes: prefix.into(), truncated, broken: None }
+    }
+}
+
 fn memchr(bytes: &[u8]) -> Option<usize> {
     memchr::memchr(b'\n', bytes)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::VecDeque;
+
     use super::*;
     use proptest::prelude::*;
 
@@ -198,6 +239,42 @@ mod tests {
         assert_eq!(truncated.xxh3, format!("{:032x}", XxHash3_128::oneshot(&long)));
         assert_eq!(records[1].bytes.len(), PREFIX);
         assert_eq!(records[2].bytes, "last");
+    }
+
+    /// What there is to read each time, until there is nothing for now.
+    struct Growing(VecDeque<Vec<u8>>);
+
+    impl Read for Growing {
+        fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+            let part = self.0.pop_front().unwrap_or_default();
+            buffer[..part.len()].copy_from_slice(&part);
+            Ok(part.len())
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_too_long_and_still_written_is_one() {
+        let (begin, end) = (vec![b'x'; 200], vec![b'y'; 49]);
+        let text = [&begin[..], b"\r", &end].concat();
+        let parts = [[&begin[..], b"\r"].concat(), vec![], vec![], [&end[..], b"\r\nz"].concat()];
+        let mut lines = Lines::new(Growing(parts.into()), 0, 100);
+        lines.unfinished = false;
+        assert_eq!((lines.next().unwrap(), lines.next().unwrap()), (None, None));
+        let long = lines.next().unwrap().unwrap();
+        let truncated = long.truncated.unwrap();
+        assert_eq!((truncated.bytes, truncated.from, long.to), (250, 0, 252));
+        assert_eq!(truncated.xxh3, format!("{:032x}", XxHash3_128::oneshot(&text)));
+        assert_eq!(long.bytes, text);
+        assert_eq!(lines.next().unwrap(), None);
+        lines.unfinished = true;
+        assert_eq!(lines.next().unwrap().unwrap().bytes, "z");
+        // What is never finished is a record at the end.
+        let mut lines = Lines::new(Growing([begin].into()), 0, 100);
+        lines.unfinished = false;
+        assert_eq!(lines.next().unwrap(), None);
+        lines.unfinished = true;
+        assert_eq!(lines.next().unwrap().unwrap().truncated.unwrap().bytes, 200);
+        assert_eq!(lines.next().unwrap(), None);
     }
 
     #[test]
