@@ -486,6 +486,30 @@ fn standard_input_and_output_are_queues() {
     assert_eq!(out, numbers(11..14));
 }
 
+/// Whoever writes it may be a program that follows something, and never ends.
+#[test]
+fn what_came_on_standard_input_is_handled_while_more_is_waited_for() {
+    let csv = "path: '-', format: csv";
+    for (input, lines) in [("path: '-'", ["{\"n\":\"20\"}\n"; 2]), (csv, ["n\n20\n", "20\n"])] {
+        let text = YAML.replace("path: in.jsonl", input).replace(".n > 10", ".n == \"20\"");
+        let place = Place::new("p.yaml", &text);
+        let mut run = place.command(&["run", "p.yaml", "--until-idle"]);
+        let mut run = run.stdin(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut stdin = run.stdin.take().unwrap();
+        for (written, line) in lines.iter().enumerate() {
+            stdin.write_all(line.as_bytes()).unwrap();
+            let arrived = || place.path("out.jsonl").metadata().map_or(0, |found| found.len());
+            let begun = std::time::Instant::now();
+            while arrived() < (written as u64 + 1) * "{\"n\":\"20\"}\n".len() as u64 {
+                assert!(begun.elapsed().as_secs() < 30, "nothing came of line {written}: {input}");
+                std::thread::yield_now();
+            }
+        }
+        drop(stdin);
+        assert!(run.wait().unwrap().success());
+    }
+}
+
 #[test]
 fn standard_input_is_csv_and_compressed_when_the_file_says_so() {
     let input = "in: { type: file, path: '-', format: csv, compression: gzip }";

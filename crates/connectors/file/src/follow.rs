@@ -324,7 +324,7 @@ impl<'r> Follower<'r> {
         let mut count = Count { next: followed.next, resolved: &resolved };
         let lines = &mut followed.lines;
         lines.unfinished = end;
-        self.reader.drain(&followed.path, &mut || lines.next(), &mut count)?;
+        self.reader.drain(&followed.path, lines, &mut count)?;
         followed.next = count.next;
         Ok(())
     }

@@ -3,7 +3,7 @@
 use std::io::Read;
 
 use crate::ledger::{Position, Progress};
-use crate::lines::{Lines, Record};
+use crate::lines::{Lines, Record, Records};
 
 /// Hands bytes out a few at a time.
 struct Slowly<'b> {

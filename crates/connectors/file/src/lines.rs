@@ -28,6 +28,15 @@ pub(crate) struct Record {
     pub(crate) broken: Option<String>,
 }
 
+/// What a file is split into.
+pub(crate) trait Records {
+    /// The next record; `None` at the end, after which it may be asked again.
+    fn next(&mut self) -> std::io::Result<Option<Record>>;
+
+    /// Whether the whole of the next record was read, so that to ask for it waits for nobody.
+    fn is_ready(&self) -> bool;
+}
+
 /// Splits what it reads into lines. Empty lines are passed over, a carriage return before a line's
 /// end belongs to the end, and a byte order mark at the beginning of the file to nothing.
 pub(crate) struct Lines<R> {
@@ -49,32 +58,6 @@ impl<R: Read> Lines<R> {
     pub(crate) fn new(reader: R, offset: u64, max: usize) -> Self {
         let buffer = BytesMut::with_capacity(READ);
         Self { reader, max, buffer, offset, searched: 0, long: None, unfinished: true }
-    }
-
-    /// The next line; `None` at the end, after which it may be asked again.
-    pub(crate) fn next(&mut self) -> std::io::Result<Option<Record>> {
-        loop {
-            if self.long.is_some() {
-                return self.too_long();
-            }
-            if let Some(at) = memchr(&self.buffer[self.searched..]) {
-                let length = self.searched + at;
-                let from = self.offset;
-                let line = self.take(length, 1);
-                match self.record(line, from) {
-                    Some(record) => return Ok(Some(record)),
-                    None => continue,
-                }
-            }
-            self.searched = self.buffer.len();
-            // What does not belong to the record may come before and after it.
-            if self.buffer.len() > self.max + MARK.len() + 1 {
-                return self.too_long();
-            }
-            if self.fill()? == 0 {
-                return Ok(self.last());
-            }
-        }
     }
 
     /// How far the file was read, with what belongs to no line yet.
@@ -163,6 +146,37 @@ impl<R: Read> Lines<R> {
         };
         self.buffer.truncate(length + read.as_ref().map_or(0, |read| *read));
         read
+    }
+}
+
+impl<R: Read> Records for Lines<R> {
+    fn next(&mut self) -> std::io::Result<Option<Record>> {
+        loop {
+            if self.long.is_some() {
+                return self.too_long();
+            }
+            if let Some(at) = memchr(&self.buffer[self.searched..]) {
+                let length = self.searched + at;
+                let from = self.offset;
+                let line = self.take(length, 1);
+                match self.record(line, from) {
+                    Some(record) => return Ok(Some(record)),
+                    None => continue,
+                }
+            }
+            self.searched = self.buffer.len();
+            // What does not belong to the record may come before and after it.
+            if self.buffer.len() > self.max + MARK.len() + 1 {
+                return self.too_long();
+            }
+            if self.fill()? == 0 {
+                return Ok(self.last());
+            }
+        }
+    }
+
+    fn is_ready(&self) -> bool {
+        memchr(&self.buffer[self.searched..]).is_some()
     }
 }
 

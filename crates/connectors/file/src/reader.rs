@@ -15,7 +15,7 @@ use tokio::sync::mpsc::Sender;
 
 use crate::follow::Follower;
 use crate::ledger::{Position, identity};
-use crate::lines::{Lines, Record};
+use crate::lines::{Lines, Record, Records};
 use crate::rows::Rows;
 use crate::settings::{BY_COMPONENT, Compression, FileFormat, GLOB, Settings, refuse_special};
 
@@ -83,10 +83,10 @@ impl Reader {
         let mut count = Count { next: (0, 0), resolved: &|_| false };
         if self.settings.format_of(path) == FileFormat::Csv {
             let mut csv = Rows::new(reader, max);
-            return self.drain(path, &mut || csv.next(), &mut count).map(drop);
+            return self.drain(path, &mut csv, &mut count).map(drop);
         }
         let mut lines = Lines::new(reader, 0, max);
-        self.drain(path, &mut || lines.next(), &mut count).map(drop)
+        self.drain(path, &mut lines, &mut count).map(drop)
     }
 
     /// A file with nothing in it, for a fingerprint of nothing.
@@ -225,27 +225,28 @@ impl Reader {
         if self.settings.format_of(path) == FileFormat::Csv {
             let reader = decompress(file, compression).map_err(|e| wrong(&e))?;
             let mut csv = Rows::new(reader, max);
-            return self.drain(path, &mut || csv.next(), &mut count);
+            return self.drain(path, &mut csv, &mut count);
         }
         if compression != Compression::None {
             // Compressed bytes cannot be skipped unread; records that are resolved are passed over.
             let reader = decompress(file, compression).map_err(|e| wrong(&e))?;
             let mut lines = Lines::new(reader, 0, max);
-            return self.drain(path, &mut || lines.next(), &mut count);
+            return self.drain(path, &mut lines, &mut count);
         }
         count.next = position.next;
         file.seek(SeekFrom::Start(position.next.1)).map_err(|e| wrong(&e))?;
         let mut lines = Lines::new(file, position.next.1, max);
         // What has no end yet may grow.
         lines.unfinished = !self.settings.follow;
-        self.drain(path, &mut || lines.next(), &mut count)
+        self.drain(path, &mut lines, &mut count)
     }
 
-    /// Says all records that there are now.
+    /// Says all records that there are now. What was read waits for no more of standard input, whose
+    /// writer may take its time.
     pub(crate) fn drain(
         &self,
         path: &Path,
-        next: &mut dyn FnMut() -> std::io::Result<Option<Record>>,
+        records: &mut dyn Records,
         count: &mut Count<'_>,
     ) -> Step<FileEnd> {
         let (mut chunk, mut bytes, mut any) = (Vec::new(), 0, false);
@@ -253,13 +254,18 @@ impl Reader {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(Ended::Stopped);
             }
-            let record = next().map_err(|error| self.wrong(path, &error))?;
             let full = chunk.len() >= CHUNK.0 || bytes >= CHUNK.1;
-            if (record.is_none() || full) && !chunk.is_empty() {
+            let waits = self.settings.is_standard() && !records.is_ready();
+            if (full || waits) && !chunk.is_empty() {
                 self.say(Said::Records(std::mem::take(&mut chunk)))?;
                 bytes = 0;
             }
-            let Some(record) = record else { return Ok(FileEnd { next: count.next, any }) };
+            let Some(record) = records.next().map_err(|error| self.wrong(path, &error))? else {
+                if !chunk.is_empty() {
+                    self.say(Said::Records(chunk))?;
+                }
+                return Ok(FileEnd { next: count.next, any });
+            };
             let number = count.next.0;
             count.next = (number + 1, record.to);
             any = true;

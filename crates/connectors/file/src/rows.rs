@@ -5,7 +5,7 @@ use std::io::{Error, Read};
 use bytes::{Bytes, BytesMut};
 use twox_hash::XxHash3_128;
 
-use crate::lines::Record;
+use crate::lines::{Record, Records};
 
 /// How much is kept of a row that is too long.
 const PREFIX: usize = 64 << 10;
@@ -50,27 +50,6 @@ impl<R: Read> Rows<R> {
         Self { reader, header: None, max }
     }
 
-    pub(crate) fn next(&mut self) -> std::io::Result<Option<Record>> {
-        /// What may be read ahead.
-        const AHEAD: usize = 1 << 20;
-        // What is not in quotes may take several bytes in JSON, what is in quotes fewer.
-        self.reader.get_mut().left = self.max.saturating_mul(2).saturating_add(AHEAD);
-        let header = match self.header.take() {
-            Some(header) => header,
-            None => self.read_header()?,
-        };
-        let mut row = csv::ByteRecord::new();
-        let from = self.reader.position().byte();
-        let any = self.reader.read_byte_record(&mut row).map_err(wrong)?;
-        let record = any.then(|| {
-            let to = self.reader.position().byte();
-            let text = self.take(to - from);
-            record(&header, row, text, (from, to), self.max)
-        });
-        self.header = Some(header);
-        Ok(record)
-    }
-
     /// The names of the columns: each has to be there once, as each becomes a key.
     fn read_header(&mut self) -> std::io::Result<csv::StringRecord> {
         let header = self.reader.headers().map_err(wrong)?.clone();
@@ -93,6 +72,39 @@ impl<R: Read> Rows<R> {
         let text = &mut self.reader.get_mut().text;
         let length = usize::try_from(length).unwrap_or(usize::MAX).min(text.len());
         text.split_to(length).freeze()
+    }
+}
+
+impl<R: Read> Records for Rows<R> {
+    fn next(&mut self) -> std::io::Result<Option<Record>> {
+        /// What may be read ahead.
+        const AHEAD: usize = 1 << 20;
+        // What is not in quotes may take several bytes in JSON, what is in quotes fewer.
+        self.reader.get_mut().left = self.max.saturating_mul(2).saturating_add(AHEAD);
+        let header = match self.header.take() {
+            Some(header) => header,
+            None => self.read_header()?,
+        };
+        let mut row = csv::ByteRecord::new();
+        let from = self.reader.position().byte();
+        let any = self.reader.read_byte_record(&mut row).map_err(wrong)?;
+        let record = any.then(|| {
+            let to = self.reader.position().byte();
+            let text = self.take(to - from);
+            record(&header, row, text, (from, to), self.max)
+        });
+        self.header = Some(header);
+        Ok(record)
+    }
+
+    fn is_ready(&self) -> bool {
+        let text = &self.reader.get_ref().text;
+        let begin = text.iter().position(|byte| !is_end(*byte)).unwrap_or(text.len());
+        let mut quoted = false;
+        text[begin..].iter().any(|byte| {
+            quoted ^= *byte == b'"';
+            !quoted && is_end(*byte)
+        })
     }
 }
 
@@ -141,10 +153,13 @@ fn record(
     Record { from, to, bytes: bytes.slice(..kept), truncated, broken }
 }
 
+fn is_end(byte: u8) -> bool {
+    matches!(byte, b'\n' | b'\r')
+}
+
 /// A row's text without the line ends before and after it.
 fn trimmed(text: &[u8]) -> &[u8] {
-    let end = |byte: &u8| matches!(byte, b'\n' | b'\r');
-    let start = text.iter().position(|byte| !end(byte)).unwrap_or(text.len());
+    let start = text.iter().position(|byte| !is_end(*byte)).unwrap_or(text.len());
     let text = &text[start..];
     let text = text.strip_suffix(b"\n").unwrap_or(text);
     text.strip_suffix(b"\r").unwrap_or(text)
