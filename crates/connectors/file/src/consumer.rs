@@ -14,7 +14,7 @@ use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
 
 use crate::connector::features;
-use crate::ledger::{Position, Progress};
+use crate::ledger::{Position, Positions, Progress};
 use crate::lines::Record;
 use crate::reader::{Numbered, Reader as ReaderThread, Said};
 use crate::settings::Settings;
@@ -125,7 +125,7 @@ impl FileConsumer {
         let thread = ReaderThread {
             queue: Arc::clone(&queue.name),
             settings: settings.clone(),
-            positions,
+            positions: Positions::new(positions),
             say,
             stop: Arc::clone(&stop),
         };
@@ -258,17 +258,19 @@ impl FileConsumer {
                 progress.resolve(record);
             }
         }
-        let ops = changed.iter().filter_map(|(file, progress)| {
-            let key = progress.key.clone()?;
+        let mut ops = Vec::new();
+        for (file, progress) in &changed {
+            let Some(key) = progress.key.clone() else { continue };
             // A file that was cut is kept by its newest life alone.
-            let newer = shared.files[file + 1..].iter().any(|f| f.key == progress.key);
-            (!newer).then(|| StoreOp::Put {
-                space: Arc::clone(&self.space),
-                key,
-                value: progress.position.encode().into(),
-            })
-        });
-        let ops = ops.collect();
+            if shared.files[file + 1..].iter().any(|f| f.key == progress.key) {
+                continue;
+            }
+            let (space, value) = (Arc::clone(&self.space), progress.position.encode().into());
+            ops.push(StoreOp::Put { space, key, value });
+            let replaced = progress.position.replaces.clone();
+            let space = || Arc::clone(&self.space);
+            ops.extend(replaced.map(|key| StoreOp::Delete { space: space(), key }));
+        }
         (changed.into_iter().collect(), ops)
     }
 }
@@ -360,6 +362,7 @@ impl Consumer for FileConsumer {
             for (_, record) in places.iter().filter(|(of, _)| *of == file) {
                 progress.resolve(*record);
             }
+            progress.position.replaces = None;
             debug_assert!(progress.position.records.low() >= resolved.position.records.low());
         }
         for receipt in &receipts {

@@ -209,20 +209,19 @@ impl<'r> Follower<'r> {
     }
 
     /// How far a file was read, if it is one that was.
-    fn known(&self, opened: &Opened) -> Step<Option<&Position>> {
-        let mut positions = self.reader.positions.iter();
-        let position = positions.find(|(key, _)| *key == opened.key).map(|(_, position)| position);
+    fn known(&self, opened: &Opened) -> Step<Option<Position>> {
+        let wrong = |error: std::io::Error| self.reader.wrong(&opened.path, &error);
+        let position = self.reader.positions.find(&opened.key, &opened.file).map_err(wrong)?;
         let Some(position) = position.filter(|p| p.next.1 <= opened.metadata.len()) else {
             return Ok(None);
         };
-        let same = position.is_of(&opened.file);
-        let same = same.map_err(|error| self.reader.wrong(&opened.path, &error))?;
+        let same = position.is_of(&opened.file).map_err(wrong)?;
         Ok(same.then_some(position))
     }
 
     /// Begins with a file, or goes on where it was left.
     fn begin(&self, opened: Opened) -> Step<Followed> {
-        let position = self.known(&opened)?.cloned();
+        let position = self.known(&opened)?;
         let next = position.as_ref().map_or((0, 0), |position| position.next);
         let Opened { path, file, key, .. } = opened;
         let lines = self.lines(&path, &file, next.1)?;
@@ -270,9 +269,7 @@ impl<'r> Follower<'r> {
         let mut left = position.clone();
         left.next = followed.next;
         left.records = Watermark::starting_at(followed.next.0);
-        let positions = &mut self.reader.positions;
-        positions.retain(|(key, _)| *key != followed.key);
-        positions.push((followed.key.clone(), left));
+        self.reader.positions.insert(followed.key.clone(), left);
         self.left.insert(followed.key.clone(), followed.lines.read_to());
     }
 

@@ -1,8 +1,9 @@
 //! Which records of a file are resolved: what is kept in the state.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::{File, Metadata};
 use std::os::unix::fs::{FileExt, MetadataExt};
+use std::time::UNIX_EPOCH;
 
 use brigade_core::IncarnationId;
 use brigade_core::watermark::Watermark;
@@ -25,11 +26,66 @@ pub(crate) struct Position {
     /// Where to go on: the number of a record below which all are resolved, and where it begins, in
     /// uncompressed bytes.
     pub(crate) next: (u64, u64),
+    /// The key that it was kept by until now, if that is another.
+    #[serde(skip)]
+    pub(crate) replaces: Option<String>,
 }
 
-/// What tells a file from others, whatever its name: device and inode.
+/// What tells a file from others, whatever its name: its inode, and when it was made, as inodes are
+/// used again. Where the file system does not say that, the device instead, though it may have another
+/// number after each start of the machine.
 pub(crate) fn identity(metadata: &Metadata) -> String {
-    format!("{}:{}", metadata.dev(), metadata.ino())
+    let born = metadata.created().ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    match born {
+        Some(born) => format!("{BORN}{}:{}", born.as_nanos(), metadata.ino()),
+        None => format!("{}:{}", metadata.dev(), metadata.ino()),
+    }
+}
+
+/// What an identity with a time begins with.
+const BORN: &str = "born ";
+
+/// The positions of files, by what tells these from others.
+#[derive(Debug)]
+pub(crate) struct Positions {
+    by_identity: HashMap<String, Position>,
+    /// Those by device and inode.
+    without_time: Vec<String>,
+}
+
+impl Positions {
+    pub(crate) fn new(positions: Vec<(String, Position)>) -> Self {
+        let identities = positions.iter().map(|(identity, _)| identity);
+        let without_time = identities.filter(|identity| !identity.starts_with(BORN));
+        let without_time = without_time.cloned().collect();
+        Self { by_identity: positions.into_iter().collect(), without_time }
+    }
+
+    /// The position of a file, if it has one. As long as the time was not part of an identity, it was
+    /// kept by device and inode: then its beginning tells.
+    pub(crate) fn find(&self, identity: &str, file: &File) -> std::io::Result<Option<Position>> {
+        let found = self.by_identity.get(identity);
+        if found.is_some() || !identity.starts_with(BORN) {
+            return Ok(found.cloned());
+        }
+        let inode = &identity[identity.rfind(':').unwrap_or_default()..];
+        for old in self.without_time.iter().filter(|old| old.ends_with(inode)) {
+            let position = &self.by_identity[old];
+            if position.is_of(file)? {
+                let replaces = Some(old.clone());
+                return Ok(Some(Position { replaces, ..position.clone() }));
+            }
+        }
+        Ok(None)
+    }
+
+    pub(crate) fn insert(&mut self, identity: String, position: Position) {
+        self.by_identity.insert(identity, position);
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&String, &Position)> {
+        self.by_identity.iter()
+    }
 }
 
 impl Position {
@@ -42,6 +98,7 @@ impl Position {
             fingerprint: (length, hash(file, length)?),
             records: Watermark::default(),
             next: (0, 0),
+            replaces: None,
         })
     }
 
@@ -180,7 +237,7 @@ mod tests {
             const RECORDS: u64 = 24;
             let mut kept = Position {
                 version: 1, path: "f".into(), fingerprint: (0, String::new()),
-                records: Watermark::default(), next: (0, 0),
+                records: Watermark::default(), next: (0, 0), replaces: None,
             };
             let mut resolved = std::collections::BTreeSet::new();
             for life in lives {

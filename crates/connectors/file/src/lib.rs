@@ -2,8 +2,8 @@
 //! `-` for standard input and output.
 //!
 //! Reading resumes at the smallest unresolved record, kept in the pipeline's state together with
-//! what is resolved beyond it, by device, inode and content fingerprint. Acks and outputs to the
-//! same state are one transaction, so `file -> embedded` hands every line on once.
+//! what is resolved beyond it, by inode, time of birth and content fingerprint. Acks and outputs to
+//! the same state are one transaction, so `file -> embedded` hands every line on once.
 //!
 //! Writing appends whole lines under a lock on the file, syncs, and keeps the committed length in the
 //! state, in the transaction of the acks where the input lives there. What was appended and not

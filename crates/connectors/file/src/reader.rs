@@ -14,7 +14,7 @@ use brigade_core::watermark::Watermark;
 use tokio::sync::mpsc::Sender;
 
 use crate::follow::Follower;
-use crate::ledger::{Position, identity};
+use crate::ledger::{Position, Positions, identity};
 use crate::lines::{Lines, Record, Records};
 use crate::rows::Rows;
 use crate::settings::{BY_COMPONENT, Compression, FileFormat, GLOB, Settings, refuse_special};
@@ -41,8 +41,8 @@ pub(crate) enum Said {
 pub(crate) struct Reader {
     pub(crate) queue: Arc<str>,
     pub(crate) settings: Settings,
-    /// Positions of an earlier life, by key.
-    pub(crate) positions: Vec<(String, Position)>,
+    /// Positions of an earlier life, and how far this one has read.
+    pub(crate) positions: Positions,
     pub(crate) say: Sender<Said>,
     pub(crate) stop: Arc<AtomicBool>,
 }
@@ -187,14 +187,14 @@ impl Reader {
         if self.settings.follow && !Position::can_begin(&file).map_err(|e| wrong(self, &e))? {
             return Ok(false);
         }
-        let found = self.positions.iter().position(|(known, _)| *known == key);
+        let found = self.positions.find(&key, &file).map_err(|e| wrong(self, &e))?;
+        let known = found.is_some();
         let length = file.metadata().map_err(|e| wrong(self, &e))?.len();
         let plain = self.settings.compression_of(path) == Compression::None;
-        let kept = found.map(|at| self.positions[at].1.clone());
-        let kept = kept.filter(|position| !plain || position.next.1 <= length);
+        let kept = found.filter(|position| !plain || position.next.1 <= length);
         let position = match kept {
             Some(position) if position.is_of(&file).map_err(|e| wrong(self, &e))? => position,
-            _ if found.is_some() => {
+            _ if known => {
                 tracing::info!(queue = %self.queue, file = %name, "another file by the same name; read from its beginning");
                 Position::beginning(&name, &file).map_err(|e| wrong(self, &e))?
             }
@@ -209,10 +209,7 @@ impl Reader {
         let mut left = position;
         left.next = end.next;
         left.records = Watermark::starting_at(end.next.0);
-        match found {
-            Some(at) => self.positions[at].1 = left,
-            None => self.positions.push((key, left)),
-        }
+        self.positions.insert(key, left);
         Ok(end.any)
     }
 
