@@ -25,6 +25,8 @@ struct Watched<R> {
     reader: R,
     /// How many bytes may be read before the next row ends.
     left: usize,
+    /// Where the next row begins.
+    row: csv::Position,
     /// What was read and belongs to no row yet.
     text: BytesMut,
 }
@@ -33,8 +35,11 @@ impl<R: Read> Read for Watched<R> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let read = self.reader.read(buffer)?;
         let Some(left) = self.left.checked_sub(read) else {
-            let text = "a record is far longer than `max_message_bytes`: is a quote not closed?";
-            return Err(Error::other(text));
+            let (line, byte) = (self.row.line(), self.row.byte());
+            return Err(Error::other(format!(
+                "the row that begins in line {line} (byte {byte}) is far longer than `max_message_bytes`: is a \
+                 quote not closed?"
+            )));
         };
         self.left = left;
         self.text.extend_from_slice(&buffer[..read]);
@@ -44,7 +49,7 @@ impl<R: Read> Read for Watched<R> {
 
 impl<R: Read> Rows<R> {
     pub(crate) fn new(reader: R, max: usize) -> Self {
-        let reader = Watched { reader, left: 0, text: BytesMut::new() };
+        let reader = Watched { reader, left: 0, row: csv::Position::new(), text: BytesMut::new() };
         // How many fields a row has is looked at here.
         let reader = csv::ReaderBuilder::new().flexible(true).from_reader(reader);
         Self { reader, header: None, max }
@@ -86,6 +91,7 @@ impl<R: Read> Records for Rows<R> {
             None => self.read_header()?,
         };
         let mut row = csv::ByteRecord::new();
+        self.reader.get_mut().row = self.reader.position().clone();
         let from = self.reader.position().byte();
         let any = self.reader.read_byte_record(&mut row).map_err(wrong)?;
         let record = any.then(|| {
