@@ -85,9 +85,11 @@ impl Store {
         directory: PathBuf,
         options: Options,
     ) -> Result<Arc<Self>, ConnectorError> {
+        let place = directory.display().to_string();
         let opened = tokio::task::spawn_blocking(move || Self::open(&directory, options)).await;
         opened.map_err(|error| {
-            ConnectorError::transient("the state's file was not opened to its end").caused_by(error)
+            let text = format!("the state {place} was not opened to its end");
+            ConnectorError::transient(text).caused_by(error)
         })?
     }
 
@@ -103,13 +105,16 @@ impl Store {
         // Before the first claim, so that what a crash left is handed out first, and alone.
         holder.free_the_dead(&mut db, options.lease).map_err(wrong)?;
         let (requests, inbox) = Requests::new(path.clone());
-        listen(&holder, requests.clone())?;
+        listen(directory, &holder, requests.clone())?;
         let visible = Arc::new(Notify::new());
         let thread = StoreThread { db, holder, options, path, visible: Arc::clone(&visible) };
         let name = "brigade-state".to_owned();
         let thread = std::thread::Builder::new().name(name).spawn(move || thread.run(inbox));
         let thread = thread.map_err(|error| {
-            ConnectorError::transient(format!("no thread to be had for the state: {error}"))
+            let directory = directory.display();
+            ConnectorError::transient(format!(
+                "no thread to be had for the state {directory}: {error}"
+            ))
         })?;
         Ok(Arc::new_cyclic(|me| Self {
             me: Weak::clone(me),
@@ -229,9 +234,12 @@ pub(crate) fn apply(work: &mut Work<'_>, ops: &[Op]) -> Result<(), Fault> {
 }
 
 /// A thread that waits for other processes' bytes; it ends soon after the store does.
-fn listen(holder: &Holder, requests: Requests) -> Result<(), ConnectorError> {
+fn listen(directory: &Path, holder: &Holder, requests: Requests) -> Result<(), ConnectorError> {
     let wrong = |error: std::io::Error| {
-        ConnectorError::transient(format!("cannot listen for other processes: {error}"))
+        let place = directory.display();
+        ConnectorError::transient(format!(
+            "the state {place} cannot listen for other processes: {error}"
+        ))
     };
     const LOOK: std::time::Duration = std::time::Duration::from_millis(500);
     let socket = holder.socket.try_clone().map_err(wrong)?;
@@ -377,7 +385,10 @@ impl StateStore for Store {
         let joined = tokio::task::spawn_blocking(move || thread.join()).await;
         match joined {
             Ok(Ok(())) => Ok(()),
-            _ => Err(ConnectorError::permanent("the state's thread ended badly")),
+            _ => Err(ConnectorError::permanent(format!(
+                "the thread of the state {} ended badly: what it said is in the log",
+                self.directory.display()
+            ))),
         }
     }
 }

@@ -68,7 +68,10 @@ where
 
     fn answer(self: Box<Self>, committed: Result<(), ConnectorError>) {
         let own = self.result.unwrap_or_else(|| {
-            Err(ConnectorError::transient("the transaction ended before this request was done"))
+            Err(ConnectorError::transient(format!(
+                "the state {}: the transaction ended before this was done",
+                self.path.display()
+            )))
         });
         // Who asked may have gone; what was committed stands.
         let _ = self.reply.send(committed.and(own));

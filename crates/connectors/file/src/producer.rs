@@ -1,3 +1,4 @@
+use std::borrow::Cow;
 use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
@@ -59,7 +60,7 @@ impl FileProducer {
         let mut encoded = Encoded { bytes: Vec::new(), rejected: Vec::new() };
         for (at, outgoing) in batch.iter().enumerate() {
             let payload = outgoing.message.payload.as_deref();
-            match line(payload, self.settings.max_message_bytes()) {
+            match self.line(payload) {
                 Ok(line) => {
                     encoded.bytes.extend_from_slice(&line);
                     encoded.bytes.push(b'\n');
@@ -72,27 +73,36 @@ impl FileProducer {
             compress(encoded.bytes, self.compression).map_err(|error| failed(path, &error))?;
         Ok(encoded)
     }
-}
 
-/// A payload as one line.
-fn line(payload: Option<&[u8]>, max: usize) -> Result<std::borrow::Cow<'_, [u8]>, Rejected> {
-    let refuse = |kind, message: &str| Err(Rejected { kind, message: message.to_owned() });
-    let Some(payload) = payload.filter(|payload| !payload.is_empty()) else {
-        return refuse(
-            CauseKind::Refused,
-            "a null or empty payload cannot stand in a file of lines",
-        );
-    };
-    if payload.len() > max {
-        return refuse(CauseKind::TooLarge, "longer than `max_message_bytes`");
-    }
-    if !payload.contains(&b'\n') && payload.last() != Some(&b'\r') {
-        return Ok(payload.into());
-    }
-    // JSON means the same on one line; any other text would become several messages.
-    match serde_json::from_slice::<serde_json::Value>(payload) {
-        Ok(json) => Ok(json.to_string().into_bytes().into()),
-        Err(_) => refuse(CauseKind::Refused, "a payload of several lines that is not JSON"),
+    /// A payload as one line.
+    fn line<'p>(&self, payload: Option<&'p [u8]>) -> Result<Cow<'p, [u8]>, Rejected> {
+        let (queue, max) = (&self.queue.name, self.settings.max_message_bytes);
+        let refuse = |kind, message: String| Err(Rejected { kind, message });
+        let Some(payload) = payload.filter(|payload| !payload.is_empty()) else {
+            let text =
+                format!("a null or empty payload cannot stand in the lines of queue `{queue}`");
+            return refuse(CauseKind::Refused, text);
+        };
+        if payload.len() > self.settings.max_message_bytes() {
+            let bytes = payload.len();
+            let text = format!(
+                "{bytes} bytes, longer than `max_message_bytes` ({max}) of queue `{queue}`"
+            );
+            return refuse(CauseKind::TooLarge, text);
+        }
+        if !payload.contains(&b'\n') && payload.last() != Some(&b'\r') {
+            return Ok(payload.into());
+        }
+        // JSON means the same on one line; any other text would become several messages.
+        match serde_json::from_slice::<serde_json::Value>(payload) {
+            Ok(json) => Ok(json.to_string().into_bytes().into()),
+            Err(_) => {
+                let text = format!(
+                    "a payload of several lines that is not JSON would be several messages of queue `{queue}`"
+                );
+                refuse(CauseKind::Refused, text)
+            }
+        }
     }
 }
 
@@ -126,7 +136,7 @@ impl Producer for FileProducer {
                     self.state.commit(vec![op]).await?;
                     hold.commit();
                 }
-                None => print(bytes).await?,
+                None => print(&self.queue.name, bytes).await?,
             }
         }
         let mut outcomes: Vec<Produced> = batch.iter().map(|_| Produced::Confirmed).collect();
@@ -174,7 +184,7 @@ impl Drop for FileProducer {
     }
 }
 
-async fn print(bytes: Vec<u8>) -> Result<(), ConnectorError> {
+async fn print(queue: &str, bytes: Vec<u8>) -> Result<(), ConnectorError> {
     let print = move || {
         let mut out = std::io::stdout().lock();
         out.write_all(&bytes).and_then(|()| out.flush())
@@ -184,9 +194,13 @@ async fn print(bytes: Vec<u8>) -> Result<(), ConnectorError> {
         Ok(Ok(())) => Ok(()),
         // Nobody reads any more: nothing can be done about that by waiting.
         Ok(Err(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => {
-            Err(ConnectorError::permanent("standard output was closed"))
+            let text = format!("queue `{queue}`: who read standard output has closed it");
+            Err(ConnectorError::permanent(text))
         }
         Ok(Err(error)) => Err(failed(Path::new("standard output"), &error)),
-        Err(error) => Err(ConnectorError::transient(error.to_string())),
+        Err(error) => {
+            let text = format!("queue `{queue}`: standard output was not written: {error}");
+            Err(ConnectorError::transient(text))
+        }
     }
 }

@@ -258,3 +258,20 @@ async fn a_writer_whose_file_was_rotated_away_leaves_no_note() {
     refused(put(&out, "2").await, &["out has 17 bytes", "only the first 2"]);
     assert_eq!(place.text(), "of somebody else\n");
 }
+
+#[tokio::test]
+async fn what_cannot_be_a_line_is_told_with_its_queue() {
+    let place = Place::new();
+    let env = ConnectorEnv { state: place.state("state") };
+    let settings = serde_json::json!({ "path": place.path("out"), "max_message_bytes": "9B" });
+    let queue = QueueSpec::new("p", "orders", settings);
+    let producer = FileConnector.producer(&queue, &env).await.unwrap();
+    let batch = ["", "a\nb", "0123456789"].map(|text| Message::new(text).into());
+    let produced = producer.produce(&batch).await.unwrap();
+    for (outcome, words) in
+        produced.iter().zip(["null or empty", "several lines", "10 bytes, longer"])
+    {
+        let told = format!("{outcome:?}");
+        assert!(told.contains(words) && told.contains("queue `orders`"), "{told}");
+    }
+}
