@@ -30,8 +30,12 @@ struct Place(tempfile::TempDir);
 impl Place {
     /// So many messages were given up by each stage.
     fn new(a: usize, b: usize) -> Self {
+        Self::of(YAML, a, b)
+    }
+
+    fn of(yaml: &str, a: usize, b: usize) -> Self {
         let place = Self(tempfile::tempdir().unwrap());
-        fs::write(place.0.path().join("p.yaml"), YAML).unwrap();
+        fs::write(place.0.path().join("p.yaml"), yaml).unwrap();
         place.put("for_a", &"{}\n".repeat(a));
         place.put("for_b", &"{}\n".repeat(b));
         place.run(&["run", "--until-idle"], 3);
@@ -145,4 +149,18 @@ fn what_is_given_up_again_meanwhile_is_left_for_the_next_time() {
     // What it has not done.
     place.command(&["run", "--until-idle"]).output().unwrap();
     assert_eq!(place.listed(None).len(), LETTERS);
+}
+
+/// The letter of each handing-back is another: a queue that stores none twice would know it.
+#[test]
+fn what_is_given_up_again_is_kept_again_where_nothing_is_stored_twice() {
+    let dedup = "dead: { type: embedded, dedup: { for: 1h, max: 1000 } }";
+    let place = Place::of(&YAML.replace("dead: { type: embedded }", dedup), 2, 1);
+    for _ in 0..3 {
+        assert_eq!(place.listed(None).len(), 3);
+        let told = place.run(&["dead-letters", "redrive"], 0);
+        assert!(told.contains("3 dead letters sent back"), "{told}");
+        place.run(&["run", "--until-idle"], 3);
+    }
+    assert_eq!(place.listed(None).len(), 3);
 }

@@ -14,7 +14,7 @@ use brigade_core::state::StoreOp;
 use brigade_core::{DeadLetter, Message, MessageId};
 
 use super::settler::Settler;
-use crate::plan::StagePlan;
+use crate::plan::{QueuePlace, StagePlan};
 use crate::runner::now;
 
 /// A batch of messages on its way to be acked or given back.
@@ -241,7 +241,7 @@ impl Settler {
         let message = std::mem::take(&mut delivery.message);
         let key = message.key.clone();
         let event_time = message.event_time;
-        let id = message.id.output(&stage.name, DEAD_LETTER, 0);
+        let id = self.letter_id(&message, &stage.name, receipt);
         let letter = DeadLetter {
             message,
             codec: delivery.codec,
@@ -259,7 +259,20 @@ impl Settler {
         let message = Message { id, key, payload, event_time, ..Message::default() };
         Output { receipt, queue: stage.dead_letters, outgoing: message.into(), parent: None }
     }
+
+    /// The id of a message's dead letter. What was handed back and is given up again has the id that it
+    /// had, but its letter is another one: a queue that stores nothing twice has to take it.
+    fn letter_id(&self, message: &Message, stage: &str, receipt: Receipt) -> MessageId {
+        match self.input.place {
+            QueuePlace::Connector(_) => message.id.output(stage, DEAD_LETTER, 0),
+            QueuePlace::State => {
+                let (queue, position) = (&self.input.spec.name, receipt.position);
+                message.id.output(stage, &format!("{DEAD_LETTER}{queue}.{position}"), 0)
+            }
+        }
+    }
 }
 
-/// Stands for the output's name in the id of a dead letter; no queue can have this name.
+/// Stands for the output's name in the id of a dead letter, before the redrive queue and the position there
+/// if it was handed back; no queue can have this name.
 const DEAD_LETTER: &str = "~dead";
