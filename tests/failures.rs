@@ -250,6 +250,39 @@ stages: { first: { component: first, input: in, outputs: [out] } }
     assert_eq!((stage.released, stage.in_flight), (stage.received, 0));
 }
 
+/// What comes after the message that failed is not handled before it.
+#[tokio::test]
+async fn what_halts_a_stage_is_not_overtaken_by_the_next_of_its_key() {
+    for (order, blocking) in [("key", false), ("key", true), ("queue", false), ("none", false)] {
+        let world = World::new();
+        let first = |n: u64| match n {
+            0 => Err(Failure::retry("it cannot be done")),
+            _ => Ok(Emit::value(n)),
+        };
+        let registry = world.registry().component("first", first);
+        let yaml = format!(
+            "
+queues: {{ in: {{ type: memory }}, out: {{ type: memory }} }}
+stages:
+  pass: {{ component: pass, input: in, order: {order} }}
+  first:
+    {{ component: first, input: pass, outputs: [out], order: {order}, blocking: {blocking},
+      on_exhausted: halt, retry: {{ attempts: 1 }} }}
+"
+        );
+        let message = |n: u64| Message::new(n.to_string()).with_key("one");
+        world.memory.put("test", "in", (0..50).map(message));
+        let running = world.start(&yaml, &registry).await;
+        eventually("the stage fails", async || {
+            running.status().await[0].stage("first").unwrap().state == StageState::Failed
+        })
+        .await;
+        running.drain().await;
+        assert!(world.numbers("out").is_empty(), "order: {order}, blocking: {blocking}");
+        assert_eq!(world.numbers("in").len(), 50);
+    }
+}
+
 #[tokio::test]
 async fn an_output_that_is_not_declared_makes_a_dead_letter() {
     let world = World::new();

@@ -85,6 +85,8 @@ pub(crate) enum Step {
     Retry(Delivery, Duration),
     /// It is resolved, and its key is parked.
     Parked(Parked),
+    /// It goes back, and so does everything that its worker has: the stage fails.
+    Halted,
 }
 
 /// A key that is parked in its queue. What the worker was given of it before goes back.
@@ -401,7 +403,7 @@ impl RunnerSite {
                     ),
                 );
                 delivery.resolve(Resolution::Released);
-                Step::Resolved
+                Step::Halted
             }
         }
     }

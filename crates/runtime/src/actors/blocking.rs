@@ -94,7 +94,8 @@ impl Drop for BlockingThread {
 impl Handler<Ended> for Worker {
     type Result = ();
 
-    /// It dies with its thread. One that ends because the desk is closed is not there to hear of it.
+    /// It dies with its thread. Where that ends because the desk is closed, it is not there to hear of
+    /// it, or its stage has failed.
     fn handle(&mut self, Ended(call): Ended, ctx: &mut Self::Context) {
         if self.thread_mut().is_some_and(|thread| Arc::ptr_eq(&thread.call, &call)) {
             ctx.stop();
@@ -163,8 +164,12 @@ impl Worker {
             Step::Retry(delivery, after) => desk.retry(delivery, Instant::now() + after),
             Step::Parked(parked) => desk.park(parked, std::iter::empty()),
             Step::Resolved => desk.open(key.as_ref(), std::iter::empty()),
+            Step::Halted => desk.halt(std::iter::empty()),
         }
         desk.finish(went);
+        if desk.is_closed() {
+            return;
+        }
         if stuck > stage.stuck_limit as u64 {
             let text = format!(
                 "{stuck} blocking calls took longer than the timeout and still run; \
@@ -208,6 +213,7 @@ impl WorkLoop {
                 Step::Parked(parked) => self.desk.park(parked, std::iter::empty()),
                 Step::Resolved if retry => self.desk.open(key.as_ref(), std::iter::empty()),
                 Step::Resolved => {}
+                Step::Halted => self.desk.halt(std::iter::empty()),
             }
             self.desk.finish(went);
         }

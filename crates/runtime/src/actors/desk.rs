@@ -209,8 +209,20 @@ impl Desk {
         let behind = state.gate.take_all();
         drop(state);
         // Dropped outside of the lock: resolving wakes consumers.
+        let before = ended_here();
         drop((queue, retries, behind));
+        self.lock().went += ended_here() - before;
         self.notify.notify_one();
+    }
+
+    /// The stage fails: what was taken from here and what lies here is given back.
+    pub(crate) fn halt(&self, taken: impl Iterator<Item = Item>) {
+        self.close();
+        taken.for_each(|item| self.release(item));
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().closed
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -197,8 +197,10 @@ impl WorkLoop {
         let mut items = items.into_iter();
         while let Some(item) = items.next() {
             if !ordered {
-                let step = self.runner.handle(item.delivery, &self.template).await;
-                self.retry_if_asked(step);
+                match self.runner.handle(item.delivery, &self.template).await {
+                    Step::Halted => self.desk.halt(items.by_ref()),
+                    step => self.retry_if_asked(step),
+                }
                 if self.runner.outbox.is_full() {
                     self.send();
                 }
@@ -217,6 +219,7 @@ impl WorkLoop {
                     self.desk.open(key.as_ref(), items.by_ref().collect::<Vec<_>>().into_iter());
                 }
                 Step::Resolved => {}
+                Step::Halted => self.desk.halt(items.by_ref()),
             }
         }
         self.send();
@@ -272,7 +275,10 @@ impl WorkLoop {
             self.desk.open(key.as_ref(), std::iter::empty());
         }
         for step in self.runner.handle_batch(batch, &self.template).await {
-            self.retry_if_asked(step);
+            match step {
+                Step::Halted => self.desk.halt(std::iter::empty()),
+                step => self.retry_if_asked(step),
+            }
         }
         self.send();
         self.desk.finish(self.runner.take_went());
