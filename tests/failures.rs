@@ -17,7 +17,7 @@ use brigade::component::{Component, Context, Emit, Setup};
 use brigade::connector::{
     Connector, ConnectorEnv, ConnectorError, Outgoing, Produced, Producer, QueueSpec,
 };
-use brigade::{BoxError, CauseKind, Failure, Memory, Message, StageState};
+use brigade::{BoxError, CauseKind, Event, Failure, Memory, Message, StageState};
 use brigade_testkit::{Like, LikeConnector, LikeProducer};
 use bytes::Bytes;
 use common::{World, eventually};
@@ -248,6 +248,49 @@ stages: { first: { component: first, input: in, outputs: [out] } }
     let stage = &stopped[0].status.stages[0];
     assert!(stage.received > 0);
     assert_eq!((stage.released, stage.in_flight), (stage.received, 0));
+}
+
+/// Its consumers are told to end, and not to wait instead.
+#[tokio::test]
+async fn a_drain_after_a_failure_ends_though_a_lane_has_not_heard_of_the_failure() {
+    let world = World::new();
+    let (calls, release) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+    let (count, held) = (calls.clone(), release.clone());
+    let one_is_stuck = move |n: u64| {
+        if count.fetch_add(1, SeqCst) > 0 {
+            return Err(Failure::retry("the other lane is stuck"));
+        }
+        while !held.load(SeqCst) {
+            std::thread::yield_now();
+        }
+        Ok(Emit::value(n))
+    };
+    let registry = world.registry().component("first", one_is_stuck);
+    let yaml = "
+queues: { in: { type: memory }, rest: { type: memory }, out: { type: memory } }
+stages:
+  first:
+    { component: first, input: in, outputs: [out], workers: 2, on_exhausted: halt,
+      retry: { attempts: 1 } }
+  second: { component: pass, input: rest, outputs: [out] }
+";
+    world.put("in", 0..50);
+    let running = world.start(yaml, &registry).await;
+    let mut events = running.events();
+    eventually("the stage fails", async || {
+        running.status().await[0].stage("first").unwrap().state == StageState::Failed
+    })
+    .await;
+    let drained = tokio::spawn(running.drain());
+    let draining = |event: &Event| match event {
+        Event::State { stage, state, .. } => stage == "second" && *state == StageState::Draining,
+        _ => false,
+    };
+    while !draining(&events.next().await.unwrap()) {}
+    release.store(true, SeqCst);
+    let drained = tokio::time::timeout(Duration::from_secs(60), drained).await;
+    drained.expect("it ends").unwrap();
+    assert_eq!(world.numbers("in").len() + world.numbers("out").len(), 50);
 }
 
 /// What comes after the message that failed is not handled before it.

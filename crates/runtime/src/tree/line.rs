@@ -416,7 +416,7 @@ impl Line {
         }
     }
 
-    /// Stops pulling, if that was not asked for last.
+    /// Stops pulling. Who is paused or told to end already stays so.
     pub(super) fn keep_paused(&self) {
         for entry in self.consumers().filter(|entry| entry.control.mode() == Mode::Running) {
             entry.control.set(Mode::Paused);

@@ -42,7 +42,7 @@ impl Tree {
     ) {
         self.stopping = true;
         for line in self.lines.values() {
-            line.set_mode(Mode::Paused);
+            line.keep_paused();
         }
         for stage in 0..self.plan.stages.len() {
             let stage = u16::try_from(stage).expect("stages are numbered with 16 bits");
