@@ -8,6 +8,8 @@
 
 mod common;
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
 use brigade::prelude::*;
@@ -192,4 +194,48 @@ fn a_stop_waits_for_its_deadline() {
         at_least(begun.elapsed(), 2 * MINUTE);
         assert_eq!(memory.messages("test", "in").len(), 1);
     });
+}
+
+#[test]
+fn a_worker_that_has_much_to_do_lets_others_of_its_lane_take_their_turn() {
+    const MESSAGES: u64 = 4_000;
+    let (fed, done) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let first_seen = Arc::new(AtomicU64::new(0));
+    let counted = fed.clone();
+    let feed = move |n: u64| {
+        counted.fetch_add(1, Relaxed);
+        Ok::<_, Failure>(Emit::value(n))
+    };
+    let (all, count) = (fed, done.clone());
+    // Until all are there the first holds up its key.
+    let work = move |n: u64| {
+        if all.load(Relaxed) < MESSAGES {
+            return Err(Failure::retry("not yet"));
+        }
+        count.fetch_add(1, Relaxed);
+        Ok(Emit::value(n))
+    };
+    let seen = first_seen.clone();
+    let look = move |n: u64| {
+        let _ = seen.compare_exchange(0, done.load(Relaxed), Relaxed, Relaxed);
+        Ok::<_, Failure>(Emit::value(n))
+    };
+    let registry = brigade::registry();
+    let registry = registry.component("feed", feed).component("work", work).component("look", look);
+    let yaml = "queues: { in: { type: memory }, mid: { type: memory }, out: { type: memory } }
+stages:
+  feed: { component: feed, input: in, max_in_flight: { messages: 10000 } }
+  work:
+    { component: work, input: feed, outputs: [mid], order: key,
+      retry: { attempts: 1000000, min: 1ms, max: 1ms } }
+  look: { component: look, input: mid, outputs: [out] }
+";
+    paused(async {
+        let trial = of(yaml, &registry).start().await.unwrap();
+        trial.send("in", numbered(0..MESSAGES).map(|message| message.with_key("one")));
+        trial.settle().await.unwrap();
+        assert_eq!(trial.outputs("out").len() as u64, MESSAGES);
+    });
+    let first_seen = first_seen.load(Relaxed);
+    assert!(first_seen < MESSAGES / 2, "{first_seen} of {MESSAGES} before anybody else");
 }

@@ -172,6 +172,9 @@ impl WorkLoop {
             } else {
                 self.handle(items).await;
             }
+            // A component that waits for nothing would keep its lane until the desk is empty: nothing
+            // would be settled, no lease extended, nobody stopped.
+            tokio::task::yield_now().await;
         }
     }
 
