@@ -239,3 +239,34 @@ stages:
     let first_seen = first_seen.load(Relaxed);
     assert!(first_seen < MESSAGES / 2, "{first_seen} of {MESSAGES} before anybody else");
 }
+
+#[test]
+fn with_order_by_key_no_more_is_taken_than_workers_do_soon() {
+    let slow = async |n: u64| {
+        if n < 100 {
+            std::future::pending::<()>().await;
+        }
+        Ok::<_, Failure>(Emit::value(n))
+    };
+    let registry = brigade::registry().component("slow", slow);
+    paused(async {
+        let setup = of(&one("slow", "order: key, workers: 4"), &registry);
+        let trial = setup.start().await.unwrap();
+        let keyed = |message: Message| {
+            let key = message.payload.clone().unwrap();
+            message.with_key(key)
+        };
+        trial.send("in", numbered(0..1000).map(keyed));
+        assert!(!trial.settle_within(MINUTE).await.unwrap());
+        let in_flight = trial.status().await.stage("first").unwrap().in_flight;
+        assert!((4..=100).contains(&in_flight), "{in_flight} of 1000 were taken");
+        trial.stop(Duration::ZERO).await;
+    });
+    paused(async {
+        // Now each takes its time, and all are handled.
+        let setup = of(&one("pass", "order: key, workers: 4"), &registry);
+        let setup = setup.fault("first", 1..=1000, Fault::Slow(Duration::from_millis(20)));
+        let (trial, _) = took(setup, 1000).await;
+        assert_eq!(trial.outputs("out").len(), 1000);
+    });
+}

@@ -238,13 +238,19 @@ impl Port {
     /// So many deliveries were handled, in this time; says whether somebody waits for their room.
     #[must_use]
     pub(crate) fn handled(&self, n: usize, took: Duration) -> bool {
-        let before = self.queued.load(Ordering::Relaxed);
-        self.queued.fetch_sub(n.min(before), Ordering::SeqCst);
         let each = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX) / n.max(1) as u64;
         let old = self.pace_ns.load(Ordering::Relaxed);
         // A moving average over about four chunks.
         let new = if old == 0 { each } else { old - old / 4 + each / 4 };
         self.pace_ns.store(new.max(1), Ordering::Relaxed);
+        self.freed(n)
+    }
+
+    /// So many deliveries wait here no more; says whether somebody waits for their room.
+    #[must_use]
+    pub(crate) fn freed(&self, n: usize) -> bool {
+        let before = self.queued.load(Ordering::Relaxed);
+        self.queued.fetch_sub(n.min(before), Ordering::SeqCst);
         self.wanted.swap(false, Ordering::SeqCst)
     }
 

@@ -201,6 +201,7 @@ impl WorkLoop {
         while let Some(mut items) = runtime.block_on(self.next(1)) {
             let Some(item) = items.pop() else { continue };
             let Some(item) = (if ordered { self.desk.pass(item) } else { Some(item) }) else {
+                self.took_no_work();
                 continue;
             };
             let key = item.delivery.message.key.clone();

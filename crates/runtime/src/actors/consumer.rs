@@ -32,6 +32,8 @@ use crate::tree::{Exit, Report};
 
 /// The most messages asked for at once: sixteen chunks, or two for each of the workers.
 const PULL_MAX: usize = 16 * CHUNK_MAX;
+/// So many times more waits with order by key: keys do not spread evenly over the workers.
+const KEYS_AHEAD: usize = 4;
 /// The most messages settled in one transaction, so that locks are not held for long.
 const SETTLE_MAX: usize = 2 * PULL_MAX;
 /// While something is being settled, more is begun with only when it is so much: many small
@@ -413,7 +415,6 @@ impl PullLoop {
     /// Asks for more, if there is credit and nobody goes before.
     fn pull(&mut self) {
         let control = &self.site.control;
-        let held: usize = self.backlog.iter().map(VecDeque::len).sum();
         let idle = self.pulling.is_none() && !control.ended.load(Relaxed);
         if control.mode() != Mode::Running {
             // What a consumer has taken but not returned it gives out again.
@@ -423,7 +424,7 @@ impl PullLoop {
             return;
         }
         let room = self.room();
-        if !idle || held >= room {
+        if !idle || self.is_full(room) {
             return;
         }
         if self.site.before.iter().any(|first| !first.waiting.load(Relaxed)) {
@@ -459,6 +460,21 @@ impl PullLoop {
         let ahead = |port: &Arc<Port>| 2 * port.ahead(PULL_MAX).max(batch);
         let room: usize = ports.iter().filter(here).map(ahead).sum();
         room.clamp(1, PULL_MAX)
+    }
+
+    /// Whether as much waits as there is room for. With order by key that is with the workers: what came
+    /// is theirs at once.
+    fn is_full(&self, room: usize) -> bool {
+        if self.site.stage.order != Order::Key {
+            return self.backlog.iter().map(VecDeque::len).sum::<usize>() >= room;
+        }
+        let ports = self.site.pool.ports();
+        let full = || ports.iter().map(|port| port.queued()).sum::<usize>() >= KEYS_AHEAD * room;
+        // What waits may be another consumer's, whose messages do not wake this one.
+        full() && {
+            ports.iter().for_each(|port| port.want_room());
+            full()
+        }
     }
 
     fn want(&self, messages: usize, bytes: usize, room: usize) -> Option<Want> {

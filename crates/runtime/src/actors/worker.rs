@@ -243,6 +243,13 @@ impl WorkLoop {
         }
     }
 
+    /// One from the desk waits behind others or went back.
+    pub(super) fn took_no_work(&self) {
+        if self.port.freed(1) {
+            self.runner.site.tell_listeners();
+        }
+    }
+
     fn retry_if_asked(&self, step: Step) {
         if let Step::Retry(delivery, after) = step {
             self.retry(delivery, after);
