@@ -395,6 +395,50 @@ stages:
     assert_eq!(world.numbers("out").len(), 100);
 }
 
+/// Those of a stage's consumers after it was scaled are no earlier ones either, whichever worker noted
+/// the key.
+#[tokio::test]
+async fn a_key_that_is_released_after_its_line_was_scaled_is_not_given_back_again() {
+    let world = World::new();
+    let broken = Arc::new(std::sync::atomic::AtomicBool::new(true));
+    let is_broken = broken.clone();
+    let fragile = move |n: u64| match n == 93 && is_broken.load(Ordering::Relaxed) {
+        true => Err(Failure::retry("93 is broken")),
+        false => Ok(serde_json::json!(n)),
+    };
+    let registry = world.registry().component("fragile", fragile);
+    let directory = tempfile::tempdir().unwrap();
+    let yaml = format!(
+        "
+queues: {{ in: {{ type: memory }}, keyed: {{ type: embedded, path: {:?} }}, out: {{ type: memory }} }}
+stages:
+  fill: {{ component: pass, input: in, outputs: [keyed] }}
+  work:
+    {{ component: fragile, input: keyed, order: key, on_exhausted: park, retry: {{ attempts: 1 }} }}
+  next: {{ component: pass, input: work, outputs: [out] }}
+",
+        directory.path()
+    );
+    world.put("in", 0..100);
+    let running = world.start(&yaml, &registry).await;
+    running.until_idle(None).await.unwrap();
+    running.scale("next", 2).await.unwrap();
+    running.until_idle(None).await.unwrap();
+    let work = async || running.status().await[0].stage("work").unwrap().clone();
+    let released = work().await.released;
+
+    broken.store(false, Ordering::Relaxed);
+    let loaded = world.load(&yaml, &registry);
+    let env = brigade::connector::ConnectorEnv { state: world.state.clone() };
+    let connector = registry.connector_of("embedded").unwrap();
+    let admin = connector.admin(&loaded.queues["keyed"].spec, &env).await.unwrap();
+    assert_eq!(admin.release(None).await.unwrap(), 1);
+    eventually("all is handled", async || work().await.acked == 100).await;
+    assert_eq!(work().await.released, released, "nothing was given back");
+    running.drain().await;
+    assert_eq!(world.numbers("out").len(), 100);
+}
+
 #[tokio::test]
 async fn scaling_under_load_loses_and_repeats_nothing() {
     const MESSAGES: u64 = 20_000;

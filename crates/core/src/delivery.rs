@@ -31,7 +31,7 @@ pub struct Parts {
     pub message: Message,
     /// What its payload stands for, if somebody has that already.
     pub parsed: Option<Parsed>,
-    /// Which handing-over of its consumer's it is, counted from 1 over all of the consumer's lives.
+    /// Which handing-over it is of its stage's consumers, counted from 1 over all of their lives.
     pub number: u64,
     /// How many attempts of this stage have failed.
     pub attempts: u32,
@@ -161,8 +161,8 @@ pub struct Origin {
     wake: Box<dyn Fn() + Send + Sync>,
 }
 
-/// How many handings-over a consumer has had in all its lives, so that those of a later life have greater
-/// numbers than those of an earlier one.
+/// How many handings-over a stage's consumers have had in all their lives, so that what is handed out later
+/// has a greater number, whichever of them has it.
 #[derive(Debug, Clone, Default)]
 pub struct HandedOut(Arc<AtomicU64>);
 
@@ -319,7 +319,7 @@ impl Delivery {
         guard.resolve(Resolution::DeadLettered(Box::new(given_up)));
     }
 
-    /// The number of its consumer's last handing-over so far.
+    /// The number of the last handing-over so far of its stage's consumers.
     pub fn last_number(&self) -> u64 {
         self.guard.origin.as_ref().map_or(0, |origin| origin.handed_out.0.load(Ordering::Relaxed))
     }

@@ -9,6 +9,7 @@ use brigade_core::Codec;
 use brigade_core::component::{AnyComponent, StageContext};
 use brigade_core::connector::{Connector, ConnectorEnv, Features, Order, QueueSpec};
 use brigade_core::credit::Credit;
+use brigade_core::delivery::HandedOut;
 use brigade_core::field::FieldPath;
 use brigade_core::flight::Since;
 use brigade_core::restart::RestartPolicy;
@@ -110,6 +111,8 @@ pub(crate) struct StagePlan {
     pub(crate) copy: bool,
     pub(crate) workers: usize,
     pub(crate) credit: Credit,
+    /// Counts what its consumers hand out, for as long as the pipeline runs.
+    pub(crate) handed_out: HandedOut,
     pub(crate) order: Order,
     pub(crate) batch: Option<(usize, Duration)>,
     pub(crate) retry: RetryPolicy,
@@ -172,6 +175,7 @@ impl StagePlan {
                 messages: stage.max_in_flight.messages,
                 bytes: stage.max_in_flight.bytes,
             },
+            handed_out: HandedOut::default(),
             order: stage.order,
             batch: stage.batch.map(|batch| (batch.size, batch.age)),
             retry: stage.retry,

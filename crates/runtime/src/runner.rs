@@ -95,7 +95,7 @@ pub(crate) struct Parked {
     pub(crate) key: Option<Bytes>,
     /// The queue it came from.
     pub(crate) input: u16,
-    /// The consumer's last handing-over by then.
+    /// The last handing-over by then of its stage's consumers.
     pub(crate) last: u64,
 }
 

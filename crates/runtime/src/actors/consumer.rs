@@ -15,7 +15,7 @@ use brigade_core::connector::{
     ConnectorError, Consumer as ConnectorConsumer, ErrorKind, Incoming, Order, Want,
 };
 use brigade_core::credit::Credit;
-use brigade_core::delivery::{Delivery, Guard, HandedOut, Origin, Parts, Resolved};
+use brigade_core::delivery::{Delivery, Guard, Origin, Parts, Resolved};
 use brigade_core::flight::{Finished, Flights, Since};
 use brigade_core::order::shard;
 use brigade_core::retry::doubled;
@@ -72,7 +72,6 @@ pub(crate) struct Control {
     /// The consumers that wait for this one to wait.
     followers: Mutex<Vec<Arc<Notify>>>,
     page: Mutex<Page>,
-    handed_out: HandedOut,
     /// It has ended, and given back what it held.
     pub(crate) stopped: AtomicBool,
     addr: ArcSwapOption<Addr<Consumer>>,
@@ -90,7 +89,6 @@ impl Control {
             waiting: AtomicBool::new(false),
             followers: Mutex::default(),
             page: Mutex::default(),
-            handed_out: HandedOut::default(),
             stopped: AtomicBool::new(false),
             addr: ArcSwapOption::empty(),
         })
@@ -257,7 +255,7 @@ impl PullLoop {
     fn new(site: ConsumerSite) -> Self {
         let consumer = Arc::clone(&site.consumer);
         let notify = Arc::clone(&site.control.notify);
-        let handed_out = site.control.handed_out.clone();
+        let handed_out = site.stage.handed_out.clone();
         let locate = Arc::new(move |receipt| consumer.locate(receipt));
         site.before.iter().for_each(|first| first.follow(&site.control.notify));
         Self {

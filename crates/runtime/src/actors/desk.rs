@@ -31,8 +31,8 @@ struct State {
     /// What is to be tried again, by time; the number tells those of one instant apart.
     retries: BTreeMap<(Instant, u64), Delivery>,
     retried: u64,
-    /// The keys that are parked in their queues, each with the consumer's last handing-over by then:
-    /// what was handed out before goes back. Numbers go on over the consumer's lives.
+    /// The keys that are parked in their queues, each with the last handing-over by then of the stage's
+    /// consumers: what was handed out before goes back.
     parked: HashMap<(u16, Option<Bytes>), u64>,
     closed: bool,
 }
