@@ -232,3 +232,51 @@ async fn a_line_ends_from_its_input_to_its_state() {
     let (out, rest) = (memory.messages("test", "out").len(), memory.messages("test", "in").len());
     assert_eq!((out, out + rest), (called.load(SeqCst), 100));
 }
+
+/// It stood at the throttle when the stage was stopped: its message is back in its queue.
+#[tokio::test]
+async fn a_blocking_component_behind_a_throttle_is_not_called_after_the_stop() {
+    let one = |calls: &Arc<AtomicUsize>| {
+        let calls = Arc::clone(calls);
+        move |n: u64| {
+            calls.fetch_add(1, SeqCst);
+            Ok::<_, Failure>(Emit::value(n))
+        }
+    };
+    let batch = |calls: &Arc<AtomicUsize>| {
+        let calls = Arc::clone(calls);
+        async move |batch: Vec<u64>| {
+            calls.fetch_add(1, SeqCst);
+            batch.into_iter().map(|n| Ok::<_, Failure>(Emit::value(n))).collect::<Vec<_>>()
+        }
+    };
+    for batches in [false, true] {
+        let world = World::new();
+        let calls = Arc::new(AtomicUsize::new(0));
+        let registry = match batches {
+            false => world.registry().component("work", one(&calls)),
+            true => world.registry().component("work", batch(&calls)),
+        };
+        let yaml = format!(
+            "
+queues: {{ in: {{ type: memory }}, out: {{ type: memory }} }}
+stages:
+  work:
+    {{ component: work, input: in, outputs: [out], blocking: true, {}
+      throttle: {{ rate: 1, per: 1h, burst: 1 }} }}
+",
+            if batches { "batch: { size: 1, age: 1ms }," } else { "" }
+        );
+        world.put("in", 0..3);
+        let running = world.start(&yaml, &registry).await;
+        drop(registry);
+        eventually("the first is done", async || world.numbers("out").len() == 1).await;
+        let taken = async || running.status().await[0].stages[0].in_flight > 0;
+        eventually("the next waits", taken).await;
+        running.stop(Some(Duration::ZERO)).await;
+        assert_eq!(world.numbers("in").len(), 2);
+        let threads = async || Arc::strong_count(&calls) == 1;
+        eventually("its thread ends", threads).await;
+        assert_eq!(calls.load(SeqCst), 1);
+    }
+}

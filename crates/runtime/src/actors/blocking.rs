@@ -227,11 +227,18 @@ impl WorkLoop {
             if lock(call).fenced {
                 return;
             }
-            self.gather_and_handle(items).await;
+            let desk = Arc::clone(&self.desk);
+            tokio::select! {
+                biased;
+                () = self.gather_and_handle(items) => {}
+                // It may wait at the throttle, with what is given back now.
+                () = desk.closed() => return,
+            }
         }
     }
 
-    /// Handles one delivery; `None` when it was taken away meanwhile.
+    /// Handles one delivery; `None` when it was taken away meanwhile, or the desk was closed before it
+    /// came to be called.
     fn handle_blocking(
         &mut self,
         delivery: Delivery,
@@ -243,12 +250,23 @@ impl WorkLoop {
             Err(step) => return Some(step),
         };
         let site: &RunnerSite = &self.runner.site;
-        runtime.block_on(site.throttle());
-        site.stage.stats.calls.add(1);
+        runtime.block_on(async {
+            tokio::select! {
+                biased;
+                () = site.throttle() => {}
+                () = self.desk.closed() => {}
+            }
+        });
         let parsed = delivery.parsed.take();
         let copy = delivery.copy_without_duty();
         let context = ComponentContext::lend(Arc::clone(&site.stage.context), copy);
         lock(call).current = Some((delivery, Instant::now()));
+        // Looked at only now: who closes it later finds what is to be given back.
+        if self.desk.is_closed() {
+            drop(lock(call).current.take());
+            return None;
+        }
+        site.stage.stats.calls.add(1);
         let component = self.runner.component.as_mut();
         let attempt = call_blocking(runtime, component, parsed, &context);
         if matches!(attempt, Attempt::Panicked(_)) {

@@ -18,6 +18,8 @@ use crate::runner::Parked;
 pub(crate) struct Desk {
     state: Mutex<State>,
     notify: Notify,
+    /// Wakes who waits for nothing but the end.
+    end: Notify,
 }
 
 struct State {
@@ -57,7 +59,7 @@ impl Desk {
             parked: HashMap::new(),
             closed: false,
         };
-        Self { state: Mutex::new(state), notify: Notify::new() }
+        Self { state: Mutex::new(state), notify: Notify::new(), end: Notify::new() }
     }
 
     /// More to do.
@@ -213,12 +215,20 @@ impl Desk {
         drop((queue, retries, behind));
         self.lock().went += ended_here() - before;
         self.notify.notify_one();
+        self.end.notify_one();
     }
 
     /// The stage fails: what was taken from here and what lies here is given back.
     pub(crate) fn halt(&self, taken: impl Iterator<Item = Item>) {
         self.close();
         taken.for_each(|item| self.release(item));
+    }
+
+    /// Waits until nothing is to be done here any more.
+    pub(crate) async fn closed(&self) {
+        while !self.is_closed() {
+            self.end.notified().await;
+        }
     }
 
     pub(crate) fn is_closed(&self) -> bool {
