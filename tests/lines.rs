@@ -15,8 +15,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use brigade::component::{Component, Context, Emit};
 use brigade::connector::{
-    Connector, ConnectorEnv, ConnectorError, Consumer, Lag, Outgoing, Produced, Producer,
-    QueueSpec, Reader, Receipt,
+    Connector, ConnectorEnv, ConnectorError, Consumer, Incoming, Lag, Outgoing, Produced, Producer,
+    QueueSpec, Reader, Receipt, Want,
 };
 use brigade::{Failure, Memory, Pipeline, Registry, Running, StageState, StageStatus, Supervisor};
 use brigade_testkit::{Like, LikeConnector, LikeConsumer, LikeProducer, paused};
@@ -104,7 +104,8 @@ impl LikeConnector for Wilful {
         self.will.opened.fetch_add(1, SeqCst);
         let inner = self.memory.consumer(queue, reader, env).await?;
         let (will, closed) = (Arc::clone(&self.will), AtomicU64::new(1));
-        Ok(Arc::new(Like(WilfulConsumer { inner, will, closed })))
+        let queue = queue.name.to_string();
+        Ok(Arc::new(Like(WilfulConsumer { inner, will, closed, queue })))
     }
 
     async fn producer(
@@ -125,12 +126,20 @@ struct WilfulConsumer {
     will: Arc<Will>,
     /// One until it is closed.
     closed: AtomicU64,
+    queue: String,
 }
 
 #[async_trait]
 impl LikeConsumer for WilfulConsumer {
     fn inner(&self) -> &dyn Consumer {
         &*self.inner
+    }
+
+    async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
+        match self.queue.as_str() {
+            "gone" => Err(ConnectorError::transient("it gives nothing")),
+            _ => self.inner.consume(want).await,
+        }
     }
 
     fn lease(&self) -> Option<Duration> {
@@ -426,4 +435,18 @@ fn an_until_idle_that_nobody_waits_for_ends() {
         running.until_idle(None).await.unwrap();
         assert_eq!(wilful.count("out"), 1);
     });
+}
+
+#[tokio::test]
+async fn by_priority_an_earlier_input_that_is_away_holds_up_no_later_one() {
+    let wilful = Wilful::default();
+    let yaml = "
+queues: { gone: { type: wilful }, in: { type: wilful }, out: { type: wilful } }
+stages:
+  pass: { component: pass, input: { queues: [gone, in], priority: true }, outputs: [out] }
+";
+    wilful.put("in", 0..100);
+    let running = World::new().start(yaml, &wilful.registry()).await;
+    eventually("all are through", async || wilful.count("out") == 100).await;
+    running.drain().await;
 }

@@ -437,10 +437,11 @@ impl PullLoop {
             failures => doubled(BACK_OFF.0, BACK_OFF.1, failures),
         };
         self.pulling = Some(Box::pin(async move {
+            // Nothing comes of one that backs off either: it holds nobody up.
+            control.set_waiting(true);
             if !wait.is_zero() {
                 tokio::time::sleep(wait).await;
             }
-            control.set_waiting(true);
             let begun = Instant::now();
             let pulled = consumer.consume(want).await;
             input.times.read.done_since(begun);
