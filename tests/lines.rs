@@ -21,6 +21,7 @@ use brigade::connector::{
 use brigade::{Failure, Memory, Pipeline, Registry, Running, StageState, StageStatus, Supervisor};
 use brigade_testkit::{Like, LikeConnector, LikeConsumer, LikeProducer, paused};
 use common::{World, eventually};
+use serde_json::Value;
 use tokio::sync::Semaphore;
 
 /// Memory queues whose connections are as a test wants them.

@@ -1,4 +1,4 @@
-//! `brigade test` on test files that test nothing: each is told, with its place.
+//! `brigade test`: cases pass or say what is wrong; files that test nothing are told, each with its place.
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test that stops says where")]
 
 use std::fs;
@@ -9,9 +9,11 @@ pipeline: sorted
 state: state
 queues:
   in: { type: file, path: in.jsonl }
+  big: { type: embedded }
   out: { type: file, path: out.jsonl }
 stages:
-  sort: { component: { filter: '.n > 10' }, input: in, outputs: [out] }
+  sort: { component: { filter: '.n > 10' }, input: in, outputs: [big] }
+  copy: { component: pass, input: big, outputs: [out] }
 ";
 
 /// Runs the command on a test file; what it printed, and said.
@@ -25,6 +27,7 @@ fn test(name: &str, text: &str, arguments: &[&str], code: i32) -> (String, Strin
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let (out, error) = (text(&output.stdout), text(&output.stderr));
     assert_eq!(output.status.code(), Some(code), "{out}\n{error}");
+    assert!(!directory.path().join("state").exists(), "nothing of the pipeline's own is touched");
     (out, error)
 }
 
@@ -39,6 +42,45 @@ fn said(text: &str, expected: &[&str]) {
 
 fn case(rest: &str) -> String {
     format!("pipeline: p.yaml\ncases:\n  - name: one\n{rest}\n")
+}
+
+#[test]
+fn the_cases_of_the_example_pass() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
+    let output = command.args(["test", "pipelines/flights.test.yaml"]).output().unwrap();
+    let out = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && out.contains("2 passed, 0 failed"), "{out}");
+}
+
+#[test]
+fn cases_pass_or_say_what_is_wrong() {
+    let cases = "
+pipeline: p.yaml
+cases:
+  - name: what is big goes on
+    send: { in: [{ n: 11 }, { n: 3 }, { n: 12 }] }
+    expect: { outputs: { out: [{ n: 12 }, { n: 11 }] }, outcomes: { sort: { filtered: 1 } } }
+  - name: wrong in many ways
+    send: { in: [{ n: 11 }, { raw: '{' }] }
+    expect:
+      outputs: { out: [{ n: 99 }] }
+      dead_letters: { copy: [{ cause: panic, message: oops, attempts: 2, payload: 7 }] }
+      outcomes: { sort: { filtered: 7 } }
+";
+    let (out, _) = test("p.test.yaml", cases, &[], 4);
+    for said in [
+        "ok      p.test.yaml: what is big goes on",
+        "FAILED  p.test.yaml: wrong in many ways",
+        "queue `out`: missing {\"n\":99}",
+        "queue `out`: not expected {\"n\":11}",
+        "stage `sort`: 7 filtered expected, 0 found",
+        "stage `sort`: dead letter not expected: decode",
+        "stage `copy`: no dead letter has cause panic, `oops` in its message, 2 attempts, payload 7",
+        "1 passed, 1 failed",
+    ] {
+        assert!(out.contains(said), "`{said}` is not in:\n{out}");
+    }
+    test("p.test.yaml", cases, &["--only", "big"], 0);
 }
 
 #[test]

@@ -192,7 +192,7 @@ mod tests {
                 while self.assignment.ready().0 < AHEAD
                     && let Some((n, offset)) = coming.next()
                 {
-                    let key = if n as u64 % every == 0 { 0 } else { n };
+                    let key = if (n as u64).is_multiple_of(every) { 0 } else { n };
                     let message = Message::new("x").with_key(key.to_string());
                     let arrival = |receipt| {
                         let incoming = Incoming::new(message, receipt);
