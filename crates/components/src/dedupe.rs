@@ -7,7 +7,7 @@ use brigade_core::component::{
     StageContext, StageSite,
 };
 use brigade_core::connector::Problem;
-use brigade_core::field::FieldPath;
+use brigade_core::field::{FieldPath, FieldPathError};
 use brigade_core::{BoxError, Failure, MessageId, Period, Timestamp};
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
@@ -88,10 +88,8 @@ impl ComponentFactory for Dedupe {
     ) -> Result<Box<dyn AnyComponent>, Vec<Problem>> {
         one_way("dedupe", site)?;
         let settings: Settings = settings(given)?;
-        let field =
-            settings.key.parse().map_err(|error: brigade_core::field::FieldPathError| {
-                vec![Problem::at("key", error.to_string())]
-            })?;
+        let wrong = |error: FieldPathError| vec![Problem::at("key", error.to_string())];
+        let field = settings.key.parse().map_err(wrong)?;
         let (period, max) = (settings.period.0, settings.max.max(1));
         Ok(Box::new(Deduping { field, period, max, seen: Arc::default() }))
     }

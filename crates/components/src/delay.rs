@@ -1,11 +1,11 @@
 use std::time::{Duration, SystemTime};
 
+use brigade_core::Period;
 use brigade_core::component::{
     AnyComponent, ComponentFactory, Context, Emit, HandleError, Parsed, StageSite,
 };
 use brigade_core::connector::Problem;
-use brigade_core::field::FieldPath;
-use brigade_core::{Period, Timestamp};
+use brigade_core::field::{FieldPath, FieldPathError};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
@@ -57,13 +57,10 @@ impl ComponentFactory for Delay {
         let settings: Settings = settings(given)?;
         let delaying = match (settings.period, settings.until) {
             (Some(period), None) => Delaying::For(period.0),
-            (None, Some(field)) => match field.parse() {
-                Ok(field) => Delaying::Until(field),
-                Err(error) => {
-                    let error: brigade_core::field::FieldPathError = error;
-                    return Err(vec![Problem::at("until", error.to_string())]);
-                }
-            },
+            (None, Some(field)) => {
+                let wrong = |error: FieldPathError| vec![Problem::at("until", error.to_string())];
+                Delaying::Until(field.parse().map_err(wrong)?)
+            }
             _ => return Err(vec![problem("expected `for` or `until`, one of the two")]),
         };
         Ok(Box::new(Inlined(delaying)))
@@ -76,8 +73,7 @@ impl Inline for Delaying {
             Self::For(period) => *period,
             Self::Until(field) => {
                 let payload = json(parsed, cx)?;
-                let time = field.find(&payload).and_then(time);
-                let time = time.ok_or_else(|| {
+                let time = field.time(&payload).ok_or_else(|| {
                     reject(format!("`{field}` is no time: expected milliseconds or RFC 3339"))
                 })?;
                 time.since(SystemTime::now().into())
@@ -89,16 +85,5 @@ impl Inline for Delaying {
 
     fn delays(&self) -> bool {
         true
-    }
-}
-
-fn time(value: &Value) -> Option<Timestamp> {
-    match value {
-        Value::Number(ms) => ms.as_i64().map(Timestamp),
-        Value::String(text) => {
-            let time: jiff::Timestamp = text.parse().ok()?;
-            Some(Timestamp(time.as_millisecond()))
-        }
-        _ => None,
     }
 }

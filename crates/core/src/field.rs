@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use serde_json::Value;
 
+use crate::Timestamp;
+
 /// A path into a JSON payload: names joined by dots, as in `customer.id`.
 ///
 /// ```
@@ -37,6 +39,27 @@ impl FieldPath {
             Value::Null => None,
             Value::String(text) => Some(text.clone().into_bytes()),
             other => Some(other.to_string().into_bytes()),
+        }
+    }
+
+    /// What stands there as a time: milliseconds since 1970, or RFC 3339 with a zone.
+    ///
+    /// ```
+    /// use brigade_core::{Timestamp, field::FieldPath};
+    /// let path: FieldPath = "at".parse()?;
+    /// let there = |at| path.time(&serde_json::json!({ "at": at }));
+    /// assert_eq!(there("1970-01-01T00:00:01Z"), Some(Timestamp(1000)));
+    /// assert_eq!(there("tomorrow"), None);
+    /// # Ok::<_, Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn time(&self, payload: &Value) -> Option<Timestamp> {
+        match self.find(payload)? {
+            Value::Number(ms) => ms.as_i64().map(Timestamp),
+            Value::String(text) => {
+                let time: jiff::Timestamp = text.parse().ok()?;
+                Some(Timestamp(time.as_millisecond()))
+            }
+            _ => None,
         }
     }
 }

@@ -115,13 +115,9 @@ impl QueuePlan {
         Err(Cause::new(CauseKind::Schema, message))
     }
 
-    /// The time at the queue's `event_time`: milliseconds since 1970, or RFC 3339 with a zone.
+    /// The time at the queue's `event_time`.
     fn event_time(&self, value: &Value) -> Option<Timestamp> {
-        match self.event_time.as_ref()?.find(value)? {
-            Value::Number(ms) => ms.as_i64().map(Timestamp),
-            Value::String(text) => rfc3339(text),
-            _ => None,
-        }
+        self.event_time.as_ref()?.time(value)
     }
 }
 
@@ -155,9 +151,4 @@ fn parse(delivery: &mut Delivery) -> Result<&Value, Cause> {
         Some(Parsed::Json(value)) => Ok(value),
         _ => unreachable!("it was parsed just now"),
     }
-}
-
-fn rfc3339(text: &str) -> Option<Timestamp> {
-    let time: jiff::Timestamp = text.parse().ok()?;
-    Some(Timestamp(time.as_millisecond()))
 }

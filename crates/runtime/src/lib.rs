@@ -14,6 +14,7 @@ mod status;
 
 mod actors;
 mod call;
+mod clock;
 mod codec;
 mod edge;
 mod format;

@@ -17,7 +17,7 @@ use brigade_core::retry::RetryPolicy;
 use brigade_core::throttle::TokenBucket;
 use brigade_pipeline::{Exhausted, Expire};
 
-use crate::runner::now;
+use crate::clock::now;
 use crate::stats::{Counter, StageStats, Timing};
 
 /// One pipeline, ready to be started.
@@ -146,6 +146,22 @@ pub(crate) enum Target {
 }
 
 impl StagePlan {
+    /// The stages that it feeds directly.
+    pub(crate) fn feeds(&self) -> impl Iterator<Item = u16> {
+        self.outputs.iter().filter_map(|(_, target)| match target {
+            Target::Direct(stage) => Some(*stage),
+            Target::Queue(_) => None,
+        })
+    }
+
+    /// The queues of its outputs.
+    fn writes(&self) -> impl Iterator<Item = u16> {
+        self.outputs.iter().filter_map(|(_, target)| match target {
+            Target::Queue(queue) => Some(*queue),
+            Target::Direct(_) => None,
+        })
+    }
+
     /// Takes over everything that is the same in the file's stage; the caller resolves names.
     pub(crate) fn new(
         stage: &brigade_pipeline::Stage,
@@ -252,11 +268,7 @@ impl Plan {
         let mut line = vec![root];
         let mut next = 0;
         while let Some(stage) = line.get(next).copied() {
-            let direct = self.stages[usize::from(stage)].outputs.iter();
-            line.extend(direct.filter_map(|(_, target)| match target {
-                Target::Direct(stage) => Some(*stage),
-                Target::Queue(_) => None,
-            }));
+            line.extend(self.stages[usize::from(stage)].feeds());
             next += 1;
         }
         line
@@ -265,15 +277,8 @@ impl Plan {
     /// The queues that the stages of a line may write, dead letters included, each once.
     pub(crate) fn written(&self, line: &[u16]) -> Vec<u16> {
         let stages = line.iter().map(|stage| &self.stages[usize::from(*stage)]);
-        let mut queues: Vec<u16> = stages
-            .flat_map(|stage| {
-                let outputs = stage.outputs.iter().filter_map(|(_, target)| match target {
-                    Target::Queue(queue) => Some(*queue),
-                    Target::Direct(_) => None,
-                });
-                outputs.chain([stage.dead_letters])
-            })
-            .collect();
+        let mut queues: Vec<u16> =
+            stages.flat_map(|stage| stage.writes().chain([stage.dead_letters])).collect();
         queues.sort_unstable();
         queues.dedup();
         queues

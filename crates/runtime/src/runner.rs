@@ -2,7 +2,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use brigade_core::component::{
     AnyComponent, Context, Emit, Emitted, HandleError, Parsed, StateWrite,
@@ -10,7 +10,7 @@ use brigade_core::component::{
 use brigade_core::connector::{Order, Outgoing};
 use brigade_core::delivery::{Again, Delivery, Outputs, Requeued, Resolution, ended_here};
 use brigade_core::retry::{Retry, Waiting};
-use brigade_core::{Cause, CauseKind, Codec, Failure, Message, Period, Timestamp, Truncated};
+use brigade_core::{Cause, CauseKind, Codec, Failure, Message, Period, Truncated};
 use brigade_pipeline::{Exhausted, Expiry};
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -19,6 +19,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::call::{call, cause_of, drop_quietly, panic_text};
+use crate::clock::now;
 use crate::edge::read_value;
 use crate::plan::{QueuePlan, StagePlan, Target};
 use crate::pool::{CHUNK_MAX, Pool};
@@ -565,20 +566,14 @@ impl RunnerSite {
 type Routed = (Outputs, Vec<(u16, Message, Codec)>);
 
 /// What a lane's workers are cloned from: the component after its `init`.
-pub(crate) struct Template(std::sync::Mutex<Box<dyn AnyComponent>>);
+pub(crate) struct Template(Mutex<Box<dyn AnyComponent>>);
 
 impl Template {
     pub(crate) fn new(component: Box<dyn AnyComponent>) -> Arc<Self> {
-        Arc::new(Self(std::sync::Mutex::new(component)))
+        Arc::new(Self(Mutex::new(component)))
     }
 
     pub(crate) fn fresh(&self) -> Box<dyn AnyComponent> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).fresh()
     }
-}
-
-/// The time now, by the wall clock. Where a test has stopped the time, it goes on as that does.
-pub(crate) fn now() -> Timestamp {
-    let ahead = Instant::now().into_std().saturating_duration_since(std::time::Instant::now());
-    (SystemTime::now() + ahead).into()
 }

@@ -9,8 +9,8 @@ use brigade_core::Timestamp;
 use brigade_core::connector::Lag;
 use serde::Serialize;
 
+use crate::clock::now;
 use crate::plan::{QueuePlace, QueuePlan, StagePlan};
-use crate::runner::now;
 
 /// The state of a stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]

@@ -34,25 +34,6 @@ enum Told {
     Failed { stage: u16, error: String },
 }
 
-/// Why a line did not start.
-pub(crate) struct StartFailure {
-    /// The stage to blame.
-    pub(crate) stage: u16,
-    pub(crate) error: String,
-    pub(crate) kind: StartFailureKind,
-}
-
-/// What to do about a line that did not start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum StartFailureKind {
-    /// Something is not there yet (a server): wait for it, for as long as it takes.
-    Away,
-    /// `init` failed: try again within the budget.
-    Init,
-    /// Trying again is of no use.
-    Permanent,
-}
-
 /// An actor, by what it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Who {
@@ -62,6 +43,17 @@ pub(crate) enum Who {
     Consumer { stage: u16, queue: u16, lane: usize },
     /// The producer of a queue for a line, on a lane.
     Producer { root: u16, queue: u16, lane: usize },
+}
+
+impl Who {
+    /// The stage that it works for, or a producer's line begins with.
+    fn stage(self) -> u16 {
+        match self {
+            Self::Worker { stage, .. }
+            | Self::Consumer { stage, .. }
+            | Self::Producer { root: stage, .. } => stage,
+        }
+    }
 }
 
 /// How actors reach their supervisor.
@@ -246,9 +238,7 @@ impl Tree {
     }
 
     fn died(&mut self, who: Who, life: u64, ctx: &mut Context<Self>) {
-        let (Who::Worker { stage, .. }
-        | Who::Consumer { stage, .. }
-        | Who::Producer { root: stage, .. }) = who;
+        let stage = who.stage();
         let root = self.root_of(stage);
         let state = self.stages[usize::from(stage)].state;
         let failed = state == StageState::Failed;

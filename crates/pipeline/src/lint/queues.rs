@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use brigade_core::connector::{Features, Limit, QueueSpec, SchemaRegistry};
-use brigade_core::field::FieldPath;
+use brigade_core::field::{FieldPath, FieldPathError};
 use brigade_core::{Codec, Message};
 use indexmap::IndexMap;
 use jsonschema::ReferencingError;
@@ -212,14 +212,10 @@ impl Lint<'_> {
     }
 
     fn field(&mut self, at: &[&str], text: Option<&str>) -> Option<FieldPath> {
-        match text?.parse() {
-            Ok(field) => Some(field),
-            Err(error) => {
-                let error: brigade_core::field::FieldPathError = error;
-                self.error("wrong_value", at, format!("`{}`: {error}", at[at.len() - 1]), None);
-                None
-            }
-        }
+        let wrong = |error: FieldPathError| {
+            self.error("wrong_value", at, format!("`{}`: {error}", at[at.len() - 1]), None);
+        };
+        text?.parse().map_err(wrong).ok()
     }
 
     fn schema(&mut self, queue: &str, choice: &SchemaChoice) -> Option<Value> {

@@ -246,9 +246,9 @@ struct PullLoop {
     /// Scratch space, kept for its memory.
     resolved: Vec<Resolved>,
     failures: u32,
-    /// What came, and what was settled.
+    /// How many messages came, and have come to an outcome.
     came: u64,
-    settled: u64,
+    outcomes: u64,
 }
 
 impl PullLoop {
@@ -271,7 +271,7 @@ impl PullLoop {
             resolved: Vec::new(),
             failures: 0,
             came: 0,
-            settled: 0,
+            outcomes: 0,
         }
     }
 
@@ -312,7 +312,7 @@ impl PullLoop {
                     self.take_in(pulled)?;
                 }
                 Some(settled) = self.settling.next() => {
-                    self.settled(settled.map_err(|error| End::Failed(error.to_string()))?);
+                    self.free_slots(settled.map_err(|error| End::Failed(error.to_string()))?);
                 }
                 Some(extended) = extending => {
                     self.extending = None;
@@ -333,14 +333,14 @@ impl PullLoop {
         }
     }
 
-    fn settled(&mut self, Settled { slots, outcomes }: Settled) {
-        self.settled += outcomes as u64;
+    fn free_slots(&mut self, Settled { slots, outcomes }: Settled) {
+        self.outcomes += outcomes as u64;
         slots.into_iter().for_each(|slot| self.flights.settled(slot));
     }
 
     fn close_page(&self) {
         let held = self.flights.roots() as u64;
-        let page = Page { came: self.came, went: self.settled, held };
+        let page = Page { came: self.came, went: self.outcomes, held };
         *self.site.control.page.lock().unwrap_or_else(PoisonError::into_inner) = page;
     }
 
@@ -573,7 +573,7 @@ impl PullLoop {
         let rest = async {
             while self.settling.len() > site.settler.blocked.count() {
                 if let Some(Ok(settled)) = self.settling.next().await {
-                    self.settled(settled);
+                    self.free_slots(settled);
                 }
             }
         };

@@ -14,8 +14,8 @@ use brigade_core::state::StoreOp;
 use brigade_core::{DeadLetter, Message, MessageId};
 
 use super::settler::Settler;
+use crate::clock::now;
 use crate::plan::{QueuePlace, StagePlan};
-use crate::runner::now;
 
 /// A batch of messages on its way to be acked or given back.
 #[derive(Default)]
@@ -111,7 +111,7 @@ impl Settlement {
             parents.push(Parent { made, refused: Cell::new(false) });
         }
         for given_up in end.given_up {
-            self.outputs.push(settler.dead_letter(receipt, *given_up));
+            self.outputs.push(settler.letter_of(receipt, *given_up));
         }
         let parents = first..parents.len();
         self.units.push(Unit { receipt, writes, outcome, parents });
@@ -194,7 +194,7 @@ impl Settlement {
     }
 
     /// The message is a dead letter now.
-    pub(super) fn dead_letter(&mut self, receipt: Receipt) {
+    pub(super) fn mark_dead_lettered(&mut self, receipt: Receipt) {
         if let Some(unit) = self.units.iter_mut().find(|unit| unit.receipt == receipt) {
             unit.outcome = Outcome::DeadLettered;
         }
@@ -225,7 +225,7 @@ impl Settler {
     }
 
     /// Makes the dead letter of a message that was given up on.
-    pub(super) fn dead_letter(&self, receipt: Receipt, given_up: GivenUp) -> Output {
+    pub(super) fn letter_of(&self, receipt: Receipt, given_up: GivenUp) -> Output {
         let stage = self.stage(given_up.stage);
         tracing::debug!(
             pipeline = %stage.context.pipeline, stage = %stage.name, id = %given_up.delivery.message.id,

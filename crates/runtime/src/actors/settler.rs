@@ -299,8 +299,8 @@ impl Settler {
             cause,
             truncated: None,
         };
-        settlement.dead_letter(output.receipt);
-        let letter = self.dead_letter(output.receipt, given_up);
+        settlement.mark_dead_lettered(output.receipt);
+        let letter = self.letter_of(output.receipt, given_up);
         settlement.outputs.push(letter);
         Ok(())
     }

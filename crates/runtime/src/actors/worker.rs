@@ -56,10 +56,6 @@ impl Worker {
         let desk = Arc::new(Desk::new(site.stage.order));
         Self { site, template, port, desk, thread: None, exit }
     }
-
-    fn runner(&self) -> Runner {
-        Runner::new(Arc::clone(&self.site), self.template.fresh())
-    }
 }
 
 impl Actor for Worker {
@@ -72,12 +68,7 @@ impl Actor for Worker {
             return ctx.stop();
         }
         self.site.tell_listeners();
-        let worker = WorkLoop {
-            runner: self.runner(),
-            template: Arc::clone(&self.template),
-            port: Arc::clone(&self.port),
-            desk: Arc::clone(&self.desk),
-        };
+        let worker = self.work_loop();
         if self.site.stage.blocking {
             match BlockingThread::start(worker, ctx.address().downgrade()) {
                 Ok(thread) => {
@@ -140,10 +131,10 @@ impl Worker {
         self.thread.as_mut()
     }
 
-    /// What a thread needs that takes over the desk.
+    /// What works off the desk, with a component of its own.
     pub(super) fn work_loop(&self) -> WorkLoop {
         WorkLoop {
-            runner: self.runner(),
+            runner: Runner::new(Arc::clone(&self.site), self.template.fresh()),
             template: Arc::clone(&self.template),
             port: Arc::clone(&self.port),
             desk: Arc::clone(&self.desk),

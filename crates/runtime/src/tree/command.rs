@@ -8,8 +8,9 @@ use futures_util::future::OptionFuture;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::Tree;
 use super::line::Line;
-use super::{StartFailure, Tree};
+use super::start::StartFailure;
 use crate::actors::Mode;
 use crate::status::{PipelineStatus, QueueDepth, StageState, Stopped};
 

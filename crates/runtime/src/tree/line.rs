@@ -9,21 +9,21 @@ use std::sync::{Arc, Mutex};
 use actix::prelude::*;
 use brigade_core::component::Setup;
 use brigade_core::connector::{
-    ConnectorError, Consumer as ConnectorConsumer, ErrorKind, Order, Producer as ConnectorProducer,
-    Reader,
+    ConnectorError, Consumer as ConnectorConsumer, Order, Producer as ConnectorProducer, Reader,
 };
 use brigade_core::credit::Credit;
 use futures_util::FutureExt;
 use tokio::sync::OnceCell;
 
-use super::{Report, StartFailure, Who};
+use super::start::{StartFailure, StartFailureKind};
+use super::{Report, Who};
 use crate::actors::{
     Ahead, Consumer, ConsumerSite, Control, Crash, Mode, Outlet, Producer, Settler, Worker,
 };
 use crate::call::panic_text;
 use crate::events::EventSender;
 use crate::lane::Lane;
-use crate::plan::{Plan, QueuePlace, QueuePlan, StagePlan, Target};
+use crate::plan::{Plan, QueuePlace, QueuePlan, StagePlan};
 use crate::pool::{Pool, Port};
 use crate::runner::{RunnerSite, Template};
 use crate::stats::Blocked;
@@ -264,7 +264,7 @@ impl Line {
             let component = component.map_err(|error| StartFailure {
                 stage,
                 error: format!("`init` of its component failed: {error}"),
-                kind: super::StartFailureKind::Init,
+                kind: StartFailureKind::Init,
             })?;
             self.templates.insert((stage, lane), Template::new(component));
         }
@@ -272,12 +272,9 @@ impl Line {
     }
 
     fn site(&self, stage: &Arc<StagePlan>) -> Arc<RunnerSite> {
-        let direct = stage.outputs.iter().filter_map(|(_, target)| match target {
-            Target::Direct(index) => Some(*index),
-            Target::Queue(_) => None,
-        });
         let order = |index: u16| self.ground.plan.stages[usize::from(index)].order;
-        let downstream = direct.map(|index| (index, order(index), Arc::clone(&self.pools[&index])));
+        let downstream =
+            stage.feeds().map(|index| (index, order(index), Arc::clone(&self.pools[&index])));
         Arc::new(RunnerSite {
             stage: Arc::clone(stage),
             queues: self.ground.plan.queues.clone(),
@@ -373,7 +370,7 @@ impl Line {
     }
 
     /// Opens a consumer again; what the old one held is given back first.
-    pub(super) fn reopen(&self, who: Who) -> Option<impl Future<Output = Reopened> + use<>> {
+    pub(super) fn reopen(&self, who: Who) -> Option<impl Future<Output = Opened> + use<>> {
         let ConsumerEntry { consumer, place, .. } = self.consumers.get(&who)?.clone();
         let plan = Arc::clone(&self.ground.plan);
         Some(async move {
@@ -524,7 +521,7 @@ pub(super) async fn close_consumer(consumer: &dyn ConnectorConsumer) {
     }
 }
 
-async fn open_consumer(plan: &Plan, place: &ConsumerPlace) -> Reopened {
+async fn open_consumer(plan: &Plan, place: &ConsumerPlace) -> Opened {
     let stage = &plan.stages[usize::from(place.stage)];
     let queue = &plan.queues[usize::from(place.queue)];
     let reader =
@@ -537,15 +534,5 @@ async fn open_consumer(plan: &Plan, place: &ConsumerPlace) -> Reopened {
     }
 }
 
-/// What opening a consumer again gives.
-pub(super) type Reopened = Result<Arc<dyn ConnectorConsumer>, ConnectorError>;
-
-impl StartFailure {
-    pub(super) fn connection(stage: u16, error: &ConnectorError) -> Self {
-        let kind = match error.kind() {
-            ErrorKind::Transient => super::StartFailureKind::Away,
-            _ => super::StartFailureKind::Permanent,
-        };
-        Self { stage, error: error.to_string(), kind }
-    }
-}
+/// What opening a consumer gives.
+pub(super) type Opened = Result<Arc<dyn ConnectorConsumer>, ConnectorError>;

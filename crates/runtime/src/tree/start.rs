@@ -4,15 +4,46 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
+use brigade_core::connector::{ConnectorError, ErrorKind};
 use brigade_core::restart::Restart;
 use brigade_core::retry::doubled;
 
-use super::line::{Ground, Line, Reopened, close_consumer};
-use super::{Report, StartFailure, StartFailureKind, Tree, Who};
+use super::line::{Ground, Line, Opened, close_consumer};
+use super::{Report, Tree, Who};
 use crate::status::StageState;
 
 /// Back-off while something that a line needs is not there yet.
 const AWAY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+
+/// Why a line did not start.
+pub(super) struct StartFailure {
+    /// The stage to blame.
+    pub(super) stage: u16,
+    pub(super) error: String,
+    pub(super) kind: StartFailureKind,
+}
+
+/// What to do about a line that did not start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StartFailureKind {
+    /// Something is not there yet (a server): wait for it, for as long as it takes.
+    Away,
+    /// `init` failed: try again within the budget.
+    Init,
+    /// Trying again is of no use.
+    Permanent,
+}
+
+impl StartFailure {
+    /// A queue could not be opened.
+    pub(super) fn connection(stage: u16, error: &ConnectorError) -> Self {
+        let kind = match error.kind() {
+            ErrorKind::Transient => StartFailureKind::Away,
+            _ => StartFailureKind::Permanent,
+        };
+        Self { stage, error: error.to_string(), kind }
+    }
+}
 
 impl Tree {
     /// Starts a line; `tried` counts the tries since something was not there.
@@ -93,9 +124,7 @@ impl Tree {
 
     /// Starts an actor again that died in this life, unless another has taken its place.
     pub(super) fn revive(&mut self, who: Who, life: u64, ctx: &mut Context<Self>) {
-        let (Who::Worker { stage, .. }
-        | Who::Consumer { stage, .. }
-        | Who::Producer { root: stage, .. }) = who;
+        let stage = who.stage();
         let root = self.root_of(stage);
         if self.stopping || self.stages[usize::from(stage)].state == StageState::Failed {
             return;
@@ -122,7 +151,7 @@ impl Tree {
     }
 
     /// The connection of a consumer that died is there again, unless another has taken its place.
-    fn reopened(&mut self, who: Who, life: u64, opened: Reopened, ctx: &mut Context<Self>) {
+    fn reopened(&mut self, who: Who, life: u64, opened: Opened, ctx: &mut Context<Self>) {
         let Who::Consumer { stage, .. } = who else { return };
         let root = self.root_of(stage);
         let line = self.lines.get_mut(&root);
