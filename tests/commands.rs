@@ -216,7 +216,8 @@ async fn a_start_that_is_given_up_ends_what_it_began_and_panics_nowhere() {
         let pipeline = Pipeline::new(world.load(YAML, &registry), &registry).unwrap();
         drop(registry);
         let start = Supervisor::new().add(pipeline.state(brigade::MemoryState::new())).start();
-        assert!(tokio::time::timeout(Duration::ZERO, start).await.is_err());
+        // Where it was quicker than that, what has started is dropped.
+        drop(tokio::time::timeout(Duration::ZERO, start).await);
     }
     eventually("all actors have gone", async || Arc::strong_count(&kept) == 1).await;
     assert_eq!(SUPERVISORS_PANICKED.load(Ordering::Relaxed), 0);
