@@ -492,7 +492,7 @@ fn standard_input_and_output_are_queues() {
 #[test]
 fn what_came_on_standard_input_is_handled_while_more_is_waited_for() {
     let csv = "path: '-', format: csv";
-    for (input, lines) in [("path: '-'", ["{\"n\":\"20\"}\n"; 2]), (csv, ["n\n20\n", "20\n"])] {
+    for (input, lines) in [("path: '-'", ["{\"n\":\"20\"}\n\n"; 2]), (csv, ["n\n20\n\n", "20\n"])] {
         let text = YAML.replace("path: in.jsonl", input).replace(".n > 10", ".n == \"20\"");
         let place = Place::new("p.yaml", &text);
         let mut run = place.command(&["run", "p.yaml", "--until-idle"]);

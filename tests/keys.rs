@@ -10,12 +10,13 @@
 mod common;
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use brigade::component::{Context, Emit, Emitted};
-use brigade::{CauseKind, Failure, Message, Output, Running, StageState};
+use brigade::connector::ConnectorEnv;
+use brigade::{CauseKind, Failure, Message, Output, Registry, Running, StageState};
 use common::{World, eventually};
 use serde::{Deserialize, Serialize};
 
@@ -301,142 +302,128 @@ stages:
     running.stop(None).await;
 }
 
-#[tokio::test]
-async fn a_parked_key_waits_until_it_is_released_and_others_go_on() {
-    let world = World::new();
-    let broken = Arc::new(std::sync::atomic::AtomicBool::new(true));
-    let is_broken = broken.clone();
-    let fragile = move |n: u64| match n == 13 && is_broken.load(Ordering::Relaxed) {
-        true => Err(Failure::retry("13 is broken")),
-        false => Ok(serde_json::json!(n)),
-    };
-    let registry = world.registry().component("fragile", fragile);
-    let directory = tempfile::tempdir().unwrap();
-    let yaml = format!(
-        "
-queues:
-  in: {{ type: memory }}
-  keyed: {{ type: embedded, path: {:?} }}
-  out: {{ type: memory }}
+/// A pipeline with a queue `keyed` whose stage parks the key of a message that fails until it is mended.
+struct Parking {
+    world: World,
+    registry: Registry,
+    broken: Arc<AtomicBool>,
+    yaml: String,
+    /// Where the queue is.
+    _directory: tempfile::TempDir,
+}
+
+impl Parking {
+    /// `work` is the stage and what comes after it.
+    fn new(broken: u64, work: &str) -> Self {
+        let (world, directory) = (World::new(), tempfile::tempdir().unwrap());
+        let is_broken = Arc::new(AtomicBool::new(true));
+        let still = Arc::clone(&is_broken);
+        let fragile = move |n: u64| match n == broken && still.load(Ordering::Relaxed) {
+            true => Err(Failure::retry(format!("{n} is broken"))),
+            false => Ok(serde_json::json!(n)),
+        };
+        let registry = world.registry().component("fragile", fragile);
+        let yaml = format!(
+            "
+restart: {{ min: 1ms, max: 1ms }}
+queues: {{ in: {{ type: memory }}, keyed: {{ type: embedded, path: {:?} }}, out: {{ type: memory }} }}
 stages:
   fill: {{ component: pass, input: in, outputs: [keyed] }}
+{work}",
+            directory.path()
+        );
+        world.put("in", 0..100);
+        Self { world, registry, broken: is_broken, yaml, _directory: directory }
+    }
+
+    async fn start(&self) -> Running {
+        self.world.start(&self.yaml, &self.registry).await
+    }
+
+    /// What was broken is so no more, and the one key that is parked goes on.
+    async fn mend_and_release(&self) {
+        self.broken.store(false, Ordering::Relaxed);
+        let loaded = self.world.load(&self.yaml, &self.registry);
+        let env = ConnectorEnv { state: self.world.state.clone() };
+        let connector = self.registry.connector_of("embedded").unwrap();
+        let admin = connector.admin(&loaded.queues["keyed"].spec, &env).await.unwrap();
+        assert_eq!(admin.release(None).await.unwrap(), 1);
+    }
+
+    /// Releases the key, of which nothing may be given back to its queue any more.
+    async fn release_once(&self, running: Running) {
+        let work = async || running.status().await[0].stage("work").unwrap().clone();
+        let released = work().await.released;
+        self.mend_and_release().await;
+        eventually("all is handled", async || work().await.acked == 100).await;
+        assert_eq!(work().await.released, released, "nothing was given back");
+        running.drain().await;
+        assert_eq!(self.world.numbers("out").len(), 100);
+    }
+}
+
+#[tokio::test]
+async fn a_parked_key_waits_until_it_is_released_and_others_go_on() {
+    let parking = Parking::new(
+        13,
+        "
   work:
-    {{ component: fragile, input: keyed, outputs: [out], order: key, workers: 2,
-      on_exhausted: park, retry: {{ attempts: 2, min: 1ms, max: 1ms }} }}
+    { component: fragile, input: keyed, outputs: [out], order: key, workers: 2,
+      on_exhausted: park, retry: { attempts: 2, min: 1ms, max: 1ms } }
 ",
-        directory.path()
     );
-    world.put("in", 0..100);
-    let running = world.start(&yaml, &registry).await;
-    running.until_idle(None).await.unwrap();
-    running.drain().await;
+    let run = async || {
+        let running = parking.start().await;
+        running.until_idle(None).await.unwrap();
+        running.drain().await;
+        parking.world.numbers("out")
+    };
     // The key of 13 is that of 3, 23, 33 ...
-    let out = world.numbers("out");
+    let out = run().await;
     assert_eq!(out.iter().filter(|n| **n % 10 == 3).collect::<Vec<_>>(), [&3]);
     assert_eq!(out.len(), 91);
-
-    broken.store(false, Ordering::Relaxed);
-    let loaded = world.load(&yaml, &registry);
-    let queue = &loaded.queues["keyed"];
-    let env = brigade::connector::ConnectorEnv { state: world.state.clone() };
-    let connector = registry.connector_of("embedded").unwrap();
-    let admin = connector.admin(&queue.spec, &env).await.unwrap();
-    assert_eq!(admin.release(None).await.unwrap(), 1);
-    let running = world.start(&yaml, &registry).await;
-    running.until_idle(None).await.unwrap();
-    running.drain().await;
-    let out = world.numbers("out");
-    let of_the_key: Vec<u64> = out.iter().copied().filter(|n| n % 10 == 3).collect();
+    parking.mend_and_release().await;
+    let of_the_key: Vec<u64> = run().await.into_iter().filter(|n| n % 10 == 3).collect();
     assert!(of_the_key.iter().copied().eq((0..10).map(|n| n * 10 + 3)), "{of_the_key:?}");
 }
 
 /// Handings-over are counted on: those of the consumer that is opened again are no earlier ones.
 #[tokio::test]
 async fn a_key_that_is_released_after_its_consumer_died_is_not_given_back_again() {
-    let world = World::new();
-    let broken = Arc::new(std::sync::atomic::AtomicBool::new(true));
-    let is_broken = broken.clone();
-    let fragile = move |n: u64| match n == 93 && is_broken.load(Ordering::Relaxed) {
-        true => Err(Failure::retry("93 is broken")),
-        false => Ok(serde_json::json!(n)),
-    };
-    let registry = world.registry().component("fragile", fragile);
-    let directory = tempfile::tempdir().unwrap();
-    let yaml = format!(
+    let parking = Parking::new(
+        93,
         "
-restart: {{ min: 1ms, max: 1ms }}
-queues: {{ in: {{ type: memory }}, keyed: {{ type: embedded, path: {:?} }}, out: {{ type: memory }} }}
-stages:
-  fill: {{ component: pass, input: in, outputs: [keyed] }}
   work:
-    {{ component: fragile, input: keyed, outputs: [out], order: key, on_exhausted: park,
-      retry: {{ attempts: 1 }} }}
+    { component: fragile, input: keyed, outputs: [out], order: key, on_exhausted: park,
+      retry: { attempts: 1 } }
 ",
-        directory.path()
     );
-    world.put("in", 0..100);
-    let running = world.start(&yaml, &registry).await;
+    let running = parking.start().await;
     running.until_idle(None).await.unwrap();
     running.crash("work", "consumer").await.unwrap();
-    let work = async || running.status().await[0].stage("work").unwrap().clone();
-    eventually("it is opened again", async || work().await.restarts == 1).await;
+    let restarts = async || running.status().await[0].stage("work").unwrap().restarts;
+    eventually("it is opened again", async || restarts().await == 1).await;
     running.until_idle(None).await.unwrap();
-    let released = work().await.released;
-
-    broken.store(false, Ordering::Relaxed);
-    let loaded = world.load(&yaml, &registry);
-    let env = brigade::connector::ConnectorEnv { state: world.state.clone() };
-    let connector = registry.connector_of("embedded").unwrap();
-    let admin = connector.admin(&loaded.queues["keyed"].spec, &env).await.unwrap();
-    assert_eq!(admin.release(None).await.unwrap(), 1);
-    eventually("all is handled", async || work().await.acked == 100).await;
-    assert_eq!(work().await.released, released, "nothing was given back");
-    running.drain().await;
-    assert_eq!(world.numbers("out").len(), 100);
+    parking.release_once(running).await;
 }
 
 /// Those of a stage's consumers after it was scaled are no earlier ones either, whichever worker noted
 /// the key.
 #[tokio::test]
 async fn a_key_that_is_released_after_its_line_was_scaled_is_not_given_back_again() {
-    let world = World::new();
-    let broken = Arc::new(std::sync::atomic::AtomicBool::new(true));
-    let is_broken = broken.clone();
-    let fragile = move |n: u64| match n == 93 && is_broken.load(Ordering::Relaxed) {
-        true => Err(Failure::retry("93 is broken")),
-        false => Ok(serde_json::json!(n)),
-    };
-    let registry = world.registry().component("fragile", fragile);
-    let directory = tempfile::tempdir().unwrap();
-    let yaml = format!(
+    let parking = Parking::new(
+        93,
         "
-queues: {{ in: {{ type: memory }}, keyed: {{ type: embedded, path: {:?} }}, out: {{ type: memory }} }}
-stages:
-  fill: {{ component: pass, input: in, outputs: [keyed] }}
   work:
-    {{ component: fragile, input: keyed, order: key, on_exhausted: park, retry: {{ attempts: 1 }} }}
-  next: {{ component: pass, input: work, outputs: [out] }}
+    { component: fragile, input: keyed, order: key, on_exhausted: park, retry: { attempts: 1 } }
+  next: { component: pass, input: work, outputs: [out] }
 ",
-        directory.path()
     );
-    world.put("in", 0..100);
-    let running = world.start(&yaml, &registry).await;
+    let running = parking.start().await;
     running.until_idle(None).await.unwrap();
     running.scale("next", 2).await.unwrap();
     running.until_idle(None).await.unwrap();
-    let work = async || running.status().await[0].stage("work").unwrap().clone();
-    let released = work().await.released;
-
-    broken.store(false, Ordering::Relaxed);
-    let loaded = world.load(&yaml, &registry);
-    let env = brigade::connector::ConnectorEnv { state: world.state.clone() };
-    let connector = registry.connector_of("embedded").unwrap();
-    let admin = connector.admin(&loaded.queues["keyed"].spec, &env).await.unwrap();
-    assert_eq!(admin.release(None).await.unwrap(), 1);
-    eventually("all is handled", async || work().await.acked == 100).await;
-    assert_eq!(work().await.released, released, "nothing was given back");
-    running.drain().await;
-    assert_eq!(world.numbers("out").len(), 100);
+    parking.release_once(running).await;
 }
 
 #[tokio::test]

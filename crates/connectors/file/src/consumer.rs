@@ -267,9 +267,9 @@ impl FileConsumer {
             }
             let (space, value) = (Arc::clone(&self.space), progress.position.encode().into());
             ops.push(StoreOp::Put { space, key, value });
-            let replaced = progress.position.replaces.clone();
-            let space = || Arc::clone(&self.space);
-            ops.extend(replaced.map(|key| StoreOp::Delete { space: space(), key }));
+            if let Some(key) = progress.position.replaces.clone() {
+                ops.push(StoreOp::Delete { space: Arc::clone(&self.space), key });
+            }
         }
         (changed.into_iter().collect(), ops)
     }

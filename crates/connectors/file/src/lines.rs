@@ -176,7 +176,15 @@ impl<R: Read> Records for Lines<R> {
     }
 
     fn is_ready(&self) -> bool {
-        memchr(&self.buffer[self.searched..]).is_some()
+        let mut rest = &self.buffer[..];
+        while let Some(at) = memchr(rest) {
+            // Empty lines are passed over: behind them more may have to be waited for.
+            if !matches!(&rest[..at], b"" | b"\r") {
+                return true;
+            }
+            rest = &rest[at + 1..];
+        }
+        false
     }
 }
 
@@ -289,6 +297,17 @@ mod tests {
         lines.unfinished = true;
         assert_eq!(lines.next().unwrap().unwrap().truncated.unwrap().bytes, 200);
         assert_eq!(lines.next().unwrap(), None);
+    }
+
+    #[test]
+    fn behind_empty_lines_no_record_is_ready() {
+        let parts = [&b"a\n\n\r\n"[..], b"\nb\n\nc"].map(<[u8]>::to_vec);
+        let mut lines = Lines::new(Growing(parts.into()), 0, 100);
+        assert_eq!(lines.next().unwrap().unwrap().bytes, "a");
+        assert!(!lines.is_ready(), "what comes next was not read");
+        assert_eq!(lines.next().unwrap().unwrap().bytes, "b");
+        assert!(!lines.is_ready(), "it may go on");
+        assert_eq!(lines.next().unwrap().unwrap().bytes, "c");
     }
 
     #[test]
