@@ -112,6 +112,17 @@ pub(crate) fn number(incoming: &Incoming) -> u64 {
     digits.parse().expect("it was put with a number")
 }
 
+/// Asks for messages. A connection that breaks meanwhile is no answer: the runtime asks again, too.
+pub(crate) async fn consume(consumer: &Arc<dyn Consumer>, want: Want) -> Vec<Incoming> {
+    loop {
+        match consumer.consume(want).await {
+            Ok(taken) => return taken,
+            Err(error) => assert!(error.is_transient(), "the queue cannot be read: {error}"),
+        }
+        tokio::task::yield_now().await;
+    }
+}
+
 /// Takes at least one message; it has to come.
 pub(crate) async fn take(consumer: &Arc<dyn Consumer>, max: usize) -> VecDeque<Incoming> {
     take_wanted(consumer, Want { messages: max, bytes: usize::MAX }).await
@@ -119,8 +130,8 @@ pub(crate) async fn take(consumer: &Arc<dyn Consumer>, max: usize) -> VecDeque<I
 
 /// The same, with a bound for the bytes.
 pub(crate) async fn take_wanted(consumer: &Arc<dyn Consumer>, want: Want) -> VecDeque<Incoming> {
-    let taken = tokio::time::timeout(PATIENCE, consumer.consume(want)).await;
-    let taken = taken.expect("a message comes").expect("the queue can be read");
+    let taken = tokio::time::timeout(PATIENCE, consume(consumer, want)).await;
+    let taken = taken.expect("a message comes");
     assert!(taken.len() <= want.messages, "not more than is wanted");
     let before_the_last = taken.iter().rev().skip(1).map(|incoming| incoming.message.size());
     assert!(before_the_last.sum::<usize>() <= want.bytes, "not more bytes than are wanted");
@@ -141,8 +152,7 @@ pub(crate) async fn take_all(consumer: &Arc<dyn Consumer>, n: usize) -> Vec<Inco
 /// Nothing more comes, or the end does.
 pub(crate) async fn expect_nothing(consumer: &Arc<dyn Consumer>) {
     let want = Want { messages: 10, bytes: usize::MAX };
-    if let Ok(taken) = tokio::time::timeout(QUIET, consumer.consume(want)).await {
-        let taken = taken.expect("the queue can be read");
+    if let Ok(taken) = tokio::time::timeout(QUIET, consume(consumer, want)).await {
         assert!(taken.is_empty(), "nothing is left, but there came {taken:?}");
     }
 }

@@ -41,7 +41,9 @@ pub(crate) fn run() -> anyhow::Result<()> {
         check(&path, &text, &mut wrong);
         functions(&path, &text, &mut wrong);
     }
-    arrows(&mut wrong)?;
+    let packages = packages()?;
+    arrows(&packages, &mut wrong);
+    servers(&packages, &mut wrong)?;
     ensure!(wrong.is_empty(), "the tree breaks its rules:\n{}", wrong.join("\n"));
     Ok(())
 }
@@ -53,15 +55,40 @@ fn rust_files() -> anyhow::Result<Vec<PathBuf>> {
     Ok(names.lines().map(PathBuf::from).filter(|path| path.exists()).collect())
 }
 
-/// Which crate knows which.
-fn arrows(wrong: &mut Vec<String>) -> anyhow::Result<()> {
+/// The project's own packages.
+fn packages() -> anyhow::Result<Vec<Value>> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let mut metadata = Command::new(cargo);
     let asked = metadata.args(["metadata", "--no-deps", "--format-version", "1"]).output();
     let metadata: Value = serde_json::from_slice(&asked.context("cargo cannot be run")?.stdout)?;
-    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
-    let name = |value: &Value| value["name"].as_str().unwrap_or_default().to_owned();
-    for package in list(&metadata["packages"]).iter().filter(|package| name(package) != "brigade") {
+    Ok(list(&metadata["packages"]))
+}
+
+fn list(value: &Value) -> Vec<Value> {
+    value.as_array().cloned().unwrap_or_default()
+}
+
+fn name(value: &Value) -> String {
+    value["name"].as_str().unwrap_or_default().to_owned()
+}
+
+/// Tests that need a server are not run where nobody asks for it.
+fn servers(packages: &[Value], wrong: &mut Vec<String>) -> anyhow::Result<()> {
+    for target in packages.iter().flat_map(|package| list(&package["targets"])) {
+        let path = target["src_path"].as_str().unwrap_or_default();
+        if target["kind"][0] == "test"
+            && list(&target["required-features"]).is_empty()
+            && std::fs::read_to_string(path)?.contains("servers::")
+        {
+            wrong.push(format!("{path}: a server is started without a feature that asks for it"));
+        }
+    }
+    Ok(())
+}
+
+/// Which crate knows which.
+fn arrows(packages: &[Value], wrong: &mut Vec<String>) {
+    for package in packages.iter().filter(|package| name(package) != "brigade") {
         let package_name = name(package);
         let allowed = ARROWS.iter().find(|(of, _)| *of == package_name);
         let allowed = allowed.map_or(&["brigade-core"][..], |(_, allowed)| *allowed);
@@ -73,7 +100,6 @@ fn arrows(wrong: &mut Vec<String>) -> anyhow::Result<()> {
             }
         }
     }
-    Ok(())
 }
 
 /// How long functions are, by the indentation that rustfmt gives them.

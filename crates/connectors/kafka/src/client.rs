@@ -1,8 +1,11 @@
 //! What all clients share: their logs, and how their errors are told.
 
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use brigade_core::connector::ConnectorError;
+use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::ConsumerContext;
@@ -10,6 +13,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::ProducerContext;
 use rdkafka::types::RDKafkaErrorCode as Code;
+use serde::Deserialize;
 
 use crate::settings::Site;
 
@@ -25,6 +29,48 @@ pub(crate) fn log(site: &Site, level: RDKafkaLogLevel, facility: &str, text: &st
         | RDKafkaLogLevel::Error
         | RDKafkaLogLevel::Warning => tracing::debug!(%queue, facility, "librdkafka: {text}"),
         _ => tracing::trace!(%queue, facility, "librdkafka: {text}"),
+    }
+}
+
+/// How often a client tells of itself, and by which property.
+const STATISTICS: (&str, &str) = ("statistics.interval.ms", "5000");
+
+/// Notices that a client knows no broker any more. librdkafka forgets the brokers that a cluster does not
+/// name, and one whose brokers are all fenced for a moment names none (a single broker that was suspended
+/// and goes on): then the client has nobody to ask, and stays so.
+#[derive(Debug, Default)]
+pub(crate) struct Recollection {
+    is_gone: AtomicBool,
+}
+
+/// What is read of a client's statistics.
+#[derive(Deserialize)]
+struct Statistics {
+    brokers: HashMap<String, Broker>,
+}
+
+#[derive(Deserialize)]
+struct Broker {
+    /// `logical` is what stands for whichever broker has a task, `internal` is none.
+    source: String,
+}
+
+impl Recollection {
+    /// Lets a client tell of itself, if the file does not say otherwise.
+    pub(crate) fn ask(config: &mut ClientConfig) {
+        let (name, value) = STATISTICS;
+        if config.get(name).is_none() {
+            config.set(name, value);
+        }
+    }
+
+    /// Takes in what a client tells; says whether it knows nobody for the second time in a row. Once may
+    /// be between forgetting its brokers and beginning anew with `bootstrap.servers`.
+    pub(crate) fn fails(&self, statistics: &[u8]) -> bool {
+        let knows = |broker: &Broker| ["learned", "configured"].contains(&&*broker.source);
+        let is_gone = serde_json::from_slice(statistics)
+            .is_ok_and(|told: Statistics| !told.brokers.values().any(knows));
+        self.is_gone.swap(is_gone, Ordering::Relaxed) && is_gone
     }
 }
 
@@ -142,5 +188,30 @@ fn advice(code: RDKafkaErrorCode) -> &'static str {
              and `group.max.session.timeout.ms`"
         }
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_knows_nobody_twice_has_forgotten_its_brokers() {
+        let told = |sources: &[&str]| {
+            let broker = |(n, source): (usize, &&str)| {
+                format!("\"b{n}\": {{ \"nodeid\": {n}, \"source\": \"{source}\" }}")
+            };
+            let brokers: Vec<String> = sources.iter().enumerate().map(broker).collect();
+            format!("{{ \"ts\": 1, \"brokers\": {{ {} }} }}", brokers.join(", ")).into_bytes()
+        };
+        let recollection = Recollection::default();
+        let nobody = told(&["logical", "internal"]);
+        for somebody in [told(&["logical", "learned"]), told(&["configured"]), b"?".to_vec()] {
+            assert!(!recollection.fails(&nobody));
+            assert!(!recollection.fails(&somebody), "somebody is known, or nothing is");
+        }
+        assert!(!recollection.fails(&nobody));
+        assert!(recollection.fails(&nobody));
+        assert!(recollection.fails(&told(&[])));
     }
 }

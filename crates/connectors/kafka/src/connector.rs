@@ -9,7 +9,7 @@ use rdkafka::ClientConfig;
 use serde_json::Value;
 
 use crate::admin::{GroupSettings, TopicAdmin};
-use crate::client::explain;
+use crate::client::{Recollection, explain};
 use crate::consumer::{KafkaConsumer, Reading, blocking};
 use crate::lag::Lagging;
 use crate::poll::{Client, Membership, Shared, Watch};
@@ -81,7 +81,7 @@ impl Connector for Kafka {
         let settings = Settings::of(queue)?;
         let site = Site::new(queue, &settings, Role::Consumer);
         let group = settings.group(queue, reader);
-        let config = settings.member(queue, reader);
+        let mut config = settings.member(queue, reader);
         let asker = ask(&site, config.clone()).await?;
         make(&settings, &settings.topic(queue), &site).await?;
         let names = settings.retry_names(queue, reader);
@@ -97,6 +97,7 @@ impl Connector for Kafka {
             asker.know(&site, &topics)?;
             let all = [&topics[..], &retry_topics].concat();
             let lagging = Lagging::new(site.clone(), topics, retry_topics, config.clone());
+            Recollection::ask(&mut config);
             let (cluster, from_end) = (asker.cluster, settings.begins_at_end());
             let of = Membership { cluster, group, topics: all, in_transactions, from_end };
             let shared = Shared::new(site, of, &settings);

@@ -18,7 +18,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::Notify;
 
 use crate::assignment::{Arrival, Assignment, Commit, Place};
-use crate::client::{explain, log};
+use crate::client::{Recollection, explain, log};
 use crate::lag::ends;
 use crate::metadata::SPAN_MAX;
 use crate::record::CopyHeaders;
@@ -64,6 +64,7 @@ pub(crate) struct Shared {
     resting: Mutex<Vec<Place>>,
     /// When the thread was last heard of, and when a record last came.
     beats: Mutex<Beats>,
+    recollection: Recollection,
 }
 
 /// What a consumer is a member of.
@@ -111,6 +112,7 @@ impl Shared {
             paused: AtomicBool::new(false),
             resting: Mutex::default(),
             beats: Mutex::new(Beats { polled: Instant::now(), came: Instant::now() }),
+            recollection: Recollection::default(),
         })
     }
 
@@ -387,6 +389,13 @@ impl ClientContext for Watch {
             self.0.tell(explain(&self.0.site, "the connection has trouble", &error));
         }
     }
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        if self.0.recollection.fails(statistics) {
+            let what = "the client knows no broker any more: the cluster named none for a moment";
+            self.0.tell(ConnectorError::stalled(self.0.site.told(what)));
+        }
+    }
 }
 
 impl ConsumerContext for Watch {
@@ -423,9 +432,10 @@ pub(crate) fn places_of(list: &TopicPartitionList) -> Vec<Place> {
 
 impl Watch {
     /// Reads what is resolved of the new partitions, beyond what is committed. Waits for as long as
-    /// the broker does not say: without it, messages would be handled again.
+    /// the broker does not say: without it, messages would be handled again. As nothing else of the
+    /// client is heard meanwhile, it may have to be opened again.
     fn assigned(&self, client: &Client, list: &TopicPartitionList) {
-        let shared = &self.0;
+        let (shared, begun) = (&self.0, Instant::now());
         let committed = loop {
             if shared.stopping() {
                 return;
@@ -433,8 +443,11 @@ impl Watch {
             match shared.committed(client, list) {
                 Ok(committed) => break committed,
                 Err(error) => {
-                    let doing = "cannot read the group's commits";
-                    shared.tell(explain(&shared.site, doing, &error));
+                    let told = explain(&shared.site, "cannot read the group's commits", &error);
+                    shared.tell(match begun.elapsed() < shared.stall_after {
+                        true => told,
+                        false => ConnectorError::stalled(told.to_string()),
+                    });
                     shared.beat(true);
                     std::thread::sleep(AGAIN);
                 }

@@ -13,10 +13,10 @@ use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
 use rdkafka::message::DeliveryResult;
-use rdkafka::producer::{Producer as _, ProducerContext, ThreadedProducer};
-use tokio::sync::{Notify, RwLock};
+use rdkafka::producer::{Producer as _, ProducerContext, PurgeConfig, ThreadedProducer};
+use tokio::sync::{Notify, RwLock, watch};
 
-use crate::client::{explain, log};
+use crate::client::{Recollection, explain, log};
 use crate::consumer::blocking;
 use crate::record::{partition, record};
 use crate::settings::{FEATURES, Site};
@@ -32,7 +32,7 @@ const FULL: Duration = Duration::from_millis(2);
 
 /// Puts messages on a topic; confirmed is what the broker's delivery report confirms.
 pub(crate) struct KafkaProducer {
-    client: Arc<ThreadedProducer<Reports>>,
+    link: Arc<Link>,
     site: Site,
     topic: Arc<str>,
     partitions: AtomicI32,
@@ -41,10 +41,22 @@ pub(crate) struct KafkaProducer {
     alone: Arc<RwLock<()>>,
 }
 
+type Client = ThreadedProducer<Reports>;
+
+/// The client of the producers of one or several topics; made anew when it knows no broker any more.
+struct Link {
+    site: Site,
+    config: ClientConfig,
+    client: Mutex<Arc<Client>>,
+}
+
 /// Hears delivery reports.
 pub(crate) struct Reports {
     site: Site,
     told: Mutex<Option<Instant>>,
+    recollection: Recollection,
+    /// Whether the client knows no broker any more.
+    is_lost: watch::Sender<bool>,
 }
 
 /// A batch that waits for its reports.
@@ -67,7 +79,45 @@ pub(crate) struct Ticket {
     at: usize,
 }
 
+impl Link {
+    fn open(site: Site, mut config: ClientConfig) -> Result<Self, ConnectorError> {
+        always(&mut config);
+        Recollection::ask(&mut config);
+        let client = Mutex::new(Self::make(&site, &config)?);
+        Ok(Self { site, config, client })
+    }
+
+    fn make(site: &Site, config: &ClientConfig) -> Result<Arc<Client>, ConnectorError> {
+        let made = config.create_with_context(Reports::new(site.clone()));
+        let made = made.map_err(|error| explain(site, "the producer cannot be made", &error))?;
+        Ok(Arc::new(made))
+    }
+
+    fn client(&self) -> Result<Arc<Client>, ConnectorError> {
+        let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        if client.context().is_lost() {
+            *client = Self::make(&self.site, &self.config)?;
+        }
+        Ok(Arc::clone(&client))
+    }
+}
+
 impl Reports {
+    fn new(site: Site) -> Self {
+        let (told, recollection) = (Mutex::default(), Recollection::default());
+        Self { site, told, recollection, is_lost: watch::Sender::new(false) }
+    }
+
+    fn is_lost(&self) -> bool {
+        *self.is_lost.borrow()
+    }
+
+    /// Ends when the client knows no broker any more.
+    async fn lost(&self) {
+        // The sender is this: it is not gone before.
+        let _ = self.is_lost.subscribe().wait_for(|is_lost| *is_lost).await;
+    }
+
     /// Whether it was not told just now: the client repeats itself twenty times a second.
     fn may_tell(&self) -> bool {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
@@ -93,6 +143,15 @@ impl ClientContext for Reports {
                 tracing::warn!(%queue, %error, reason, "the producer has no broker");
             }
             _ => tracing::debug!(%queue, %error, reason, "the client met an error"),
+        }
+    }
+
+    fn stats_raw(&self, statistics: &[u8]) {
+        if self.recollection.fails(statistics) && !self.is_lost.send_replace(true) {
+            tracing::warn!(
+                queue = %self.site.queue,
+                "the client knows no broker any more, as the cluster named none for a moment: another is made"
+            );
         }
     }
 }
@@ -170,29 +229,24 @@ impl KafkaProducer {
     pub(crate) fn open(
         site: Site,
         topic: &str,
-        mut config: ClientConfig,
+        config: ClientConfig,
     ) -> Result<Self, ConnectorError> {
-        always(&mut config);
-        let client =
-            config.create_with_context(Reports { site: site.clone(), told: Mutex::default() });
-        let client =
-            client.map_err(|error| explain(&site, "the producer cannot be made", &error))?;
+        let link = Arc::new(Link::open(site.clone(), config)?);
         let (partitions, closed) = (AtomicI32::new(0), AtomicBool::new(false));
-        let (client, topic, alone) = (Arc::new(client), topic.into(), Arc::default());
-        Ok(Self { client, site, topic, partitions, closed, alone })
+        Ok(Self { link, site, topic: topic.into(), partitions, closed, alone: Arc::default() })
     }
 
     /// The same client, for another topic.
     pub(crate) fn for_topic(&self, topic: &str) -> Self {
         let (partitions, closed) = (AtomicI32::new(0), AtomicBool::new(false));
-        let (client, site) = (Arc::clone(&self.client), self.site.clone());
+        let (link, site) = (Arc::clone(&self.link), self.site.clone());
         let alone = Arc::clone(&self.alone);
-        Self { client, site, topic: topic.into(), partitions, closed, alone }
+        Self { link, site, topic: topic.into(), partitions, closed, alone }
     }
 
     /// Refuses a topic that is not there. Keeps how many partitions it has.
     pub(crate) async fn look(&self) -> Result<i32, ConnectorError> {
-        let (client, topic) = (Arc::clone(&self.client), Arc::clone(&self.topic));
+        let (client, topic) = (self.link.client()?, Arc::clone(&self.topic));
         let asked = blocking(move || client.client().fetch_metadata(Some(&topic), ASK)).await?;
         let doing = "cannot reach the broker";
         let metadata = asked.map_err(|error| explain(&self.site, doing, &error))?;
@@ -227,16 +281,16 @@ impl KafkaProducer {
     }
 
     /// Gives one record to the client; waits for as long as its buffers are full.
-    async fn send(&self, outgoing: &Outgoing, batch: &Arc<Batch>, at: usize) {
+    async fn send(&self, client: &Client, outgoing: &Outgoing, batch: &Arc<Batch>, at: usize) {
         let mut ticket = Box::new(Ticket { batch: Arc::clone(batch), at });
         loop {
             // Not held over the wait: records hold pointers.
-            let refused = match self.client.send(record(&self.topic, &outgoing.message, ticket)) {
+            let refused = match client.send(record(&self.topic, &outgoing.message, ticket)) {
                 Ok(()) => return,
                 Err((error, back)) => (error, back.delivery_opaque),
             };
             match refused.0.rdkafka_error_code() {
-                Some(Code::QueueFull) => ticket = refused.1,
+                Some(Code::QueueFull) if !client.context().is_lost() => ticket = refused.1,
                 _ => return batch.set(at, Report::Is(failed(&self.site, &refused.0))),
             }
             tokio::time::sleep(FULL).await;
@@ -248,14 +302,21 @@ impl KafkaProducer {
         &self,
         records: impl ExactSizeIterator<Item = &Outgoing>,
     ) -> Result<Vec<Report>, ConnectorError> {
-        let batch = Batch::new(records.len());
+        let (batch, client) = (Batch::new(records.len()), self.link.client()?);
         for (at, one) in records.enumerate() {
             match self.refuse(one).await? {
                 Some(rejected) => batch.set(at, Report::Is(Produced::Rejected(rejected))),
-                None => self.send(one, &batch, at).await,
+                None => self.send(&client, one, &batch, at).await,
             }
         }
-        Ok(batch.all().await)
+        tokio::select! {
+            reports = batch.all() => Ok(reports),
+            // What it did not put it would report when the messages time out, in minutes.
+            () = client.context().lost() => {
+                client.purge(PurgeConfig::default().queue().inflight());
+                Ok(batch.all().await)
+            }
+        }
     }
 
     /// The broker refuses whole requests. Which of the records in them it means is found by halves: what
@@ -322,7 +383,7 @@ impl Producer for KafkaProducer {
         let reports = self.put(outgoing.iter()).await?;
         drop(together);
         let outcomes = self.settle_suspects(outgoing, reports).await?;
-        match self.client.client().fatal_error() {
+        match self.link.client()?.client().fatal_error() {
             Some((code, why)) => Err(ConnectorError::permanent(
                 self.site.told(format!("the producer cannot go on: {code}: {why}")),
             )),
@@ -349,7 +410,7 @@ impl Producer for KafkaProducer {
     }
 
     async fn flush(&self) -> Result<(), ConnectorError> {
-        let client = Arc::clone(&self.client);
+        let client = self.link.client()?;
         let flushed = blocking(move || client.flush(FLUSH)).await?;
         flushed.map_err(|error| explain(&self.site, "cannot flush", &error))
     }

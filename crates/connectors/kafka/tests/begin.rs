@@ -12,24 +12,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use brigade_core::connector::{
-    Connector as _, ConnectorError, Consumer, Incoming, Outgoing, Produced, Want,
-};
+use brigade_core::connector::{Connector as _, Consumer, Incoming, Outgoing, Produced, Want};
 use brigade_core::{Message, MessageId};
 use brigade_kafka::Kafka as Connector;
 use brigade_testkit::servers::Kafka;
-use common::{PATIENCE, ack, consumer, env, number, producer, put, queue, take, with};
-
-/// A broker that has just started, or a topic that was just made, may not be ready.
-async fn patiently<T>(ask: impl AsyncFn() -> Result<T, ConnectorError>) -> T {
-    let begun = Instant::now();
-    loop {
-        match ask().await {
-            Ok(answer) => return answer,
-            Err(error) => assert!(error.is_transient() && begun.elapsed() < PATIENCE, "{error}"),
-        }
-    }
-}
+use common::{PATIENCE, ack, consumer, env, number, patiently, producer, put, queue, take, with};
 
 /// Takes exactly so many; they have to come.
 async fn take_all(consumer: &Arc<dyn Consumer>, n: usize) -> Vec<Incoming> {

@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "not every test needs all of it")]
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use brigade_core::Message;
 use brigade_core::connector::{
@@ -89,11 +89,25 @@ pub(crate) async fn put(producer: &Arc<dyn Producer>, numbers: std::ops::Range<u
     }
 }
 
-/// What comes within a moment.
+/// A broker that has just started, or a topic that was just made, may not be ready.
+pub(crate) async fn patiently<T>(ask: impl AsyncFn() -> Result<T, ConnectorError>) -> T {
+    let begun = Instant::now();
+    loop {
+        match ask().await {
+            Ok(answer) => return answer,
+            Err(error) => assert!(error.is_transient() && begun.elapsed() < PATIENCE, "{error}"),
+        }
+    }
+}
+
+/// What comes within a moment. A connection that breaks meanwhile is mended.
 pub(crate) async fn take(consumer: &Arc<dyn Consumer>, max: usize) -> Vec<Incoming> {
     let want = Want { messages: max, bytes: usize::MAX };
     let taken = tokio::time::timeout(Duration::from_millis(200), consumer.consume(want)).await;
-    taken.unwrap_or(Ok(Vec::new())).unwrap()
+    match taken.unwrap_or(Ok(Vec::new())) {
+        Err(error) if error.is_transient() => Vec::new(),
+        taken => taken.unwrap(),
+    }
 }
 
 pub(crate) async fn ack(consumer: &Arc<dyn Consumer>, taken: &[Incoming]) -> usize {
