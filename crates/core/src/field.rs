@@ -1,8 +1,11 @@
 //! Field paths: where in a JSON payload a key or an event time stands.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
+use jiff::civil::date;
+use jiff::fmt::temporal::Pieces;
 use serde_json::Value;
 
 use crate::Timestamp;
@@ -42,7 +45,8 @@ impl FieldPath {
         }
     }
 
-    /// What stands there as a time: milliseconds since 1970, or RFC 3339 with a zone.
+    /// What stands there as a time: milliseconds since 1970 (a whole number), or RFC 3339 with a zone, of
+    /// which what is finer than a millisecond is left out.
     ///
     /// ```
     /// use brigade_core::{Timestamp, field::FieldPath};
@@ -54,14 +58,38 @@ impl FieldPath {
     /// ```
     pub fn time(&self, payload: &Value) -> Option<Timestamp> {
         match self.find(payload)? {
-            Value::Number(ms) => ms.as_i64().map(Timestamp),
-            Value::String(text) => {
-                let time: jiff::Timestamp = text.parse().ok()?;
-                Some(Timestamp(time.as_millisecond()))
-            }
+            Value::Number(ms) => ms.as_i64().or_else(|| whole(ms.as_f64()?)).map(Timestamp),
+            Value::String(text) => rfc_3339(text),
             _ => None,
         }
     }
+}
+
+/// A number that is only written as a fraction, as `1.0`.
+fn whole(number: f64) -> Option<i64> {
+    /// Below this every whole number has its own float.
+    const EXACT: f64 = (1_u64 << 53) as f64;
+    #[expect(clippy::cast_possible_truncation, reason = "it is whole and small enough")]
+    (number.fract() == 0.0 && number.abs() < EXACT).then_some(number as i64)
+}
+
+/// A time, also one that is too far away to be told apart in time zones: the end of the year 9999 is often
+/// written for never.
+fn rfc_3339(text: &str) -> Option<Timestamp> {
+    /// So many digits of a fraction are read.
+    const DIGITS: usize = 9;
+    let (before, after) = text.split_once('.').unwrap_or((text, ""));
+    let digits = after.bytes().take_while(u8::is_ascii_digit).count();
+    let cut = match digits > DIGITS {
+        true => Cow::Owned(format!("{before}.{}{}", &after[..DIGITS], &after[digits..])),
+        false => Cow::Borrowed(text),
+    };
+    let pieces = Pieces::parse(&*cut).ok()?;
+    let offset = pieces.to_numeric_offset()?;
+    let local = pieces.date().to_datetime(pieces.time()?);
+    let since = local.duration_since(date(1970, 1, 1).at(0, 0, 0, 0));
+    let ms = since.as_nanos().div_euclid(1_000_000) - i128::from(offset.seconds()) * 1000;
+    i64::try_from(ms).ok().map(Timestamp)
 }
 
 impl FromStr for FieldPath {
@@ -79,5 +107,58 @@ impl FromStr for FieldPath {
 impl fmt::Display for FieldPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.join("."))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn time(at: &Value) -> Option<i64> {
+        let path: FieldPath = "at".parse().expect("it is a path");
+        path.time(&json!({ "at": at })).map(|time| time.0)
+    }
+
+    #[test]
+    fn times_are_read_however_they_are_written() {
+        let second = [
+            json!(1000),
+            json!(1000.0),
+            json!("1970-01-01T00:00:01Z"),
+            json!("1970-01-01t00:00:01z"),
+            json!("1970-01-01T01:00:01+01:00"),
+            json!("1969-12-31T23:30:01.0009-00:30"),
+            json!("1970-01-01T00:00:01.000000000000000009Z"),
+        ];
+        for at in second {
+            assert_eq!(time(&at), Some(1000), "{at}");
+        }
+        assert_eq!(time(&json!("9999-12-31T23:59:59.999Z")), Some(253_402_300_799_999));
+        assert_eq!(time(&json!("9999-12-31T23:59:59-12:00")), Some(253_402_343_999_000));
+        assert_eq!(time(&json!("1969-12-31T23:59:59.9999Z")), Some(-1), "no later than it is");
+        assert_eq!(time(&json!(-5)), Some(-5));
+    }
+
+    #[test]
+    fn what_is_no_time_is_none() {
+        let none = [
+            json!(1000.5),
+            json!(1e300),
+            json!("1970-01-01"),
+            json!("1970-01-01T00:00:01"),
+            json!("12:00:00Z"),
+            json!("1970-13-01T00:00:01Z"),
+            json!("1970-01-01T00:00:01.Z"),
+            json!(""),
+            json!("."),
+            json!("é.é"),
+            json!(true),
+            json!(null),
+        ];
+        for at in none {
+            assert_eq!(time(&at), None, "{at}");
+        }
     }
 }

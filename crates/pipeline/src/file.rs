@@ -151,7 +151,8 @@ pub struct QueueKeys {
     #[serde(default)]
     pub key: Option<String>,
     /// Where a message's event time stands in its payload: milliseconds since 1970, or RFC 3339. It goes
-    /// before the one that the message has already.
+    /// before the one that the message has already; where nothing stands that can be read as a time, that
+    /// one stays.
     #[serde(default)]
     pub event_time: Option<String>,
     /// What is asked of the queue.
