@@ -449,8 +449,23 @@ fn a_second_signal_aborts() {
     wait_for("cannot settle");
     signal(child.id());
     wait_for("draining");
+    // Not the first once more.
+    std::thread::park_timeout(std::time::Duration::from_millis(300));
     signal(child.id());
     assert_eq!(child.wait().unwrap().code(), Some(5));
+}
+
+/// Who stops a program may tell it and its process group.
+#[test]
+fn a_signal_that_comes_twice_at_once_drains() {
+    let place = Place::new("p.yaml", ENDLESS);
+    let mut command = place.command(&["run", "p.yaml"]);
+    let child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    wait_for_lines(&place, "out.jsonl", 1);
+    let both = "kill -INT $0; kill -TERM $0";
+    let sent = Command::new("sh").args(["-c", both, &child.id().to_string()]).status();
+    assert!(sent.unwrap().success());
+    ended(&child.wait_with_output().unwrap(), 0);
 }
 
 #[test]

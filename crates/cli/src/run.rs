@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use brigade_core::Period;
 use brigade_pipeline::{MetricNames, Topology};
@@ -250,12 +250,21 @@ fn unaccounted(stage: &StageStatus) -> i128 {
     i128::from(stage.received) - outcomes.into_iter().map(i128::from).sum::<i128>()
 }
 
+/// What comes so soon after the first signal is the same one: who stops a program may tell it and its
+/// process group, as `timeout` does.
+const SAME_SIGNAL: Duration = Duration::from_millis(200);
+
 /// Signals as messages: the first drains, the second aborts.
 fn signals() -> anyhow::Result<mpsc::UnboundedReceiver<i32>> {
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     let (sender, receiver) = mpsc::unbounded_channel();
     std::thread::Builder::new().name("brigade-signals".to_owned()).spawn(move || {
+        let mut first: Option<Instant> = None;
         for signal in signals.forever() {
+            if first.is_some_and(|at| at.elapsed() < SAME_SIGNAL) {
+                continue;
+            }
+            first.get_or_insert_with(Instant::now);
             if sender.send(signal).is_err() {
                 return;
             }
