@@ -12,9 +12,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
+use async_trait::async_trait;
+use brigade::connector::{
+    Connector, ConnectorEnv, ConnectorError, Consumer, Lag, QueueSpec, Reader,
+};
 use brigade::prelude::*;
 use brigade::{Message, Pipeline, Registry, Timestamp};
-use brigade_testkit::{Fault, Trial, TrialSetup, paused};
+use brigade_memory::Memory;
+use brigade_testkit::{Fault, Like, LikeConnector, LikeConsumer, Trial, TrialSetup, paused};
 use common::{World, eventually};
 use tokio::time::Instant;
 
@@ -268,5 +273,63 @@ fn with_order_by_key_no_more_is_taken_than_workers_do_soon() {
         let setup = setup.fault("first", 1..=1000, Fault::Slow(Duration::from_millis(20)));
         let (trial, _) = took(setup, 1000).await;
         assert_eq!(trial.outputs("out").len(), 1000);
+    });
+}
+
+/// Queues that never say how much waits in them.
+struct Silent(Memory);
+
+#[async_trait]
+impl LikeConnector for Silent {
+    fn inner(&self) -> &dyn Connector {
+        &self.0
+    }
+
+    fn type_name(&self) -> &'static str {
+        "silent"
+    }
+
+    async fn consumer(
+        &self,
+        queue: &QueueSpec,
+        reader: &Reader,
+        env: &ConnectorEnv,
+    ) -> Result<Arc<dyn Consumer>, ConnectorError> {
+        Ok(Arc::new(Like(SaysNothing(self.0.consumer(queue, reader, env).await?))))
+    }
+}
+
+struct SaysNothing(Arc<dyn Consumer>);
+
+#[async_trait]
+impl LikeConsumer for SaysNothing {
+    fn inner(&self) -> &dyn Consumer {
+        &*self.0
+    }
+
+    async fn lag(&self) -> Result<Lag, ConnectorError> {
+        std::future::pending().await
+    }
+}
+
+/// Each time somebody reads the metrics.
+#[test]
+fn queues_that_do_not_answer_keep_nobody_waiting_for_the_others() {
+    let yaml = "
+queues: { a: { type: silent }, b: { type: silent }, c: { type: memory } }
+stages:
+  one: { component: log, input: { queues: [a, b, c] } }
+";
+    paused(async {
+        let world = World::new();
+        let registry = world.registry().connector(Arc::new(Like(Silent(world.memory.clone()))));
+        let running = world.start(yaml, &registry).await;
+        eventually("it runs", async || running.is_ready().await).await;
+        let begun = Instant::now();
+        let depths = running.watcher().depths().await;
+        let told: Vec<&str> = depths.iter().map(|depth| &*depth.queue).collect();
+        assert!(told.contains(&"c") && !told.contains(&"a"), "{told:?}");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        running.stop(None).await;
     });
 }

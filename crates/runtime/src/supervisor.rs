@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use brigade_core::connector::Producer;
+use futures_util::future::join_all;
 use tokio::sync::oneshot;
 use tokio::task::LocalSet;
 
@@ -263,11 +264,8 @@ impl Watcher {
 
     /// How much waits in the queues that the stages here read.
     pub async fn depths(&self) -> Vec<QueueDepth> {
-        let mut all = Vec::new();
-        for tree in &self.trees {
-            all.extend(tree.ask(Command::Depths).await.unwrap_or_default());
-        }
-        all
+        let depths = self.trees.iter().map(|tree| tree.ask(Command::Depths));
+        join_all(depths).await.into_iter().flatten().flatten().collect()
     }
 }
 

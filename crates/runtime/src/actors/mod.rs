@@ -15,6 +15,7 @@ pub(crate) use consumer::{Consumer, ConsumerSite, Control, Mode};
 pub(crate) use desk::Desk;
 pub(crate) use producer::{Outlet, Producer, one_for_each, only_of_the_batch};
 pub(crate) use settler::{Ahead, Settler};
+pub(crate) use tries::Told;
 pub(crate) use worker::{Work, Worker};
 
 /// Stop, now; what is held is given back.

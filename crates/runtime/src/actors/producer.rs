@@ -13,7 +13,7 @@ use brigade_core::state::StoreId;
 use tokio::sync::oneshot;
 
 use super::settler::Settler;
-use super::tries::Tries;
+use super::tries::{Told, Tries};
 use super::{Crash, Halt};
 use crate::plan::QueuePlan;
 use crate::tree::Exit;
@@ -26,6 +26,7 @@ pub(crate) struct Outlet {
     addr: ArcSwapOption<Addr<Producer>>,
     /// No actor is to be there any more.
     closed: AtomicBool,
+    told: Told,
 }
 
 /// A batch to be put on the queue.
@@ -49,7 +50,7 @@ impl Outlet {
     pub(crate) fn new(queue: Arc<QueuePlan>, producer: Arc<dyn ConnectorProducer>) -> Arc<Self> {
         let store = producer.store();
         let (addr, closed) = (ArcSwapOption::empty(), AtomicBool::new(false));
-        Arc::new(Self { queue, producer, store, addr, closed })
+        Arc::new(Self { queue, producer, store, addr, closed, told: Told::default() })
     }
 
     /// Puts a batch on the queue, for as long as it takes; only what is not confirmed is sent
@@ -148,7 +149,7 @@ impl Outlet {
         if !error.is_transient() {
             return Err(format!("cannot produce on queue `{queue}`: {error}"));
         }
-        if tries.is_to_be_told() {
+        if self.told.is_due() {
             tracing::warn!(%stage, %queue, %error, "the queue takes nothing; waiting");
         }
         tries.wait(settler).await;

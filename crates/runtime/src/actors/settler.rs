@@ -16,7 +16,7 @@ use brigade_core::{Cause, CauseKind};
 
 use super::producer::Outlet;
 use super::settlement::{Outcome, Output, Settlement};
-use super::tries::Tries;
+use super::tries::{Told, Tries};
 use crate::events::EventSender;
 use crate::plan::{QueuePlan, StagePlan};
 use crate::stats::Blocked;
@@ -34,6 +34,7 @@ pub(crate) struct Settler {
     pub(crate) ahead: Ahead,
     /// Of its settlements those that wait for a store or a queue that takes nothing.
     pub(crate) blocked: Blocked,
+    pub(crate) told: Told,
 }
 
 /// How many messages have been counted as what they became, and not yet told of as settled.
@@ -334,7 +335,7 @@ impl Settler {
         if !error.is_transient() {
             return Err(SettleError(format!("cannot settle messages of queue `{queue}`: {error}")));
         }
-        if tries.is_to_be_told() {
+        if self.told.is_due() {
             tracing::warn!(stage = %stage.name, %queue, %error, "cannot settle; trying again");
         }
         tries.wait(self).await;

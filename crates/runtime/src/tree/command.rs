@@ -4,18 +4,20 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
-use futures_util::future::OptionFuture;
+use futures_util::future::{OptionFuture, join_all};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Tree;
-use super::line::Line;
+use super::line::{ConsumerEntry, Line};
 use super::start::StartFailure;
 use crate::actors::Mode;
 use crate::status::{PipelineStatus, QueueDepth, StageState, Stopped};
 
 /// How often it is looked whether a stage that is to be scaled has resolved what it has in flight.
 const LOOK: Duration = Duration::from_millis(2);
+/// How long a queue may take to say how much waits in it: whoever reads the metrics does not wait for long.
+const ASK: Duration = Duration::from_secs(4);
 
 /// A request, with the way for its answer.
 #[derive(Message)]
@@ -164,16 +166,19 @@ impl Tree {
         }
         let plan = Arc::clone(&self.plan);
         let ask = async move {
-            let mut depths = Vec::with_capacity(asked.len());
-            for ((stage, queue), entry) in asked {
-                let Ok(lag) = entry.consumer.lag().await else { continue };
-                depths.push(QueueDepth {
+            let plan = &plan;
+            let depth = |((stage, queue), entry): ((u16, u16), ConsumerEntry)| async move {
+                let lag = tokio::time::timeout(ASK, entry.consumer.lag()).await.ok()?.ok()?;
+                Some(QueueDepth {
                     pipeline: plan.pipeline.to_string(),
                     queue: plan.queues[usize::from(queue)].spec.name.to_string(),
                     stage: plan.stages[usize::from(stage)].name.to_string(),
                     lag,
-                });
-            }
+                })
+            };
+            // All at once: a server that does not answer keeps nobody waiting for the others.
+            let depths =
+                join_all(asked.into_iter().map(depth)).await.into_iter().flatten().collect();
             // Who asked may be gone.
             let _ = reply.send(depths);
         };

@@ -18,7 +18,7 @@ use tokio::sync::OnceCell;
 use super::start::{StartFailure, StartFailureKind};
 use super::{Report, Who};
 use crate::actors::{
-    Ahead, Consumer, ConsumerSite, Control, Crash, Mode, Outlet, Producer, Settler, Worker,
+    Ahead, Consumer, ConsumerSite, Control, Crash, Mode, Outlet, Producer, Settler, Told, Worker,
 };
 use crate::call::panic_text;
 use crate::events::EventSender;
@@ -346,6 +346,7 @@ impl Line {
             events: self.ground.events.clone(),
             ahead: Ahead::default(),
             blocked: Blocked::default(),
+            told: Told::default(),
         };
         let before = self.consumers.values().filter(|other| {
             let first = other.place.stage == place.stage && other.place.rank < place.rank;
