@@ -49,8 +49,12 @@ impl Run {
     }
 
     fn get(&self, path: &str) -> (u16, String) {
+        self.ask("GET", path)
+    }
+
+    fn ask(&self, method: &str, path: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(&self.address).unwrap();
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        write!(stream, "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).unwrap();
         let code = text.split(' ').nth(1).unwrap().parse().unwrap();
@@ -89,6 +93,9 @@ fn metrics_are_those_of_the_documentation_and_tell_what_happens() {
     let run = Run::start(YAML);
     assert_eq!(run.get("/health/live").0, 200);
     run.until("/health/ready", |code, _| code == 200);
+    for path in ["/health/live", "/health/ready"] {
+        assert_eq!(run.ask("HEAD", path), (200, String::new()), "{path}");
+    }
     let acked = "brigade_messages_acked_total{pipeline=\"watched\",stage=\"copy\"}";
     let text = run.until("/metrics", |_, body| value(body, acked) > 100.0);
     let dead = "brigade_dead_letters_total{pipeline=\"watched\",stage=\"sort\",cause=\"rejected\"}";

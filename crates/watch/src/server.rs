@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use actix_web::dev::ServerHandle;
-use actix_web::{App, HttpResponse, HttpServer, Responder, get, rt, web};
+use actix_web::{App, HttpResponse, HttpServer, Responder, get, routes, rt, web};
 use brigade_pipeline::MetricNames as Names;
 use brigade_runtime::{StageState, Watcher};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -156,12 +156,16 @@ fn without_own(text: &str) -> String {
     text.lines().filter(own).flat_map(|line| [line, "\n"]).collect()
 }
 
+#[routes]
 #[get("/health/live")]
+#[head("/health/live")]
 async fn live() -> impl Responder {
     HttpResponse::Ok().body("live\n")
 }
 
+#[routes]
 #[get("/health/ready")]
+#[head("/health/ready")]
 async fn is_ready(site: web::Data<Site>) -> impl Responder {
     if site.watcher.is_ready().await {
         return HttpResponse::Ok().body("ready\n");
