@@ -2,13 +2,11 @@
 
 use std::collections::VecDeque;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use actix::prelude::*;
-use arc_swap::ArcSwapOption;
 use brigade_core::DeadLetter;
 use brigade_core::books::Page;
 use brigade_core::connector::{
@@ -21,10 +19,10 @@ use brigade_core::order::shard;
 use brigade_core::retry::doubled;
 use futures_util::future::{LocalBoxFuture, OptionFuture};
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 
 use super::Crash;
+use super::control::{Control, Mode};
 use super::settler::{SettleError, Settled, Settler};
 use crate::plan::{QueuePlace, QueuePlan, StagePlan};
 use crate::pool::{CHUNK_MAX, Pool, Port};
@@ -45,106 +43,6 @@ const SETTLEMENTS_MAX: usize = 2;
 const LAST_SETTLEMENTS: Duration = Duration::from_secs(2);
 /// Back-off after a consumer could not be asked.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
-
-/// What a consumer is to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mode {
-    /// Pull.
-    Running,
-    /// Do not pull; resolve what is in flight.
-    Paused,
-    /// Give up what is in flight, and end.
-    Stopping,
-}
-
-/// What others may see and say of a consumer, whatever actor is behind it.
-pub(crate) struct Control {
-    mode: Mutex<Mode>,
-    /// How often the mode was set, and the last of these that the actor has acted on.
-    asked: AtomicU64,
-    heard: AtomicU64,
-    pub(crate) notify: Arc<Notify>,
-    pub(crate) in_flight: AtomicUsize,
-    /// A finite queue was read to its end.
-    pub(crate) ended: AtomicBool,
-    /// The consumer waits for more: nothing was there when it last asked.
-    pub(crate) waiting: AtomicBool,
-    /// The consumers that wait for this one to wait.
-    followers: Mutex<Vec<Arc<Notify>>>,
-    page: Mutex<Page>,
-    /// It has ended, and given back what it held.
-    pub(crate) stopped: AtomicBool,
-    addr: ArcSwapOption<Addr<Consumer>>,
-}
-
-impl Control {
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self {
-            mode: Mutex::new(Mode::Running),
-            asked: AtomicU64::new(0),
-            heard: AtomicU64::new(0),
-            notify: Arc::new(Notify::new()),
-            in_flight: AtomicUsize::new(0),
-            ended: AtomicBool::new(false),
-            waiting: AtomicBool::new(false),
-            followers: Mutex::default(),
-            page: Mutex::default(),
-            stopped: AtomicBool::new(false),
-            addr: ArcSwapOption::empty(),
-        })
-    }
-
-    pub(crate) fn set(&self, mode: Mode) {
-        *self.mode.lock().unwrap_or_else(PoisonError::into_inner) = mode;
-        self.asked.fetch_add(1, Release);
-        self.notify.notify_one();
-    }
-
-    /// How much is in flight, by an actor that has acted on the last mode; `None` if it has not yet.
-    pub(crate) fn unresolved(&self) -> Option<usize> {
-        if !self.is_up() {
-            return Some(0);
-        }
-        let heard = self.heard.load(Acquire) == self.asked.load(Acquire);
-        heard.then(|| self.in_flight.load(Relaxed))
-    }
-
-    /// Nothing is there to be taken, or something is again.
-    fn set_waiting(&self, waiting: bool) {
-        let before = self.waiting.swap(waiting, Relaxed);
-        if waiting && !before {
-            let followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
-            followers.iter().for_each(|follower| follower.notify_one());
-        }
-    }
-
-    /// Tells `follower` whenever nothing is there to be taken.
-    fn follow(&self, follower: &Arc<Notify>) {
-        let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
-        if !followers.iter().any(|known| Arc::ptr_eq(known, follower)) {
-            followers.push(Arc::clone(follower));
-        }
-    }
-
-    /// The books of the consumer: what came from the queue, what was settled, what is in flight.
-    pub(crate) fn page(&self) -> Page {
-        *self.page.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether an actor is behind it.
-    pub(crate) fn is_up(&self) -> bool {
-        self.addr.load().as_ref().is_some_and(|addr| addr.connected())
-    }
-
-    /// Kills the actor, as if by a defect of ours.
-    pub(crate) fn crash(&self) -> bool {
-        self.addr.load().as_ref().is_some_and(|addr| addr.try_send(Crash).is_ok())
-    }
-
-    pub(crate) fn mode(&self) -> Mode {
-        *self.mode.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// Everything a consumer actor works with.
 pub(crate) struct ConsumerSite {
@@ -341,7 +239,7 @@ impl PullLoop {
     fn close_page(&self) {
         let held = self.flights.roots() as u64;
         let page = Page { came: self.came, went: self.outcomes, held };
-        *self.site.control.page.lock().unwrap_or_else(PoisonError::into_inner) = page;
+        self.site.control.set_page(page);
     }
 
     /// Takes over what was resolved since the last time.
@@ -593,6 +491,6 @@ impl Drop for PullLoop {
         let counted = self.site.settler.ahead.take();
         self.site.stage.stats.released.add(self.flights.roots().saturating_sub(counted));
         self.site.control.in_flight.store(0, Relaxed);
-        *self.site.control.page.lock().unwrap_or_else(PoisonError::into_inner) = Page::default();
+        self.site.control.set_page(Page::default());
     }
 }

@@ -2,6 +2,7 @@
 
 mod blocking;
 mod consumer;
+mod control;
 mod desk;
 mod producer;
 mod settlement;
@@ -11,7 +12,8 @@ mod worker;
 
 use actix::Message;
 
-pub(crate) use consumer::{Consumer, ConsumerSite, Control, Mode};
+pub(crate) use consumer::{Consumer, ConsumerSite};
+pub(crate) use control::{Control, Mode};
 pub(crate) use desk::Desk;
 pub(crate) use producer::{Outlet, Producer, one_for_each, only_of_the_batch};
 pub(crate) use settler::{Ahead, Settler};

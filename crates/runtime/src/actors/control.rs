@@ -1,0 +1,117 @@
+//! What others may see of a consumer and say to it, whatever actor is behind it.
+
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use actix::Addr;
+use arc_swap::ArcSwapOption;
+use brigade_core::books::Page;
+use tokio::sync::Notify;
+
+use super::Crash;
+use super::consumer::Consumer;
+
+/// What a consumer is to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// Pull.
+    Running,
+    /// Do not pull; resolve what is in flight.
+    Paused,
+    /// Give up what is in flight, and end.
+    Stopping,
+}
+
+/// What others may see and say of a consumer, whatever actor is behind it.
+pub(crate) struct Control {
+    mode: Mutex<Mode>,
+    /// How often the mode was set, and the last of these that the actor has acted on.
+    pub(super) asked: AtomicU64,
+    pub(super) heard: AtomicU64,
+    pub(crate) notify: Arc<Notify>,
+    pub(crate) in_flight: AtomicUsize,
+    /// A finite queue was read to its end.
+    pub(crate) ended: AtomicBool,
+    /// The consumer waits for more: nothing was there when it last asked.
+    pub(crate) waiting: AtomicBool,
+    /// The consumers that wait for this one to wait.
+    followers: Mutex<Vec<Arc<Notify>>>,
+    page: Mutex<Page>,
+    /// It has ended, and given back what it held.
+    pub(crate) stopped: AtomicBool,
+    pub(super) addr: ArcSwapOption<Addr<Consumer>>,
+}
+
+impl Control {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self {
+            mode: Mutex::new(Mode::Running),
+            asked: AtomicU64::new(0),
+            heard: AtomicU64::new(0),
+            notify: Arc::new(Notify::new()),
+            in_flight: AtomicUsize::new(0),
+            ended: AtomicBool::new(false),
+            waiting: AtomicBool::new(false),
+            followers: Mutex::default(),
+            page: Mutex::default(),
+            stopped: AtomicBool::new(false),
+            addr: ArcSwapOption::empty(),
+        })
+    }
+
+    pub(crate) fn set(&self, mode: Mode) {
+        *self.mode.lock().unwrap_or_else(PoisonError::into_inner) = mode;
+        self.asked.fetch_add(1, Release);
+        self.notify.notify_one();
+    }
+
+    /// How much is in flight, by an actor that has acted on the last mode; `None` if it has not yet.
+    pub(crate) fn unresolved(&self) -> Option<usize> {
+        if !self.is_up() {
+            return Some(0);
+        }
+        let heard = self.heard.load(Acquire) == self.asked.load(Acquire);
+        heard.then(|| self.in_flight.load(Relaxed))
+    }
+
+    /// Nothing is there to be taken, or something is again.
+    pub(super) fn set_waiting(&self, waiting: bool) {
+        let before = self.waiting.swap(waiting, Relaxed);
+        if waiting && !before {
+            let followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
+            followers.iter().for_each(|follower| follower.notify_one());
+        }
+    }
+
+    /// Tells `follower` whenever nothing is there to be taken.
+    pub(super) fn follow(&self, follower: &Arc<Notify>) {
+        let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
+        if !followers.iter().any(|known| Arc::ptr_eq(known, follower)) {
+            followers.push(Arc::clone(follower));
+        }
+    }
+
+    /// The books of the consumer: what came from the queue, what was settled, what is in flight.
+    pub(crate) fn page(&self) -> Page {
+        *self.page.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_page(&self, page: Page) {
+        *self.page.lock().unwrap_or_else(PoisonError::into_inner) = page;
+    }
+
+    /// Whether an actor is behind it.
+    pub(crate) fn is_up(&self) -> bool {
+        self.addr.load().as_ref().is_some_and(|addr| addr.connected())
+    }
+
+    /// Kills the actor, as if by a defect of ours.
+    pub(crate) fn crash(&self) -> bool {
+        self.addr.load().as_ref().is_some_and(|addr| addr.try_send(Crash).is_ok())
+    }
+
+    pub(crate) fn mode(&self) -> Mode {
+        *self.mode.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
