@@ -182,6 +182,36 @@ stages:
     });
 }
 
+/// A message is settled when what it became over a direct edge is resolved: an earlier one after a later
+/// one, or, where an output is held up, in one settlement with it.
+#[test]
+fn over_a_direct_edge_an_earlier_write_to_the_state_does_not_go_over_a_later_one() {
+    let last = async |n: u64, cx: &Context| -> Result<Emit, Failure> {
+        Ok(match n {
+            0 => Emit::to("out", n),
+            10_000 => Emit::bytes_to("out", cx.load_state("last").await?.unwrap_or_default()),
+            _ => Emit::to("hold", n).put_state("last", n.to_string()),
+        })
+    };
+    let hold = async |_: u64| Ok::<_, Failure>(Emit::none());
+    let registry = brigade::registry().component("last", last).component("hold", hold);
+    let yaml = "queues: { in: { type: memory }, out: { type: memory } }
+stages:
+  first: { component: last, input: in, outputs: [out], workers: 1 }
+  hold: { component: hold, input: first, workers: 2 }
+";
+    for outage in [0..=0, 1..=15] {
+        paused(async {
+            let setup = of(yaml, &registry).outage("out", outage.clone());
+            let setup = setup.fault("hold", 1..=1, Fault::Slow(Duration::from_secs(1)));
+            let (trial, _) = took(setup, 3).await;
+            trial.send("in", numbered(10_000..10_001));
+            trial.settle().await.unwrap();
+            assert_eq!(trial.outputs("out")[1].payload.as_deref(), Some(&b"2"[..]), "{outage:?}");
+        });
+    }
+}
+
 #[test]
 fn a_stop_waits_for_its_deadline() {
     let never = async |number: u64| {

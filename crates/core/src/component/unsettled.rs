@@ -57,6 +57,20 @@ impl Unsettled {
 }
 
 impl Written {
+    /// Those of its writes that are still to be stored, each with the number of its message: the greater,
+    /// the later it was handled. What a later message has stored is not to be written over.
+    pub fn waiting(&self) -> impl Iterator<Item = (u64, &StateWrite)> {
+        self.seen.iter().flat_map(|(unsettled, number, _)| {
+            let shared = unsettled.lock();
+            let waits = |write: &&StateWrite| {
+                let values = shared.values.get(&write.key);
+                values.is_some_and(|values| values.iter().any(|(of, _)| of == number))
+            };
+            let waiting: Vec<&StateWrite> = self.writes.iter().filter(waits).collect();
+            waiting.into_iter().map(|write| (*number, write))
+        })
+    }
+
     /// The state has it now, and with it what was written to these keys before it, though whoever did
     /// that, another consumer perhaps, has not said so yet.
     pub fn stored(&self) {
@@ -141,8 +155,11 @@ mod tests {
         let unsettled = Unsettled::default();
         let first = unsettled.show(vec![write("a", Some("1"))]);
         let second = unsettled.show(vec![write("a", Some("2"))]);
+        let waits = |written: &Written| written.waiting().count();
+        assert_eq!((waits(&first), waits(&second)), (1, 1));
         second.stored();
         assert_eq!(unsettled.get("a"), None, "the state has the second");
+        assert_eq!((waits(&first), waits(&second)), (0, 0), "it may not be written over");
         drop(first);
         assert!(unsettled.lock().values.is_empty());
     }

@@ -15,7 +15,7 @@ use brigade_core::{DeadLetter, Message, MessageId};
 
 use super::settler::Settler;
 use crate::clock::now;
-use crate::plan::{QueuePlace, StagePlan};
+use crate::plan::QueuePlace;
 
 /// A batch of messages on its way to be acked or given back.
 #[derive(Default)]
@@ -43,7 +43,6 @@ pub(super) struct Parent {
 /// A message that is done with.
 pub(super) struct Unit {
     pub(super) receipt: Receipt,
-    pub(super) writes: Vec<StoreOp>,
     pub(super) outcome: Outcome,
     /// The places among the parents of what it was in each stage.
     parents: Range<usize>,
@@ -105,39 +104,23 @@ impl Settlement {
         } else {
             Outcome::Acked
         };
-        let (mut writes, first) = (Vec::new(), parents.len());
+        let first = parents.len();
         for mut made in end.done {
-            self.add_made(receipt, &mut made, parents.len(), &mut writes, settler);
+            let parent = Some(parents.len());
+            let outputs = made.outputs.drain(..);
+            self.outputs.extend(outputs.map(|(queue, outgoing)| Output {
+                receipt,
+                queue,
+                outgoing,
+                parent,
+            }));
             parents.push(Parent { made, refused: Cell::new(false) });
         }
         for given_up in end.given_up {
             self.outputs.push(settler.letter_of(receipt, *given_up));
         }
         let parents = first..parents.len();
-        self.units.push(Unit { receipt, writes, outcome, parents });
-    }
-
-    fn add_made(
-        &mut self,
-        receipt: Receipt,
-        made: &mut Made,
-        parent: usize,
-        writes: &mut Vec<StoreOp>,
-        settler: &Settler,
-    ) {
-        let stage: &StagePlan = settler.stage(made.stage);
-        let parent = Some(parent);
-        for (queue, outgoing) in made.outputs.drain(..) {
-            self.outputs.push(Output { receipt, queue, outgoing, parent });
-        }
-        let space = &stage.context.state_space;
-        writes.extend(made.written.writes.drain(..).map(|write| {
-            let (space, key) = (Arc::clone(space), write.key);
-            match write.value {
-                Some(value) => StoreOp::Put { space, key, value },
-                None => StoreOp::Delete { space, key },
-            }
-        }));
+        self.units.push(Unit { receipt, outcome, parents });
     }
 
     /// Leaves the first `n` units, with their outputs, and answers with the rest.
@@ -183,6 +166,27 @@ impl Settlement {
     pub(super) fn forget(&mut self, fenced: &[Receipt]) {
         self.units.retain(|unit| !fenced.contains(&unit.receipt));
         self.outputs.retain(|output| !fenced.contains(&output.receipt));
+    }
+
+    /// What is to be written to the states of its stages, in the order in which the messages were handled:
+    /// with direct edges they finish in another. What was stored meanwhile by one that was handled later
+    /// stays.
+    pub(super) fn writes(&self, settler: &Settler) -> Vec<StoreOp> {
+        let parents = self.units.iter().flat_map(|unit| &self.parents[unit.parents.clone()]);
+        let writes = parents.flat_map(|parent| {
+            let space = &settler.stage(parent.made.stage).context.state_space;
+            parent.made.written.waiting().map(move |(number, write)| {
+                let (space, key) = (Arc::clone(space), write.key.clone());
+                let op = match write.value.clone() {
+                    Some(value) => StoreOp::Put { space, key, value },
+                    None => StoreOp::Delete { space, key },
+                };
+                (number, op)
+            })
+        });
+        let mut writes: Vec<(u64, StoreOp)> = writes.collect();
+        writes.sort_by_key(|(number, _)| *number);
+        writes.into_iter().map(|(_, op)| op).collect()
     }
 
     /// What its messages wrote to the state is stored: the state tells it from now on.

@@ -11,7 +11,7 @@ use brigade_core::connector::{
 };
 use brigade_core::delivery::{GivenUp, Slot};
 use brigade_core::flight::{Finished, Since};
-use brigade_core::state::{StateStore, StoreOp};
+use brigade_core::state::StateStore;
 use brigade_core::{Cause, CauseKind};
 
 use super::producer::Outlet;
@@ -76,8 +76,8 @@ pub(crate) struct Settled {
 
 /// How one try to ack went.
 enum Try {
-    /// These receipts did not stand.
-    Acked(Vec<Receipt>),
+    /// These receipts did not stand; then, if the acks were together with something else, nothing was done.
+    Acked { fenced: Vec<Receipt>, together: bool },
     /// Outputs were refused and have become dead letters: begin again.
     Refused,
 }
@@ -105,7 +105,7 @@ impl Settler {
         let mut outcomes = failed.len();
         if !settlement.units.is_empty() {
             self.produce_elsewhere(&mut settlement).await?;
-            self.write_elsewhere(&mut settlement).await?;
+            self.write_elsewhere(&settlement).await?;
             outcomes += self.ack(settlement).await?;
         }
         if !failed.is_empty() {
@@ -153,13 +153,11 @@ impl Settler {
     }
 
     /// Writes the stages' own state first where it does not share the consumer's store.
-    async fn write_elsewhere(&self, settlement: &mut Settlement) -> Result<(), SettleError> {
+    async fn write_elsewhere(&self, settlement: &Settlement) -> Result<(), SettleError> {
         if self.consumer.store() == Some(self.state.store_id()) {
             return Ok(());
         }
-        let units = settlement.units.iter_mut();
-        let writes: Vec<StoreOp> =
-            units.flat_map(|unit| std::mem::take(&mut unit.writes)).collect();
+        let writes = settlement.writes(self);
         let mut tries = Tries::default();
         while !writes.is_empty() {
             match self.state.commit(writes.clone()).await {
@@ -199,12 +197,10 @@ impl Settler {
     /// as soon as it is one: what was left out stays so when the rest has to be tried again.
     async fn ack_part(&self, part: &mut Settlement, outcomes: &mut usize) -> Result<(), TryError> {
         while !part.units.is_empty() {
-            let with_ops =
-                !part.outputs.is_empty() || part.units.iter().any(|unit| !unit.writes.is_empty());
             match self.try_ack(part).await? {
                 // What became of the refused goes first too, if it goes elsewhere.
                 Try::Refused => self.produce_elsewhere(part).await?,
-                Try::Acked(fenced) => {
+                Try::Acked { fenced, together } => {
                     part.forget(&fenced);
                     if !fenced.is_empty() {
                         *outcomes += fenced.len();
@@ -215,7 +211,7 @@ impl Settler {
                             "leases were lost before the ack: these messages are handled again"
                         );
                     }
-                    if fenced.is_empty() || !with_ops {
+                    if fenced.is_empty() || !together {
                         break;
                     }
                 }
@@ -229,8 +225,7 @@ impl Settler {
 
     /// Acks once, with all outputs and writes that share the consumer's store.
     async fn try_ack(&self, settlement: &mut Settlement) -> Result<Try, TryError> {
-        let units = settlement.units.iter();
-        let mut ops: Vec<StoreOp> = units.flat_map(|unit| unit.writes.iter().cloned()).collect();
+        let mut ops = settlement.writes(self);
         let mut holds: Vec<Box<dyn Hold>> = Vec::new();
         for outlet in &self.outlets {
             let places = settlement.places(outlet.queue.index);
@@ -266,7 +261,7 @@ impl Settler {
         if fenced.is_empty() || !together {
             holds.into_iter().for_each(|hold| hold.commit());
         }
-        Ok(Try::Acked(fenced))
+        Ok(Try::Acked { fenced, together })
     }
 
     /// An output was refused for good: its message becomes a dead letter. What else the message
