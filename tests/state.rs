@@ -9,11 +9,14 @@
 mod common;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 
 use brigade::prelude::*;
 use brigade::state::StateStore as _;
 use brigade::{Message, MessageId};
-use common::World;
+use common::{World, eventually};
+use tokio::sync::Semaphore;
 
 /// Counts by key: reads its state, adds one, writes it.
 #[derive(Clone)]
@@ -86,4 +89,66 @@ stages:
         assert_eq!(kept, [2, 3, 4].map(|n| (run * 10 + n).to_string()));
     }
     assert_eq!(world.memory.messages("test", "out").len(), 10);
+}
+
+/// A consumer died while calls were under way. What they answer is nobody's: a message that is handed out
+/// again sees nothing of it, and what was not called yet is not called for the dead.
+#[tokio::test]
+async fn what_a_consumer_that_died_had_handed_out_is_not_seen_in_the_state() {
+    const MESSAGES: usize = 12;
+    let world = World::new();
+    let directory = tempfile::tempdir().unwrap();
+    let lines: String =
+        (0..MESSAGES).map(|n| format!("{{\"key\":\"k{n}\",\"n\":{n}}}\n")).collect();
+    std::fs::write(directory.path().join("in.jsonl"), lines).unwrap();
+    let calls = Arc::new(Mutex::new([0_u32; MESSAGES]));
+    // Of the first message, and of the others: closed when those that were called first may answer.
+    let gates = Arc::new([Semaphore::new(0), Semaphore::new(0)]);
+    let died = Arc::new(AtomicBool::new(false));
+    let (called, held, over) = (Arc::clone(&calls), Arc::clone(&gates), Arc::clone(&died));
+    let count = async move |row: serde_json::Value, cx: &Context| -> Result<Emit, Failure> {
+        let n = usize::try_from(row["n"].as_u64().unwrap()).unwrap();
+        let known = cx.load_state(&format!("k{n}")).await?;
+        let known: u64 = known.map_or(Ok(0), |bytes| serde_json::from_slice(&bytes))?;
+        called.lock().unwrap()[n] += 1;
+        if !over.load(Relaxed) {
+            held[n.min(1)].acquire().await.unwrap_err();
+        }
+        Ok(Emit::none().put_state(format!("k{n}"), (known + 1).to_string()))
+    };
+    let registry = world.registry().component("count", count);
+    let yaml = format!(
+        "
+restart: {{ min: 1ms, max: 1ms }}
+queues: {{ in: {{ type: file, path: {}, key: key }} }}
+stages:
+  count: {{ component: count, input: in, order: key, workers: 4 }}
+",
+        directory.path().join("in.jsonl").display()
+    );
+    let running = world.start(&yaml, &registry).await;
+    let received = async || running.status().await[0].stage("count").unwrap().received;
+    eventually("all are handed out", async || received().await == MESSAGES as u64).await;
+    eventually("the workers are in calls", async || {
+        let calls = calls.lock().unwrap();
+        calls[0] == 1 && calls.iter().sum::<u32>() == 4
+    })
+    .await;
+    let in_calls = *calls.lock().unwrap();
+    died.store(true, Relaxed);
+    running.crash("count", "consumer").await.unwrap();
+    eventually("all are handed out again", async || received().await == 2 * MESSAGES as u64).await;
+    gates[0].close();
+    let stored = async || world.state.load("component/test/count", "k0").await.unwrap();
+    eventually("the first is stored", async || stored().await.is_some()).await;
+    assert_eq!(stored().await.unwrap(), "1");
+    gates[1].close();
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    for n in 0..MESSAGES {
+        let stored = world.state.load("component/test/count", &format!("k{n}")).await.unwrap();
+        assert_eq!(stored.unwrap(), "1", "k{n}");
+    }
+    let expected = in_calls.map(|calls| calls + 1);
+    assert_eq!(*calls.lock().unwrap(), expected, "each in a call, and each once again");
 }

@@ -7,7 +7,7 @@
 use std::cell::Cell;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -156,6 +156,8 @@ pub struct Resolved {
 pub struct Origin {
     /// What the consumer has not taken yet.
     resolved: Mutex<Vec<Resolved>>,
+    /// Nobody will take it any more; set under the lock.
+    closed: AtomicBool,
     handed_out: HandedOut,
     locate: Locate,
     wake: Box<dyn Fn() + Send + Sync>,
@@ -196,7 +198,8 @@ impl Origin {
         locate: Locate,
         wake: impl Fn() + Send + Sync + 'static,
     ) -> Arc<Self> {
-        Arc::new(Self { resolved: Mutex::default(), handed_out, locate, wake: Box::new(wake) })
+        let (resolved, closed) = (Mutex::default(), AtomicBool::new(false));
+        Arc::new(Self { resolved, closed, handed_out, locate, wake: Box::new(wake) })
     }
 
     /// So many messages are handed out.
@@ -216,6 +219,17 @@ impl Origin {
         std::mem::swap(&mut *self.lock(), into);
     }
 
+    /// The consumer's life is over: what becomes of its messages from now on is dropped at once, and with
+    /// it what they wrote, since another life hands them out again.
+    pub fn close(&self) {
+        let mut resolved = self.lock();
+        self.closed.store(true, Ordering::Relaxed);
+        let left = std::mem::take(&mut *resolved);
+        // Outside of the lock, as it may hold anything.
+        drop(resolved);
+        drop(left);
+    }
+
     /// Calls `wake`, for what else the consumer has to be told.
     pub fn wake(&self) {
         (self.wake)();
@@ -224,6 +238,11 @@ impl Origin {
     fn resolve(&self, slot: Slot, resolution: Resolution) {
         ENDED_HERE.set(ENDED_HERE.get().wrapping_add(1));
         let mut resolved = self.lock();
+        if self.closed.load(Ordering::Relaxed) {
+            // Outside of the lock, as it may hold anything.
+            drop(resolved);
+            return drop(resolution);
+        }
         resolved.push(Resolved { slot, resolution });
         let first = resolved.len() == 1;
         drop(resolved);
@@ -317,6 +336,12 @@ impl Delivery {
         let guard = std::mem::take(&mut self.guard);
         let given_up = GivenUp { stage, delivery: self, cause, truncated };
         guard.resolve(Resolution::DeadLettered(Box::new(given_up)));
+    }
+
+    /// Whether its consumer's life is over, so that it is handed out again and nobody takes what becomes
+    /// of it here.
+    pub fn is_deserted(&self) -> bool {
+        self.guard.origin.as_ref().is_some_and(|origin| origin.closed.load(Ordering::Relaxed))
     }
 
     /// The number of the last handing-over so far of its stage's consumers.
@@ -465,6 +490,30 @@ mod tests {
         }
         assert_eq!(taken(&origin).len(), 5);
         assert_eq!(wakes.load(Ordering::Relaxed), 1);
+    }
+
+    #[test]
+    fn what_nobody_will_take_is_dropped_at_once() {
+        let origin = Origin::new(HandedOut::default(), nowhere(), || {});
+        let unsettled = crate::component::Unsettled::default();
+        let mut handing_out = origin.hand_out(2);
+        let mut delivery = |slot| {
+            let (number, guard) = handing_out.next(Slot(slot));
+            Delivery::from(Parts { number, guard, ..Parts::default() })
+        };
+        let (before, after) = (delivery(0), delivery(1));
+        let show = |key: &str| {
+            unsettled.show(vec![crate::component::StateWrite { key: key.into(), value: None }])
+        };
+        before.done(0, Outputs::new(), show("before"), 0);
+        assert_eq!(unsettled.get("before"), Some(None));
+        assert!(!after.is_deserted());
+        origin.close();
+        assert_eq!(unsettled.get("before"), None);
+        assert!(after.is_deserted());
+        after.done(0, Outputs::new(), show("after"), 0);
+        assert_eq!(unsettled.get("after"), None);
+        assert!(taken(&origin).is_empty());
     }
 
     proptest! {

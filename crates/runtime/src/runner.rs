@@ -148,7 +148,13 @@ impl Runner {
     /// Checks whether the component may see a delivery.
     pub(crate) fn admit(&mut self, delivery: Delivery) -> Result<Delivery, Step> {
         let before = ended_here();
-        let admitted = self.site.admit(delivery);
+        let admitted = match delivery.is_deserted() {
+            true => {
+                delivery.resolve(Resolution::Released);
+                Err(Step::Resolved)
+            }
+            false => self.site.admit(delivery),
+        };
         self.went += ended_here() - before;
         admitted
     }

@@ -490,6 +490,7 @@ impl Drop for PullLoop {
     fn drop(&mut self) {
         let counted = self.site.settler.ahead.take();
         self.site.stage.stats.released.add(self.flights.roots().saturating_sub(counted));
+        self.origin.close();
         self.site.control.in_flight.store(0, Relaxed);
         self.site.control.set_page(Page::default());
     }
