@@ -213,6 +213,22 @@ stages:
 }
 
 #[test]
+fn by_priority_an_input_that_is_opened_again_holds_up_no_later_one() {
+    let yaml = "restart: { min: 1h, max: 1h }
+queues: { first: { type: memory }, then: { type: memory }, out: { type: memory } }
+stages:
+  pass: { component: pass, input: { queues: [first, then], priority: true }, outputs: [out] }
+";
+    paused(async {
+        let setup = of(yaml, &brigade::registry()).stall("first", 1..=1);
+        let trial = setup.start().await.unwrap();
+        trial.send("then", numbered(0..10));
+        assert!(!trial.settle_within(30 * MINUTE).await.unwrap(), "the first is not back yet");
+        assert_eq!(trial.outputs("out").len(), 10);
+    });
+}
+
+#[test]
 fn a_stop_waits_for_its_deadline() {
     let never = async |number: u64| {
         std::future::pending::<()>().await;

@@ -491,6 +491,8 @@ impl Drop for PullLoop {
         let counted = self.site.settler.ahead.take();
         self.site.stage.stats.released.add(self.flights.roots().saturating_sub(counted));
         self.origin.close();
+        // Until there is another in its place, it holds nobody up.
+        self.site.control.set_waiting(true);
         self.site.control.in_flight.store(0, Relaxed);
         self.site.control.set_page(Page::default());
     }
