@@ -18,6 +18,7 @@ use brigade::connector::{
     Connector, ConnectorEnv, ConnectorError, Consumer, Incoming, Lag, Outgoing, Produced, Producer,
     QueueSpec, Reader, Receipt, Want,
 };
+use brigade::state::StateStore as _;
 use brigade::{Failure, Memory, Pipeline, Registry, Running, StageState, StageStatus, Supervisor};
 use brigade_testkit::{Like, LikeConnector, LikeConsumer, LikeProducer, paused};
 use common::{World, eventually};
@@ -48,6 +49,11 @@ struct Will {
     /// Batches that the queue `slow` is taking, and those that it may have taken.
     taking: AtomicUsize,
     taken: Semaphore,
+    /// How often it was asked how much there is on it, and how often it may say what it found then.
+    looked: AtomicUsize,
+    told: Semaphore,
+    /// It gives nothing before this is closed.
+    giving: Semaphore,
 }
 
 impl Default for Will {
@@ -63,6 +69,9 @@ impl Default for Will {
             producers: Mutex::default(),
             taking: AtomicUsize::new(0),
             taken: Semaphore::new(0),
+            looked: AtomicUsize::new(0),
+            told: Semaphore::new(0),
+            giving: Semaphore::new(0),
         }
     }
 }
@@ -139,6 +148,10 @@ impl LikeConsumer for WilfulConsumer {
     async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
         match self.queue.as_str() {
             "gone" => Err(ConnectorError::transient("it gives nothing")),
+            "slow" => {
+                self.will.giving.acquire().await.unwrap_err();
+                self.inner.consume(want).await
+            }
             _ => self.inner.consume(want).await,
         }
     }
@@ -154,7 +167,14 @@ impl LikeConsumer for WilfulConsumer {
 
     async fn lag(&self) -> Result<Lag, ConnectorError> {
         self.will.asked.fetch_add(1, SeqCst);
-        self.inner.lag().await
+        let lag = self.inner.lag().await;
+        if self.queue == "slow" {
+            self.will.looked.fetch_add(1, SeqCst);
+            if let Ok(once) = self.will.told.acquire().await {
+                once.forget();
+            }
+        }
+        lag
     }
 
     async fn shutdown(&self) -> Result<(), ConnectorError> {
@@ -449,5 +469,70 @@ stages:
     wilful.put("in", 0..100);
     let running = World::new().start(yaml, &wilful.registry()).await;
     eventually("all are through", async || wilful.count("out") == 100).await;
+    running.drain().await;
+}
+
+#[tokio::test]
+async fn a_dead_letter_that_comes_where_it_was_looked_already_is_not_left_behind() {
+    let wilful = Wilful::default();
+    let refuse = |_: u64| Err::<Emit, _>(Failure::reject("no"));
+    let yaml = "
+queues: { in: { type: wilful }, slow: { type: wilful }, out: { type: wilful } }
+stages:
+  letters: { component: pass, input: slow, outputs: [out], workers: 1 }
+  work: { component: refuse, input: in, dead_letter: slow, workers: 1 }
+";
+    let registry = wilful.registry().component("refuse", refuse);
+    let running = World::new().start(yaml, &registry).await;
+    wilful.put("in", 0..1);
+    let will = &wilful.will;
+    eventually("its letter is on its way", async || will.taking.load(SeqCst) == 1).await;
+    let meanwhile = async {
+        eventually("it was looked for letters", async || will.looked.load(SeqCst) == 1).await;
+        will.taken.add_permits(1);
+        let work = async || running.status().await[0].stage("work").unwrap().clone();
+        let through = async || (work().await.dead_lettered, work().await.in_flight) == (1, 0);
+        eventually("the letter is there", through).await;
+        will.told.add_permits(1);
+        eventually("it is looked again", async || will.looked.load(SeqCst) == 2).await;
+        will.giving.close();
+        will.told.close();
+    };
+    let (idle, ()) = tokio::join!(running.until_idle(None), meanwhile);
+    idle.unwrap();
+    assert_eq!(wilful.count("out"), 1);
+    running.drain().await;
+}
+
+#[tokio::test]
+async fn no_stage_is_marked_as_finished_for_others_by_a_look_in_which_something_moved() {
+    let (wilful, world) = (Wilful::default(), World::new());
+    let take = |_: u64| Ok::<_, Failure>(Emit::none());
+    let yaml = "
+queues: { in: { type: wilful }, slow: { type: wilful } }
+stages:
+  first: { component: take, input: in, workers: 1 }
+  then: { component: take, input: slow, workers: 1 }
+";
+    let running = world.start(yaml, &wilful.registry().component("take", take)).await;
+    let will = &wilful.will;
+    let marks = async || {
+        let kept = world.state.scan("finished/test", "").await.unwrap();
+        kept.into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+    };
+    let meanwhile = async {
+        eventually("the first is seen", async || will.looked.load(SeqCst) == 1).await;
+        wilful.put("in", 0..1);
+        let filtered = async || running.status().await[0].stage("first").unwrap().filtered;
+        eventually("it moved", async || filtered().await == 1).await;
+        will.told.add_permits(1);
+        eventually("it is looked again", async || will.looked.load(SeqCst) == 2).await;
+        assert_eq!(marks().await, ["~run"]);
+        will.giving.close();
+        will.told.close();
+    };
+    let (idle, ()) = tokio::join!(running.until_idle(None), meanwhile);
+    idle.unwrap();
+    assert_eq!(marks().await, ["first", "then", "~run"]);
     running.drain().await;
 }

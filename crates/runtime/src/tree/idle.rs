@@ -80,15 +80,28 @@ impl Tree {
         let entries: Vec<ConsumerEntry> =
             self.lines.values().flat_map(|line| line.consumers().cloned()).collect();
         let look = async move {
-            let done = watch.look(&entries, started).await;
-            (done, watch)
+            let seen = watch.look(&entries, started).await;
+            (seen, watch)
         };
-        ctx.spawn(look.into_actor(self).map(move |(done, mut watch), tree, ctx| match done {
-            Ok(true) if tree.count() == count => watch.answer(Ok(())),
+        ctx.spawn(look.into_actor(self).map(move |(seen, mut watch), tree, ctx| match seen {
+            // What was seen at one queue after the other was so at one time.
+            Ok(Some(seen)) if tree.count() == count => tree.keep_what_is_finished(seen, watch, ctx),
             Ok(_) => {
                 ctx.run_later(LOOK, move |tree, ctx| tree.look_whether_idle(watch, ctx));
             }
             Err(error) => watch.answer(Err(error)),
+        }));
+    }
+
+    fn keep_what_is_finished(&mut self, seen: Seen, watch: Watch, ctx: &mut Context<Self>) {
+        let all = seen.finished.len() == self.plan.stages.len();
+        let keep = async move { (watch.marks.write(&seen).await, watch) };
+        ctx.spawn(keep.into_actor(self).map(move |(kept, mut watch), _, ctx| match kept {
+            Ok(()) if all => watch.answer(Ok(())),
+            Err(error) if !error.is_transient() => watch.answer(Err(error.to_string())),
+            _ => {
+                ctx.run_later(LOOK, move |tree, ctx| tree.look_whether_idle(watch, ctx));
+            }
         }));
     }
 
@@ -101,24 +114,34 @@ impl Tree {
     fn count(&self) -> u64 {
         let moved = self.plan.stages.iter().map(|stage| {
             let stats = &stage.stats;
-            stats.received.get() + stats.acked.get() + stats.filtered.get() + stats.calls.get()
+            let came = stats.received.get() + stats.calls.get();
+            let went = stats.acked.get() + stats.filtered.get() + stats.discarded.get();
+            came + went + stats.dead_lettered.get() + stats.requeued.get() + stats.released.get()
         });
         moved.sum()
     }
 }
 
+/// What one look has found.
+struct Seen {
+    /// The stages of this process that are finished, if nothing has moved meanwhile.
+    finished: BTreeSet<Arc<str>>,
+    /// Those that were marked before.
+    marked: BTreeSet<String>,
+}
+
 impl Watch {
-    /// Whether everything is finished; marks the stages that newly are.
-    async fn look(&mut self, entries: &[ConsumerEntry], started: bool) -> Result<bool, String> {
+    /// Looks at all queues; `None` when the state cannot be read now.
+    async fn look(&self, entries: &[ConsumerEntry], started: bool) -> Result<Option<Seen>, String> {
         // First the marks of others, then the queues: what they wrote before their mark is seen.
-        let others = match self.marks.read().await {
-            Ok(others) => others,
-            Err(error) => return not_yet(&error),
+        let marked = match self.marks.read().await {
+            Ok(marked) => marked,
+            Err(error) => return not_yet(&error).map(|_| None),
         };
         let mut idle = BTreeSet::new();
         for stage in &self.plan.stages {
             let own = entries.iter().filter(|entry| entry.stage == stage.index);
-            let mut own_idle = started || others.contains(&*stage.name);
+            let mut own_idle = started || marked.contains(&*stage.name);
             for entry in own {
                 own_idle = own_idle && self.is_idle(entry).await?;
             }
@@ -126,11 +149,7 @@ impl Watch {
                 idle.insert(Arc::clone(&stage.name));
             }
         }
-        let finished = self.finished(idle, &others);
-        match self.marks.write(&finished, &others).await {
-            Ok(()) => Ok(finished.len() == self.plan.stages.len()),
-            Err(error) => not_yet(&error),
-        }
+        Ok(Some(Seen { finished: self.finished(idle, &marked), marked }))
     }
 
     async fn is_idle(&self, entry: &ConsumerEntry) -> Result<bool, String> {
@@ -241,14 +260,10 @@ impl Marks {
         Ok(marked.map(|(name, _)| name).collect())
     }
 
-    /// Marks finished stages; `there` are those that are marked.
-    async fn write(
-        &self,
-        finished: &BTreeSet<Arc<str>>,
-        there: &BTreeSet<String>,
-    ) -> Result<(), ConnectorError> {
-        let fresh: Vec<&Arc<str>> =
-            finished.iter().filter(|stage| !there.contains(&***stage)).collect();
+    /// Marks the finished stages that are not marked yet.
+    async fn write(&self, seen: &Seen) -> Result<(), ConnectorError> {
+        let fresh = seen.finished.iter().filter(|stage| !seen.marked.contains(&***stage));
+        let fresh: Vec<&Arc<str>> = fresh.collect();
         if fresh.is_empty() {
             return Ok(());
         }
