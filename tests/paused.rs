@@ -229,6 +229,27 @@ stages:
 }
 
 #[test]
+fn all_consumers_of_a_stage_share_what_it_may_have_in_flight() {
+    let never = async |number: u64| {
+        std::future::pending::<()>().await;
+        Ok::<_, Failure>(Emit::value(number))
+    };
+    let registry = brigade::registry().component("never", never);
+    let yaml = "queues: { a: { type: memory }, b: { type: memory } }
+stages:
+  first: { component: never, input: [a, b], workers: 4, max_in_flight: { messages: 4 } }
+";
+    paused(async {
+        let trial = of(yaml, &registry).start().await.unwrap();
+        trial.send("a", numbered(0..100));
+        trial.send("b", numbered(100..200));
+        assert!(!trial.settle_within(MINUTE).await.unwrap());
+        assert_eq!(trial.status().await.stage("first").unwrap().in_flight, 4);
+        trial.stop(Duration::ZERO).await;
+    });
+}
+
+#[test]
 fn a_stop_waits_for_its_deadline() {
     let never = async |number: u64| {
         std::future::pending::<()>().await;

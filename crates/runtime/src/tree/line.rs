@@ -113,7 +113,7 @@ struct ConsumerPlace {
     lane: usize,
     /// Whether it deals to the workers of all lanes.
     alone: bool,
-    /// How many share the stage's credit.
+    /// It has one part in so many of the stage's credit.
     share: usize,
     /// Its place among the stage's inputs.
     rank: usize,
@@ -219,10 +219,17 @@ impl Line {
         for stage in &self.members {
             let plan = &self.ground.plan.stages[usize::from(*stage)];
             let lanes = self.lanes_of(*stage);
+            let kept = |queue: &&u16| {
+                let place = &self.ground.plan.queues[usize::from(**queue)].place;
+                matches!(place, QueuePlace::State)
+            };
+            // What is redriven comes besides: it is seldom there, and nothing is kept free for it.
+            let inputs = plan.inputs.iter().filter(|queue| !kept(queue)).count().max(1);
             for (rank, queue) in plan.inputs.iter().enumerate() {
                 let input = &self.ground.plan.queues[usize::from(*queue)];
-                let kept = matches!(input.place, QueuePlace::State);
+                let kept = kept(&queue);
                 let alone = !input.features.competing || kept || plan.order == Order::Queue;
+                let share = inputs * if alone && !kept { 1 } else { lanes.len() };
                 let lanes = if alone { &lanes[..1] } else { &lanes[..] };
                 places.extend(lanes.iter().map(|lane| ConsumerPlace {
                     who: Who::Consumer { stage: *stage, queue: *queue, lane: *lane },
@@ -230,7 +237,7 @@ impl Line {
                     queue: *queue,
                     lane: *lane,
                     alone,
-                    share: lanes.len(),
+                    share,
                     rank,
                 }));
             }
