@@ -8,9 +8,9 @@
 
 mod common;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use brigade::component::{Context, Emit};
@@ -44,6 +44,56 @@ stages:
         let before = last.insert(n % 10, n);
         assert!(before.is_none_or(|before| before < n), "{n} left after {before:?}");
     }
+}
+
+/// A file hands out what comes after a message of a key before that is resolved, unlike queues that keep a
+/// key busy.
+#[tokio::test]
+async fn by_key_nothing_goes_before_what_a_worker_had_when_it_died() {
+    const MESSAGES: usize = 20_000;
+    let world = World::new();
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("in.jsonl");
+    let line = |n: usize| format!("{{\"key\":\"k{}\",\"n\":{n}}}\n", n % 10);
+    std::fs::write(&path, (0..MESSAGES).map(line).collect::<String>()).unwrap();
+    let handled = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&handled);
+    let number = async move |row: serde_json::Value, _: &Context| {
+        count.fetch_add(1, Ordering::Relaxed);
+        tokio::task::yield_now().await;
+        Ok::<_, Failure>(Emit::value(row["n"].clone()))
+    };
+    let registry = world.registry().component("number", number);
+    let yaml = format!(
+        "
+restart: {{ min: 1ms, max: 1ms, max_restarts: 1000 }}
+queues: {{ in: {{ type: file, path: {}, key: key }}, out: {{ type: memory }} }}
+stages:
+  keep: {{ component: number, input: in, outputs: [out], workers: 2, order: key }}
+",
+        path.display()
+    );
+    let running = world.start(&yaml, &registry).await;
+    let crashes = async {
+        for crash in 1..=20 {
+            let on = async || handled.load(Ordering::Relaxed) > crash * MESSAGES / 25;
+            eventually("it goes on", on).await;
+            let hit = async || running.crash("keep", "worker").await.is_ok();
+            eventually("the worker is hit", hit).await;
+        }
+    };
+    let (idle, ()) = tokio::join!(running.until_idle(None), crashes);
+    idle.unwrap();
+    running.drain().await;
+    let (mut last, mut seen) = (HashMap::new(), HashSet::new());
+    for n in world.numbers("out") {
+        if !seen.insert(n) {
+            continue;
+        }
+        let before = last.insert(n % 10, n);
+        assert!(before.is_none_or(|before| before < n), "{n} left after {before:?}");
+    }
+    assert_eq!(seen.len(), MESSAGES);
 }
 
 #[tokio::test]

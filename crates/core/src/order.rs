@@ -1,4 +1,5 @@
-//! Order: which worker a key belongs to, and what waits behind a key that is being retried.
+//! Order: which worker a key belongs to, what waits behind a key that is being retried, and what is
+//! handed out again before anything else.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -6,6 +7,7 @@ use bytes::Bytes;
 use twox_hash::XxHash3_128;
 
 pub use crate::connector::Order;
+use crate::delivery::Slot;
 
 /// Which of `workers` a key belongs to; the same for as long as their number is.
 pub fn shard(key: &[u8], workers: usize) -> usize {
@@ -81,6 +83,67 @@ impl<T> Gate<T> {
     }
 }
 
+/// What a consumer has out with each of its workers, by key, on a queue that does not keep a key busy
+/// itself: it hands out more of a key before the last of it is resolved.
+///
+/// When a worker has died, what it had comes again; but what has been handed out meanwhile of the same keys
+/// may not go before it. So until all that was meant for the worker is back, nothing more is pulled, and
+/// nothing of it goes to the next worker.
+#[derive(Debug)]
+pub struct Lines {
+    lines: Vec<Line>,
+    /// The line of each slot.
+    of: Vec<usize>,
+}
+
+#[derive(Debug)]
+struct Line {
+    /// Which life of the worker it is for.
+    life: u64,
+    /// How many messages of it are not settled.
+    out: usize,
+}
+
+impl Lines {
+    /// A line for each worker, by the lives that they live now.
+    pub fn new(lives: impl Iterator<Item = u64>) -> Self {
+        Self { lines: lives.map(|life| Line { life, out: 0 }).collect(), of: Vec::new() }
+    }
+
+    /// A message stands in this line from now on.
+    pub fn hand_out(&mut self, slot: Slot, line: usize) {
+        let slot = slot.0 as usize;
+        if self.of.len() <= slot {
+            self.of.resize(slot + 1, 0);
+        }
+        self.of[slot] = line;
+        self.lines[line].out += 1;
+    }
+
+    /// A message is settled, or given back.
+    pub fn settled(&mut self, slot: Slot) {
+        self.lines[self.of[slot.0 as usize]].out -= 1;
+    }
+
+    /// The life of a worker that its line is for; no later one may have what stands there.
+    pub fn life(&self, line: usize) -> u64 {
+        self.lines[line].life
+    }
+
+    /// Looks at the lives of the workers. Whether nothing may be pulled: one of them has died, and not all
+    /// that was meant for it is back.
+    pub fn wait(&mut self, lives: impl Iterator<Item = u64>) -> bool {
+        let mut wait = false;
+        for (line, life) in self.lines.iter_mut().zip(lives) {
+            match line.out {
+                0 => line.life = life,
+                _ => wait |= line.life != life,
+            }
+        }
+        wait
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,6 +161,22 @@ mod tests {
         assert_eq!(gate.waiting(), 2);
         assert_eq!(gate.open(Some(&a)), [1, 4]);
         assert_eq!(gate.pass(Some(&a), 5), Some(5));
+    }
+
+    #[test]
+    fn until_a_dead_workers_line_is_back_nothing_is_pulled() {
+        let mut lines = Lines::new([0, 0].into_iter());
+        lines.hand_out(Slot(0), 1);
+        lines.hand_out(Slot(1), 1);
+        lines.hand_out(Slot(2), 0);
+        assert!(!lines.wait([0, 0].into_iter()));
+        assert!(lines.wait([0, 1].into_iter()));
+        lines.settled(Slot(0));
+        assert!(lines.wait([0, 2].into_iter()));
+        assert_eq!(lines.life(1), 0, "what is left is for the dead");
+        lines.settled(Slot(1));
+        assert!(!lines.wait([0, 2].into_iter()), "the other line goes on");
+        assert_eq!((lines.life(0), lines.life(1)), (0, 2));
     }
 
     #[test]

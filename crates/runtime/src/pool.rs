@@ -40,6 +40,8 @@ pub(crate) struct Port {
     mail: Mail,
     /// What the worker works off, while there is one.
     desk: ArcSwapOption<Desk>,
+    /// How many workers have died here; it grows under the lock of `held`.
+    deaths: AtomicU64,
     /// No worker is to be there any more.
     closed: AtomicBool,
     #[cfg(feature = "sabotage")]
@@ -77,7 +79,7 @@ impl Pool {
     pub(crate) fn send_direct(&self, order: Order, lane: usize, deliveries: Vec<Delivery>) {
         let ports = self.ports.load();
         match order {
-            Order::Queue => ports[0].send(deliveries),
+            Order::Queue => ports[0].send(None, deliveries),
             Order::None => {
                 let mut deliveries = deliveries.into_iter();
                 loop {
@@ -86,7 +88,7 @@ impl Pool {
                     if chunk.is_empty() {
                         return;
                     }
-                    port.send(chunk);
+                    port.send(None, chunk);
                 }
             }
             Order::Key => {
@@ -97,7 +99,7 @@ impl Pool {
                     lines[line].push(delivery);
                 }
                 for (port, line) in ports.iter().zip(lines).filter(|(_, line)| !line.is_empty()) {
-                    port.send(line);
+                    port.send(None, line);
                 }
             }
         }
@@ -122,6 +124,7 @@ impl Port {
             wanted: AtomicBool::new(false),
             mail: Mail::default(),
             desk: ArcSwapOption::empty(),
+            deaths: AtomicU64::new(0),
             closed: AtomicBool::new(false),
             #[cfg(feature = "sabotage")]
             sabotage: Default::default(),
@@ -129,16 +132,34 @@ impl Port {
         })
     }
 
-    /// Hands deliveries to the worker, or keeps them until it is back.
-    pub(crate) fn send(self: &Arc<Self>, deliveries: Vec<Delivery>) {
+    /// Which life the worker lives, or will when it is back.
+    pub(crate) fn life(&self) -> u64 {
+        self.deaths.load(Ordering::SeqCst)
+    }
+
+    /// Hands deliveries to the worker, or keeps them until it is back. Those that are for one life of it go
+    /// to no later one: they are given back.
+    pub(crate) fn send(self: &Arc<Self>, life: Option<u64>, deliveries: Vec<Delivery>) {
+        let is_over = || life.is_some_and(|life| life != self.life());
+        // Looked up before its life: whoever is there has that one, or is dead when they come.
+        let addr = self.addr.load();
+        if is_over() {
+            return;
+        }
         self.queued.fetch_add(deliveries.len(), Ordering::Relaxed);
         self.mail.sent.fetch_add(deliveries.len() as u64, Ordering::Relaxed);
         #[cfg(feature = "sabotage")]
         let deliveries = self.lose_one(deliveries);
-        match &*self.addr.load() {
+        match &*addr {
             Some(addr) => addr.do_send(Work::new(deliveries, Arc::clone(self))),
             None => {
-                self.held().extend(deliveries);
+                let mut held = self.held();
+                if is_over() {
+                    drop(held);
+                    return self.lose(deliveries);
+                }
+                held.extend(deliveries);
+                drop(held);
                 // The worker may have come up between the look and the push.
                 if let Some(addr) = &*self.addr.load() {
                     let held = std::mem::take(&mut *self.held());
@@ -166,10 +187,18 @@ impl Port {
         held
     }
 
-    /// The worker is gone.
+    /// The worker is gone, and with it what was sent to it. To be told twice does no harm.
     pub(crate) fn down(&self) {
-        self.addr.store(None);
+        let mut held = self.held();
+        // What was sent since then is for the next.
+        if self.addr.swap(None).is_none() {
+            return;
+        }
+        self.deaths.fetch_add(1, Ordering::SeqCst);
+        let lost = std::mem::take(&mut *held);
+        drop(held);
         self.desk.store(None);
+        self.lose(lost);
     }
 
     /// Ends the worker, also one that is not up yet.
@@ -225,8 +254,13 @@ impl Port {
     /// Drops what waits for a worker that will not come: it is given back.
     pub(crate) fn give_back(&self) {
         let held = std::mem::take(&mut *self.held());
-        self.mail.lost.fetch_add(held.len() as u64, Ordering::Relaxed);
-        drop(held);
+        self.lose(held);
+    }
+
+    /// These go nowhere: their guards give them back.
+    fn lose(&self, deliveries: Vec<Delivery>) {
+        self.mail.lost.fetch_add(deliveries.len() as u64, Ordering::Relaxed);
+        drop(deliveries);
     }
 
     /// Deliveries wait for room here. Whoever says so has to look for room once more: what was handled

@@ -37,6 +37,8 @@ pub(crate) struct FileConsumer {
     acking: tokio::sync::Mutex<()>,
     stop: Arc<AtomicBool>,
     order: Order,
+    /// When what is put back without a delay may be handed out again: in its place, whenever that was.
+    opened: Instant,
     /// Keeps others from reading the same queue for the same group.
     lock: Mutex<Option<StateLock>>,
 }
@@ -147,6 +149,7 @@ impl FileConsumer {
             acking: tokio::sync::Mutex::default(),
             stop,
             order: reader.order,
+            opened: Instant::now(),
             lock: Mutex::new(lock),
         })
     }
@@ -389,7 +392,12 @@ impl Consumer for FileConsumer {
                 }
                 FailedReason::Released => out.incoming.redeliveries += 1,
             }
-            let at = now.checked_add(delay).unwrap_or(now + Duration::from_secs(u32::MAX.into()));
+            let at = match delay.is_zero() {
+                true => self.opened,
+                false => {
+                    now.checked_add(delay).unwrap_or(now + Duration::from_secs(u32::MAX.into()))
+                }
+            };
             shared.returned.insert((at, receipt.position), ());
         }
         drop(shared);
@@ -501,6 +509,24 @@ mod tests {
         assert_eq!(shared.files[FILES].position.records.low(), 1);
         assert_eq!(shared.files[0].position.records.low(), 0, "the first is not resolved");
         assert!(shared.stands(taken[0].receipt));
+    }
+
+    #[tokio::test]
+    async fn what_is_put_back_at_several_times_comes_in_its_place() {
+        let (consumer, _say, _directory) = consumer().await;
+        consumer.hear(Said::File { key: Some("0".to_owned()), position: beginning("0") });
+        let record = |number| Numbered { number, ..first_record() };
+        consumer.hear(Said::Records((0..3).map(record).collect()));
+        let taken = consumer.consume(WANT).await.unwrap();
+        for back in [2, 0, 1] {
+            let (receipt, reason) = (taken[back].receipt, FailedReason::Released);
+            let failed = Failed { receipt, reason, delay: Duration::ZERO };
+            consumer.on_fail(vec![failed]).await.unwrap();
+        }
+        let again = consumer.consume(WANT).await.unwrap();
+        let positions = |all: &[Incoming]| all.iter().map(|one| one.receipt.position).collect();
+        let (again, taken): (Vec<u64>, Vec<u64>) = (positions(&again), positions(&taken));
+        assert_eq!(again, taken);
     }
 
     #[tokio::test]

@@ -27,6 +27,8 @@ pub(crate) struct GeneratorConsumer {
     changed: Notify,
     /// One ack writes at a time: each writes the position as a whole.
     acking: tokio::sync::Mutex<()>,
+    /// When what is put back without a delay may be handed out again: in its place, whenever that was.
+    opened: Instant,
     /// Keeps others from making the same messages for the same group.
     lock: Mutex<Option<StateLock>>,
 }
@@ -78,6 +80,7 @@ impl GeneratorConsumer {
             shared: Mutex::new(shared),
             changed: Notify::new(),
             acking: tokio::sync::Mutex::default(),
+            opened: Instant::now(),
             lock: Mutex::new(Some(lock)),
         })
     }
@@ -194,7 +197,8 @@ impl Consumer for GeneratorConsumer {
                 }
                 FailedReason::Released => *redeliveries += 1,
             }
-            shared.returned.insert((Instant::now() + delay, receipt.position), ());
+            let at = if delay.is_zero() { self.opened } else { Instant::now() + delay };
+            shared.returned.insert((at, receipt.position), ());
         }
         drop(shared);
         self.changed.notify_one();

@@ -15,7 +15,7 @@ use brigade_core::connector::{
 use brigade_core::credit::Credit;
 use brigade_core::delivery::{Delivery, Guard, Origin, Parts, Resolved};
 use brigade_core::flight::{Finished, Flights, Since};
-use brigade_core::order::shard;
+use brigade_core::order::{Lines, shard};
 use brigade_core::retry::doubled;
 use futures_util::future::{LocalBoxFuture, OptionFuture};
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -135,6 +135,8 @@ struct PullLoop {
     origin: Arc<Origin>,
     /// What is not yet with a worker: one line, or with order one for each worker.
     backlog: Vec<VecDeque<Delivery>>,
+    /// With order by key, of a queue that does not keep a key busy itself.
+    lines: Option<Lines>,
     finished: VecDeque<Finished>,
     settling: FuturesUnordered<Settling>,
     /// What is being settled writes to a stage's state.
@@ -156,11 +158,14 @@ impl PullLoop {
         let handed_out = site.stage.handed_out.clone();
         let locate = Arc::new(move |receipt| consumer.locate(receipt));
         site.before.iter().for_each(|first| first.follow(&site.control.notify));
+        let by_key = site.stage.order == Order::Key && !site.consumer.features().key_order;
+        let lines = by_key.then(|| Lines::new(site.pool.ports().iter().map(|port| port.life())));
         Self {
             site: Rc::new(site),
             flights: Flights::default(),
             origin: Origin::new(handed_out, locate, move || notify.notify_one()),
             backlog: Vec::new(),
+            lines,
             finished: VecDeque::new(),
             settling: FuturesUnordered::new(),
             writing: false,
@@ -233,7 +238,12 @@ impl PullLoop {
 
     fn free_slots(&mut self, Settled { slots, outcomes }: Settled) {
         self.outcomes += outcomes as u64;
-        slots.into_iter().for_each(|slot| self.flights.settled(slot));
+        for slot in slots {
+            self.flights.settled(slot);
+            if let Some(lines) = &mut self.lines {
+                lines.settled(slot);
+            }
+        }
     }
 
     fn close_page(&self) {
@@ -281,7 +291,8 @@ impl PullLoop {
         if ordered {
             for (port, line) in ports.iter().zip(&mut self.backlog) {
                 if !line.is_empty() {
-                    port.send(line.drain(..).collect());
+                    let life = self.lines.as_ref().map(|lines| lines.life(port.index));
+                    port.send(life, line.drain(..).collect());
                 }
             }
             return;
@@ -303,7 +314,7 @@ impl PullLoop {
             let room = (2 * self.site.chunk(port)).saturating_sub(port.queued());
             let room = room.min(share.max(1)).min(line.len());
             if room > 0 {
-                port.send(line.drain(..room).collect());
+                port.send(None, line.drain(..room).collect());
             }
         }
     }
@@ -317,6 +328,13 @@ impl PullLoop {
             self.pulling = None;
             // Nothing more comes of one that is at its end: it holds nobody up.
             control.set_waiting(control.ended.load(Relaxed));
+            return;
+        }
+        if let Some(lines) = &mut self.lines
+            && lines.wait(self.site.pool.ports().iter().map(|port| port.life()))
+        {
+            // What it has taken but not returned comes after what is given back.
+            self.pulling = None;
             return;
         }
         let room = self.room();
@@ -421,6 +439,9 @@ impl PullLoop {
             let slot = self.flights.hand_out(incoming.receipt, size, Some(since));
             let mut delivery = self.delivery(incoming, handing_out.next(slot));
             let line = self.line(&mut delivery);
+            if let Some(lines) = &mut self.lines {
+                lines.hand_out(slot, line);
+            }
             if self.backlog.len() <= line {
                 self.backlog.resize_with(line + 1, VecDeque::new);
             }
