@@ -455,6 +455,19 @@ fn a_second_signal_aborts() {
     assert_eq!(child.wait().unwrap().code(), Some(5));
 }
 
+/// It may wait for ever: for a stage that nobody runs.
+#[test]
+fn who_waits_for_stages_of_other_processes_says_so() {
+    let place = Place::new("p.yaml", YAML);
+    let mut command = place.command(&["run", "p.yaml", "--until-idle", "--stage", "copy"]);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let waits = lines.by_ref().find(|line| line.as_ref().unwrap().contains("waiting until"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(waits.unwrap().unwrap().contains("stages sort are finished, in other processes"));
+}
+
 /// Who stops a program may tell it and its process group.
 #[test]
 fn a_signal_that_comes_twice_at_once_drains() {

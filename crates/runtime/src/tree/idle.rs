@@ -22,6 +22,8 @@ use crate::status::StageState;
 
 /// How often it is looked.
 const LOOK: Duration = Duration::from_millis(25);
+/// How long nothing moves until it is told for whom it waits, and how often after that.
+const TELL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 /// How long it waits for a state that cannot be written.
 const AWAY: Duration = Duration::from_millis(500);
 
@@ -33,6 +35,8 @@ struct Watch {
     marks: Marks,
     /// What was counted at the last look, and since when it has not changed.
     counted: (u64, Instant),
+    /// When it was last told for whom it waits.
+    told: Option<Instant>,
     reply: Option<oneshot::Sender<Result<(), String>>>,
 }
 
@@ -57,7 +61,7 @@ impl Tree {
             Err(error) => drop(reply.send(Err(error.to_string()))),
             Ok(marks) => {
                 let counted = (0, Instant::now());
-                let watch = Watch { plan, quiet, marks, counted, reply: Some(reply) };
+                let watch = Watch { plan, quiet, marks, counted, told: None, reply: Some(reply) };
                 tree.look_whether_idle(watch, ctx);
             }
         }));
@@ -85,7 +89,10 @@ impl Tree {
         };
         ctx.spawn(look.into_actor(self).map(move |(seen, mut watch), tree, ctx| match seen {
             // What was seen at one queue after the other was so at one time.
-            Ok(Some(seen)) if tree.count() == count => tree.keep_what_is_finished(seen, watch, ctx),
+            Ok(Some(seen)) if tree.count() == count => {
+                watch.tell(&seen.missing);
+                tree.keep_what_is_finished(seen, watch, ctx);
+            }
             Ok(_) => {
                 ctx.run_later(LOOK, move |tree, ctx| tree.look_whether_idle(watch, ctx));
             }
@@ -128,6 +135,8 @@ struct Seen {
     finished: BTreeSet<Arc<str>>,
     /// Those that were marked before.
     marked: BTreeSet<String>,
+    /// Stages of other processes that are not, and for which all here wait.
+    missing: BTreeSet<Arc<str>>,
 }
 
 impl Watch {
@@ -149,7 +158,29 @@ impl Watch {
                 idle.insert(Arc::clone(&stage.name));
             }
         }
-        Ok(Some(Seen { finished: self.finished(idle, &marked), marked }))
+        let here = |name: &Arc<str>| self.plan.stages.iter().any(|stage| stage.name == *name);
+        let upstream = idle.iter().flat_map(|stage| self.plan.upstream_of(stage));
+        let missing = upstream.filter(|up| !here(up) && !marked.contains(&***up));
+        let missing = match idle.len() == self.plan.stages.len() {
+            true => missing.cloned().collect(),
+            false => BTreeSet::new(),
+        };
+        Ok(Some(Seen { finished: self.finished(idle, &marked), marked, missing }))
+    }
+
+    /// Whom it waits for may run nowhere: tells so when nothing has moved for some time.
+    fn tell(&mut self, missing: &BTreeSet<Arc<str>>) {
+        let due = self.told.map_or(self.counted.1 + TELL.0, |told| told + TELL.1);
+        if missing.is_empty() || Instant::now() < due {
+            return;
+        }
+        self.told = Some(Instant::now());
+        let pipeline = &self.plan.pipeline;
+        let stages = missing.iter().map(|stage| &**stage).collect::<Vec<_>>().join(", ");
+        tracing::info!(
+            %pipeline,
+            "nothing is left to do here; waiting until stages {stages} are finished, in other processes"
+        );
     }
 
     async fn is_idle(&self, entry: &ConsumerEntry) -> Result<bool, String> {
