@@ -9,7 +9,7 @@ use rusqlite::{OptionalExtension, Row, params};
 
 use crate::consumer::lag;
 use crate::producer::EmbeddedProducer;
-use crate::rows::{MESSAGE, Target, delete_rows, message};
+use crate::rows::{MESSAGE, Target, delete_rows, message, now_ms};
 use crate::store::Store;
 use crate::thread::{Requests, Work};
 
@@ -73,22 +73,22 @@ fn delete(work: &mut Work<'_>, target: &Target, only: Option<u64>) -> rusqlite::
     for (queue, _) in groups(work, target)? {
         let sql = "DELETE FROM messages WHERE queue = ?1 AND state != 2 AND (?2 IS NULL OR id = ?2)
                    RETURNING size, order_key";
-        deleted += delete_rows(work, queue, sql, params![queue, only])?;
+        deleted += delete_rows(work, queue, sql, params![queue, only], now_ms())?;
     }
     Ok(deleted)
 }
 
-/// Lets parked rows be handed out again.
+/// Lets parked rows be handed out again, for the queue's `retention` from now on.
 fn release(work: &mut Work<'_>, queue: i64, only: Option<&[u64]>) -> rusqlite::Result<u64> {
-    let sql = "UPDATE messages SET state = 0, attempts = 0, error = NULL
+    let sql = "UPDATE messages SET state = 0, attempts = 0, error = NULL, visible_at = ?3
                WHERE queue = ?1 AND state = 4 AND (?2 IS NULL OR id = ?2)";
     let mut update = work.db.prepare_cached(sql)?;
-    let mut released = 0;
+    let (mut released, now) = (0, now_ms());
     match only {
-        None => released += update.execute(params![queue, None::<u64>])?,
+        None => released += update.execute(params![queue, None::<u64>, now])?,
         Some(positions) => {
             for position in positions {
-                released += update.execute(params![queue, position])?;
+                released += update.execute(params![queue, position, now])?;
             }
         }
     }

@@ -162,16 +162,18 @@ fn put_back(
     receipts: &[Receipt],
     redelivered: u32,
 ) -> rusqlite::Result<()> {
+    let now = now_ms();
     for receipt in receipts {
         let sql = "UPDATE messages SET holder = 0, redeliveries = redeliveries + ?4,
+                     visible_at = max(visible_at, ?5),
                      state = CASE WHEN order_key IS NULL THEN 0 ELSE 3 END
                    WHERE id = ?1 AND fence = ?2 AND state = 2 AND queue = ?3
                    RETURNING order_key";
-        let values = params![receipt.position, receipt.fence, queue, redelivered];
+        let values = params![receipt.position, receipt.fence, queue, redelivered, now];
         let mut update = work.db.prepare_cached(sql)?;
         let key = update.query_row(values, |row| row.get::<_, Option<Vec<u8>>>(0)).optional()?;
         if let Some(Some(key)) = key {
-            promote(work.db, queue, &key)?;
+            promote(work.db, queue, &key, now)?;
         }
         work.leases.forget(*receipt);
     }
@@ -315,18 +317,19 @@ fn fail(work: &mut Work<'_>, queue: i64, failed: &Failed) -> rusqlite::Result<bo
         }
     };
     let delay = i64::try_from(failed.delay.as_millis()).unwrap_or(i64::MAX);
-    let visible_at = now_ms().saturating_add(delay);
+    let now = now_ms();
+    let visible_at = now.saturating_add(delay);
     let sql = "UPDATE messages SET holder = 0, suspect = 0, deaths = 0, crashes = 0, attempts = ?4,
                  visible_at = ?5, first_failed_at = coalesce(first_failed_at, ?6),
                  state = CASE WHEN order_key IS NOT NULL THEN 3 WHEN ?7 THEN 1 ELSE 0 END
                WHERE id = ?1 AND fence = ?2 AND state = 2 AND queue = ?3 RETURNING order_key";
     let Receipt { position, fence } = failed.receipt;
-    let values = params![position, fence, queue, attempts, visible_at, now_ms(), delay > 0];
+    let values = params![position, fence, queue, attempts, visible_at, now, delay > 0];
     let mut update = work.db.prepare_cached(sql)?;
     let row = update.query_row(values, |row| row.get::<_, Option<Vec<u8>>>(0)).optional()?;
     work.leases.forget(failed.receipt);
     if let Some(Some(key)) = &row {
-        promote(work.db, queue, key)?;
+        promote(work.db, queue, key, now)?;
     }
     work.woke = true;
     Ok(row.is_some())

@@ -122,11 +122,13 @@ impl Holder {
         let left = || -> rusqlite::Result<()> {
             // Consumers have given back what they held; this is for those that were forgotten.
             let sql = "UPDATE messages SET holder = 0, suspect = 0,
+                         visible_at = max(visible_at, ?2),
                          state = CASE WHEN order_key IS NULL THEN 0 ELSE 3 END
                        WHERE queue IN (SELECT id FROM queues) AND state = 2 AND holder = ?1
                        RETURNING queue, order_key";
             let mut freed = db.prepare(sql)?;
-            let freed = freed.query_map([self.id], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            let freed =
+                freed.query_map([self.id, now_ms()], |row| Ok((row.get(0)?, row.get(1)?)))?;
             promote_freed(db, &freed.collect::<rusqlite::Result<_>>()?)?;
             db.execute("DELETE FROM holders WHERE id = ?1", [self.id])?;
             Ok(())
@@ -162,13 +164,14 @@ fn free(db: &mut Connection, holder: i64, dead: bool) -> rusqlite::Result<usize>
     )?;
     let crashed = dead && held == 1;
     let sql = "UPDATE messages SET holder = 0, redeliveries = redeliveries + 1,
+                 visible_at = max(visible_at, ?5),
                  state = CASE WHEN order_key IS NULL THEN 0 ELSE 3 END,
                  deaths = deaths + ?2, crashes = crashes + ?3, suspect = (deaths + ?2 >= ?4)
                WHERE queue IN (SELECT id FROM queues) AND state = 2 AND holder = ?1
                RETURNING queue, order_key";
     {
         let mut update = transaction.prepare(sql)?;
-        let values = params![holder, dead, crashed, SUSPECT_DEATHS];
+        let values = params![holder, dead, crashed, SUSPECT_DEATHS, now_ms()];
         let freed = update.query_map(values, |row| Ok((row.get(0)?, row.get(1)?)))?;
         promote_freed(&transaction, &freed.collect::<rusqlite::Result<_>>()?)?;
     }

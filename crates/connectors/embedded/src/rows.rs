@@ -217,7 +217,7 @@ fn forget_seen(db: &Connection, queue: i64, dedup: Dedup, new: u64) -> rusqlite:
 /// that they do not become ever more.
 const FORGET_LOOK: u64 = 200;
 
-/// Removes what nobody took for longer than the queue's `retention`.
+/// Removes what could be taken for longer than the queue's `retention`, and nobody did.
 pub(crate) fn expire(
     work: &mut Work<'_>,
     queue: i64,
@@ -227,7 +227,7 @@ pub(crate) fn expire(
     /// How many of the oldest are looked at each time.
     const LOOK: u64 = 1000;
     let before = now_ms().saturating_sub(millis(retention));
-    let oldest = "SELECT enqueued_at FROM messages WHERE queue = ?1 AND state = 0
+    let oldest = "SELECT visible_at FROM messages WHERE queue = ?1 AND state = 0
                   ORDER BY id LIMIT 1";
     let oldest: Option<i64> =
         work.db.prepare_cached(oldest)?.query_row([queue], |row| row.get(0)).optional()?;
@@ -235,20 +235,22 @@ pub(crate) fn expire(
         return Ok(());
     }
     let sql = "DELETE FROM messages WHERE id IN (SELECT id FROM messages
-                 WHERE queue = ?1 AND state = 0 ORDER BY id LIMIT ?2) AND enqueued_at < ?3
+                 WHERE queue = ?1 AND state = 0 ORDER BY id LIMIT ?2) AND visible_at < ?3
                RETURNING size, order_key";
-    let gone = delete_rows(work, queue, sql, params![queue, LOOK, before])?;
+    // What waited behind them nobody took either, so it stays as old as it is.
+    let gone = delete_rows(work, queue, sql, params![queue, LOOK, before], 0)?;
     tracing::info!(queue = name, gone, ?retention, "removed what nobody took for so long");
     Ok(())
 }
 
 /// Deletes what a statement names, which answers with `size, order_key`; what waited behind it of
-/// its keys is ready then. Says how many there were.
+/// its keys is ready then, `since` as for [`promote`]. Says how many there were.
 pub(crate) fn delete_rows(
     work: &mut Work<'_>,
     queue: i64,
     sql: &str,
     values: &[&dyn rusqlite::ToSql],
+    since: i64,
 ) -> rusqlite::Result<u64> {
     let read = |row: &Row<'_>| Ok((row.get::<_, u64>(0)?, row.get::<_, Option<Vec<u8>>>(1)?));
     let mut gone = work.db.prepare_cached(sql)?;
@@ -258,7 +260,7 @@ pub(crate) fn delete_rows(
     work.db.prepare_cached(sql)?.execute(params![queue, gone.len(), bytes])?;
     let keys: BTreeSet<_> = gone.iter().filter_map(|(_, key)| key.as_ref()).collect();
     for key in keys {
-        work.woke |= promote(work.db, queue, key)?;
+        work.woke |= promote(work.db, queue, key, since)?;
     }
     Ok(gone.len() as u64)
 }
@@ -392,14 +394,21 @@ pub(crate) fn delete_leased(
     let sql = "UPDATE queues SET messages = messages - ?2, bytes = bytes - ?3 WHERE id = ?1";
     work.db.prepare_cached(sql)?.execute(params![queue, rows.len(), bytes])?;
     let keys: BTreeSet<&[u8]> = rows.iter().filter_map(|row| row.key.as_deref()).collect();
+    let now = now_ms();
     for key in keys {
-        work.woke |= promote(work.db, queue, key)?;
+        work.woke |= promote(work.db, queue, key, now)?;
     }
     Ok(())
 }
 
-/// Makes the first row of a key ready if none of the key is handed out; says whether it did.
-pub(crate) fn promote(db: &Connection, queue: i64, key: &[u8]) -> rusqlite::Result<bool> {
+/// Makes the first row of a key ready if none of the key is handed out; says whether it did. It counts as
+/// one that could be taken since then at the earliest.
+pub(crate) fn promote(
+    db: &Connection,
+    queue: i64,
+    key: &[u8],
+    since: i64,
+) -> rusqlite::Result<bool> {
     let leased = "SELECT 1 FROM messages WHERE queue = ?1 AND order_key = ?2 AND state = 2 LIMIT 1";
     if db.prepare_cached(leased)?.exists(params![queue, key])? {
         return Ok(false);
@@ -411,7 +420,8 @@ pub(crate) fn promote(db: &Connection, queue: i64, key: &[u8]) -> rusqlite::Resu
         db.prepare_cached(first)?.query_row(params![queue, key], read).optional()?;
     let Some((id, BEHIND, visible_at)) = first else { return Ok(false) };
     let state = if visible_at > now_ms() { DELAYED } else { READY };
-    db.prepare_cached("UPDATE messages SET state = ?2 WHERE id = ?1")?.execute([id, state])?;
+    let sql = "UPDATE messages SET state = ?2, visible_at = max(visible_at, ?3) WHERE id = ?1";
+    db.prepare_cached(sql)?.execute([id, state, since])?;
     Ok(true)
 }
 
@@ -420,9 +430,10 @@ pub(crate) fn promote_freed(
     db: &Connection,
     freed: &BTreeSet<(i64, Option<Vec<u8>>)>,
 ) -> rusqlite::Result<()> {
+    let now = now_ms();
     for (queue, key) in freed {
         if let Some(key) = key {
-            promote(db, *queue, key)?;
+            promote(db, *queue, key, now)?;
         }
     }
     Ok(())

@@ -16,8 +16,8 @@ pub(crate) struct Settings {
     pub(crate) sync: Option<Sync>,
     /// Stores a message once that is put again with the same id. Default: every time.
     pub(crate) dedup: Option<Dedup>,
-    /// Messages that nobody took for so long are removed, when the queue is written or opened.
-    /// Default: never.
+    /// Messages that could be taken for so long, and nobody did, are removed when the queue is written or
+    /// opened. Default: never.
     pub(crate) retention: Option<Period>,
 }
 
