@@ -18,7 +18,7 @@ use crate::connector::features;
 use crate::rows::{delete_leased, expire, leased, now_ms, promote, queue_id};
 use crate::settings::Settings;
 use crate::store::{Store, Targets, apply};
-use crate::thread::{Fault, Requests, Work};
+use crate::thread::{Requests, Work};
 
 /// How long a consumer waits for a word before it looks by itself, in case one was lost.
 const LOOK_MAX: Duration = Duration::from_secs(5);
@@ -225,7 +225,7 @@ fn count_out(work: &Work<'_>, from: i64) -> rusqlite::Result<()> {
 
 /// What the only reader of a queue had before it goes to each of those that there are now.
 fn share_out(
-    work: &Work<'_>,
+    work: &mut Work<'_>,
     pipeline: &str,
     name: &str,
     groups: &[Arc<str>],
@@ -235,6 +235,11 @@ fn share_out(
         let to = queue_id(work.db, pipeline, name, group)?;
         work.db.prepare_cached(COPY)?.execute([to, left.id])?;
         count_in(work, to, left.id)?;
+        // At once, as its reader may be at work in another process; one that opens it later has it as it
+        // wants it.
+        let sql = "SELECT max(key_order) FROM queues WHERE id IN (?1, ?2)";
+        let ordered = work.db.prepare_cached(sql)?.query_row([to, left.id], |row| row.get(0))?;
+        arrange(work, to, ordered)?;
     }
     work.db.prepare_cached("DELETE FROM messages WHERE queue = ?1")?.execute([left.id])?;
     count_out(work, left.id)?;
@@ -270,18 +275,24 @@ fn take_over(
 
 const COPY: &str = "INSERT INTO messages
   (queue, state, visible_at, order_key, suspect, attempts, redeliveries, crashes, first_failed_at,
-   enqueued_at, size, mid, key, headers, event_time, payload)
-  SELECT ?1, CASE WHEN state = 1 THEN 1 ELSE 0 END, visible_at, NULL, suspect, attempts,
-   redeliveries, crashes, first_failed_at, enqueued_at, size, mid, key, headers, event_time, payload
+   error, enqueued_at, size, mid, key, headers, event_time, payload)
+  SELECT ?1, CASE WHEN state IN (1, 4) THEN state ELSE 0 END, visible_at, NULL, suspect, attempts,
+   redeliveries, crashes, first_failed_at, error, enqueued_at, size, mid, key, headers, event_time,
+   payload
   FROM messages WHERE queue = ?2 ORDER BY id";
 
 /// Has a queue keep its keys in order from now on, or no longer.
-fn set_key_order(work: &mut Work<'_>, queue: i64, ordered: bool) -> Result<(), Fault> {
+fn set_key_order(work: &mut Work<'_>, queue: i64, ordered: bool) -> rusqlite::Result<()> {
     let sql = "SELECT key_order FROM queues WHERE id = ?1";
     let before: bool = work.db.prepare_cached(sql)?.query_row([queue], |row| row.get(0))?;
-    if before == ordered {
-        return Ok(());
+    if before != ordered {
+        arrange(work, queue, ordered)?;
     }
+    Ok(())
+}
+
+/// Puts the rows of a queue in the order of their keys, or in none.
+fn arrange(work: &mut Work<'_>, queue: i64, ordered: bool) -> rusqlite::Result<()> {
     work.db.execute("UPDATE queues SET key_order = ?2 WHERE id = ?1", params![queue, ordered])?;
     if ordered {
         work.db.execute("UPDATE messages SET order_key = key WHERE queue = ?1", [queue])?;
