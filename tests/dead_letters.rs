@@ -164,3 +164,41 @@ fn what_is_given_up_again_is_kept_again_where_nothing_is_stored_twice() {
     }
     assert_eq!(place.listed(None).len(), 3);
 }
+
+/// Stages whose dead letters are in stores of their own, which count each from 1.
+const APART: &str = "
+pipeline: two
+state: state
+queues:
+  for_a: { type: embedded, path: work }
+  for_b: { type: embedded, path: work }
+  dead: { type: embedded, path: other }
+  out: { type: file, path: out.jsonl }
+stages:
+  a: { component: { map: error }, input: for_a, outputs: [out] }
+  b: { component: { map: error }, input: for_b, outputs: [out], dead_letter: dead }
+";
+
+#[test]
+fn a_number_that_is_in_several_queues_is_nobodys() {
+    let place = Place::of(APART, 1, 1);
+    let numbers = || {
+        let list = place.run(&["dead-letters", "list"], 0);
+        list.lines().filter(|row| row.trim_start().starts_with("1 ")).count()
+    };
+    assert_eq!(numbers(), 2);
+    for command in ["show", "delete", "redrive"] {
+        let told = place.run(&["dead-letters", command, "1"], 2);
+        let said = "dead letter 1 is in several queues, `~dead.a` and `dead`";
+        assert!(told.contains(said) && told.contains("--stage"), "{command}: {told}");
+    }
+    assert_eq!(numbers(), 2, "nothing was done");
+    let shown = place.run(&["dead-letters", "show", "--stage", "b", "1"], 0);
+    assert!(shown.contains("\"stage\": \"b\""), "{shown}");
+    let told = place.run(&["dead-letters", "delete", "--stage", "b", "1"], 0);
+    assert!(told.contains("1 dead letter deleted"), "{told}");
+    // Now it is only in one.
+    let told = place.run(&["dead-letters", "redrive", "1"], 0);
+    assert!(told.contains("1 dead letter sent back"), "{told}");
+    assert_eq!((numbers(), place.sent_back("a")), (0, 1));
+}

@@ -242,7 +242,7 @@ fn row(queue: &str, peeked: &Peeked, letter: anyhow::Result<DeadLetter>) -> [Str
 
 async fn show(letters: &[Letters], number: u64) -> anyhow::Result<()> {
     let chosen = chosen(letters, &[number]).await?;
-    for peeked in chosen.iter().flatten().take(1) {
+    for peeked in chosen.iter().flatten() {
         let bytes = peeked.message.payload.as_deref().unwrap_or_default();
         match serde_json::from_slice::<serde_json::Value>(bytes) {
             Ok(json) => print(&serde_json::to_string_pretty(&json)?)?,
@@ -253,20 +253,27 @@ async fn show(letters: &[Letters], number: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Those with these numbers, of each queue; all of them have to be there.
+/// Those with these numbers, of each queue; all of them have to be there, and each in one queue only: every
+/// store counts its own, and the others were not meant.
 async fn chosen(letters: &[Letters], numbers: &[u64]) -> anyhow::Result<Vec<Vec<Peeked>>> {
     let mut chosen: Vec<Vec<Peeked>> = letters.iter().map(|_| Vec::new()).collect();
     for number in numbers {
-        let mut there = false;
+        let mut queues: Vec<String> = Vec::new();
         for (letters, chosen) in letters.iter().zip(&mut chosen) {
             let peeked = letters.queue.get(*number).await?;
             let meant = peeked.filter(|peeked| letters.meant(peeked).is_some());
-            there |= meant.is_some();
+            queues.extend(meant.is_some().then(|| format!("`{}`", letters.name)));
             chosen.extend(meant);
         }
         let stage = letters.first().and_then(|letters| letters.stage.as_ref());
         let whose = stage.map_or_else(String::new, |stage| format!(" of stage `{stage}`"));
-        anyhow::ensure!(there, "no dead letter {number}{whose}; nothing was done");
+        anyhow::ensure!(!queues.is_empty(), "no dead letter {number}{whose}; nothing was done");
+        anyhow::ensure!(
+            queues.len() == 1,
+            "dead letter {number} is in several queues, {}: say whose is meant with `--stage`; nothing was \
+             done",
+            queues.join(" and ")
+        );
     }
     Ok(chosen)
 }
