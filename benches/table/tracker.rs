@@ -37,6 +37,7 @@ pub(crate) fn per_message(name: &'static str) -> Row {
                     redeliveries: 0,
                     codec: brigade::Codec::Json,
                     input: 0,
+                    belongs_to: 0,
                     receipt,
                     enqueued_at: None,
                     first_failed_at: None,

@@ -21,7 +21,7 @@ pub struct DeadLetter {
     pub pipeline: String,
     /// The stage that gave it up.
     pub stage: String,
-    /// The queue it came from.
+    /// The queue it came from; of what was redriven, the one before it was given up on first.
     pub queue: String,
     /// Where it stood there, for people.
     pub position: String,
@@ -148,6 +148,8 @@ pub enum DeadLetterError {
 const VERSION: u32 = 1;
 /// What a redriven message's payload is written in, if not in JSON.
 const CODEC_HEADER: &str = "brigade-codec";
+/// The queue that a redriven message came from.
+const QUEUE_HEADER: &str = "brigade-queue";
 
 /// The form on the wire. Bytes that are UTF-8 stand as text, others as base64 in a field of the
 /// same name with `_base64`.
@@ -260,23 +262,34 @@ impl DeadLetter {
         serde_json::to_vec(&wire).expect("strings and numbers always encode").into()
     }
 
-    /// The message as it goes back to its stage: what it is written in goes along as a header.
+    /// The message as it goes back to its stage: what it is written in, and the queue that it came from, go
+    /// along as headers.
     pub fn into_redrive(self) -> Message {
+        let message = self.message.with_header(QUEUE_HEADER, self.queue);
         match self.codec {
-            Codec::Json => self.message,
-            codec => self.message.with_header(CODEC_HEADER, codec.as_str()),
+            Codec::Json => message,
+            codec => message.with_header(CODEC_HEADER, codec.as_str()),
         }
     }
 
-    /// Takes that header off a message that goes back to its stage.
+    /// Takes the first of these headers off a message that goes back to its stage.
     pub fn take_codec(message: &mut Message) -> Codec {
         let named = message.headers.get(CODEC_HEADER).flatten();
         let named = named.and_then(|name| Codec::of_name(std::str::from_utf8(name).ok()?));
         if named.is_some() {
-            let others = message.headers.iter().filter(|(name, _)| *name != CODEC_HEADER);
-            message.headers = others.map(|(name, value)| (name, value.cloned())).collect();
+            without_header(message, CODEC_HEADER);
         }
         named.unwrap_or_default()
+    }
+
+    /// Takes the other one off. Messages that older programs sent back have none.
+    pub fn take_queue(message: &mut Message) -> Option<String> {
+        let named = message.headers.get(QUEUE_HEADER).flatten();
+        let named = named.and_then(|name| Some(std::str::from_utf8(name).ok()?.to_owned()));
+        if named.is_some() {
+            without_header(message, QUEUE_HEADER);
+        }
+        named
     }
 
     /// Reads what [`to_json`](DeadLetter::to_json) wrote.
@@ -326,6 +339,11 @@ impl DeadLetter {
             truncated: wire.truncated,
         })
     }
+}
+
+fn without_header(message: &mut Message, header: &str) {
+    let others = message.headers.iter().filter(|(name, _)| *name != header);
+    message.headers = others.map(|(name, value)| (name, value.cloned())).collect();
 }
 
 #[cfg(test)]

@@ -39,6 +39,9 @@ pub struct Parts {
     pub redeliveries: u32,
     /// The queue it came from, by its number in the topology.
     pub input: u16,
+    /// The queue whose message it is, by its number: `input`, or of what was redriven the queue that it came
+    /// from before it was given up on.
+    pub belongs_to: u16,
     /// What its payload is written in.
     pub codec: Codec,
     /// What the consumer knows it by.
@@ -360,13 +363,14 @@ impl Delivery {
     /// A delivery of what this one became, one of the `children` that [`Done`] announces.
     #[must_use]
     pub fn child(&self, message: Message, parsed: Option<Parsed>) -> Self {
-        let Parts { redeliveries, input, codec, receipt, enqueued_at, .. } = *self.0;
+        let Parts { redeliveries, input, belongs_to, codec, receipt, enqueued_at, .. } = *self.0;
         let guard = self.guard.child();
         let parts = Parts {
             message,
             parsed,
             redeliveries,
             input,
+            belongs_to,
             codec,
             receipt,
             enqueued_at,
@@ -383,6 +387,7 @@ impl Delivery {
             attempts,
             redeliveries,
             input,
+            belongs_to,
             codec,
             receipt,
             enqueued_at,
@@ -396,6 +401,7 @@ impl Delivery {
             attempts,
             redeliveries,
             input,
+            belongs_to,
             codec,
             receipt,
             enqueued_at,

@@ -1,12 +1,14 @@
 //! The edge between a queue and a component: where payloads are decoded and checked.
 
+use std::sync::Arc;
+
 use brigade_core::component::{Input, Parsed};
 use brigade_core::delivery::Delivery;
-use brigade_core::{Cause, CauseKind, Codec, Message, Timestamp};
+use brigade_core::{Cause, CauseKind, Codec, DeadLetter, Message, Timestamp};
 use serde_json::Value;
 
 use crate::codec;
-use crate::plan::QueuePlan;
+use crate::plan::{QueuePlace, QueuePlan, StagePlan};
 
 /// At most this many of a payload's violations of its schema are told.
 const VIOLATIONS_MAX: usize = 5;
@@ -34,8 +36,13 @@ impl std::fmt::Debug for Entry {
 impl QueuePlan {
     /// Checks a delivery that came from this queue, and fills in what the queue's `key` and
     /// `event_time` say: what stands in the payload goes before what the message has already.
-    pub(crate) fn receive(&self, delivery: &mut Delivery) -> Result<(), Cause> {
+    fn receive(&self, delivery: &mut Delivery) -> Result<(), Cause> {
         self.read_key(delivery)?;
+        self.hold_to_schema(delivery)
+    }
+
+    /// The same without the key.
+    fn hold_to_schema(&self, delivery: &mut Delivery) -> Result<(), Cause> {
         // A tombstone has no event time in it.
         let wants_time = self.event_time.is_some() && delivery.message.payload.is_some();
         if self.schema.is_none() && !wants_time {
@@ -128,6 +135,37 @@ fn decoded(message: &Message, from: Codec) -> Result<Value, String> {
             Value::decode(message, None).map_err(|error| error.to_string())
         }
         (codec, Some(payload)) => codec::decode(codec, payload),
+    }
+}
+
+/// What was redriven belongs to the queue that it came from before, as its header says.
+pub(crate) fn take_home(stage: &StagePlan, queues: &[Arc<QueuePlan>], delivery: &mut Delivery) {
+    let input = &queues[usize::from(delivery.input)];
+    let sent_back = matches!(input.place, QueuePlace::State)
+        && delivery.belongs_to == delivery.input
+        && stage.inputs.contains(&delivery.input);
+    if sent_back
+        && let Some(name) = DeadLetter::take_queue(&mut delivery.message)
+        && let Some(queue) = queues.iter().find(|queue| *queue.spec.name == *name)
+    {
+        delivery.belongs_to = queue.index;
+    }
+}
+
+/// Holds a delivery against what its queue asks for of what comes to this stage. One that was redriven
+/// has its key already, by which it was dealt; and a queue that the stage does not read any more asks for
+/// nothing.
+pub(crate) fn receive(
+    stage: &StagePlan,
+    queues: &[Arc<QueuePlan>],
+    delivery: &mut Delivery,
+) -> Result<(), Cause> {
+    let queue = &queues[usize::from(delivery.belongs_to)];
+    match stage.upstream {
+        Some(_) => Ok(()),
+        None if delivery.belongs_to == delivery.input => queue.receive(delivery),
+        None if stage.inputs.contains(&delivery.belongs_to) => queue.hold_to_schema(delivery),
+        None => Ok(()),
     }
 }
 

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use crate::call::{call, cause_of, drop_quietly, panic_text};
 use crate::clock::now;
-use crate::edge::read_value;
+use crate::edge::{read_value, receive, take_home};
 use crate::plan::{QueuePlan, StagePlan, Target};
 use crate::pool::{CHUNK_MAX, Pool};
 use crate::tree::Report;
@@ -269,6 +269,7 @@ impl RunnerSite {
 
     /// Checks whether the component may see a delivery.
     pub(crate) fn admit(&self, mut delivery: Delivery) -> Result<Delivery, Step> {
+        take_home(&self.stage, &self.queues, &mut delivery);
         if let Some(defect) = delivery.defect.take() {
             let truncated = defect.truncated.clone();
             let cause = Cause::new(defect.kind, defect.message);
@@ -277,10 +278,7 @@ impl RunnerSite {
         if let Err(cause) = read_value(&mut delivery) {
             return Err(self.give_up_on(delivery, cause, None));
         }
-        let input = &self.queues[usize::from(delivery.input)];
-        if self.stage.upstream.is_none()
-            && let Err(cause) = input.receive(&mut delivery)
-        {
+        if let Err(cause) = receive(&self.stage, &self.queues, &mut delivery) {
             return Err(self.give_up_on(delivery, cause, None));
         }
         match self.expired(&delivery) {

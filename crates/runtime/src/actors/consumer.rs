@@ -474,6 +474,7 @@ impl PullLoop {
             attempts: incoming.attempts,
             redeliveries: incoming.redeliveries,
             input: self.site.input.index,
+            belongs_to: self.site.input.index,
             receipt: incoming.receipt,
             enqueued_at: incoming.enqueued_at,
             first_failed_at: incoming.first_failed_at,

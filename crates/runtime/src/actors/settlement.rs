@@ -252,7 +252,7 @@ impl Settler {
             cause: given_up.cause,
             pipeline: stage.context.pipeline.to_string(),
             stage: stage.name.to_string(),
-            queue: self.input.spec.name.to_string(),
+            queue: stage.context.queues[usize::from(delivery.belongs_to)].to_string(),
             position: self.consumer.locate(receipt),
             attempts: delivery.attempts,
             first_at: delivery.first_failed_at.unwrap_or(now),
