@@ -50,10 +50,13 @@ fn a_million() -> usize {
     1_000_000
 }
 
-/// What was seen: the keys with the message that brought them and the time, and the keys by age.
+/// The message that brought a key, and when.
+type Sighting = (MessageId, Timestamp);
+
+/// What was seen: the keys with their last sightings, and the keys by age.
 #[derive(Default)]
 struct Seen {
-    keys: HashMap<String, (MessageId, Timestamp)>,
+    keys: HashMap<String, Sighting>,
     /// Each key once for each time that was remembered of it, of which only the last counts.
     by_age: VecDeque<(String, Timestamp)>,
     /// What was seen before this process began is among them.
@@ -105,31 +108,51 @@ impl Seen {
 impl Deduping {
     async fn check(&self, key: String, cx: &Context) -> Result<Emit, HandleError> {
         let now = Timestamp::from(SystemTime::now());
-        let fresh = |at: Timestamp| now.since(at) < self.period;
         let known = self.lock().keys.get(&key).copied();
-        let known = match known {
+        // Another process may have seen since what is unknown or too old here.
+        let known = match known.filter(|(_, at)| self.is_fresh(*at, now)) {
             Some(known) => Some(known),
-            None => {
-                let kept = cx.load_state(&key).await;
-                let kept = kept.map_err(|error| HandleError::Failed(Failure::retry(error)))?;
-                kept.as_deref().and_then(decode_seen)
-            }
+            None => kept(&key, cx).await?,
         };
-        match known {
-            // The message itself, handled again, is no duplicate.
-            Some((id, at)) if fresh(at) && id != cx.id() => Ok(Emit::none()),
-            _ => {
-                let emit = Emit::from(forward(cx.message(), None));
-                let emit = emit.put_state(key.clone(), encode_seen(cx.id(), now));
-                Ok(self.remember(key, cx.id(), now, emit))
+        if known.is_some_and(|known| self.is_of_another(known, cx.id(), now)) {
+            return Ok(Emit::none());
+        }
+        let Some(forgotten) = self.remember(&key, cx.id(), now) else { return Ok(Emit::none()) };
+        let emit = Emit::from(forward(cx.message(), None));
+        let mut emit = emit.put_state(key, encode_seen(cx.id(), now));
+        for (key, own) in forgotten {
+            // What another process has seen since is for that one to forget; what cannot be read now, for
+            // the next start.
+            if kept(&key, cx).await.is_ok_and(|kept| kept == Some(own)) {
+                emit = emit.delete_state(key);
             }
         }
+        Ok(emit)
     }
 
-    /// Remembers a key and forgets a few that are too old or too many.
-    fn remember(&self, key: String, id: MessageId, now: Timestamp, mut emit: Emit) -> Emit {
-        let mut seen = self.lock();
-        seen.insert(key, id, now);
+    fn is_fresh(&self, at: Timestamp, now: Timestamp) -> bool {
+        now.since(at) < self.period
+    }
+
+    /// Whether a sighting makes a message a duplicate: the message itself, handled again, is none.
+    fn is_of_another(&self, (id, at): Sighting, own: MessageId, now: Timestamp) -> bool {
+        id != own && self.is_fresh(at, now)
+    }
+
+    /// Remembers a key; answers with a few that are forgotten for it, as they are too old or too many. None
+    /// if another worker has seen it while the state was asked.
+    fn remember(
+        &self,
+        key: &str,
+        id: MessageId,
+        now: Timestamp,
+    ) -> Option<Vec<(String, Sighting)>> {
+        let (mut seen, mut forgotten) = (self.lock(), Vec::new());
+        let meanwhile = seen.keys.get(key).copied();
+        if meanwhile.is_some_and(|seen| self.is_of_another(seen, id, now)) {
+            return None;
+        }
+        seen.insert(key.to_owned(), id, now);
         for _ in 0..FORGET_MAX {
             let Some((oldest, at)) = seen.by_age.front() else { break };
             let at = *at;
@@ -137,14 +160,15 @@ impl Deduping {
                 seen.by_age.pop_front();
                 continue;
             }
-            if now.since(at) < self.period && seen.keys.len() <= self.max {
+            if self.is_fresh(at, now) && seen.keys.len() <= self.max {
                 break;
             }
             let Some((oldest, _)) = seen.by_age.pop_front() else { break };
-            seen.keys.remove(&oldest);
-            emit = emit.delete_state(oldest);
+            if let Some(own) = seen.keys.remove(&oldest) {
+                forgotten.push((oldest, own));
+            }
         }
-        emit
+        Some(forgotten)
     }
 
     /// Takes over what was seen before this process began, so that it is forgotten in its turn.
@@ -168,6 +192,13 @@ impl Deduping {
     }
 }
 
+/// What the state has of a key.
+async fn kept(key: &str, cx: &Context) -> Result<Option<Sighting>, HandleError> {
+    let kept = cx.load_state(key).await;
+    let kept = kept.map_err(|error| HandleError::Failed(Failure::retry(error)))?;
+    Ok(kept.as_deref().and_then(decode_seen))
+}
+
 /// The message that brought a key, and when: 16 and 8 bytes, little-endian.
 fn encode_seen(id: MessageId, at: Timestamp) -> Bytes {
     let mut bytes = id.0.to_le_bytes().to_vec();
@@ -175,7 +206,7 @@ fn encode_seen(id: MessageId, at: Timestamp) -> Bytes {
     bytes.into()
 }
 
-fn decode_seen(bytes: &[u8]) -> Option<(MessageId, Timestamp)> {
+fn decode_seen(bytes: &[u8]) -> Option<Sighting> {
     let (id, at) = bytes.split_first_chunk::<16>()?;
     let at = i64::from_le_bytes(at.try_into().ok()?);
     Some((MessageId(u128::from_le_bytes(*id)), Timestamp(at)))
@@ -209,6 +240,12 @@ impl AnyComponent for Deduping {
 
 #[cfg(test)]
 mod tests {
+    use brigade_core::Message;
+    use brigade_core::component::StateWrite;
+    use brigade_core::state::{StateStore, StoreOp};
+    use brigade_embedded::{Options, Store};
+    use futures_util::future::join;
+
     use super::*;
 
     #[test]
@@ -217,9 +254,8 @@ mod tests {
         let field = "id".parse().expect("a path");
         let dedupe = Deduping { field, period, max: 100, seen: Arc::default() };
         let remember = |key: &str, at: i64| {
-            let emit = dedupe.remember(key.to_owned(), MessageId(0), Timestamp(at), Emit::none());
-            let (_, writes) = emit.into_parts().expect("no value is written");
-            writes.into_iter().map(|write| write.key).collect::<Vec<_>>()
+            let forgotten = dedupe.remember(key, MessageId(0), Timestamp(at));
+            forgotten.into_iter().flatten().map(|(key, _)| key).collect::<Vec<_>>()
         };
         assert!(remember("a", 0).is_empty());
         assert!(remember("b", 1).is_empty());
@@ -227,5 +263,95 @@ mod tests {
         assert_eq!(remember("c", 12), ["b"], "nothing stands before it any more");
         assert_eq!(remember("d", 20), ["a"]);
         assert_eq!(dedupe.lock().keys.len(), 2);
+    }
+
+    /// One of several processes with the stage, on one state.
+    struct Process {
+        dedupe: Deduping,
+        stage: Arc<StageContext>,
+    }
+
+    fn state() -> (tempfile::TempDir, Arc<dyn StateStore>) {
+        let directory = tempfile::tempdir().expect("a directory");
+        let state = Store::open(directory.path(), Options::default()).expect("a state");
+        (directory, state)
+    }
+
+    impl Process {
+        fn on(state: &Arc<dyn StateStore>) -> Self {
+            let (field, period) = ("id".parse().expect("a path"), Duration::from_secs(3600));
+            let mut stage = StageContext::new("p", "s");
+            stage.state = Some(Arc::clone(state));
+            let dedupe = Deduping { field, period, max: 100, seen: Arc::default() };
+            Self { dedupe, stage: Arc::new(stage) }
+        }
+
+        /// Whether a message with a key passes; what it writes is in the state by then.
+        async fn passes(&self, key: &str, id: u128) -> bool {
+            let message = Message::new("{}").with_id(MessageId(id));
+            let cx = Context::new(Arc::clone(&self.stage), message);
+            let emit = self.dedupe.check(key.to_owned(), &cx).await.expect("it is handled");
+            let (outputs, writes) = emit.into_parts().expect("no value is written");
+            let space = Arc::clone(&self.stage.state_space);
+            let op = |StateWrite { key, value }| match value {
+                Some(value) => StoreOp::Put { space: Arc::clone(&space), key, value },
+                None => StoreOp::Delete { space: Arc::clone(&space), key },
+            };
+            self.state().commit(writes.into_iter().map(op).collect()).await.expect("it writes");
+            !outputs.is_empty()
+        }
+
+        fn state(&self) -> &dyn StateStore {
+            self.stage.state.as_deref().expect("there is one")
+        }
+    }
+
+    /// Longer than the period goes by.
+    async fn later(processes: &[&Process]) {
+        let before = |at: Timestamp| Timestamp(at.0 - 2 * 3600 * 1000);
+        for process in processes {
+            let mut seen = process.dedupe.lock();
+            seen.keys.values_mut().for_each(|(_, at)| *at = before(*at));
+            seen.by_age.iter_mut().for_each(|(_, at)| *at = before(*at));
+        }
+        let (state, space) = (processes[0].state(), &processes[0].stage.state_space);
+        for (key, value) in state.scan(space, "").await.expect("it reads") {
+            let (id, at) = decode_seen(&value).expect("it was seen");
+            let (space, value) = (Arc::clone(space), encode_seen(id, before(at)));
+            state.commit(vec![StoreOp::Put { space, key, value }]).await.expect("it writes");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_another_process_saw_since_counts_though_it_was_seen_here_before() {
+        let (_directory, state) = state();
+        let [first, second] = [(); 2].map(|()| Process::on(&state));
+        assert!(first.passes("x", 1).await);
+        assert!(!second.passes("x", 2).await);
+        later(&[&first, &second]).await;
+        assert!(second.passes("x", 3).await);
+        assert!(!first.passes("x", 4).await, "the other has seen it since");
+    }
+
+    #[tokio::test]
+    async fn what_another_process_saw_since_is_not_forgotten_with_what_is_old() {
+        let (_directory, state) = state();
+        let [first, second, third] = [(); 3].map(|()| Process::on(&state));
+        assert!(first.passes("x", 1).await && first.passes("y", 2).await);
+        later(&[&first, &second]).await;
+        assert!(second.passes("x", 3).await);
+        assert!(first.passes("z", 4).await, "now it forgets what is old");
+        let keys = state.scan(&first.stage.state_space, "").await.expect("it reads");
+        let keys: Vec<_> = keys.into_iter().map(|(key, _)| key).collect();
+        assert_eq!(keys, ["x", "z"]);
+        assert!(!third.passes("x", 5).await);
+    }
+
+    #[tokio::test]
+    async fn of_two_workers_at_the_same_time_one_lets_its_message_pass() {
+        let (_directory, state) = state();
+        let process = Process::on(&state);
+        let both = join(process.passes("x", 1), process.passes("x", 2)).await;
+        assert!(both == (true, false) || both == (false, true), "{both:?}");
     }
 }
