@@ -108,15 +108,24 @@ pub(crate) fn input(parsed: Option<Parsed>, cx: &Context) -> Result<Val, HandleE
     match (parsed, &cx.message().payload) {
         // Other codecs hold no number that 64 bits do not, and are no JSON text.
         (_, Some(bytes)) if cx.codec().is_json() && has_long_number(bytes) => {
-            // What reads numbers exactly takes more than JSON, nested as deeply as the stack goes.
-            serde_json::from_slice::<Val>(bytes).map_err(|error| wrong(error.to_string()))?;
-            jaq_json::read::parse_single(bytes).map_err(|error| wrong(error.to_string()))
+            read(bytes).map_err(wrong)
         }
         (Some(Parsed::Json(value)), _) => {
             Val::deserialize(value).map_err(|error| wrong(error.to_string()))
         }
-        (_, Some(bytes)) => serde_json::from_slice(bytes).map_err(|error| wrong(error.to_string())),
+        (_, Some(bytes)) => read(bytes).map_err(wrong),
         (_, None) => Err(wrong("it is null".to_owned())),
+    }
+}
+
+/// Reads JSON, with all digits of its numbers.
+pub(crate) fn read(bytes: &[u8]) -> Result<Val, String> {
+    let value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    match has_long_number(bytes) {
+        false => Ok(value),
+        // What reads numbers exactly takes more than JSON, nested as deeply as the stack goes: what is no
+        // JSON was found by then.
+        true => jaq_json::read::parse_single(bytes).map_err(|error| error.to_string()),
     }
 }
 

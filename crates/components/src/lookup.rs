@@ -11,14 +11,16 @@ use brigade_core::connector::Problem;
 use brigade_core::field::FieldPath;
 use futures_util::future::LocalBoxFuture;
 use indexmap::IndexMap;
+use jaq_json::{Num, Rc, Val};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::shared::{decode, json, one_way, problem, reject, schema, settings};
+use crate::jq::{input, json, read};
+use crate::shared::{decode, one_way, problem, reject, schema, settings};
 
 /// `lookup`: adds fields from a CSV or JSON Lines file, found by a key. The file is read when the
-/// stage starts; at most 1,000,000 rows.
+/// stage starts; at most 1,000,000 rows. Numbers keep all their digits.
 ///
 /// ```yaml
 /// component:
@@ -81,7 +83,7 @@ enum OnMiss {
     Pass,
 }
 
-type Row = serde_json::Map<String, Value>;
+type Row = HashMap<String, Val>;
 type Table = HashMap<String, Row>;
 
 /// The most rows of a table, so that a wrong file cannot fill the memory.
@@ -128,12 +130,8 @@ impl Looking {
         let rows = if csv { self.csv() } else { self.json_lines() };
         let mut table = Table::new();
         for (line, row) in rows.map_err(|error| format!("{place}: {error}"))? {
-            let key = match row.get(&self.settings.key) {
-                Some(Value::String(key)) => key.clone(),
-                Some(other) => other.to_string(),
-                None => {
-                    return Err(format!("{place}:{line}: no column `{}`", self.settings.key).into());
-                }
+            let Some(key) = row.get(&self.settings.key).map(key_of) else {
+                return Err(format!("{place}:{line}: no column `{}`", self.settings.key).into());
             };
             let columns = self.settings.matches.iter().flat_map(|found| found.add.values());
             if let Some(missing) = columns.into_iter().find(|column| !row.contains_key(*column)) {
@@ -175,17 +173,15 @@ impl Looking {
         Ok(rows)
     }
 
-    fn typed(&self, column: &str, text: &str, line: usize) -> Result<Value, BoxError> {
+    fn typed(&self, column: &str, text: &str, line: usize) -> Result<Val, BoxError> {
         let wrong = |kind: &str| format!("line {line}: `{text}` in column `{column}` is no {kind}");
         match self.settings.types.get(column) {
-            None | Some(ColumnType::Text) => Ok(text.into()),
-            Some(ColumnType::Number) => {
-                let number: serde_json::Number = text.parse().map_err(|_| wrong("number"))?;
-                Ok(Value::Number(number))
-            }
-            Some(ColumnType::Boolean) => {
-                Ok(Value::Bool(text.parse().map_err(|_| wrong("boolean"))?))
-            }
+            None | Some(ColumnType::Text) => Ok(text.to_owned().into()),
+            Some(ColumnType::Number) => match read(text.as_bytes()) {
+                Ok(number @ Val::Num(_)) => Ok(number),
+                _ => Err(wrong("number").into()),
+            },
+            Some(ColumnType::Boolean) => Ok(Val::Bool(text.parse().map_err(|_| wrong("boolean"))?)),
         }
     }
 
@@ -193,21 +189,22 @@ impl Looking {
     fn json_lines(&self) -> Result<Vec<(usize, Row)>, BoxError> {
         let text = std::fs::read_to_string(&self.path)?;
         let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
-        let row = |(at, line): (usize, &str)| match serde_json::from_str(line) {
-            Ok(row) => Ok((at, row)),
+        let row = |(at, line): (usize, &str)| match read(line.as_bytes()) {
+            Ok(Val::Obj(row)) => {
+                Ok((at, row.iter().map(|(name, value)| (key_of(name), value.clone())).collect()))
+            }
+            Ok(_) => Err(format!("line {at}: expected a JSON object").into()),
             Err(error) => Err(format!("line {at}: {error}").into()),
         };
         lines.take(ROWS_MAX + 1).map(row).collect()
     }
 
     fn look_up(&self, parsed: Option<Parsed>, cx: &Context) -> Result<Emit, HandleError> {
-        let mut payload = json(parsed, cx)?;
+        let mut payload = input(parsed, cx)?;
         for (found, field) in self.settings.matches.iter().zip(&self.fields) {
-            let key = field.find(&payload).cloned();
-            let key = match &key {
-                Some(Value::String(key)) => key.clone(),
-                Some(Value::Null) | None => String::new(),
-                Some(other) => other.to_string(),
+            let key = match find(field, &payload) {
+                Some(Val::Null) | None => String::new(),
+                Some(key) => key_of(key),
             };
             let Some(row) = self.table.get(&key) else {
                 if self.settings.on_miss == OnMiss::Pass {
@@ -216,15 +213,34 @@ impl Looking {
                 let table = self.path.display();
                 return Err(reject(format!("`{}`: `{key}` is not in {table}", found.field)));
             };
-            let Value::Object(fields) = &mut payload else {
+            let Val::Obj(fields) = &mut payload else {
                 let text = "the payload is no JSON object, so no field can be added";
                 return Err(decode(brigade_core::component::DecodeError::new(text)));
             };
+            let fields = Rc::make_mut(fields);
             for (name, column) in &found.add {
-                fields.insert(name.clone(), row[column].clone());
+                fields.insert(name.clone().into(), row[column].clone());
             }
         }
-        Ok(Emit::from(Emitted::json(payload.to_string())))
+        Ok(Emit::from(Emitted::json(json(&payload)?)))
+    }
+}
+
+/// What stands at a path of a payload, if anything does.
+fn find<'v>(path: &FieldPath, payload: &'v Val) -> Option<&'v Val> {
+    path.names().try_fold(payload, |value, name| match value {
+        Val::Arr(items) => items.get(name.parse::<usize>().ok()?),
+        Val::Obj(fields) => fields.get(&Val::from(name.to_owned())),
+        _ => None,
+    })
+}
+
+/// A value as the key of a table: a text as it is, anything else as JSON, a number however it is written.
+fn key_of(value: &Val) -> String {
+    match value {
+        Val::TStr(text) => String::from_utf8_lossy(text).into_owned(),
+        Val::Num(Num::Dec(text)) => Val::Num(Num::from_dec_str(text)).to_string(),
+        other => other.to_string(),
     }
 }
 

@@ -172,6 +172,52 @@ async fn lookup_adds_fields_and_tells_of_a_wrong_table() {
     }
 }
 
+/// Each number of the message as it came, and those of the table as they stand there.
+#[tokio::test]
+async fn lookup_changes_no_number() {
+    let directory = tempfile::tempdir().unwrap();
+    let long = "12345678901234567890123";
+    for (name, rows) in [
+        ("t.csv", format!("id,n\nA,{long}\n{long},1\n1.5,2\n")),
+        (
+            "t.jsonl",
+            format!(
+                "{{\"id\":\"A\",\"n\":{long}}}\n{{\"id\":{long},\"n\":1}}\n{{\"id\":1.5,\"n\":2}}"
+            ),
+        ),
+    ] {
+        let table = directory.path().join(name);
+        std::fs::write(&table, rows).unwrap();
+        let settings = json!({ "lookup": {
+            "file": table, "key": "id", "types": { "n": "number" },
+            "match": [{ "field": "at.0", "add": { "n": "n" } }],
+        } });
+        let mut lookup = build(settings, &["o"]).unwrap();
+        let stage = Arc::new(StageContext::new("p", "s"));
+        lookup.init(&Setup { stage, lane: 0, workers: 1 }).await.unwrap();
+        for (payload, found) in [
+            (format!("{{\"x\":{long},\"at\":[\"A\"]}}"), long),
+            (format!("{{\"x\":0.{long},\"at\":[\"A\"],\"n\":0,\"z\":1.50}}"), long),
+            (format!("{{\"at\":[{long}]}}"), "1"),
+            ("{\"at\":[1.50]}".to_owned(), "2"),
+            (format!("{{\"x\":{long},\"at\":[1.50]}}"), "2"),
+        ] {
+            let emit = run(lookup.as_mut(), Message::new(payload.clone())).await;
+            let emit = emit.unwrap_or_else(|error| panic!("{name}: {payload}: {error:?}"));
+            let made = String::from_utf8(emit.outputs()[0].payload.clone().unwrap().to_vec());
+            let made = made.unwrap();
+            assert!(made.contains(&format!("\"n\":{found}")), "{name}: {payload}: {made}");
+            let x =
+                payload.split("\"x\":").nth(1).map_or("", |rest| rest.split(',').next().unwrap());
+            assert!(made.contains(x), "{name}: {payload}: {made}");
+        }
+        let other = "{\"at\":[12345678901234567890124]}";
+        assert!(run(lookup.as_mut(), Message::new(other)).await.is_err(), "another number");
+        let no_object = run(lookup.as_mut(), Message::new("[\"A\"]")).await;
+        assert!(no_object.is_err());
+    }
+}
+
 #[tokio::test]
 async fn dedupe_drops_another_message_with_the_key_but_not_the_same_again() {
     let mut dedupe = build(json!({ "dedupe": { "key": "id" } }), &["o"]).unwrap();

@@ -28,6 +28,11 @@ pub struct FieldPath(Box<[Box<str>]>);
 pub struct FieldPathError(String);
 
 impl FieldPath {
+    /// Its names, from the outermost.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(AsRef::as_ref)
+    }
+
     /// What stands there, if anything does.
     pub fn find<'v>(&self, payload: &'v Value) -> Option<&'v Value> {
         self.0.iter().try_fold(payload, |value, name| match value {
