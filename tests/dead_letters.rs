@@ -203,6 +203,19 @@ fn a_number_that_is_in_several_queues_is_nobodys() {
     assert_eq!((numbers(), place.sent_back("a")), (0, 1));
 }
 
+#[test]
+fn a_number_that_no_queue_can_have_is_the_number_of_no_dead_letter() {
+    let place = Place::new(1, 0);
+    for command in ["show", "delete", "redrive"] {
+        let told = place.run(&["dead-letters", command, "18446744073709551615"], 2);
+        assert!(told.contains("no dead letter 18446744073709551615"), "{command}: {told}");
+    }
+    let all = place.run(&["queues", "peek", "dead", "--limit", "18446744073709551615"], 0);
+    assert_eq!(all.lines().count(), 1, "{all}");
+    let told = place.run(&["queues", "release", "dead", "9223372036854775808"], 0);
+    assert!(told.contains("0 messages released"), "{told}");
+}
+
 /// A queue whose messages have a number as their `id`, and their time in `at`.
 const HELD: &str = "
 pipeline: held

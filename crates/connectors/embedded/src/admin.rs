@@ -67,8 +67,13 @@ fn select(rest: &str) -> String {
     )
 }
 
+/// The row of a position; those that are greater than any row's have none.
+fn row_id(position: u64) -> Option<i64> {
+    i64::try_from(position).ok()
+}
+
 /// Deletes the rows of a queue that nobody works on, all or one.
-fn delete(work: &mut Work<'_>, target: &Target, only: Option<u64>) -> rusqlite::Result<u64> {
+fn delete(work: &mut Work<'_>, target: &Target, only: Option<i64>) -> rusqlite::Result<u64> {
     let mut deleted = 0;
     for (queue, _) in groups(work, target)? {
         let sql = "DELETE FROM messages WHERE queue = ?1 AND state != 2 AND (?2 IS NULL OR id = ?2)
@@ -85,9 +90,9 @@ fn release(work: &mut Work<'_>, queue: i64, only: Option<&[u64]>) -> rusqlite::R
     let mut update = work.db.prepare_cached(sql)?;
     let (mut released, now) = (0, now_ms());
     match only {
-        None => released += update.execute(params![queue, None::<u64>, now])?,
+        None => released += update.execute(params![queue, None::<i64>, now])?,
         Some(positions) => {
-            for position in positions {
+            for position in positions.iter().filter_map(|position| row_id(*position)) {
                 released += update.execute(params![queue, position, now])?;
             }
         }
@@ -113,6 +118,7 @@ impl QueueAdmin for EmbeddedAdmin {
     async fn peek(&self, skip: u64, limit: u64) -> Result<Vec<Peeked>, ConnectorError> {
         let (target, incarnation) = (Arc::clone(&self.target), self.incarnation);
         let peek = self.requests.ask(move |work| {
+            let [limit, skip] = [limit, skip].map(|n| i64::try_from(n).unwrap_or(i64::MAX));
             let mut rows = work.db.prepare_cached(&select("ORDER BY m.id LIMIT ?3 OFFSET ?4"))?;
             let values = params![&*target.pipeline, &*target.name, limit, skip];
             let rows = rows.query_map(values, |row| peeked(row, incarnation))?;
@@ -123,6 +129,7 @@ impl QueueAdmin for EmbeddedAdmin {
 
     async fn get(&self, position: u64) -> Result<Option<Peeked>, ConnectorError> {
         let (target, incarnation) = (Arc::clone(&self.target), self.incarnation);
+        let Some(position) = row_id(position) else { return Ok(None) };
         let get = self.requests.ask(move |work| {
             let mut row = work.db.prepare_cached(&select("AND m.id = ?3"))?;
             let values = params![&*target.pipeline, &*target.name, position];
@@ -136,7 +143,8 @@ impl QueueAdmin for EmbeddedAdmin {
     }
 
     async fn delete(&self, positions: &[u64]) -> Result<u64, ConnectorError> {
-        let (target, positions) = (Arc::clone(&self.target), positions.to_vec());
+        let target = Arc::clone(&self.target);
+        let positions: Vec<i64> = positions.iter().filter_map(|at| row_id(*at)).collect();
         let deleted = self.requests.ask(move |work| {
             let mut deleted = 0;
             for position in &positions {
