@@ -215,7 +215,7 @@ fn check(
         lay_set(&mut root, set, findings);
     }
     substitute(&mut root, &mut Vec::new(), &|name| overrides.variable(name), findings);
-    drop_nulls(&mut root);
+    drop_nulls(&mut root, 0);
     let valid = validate(&file_schema(), &mut root, &[], "", findings);
     let settled = check_settings(&mut root, catalog, findings);
     if valid {
@@ -229,13 +229,14 @@ fn check(
 }
 
 /// A key without a value is a key that is not there (`stages:` with nothing under it), except inside
-/// of free-form values, which are left alone.
-fn drop_nulls(node: &mut Node) {
+/// of free-form values, which are left alone: some keys of queues and stages, which stand two steps down.
+fn drop_nulls(node: &mut Node, depth: usize) {
+    let free_form = |key: &str| depth == 2 && matches!(key, "schema" | "component" | "template");
     if let NodeValue::Map(entries) = &mut node.value {
         entries.retain(|entry| !matches!(entry.node.value, NodeValue::Null));
         for entry in entries {
-            if !matches!(entry.key.as_str(), "schema" | "component" | "template") {
-                drop_nulls(&mut entry.node);
+            if !free_form(&entry.key) {
+                drop_nulls(&mut entry.node, depth + 1);
             }
         }
     }
