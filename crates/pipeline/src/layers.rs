@@ -56,6 +56,13 @@ pub(crate) fn lay_set(root: &mut Node, set: &str, findings: &mut Findings) {
         findings.add(Severity::Error, "set", &origin, &[], message);
         return;
     };
+    let steps = split_path(path);
+    if steps.iter().any(String::is_empty) {
+        let message = format!("`--set {path}=`: the key has an empty step: expected `key=value`");
+        findings.add(Severity::Error, "set", &origin, &[], message).help =
+            Some("a step is a key of the file, as in `stages.check.workers=4`".to_owned());
+        return;
+    }
     let mut own = Findings::default();
     let Some(mut value) = Format::Yaml.parse("--set", text, &mut own) else {
         let message = format!("`--set {path}`: the value is not valid YAML");
@@ -64,8 +71,8 @@ pub(crate) fn lay_set(root: &mut Node, set: &str, findings: &mut Findings) {
     };
     rebase(&mut value, &origin);
     let mut node = root;
-    for step in split_path(path) {
-        node = child_of(node, &step, &origin, false);
+    for step in &steps {
+        node = child_of(node, step, &origin, false);
     }
     *node = value;
 }

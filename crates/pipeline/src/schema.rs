@@ -378,9 +378,14 @@ fn as_text_or_list(kind: &TypeKind, node: &Node) -> Option<String> {
         NodeValue::Bool(bool) if wants("string") => {
             Some(format!("write it in quotes: `\"{bool}\"`"))
         }
-        NodeValue::Text(text) if wants("array") => {
-            Some(format!("write it in brackets: `[{}]`", crate::node::shortened(text)))
-        }
+        NodeValue::Text(text) if wants("array") => Some(match &node.origin {
+            // The text of a variable is one value, whatever is in it.
+            Origin::Variable(name) => format!(
+                "a variable sets one value: name a place of the file's list, as in `{name}__0`, or set the \
+                 list with `--set`"
+            ),
+            _ => format!("write it in brackets: `[{}]`", crate::node::shortened(text)),
+        }),
         _ => None,
     }
 }
