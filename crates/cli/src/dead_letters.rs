@@ -360,5 +360,10 @@ fn letter(peeked: &Peeked) -> anyhow::Result<DeadLetter> {
 
 fn shortened(text: &str) -> String {
     const SHOWN_MAX: usize = 60;
-    text.chars().take(SHOWN_MAX).flat_map(char::escape_debug).collect()
+    let shown = text.chars().take(SHOWN_MAX);
+    let escaped = shown.map(|c| match c.is_control() {
+        true => c.escape_debug().to_string(),
+        false => c.to_string(),
+    });
+    escaped.collect()
 }

@@ -108,16 +108,16 @@ impl Seen {
 impl Deduping {
     async fn check(&self, key: String, cx: &Context) -> Result<Emit, HandleError> {
         let now = Timestamp::from(SystemTime::now());
-        let known = self.lock().keys.get(&key).copied();
-        // Another process may have seen since what is unknown or too old here.
-        let known = match known.filter(|(_, at)| self.is_fresh(*at, now)) {
-            Some(known) => Some(known),
-            None => kept(&key, cx).await?,
-        };
+        let before = self.lock().keys.get(&key).copied();
+        // What was seen here does not count if its message became a dead letter; what another process has
+        // seen does.
+        let known = kept(&key, cx).await?;
         if known.is_some_and(|known| self.is_of_another(known, cx.id(), now)) {
             return Ok(Emit::none());
         }
-        let Some(forgotten) = self.remember(&key, cx.id(), now) else { return Ok(Emit::none()) };
+        let Some(forgotten) = self.remember(&key, cx.id(), now, before) else {
+            return Ok(Emit::none());
+        };
         let emit = Emit::from(forward(cx.message(), None));
         let mut emit = emit.put_state(key, encode_seen(cx.id(), now));
         for (key, own) in forgotten {
@@ -140,15 +140,16 @@ impl Deduping {
     }
 
     /// Remembers a key; answers with a few that are forgotten for it, as they are too old or too many. None
-    /// if another worker has seen it while the state was asked.
+    /// if another worker has seen it while the state was asked, before which it was known as this.
     fn remember(
         &self,
         key: &str,
         id: MessageId,
         now: Timestamp,
+        before: Option<Sighting>,
     ) -> Option<Vec<(String, Sighting)>> {
         let (mut seen, mut forgotten) = (self.lock(), Vec::new());
-        let meanwhile = seen.keys.get(key).copied();
+        let meanwhile = seen.keys.get(key).copied().filter(|seen| before != Some(*seen));
         if meanwhile.is_some_and(|seen| self.is_of_another(seen, id, now)) {
             return None;
         }
@@ -254,7 +255,7 @@ mod tests {
         let field = "id".parse().expect("a path");
         let dedupe = Deduping { field, period, max: 100, seen: Arc::default() };
         let remember = |key: &str, at: i64| {
-            let forgotten = dedupe.remember(key, MessageId(0), Timestamp(at));
+            let forgotten = dedupe.remember(key, MessageId(0), Timestamp(at), None);
             forgotten.into_iter().flatten().map(|(key, _)| key).collect::<Vec<_>>()
         };
         assert!(remember("a", 0).is_empty());
@@ -345,6 +346,27 @@ mod tests {
         let keys: Vec<_> = keys.into_iter().map(|(key, _)| key).collect();
         assert_eq!(keys, ["x", "z"]);
         assert!(!third.passes("x", 5).await);
+    }
+
+    #[tokio::test]
+    async fn another_message_with_the_key_is_dropped_but_not_the_same_again() {
+        let (_directory, state) = state();
+        let process = Process::on(&state);
+        assert!(process.passes("x", 1).await);
+        assert!(!process.passes("x", 2).await);
+        assert!(process.passes("x", 1).await);
+        assert!(process.passes("y", 3).await);
+    }
+
+    #[tokio::test]
+    async fn what_became_a_dead_letter_hides_none_that_comes_after_it() {
+        let (_directory, state) = state();
+        let process = Process::on(&state);
+        let cx = Context::new(Arc::clone(&process.stage), Message::new("{}").with_id(MessageId(1)));
+        // What it writes is dropped with it.
+        drop(process.dedupe.check("x".to_owned(), &cx).await.expect("it is handled"));
+        assert!(process.passes("x", 2).await);
+        assert!(!process.passes("x", 3).await);
     }
 
     #[tokio::test]

@@ -7,7 +7,7 @@ use brigade_core::component::{
     AnyComponent, Context, Emit, HandleError, Handling, Setup, StageContext, StageSite,
 };
 use brigade_core::connector::Problem;
-use brigade_core::{Failure, Message, MessageId};
+use brigade_core::{Failure, Message};
 use serde_json::{Value, json};
 
 fn build(settings: Value, outputs: &[&str]) -> Result<Box<dyn AnyComponent>, Vec<Problem>> {
@@ -216,15 +216,6 @@ async fn lookup_changes_no_number() {
         let no_object = run(lookup.as_mut(), Message::new("[\"A\"]")).await;
         assert!(no_object.is_err());
     }
-}
-
-#[tokio::test]
-async fn dedupe_drops_another_message_with_the_key_but_not_the_same_again() {
-    let mut dedupe = build(json!({ "dedupe": { "key": "id" } }), &["o"]).unwrap();
-    let message = |id: u128| Message::new("{\"id\": 7}").with_id(MessageId(id));
-    assert_eq!(run(dedupe.as_mut(), message(1)).await.unwrap().outputs().len(), 1);
-    assert_eq!(run(dedupe.as_mut(), message(2)).await.unwrap().outputs().len(), 0);
-    assert_eq!(run(dedupe.as_mut(), message(1)).await.unwrap().outputs().len(), 1);
 }
 
 #[tokio::test]
