@@ -15,11 +15,9 @@ pub(crate) fn set_up(
     progress: &Progress,
 ) -> anyhow::Result<()> {
     let own = std::env::var("RUST_LOG").ok().filter(|directives| !directives.is_empty());
-    let (from, directives) = match (&own, level) {
-        (Some(directives), _) => ("RUST_LOG", directives.as_str()),
-        (None, Some(level)) => ("`log.level`", level),
-        // What the server of the metrics says of its threads is not for everybody.
-        (None, None) => ("`log.level`", "info,actix_server=warn"),
+    let (from, directives) = match &own {
+        Some(directives) => ("RUST_LOG", directives.as_str()),
+        None => ("`log.level`", level.unwrap_or("info")),
     };
     let filter = EnvFilter::try_new(directives).map_err(|error| {
         anyhow::anyhow!(
