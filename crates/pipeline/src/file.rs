@@ -192,7 +192,8 @@ pub struct StageKeys {
     #[serde(default = "defaults::workers")]
     #[schemars(range(min = 1, max = 1024))]
     pub workers: u16,
-    /// How much may be delivered and unresolved at once, in one process.
+    /// How much may be delivered and unresolved at once, in one process. Its inputs share it, each on as
+    /// many lanes as read it; one message each may have at least.
     #[serde(default)]
     pub max_in_flight: InFlightKeys,
     /// In which order messages are handled.
