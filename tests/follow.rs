@@ -84,6 +84,23 @@ async fn every_line_of_a_file_that_is_rotated_comes_once() {
     running.drain().await;
 }
 
+/// As a rotation does that compresses: the file has another inode, and is not complete at first.
+#[tokio::test]
+async fn of_what_a_followed_glob_finds_compressed_files_and_tables_are_passed_over() {
+    let trial = Trial::new("lo*");
+    trial.append("log", "1\n2\n");
+    let running = trial.start().await;
+    trial.arrived(2).await;
+    trial.rename("log", "log.1");
+    fs::write(trial.path("log.1.gz"), [0x1f, 0x8b, 8].repeat(1000)).unwrap();
+    fs::write(trial.path("log.csv"), "n\n7").unwrap();
+    trial.append("log", "3\n");
+    trial.arrived(3).await;
+    assert_eq!(trial.numbers(), [1, 2, 3]);
+    assert!(running.is_ready().await);
+    running.drain().await;
+}
+
 #[tokio::test]
 async fn what_was_written_before_a_rotation_while_nothing_ran_comes_first() {
     let trial = Trial::new("log");

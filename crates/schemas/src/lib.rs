@@ -57,6 +57,11 @@ impl Formats for SchemaRegistries {
             let problem = Problem::at("url", "it is no address of a schema registry");
             problems.push(problem.help("write `http://host:8081`, or `https:`"));
         }
+        // The address stands in errors and dead letters.
+        if registry.url.split('/').nth(2).is_some_and(|host| host.contains('@')) {
+            let problem = Problem::at("url", "the address has a user in it");
+            problems.push(problem.help("write `user` and `password` beside `url`"));
+        }
         if let Some(file) = &registry.register
             && let Err(why) = type_of(Path::new(file))
         {
@@ -293,7 +298,11 @@ impl Format for Registered {
         };
         match read {
             Ok(read) => Ok(read),
-            Err(error) if is_missing(&error) => Ok(Err(self.site.told(&error))),
+            // The schema was found: one that it refers to is not there, and may come back.
+            Err(error) if is_missing(&error) => {
+                self.forget_errors();
+                Ok(Err(self.site.told(&error)))
+            }
             Err(error) => self.wrong(error).map(Err),
         }
     }

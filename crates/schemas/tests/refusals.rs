@@ -106,3 +106,15 @@ async fn a_subject_that_is_gone_is_waited_for_and_a_schema_that_is_gone_is_the_p
         assert!(reader.read(&payload).await.unwrap().is_err());
     }
 }
+
+/// The address stands in errors, and in dead letters.
+#[test]
+fn an_address_with_a_user_in_it_is_refused() {
+    let problems = |url: &str| {
+        let registry = serde_json::from_value(json!({ "url": url })).unwrap();
+        SchemaRegistries.check(&registry)
+    };
+    assert!(problems("http://host:8081/a@b").is_empty());
+    let told = problems("https://me:secret@host");
+    assert!(told[0].message.contains("user") && !told[0].message.contains("secret"), "{told:?}");
+}

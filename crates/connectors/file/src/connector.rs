@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::consumer::FileConsumer;
 use crate::producer::FileProducer;
-use crate::settings::{Compression, FileFormat, Settings, refuse_special};
+use crate::settings::{FileFormat, Settings, refuse_special};
 
 /// The connector of files, type `file`.
 #[derive(Debug, Clone, Copy, Default)]
@@ -68,9 +68,7 @@ impl Connector for FileConnector {
         if settings.path.is_empty() {
             problems.push(Problem::at("path", "the path is empty").help("name a file, or `-`"));
         }
-        let compressed = settings.compression_of(&settings.path()) != Compression::None;
-        let csv = settings.format_of(&settings.path()) == FileFormat::Csv;
-        if settings.follow && (compressed || csv || settings.is_standard()) {
+        if settings.follow && (!settings.can_follow(&settings.path()) || settings.is_standard()) {
             let message = "only plain lines of a file can be followed";
             problems.push(Problem::at("follow", message).help("remove `follow`"));
         }

@@ -10,6 +10,7 @@ use brigade_core::connector::{
     ConnectorError, Features, Outgoing, Produced, Producer, QueueSpec, Rejected, Staged,
 };
 use brigade_core::state::{StateStore, StoreId};
+use serde::de::IgnoredAny;
 
 use crate::connector::features;
 use crate::settings::{Compression, Settings};
@@ -93,9 +94,15 @@ impl FileProducer {
         if !payload.contains(&b'\n') && payload.last() != Some(&b'\r') {
             return Ok(payload.into());
         }
-        // JSON means the same on one line; any other text would become several messages.
-        match serde_json::from_slice::<serde_json::Value>(payload) {
-            Ok(json) => Ok(json.to_string().into_bytes().into()),
+        // JSON means the same on one line, as its line breaks stand between its parts only; any other text
+        // would become several messages.
+        match serde_json::from_slice::<IgnoredAny>(payload) {
+            Ok(_) => {
+                let mut line = payload.trim_ascii().to_vec();
+                let breaks = line.iter_mut().filter(|byte| [b'\n', b'\r'].contains(byte));
+                breaks.for_each(|byte| *byte = b' ');
+                Ok(line.into())
+            }
             Err(_) => {
                 let text = format!(
                     "a payload of several lines that is not JSON would be several messages of queue `{queue}`"

@@ -103,6 +103,10 @@ impl Reader {
             let paths = self.paths()?;
             let mut fresh = false;
             for path in paths {
+                // What a rotation has compressed was read before.
+                if self.settings.follow && !self.settings.can_follow(&path) {
+                    continue;
+                }
                 self.refuse_special(&path)?;
                 let file = match File::open(&path) {
                     Ok(file) => file,

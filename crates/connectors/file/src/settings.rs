@@ -102,6 +102,12 @@ impl Settings {
         })
     }
 
+    /// Whether what is appended to a file can be read as it comes: only plain lines have no beginning that
+    /// is needed for it.
+    pub(crate) fn can_follow(&self, path: &Path) -> bool {
+        self.compression_of(path) == Compression::None && self.format_of(path) != FileFormat::Csv
+    }
+
     pub(crate) fn format_of(&self, path: &Path) -> FileFormat {
         self.format.unwrap_or_else(|| {
             let inner = match extension(path).as_deref() {

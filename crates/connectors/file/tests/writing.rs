@@ -275,3 +275,14 @@ async fn what_cannot_be_a_line_is_told_with_its_queue() {
         assert!(told.contains(words) && told.contains("queue `orders`"), "{told}");
     }
 }
+
+#[tokio::test]
+async fn json_of_several_lines_is_one_line_and_nothing_else_of_it_changes() {
+    let place = Place::new();
+    let state = place.state("state");
+    let out = place.open(&state, "out", "out").await.unwrap();
+    let several = "{\"n\":\r\n12345678901234567890123, \"a\": 1,\n\"a\": 1.50 }\n";
+    put(&out, several).await.unwrap();
+    let line = "{\"n\":  12345678901234567890123, \"a\": 1, \"a\": 1.50 }\n";
+    assert_eq!(place.text(), line);
+}

@@ -17,7 +17,7 @@ use tokio::sync::Mutex;
 use crate::client::explain;
 use crate::lag::Lagging;
 use crate::metadata::{RANGES_MAX, SPAN_MAX};
-use crate::poll::{Client, Shared, commit, run};
+use crate::poll::{Client, Shared, commit, is_final, run};
 use crate::retry::{RetryCopy, RetryTopics};
 use crate::transaction::{Settled, Transactions};
 
@@ -114,6 +114,10 @@ impl KafkaConsumer {
     /// Takes what is there; else says how long to wait, if not for ever.
     fn take(&self, want: Want) -> Result<Result<Vec<Incoming>, Option<Instant>>, ConnectorError> {
         let mut state = self.shared.state();
+        // However much there is of other partitions.
+        if let Some(error) = state.trouble.take_if(|error| is_final(error)) {
+            return Err(error);
+        }
         let assignment = &mut state.assignment;
         let (mut want, now) = (want, Instant::now());
         // What is resolved has to fit into the commit, without which exactly once would be a guess.
@@ -513,6 +517,23 @@ mod tests {
             assert!(error.to_string().contains("queue `orders`"), "{error}");
             assert!(consumer.shared.stopping());
         });
+    }
+
+    /// Of one partition of several, say, which nobody reads any more.
+    #[tokio::test]
+    async fn what_ends_the_consumer_is_told_before_anything_else() {
+        let (consumer, taken) = alone(&["one"]);
+        let released = |incoming: &Incoming| Failed {
+            receipt: incoming.receipt,
+            reason: FailedReason::Released,
+            delay: Duration::ZERO,
+        };
+        assert!(consumer.put_back(taken.iter().map(released).collect()).is_empty());
+        consumer.shared.tell(ConnectorError::permanent("for good"));
+        consumer.shared.tell(ConnectorError::transient("for now"));
+        let want = Want { messages: 1, bytes: usize::MAX };
+        let error = consumer.consume(want).await.expect_err("it is told first");
+        assert!(error.to_string().contains("for good"), "{error}");
     }
 
     /// What comes again from here is not told as fenced when the same is tried again.

@@ -98,6 +98,20 @@ pub(crate) struct State {
     places: HashMap<(String, i32), (Place, IncarnationId)>,
 }
 
+impl State {
+    /// What ends the consumer is told once, and stays.
+    fn tell(&mut self, error: ConnectorError) {
+        if !self.trouble.as_ref().is_some_and(is_final) {
+            self.trouble = Some(error);
+        }
+    }
+}
+
+/// Whether asking once more does not help.
+pub(crate) fn is_final(error: &ConnectorError) -> bool {
+    !error.is_transient()
+}
+
 impl Shared {
     pub(crate) fn new(site: Site, of: Membership, settings: &Settings) -> Arc<Self> {
         Arc::new(Self {
@@ -151,8 +165,8 @@ impl Shared {
         self.stopping.load(Ordering::Relaxed)
     }
 
-    fn tell(&self, error: ConnectorError) {
-        self.state().trouble = Some(error);
+    pub(crate) fn tell(&self, error: ConnectorError) {
+        self.state().tell(error);
         self.arrived.notify_waiters();
     }
 
@@ -330,8 +344,8 @@ fn take_over(shared: &Shared, client: &Client, first: BorrowedMessage<'_>) {
     }
     shared.beat(true);
     let mut state = shared.state();
-    let State { assignment, places, trouble, .. } = &mut *state;
-    let mut here: Option<&(Place, IncarnationId)> = None;
+    let State { assignment, places, .. } = &mut *state;
+    let (mut here, mut anothers): (Option<&(Place, IncarnationId)>, _) = (None, None);
     let now = (Instant::now(), Timestamp::from(SystemTime::now()));
     for record in &batch {
         let is_here = |place: &Place| &*place.0 == record.topic() && place.1 == record.partition();
@@ -345,8 +359,11 @@ fn take_over(shared: &Shared, client: &Client, first: BorrowedMessage<'_>) {
             shared.arrival(record.topic(), incoming, copy, now)
         });
         if !is_ours {
-            *trouble = Some(shared.takes_anothers(record.topic()));
+            anothers = Some(shared.takes_anothers(record.topic()));
         }
+    }
+    if let Some(error) = anothers {
+        state.tell(error);
     }
     drop(state);
     shared.arrived.notify_waiters();
@@ -464,7 +481,7 @@ impl Watch {
             let known = offset.map(|offset| (offset, metadata.as_str()));
             if !state.assignment.assign(place.clone(), known) {
                 let message = shared.site.told("more than 65536 partitions");
-                state.trouble = Some(ConnectorError::permanent(message));
+                state.tell(ConnectorError::permanent(message));
             }
             let name = format!("{}/{}/{}", shared.of.cluster, place.0, place.1);
             let incarnation = IncarnationId::of(name.as_bytes());

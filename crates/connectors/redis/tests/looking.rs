@@ -28,6 +28,11 @@ async fn a_queue_that_is_not_there_is_empty_and_only_made_by_what_is_put() {
         assert_eq!(admin.purge().await.unwrap(), 0, "{name}");
         assert_eq!(ask::<Vec<String>>(&mut other, "KEYS *"), Vec::<String>::new(), "{name}");
         admin.put((0..3).map(numbered).collect()).await.unwrap();
+        // The numbers of RSMQ's messages are times, which these are the beginning of.
+        for other in [0, 1, 17, 35] {
+            assert!(admin.get(other).await.unwrap().is_none(), "{name}: {other}");
+            assert_eq!(admin.delete(&[other]).await.unwrap(), 0, "{name}: {other}");
+        }
         assert_eq!(admin.status().await.unwrap()[0].lag.ready, Some(3), "{name}");
         let (_, consumer) = open(connector, &queue).await;
         assert_eq!(consumer.consume(common::WANT).await.unwrap().len(), 3, "{name}");

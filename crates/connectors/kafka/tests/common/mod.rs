@@ -59,7 +59,7 @@ pub(crate) async fn consumer(queue: &QueueSpec) -> Result<Arc<dyn Consumer>, Con
 }
 
 pub(crate) async fn producer(queue: &QueueSpec) -> Arc<dyn Producer> {
-    Connector.producer(queue, &env()).await.unwrap()
+    patiently(async || Connector.producer(queue, &env()).await).await
 }
 
 /// Makes a topic that takes records of some 2,000 bytes at most.

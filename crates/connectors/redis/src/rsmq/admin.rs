@@ -41,7 +41,9 @@ impl RsmqAdmin {
             scan.arg(&self.site.messages).arg(&cursor);
             scan.arg("MATCH").arg(format!("{}*", base36(position))).arg("COUNT").arg(BATCH);
             let (next, pairs): (String, Vec<(String, f64)>) = self.site.wire.command(&scan).await?;
-            found.extend(pairs.into_iter().map(|(id, _)| id));
+            // What is not a whole time is the beginning of others.
+            let ids = pairs.into_iter().map(|(id, _)| id);
+            found.extend(ids.filter(|id| self::position(id) == Some(position)));
             if next == "0" {
                 return Ok(found);
             }
