@@ -71,7 +71,7 @@ impl Supervisor {
         std::thread::Builder::new()
             .name("brigade".to_owned())
             .spawn(move || {
-                System::new().block_on(launch.supervise());
+                System::new().block_on(launch.run());
                 drop(alive);
             })
             .map_err(|error| StartError::new(format!("no thread to be had: {error}")))?;
@@ -84,9 +84,7 @@ impl Supervisor {
     pub async fn start_here(self) -> Result<Running, StartError> {
         let (launch, alive, launched) = self.launch(Home::Here)?;
         tokio::task::spawn_local(async move {
-            let actors = LocalSet::new();
-            actors.run_until(launch.supervise()).await;
-            drop(actors);
+            launch.run().await;
             drop(alive);
         });
         launched.running().await
@@ -119,6 +117,14 @@ struct Launch {
     events: EventSender,
     ready: Ready,
     stopped: oneshot::Receiver<()>,
+}
+
+impl Launch {
+    /// Supervises, with actors that are gone when this ends, and not later: one that is dropped before it
+    /// has started starts then, and needs the runtime for that.
+    async fn run(self) {
+        LocalSet::new().run_until(self.supervise()).await;
+    }
 }
 
 /// What the supervisor's owner has of it.
