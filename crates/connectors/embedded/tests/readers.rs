@@ -68,6 +68,17 @@ impl Place {
         place.put(&[(1, "x"), (2, "x"), (3, "y")]).await;
         (place, only)
     }
+
+    /// The same, where the only reader has parked the first message and is gone.
+    async fn parked() -> Self {
+        let (place, only) = Self::two_then_one().await;
+        let first = taken(only.as_ref(), 1).await;
+        let reason = FailedReason::Parked { attempts: 3, error: "no luck".to_owned() };
+        let parked = Failed { receipt: first[0].receipt, reason, delay: Duration::ZERO };
+        only.on_fail(vec![parked]).await.unwrap();
+        only.shutdown().await.unwrap();
+        place
+    }
 }
 
 const BOTH: &[&str] = &["a", "b"];
@@ -94,12 +105,7 @@ async fn what_is_shared_out_again_keeps_the_order_of_its_keys() {
 
 #[tokio::test]
 async fn what_is_parked_stays_so_when_it_is_shared_out() {
-    let (place, only) = Place::two_then_one().await;
-    let first = taken(only.as_ref(), 1).await;
-    let reason = FailedReason::Parked { attempts: 3, error: "no luck".to_owned() };
-    let parked = Failed { receipt: first[0].receipt, reason, delay: Duration::ZERO };
-    only.on_fail(vec![parked]).await.unwrap();
-    only.shutdown().await.unwrap();
+    let place = Place::parked().await;
     let consumer = place.consumer("a", BOTH, Order::Key).await;
     assert_eq!(numbers(&taken(consumer.as_ref(), 9).await), [3]);
     let peeked = place.admin().await.peek(0, 9).await.unwrap();
@@ -108,12 +114,7 @@ async fn what_is_parked_stays_so_when_it_is_shared_out() {
     assert_eq!(place.admin().await.release(None).await.unwrap(), 2);
     assert_eq!(numbers(&taken(consumer.as_ref(), 9).await), [1, 2]);
     // Without the order of keys nothing is parked.
-    let (place, only) = Place::two_then_one().await;
-    let first = taken(only.as_ref(), 1).await;
-    let reason = FailedReason::Parked { attempts: 3, error: "no luck".to_owned() };
-    let parked = Failed { receipt: first[0].receipt, reason, delay: Duration::ZERO };
-    only.on_fail(vec![parked]).await.unwrap();
-    only.shutdown().await.unwrap();
+    let place = Place::parked().await;
     let consumer = place.consumer("a", BOTH, Order::None).await;
     assert_eq!(numbers(&taken(consumer.as_ref(), 9).await), [1, 2, 3]);
 }
