@@ -467,7 +467,7 @@ impl RunnerSite {
         writes: Vec<StateWrite>,
         outbox: &mut Outbox,
     ) -> Step {
-        let (outputs, direct) = match self.route(&delivery, &emitted) {
+        let (outputs, direct) = match self.route(&delivery, emitted) {
             Ok(routed) => routed,
             Err(cause) => return self.give_up_on(delivery, cause, None),
         };
@@ -495,13 +495,19 @@ impl RunnerSite {
     }
 
     /// Finds the way of each output and makes its message.
-    fn route(&self, delivery: &Delivery, emitted: &[Emitted]) -> Result<Routed, Cause> {
+    fn route(&self, delivery: &Delivery, emitted: SmallVec<[Emitted; 1]>) -> Result<Routed, Cause> {
         let (mut outputs, mut direct) = (Outputs::new(), Vec::new());
         let mut index = 0;
-        for output in emitted {
-            for (name, target) in self.targets(output)? {
-                self.can_delay(output, name, *target)?;
-                let mut message = output.message(&delivery.message);
+        for mut output in emitted {
+            let targets = self.targets(&output)?;
+            for (at, (name, target)) in targets.iter().enumerate() {
+                self.can_delay(&output, name, *target)?;
+                // Only what goes several ways is shared.
+                let payload = match at + 1 == targets.len() {
+                    true => output.payload.take(),
+                    false => output.payload.clone(),
+                };
+                let mut message = output.message(&delivery.message, payload);
                 message.id = delivery.message.id.output(&self.stage.name, name, index);
                 let codec = if output.is_value() { Codec::Json } else { delivery.codec };
                 index += 1;

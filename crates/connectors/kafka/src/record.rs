@@ -123,15 +123,17 @@ fn id_of(place: IncarnationId, offset: u64, time: Option<Timestamp>) -> MessageI
     MessageId::root(IncarnationId::of(&bytes), offset)
 }
 
-/// Copies payload and key into one piece of memory.
+/// Copies payload and key into one piece of memory: a key is shared by what its message becomes, a payload
+/// seldom.
 fn bytes(payload: Option<&[u8]>, key: Option<&[u8]>) -> (Option<Bytes>, Option<Bytes>) {
-    let (of_payload, of_key) = (payload.unwrap_or_default(), key.unwrap_or_default());
+    let Some(of_key) = key else { return (payload.map(Bytes::copy_from_slice), None) };
+    let of_payload = payload.unwrap_or_default();
     let mut both = Vec::with_capacity(of_payload.len() + of_key.len());
     both.extend_from_slice(of_payload);
     both.extend_from_slice(of_key);
     let both = Bytes::from(both);
     let middle = of_payload.len();
-    (payload.map(|_| both.slice(..middle)), key.map(|_| both.slice(middle..)))
+    (payload.map(|_| both.slice(..middle)), Some(both.slice(middle..)))
 }
 
 #[derive(Default)]

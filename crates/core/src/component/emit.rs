@@ -1,5 +1,6 @@
 use std::any::Any;
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::fmt;
 use std::time::Duration;
 
@@ -146,8 +147,8 @@ impl Emitted {
         Takeover { typed: self.typed, value: self.value }
     }
 
-    /// The output's message beside the input, all but its id.
-    pub fn message(&self, input: &Message) -> Message {
+    /// The output's message beside the input, with this payload; all but its id.
+    pub fn message(&self, input: &Message, payload: Option<Bytes>) -> Message {
         let changes = self.changes.as_deref();
         let key = changes.and_then(|changes| changes.key.as_ref()).unwrap_or(&input.key);
         let headers = changes.and_then(|changes| changes.headers.as_ref());
@@ -155,7 +156,7 @@ impl Emitted {
             id: input.id,
             key: key.clone(),
             headers: headers.unwrap_or(&input.headers).clone(),
-            payload: self.payload.clone(),
+            payload,
             event_time: changes.and_then(|changes| changes.event_time).or(input.event_time),
         }
     }
@@ -307,9 +308,9 @@ impl Emit {
     }
 
     fn push(mut self, output: Option<Cow<'static, str>>, value: impl Serialize) -> Self {
-        match serde_json::to_vec(&value) {
+        match to_json(&value) {
             Ok(json) => {
-                let payload = Some(json.into());
+                let payload = Some(json);
                 self.outputs.push(Emitted { output, payload, value: true, ..Emitted::default() });
             }
             Err(error) => {
@@ -329,6 +330,26 @@ impl Emit {
         }
         self
     }
+}
+
+/// The most that is kept for the next value.
+const SCRATCH_MAX: usize = 16 << 10;
+
+thread_local! {
+    /// Where the last value was written: what is allocated for one is then of the right size.
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+fn to_json(value: &impl Serialize) -> serde_json::Result<Bytes> {
+    let mut scratch = SCRATCH.take();
+    scratch.clear();
+    serde_json::to_writer(&mut scratch, value)?;
+    if scratch.capacity() > SCRATCH_MAX {
+        return Ok(scratch.into());
+    }
+    let json = Bytes::copy_from_slice(&scratch);
+    SCRATCH.set(scratch);
+    Ok(json)
 }
 
 impl From<Emitted> for Emit {

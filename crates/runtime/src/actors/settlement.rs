@@ -173,7 +173,8 @@ impl Settlement {
     /// stays.
     pub(super) fn writes(&self, settler: &Settler) -> Vec<StoreOp> {
         let parents = self.units.iter().flat_map(|unit| &self.parents[unit.parents.clone()]);
-        let writes = parents.flat_map(|parent| {
+        let writing = parents.filter(|parent| !parent.made.written.writes.is_empty());
+        let writes = writing.flat_map(|parent| {
             let space = &settler.stage(parent.made.stage).context.state_space;
             parent.made.written.waiting().map(move |(number, write)| {
                 let (space, key) = (Arc::clone(space), write.key.clone());
