@@ -5,7 +5,8 @@ use std::sync::LazyLock;
 use crate::output::{MANY, MAY, PUT};
 use crate::script::Script;
 
-/// Shared by scripts that claim: entries with how often they were handed out and their attempts.
+/// Shared by scripts that claim: entries with how often they were handed out and their attempts. What somebody
+/// has deleted while it was pending is forgotten: nobody could resolve it.
 const CLAIM: &str = "
 local function claim(stream, attempts, group, me, ids)
   local claimed = {}
@@ -15,6 +16,10 @@ local function claim(stream, attempts, group, me, ids)
       local pending = redis.call('XPENDING', stream, group, id, id, 1)
       local kept = redis.call('HGET', attempts, id)
       claimed[#claimed + 1] = {id, got[1][2], pending[1][4], kept or ''}
+    else
+      -- Before Redis 7 it is pending with who claimed it.
+      redis.call('XACK', stream, group, id)
+      redis.call('HDEL', attempts, id)
     end
   end
   return claimed
@@ -160,7 +165,8 @@ pub(crate) static CLAIM_DUE: LazyLock<Script> = LazyLock::new(|| {
           redis.call('HGET', KEYS[3], 'f')
           may({{
             {{'XCLAIM', KEYS[1], ARGV[1], ARGV[2], '0', '0-0'}}, {{'ZREM', KEYS[2], 'm'}},
-            {{'XPENDING', KEYS[1], ARGV[1], '-', '+', '1'}}
+            {{'XPENDING', KEYS[1], ARGV[1], '-', '+', '1'}},
+            {{'XACK', KEYS[1], ARGV[1], '0-0'}}, {{'HDEL', KEYS[3], 'f'}}
           }})
         end
         local claimed = claim(KEYS[1], KEYS[3], ARGV[1], ARGV[2], due)
@@ -484,17 +490,20 @@ mod tests {
 
     use super::*;
 
+    /// A command as it is typed into `redis-cli`.
+    fn ask(server: &mut redis::Connection, command: &str) -> Value {
+        let mut words = command.split(' ');
+        let mut asked = redis::cmd(words.next().expect("it is not empty"));
+        asked.arg(words.collect::<Vec<_>>()).query(server).expect("it is right")
+    }
+
     /// Between the question what a member holds and this one it may have put something back.
     #[test]
     fn of_ones_own_only_what_is_still_held_is_claimed_anew() {
         let server = Redis::start();
         let client = redis::Client::open(server.url()).expect("it is an address");
         let mut server = client.get_connection().expect("it answers");
-        let mut ask = |command: &str| -> Value {
-            let mut words = command.split(' ');
-            let mut asked = redis::cmd(words.next().expect("it is not empty"));
-            asked.arg(words.collect::<Vec<_>>()).query(&mut server).expect("it is right")
-        };
+        let mut ask = |command: &str| ask(&mut server, command);
         for id in ["1-1", "2-1", "3-1"] {
             ask(&format!("XADD s {id} payload x"));
         }
@@ -508,5 +517,32 @@ mod tests {
             claim.invoke(&mut server).expect("it runs");
         let ids: Vec<&str> = claimed.iter().map(|(id, ..)| &**id).collect();
         assert_eq!((ids, claimed[0].2), (vec!["3-1"], 2));
+    }
+
+    /// By somebody who knows nothing of attempts.
+    #[test]
+    fn of_a_deleted_entry_nothing_is_left_when_it_is_claimed() {
+        let server = Redis::start();
+        let client = redis::Client::open(server.url()).expect("it is an address");
+        let mut server = client.get_connection().expect("it answers");
+        for command in [
+            "XADD s 1-1 payload x",
+            "XADD s 2-1 payload x",
+            "XGROUP CREATE s g 0",
+            "XREADGROUP GROUP g other STREAMS s >",
+            "HSET attempts 1-1 1:5 2-1 2:6",
+            "XDEL s 1-1",
+        ] {
+            ask(&mut server, command);
+        }
+        let mut claim = CLAIM_IDLE.key("s");
+        claim.key("attempts").arg("g").arg("me").arg("other").arg(10).arg(0);
+        let claimed: Vec<(String, Value, u64, String)> =
+            claim.invoke(&mut server).expect("it runs");
+        let claimed: Vec<_> = claimed.iter().map(|one| (&*one.0, &*one.3)).collect();
+        assert_eq!(claimed, [("2-1", "2:6")]);
+        assert_eq!(ask(&mut server, "HLEN attempts"), Value::Int(1));
+        assert_eq!(ask(&mut server, "XPENDING s g - + 10 other"), Value::Array(Vec::new()));
+        assert_eq!(ask(&mut server, "XPENDING s g 1-1 1-1 10"), Value::Array(Vec::new()));
     }
 }
