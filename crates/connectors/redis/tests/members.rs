@@ -111,6 +111,34 @@ async fn a_dead_member_is_taken_over_from_though_there_is_no_room() {
     assert_eq!((taken.len(), taken[0].redeliveries), (1, 1));
 }
 
+/// As when a connection breaks while the server waits for entries to answer with: it hands them out later, to
+/// nobody, and who could claim them lives.
+#[tokio::test]
+async fn what_was_handed_out_and_never_came_is_found() {
+    let server = Redis::start();
+    let mut beside = connect(&server);
+    let queue = queue("shop", json!({ "url": server.url() }));
+    let (producer, consumer) = open(&RedisStreams, &queue).await;
+    producer.produce(&[numbered(1)]).await.unwrap();
+    let held = consumer.consume(WANT).await.unwrap();
+    assert_eq!(held.len(), 1);
+    // Nobody reads now: the next is not this consumer's own.
+    producer.produce(&[numbered(2)]).await.unwrap();
+    let members: Vec<Vec<redis::Value>> = ask(&mut beside, "XINFO CONSUMERS shop shop");
+    let member: String = redis::from_redis_value(members[0][1].clone()).unwrap();
+    let read = format!("XREADGROUP GROUP shop {member} COUNT 1 STREAMS shop >");
+    let _: redis::Value = ask(&mut beside, &read);
+    let found = tokio::time::timeout(Duration::from_secs(20), consumer.consume(WANT)).await;
+    let found = found.expect("it is found").unwrap();
+    assert_eq!((found.len(), found[0].redeliveries), (1, 1));
+    assert_eq!(found[0].message.payload.as_deref(), Some(&b"2"[..]));
+    // What was held stands: it was not handed out again.
+    let receipts = held.iter().chain(&found).map(|one| one.receipt).collect();
+    assert_eq!(consumer.ack(receipts, Vec::new()).await.unwrap().fenced, []);
+    let pending: Vec<redis::Value> = ask(&mut beside, "XPENDING shop shop - + 10");
+    assert!(pending.is_empty(), "{pending:?}");
+}
+
 /// Each member looks after all others: what that takes must not be as many questions.
 #[tokio::test]
 async fn looking_after_many_members_is_one_question() {

@@ -70,7 +70,7 @@ pub(super) struct Site {
     held: std::sync::Mutex<Held>,
     pace: Paced,
     /// An answer may have been lost: the server may have handed out what never came here.
-    lost: AtomicBool,
+    pub(super) lost: AtomicBool,
     /// When it was last looked what is due, if new entries came since.
     looked: std::sync::Mutex<Option<Instant>>,
     /// When others had last left nothing behind.
@@ -159,7 +159,7 @@ impl Site {
         Ok(entered.collect())
     }
 
-    fn held(&self) -> std::sync::MutexGuard<'_, Held> {
+    pub(super) fn held(&self) -> std::sync::MutexGuard<'_, Held> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -181,7 +181,7 @@ impl Site {
     }
 
     /// Claims what the server believes to have handed to this member, and what never came.
-    async fn find_lost(&self, max: usize) -> Result<Vec<Incoming>, ConnectorError> {
+    pub(super) async fn find_lost(&self, max: usize) -> Result<Vec<Incoming>, ConnectorError> {
         let keys = &self.keys;
         let mut held = HELD.key(&keys.stream);
         held.arg(&keys.group).arg(&self.member);

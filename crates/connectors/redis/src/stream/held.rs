@@ -30,6 +30,11 @@ impl Held {
         position
     }
 
+    /// How many entries these are.
+    pub(super) fn count(&self) -> usize {
+        self.entries.len()
+    }
+
     pub(super) fn knows(&self, id: EntryId) -> bool {
         self.entries.contains_key(&self.place(id))
     }

@@ -1,6 +1,7 @@
 //! The members of a group: that this one lives, and what others left behind.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,7 +28,8 @@ pub(super) const LOOK: Duration = Duration::from_secs(1);
 /// What the server tells of a member.
 struct Member {
     name: String,
-    holds_nothing: bool,
+    /// How many entries it holds.
+    pending: usize,
     /// For how long it has done nothing.
     idle: Duration,
 }
@@ -36,15 +38,15 @@ impl Member {
     fn of(told: &[Value]) -> Option<Self> {
         // Name, pending, idle, each after its title.
         let Some(Value::BulkString(name)) = told.get(1) else { return None };
+        let pending = match told.get(3) {
+            Some(Value::Int(count)) => usize::try_from(*count).unwrap_or(0),
+            _ => 0,
+        };
         let idle = match told.get(5) {
             Some(Value::Int(ms)) => Duration::from_millis(u64::try_from(*ms).unwrap_or(0)),
             _ => Duration::MAX,
         };
-        Some(Self {
-            name: String::from_utf8_lossy(name).into_owned(),
-            holds_nothing: matches!(told.get(3), Some(Value::Int(0))),
-            idle,
-        })
+        Some(Self { name: String::from_utf8_lossy(name).into_owned(), pending, idle })
     }
 }
 
@@ -88,13 +90,27 @@ impl Site {
         self.missing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Claims what dead members of Brigade's held, and what those of other programs held for too long.
+    /// Claims what was handed to this member and never came, what dead members of Brigade's held, and what those
+    /// of other programs held for too long.
     pub(super) async fn take_over(&self, max: usize) -> Result<Vec<Incoming>, ConnectorError> {
         let keys = &self.keys;
+        // Nothing is on its way meanwhile: only what is resolved changes this, and makes it less, there first. So
+        // it is known before the question.
+        let held = self.held().count();
         let mut info = cmd("XINFO");
         info.arg("CONSUMERS").arg(&keys.stream).arg(&keys.group);
         let members: Vec<Vec<Value>> = self.wire.command(&info).await?;
         let members: Vec<Member> = members.iter().filter_map(|told| Member::of(told)).collect();
+        // A connection that broke while the server waited for entries: it handed them out later, to nobody.
+        if members.iter().any(|member| member.name == self.member && member.pending > held) {
+            self.lost.store(true, Ordering::Relaxed);
+            let found = self.find_lost(max).await?;
+            if !found.is_empty() {
+                let (queue, count) = (&keys.queue, found.len());
+                tracing::info!(%queue, count, "finds messages that were handed out and never came");
+                return Ok(found);
+            }
+        }
         self.missing().retain(|name, _| members.iter().any(|member| member.name == *name));
         let others = |member: &Member| member.name != self.member && member.name != "~delayed";
         let (ours, strangers): (Vec<Member>, Vec<Member>) =
@@ -105,7 +121,7 @@ impl Site {
                 return self.taken_over(&name, "is dead", entries);
             }
         }
-        for Member { name, .. } in strangers.into_iter().filter(|member| !member.holds_nothing) {
+        for Member { name, .. } in strangers.into_iter().filter(|member| member.pending > 0) {
             let entries = self.claim_idle(&name, max).await?;
             if !entries.is_empty() {
                 return self.taken_over(&name, "held it for too long", entries);
