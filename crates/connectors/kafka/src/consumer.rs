@@ -11,10 +11,11 @@ use brigade_core::connector::{
 };
 use brigade_core::state::{StoreId, StoreOp};
 use rdkafka::consumer::Consumer as _;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode as Code};
+use rdkafka::error::KafkaResult;
 use tokio::sync::Mutex;
 
 use crate::client::explain;
+use crate::commits::commit_owed;
 use crate::lag::Lagging;
 use crate::metadata::{RANGES_MAX, SPAN_MAX};
 use crate::poll::{Client, Shared, commit, is_final, run};
@@ -271,27 +272,17 @@ impl KafkaConsumer {
         let committed = blocking(move || {
             let _turn = turn;
             let begun = Instant::now();
-            loop {
-                let commits = shared.state().assignment.to_commit();
-                match commit(&client, &commits) {
-                    // The group is being shared out anew: soon it takes commits again.
-                    Err(ref error) if is_rebalancing(error) && begun.elapsed() < REBALANCE => {
-                        std::thread::sleep(AGAIN);
-                    }
-                    Ok(()) => {
-                        shared.state().assignment.committed(&commits);
-                        return Ok(());
-                    }
-                    failed => return failed,
-                }
-            }
+            let owed = || shared.state().assignment.to_commit();
+            let wait = || {
+                std::thread::sleep(AGAIN);
+                begun.elapsed() < REBALANCE
+            };
+            let commits = commit_owed(owed, |commits| commit(&client, commits), wait)?;
+            shared.state().assignment.committed(&commits);
+            Ok(())
         });
-        match committed.await? {
-            Ok(()) => Ok(()),
-            // Then these messages are another member's, who handles them again.
-            Err(error) if was_revoked(&error) => Ok(()),
-            Err(error) => Err(explain(&self.shared.site, "cannot commit", &error)),
-        }
+        let committed: KafkaResult<()> = committed.await?;
+        committed.map_err(|error| explain(&self.shared.site, "cannot commit", &error))
     }
 }
 
@@ -302,15 +293,6 @@ fn ids(ops: &[StoreOp], refused: Vec<(usize, Rejected)>) -> Vec<(MessageId, Reje
         StoreOp::Put { .. } | StoreOp::Delete { .. } => None,
     };
     refused.into_iter().filter_map(id).collect()
-}
-
-fn is_rebalancing(error: &KafkaError) -> bool {
-    error.rdkafka_error_code() == Some(Code::RebalanceInProgress)
-}
-
-fn was_revoked(error: &KafkaError) -> bool {
-    let lost = [Code::IllegalGeneration, Code::UnknownMemberId, Code::FencedMemberEpoch];
-    error.rdkafka_error_code().is_some_and(|code| lost.contains(&code))
 }
 
 /// Runs on a thread where it may block.

@@ -36,6 +36,7 @@
 mod admin;
 mod assignment;
 mod client;
+mod commits;
 mod connector;
 mod consumer;
 mod lag;

@@ -1,0 +1,136 @@
+//! Has the broker take what is resolved, also while the group is being shared out anew.
+
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
+
+use crate::assignment::Commit;
+
+/// What it means that the broker refuses a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refusal {
+    /// The group is being shared out anew: what this member keeps can soon be committed. It may have asked as the
+    /// member that it was before.
+    SharedOut,
+    /// It is no member any more: all its partitions are others', who handle the messages again.
+    Lost,
+    Other,
+}
+
+impl Refusal {
+    fn of(error: &KafkaError) -> Self {
+        match error.rdkafka_error_code() {
+            Some(Code::RebalanceInProgress | Code::IllegalGeneration | Code::StaleMemberEpoch) => {
+                Self::SharedOut
+            }
+            Some(Code::UnknownMemberId | Code::FencedMemberEpoch) => Self::Lost,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Commits what is `owed`, which is asked for each time: a partition that went to another member meanwhile owes
+/// nothing here. `wait` is called before it is tried again, and says whether it shall be. Answers with what the
+/// broker has.
+///
+/// # Errors
+/// The broker takes none, and the partitions are still this member's as far as it knows.
+pub(crate) fn commit_owed(
+    owed: impl Fn() -> Vec<Commit>,
+    mut commit: impl FnMut(&[Commit]) -> KafkaResult<()>,
+    mut wait: impl FnMut() -> bool,
+) -> KafkaResult<Vec<Commit>> {
+    loop {
+        let commits = owed();
+        let Err(error) = commit(&commits) else { return Ok(commits) };
+        match Refusal::of(&error) {
+            Refusal::SharedOut if wait() => {}
+            Refusal::Lost => return Ok(Vec::new()),
+            Refusal::SharedOut | Refusal::Other => return Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::time::Instant;
+
+    use brigade_core::Message;
+    use brigade_core::connector::{Incoming, Order, Want};
+
+    use super::*;
+    use crate::assignment::{Arrival, Assignment, Place};
+
+    /// Two partitions, with one message of each resolved.
+    fn resolved() -> (Assignment, [Place; 2]) {
+        let places: [Place; 2] = [("topic".into(), 0), ("topic".into(), 1)];
+        let mut assignment = Assignment::default();
+        for place in &places {
+            assert!(assignment.assign(place.clone(), None));
+            let arrival = |receipt| Arrival::Message {
+                incoming: Incoming::new(Message::new("x"), receipt),
+                due: None,
+                origin: None,
+            };
+            assert!(assignment.arrive(place, 0, arrival));
+        }
+        let want = Want { messages: 2, bytes: usize::MAX };
+        let taken = assignment.take(want, Order::None, Instant::now());
+        let receipts: Vec<_> = taken.iter().map(|one| one.receipt).collect();
+        assignment.resolve(&receipts);
+        (assignment, places)
+    }
+
+    fn refused(code: Code) -> KafkaResult<()> {
+        Err(KafkaError::ConsumerCommit(code))
+    }
+
+    fn places(commits: &[Commit]) -> Vec<Place> {
+        commits.iter().map(|commit| commit.place.clone()).collect()
+    }
+
+    /// Step by step, say, where a member keeps most of what it had.
+    #[test]
+    fn what_was_refused_is_committed_of_the_partitions_that_stay() {
+        for code in [Code::RebalanceInProgress, Code::IllegalGeneration, Code::StaleMemberEpoch] {
+            let (assignment, [stays, goes]) = resolved();
+            let assignment = RefCell::new(assignment);
+            let mut asked = Vec::new();
+            let commit = |commits: &[Commit]| {
+                asked.push(places(commits));
+                if asked.len() == 1 { refused(code) } else { Ok(()) }
+            };
+            let wait = || {
+                assignment.borrow_mut().revoke(&goes);
+                true
+            };
+            let done = commit_owed(|| assignment.borrow().to_commit(), commit, wait);
+            let done = done.expect("it is taken");
+            assert_eq!(asked, [vec![stays.clone(), goes.clone()], vec![stays.clone()]], "{code}");
+            assignment.borrow_mut().committed(&done);
+            assert_eq!(assignment.borrow().to_commit(), []);
+        }
+    }
+
+    #[test]
+    fn what_is_refused_for_long_or_for_another_reason_is_told() {
+        let (assignment, _) = resolved();
+        let try_all = |code, times: u32| {
+            let (mut asked, mut waited) = (0, 0);
+            let commit = |_: &[Commit]| {
+                asked += 1;
+                refused(code)
+            };
+            let wait = || {
+                waited += 1;
+                waited < times
+            };
+            let done = commit_owed(|| assignment.to_commit(), commit, wait);
+            (done.map_err(|error| error.rdkafka_error_code()), asked)
+        };
+        let code = Code::IllegalGeneration;
+        assert_eq!(try_all(code, 3), (Err(Some(code)), 3), "nobody else has them");
+        let code = Code::GroupAuthorizationFailed;
+        assert_eq!(try_all(code, 3), (Err(Some(code)), 1));
+        assert_eq!(try_all(Code::UnknownMemberId, 3), (Ok(Vec::new()), 1), "they are others'");
+    }
+}
