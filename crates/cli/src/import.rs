@@ -2,6 +2,7 @@
 
 mod checked;
 mod engines;
+mod python;
 mod queue;
 mod secrets;
 mod volley;

@@ -1,6 +1,10 @@
 //! Volley's engines, found in Python files by their calls of `Engine(...)`: what stands there as
 //! texts and lists of texts. A program that computes them is not run.
 
+use std::ops::Range;
+
+use super::python::Python;
+
 /// An engine: one component between queues.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Engine {
@@ -19,22 +23,26 @@ pub(super) struct Engine {
 /// One names no input queue in a way that can be read.
 pub(super) fn find(file: &str, text: &str) -> anyhow::Result<Vec<Engine>> {
     const CALL: &str = "Engine(";
+    let python = Python::new(text);
+    let code = python.code();
     let mut engines = Vec::new();
-    for (at, _) in text.match_indices(CALL) {
-        let before = text[..at].chars().next_back();
-        if before.is_some_and(|c| c.is_alphanumeric() || c == '_') {
+    for (at, _) in code.match_indices(CALL) {
+        if !is_call(&code[..at]) {
             continue;
         }
-        let place = format!("{file}:{}", text[..at].matches('\n').count() + 1);
-        let arguments = balanced(&text[at + CALL.len()..]);
-        let texts = |name: &str| argument(arguments, name).map(texts).unwrap_or_default();
+        let place = format!("{file}:{}", code[..at].matches('\n').count() + 1);
+        let begin = at + CALL.len();
+        let end = begin + past_of(&code[begin..], false);
+        let texts = |name: &str| {
+            let value = argument(&code[begin..end], name);
+            value.map_or_else(Vec::new, |part| python.texts(begin + part.start..begin + part.end))
+        };
         let Some(input) = texts("input_queue").into_iter().next() else {
             anyhow::bail!(
                 "{place}: the engine's `input_queue` is no text: write it as one, as \"in\""
             );
         };
-        let rest = &text[at + CALL.len() + arguments.len()..];
-        let name = decorated(rest).map(str::to_owned);
+        let name = decorated(&code[end..]).map(str::to_owned);
         let name = name.or_else(|| texts("app_name").into_iter().next());
         engines.push(Engine {
             place,
@@ -47,59 +55,36 @@ pub(super) fn find(file: &str, text: &str) -> anyhow::Result<Vec<Engine>> {
     Ok(engines)
 }
 
-/// What stands before the bracket that closes the call.
-fn balanced(text: &str) -> &str {
-    let (mut open, mut quote) = (1_usize, None);
-    for (at, c) in text.char_indices() {
-        match (quote, c) {
-            (Some(q), c) if c == q => quote = None,
-            (Some(_), _) => {}
-            (None, '"' | '\'') => quote = Some(c),
-            (None, '(' | '[' | '{') => open += 1,
-            (None, ')' | ']' | '}') => open -= 1,
-            _ => {}
-        }
-        if open == 0 {
-            return &text[..at];
-        }
-    }
-    text
+/// Whether what stands before `Engine(` lets it be a call of that: not the end of another name, and not
+/// the definition of a class or function.
+fn is_call(before: &str) -> bool {
+    let is_whole = !before.ends_with(|c: char| c.is_alphanumeric() || c == '_');
+    is_whole && !matches!(before.split_whitespace().next_back(), Some("class" | "def"))
 }
 
-/// What follows `name=`, up to the comma that ends it.
-fn argument<'t>(arguments: &'t str, name: &str) -> Option<&'t str> {
-    let at = arguments.match_indices(name).find_map(|(at, _)| {
+/// How much stands before the bracket that closes what is open, or the comma that ends a value.
+fn past_of(code: &str, is_value: bool) -> usize {
+    let mut open = 0_usize;
+    for (at, c) in code.char_indices() {
+        match c {
+            '(' | '[' | '{' => open += 1,
+            ')' | ']' | '}' if open == 0 => return at,
+            ')' | ']' | '}' => open -= 1,
+            ',' if open == 0 && is_value => return at,
+            _ => {}
+        }
+    }
+    code.len()
+}
+
+/// Where that stands which follows `name=`, up to the comma that ends it.
+fn argument(arguments: &str, name: &str) -> Option<Range<usize>> {
+    let begin = arguments.match_indices(name).find_map(|(at, _)| {
         let own = !arguments[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
         let value = arguments[at + name.len()..].trim_start().strip_prefix('=')?;
         (own && !value.starts_with('=')).then(|| arguments.len() - value.len())
     })?;
-    let value = &arguments[at..];
-    let (mut open, mut quote) = (0_usize, None);
-    for (at, c) in value.char_indices() {
-        match (quote, c) {
-            (Some(q), c) if c == q => quote = None,
-            (Some(_), _) => {}
-            (None, '"' | '\'') => quote = Some(c),
-            (None, '(' | '[' | '{') => open += 1,
-            (None, ')' | ']' | '}') => open = open.saturating_sub(1),
-            (None, ',') if open == 0 => return Some(&value[..at]),
-            _ => {}
-        }
-    }
-    Some(value)
-}
-
-/// The texts that stand in a value.
-fn texts(value: &str) -> Vec<String> {
-    let mut texts = Vec::new();
-    let mut rest = value;
-    while let Some(at) = rest.find(['"', '\'']) {
-        let quote = &rest[at..=at];
-        let Some(end) = rest[at + 1..].find(quote) else { break };
-        texts.push(rest[at + 1..at + 1 + end].to_owned());
-        rest = &rest[at + end + 2..];
-    }
-    texts
+    Some(begin..begin + past_of(&arguments[begin..], true))
 }
 
 /// The function below the next `@....stream_app`.
@@ -147,9 +132,50 @@ other = volley.Engine(input_queue="b", output_queues=[])
         assert!(error.to_string().starts_with("app.py:1: "), "{error}");
     }
 
+    /// What Python does not run is no engine, and ends no call.
+    #[test]
+    fn comments_docstrings_and_classes_are_no_engines() {
+        let text = r##"
+"""Runs an Engine(input_queue=NAME), as in
+
+    engine = Engine(input_queue="example")
+"""
+# Engine( of our own: don't use it
+class Engine(volley.Engine):
+    'Not Engine(x).'
+
+class  Engine (Base): pass
+
+eng = Engine(
+    # input_queue="old",  it's gone
+    input_queue="in",  # the worker's (only) one
+    output_queues=[
+        "a",  # what's "new"
+        # "b",
+        'c',
+    ],
+    dead_letter_queue="""dead""",
+)
+
+# @eng.stream_app: def old(): don't
+@eng.stream_app
+def hello(msg):
+    """Called by Engine(...)."""
+    raise ValueError("no Engine(input_queue) here")
+"##;
+        let engine = Engine {
+            place: "app.py:12".into(),
+            name: "hello".into(),
+            input: "in".into(),
+            outputs: vec!["a".into(), "c".into()],
+            dead_letters: Some("dead".into()),
+        };
+        assert_eq!(find("app.py", text).unwrap(), [engine]);
+    }
+
     proptest! {
         #[test]
-        fn no_text_makes_it_panic(text in "[Engine(input_queue=\"'\\[\\]),ü@stream_app def\n]{0,200}") {
+        fn no_text_makes_it_panic(text in "[Engine(input_queue=#\\\\\"'\\[\\]),ü@stream_app def\n]{0,200}") {
             let _ = find("x.py", &format!("Engine({text}"));
         }
     }
