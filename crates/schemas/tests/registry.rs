@@ -6,6 +6,8 @@
     reason = "a test that stops says where"
 )]
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::sync::Arc;
 
 use brigade_core::connector::{Format, Formats as _, QueueSpec, SchemaRegistry as Keys};
@@ -151,4 +153,61 @@ async fn what_is_no_such_payload_is_told_and_a_registry_that_is_away_is_waited_f
         error.is_transient() && told.contains("`orders-value`") && told.contains("register"),
         "{told}"
     );
+}
+
+/// Asks the server for what a connector does not; it has to do it.
+fn ask(server: &SchemaRegistry, method: &str, path: &str, body: &Value) {
+    let url = server.url();
+    let host = url.split('/').nth(2).unwrap();
+    let body = body.to_string();
+    let head = format!(
+        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\
+         Content-Type: application/json"
+    );
+    let mut stream = TcpStream::connect(host).unwrap();
+    let length = body.len();
+    stream
+        .write_all(format!("{head}\r\nContent-Length: {length}\r\n\r\n{body}").as_bytes())
+        .unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 2"), "{answer}");
+}
+
+/// Somebody may put it back, and no message between has to be wrong for ever.
+#[tokio::test]
+async fn a_schema_whose_reference_is_missing_is_asked_for_again() {
+    let server = SchemaRegistry::start();
+    let register = |subject: &str, schema: &Value, references: Value| {
+        let body = json!({ "schema": schema.to_string(), "references": references });
+        ask(&server, "POST", &format!("/apis/ccompat/v7/subjects/{subject}/versions"), &body);
+    };
+    let record = |name: &str, field: Value| json!({ "type": "record", "name": name, "namespace": "shop", "fields": [field] });
+    register("line", &record("Line", json!({ "name": "n", "type": "int" })), json!([]));
+    let order = record("Order", json!({ "name": "line", "type": "Line" }));
+    let references = json!([{ "name": "shop.Line", "subject": "line", "version": 1 }]);
+    register("orders-value", &order, references);
+    let queue = QueueSpec::new("shop", "orders", json!({}));
+    let open = |writes| {
+        let (keys, queue) = (keys(&server), &queue);
+        async move { SchemaRegistries.open(queue, &keys, writes).await.unwrap() }
+    };
+    let order = json!({ "line": { "n": 7 } });
+    let payload = written(&open(true).await, &order).await;
+    let (reader, writer) = (open(false).await, open(true).await);
+    // The server deletes nothing that something refers to, but it can be told to keep it from everybody.
+    let set = |state: &str| {
+        let path = "/apis/registry/v2/groups/default/artifacts/line/versions/1/state";
+        ask(&server, "PUT", path, &json!({ "state": state }));
+    };
+    set("DISABLED");
+    for _ in 0..2 {
+        let told = reader.read(&payload).await.unwrap().unwrap_err();
+        assert!(told.contains("404"), "{told}");
+        let error = writer.write(&bytes(&order)).await.unwrap_err();
+        assert!(error.is_transient(), "{error}");
+    }
+    set("ENABLED");
+    assert_eq!(read(&reader, &payload).await, order);
+    assert_eq!(written(&writer, &order).await, payload);
 }
