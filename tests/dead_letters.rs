@@ -151,6 +151,23 @@ fn what_is_given_up_again_meanwhile_is_left_for_the_next_time() {
     assert_eq!(place.listed(None).len(), LETTERS);
 }
 
+#[test]
+fn of_dead_letters_in_a_file_it_is_told_how_they_are_sent_back() {
+    let in_file = "dead: { type: file, path: dead.jsonl }";
+    let place = Place::of(&YAML.replace("dead: { type: embedded }", in_file), 2, 1);
+    for command in ["list", "redrive"] {
+        let told = place.run(&["dead-letters", command], 2);
+        assert!(told.contains("queue `dead` of type file cannot be looked into"), "{told}");
+        assert!(told.contains("queues put") && !told.contains("0 dead letters"), "{told}");
+    }
+    // As it says.
+    fs::write(place.0.path().join("p.yaml"), YAML).unwrap();
+    place.put("dead", &fs::read_to_string(place.0.path().join("dead.jsonl")).unwrap());
+    let told = place.run(&["dead-letters", "redrive"], 0);
+    assert!(told.contains("3 dead letters sent back"), "{told}");
+    assert_eq!((place.sent_back("a"), place.sent_back("b")), (2, 1));
+}
+
 /// The letter of each handing-back is another: a queue that stores none twice would know it.
 #[test]
 fn what_is_given_up_again_is_kept_again_where_nothing_is_stored_twice() {

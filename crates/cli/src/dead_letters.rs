@@ -2,7 +2,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use brigade_core::DeadLetter;
-use brigade_core::connector::{Outgoing, Peeked, QueueAdmin, QueueStatus};
+use brigade_core::connector::{
+    ConnectorError, ErrorKind, Outgoing, Peeked, QueueAdmin, QueueStatus,
+};
 use brigade_core::state::StateLock;
 use brigade_runtime::{Registry, dead_letter_queue, redrive_queue};
 use clap::{Args, Subcommand};
@@ -167,7 +169,10 @@ fn letters_counted(count: u64) -> String {
     }
 }
 
-/// The queues of dead letters that can be looked into.
+/// The queues of dead letters that can be looked into; of others it is told why they cannot.
+///
+/// # Errors
+/// All are of types that cannot.
 async fn find(
     opened: &Opened,
     registry: &Registry,
@@ -187,17 +192,33 @@ async fn find(
             names.push(name);
         }
     }
-    let mut letters = Vec::new();
+    let (mut letters, mut refused) = (Vec::new(), Vec::new());
     for name in names {
         match opened.queue(&name, registry).await {
             Ok(queue) => {
                 let (pipeline, stage) = (Arc::clone(&topology.pipeline), only.map(str::to_owned));
                 letters.push(Letters { name, queue, pipeline, stage });
             }
-            Err(error) => crate::common::say(&format!("note: {error}")),
+            Err(error) => match shut(&error) {
+                Some(why) => refused.push(why),
+                None => crate::common::say(&format!("note: {error}")),
+            },
         }
     }
+    anyhow::ensure!(!letters.is_empty() || refused.is_empty(), refused.join("\n"));
+    refused.iter().for_each(|why| crate::common::say(&format!("note: {why}")));
     Ok(letters)
+}
+
+/// If a queue is of a type that nobody can look into: so, and what to do.
+fn shut(error: &anyhow::Error) -> Option<String> {
+    let why = error.downcast_ref::<ConnectorError>()?;
+    (why.kind() == ErrorKind::Unsupported).then(|| {
+        format!(
+            "{why}, so its dead letters can neither be listed nor sent back: give the queue another type, as \
+             `embedded`, and put what it has there into that with `brigade queues put`"
+        )
+    })
 }
 
 async fn list(letters: &[Letters], limit: u64) -> anyhow::Result<()> {
