@@ -24,11 +24,14 @@ fn registry(text: &str) -> Registry {
     registry
 }
 
-/// The files whose names do not end in `.expected`.
+/// The files whose names do not end in `.expected`. Of queues on Kafka only a build with that can tell.
 fn files() -> Vec<PathBuf> {
     let names = fs::read_dir(".").unwrap().map(|entry| entry.unwrap().file_name().into());
-    let mut files: Vec<PathBuf> =
-        names.filter(|name: &PathBuf| name.extension().is_none_or(|e| e != "expected")).collect();
+    let is_here = |name: &PathBuf| {
+        let told = name.extension().is_none_or(|extension| extension != "expected");
+        told && (cfg!(feature = "kafka") || !name.display().to_string().starts_with("kafka_"))
+    };
+    let mut files: Vec<PathBuf> = names.filter(is_here).collect();
     files.sort();
     files
 }

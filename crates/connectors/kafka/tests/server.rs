@@ -44,6 +44,20 @@ async fn properties_that_make_no_client_are_told_for_good() {
     assert!(!error.is_transient(), "{error}");
 }
 
+/// By its name, and without asking anybody: also what is Volley's and not librdkafka's, and what is misspelt.
+#[test]
+fn a_property_that_librdkafka_does_not_know_is_refused_by_its_name() {
+    let right = queue(1, "127.0.0.1:1");
+    assert_eq!(Connector.check(&right), []);
+    for name in ["stop_on_failure", "poll_thread_timeout", "sasl.passsword", "fetch.min.byte"] {
+        let problems = Connector.check(&with(&right, name, "wr0ng-passw0rd"));
+        let [problem] = &problems[..] else { panic!("{name}: {problems:?}") };
+        assert_eq!(problem.path, ["config", name]);
+        assert!(problem.message.contains(name), "{problem:?}");
+        assert!(!problem.message.contains("wr0ng"), "it may be a secret: {problem:?}");
+    }
+}
+
 /// Whatever the file calls it, and whatever the library would take first.
 #[tokio::test]
 async fn brokers_may_be_named_in_either_spelling() {
