@@ -370,12 +370,23 @@ stages:
 /// alone becomes a dead letter.
 #[test]
 fn exactly_once_an_output_that_the_broker_refuses_becomes_a_dead_letter() {
+    too_large("exactly_once");
+}
+
+/// Neither lost with its input acked, nor in the way of the others.
+#[test]
+fn an_output_that_is_too_large_becomes_a_dead_letter_and_the_others_arrive() {
+    too_large("at_least_once");
+}
+
+/// Some outputs are too large for the broker's topic, and one for the client.
+fn too_large(guarantee: &str) {
     const MESSAGES: usize = 200;
     let kafka = Kafka::start();
     let place = Place::new(
         MESSAGES,
-        "  orders:
-    guarantee: exactly_once
+        &"  orders:
+    guarantee: GUARANTEE
     KAFKA
   narrow: { type: kafka, config: { bootstrap.servers: '${BROKERS}' } }
   dead:
@@ -383,15 +394,17 @@ fn exactly_once_an_output_that_the_broker_refuses_becomes_a_dead_letter() {
 stages:
   feed: { component: pass, input: in, outputs: [orders] }
   widen:
-    component: { map: 'if .n % 50 == 7 then .text = (\"x\" * 3000) else . end' }
+    component: { map: 'if .n % 50 == 7 then .text = (\"x\" * (if .n == 57 then 2000000 else 3000 end)) else . end' }
     input: orders
     outputs: [narrow]
     dead_letter: dead
-",
+"
+        .replace("GUARANTEE", guarantee),
         vec![("BROKERS", kafka.servers())],
     );
     make_narrow(&kafka.servers());
-    for (stage, code) in [("feed", 0), ("widen", 3)] {
+    // At its end all of the input is committed: the next run has nothing to do.
+    for (stage, code) in [("feed", 0), ("widen", 3), ("feed", 0), ("widen", 0)] {
         let mut running = vec![place.start(stage)];
         place.wait(&mut running, || false);
         assert_eq!(running.remove(0).wait().unwrap().code(), Some(code), "{}", place.logs());
