@@ -351,3 +351,34 @@ stages: { first: { component: emit, input: in, outputs: [out], order: queue } }
     let keys: Vec<_> = out.iter().map(|m| m.key.as_deref().unwrap()).collect();
     assert_eq!(keys, [&b"anna"[..], b"own"]);
 }
+
+/// The end of a pipeline: what its component is done with is acked, what it rejects goes to the dead letters, the
+/// only queue that it puts something on.
+#[tokio::test]
+async fn a_stage_without_outputs_is_done_with_its_messages() {
+    let world = World::new();
+    let seen = Arc::new(Mutex::new(HashSet::new()));
+    let note = Arc::clone(&seen);
+    let end = move |n: u64| match n % 3 {
+        0 => Err(Failure::reject("a third of them")),
+        _ => {
+            note.lock().unwrap().insert(n);
+            Ok(())
+        }
+    };
+    let registry = world.registry().component("end", end);
+    let yaml = "
+queues: { in: { type: memory }, dead: { type: memory } }
+stages: { end: { component: end, input: in, dead_letter: dead } }
+";
+    world.put("in", 0..30);
+    let running = world.start(yaml, &registry).await;
+    running.until_idle(None).await.unwrap();
+    let status = running.status().await[0].stage("end").unwrap().clone();
+    assert_eq!((status.received, status.dead_lettered, status.in_flight), (30, 10, 0));
+    assert_eq!(status.acked + status.filtered, 20);
+    running.drain().await;
+    assert!(world.numbers("in").is_empty());
+    assert_eq!(world.memory.messages("test", "dead").len(), 10);
+    assert_eq!(*seen.lock().unwrap(), (0..30).filter(|n| n % 3 > 0).collect());
+}
