@@ -231,7 +231,7 @@ async fn works(queue: &QueueSpec) {
 }
 
 #[tokio::test]
-async fn tls_and_scram() {
+async fn tls_scram_and_plain() {
     let server = Kafka::start_secured();
     let ca = server.certificate().display().to_string();
     let tls = queue(1, &server.tls_servers().unwrap());
@@ -241,6 +241,13 @@ async fn tls_and_scram() {
     let sasl = with(&with(&sasl, "security.protocol", "sasl_ssl"), "ssl.ca.location", ca);
     let sasl = with(&with(&sasl, "sasl.mechanism", "SCRAM-SHA-256"), "sasl.username", "alice");
     works(&with(&sasl, "sasl.password", "secret")).await;
+    server.plain_servers();
+    let plain = with(&sasl, "sasl.mechanism", "PLAIN");
+    works(&with(&plain, "sasl.password", "secret")).await;
+    let wrong = with(&plain, "sasl.password", "wr0ng-passw0rd");
+    let error = consumer(&wrong).await.err().unwrap();
+    assert!(!error.to_string().contains("wr0ng"), "no secret is told: {error}");
+    told::<()>(Err(error), &["queue `queue`", "sasl.password"]);
     let wrong = with(&sasl, "sasl.password", "wr0ng-passw0rd");
     let error = consumer(&wrong).await.err().unwrap();
     assert!(!error.to_string().contains("wr0ng"), "no secret is told: {error}");

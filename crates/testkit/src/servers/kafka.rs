@@ -48,8 +48,8 @@ impl Kafka {
         Self::start_with(None, Some(records))
     }
 
-    /// Starts one that also listens for TLS and for SASL over TLS: SCRAM-SHA-256 with the user `alice`
-    /// and the password `secret`, and OAUTHBEARER with tokens that nobody signed.
+    /// Starts one that also listens for TLS and for SASL over TLS: PLAIN and SCRAM-SHA-256 with the user
+    /// `alice` and the password `secret`, and OAUTHBEARER with tokens that nobody signed.
     ///
     /// # Panics
     /// As [`start`](Kafka::start); or `openssl` is not installed.
@@ -106,6 +106,12 @@ impl Kafka {
         self.secured.map(|(_, port)| format!("127.0.0.1:{port}"))
     }
 
+    /// Its address for SASL PLAIN over TLS, if it was started secured.
+    pub fn plain_servers(&self) -> Option<String> {
+        used("kafka, sasl plain");
+        self.secured.map(|(_, port)| format!("127.0.0.1:{port}"))
+    }
+
     /// Its address for OAUTHBEARER over TLS, if it was started secured.
     pub fn oauthbearer_servers(&self) -> Option<String> {
         used("kafka, oauthbearer");
@@ -155,7 +161,10 @@ impl Kafka {
                 ",SSL://127.0.0.1:{tls},SASL_SSL://127.0.0.1:{sasl}\n\
                  ssl.keystore.type=PEM\n\
                  ssl.keystore.location={}\n\
-                 sasl.enabled.mechanisms=SCRAM-SHA-256,OAUTHBEARER\n\
+                 sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256,OAUTHBEARER\n\
+                 listener.name.sasl_ssl.plain.sasl.jaas.config=\
+                 org.apache.kafka.common.security.plain.PlainLoginModule required \
+                 user_alice=\"secret\";\n\
                  listener.name.sasl_ssl.scram-sha-256.sasl.jaas.config=\
                  org.apache.kafka.common.security.scram.ScramLoginModule required;\n\
                  listener.name.sasl_ssl.oauthbearer.sasl.jaas.config=\
