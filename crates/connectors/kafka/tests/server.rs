@@ -268,6 +268,36 @@ async fn oauthbearer() {
     told(consumer(&wrong).await, &["queue `queue`"]);
 }
 
+/// The broker keeps records as they were compressed, and says in each batch by which codec that was.
+#[tokio::test]
+async fn records_are_written_and_read_with_every_codec() {
+    for (number_of, codec) in ["none", "gzip", "snappy", "lz4", "zstd"].into_iter().enumerate() {
+        let server = Kafka::shared();
+        let queue = with(&queue(1, &server.servers()), "compression.type", codec);
+        let payload = |n: u64| format!("{n} {}", "how well this is compressed! ".repeat(200));
+        let batch: Vec<Outgoing> = (0..100).map(|n| Message::new(payload(n)).into()).collect();
+        let outcomes = producer(&queue).await.produce(&batch).await.unwrap();
+        let is_there = |outcome: &Produced| matches!(outcome, Produced::Confirmed);
+        assert!(outcomes.iter().all(is_there), "{codec}: {outcomes:?}");
+        let topic = queue.settings["topic"].as_str().unwrap();
+        let records = std::fs::read(server.records_of(topic, 0)).unwrap();
+        // Where a batch has its attributes; the last three bits are the codec.
+        let attributes = u16::from_be_bytes([records[21], records[22]]);
+        assert_eq!(usize::from(attributes & 7), number_of, "{codec}");
+        assert_eq!(records.len() < 100_000, codec != "none", "{codec}: {} bytes", records.len());
+        let member = consumer(&queue).await.unwrap();
+        let (mut came, begun) = (Vec::new(), Instant::now());
+        while came.len() < 100 {
+            assert!(begun.elapsed() < PATIENCE, "{codec}: {}", came.len());
+            came.extend(take(&member, 100).await);
+        }
+        for (n, incoming) in came.iter().enumerate() {
+            let wanted = payload(n as u64);
+            assert_eq!(incoming.message.payload.as_deref(), Some(wanted.as_bytes()), "{codec}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn a_message_can_say_which_partition_it_goes_to() {
     let queue = queue(4, &Kafka::shared().servers());

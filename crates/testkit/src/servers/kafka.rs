@@ -118,6 +118,11 @@ impl Kafka {
         self.secured.map(|(_, port)| format!("127.0.0.1:{port}"))
     }
 
+    /// The file with the first records of a topic's partition.
+    pub fn records_of(&self, topic: &str, partition: u32) -> PathBuf {
+        self.records.join(format!("{topic}-{partition}")).join("00000000000000000000.log")
+    }
+
     /// The file with the certificate that it shows.
     pub fn certificate(&self) -> PathBuf {
         self.path("certificate.pem")
