@@ -298,6 +298,50 @@ async fn records_are_written_and_read_with_every_codec() {
     }
 }
 
+/// Takes numbers until so many have come, and the topics that they came from.
+async fn numbers_of(
+    member: &std::sync::Arc<dyn brigade_core::connector::Consumer>,
+    wanted: usize,
+) -> BTreeSet<(String, u64)> {
+    let (mut came, begun) = (BTreeSet::new(), Instant::now());
+    while came.len() < wanted {
+        assert!(begun.elapsed() < PATIENCE, "{came:?}");
+        let taken = take(member, 100).await;
+        for incoming in &taken {
+            let place: Position = member.locate(incoming.receipt).parse().unwrap();
+            came.insert((place.topic, number(incoming)));
+        }
+        ack(member, &taken).await;
+    }
+    came
+}
+
+#[tokio::test]
+async fn topics_of_a_list_and_of_an_expression_are_read_also_one_that_is_made_later() {
+    let servers = Kafka::shared().servers();
+    let [one, two, mut three] = [(); 3].map(|()| queue(2, &servers));
+    let name = |queue: &QueueSpec| queue.settings["topic"].as_str().unwrap().to_owned();
+    let later = format!("later-{}", name(&three));
+    put(&producer(&one).await, 0..20).await;
+    put(&producer(&two).await, 100..120).await;
+    let mut all = with(&one, "topic.metadata.refresh.interval.ms", 500);
+    let settings = all.settings.as_object_mut().unwrap();
+    settings.retain(|key, _| key != "topic" && key != "create");
+    let expression = format!("^later-{}$", name(&three));
+    settings.insert("topics".to_owned(), [name(&one), name(&two), expression].to_vec().into());
+    let member = consumer(&all).await.unwrap();
+    let of = |topic: String, numbers: std::ops::Range<u64>| -> BTreeSet<(String, u64)> {
+        numbers.map(|n| (topic.clone(), n)).collect()
+    };
+    assert_eq!(numbers_of(&member, 40).await, &of(name(&one), 0..20) | &of(name(&two), 100..120));
+    three.settings["topic"] = later.clone().into();
+    put(&producer(&three).await, 200..220).await;
+    // What comes on the others meanwhile is not held up by the new one.
+    put(&producer(&two).await, 120..140).await;
+    assert_eq!(numbers_of(&member, 40).await, &of(later, 200..220) | &of(name(&two), 120..140));
+    assert_eq!(member.lag().await.unwrap().ready, Some(0));
+}
+
 #[tokio::test]
 async fn a_message_can_say_which_partition_it_goes_to() {
     let queue = queue(4, &Kafka::shared().servers());
