@@ -321,7 +321,7 @@ impl Watched {
         let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
         command.current_dir(directory.path()).args(["run", "p.yaml", "--until-idle"]);
         let url = server.url().replace("//", "//bob:secret@");
-        command.env("REDIS_URL", url).env("RUST_LOG", "warn").stdout(Stdio::null());
+        command.env("REDIS_URL", url).env_remove("RUST_LOG").stdout(Stdio::null());
         Self { child: command.stderr(told).spawn().unwrap(), directory }
     }
 
@@ -354,9 +354,11 @@ impl Watched {
     }
 
     /// Waits for its end; says how, and how many different lines it has put out: what was put when a
-    /// connection was cut may be there twice.
+    /// connection was cut may be there twice. Its log has not told the password.
     fn end(&mut self) -> (Option<i32>, usize) {
         let code = self.child.wait().unwrap().code();
+        let told = self.told();
+        assert!(told.contains("INFO") && !told.contains("secret"), "a secret is logged: {told}");
         let out = fs::read_to_string(self.directory.path().join("out.jsonl")).unwrap();
         (code, out.lines().collect::<BTreeSet<_>>().len())
     }
