@@ -1,6 +1,7 @@
 //! What is told on a terminal, which `script` (of util-linux) makes.
 
-use std::process::Command;
+use std::io::{Read as _, Write as _};
+use std::process::{Command, Stdio};
 
 use super::Place;
 use super::place::numbers;
@@ -26,4 +27,44 @@ stages:
     assert!(told.contains(" done, ") && told.contains("/s"), "{told}");
     assert!(told.contains(" left"), "a finite input tells what is left: {told}");
     assert!(told.contains("copy"), "the table stays at the end: {told}");
+}
+
+/// Of an endless input nobody knows what is left.
+#[test]
+fn on_a_terminal_a_line_tells_the_rate_of_an_endless_run() {
+    let place = Place::new(b"");
+    let yaml = "
+pipeline: told
+state: state
+queues:
+  in: { type: generator, template: { n: '{{seq}}' }, rate: 500 }
+  out: { type: file, path: out.jsonl }
+stages:
+  copy: { component: pass, input: in, outputs: [out] }
+";
+    std::fs::write(place.path("p.yaml"), yaml).unwrap();
+    let run = format!("{} run p.yaml", env!("CARGO_BIN_EXE_brigade"));
+    let mut script = Command::new("script");
+    script.args(["-qec", &run, "/dev/null"]).current_dir(place.path("."));
+    script.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut script = script.spawn().expect("`script` of util-linux is needed to make a terminal");
+    let mut stdout = script.stdout.take().unwrap();
+    let (mut told, mut some) = (String::new(), [0; 4096]);
+    // Until it is ended, after the second line with a rate, as a user would: with Ctrl-C.
+    let mut stdin = script.stdin.take();
+    loop {
+        let read = stdout.read(&mut some).unwrap();
+        if read == 0 {
+            break;
+        }
+        told += &String::from_utf8_lossy(&some[..read]);
+        if told.matches(" done, ").count() > 1
+            && let Some(mut stdin) = stdin.take_if(|_| told.contains("/s"))
+        {
+            stdin.write_all(b"\x03").unwrap();
+        }
+    }
+    assert!(script.wait().unwrap().success(), "{told}");
+    assert!(!told.contains(" left"), "{told}");
+    assert!(told.contains("the books close"), "{told}");
 }

@@ -132,6 +132,13 @@ mod tests {
     }
 
     #[test]
+    fn an_endless_run_tells_its_rate_and_a_finite_one_what_is_left_too() {
+        assert_eq!(line(&[], 1234.5, None), "0 done, 1,234/s");
+        assert_eq!(line(&[], 2.0, Some(20)), "0 done, 2/s, 20 left: 10 seconds");
+        assert_eq!(line(&[], 0.0, Some(20)), "0 done, 0/s, 20 left");
+    }
+
+    #[test]
     fn the_rate_is_that_of_the_last_seconds() {
         let from = Instant::now();
         assert_eq!(rate(&[(from, 10)]), 0.0);
