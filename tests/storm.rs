@@ -1,5 +1,6 @@
 //! A storm of members: they join, leave and are killed every second, and one is stopped and goes on
-//! later, while messages come. None is lost, and each key's messages are handled in order.
+//! later, while messages come. None is lost, and each key's messages are handled in order; what the stopped
+//! one wrote when others had done it is found and named.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -40,6 +41,12 @@ stages:
   work: { component: { map: '.by = \"nobody\"' }, input: in, outputs: [out], order: key }
 ";
 
+/// The first member does less than what comes to it, so that it has work in hand at any moment.
+const SLOW: [&str; 2] = [
+    "stages.work.throttle={ rate: 100, per: 1s, burst: 1 }",
+    "stages.work.max_in_flight={ messages: 64 }",
+];
+
 /// How long it blows: a minute where the full figures are asked for.
 fn length() -> Duration {
     let full = std::env::var_os("BRIGADE_FULL").is_some();
@@ -51,7 +58,7 @@ fn length() -> Duration {
 struct Handled {
     n: u64,
     by: String,
-    /// Milliseconds, of the broker's clock.
+    /// When the broker wrote it down, in milliseconds.
     at: i64,
 }
 
@@ -59,17 +66,23 @@ struct Storm {
     directory: tempfile::TempDir,
     servers: String,
     members: Vec<(String, Child)>,
-    joined: usize,
+    random: fastrand::Rng,
+    joins: usize,
+    leaves: usize,
+    kills: usize,
 }
 
 impl Storm {
     fn join(&mut self) {
-        let name = format!("m{}", self.joined);
-        self.joined += 1;
+        let name = format!("m{}", self.joins);
+        self.joins += 1;
         let log = fs::File::create(self.directory.path().join(format!("{name}.log"))).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
         command.current_dir(self.directory.path()).args(["run", "p.yaml", "--set"]);
         command.arg(format!("stages.work.component.map=.by = \"{name}\""));
+        if self.members.is_empty() {
+            command.args(SLOW.iter().flat_map(|set| ["--set", *set]));
+        }
         command.env("BROKERS", &self.servers).stdout(Stdio::null()).stderr(log);
         self.members.push((name, command.spawn().unwrap()));
     }
@@ -88,11 +101,25 @@ impl Storm {
         (1..self.members.len()).filter(|at| runs(&self.members[*at])).collect()
     }
 
+    /// One joins, leaves or is killed, by chance.
+    fn change(&mut self) {
+        let others = self.others();
+        match self.random.u32(..3) {
+            what @ 0..2 if others.len() > 1 => {
+                let at = self.random.usize(..others.len());
+                self.leave(others[at], what == 1);
+            }
+            _ if self.members.len() < MEMBERS_MAX => self.join(),
+            _ => {}
+        }
+    }
+
     /// One goes: killed, or asked to.
     fn leave(&mut self, at: usize, killed: bool) {
         self.signal(at, if killed { "-KILL" } else { "-TERM" });
         let (name, mut child) = self.members.remove(at);
         let ended = child.wait().unwrap();
+        *(if killed { &mut self.kills } else { &mut self.leaves }) += 1;
         assert!(killed || ended.success(), "{name}: {}", self.logs());
     }
 
@@ -124,14 +151,18 @@ impl Drop for Storm {
 fn make_topics(servers: &str) {
     let mut config = ClientConfig::new();
     let admin: AdminClient<_> = config.set("bootstrap.servers", servers).create().unwrap();
-    let topic = |name| NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(1));
+    // By the broker's clock: a record may be made before its process is stopped, and written after.
+    let topic = |name| {
+        let topic = NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(1));
+        topic.set("message.timestamp.type", "LogAppendTime")
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let (topics, options) = ([topic("in"), topic("out")], Default::default());
     let made = runtime.block_on(admin.create_topics(&topics, &options));
     assert!(made.unwrap().iter().all(Result::is_ok));
 }
 
-/// Puts messages on `in` until it is told to stop; says how many.
+/// Puts messages on `in` until it is told to stop; says how many, before they are there.
 fn feed(servers: &str, stop: &AtomicBool, sent: &AtomicU64) {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", servers).set("linger.ms", "5");
@@ -139,6 +170,7 @@ fn feed(servers: &str, stop: &AtomicBool, sent: &AtomicU64) {
         config.set("enable.idempotence", "true").set("partitioner", "murmur2").create().unwrap();
     let mut n = 0;
     while !stop.load(Ordering::Relaxed) {
+        sent.store(n + 10, Ordering::Relaxed);
         for _ in 0..10 {
             let (key, payload) = (format!("k{}", n % KEYS), format!("{{\"n\":{n}}}"));
             producer.send(BaseRecord::to("in").key(&key).payload(&payload)).unwrap();
@@ -149,7 +181,6 @@ fn feed(servers: &str, stop: &AtomicBool, sent: &AtomicU64) {
         std::thread::park_timeout(Duration::from_millis(5));
     }
     producer.flush(Duration::from_secs(30)).unwrap();
-    sent.store(n, Ordering::Relaxed);
 }
 
 /// Reads `out`.
@@ -171,9 +202,12 @@ impl Reader {
         Self { client, by_key: BTreeMap::new(), seen: BTreeSet::new() }
     }
 
-    /// Takes in what is there.
+    /// Takes in what is there, for a moment.
     fn read(&mut self) {
-        while let Some(record) = self.client.poll(Duration::from_millis(20)) {
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_millis(100)
+            && let Some(record) = self.client.poll(Duration::from_millis(20))
+        {
             let Ok(record) = record else { continue };
             let value: serde_json::Value =
                 serde_json::from_slice(record.payload().unwrap()).unwrap();
@@ -183,6 +217,17 @@ impl Reader {
             self.by_key.entry(n % KEYS).or_default().push(Handled { n, by, at });
         }
     }
+
+    /// Whether a member was the last to write to some key, of which more waits.
+    fn is_behind(&self, member: &str, sent: u64) -> bool {
+        let waits = |last: &Handled| last.by == member && last.n + 4 * KEYS < sent;
+        self.by_key.values().filter_map(|handled| handled.last()).any(waits)
+    }
+
+    /// Whether all before this one are handled.
+    fn is_past(&self, n: u64) -> bool {
+        self.seen.range(..n).count() as u64 == n
+    }
 }
 
 fn now() -> i64 {
@@ -190,36 +235,57 @@ fn now() -> i64 {
     i64::try_from(since.as_millis()).unwrap()
 }
 
-/// What the member that was stopped wrote after it went on, though others had handled it by then.
-fn late<'a>(handled: &'a [Handled], stopped: &str, woke: i64) -> Vec<&'a Handled> {
-    let mut seen: BTreeMap<u64, &str> = BTreeMap::new();
-    let mut late = Vec::new();
-    for one in handled {
-        let before = seen.entry(one.n).or_insert(&one.by);
-        if one.by == stopped && one.at >= woke && *before != stopped {
-            late.push(one);
-        }
-    }
-    late
+/// The member that is stopped: it neither leaves nor is killed.
+struct Stopped {
+    name: String,
+    /// It may have had any before this one in hand when it was stopped.
+    held: Option<u64>,
+    /// When it went on; by then others had handled all of that.
+    woke: Option<i64>,
 }
 
-/// First occurrences are in order, and whoever repeats something goes on from there to the end.
-fn check_order(key: u64, handled: &[&Handled]) -> usize {
-    let (mut newest, mut last, mut repeats) = (None, None, 0);
-    for one in handled {
-        match newest {
-            Some(newest) if one.n <= newest => {
-                repeats += 1;
-                let goes_on = last.is_some_and(|last: &Handled| {
-                    one.n > last.n || one.by != last.by || last.n == newest
-                });
-                assert!(goes_on, "k{key}: {} by {} after {last:?}", one.n, one.by);
+impl Stopped {
+    /// Stops it while it has work in hand, and lets it go on when others have done that work.
+    fn go_on(&mut self, part: f64, storm: &Storm, reader: &Reader, sent: &AtomicU64) {
+        match (self.held, self.woke) {
+            (None, _)
+                if part > 0.3 && reader.is_behind(&self.name, sent.load(Ordering::Relaxed)) =>
+            {
+                storm.signal(0, "-STOP");
+                self.held = Some(sent.load(Ordering::Relaxed));
             }
-            Some(newest) => {
-                assert_eq!(one.n, newest + KEYS, "k{key}: by {}, after {newest}", one.by);
+            (Some(held), None) if part > 0.7 && reader.is_past(held) => {
+                self.woke = Some(now());
+                storm.signal(0, "-CONT");
             }
-            None => assert_eq!(one.n, key, "k{key} begins with it"),
+            _ => {}
         }
+    }
+
+    /// Whether it wrote this after it went on, though others had handled it by then.
+    fn wrote_late(&self, one: &Handled) -> bool {
+        let (held, woke) = (self.held.unwrap_or(0), self.woke.unwrap_or(i64::MAX));
+        one.by == self.name && one.n < held && one.at >= woke
+    }
+
+    fn late<'a>(&self, reader: &'a Reader) -> Vec<&'a Handled> {
+        reader.by_key.values().flatten().filter(|one| self.wrote_late(one)).collect()
+    }
+}
+
+/// First occurrences are in order, and whoever repeats something goes on from there without a gap. What
+/// the stopped one wrote late is left out.
+fn check_order(key: u64, handled: &[&Handled]) -> usize {
+    let (mut newest, mut last, mut repeats) = (None, None::<&Handled>, 0);
+    for one in handled {
+        let next = last.map_or(key, |last| last.n + KEYS);
+        assert!(one.n <= next, "k{key}: {} by {} after {last:?}: a gap", one.n, one.by);
+        if let Some(last) = last.filter(|_| one.n < next) {
+            // Another one begins again, or the same with a partition that it has got again.
+            let begins = one.by != last.by || Some(last.n) == newest;
+            assert!(begins, "k{key}: {} by {} after {last:?}: not in order", one.n, one.by);
+        }
+        repeats += usize::from(Some(one.n) <= newest);
         newest = newest.max(Some(one.n));
         last = Some(*one);
     }
@@ -232,7 +298,9 @@ fn members_join_leave_are_killed_and_stopped_and_nothing_is_lost_or_out_of_order
     make_topics(&kafka.servers());
     let directory = tempfile::tempdir().unwrap();
     fs::write(directory.path().join("p.yaml"), PIPELINE).unwrap();
-    let mut storm = Storm { directory, servers: kafka.servers(), members: vec![], joined: 0 };
+    let (servers, random) = (kafka.servers(), fastrand::Rng::with_seed(5));
+    let mut storm =
+        Storm { directory, servers, random, members: vec![], joins: 0, leaves: 0, kills: 0 };
     let (stop, sent) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
     let feeder = std::thread::spawn({
         let (servers, stop, sent) = (kafka.servers(), Arc::clone(&stop), Arc::clone(&sent));
@@ -245,63 +313,40 @@ fn members_join_leave_are_killed_and_stopped_and_nothing_is_lost_or_out_of_order
         assert!(begun.elapsed() < CALM, "nothing is handled:\n{}", storm.logs());
         reader.read();
     }
-    // The first is the one that is stopped; it neither leaves nor is killed.
-    let stopped = storm.members[0].0.clone();
-    let (begun, mut changes, mut woke) = (Instant::now(), 0, None);
-    let mut random = fastrand::Rng::with_seed(5);
-    let (mut joins, mut leaves, mut kills) = (0, 0, 0);
-    while begun.elapsed() < length() {
+    let mut stopped = Stopped { name: storm.members[0].0.clone(), held: None, woke: None };
+    let (begun, mut changes) = (Instant::now(), 0);
+    while begun.elapsed() < length() || stopped.woke.is_none() {
+        assert!(begun.elapsed() < length() + CALM, "it is not woken:\n{}", storm.logs());
         reader.read();
-        if begun.elapsed() < Duration::from_secs(changes) {
-            continue;
-        }
-        changes += 1;
         let part = begun.elapsed().as_secs_f64() / length().as_secs_f64();
-        if woke.is_none() && part > 0.3 {
-            storm.signal(0, "-STOP");
-            woke = Some(None);
-        } else if woke == Some(None) && part > 0.7 {
-            storm.signal(0, "-CONT");
-            woke = Some(Some(now()));
-        }
-        let others = storm.others();
-        match random.u32(..3) {
-            0 if others.len() > 1 => {
-                storm.leave(others[random.usize(..others.len())], false);
-                leaves += 1;
-            }
-            1 if others.len() > 1 => {
-                storm.leave(others[random.usize(..others.len())], true);
-                kills += 1;
-            }
-            _ if storm.members.len() < MEMBERS_MAX => {
-                storm.join();
-                joins += 1;
-            }
-            _ => {}
+        stopped.go_on(part, &storm, &reader, &sent);
+        if begun.elapsed() >= Duration::from_secs(changes) {
+            changes += 1;
+            storm.change();
         }
     }
     stop.store(true, Ordering::Relaxed);
     feeder.join().unwrap();
+    // What the slow one is behind with goes to the others.
+    storm.leave(0, false);
     let (sent, calm) = (sent.load(Ordering::Relaxed), Instant::now());
-    while (reader.seen.len() as u64) < sent {
+    while !reader.is_past(sent) || stopped.late(&reader).is_empty() {
         reader.read();
-        let seen = reader.seen.len();
-        assert!(calm.elapsed() < CALM, "{seen} of {sent} after {CALM:?}:\n{}", storm.logs());
+        let told = || format!("{} late, {}", stopped.late(&reader).len(), storm.logs());
+        assert!(calm.elapsed() < CALM, "{} of {sent}, {}", reader.seen.len(), told());
     }
-    let woke = woke.flatten().expect("it was stopped and woken");
     println!(
-        "{sent} messages over {joins} joins, {leaves} leaves, {kills} kills, one stopped; all handled \
-         {:.1} s after the storm",
+        "{sent} messages over {} joins, {} leaves, {} kills, one stopped; all handled {:.1} s after the storm",
+        storm.joins,
+        storm.leaves,
+        storm.kills,
         calm.elapsed().as_secs_f64()
     );
-    let (mut repeats, mut late_ones) = (0, Vec::new());
-    for (key, handled) in &reader.by_key {
-        let late: Vec<u64> = late(handled, &stopped, woke).iter().map(|one| one.n).collect();
-        let is_late = |one: &&Handled| one.by == stopped && one.at >= woke && late.contains(&one.n);
-        let others: Vec<&Handled> = handled.iter().filter(|one| !is_late(one)).collect();
-        repeats += check_order(*key, &others);
-        late_ones.extend(late);
-    }
-    println!("{repeats} repeats; {} late ones of {stopped}: {late_ones:?}", late_ones.len());
+    let in_time = |one: &&Handled| !stopped.wrote_late(one);
+    let in_order = |(key, handled): (&u64, &Vec<Handled>)| {
+        check_order(*key, &handled.iter().filter(in_time).collect::<Vec<_>>())
+    };
+    let repeats: usize = reader.by_key.iter().map(in_order).sum();
+    let late: Vec<u64> = stopped.late(&reader).iter().map(|one| one.n).collect();
+    println!("{repeats} repeats; {} late ones of {}: {late:?}", late.len(), stopped.name);
 }
