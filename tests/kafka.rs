@@ -13,11 +13,15 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+#[path = "common/repeats.rs"]
+mod repeats;
+
 use brigade_testkit::servers::{Kafka, Redis};
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::Message as _;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use repeats::{Blows, LINE, ranges};
 use serde_json::Value;
 
 /// What a stage has in flight at most, and so repeats at most when it is killed.
@@ -172,14 +176,7 @@ fn blows(figures: &Figures, random: &mut fastrand::Rng) -> Vec<Blow> {
 /// Tells which numbers came more than once, and how often in all.
 fn told_repeats(counts: &BTreeMap<usize, usize>) -> usize {
     let repeats: Vec<usize> = counts.iter().filter(|(_, n)| **n > 1).map(|(n, _)| *n).collect();
-    let neighbours = repeats.chunk_by(|one, next| one + 1 == *next);
-    let ranges: Vec<String> = neighbours
-        .map(|range| match range {
-            [one] => one.to_string(),
-            _ => format!("{}-{}", range[0], range[range.len() - 1]),
-        })
-        .collect();
-    println!("more than once: {}", ranges.join(" "));
+    println!("more than once: {}", ranges(&repeats));
     counts.values().map(|count| count - 1).sum()
 }
 
@@ -197,10 +194,10 @@ fn from_kafka_over_redis_to_kafka_processes_and_servers_are_killed_and_nothing_i
   sent:
     KAFKA
 stages:
-  feed: { component: pass, input: in, outputs: [orders], max_in_flight: { messages: 512 } }
-  bill: { component: { map: '.billed = true' }, input: orders, outputs: [bills], max_in_flight: { messages: 512 } }
-  pass_on: { component: pass, input: bills, outputs: [sent], max_in_flight: { messages: 512 } }
-  keep: { component: pass, input: sent, outputs: [out], max_in_flight: { messages: 512 } }
+  feed: { component: { map: '.feed = now' }, input: in, outputs: [orders], max_in_flight: &most { messages: 512 } }
+  bill: { component: { map: '.billed = true | .bill = now' }, input: orders, outputs: [bills], max_in_flight: *most }
+  pass_on: { component: { map: '.pass_on = now' }, input: bills, outputs: [sent], max_in_flight: *most }
+  keep: { component: { map: '.keep = now' }, input: sent, outputs: [out], max_in_flight: *most }
 ",
         servers,
     );
@@ -208,9 +205,9 @@ stages:
     let mut running: Vec<Child> = STAGES.iter().map(|stage| place.start(stage)).collect();
     let mut random = fastrand::Rng::with_seed(7);
     let blows = blows(&figures, &mut random);
-    // A line of the output is some twenty bytes; they are spread over the run.
-    let pace = (figures.messages * 20 / (blows.len() + 1)) as u64;
-    let (mut kills, mut restarts) = (0, 0);
+    // They are spread over the run.
+    let pace = figures.messages as u64 * LINE / (blows.len() as u64 + 1);
+    let mut done = Blows::default();
     for blow in &blows {
         let until = place.written() + random.u64(pace / 2..pace);
         if !place.wait(&mut running, || place.written() >= until) {
@@ -219,27 +216,25 @@ stages:
         match blow {
             Blow::Kill => {
                 let at = random.usize(..STAGES.len());
-                running[at].kill().unwrap();
-                running[at].wait().unwrap();
+                done.kill(STAGES[at], || {
+                    running[at].kill().unwrap();
+                    running[at].wait().unwrap();
+                });
                 running[at] = place.start(STAGES[at]);
-                kills += 1;
             }
-            Blow::RestartKafka => kafka.restart(),
-            Blow::RestartRedis => redis.restart(),
+            Blow::RestartKafka => done.restart("Kafka", || kafka.restart()),
+            Blow::RestartRedis => done.restart("Redis", || redis.restart()),
         }
-        restarts += usize::from(!matches!(blow, Blow::Kill));
     }
-    let counts = place.finish(running);
+    place.finish(running);
     println!(
-        "{} messages over {kills} kills and {restarts} restarts of servers, in {:.0?}: none lost",
+        "{} messages over {}, in {:.0?}: none lost",
         figures.messages,
+        done.told(),
         begun.elapsed()
     );
-    let repeats = told_repeats(&counts);
-    // A killed process repeats at most what it had in flight; a server that goes may do so to all.
-    let bound = (kills + STAGES.len() * restarts) * IN_FLIGHT;
-    println!("{repeats} repeats, of {bound} at most");
-    assert!(repeats <= bound, "{repeats} repeats");
+    let out = fs::read_to_string(place.path().join("out.jsonl")).unwrap();
+    done.account(&STAGES, &out, IN_FLIGHT);
 }
 
 #[test]
