@@ -30,6 +30,11 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn run(&self) -> anyhow::Result<()> {
+        let begun = says("date", &["-u", "+%F %H:%M"]);
+        let machine = machine();
+        let before = fs::read_to_string(JSON).ok().filter(|_| !self.rows.is_empty());
+        let before: Value = before.map_or(Ok(Value::Null), |text| serde_json::from_str(&text))?;
+        is_of(&before, &machine)?;
         let peers = if self.without_peers { None } else { Some(build_peers()?) };
         let wanted = |name: &str| self.rows.iter().any(|row| name.contains(row.as_str()));
         let idle: Vec<&str> = IDLE.into_iter().filter(|name| wanted(name)).collect();
@@ -44,23 +49,51 @@ impl Bench {
                 rows.extend(measure(&[], &rows_of_idle, None)?);
             }
         }
-        let before = fs::read_to_string(JSON).ok().filter(|_| !self.rows.is_empty());
-        let before: Value = before.map_or(Ok(Value::Null), |text| serde_json::from_str(&text))?;
-        let command = "cargo xtask bench";
-        let mut all = json!({ "command": command, "machine": machine(), "rows": before["rows"] });
-        if !all["rows"].is_array() {
-            all["rows"] = json!([]);
-        }
-        let table = all["rows"].as_array_mut().context("rows are a list")?;
-        for row in rows {
-            match table.iter_mut().find(|have| have["name"] == row["name"]) {
-                Some(have) => *have = row,
-                None => table.push(row),
-            }
-        }
+        let all = merged(&before, rows, &machine, &self.command(), &begun);
         fs::write(JSON, format!("{all:#}\n")).context(JSON)?;
         fs::write(PAGE, page(&all)).context(PAGE)
     }
+
+    /// What was typed.
+    fn command(&self) -> String {
+        let mut command = "cargo xtask bench".to_owned();
+        for (flag, given) in
+            [("--without-kafka", self.without_kafka), ("--without-peers", self.without_peers)]
+        {
+            command.push_str(if given { " " } else { "" });
+            command.push_str(if given { flag } else { "" });
+        }
+        for row in &self.rows {
+            let _ = write!(command, " '{row}'");
+        }
+        command
+    }
+}
+
+/// Refuses to put rows beside those of another machine.
+fn is_of(before: &Value, machine: &Value) -> anyhow::Result<()> {
+    for what in ["processor", "cores"].into_iter().filter(|_| !before.is_null()) {
+        let (was, is) = (&before["machine"][what], &machine[what]);
+        ensure!(
+            was == is,
+            "the other rows are of another machine ({what} {was}, not {is}): measure all"
+        );
+    }
+    Ok(())
+}
+
+/// The rows of before with those of this run, each with when and by which command it was measured.
+fn merged(before: &Value, rows: Vec<Value>, machine: &Value, command: &str, begun: &str) -> Value {
+    let mut table = before["rows"].as_array().cloned().unwrap_or_default();
+    for mut row in rows {
+        row["measured"] = json!(begun);
+        row["command"] = json!(command);
+        match table.iter_mut().find(|have| have["name"] == row["name"]) {
+            Some(have) => *have = row,
+            None => table.push(row),
+        }
+    }
+    json!({ "machine": machine, "rows": table })
 }
 
 /// Runs the table with these features, and these rows of it.
@@ -103,32 +136,34 @@ fn build_peers() -> anyhow::Result<PathBuf> {
     Ok(peers)
 }
 
+/// What a program prints.
+fn says(program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program).args(arguments).output().ok();
+    let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    text.unwrap_or_else(|| "?".to_owned())
+}
+
 /// What it ran on.
 fn machine() -> Value {
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let cpus = read("/proc/cpuinfo");
     let model = cpus.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("?");
-    let says = |program: &str, argument: &str| {
-        let output = Command::new(program).arg(argument).output().ok();
-        let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
-        text.unwrap_or_else(|| "?".to_owned())
-    };
     json!({
         "processor": model.trim_start_matches([':', ' ', '\t']),
         "cores": std::thread::available_parallelism().map_or(0, usize::from),
         "kernel": read("/proc/sys/kernel/osrelease").trim(),
-        "rustc": says("rustc", "--version"),
+        "rustc": says("rustc", &["--version"]),
     })
 }
 
 fn page(all: &Value) -> String {
     let machine = &all["machine"];
     let mut page = format!(
-        "<!-- Written by `cargo xtask bench`. -->\n# Benchmarks\n\n`{}`, on {} ({} cores), Linux {}, {}.\n\
-         Medians; each row with a loop by hand, or another system, in pairs, one after the other.\n\n\
-         | row | Brigade | p99 | beside | its p99 | of that | goal | met |\n\
-         |---|---|---|---|---|---|---|---|\n",
-        text(&all["command"]),
+        "<!-- Written by `cargo xtask bench`. -->\n# Benchmarks\n\n`cargo xtask bench`, on {} ({} cores), Linux {}, {}.\n\
+         Medians; each row with a loop by hand, or another system, in pairs, one after the other. `measured` is\n\
+         when a row's run began (UTC; of older rows only the day is known).\n\n\
+         | row | Brigade | p99 | beside | its p99 | of that | goal | met | measured |\n\
+         |---|---|---|---|---|---|---|---|---|\n",
         text(&machine["processor"]),
         machine["cores"],
         text(&machine["kernel"]),
@@ -141,17 +176,18 @@ fn page(all: &Value) -> String {
         let met = if row["met"] == true { "yes" } else { "no" };
         let _ = writeln!(
             page,
-            "| {} | {} {unit} | {} | {} | {} | {ratio} | {} | {met} |",
+            "| {} | {} {unit} | {} | {} | {} | {ratio} | {} | {met} | {} |",
             text(&row["name"]),
             number(&ours["p50"]),
             number(&ours["p99"]),
             number(&hand["p50"]),
             number(&hand["p99"]),
             goal(&row["goal"]),
+            text(&row["measured"]),
         );
     }
     page.push_str(
-        "\n[`benchmarks.json`](benchmarks.json) has the numbers of samples and the extremes.\n",
+        "\n[`benchmarks.json`](benchmarks.json) has the numbers of samples, the extremes, and each row's command.\n",
     );
     page
 }
@@ -183,5 +219,24 @@ fn number(value: &Value) -> String {
         Some(number) if number >= 10_000.0 => format!("{:.0} k", number / 1000.0),
         Some(number) if number >= 100.0 => format!("{number:.0}"),
         Some(number) => format!("{number:.2}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_another_run_keep_their_time_and_command() {
+        let (machine, row) =
+            (json!({ "cores": 2 }), |name: &str, n| json!({ "name": name, "n": n }));
+        let first = vec![row("one", 1), row("two", 1)];
+        let all = merged(&Value::Null, first, &machine, "bench", "monday");
+        let again = merged(&all, vec![row("two", 2)], &machine, "bench two", "tuesday");
+        assert_eq!(again["rows"][0], all["rows"][0]);
+        let two = json!({ "name": "two", "n": 2, "measured": "tuesday", "command": "bench two" });
+        assert_eq!(again["rows"][1], two);
+        assert!(is_of(&all, &machine).is_ok());
+        assert!(is_of(&all, &json!({ "cores": 64 })).is_err());
     }
 }
