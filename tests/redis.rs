@@ -429,6 +429,32 @@ fn a_pipeline_goes_on_when_the_server_is_mended() {
     }
 }
 
+/// What was in it is gone with it; what comes after that is handled.
+#[test]
+fn a_queue_that_is_deleted_while_it_is_used_is_told_and_made_again() {
+    let endless = "in: { type: generator, count: 1000, rate: 500, template: { n: '{{seq}}' } }";
+    let yaml = YAML.replace("in: { type: file, path: in.jsonl }", endless);
+    let (stream, rsmq) = (&["orders"][..], &["rsmq:orders", "rsmq:orders:Q"][..]);
+    for (kind, keys) in [("redis_stream", stream), ("rsmq", rsmq)] {
+        let server = Redis::start();
+        let client = redis::Client::open(server.url()).unwrap();
+        let mut connection = client.get_connection().unwrap();
+        let user = ["bob", "on", ">secret", "~*", "&*", "+@all"];
+        redis::cmd("ACL").arg("SETUSER").arg(&user).exec(&mut connection).unwrap();
+        let mut running = Watched::start(&yaml.replace("KIND", kind), &server);
+        running.wait_for_output(1);
+        redis::cmd("DEL").arg(keys).exec(&mut connection).unwrap();
+        let (code, _) = running.end();
+        let told = running.told();
+        assert_eq!(code, Some(0), "{kind}: {told}");
+        let line = told.lines().find(|line| line.contains("somebody has deleted"));
+        let line = line.unwrap_or_else(|| panic!("{kind}: it is not told: {told}"));
+        assert!(line.contains("orders") && line.contains(keys[0]), "{kind}: {line}");
+        let out = fs::read_to_string(running.directory.path().join("out.jsonl")).unwrap();
+        assert!(out.contains("\"n\":999"), "{kind}: the last one came: {told}");
+    }
+}
+
 /// A message that is longer than the server takes becomes a dead letter, and holds nobody up.
 #[test]
 fn what_is_longer_than_the_server_takes_becomes_a_dead_letter() {

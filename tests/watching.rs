@@ -107,7 +107,9 @@ fn metrics_are_those_of_the_documentation_and_tell_what_happens() {
     let told = types(&text);
     let documented = include_str!("../docs/src/metrics.md");
     let (own, _) = documented.split_once("## The names of Volley").unwrap();
-    let documented = rows(own);
+    let mut documented = rows(own);
+    // Told of queues on Kafka only.
+    assert!(documented.remove(&("brigade_partition_messages".into(), "gauge".into())));
     let missing: Vec<_> = told.difference(&documented).collect();
     assert!(missing.is_empty(), "not in docs/src/metrics.md: {missing:?}");
     let never: Vec<_> = documented.difference(&told).collect();

@@ -41,12 +41,16 @@ const BLOCKED: &str = "brigade_stage_blocked";
 const STUCK: &str = "brigade_stuck_threads";
 const UNACCOUNTED: &str = "brigade_unaccounted_messages";
 const DEPTH: &str = "brigade_queue_messages";
+const PARTITION: &str = "brigade_partition_messages";
 const BYTES: &str = "brigade_queue_bytes";
 const AGE: &str = "brigade_queue_oldest_age_seconds";
 const COMPONENT: &str = "brigade_component_seconds";
 const SETTLE: &str = "brigade_settle_seconds";
 const MESSAGE_AGE: &str = "brigade_age_seconds";
 const QUEUE: &str = "brigade_queue_seconds";
+
+/// Of so many partitions of one queue it is told what waits there.
+const PARTITIONS_MAX: usize = 1000;
 
 /// Tells the recorder what the metrics mean.
 pub(crate) fn describe() {
@@ -66,6 +70,7 @@ pub(crate) fn describe() {
     describe_gauge!(STUCK, "Threads of blocking calls that were given up on and still run.");
     describe_gauge!(UNACCOUNTED, "Messages that the books cannot account for: 0 when all is well.");
     describe_gauge!(DEPTH, "Messages that wait for the stage: ready, delayed, in_flight, parked.");
+    describe_gauge!(PARTITION, "Messages that wait for the stage in one partition.");
     describe_gauge!(AGE, Unit::Seconds, "How long the oldest ready message has waited.");
     describe_gauge!(BYTES, Unit::Bytes, "What is on the queue for the stage, whatever its state.");
     describe_histogram!(SETTLE, Unit::Seconds, "From receiving a message until it is settled.");
@@ -166,6 +171,11 @@ fn publish_depth(depth: &QueueDepth, tell: &mut impl FnMut(Gauge, f64)) {
         labels.push(Label::new("state", state));
         tell(gauge!(DEPTH, labels), count as f64);
     }
+    for part in lag.partitions.iter().take(PARTITIONS_MAX) {
+        let mut labels = labels.clone();
+        labels.push(Label::new("partition", part.partition.clone()));
+        tell(gauge!(PARTITION, labels), part.messages as f64);
+    }
     if let Some(bytes) = lag.bytes {
         tell(gauge!(BYTES, labels.clone()), bytes as f64);
     }
@@ -176,21 +186,42 @@ fn publish_depth(depth: &QueueDepth, tell: &mut impl FnMut(Gauge, f64)) {
 
 #[cfg(test)]
 mod tests {
-    use brigade_core::connector::Lag;
+    use brigade_core::connector::{Lag, PartitionLag};
     use metrics_exporter_prometheus::PrometheusBuilder;
 
     use super::*;
+
+    fn depth(queue: &str, lag: Lag) -> QueueDepth {
+        QueueDepth { pipeline: "p".into(), queue: queue.into(), stage: "s".into(), lag }
+    }
+
+    #[test]
+    fn what_waits_is_told_of_each_partition_and_no_more_of_one_that_went() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let text = recorder.handle();
+        let of = |numbers: std::ops::Range<u64>| {
+            let part = |n| PartitionLag { partition: format!("orders/{n}"), messages: n };
+            depth("in", Lag { partitions: numbers.map(part).collect(), ..Lag::default() })
+        };
+        let told = |n: u64| {
+            let name = format!("partition=\"orders/{n}\"}} ");
+            let text = text.render();
+            text.lines().find_map(|line| line.split_once(&name).map(|(_, value)| value.to_owned()))
+        };
+        metrics::with_local_recorder(&recorder, || {
+            let depths = Depths::default();
+            depths.publish(&[of(0..2000)]);
+            assert_eq!((told(0), told(999)), (Some("0".to_owned()), Some("999".to_owned())));
+            assert_eq!(told(1000), None, "there is a limit");
+            depths.publish(&[of(0..1)]);
+            assert_eq!((told(0), told(1)), (Some("0".to_owned()), Some("NaN".to_owned())));
+        });
+    }
 
     #[test]
     fn the_depth_of_a_queue_that_cannot_be_asked_any_more_is_no_number() {
         let recorder = PrometheusBuilder::new().build_recorder();
         let text = recorder.handle();
-        let depth = |queue: &str, lag| QueueDepth {
-            pipeline: "p".into(),
-            queue: queue.into(),
-            stage: "s".into(),
-            lag,
-        };
         let here = depth("here", Lag { ready: Some(0), ..Lag::default() });
         let away = depth("away", Lag { ready: Some(3), bytes: Some(7), ..Lag::default() });
         metrics::with_local_recorder(&recorder, || {

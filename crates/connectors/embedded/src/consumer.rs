@@ -484,7 +484,7 @@ pub(crate) fn lag(work: &Work<'_>, queue: i64) -> rusqlite::Result<Lag> {
         in_flight: Some(leased),
         bytes: Some(bytes),
         age,
-        at_end: false,
+        ..Lag::default()
     })
 }
 

@@ -6,8 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use brigade_core::connector::{
-    ConnectorError, Lag, Outgoing, Peeked, Produced, Producer as _, QueueAdmin, QueueStatus,
-    Receipt,
+    ConnectorError, Outgoing, Peeked, Produced, Producer as _, QueueAdmin, QueueStatus, Receipt,
 };
 use brigade_core::watermark::Watermark;
 use brigade_core::{IncarnationId, Message};
@@ -18,7 +17,7 @@ use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use crate::client::{Heard, explain};
 use crate::consumer::blocking;
-use crate::lag::{Lagging, Waiting, ends};
+use crate::lag::{Lagging, ends};
 use crate::metadata;
 use crate::poll::places_of;
 use crate::producer::KafkaProducer;
@@ -64,7 +63,7 @@ pub(crate) struct GroupSettings {
 impl Group {
     /// How much of the topic itself waits.
     fn waiting(&self) -> KafkaResult<u64> {
-        self.lagging.waiting_for(&self.client).map(|waiting| waiting.ready)
+        self.lagging.waiting_for(&self.client).map(|lag| lag.ready.unwrap_or_default())
     }
 }
 
@@ -269,9 +268,7 @@ impl QueueAdmin for TopicAdmin {
     async fn status(&self) -> Result<Vec<QueueStatus>, ConnectorError> {
         let asked = self.at_desk("cannot read the lag", |desk| {
             let status = |group: &Group| {
-                let Waiting { ready, delayed } = group.lagging.waiting_for(&group.client)?;
-                let (ready, delayed) = (Some(ready), Some(delayed));
-                let lag = Lag { ready, delayed, ..Lag::default() };
+                let lag = group.lagging.waiting_for(&group.client)?;
                 Ok(QueueStatus { group: group.name.clone(), lag })
             };
             desk.groups.iter().map(status).collect()

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use brigade_core::connector::{ConnectorError, Lag};
+use brigade_core::connector::{ConnectorError, Lag, PartitionLag};
 use brigade_core::watermark::Watermark;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
@@ -53,13 +53,6 @@ impl Progress {
         let beyond = watermark.beyond().map(|(first, past)| past - first).sum();
         Self { place, low: watermark.low(), beyond, stored: 0, held: 0, delayed: 0 }
     }
-}
-
-/// How much waits that can be handed out, and how much for its time.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Waiting {
-    pub(crate) ready: u64,
-    pub(crate) delayed: u64,
 }
 
 /// From where to where partitions have records. Asks for all at once: a question waits behind the fetch
@@ -154,41 +147,43 @@ impl Lagging {
         let ours = progress.len();
         let patterns = self.topics.iter().any(|topic| topic.starts_with('^'));
         let all = if patterns { progress } else { self.everywhere(client, progress)? };
-        let Waiting { ready, delayed } = self.waiting_in(client, &all)?;
+        let waiting = self.waiting_in(client, &all)?;
         let held: usize = all.iter().map(|one| one.held).sum();
         Ok(Lag {
             // Which topics there are for an expression is known when some are assigned.
-            ready: (!all.is_empty()).then_some(ready),
-            delayed: Some(delayed),
+            ready: waiting.ready.filter(|_| !all.is_empty()),
             // What the other members hold counts as ready: nobody else knows of it.
             in_flight: (ours == all.len()).then_some(held as u64),
-            ..Lag::default()
+            ..waiting
         })
     }
 
     /// How much waits for the group of a client that is no member of it.
-    pub(crate) fn waiting_for(&self, client: &BaseConsumer<Heard>) -> KafkaResult<Waiting> {
+    pub(crate) fn waiting_for(&self, client: &BaseConsumer<Heard>) -> KafkaResult<Lag> {
         let all = self.everywhere(client, Vec::new())?;
         self.waiting_in(client, &all)
     }
 
-    /// What is on a retry topic waits for its time.
+    /// What is ready and what waits for its time, as all on a retry topic does.
     fn waiting_in(
         &self,
         client: &BaseConsumer<impl ConsumerContext>,
         all: &[Progress],
-    ) -> KafkaResult<Waiting> {
-        let mut sum = Waiting::default();
+    ) -> KafkaResult<Lag> {
+        let (mut ready, mut all_delayed, mut partitions) = (0, 0, Vec::with_capacity(all.len()));
         for (one, waiting) in all.iter().zip(self.waiting(client, all)?) {
             let here = waiting.saturating_sub(one.held as u64);
             let delayed = match self.retry_topics.iter().any(|topic| **topic == *one.place.0) {
                 true => here,
                 false => here.min(one.delayed as u64),
             };
-            sum.delayed += delayed;
-            sum.ready += here - delayed;
+            all_delayed += delayed;
+            ready += here - delayed;
+            let partition = format!("{}/{}", one.place.0, one.place.1);
+            partitions.push(PartitionLag { partition, messages: here });
         }
-        Ok(sum)
+        let (ready, delayed) = (Some(ready), Some(all_delayed));
+        Ok(Lag { ready, delayed, partitions, ..Lag::default() })
     }
 
     /// The progress in all partitions: ours as we know it, the others' as it is committed.

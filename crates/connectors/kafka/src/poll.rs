@@ -41,6 +41,8 @@ const NO_ROOM: Duration = Duration::from_millis(500);
 const AGAIN: Duration = Duration::from_millis(100);
 /// How long to wait before it is looked whether the client can be let go.
 const LEAVE: Duration = Duration::from_millis(5);
+/// So many topics are named in an error.
+const TOPICS_SHOWN: usize = 5;
 /// How long one question to the broker may take.
 const ASK: Duration = Duration::from_secs(10);
 
@@ -78,6 +80,16 @@ pub(crate) struct Membership {
     pub(crate) in_transactions: bool,
     /// Whether it begins at the end (`auto.offset.reset: latest`).
     pub(crate) from_end: bool,
+}
+
+impl Membership {
+    /// The topics, for people: the client does not say of which it speaks.
+    fn named(&self) -> String {
+        let shown = self.topics.iter().take(TOPICS_SHOWN).map(|topic| format!("`{topic}`"));
+        let more = self.topics.len().saturating_sub(TOPICS_SHOWN);
+        let more = (more > 0).then(|| format!("{more} more"));
+        shown.chain(more).collect::<Vec<_>>().join(", ")
+    }
 }
 
 /// When something last moved.
@@ -377,7 +389,10 @@ fn poll_failed(shared: &Shared, error: &KafkaError) {
         Some(Code::PollExceeded) => {
             tracing::warn!(queue = %shared.site.queue, "the group gave the partitions to others");
         }
-        _ => shared.tell(explain(&shared.site, "cannot consume", error)),
+        _ => {
+            let doing = format!("cannot consume {}", shared.of.named());
+            shared.tell(explain(&shared.site, &doing, error));
+        }
     }
 }
 

@@ -8,11 +8,13 @@
 
 mod common;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use brigade_core::connector::{Connector as _, Consumer, Incoming, Outgoing, Produced, Want};
+use brigade_core::connector::{
+    Connector as _, Consumer, Incoming, Lag, Outgoing, PartitionLag, Produced, Want,
+};
 use brigade_core::{Message, MessageId};
 use brigade_kafka::Kafka as Connector;
 use brigade_testkit::servers::Kafka;
@@ -39,6 +41,36 @@ async fn is_at_the_end(consumer: &Arc<dyn Consumer>) {
         assert!(begun.elapsed() < PATIENCE, "{lag:?}");
         assert!(take(consumer, 1).await.is_empty(), "what was there before is not its business");
     }
+}
+
+/// So that one sees which key, or which member, holds up the others.
+#[tokio::test]
+async fn what_waits_is_told_of_each_partition() {
+    let queue = queue(3, &Kafka::shared().servers());
+    let topic = queue.settings["topic"].as_str().unwrap().to_owned();
+    let to = |n: u64, partition: &str| -> Outgoing {
+        Message::new(n.to_string()).with_header("brigade-partition", partition.to_owned()).into()
+    };
+    let batch = [to(0, "0"), to(1, "0"), to(2, "0"), to(3, "2")];
+    let outcomes = producer(&queue).await.produce(&batch).await.unwrap();
+    assert!(outcomes.iter().all(|one| matches!(one, Produced::Confirmed)), "{outcomes:?}");
+    let waiting = |lag: Lag| {
+        let of = |part: PartitionLag| (part.partition, part.messages);
+        lag.partitions.into_iter().map(of).collect::<BTreeMap<_, _>>()
+    };
+    let is = |counts: [u64; 3]| {
+        let part = |(at, n): (usize, u64)| (format!("{topic}/{at}"), n);
+        counts.into_iter().enumerate().map(part).collect::<BTreeMap<_, _>>()
+    };
+    let admin = Connector.admin(&queue, &env()).await.unwrap();
+    let status = patiently(async || admin.status().await).await;
+    assert_eq!(waiting(status[0].lag.clone()), is([3, 0, 1]), "to who is no member");
+    let member = consumer(&queue).await.unwrap();
+    let taken = take_all(&member, 4).await;
+    ack(&member, &taken[..3]).await;
+    let lag = patiently(async || member.lag().await).await;
+    assert_eq!((lag.ready, lag.in_flight), (Some(0), Some(1)));
+    assert_eq!(waiting(lag), is([0, 0, 0]), "what is in flight does not wait");
 }
 
 /// What was there is not waited for, and what comes while nobody is a member is not passed over.

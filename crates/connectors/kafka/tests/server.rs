@@ -182,6 +182,16 @@ async fn a_topic_that_is_deleted_in_use_is_told_and_read_again_when_it_is_back()
     }
     assert_eq!(ack(&member, &taken).await, 10);
     delete_topic(&queue).await;
+    let begun = Instant::now();
+    let error = loop {
+        assert!(begun.elapsed() < PATIENCE, "nobody says that it is gone");
+        let want = Want { messages: 10, bytes: usize::MAX };
+        let answer = tokio::time::timeout(Duration::from_secs(1), member.consume(want)).await;
+        if let Ok(answer) = answer {
+            break answer;
+        }
+    };
+    told(error, &["queue `queue`", queue.settings["topic"].as_str().unwrap(), "make the topic"]);
     // Opening a producer makes it again; the old offsets mean nothing any more.
     let begun = Instant::now();
     let producer = loop {

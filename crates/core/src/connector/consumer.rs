@@ -194,7 +194,7 @@ impl From<Vec<Receipt>> for Acked {
 }
 
 /// How much waits in a queue. `None` is: cannot be known.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Lag {
     /// Messages that can be handed out now.
     pub ready: Option<u64>,
@@ -210,4 +210,15 @@ pub struct Lag {
     pub age: Option<Duration>,
     /// Whether a finite queue has been read to its end.
     pub at_end: bool,
+    /// Of a queue that is made of partitions: what is ready or waits for its time in each.
+    pub partitions: Vec<PartitionLag>,
+}
+
+/// How much waits in one partition of a queue.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PartitionLag {
+    /// Which one, as people know it: `orders/3`.
+    pub partition: String,
+    /// Messages that are ready or wait for their time.
+    pub messages: u64,
 }

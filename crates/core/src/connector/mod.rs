@@ -22,7 +22,9 @@ mod format;
 mod producer;
 mod queue;
 
-pub use consumer::{Acked, Consumer, Defect, Failed, FailedReason, Incoming, Lag, Receipt, Want};
+pub use consumer::{
+    Acked, Consumer, Defect, Failed, FailedReason, Incoming, Lag, PartitionLag, Receipt, Want,
+};
 pub use error::{ConnectorError, ErrorKind};
 pub use features::Features;
 pub use format::{Format, Formats, SchemaRegistry};

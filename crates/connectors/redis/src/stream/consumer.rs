@@ -225,7 +225,14 @@ impl Site {
         if !is_no_group(error) {
             return Ok(false);
         }
-        make_group(&self.wire, &self.keys.stream, &self.keys.group).await.map(|()| true)
+        let keys = &self.keys;
+        make_group(&self.wire, &keys.stream, &keys.group).await?;
+        tracing::warn!(
+            queue = %keys.queue, key = %keys.stream, group = %keys.group,
+            "somebody has deleted the stream or its group on the server: it is made again, and what was in it \
+             is gone"
+        );
+        Ok(true)
     }
 
     /// The script that acks these, without outputs.
