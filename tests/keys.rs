@@ -536,3 +536,63 @@ stages:
     assert_eq!(world.numbers("out").len(), 100);
     assert_eq!(DECODED.load(Ordering::Relaxed), 1, "only the retry");
 }
+
+#[derive(Deserialize, schemars::JsonSchema)]
+struct Bill {
+    customer: String,
+    #[schemars(range(max = 100))]
+    total: u32,
+}
+
+/// The type is what a queue's messages have to be, whoever reads or writes them: here a component that takes and
+/// answers any value.
+#[tokio::test]
+async fn a_rust_type_is_the_schema_of_an_input_and_of_an_output() {
+    let world = World::new();
+    let calls = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&calls);
+    let double = move |mut bill: serde_json::Value| {
+        count.fetch_add(1, Ordering::Relaxed);
+        bill["total"] = (bill["total"].as_u64().unwrap_or_default() * 2).into();
+        Ok::<_, Failure>(bill)
+    };
+    let registry = world.registry().schema_of::<Bill>("Bill").component("double", double);
+    let yaml = "
+queues: { in: { type: memory, schema: Bill }, out: { type: memory, schema: Bill } }
+stages: { double: { component: double, input: in, outputs: [out] } }
+";
+    let bills = [
+        r#"{"customer":"Ada","total":50}"#,
+        r#"{"customer":"Ada","total":51}"#,
+        r#"{"customer":"Ada","total":101}"#,
+        r#"{"total":1}"#,
+        r#"{"customer":"Ada","total":"1"}"#,
+    ];
+    world.memory.put("test", "in", bills.map(Message::new));
+    let running = world.start(yaml, &registry).await;
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    let out = world.memory.messages("test", "out");
+    let out: Vec<Bill> = out
+        .iter()
+        .map(|bill| serde_json::from_slice(bill.payload.as_deref().unwrap()).unwrap())
+        .collect();
+    assert_eq!(
+        out.iter().map(|bill| (&*bill.customer, bill.total)).collect::<Vec<_>>(),
+        [("Ada", 100)]
+    );
+    let dead = world.dead_letters("double");
+    let of = |kind: CauseKind, queue: &str| {
+        let words = format!("does not fit the schema of queue `{queue}`: ");
+        let is = |letter: &&brigade::DeadLetter| {
+            letter.cause.kind == kind && letter.cause.message.starts_with(&words)
+        };
+        dead.iter().filter(is).count()
+    };
+    assert_eq!((of(CauseKind::Schema, "in"), of(CauseKind::Output, "out")), (3, 1), "{dead:?}");
+    let kept = dead.iter().map(|letter| letter.message.payload.clone().unwrap());
+    let wrong = bills[1..].iter().map(|bill| bytes::Bytes::from(*bill));
+    let (kept, wrong): (HashSet<_>, HashSet<_>) = (kept.collect(), wrong.collect());
+    assert_eq!(kept, wrong, "as they came");
+    assert_eq!(calls.load(Ordering::Relaxed), 2, "what does not fit the input's never reaches it");
+}
