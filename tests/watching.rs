@@ -6,10 +6,14 @@
     reason = "a test that stops says where"
 )]
 
+#[path = "common/scrape.rs"]
+mod scrape;
+
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use scrape::{Metric, Run, differences, tables, told, value};
 
 const YAML: &str = "
 pipeline: watched
@@ -24,69 +28,6 @@ stages:
   sort: { component: { map: 'if .n == 0 then error else . end' }, input: in, outputs: [kept] }
   copy: { component: pass, input: kept, outputs: [out] }
 ";
-
-/// A run that is killed at the end of its test.
-struct Run {
-    child: Child,
-    lines: std::io::Lines<BufReader<ChildStderr>>,
-    address: String,
-    _directory: tempfile::TempDir,
-}
-
-impl Run {
-    fn start(yaml: &str) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        std::fs::write(directory.path().join("p.yaml"), yaml).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
-        command.current_dir(directory.path()).args(["run", "p.yaml"]).env_remove("RUST_LOG");
-        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let line = lines.by_ref().map(Result::unwrap).find(|line| line.contains("metrics at"));
-        let line = line.expect("it says where its metrics are");
-        let (_, address) = line.split_once("http://").unwrap();
-        let address = address.trim_end_matches("/metrics").to_owned();
-        Self { child, lines, address, _directory: directory }
-    }
-
-    fn get(&self, path: &str) -> (u16, String) {
-        self.ask("GET", path)
-    }
-
-    fn ask(&self, method: &str, path: &str) -> (u16, String) {
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        write!(stream, "{method} {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).unwrap();
-        let code = text.split(' ').nth(1).unwrap().parse().unwrap();
-        let (_, body) = text.split_once("\r\n\r\n").unwrap();
-        (code, body.to_owned())
-    }
-
-    /// Asks until the answer is as it should be.
-    fn until(&self, path: &str, is_so: impl Fn(u16, &str) -> bool) -> String {
-        let begun = std::time::Instant::now();
-        loop {
-            let (code, body) = self.get(path);
-            if is_so(code, &body) {
-                return body;
-            }
-            assert!(begun.elapsed().as_secs() < 30, "{path} still answers {code} {body}");
-        }
-    }
-}
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// The value of a line of the exposition.
-fn value(text: &str, line: &str) -> f64 {
-    let found = text.lines().find_map(|have| have.strip_prefix(line));
-    found.map_or(0.0, |value| value.trim().parse().unwrap())
-}
 
 #[test]
 fn metrics_are_those_of_the_documentation_and_tell_what_happens() {
@@ -104,35 +45,10 @@ fn metrics_are_those_of_the_documentation_and_tell_what_happens() {
     assert!(text.contains(lost) && value(&text, lost) == 0.0, "{text}");
     assert!(text.contains("brigade_component_seconds_bucket{"), "{text}");
 
-    let told = types(&text);
-    let documented = include_str!("../docs/src/metrics.md");
-    let (own, _) = documented.split_once("## The names of Volley").unwrap();
-    let mut documented = rows(own);
-    // Told of queues on Kafka only.
-    assert!(documented.remove(&("brigade_partition_messages".into(), "gauge".into())));
-    let missing: Vec<_> = told.difference(&documented).collect();
-    assert!(missing.is_empty(), "not in docs/src/metrics.md: {missing:?}");
-    let never: Vec<_> = documented.difference(&told).collect();
-    assert!(never.is_empty(), "in docs/src/metrics.md, but never told: {never:?}");
-}
-
-/// The names and types that a table documents.
-fn rows(table: &str) -> BTreeSet<(String, String)> {
-    let row = |line: &str| {
-        let mut cells = line.strip_prefix("| `")?.split('|');
-        let name = cells.next()?.trim().trim_end_matches('`').to_owned();
-        Some((name, cells.next()?.trim().to_owned()))
-    };
-    table.lines().filter_map(row).collect()
-}
-
-/// The names and types that an exposition tells.
-fn types(text: &str) -> BTreeSet<(String, String)> {
-    let type_of = |line: &str| {
-        let mut words = line.strip_prefix("# TYPE ")?.split(' ');
-        Some((words.next()?.to_owned(), words.next()?.to_owned()))
-    };
-    text.lines().filter_map(type_of).collect()
+    let (mut documented, _) = tables();
+    // What only queues on Kafka tell is looked for in `brokers.rs`.
+    documented.retain(|(name, ..)| name != "brigade_partition_messages");
+    assert_eq!(differences(&documented, &told(&text)), "", "names, types and labels");
 }
 
 #[test]
@@ -172,15 +88,13 @@ fn the_names_of_volley_are_those_of_the_documentation() {
     assert!(value(&text, cycle) > 0.0, "{text}");
     assert!(!text.contains("brigade_"), "{text}");
 
-    let documented = include_str!("../docs/src/metrics.md");
-    let (_, table) = documented.split_once("## The names of Volley").unwrap();
-    let told: BTreeSet<_> = types(&text);
-    let (created, told): (BTreeSet<_>, BTreeSet<_>) =
-        told.into_iter().partition(|(name, _)| name.ends_with("_created"));
+    let (created, told): (BTreeSet<Metric>, BTreeSet<Metric>) =
+        told(&text).into_iter().partition(|(name, ..)| name.ends_with("_created"));
+    // Those of servers: tests/brokers.rs.
     let elsewhere = |name: &str| name.starts_with("redis_") || name.starts_with("delivery_");
-    let documented: BTreeSet<_> =
-        rows(table).into_iter().filter(|(name, _)| !elsewhere(name)).collect();
-    assert_eq!(told, documented);
+    let (_, documented) = tables();
+    let here = documented.into_iter().filter(|(name, ..)| !elsewhere(name)).collect();
+    assert_eq!(differences(&here, &told), "", "names, types and labels");
     assert_eq!(created.len(), told.len());
 }
 
@@ -252,6 +166,20 @@ fn directives_that_are_none_are_told_with_where_they_stand() {
     assert!(error.contains("found `info,brigade=loud`"), "{error}");
 }
 
+/// Volley's kill flag: a run with nothing to do ends as soon as it is told to, its books closed.
+#[test]
+fn a_signal_stops_a_run_that_is_idle() {
+    let idle = YAML.replace(", rate: 2000 }", ", count: 0 }");
+    let mut run = Run::start(&idle);
+    run.until("/health/ready", |code, _| code == 200);
+    let process = run.child.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &process]).status().unwrap().success());
+    let said: Vec<String> = run.lines.by_ref().map(Result::unwrap).collect();
+    assert_eq!(run.child.wait().unwrap().code(), Some(0), "{said:?}");
+    let books = "the books close: 0 messages received, each has an outcome";
+    assert!(said.iter().any(|line| line == books), "{said:?}");
+}
+
 /// What a run says on standard error.
 fn said(yaml: &str, arguments: &[&str]) -> String {
     let directory = tempfile::tempdir().unwrap();
@@ -272,18 +200,37 @@ stages:
   copy: { component: { map: 'error(\"first\\nERROR forged\\r\")' }, input: in, outputs: [out] }
 ";
 
+/// The line of a log in JSON with this message, of the stage `copy`.
+fn logged(said: &str, message: &str) -> Option<serde_json::Value> {
+    let mut lines = said.lines().filter_map(|line| serde_json::from_str(line).ok());
+    lines.find(|line: &serde_json::Value| {
+        line["fields"]["message"] == message && line["fields"]["stage"] == "copy"
+    })
+}
+
 #[test]
 fn a_run_logs_where_each_stage_begins_and_ends() {
     let said = said(FINITE, &["--set", "log.format=json"]);
-    let lines: Vec<serde_json::Value> =
-        said.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    let with = |message: &str| {
-        let fields = lines.iter().map(|line| &line["fields"]);
-        fields.into_iter().find(|fields| fields["message"] == message && fields["stage"] == "copy")
-    };
-    assert!(with("running").is_some(), "{said}");
-    let done = with("done").unwrap();
+    assert!(logged(&said, "running").is_some(), "{said}");
+    let done = &logged(&said, "done").unwrap()["fields"];
     assert_eq!((&done["received"], &done["dead_letters"]), (&10.into(), &10.into()), "{said}");
+}
+
+#[test]
+fn a_run_logs_why_a_stage_fails() {
+    let failing = FINITE.replace(
+        "{ map: 'error(\"first\\nERROR forged\\r\")' }",
+        "{ lookup: { file: gone.csv, key: k, match: [{ field: n, add: { m: k } }] } }",
+    );
+    let set = ["--set", "restart.max_restarts=0", "--set", "log.format=json"];
+    let said = said(&failing, &set);
+    let failed = logged(&said, "failed").unwrap_or_else(|| panic!("{said}"));
+    assert_eq!(
+        (&failed["level"], &failed["fields"]["pipeline"]),
+        (&"ERROR".into(), &"finite".into())
+    );
+    assert!(failed["fields"]["error"].as_str().unwrap().contains("gone.csv"), "{failed}");
+    assert!(logged(&said, "done").is_none(), "{said}");
 }
 
 #[test]
