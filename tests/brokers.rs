@@ -1,0 +1,185 @@
+//! Whole pipelines on real servers: who may use them, which topics and partitions, what their metrics tell.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that stops says where"
+)]
+
+mod common;
+#[path = "common/scrape.rs"]
+mod scrape;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use brigade::component::{Context, Emit};
+use brigade::{CauseKind, Failure};
+use brigade_testkit::servers::{Kafka, Redis};
+use common::World;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::message::Message as _;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use scrape::{Metric, Run, differences, tables, told, value};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// As Volley has it: SASL PLAIN over TLS without a word in the file.
+#[test]
+fn a_key_and_a_secret_in_the_environment_let_in_by_sasl_plain() {
+    let kafka = Kafka::start_secured();
+    let directory = tempfile::tempdir().unwrap();
+    let yaml = "
+pipeline: shop
+state: state
+queues:
+  in: { type: generator, count: 10, template: { n: '{{seq}}' } }
+  orders: { type: kafka, create: { partitions: 1 }, config: { ssl.ca.location: '${CA}' } }
+  out: { type: file, path: out.jsonl }
+stages:
+  feed: { component: pass, input: in, outputs: [orders] }
+  keep: { component: pass, input: orders, outputs: [out] }
+";
+    fs::write(directory.path().join("p.yaml"), yaml).unwrap();
+    let brigade = |arguments: &[&str], secret: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
+        command.current_dir(directory.path()).args(arguments).env_remove("RUST_LOG");
+        command.env("KAFKA_BROKERS", kafka.plain_servers().unwrap());
+        command
+            .env("CA", kafka.certificate())
+            .env("KAFKA_KEY", "alice")
+            .env("KAFKA_SECRET", secret);
+        let output = command.output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+    };
+    let (code, said) = brigade(&["check", "--connect", "p.yaml"], "wr0ng-passw0rd");
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.contains("queue `orders`") && said.contains("sasl.password"), "{said}");
+    assert!(!said.contains("wr0ng"), "{said}");
+    let (code, said) = brigade(&["run", "p.yaml", "--until-idle"], "secret");
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("INFO") && !said.contains("secret"), "no secret is logged: {said}");
+    let out = fs::read_to_string(directory.path().join("out.jsonl")).unwrap();
+    assert_eq!(out.lines().count(), 10);
+}
+
+/// Makes topics of two partitions, each with ten numbers.
+async fn make_topics(servers: &str, topics: &[String]) {
+    let mut config = ClientConfig::new();
+    let admin: AdminClient<_> = config.set("bootstrap.servers", servers).create().unwrap();
+    let new = topics.iter().map(|topic| NewTopic::new(topic, 2, TopicReplication::Fixed(1)));
+    let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
+    let made = admin.create_topics(&new.collect::<Vec<_>>(), &options).await.unwrap();
+    made.into_iter().for_each(|one| drop(one.unwrap()));
+    let producer: BaseProducer = config.create().unwrap();
+    for (number, topic) in topics.iter().enumerate() {
+        for n in number * 10..(number + 1) * 10 {
+            let (key, payload) = (format!("k{n}"), n.to_string());
+            producer.send(BaseRecord::to(topic).key(&key).payload(&payload)).unwrap();
+        }
+    }
+    producer.flush(PATIENCE).unwrap();
+}
+
+/// What is on a topic of four partitions: of each number its partition, and the topic that it came from.
+fn spread(servers: &str, topic: &str, wanted: usize) -> BTreeMap<u64, (i32, String)> {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", servers).set("group.id", "outside");
+    let reader: BaseConsumer = config.create().unwrap();
+    let mut all = TopicPartitionList::new();
+    all.add_partition_range(topic, 0, 3);
+    all.set_all_offsets(Offset::Beginning).unwrap();
+    reader.assign(&all).unwrap();
+    let (mut found, begun) = (BTreeMap::new(), Instant::now());
+    while found.len() < wanted {
+        assert!(begun.elapsed() < PATIENCE, "{found:?}");
+        let Some(Ok(record)) = reader.poll(Duration::from_millis(200)) else { continue };
+        let (n, from): (u64, String) = serde_json::from_slice(record.payload().unwrap()).unwrap();
+        assert!(found.insert(n, (record.partition(), from)).is_none(), "{n} is there twice");
+    }
+    found
+}
+
+/// A stage reads a list of topics; its component sees where each message stands, and says to which partition its
+/// output goes. One that is not there makes a dead letter.
+#[tokio::test]
+async fn a_component_reads_several_topics_and_says_to_which_partition() {
+    let (kafka, world) = (Kafka::shared(), World::new());
+    let suffix = fastrand::u64(..);
+    let topics = ["red", "blue"].map(|name| format!("{name}-{suffix:016x}"));
+    make_topics(&kafka.servers(), &topics).await;
+    let place = |n: u64, cx: &Context| {
+        let position = cx.position();
+        let topic = position.split('[').next().unwrap_or_default().to_owned();
+        Ok::<_, Failure>(Emit::value((n, topic)).header("brigade-partition", (n % 5).to_string()))
+    };
+    let registry = world.registry().component("place", place);
+    let yaml = format!(
+        "
+queues:
+  both: {{ type: kafka, topics: [{}, {}], config: {{ bootstrap.servers: '{servers}' }} }}
+  spread: {{ type: kafka, topic: spread-{suffix:016x}, create: {{ partitions: 4 }},
+    config: {{ bootstrap.servers: '{servers}' }} }}
+stages:
+  place: {{ component: place, input: both, outputs: [spread] }}
+",
+        topics[0],
+        topics[1],
+        servers = kafka.servers()
+    );
+    let running = world.start(&yaml, &registry).await;
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    let found = spread(&kafka.servers(), &format!("spread-{suffix:016x}"), 16);
+    let came = |n: u64| (n, ((n % 5) as i32, topics[(n / 10) as usize].clone()));
+    assert_eq!(found, (0..20).filter(|n| n % 5 < 4).map(came).collect());
+    let dead = world.dead_letters("place");
+    assert_eq!(dead.len(), 4);
+    for letter in dead {
+        assert_eq!(letter.cause.kind, CauseKind::Refused);
+        let why = &letter.cause.message;
+        assert!(why.contains("has 4 partitions, and no number 4"), "{why}");
+    }
+}
+
+/// All that the documentation names, those of Kafka and Redis too.
+#[test]
+fn with_kafka_and_redis_all_names_of_volley_are_told() {
+    let (kafka, redis) = (Kafka::shared(), Redis::start());
+    let yaml = "
+pipeline: shop
+state: state
+metrics: { address: '127.0.0.1:0', names: volley }
+queues:
+  in: { type: generator, template: { n: '{{seq}}' }, rate: 200 }
+  orders: { type: kafka, topic: TOPIC, create: { partitions: 1 }, config: { bootstrap.servers: '${BROKERS}' } }
+  bills: { type: redis_stream, url: '${REDIS_URL}' }
+  jobs: { type: rsmq, url: '${REDIS_URL}' }
+  out: { type: file, path: out.jsonl }
+stages:
+  feed: { component: pass, input: in, outputs: [orders] }
+  bill: { component: pass, input: orders, outputs: [bills] }
+  pass_on: { component: pass, input: bills, outputs: [jobs] }
+  keep: { component: pass, input: jobs, outputs: [out] }
+";
+    let yaml = yaml.replace("TOPIC", &format!("orders-{:016x}", fastrand::u64(..)));
+    let servers = [("BROKERS", kafka.servers()), ("REDIS_URL", redis.url())];
+    let run = Run::start_with(&yaml, &servers);
+    let kept = "messages_consumed_count_total{volley_app=\"keep\",status=\"success\"}";
+    let text = run.until("/metrics", |_, text| value(text, kept) > 100.0);
+    assert!(value(&text, "delivery_report_status_total{status=\"success\"}") > 100.0, "{text}");
+    for operation in ["read", "write", "delete"] {
+        let labels = format!("{{operation=\"{operation}\"}}");
+        let of = |name: &str| value(&text, &format!("redis_process_time_seconds_{name}{labels}"));
+        assert!(of("count") > 0.0 && of("sum") > 0.0, "{operation}: {text}");
+    }
+    let told = told(&text).into_iter().filter(|(name, ..)| !name.ends_with("_created"));
+    let (_, documented) = tables();
+    let told: BTreeSet<Metric> = told.collect();
+    assert_eq!(differences(&documented, &told), "", "names, types and labels");
+}
