@@ -104,6 +104,16 @@ fn several_components_split_count_and_shout() {
 }
 
 #[test]
+fn no_output_lets_most_go_and_does_its_work_with_the_rest() {
+    let mut told = lines(&mut example("no_output"));
+    told.sort_unstable();
+    assert_eq!(
+        told,
+        ["220 degrees", "ring: 1 of 1 put nothing out", "watch: 2 of 3 put nothing out"]
+    );
+}
+
+#[test]
 fn stateful_goes_on_with_its_totals_at_the_next_start() {
     let out = tempfile::tempdir().unwrap();
     let last = |customer: &str| {
