@@ -9,16 +9,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use brigade_testkit::servers::{Kafka, Postgres, Redis};
-use rdkafka::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::message::Message as _;
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 #[path = "../examples/volley/postgres.rs"]
 mod postgres;
@@ -47,22 +45,29 @@ mod the_connector {
     brigade_testkit::conformance!(|| fixture());
 }
 
+/// A program of the example.
+fn example(name: &str) -> Command {
+    let examples = Path::new(env!("CARGO_BIN_EXE_brigade")).parent().unwrap().join("examples");
+    let program = examples.join(name);
+    assert!(program.exists(), "{} is not there: `cargo build --examples`", program.display());
+    Command::new(program)
+}
+
 /// The example's process; it is killed with the test.
 struct Worker(Child);
 
 impl Worker {
     fn start(directory: &Path, servers: &[(&str, String)]) -> Self {
-        let examples = Path::new(env!("CARGO_BIN_EXE_brigade")).parent().unwrap().join("examples");
         let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/volley/volley.yaml");
         let log = directory.join("worker.log");
         let log = fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
-        let mut command = Command::new(examples.join("volley"));
+        let mut command = example("volley");
         command.arg("run").arg(file).arg("--state").arg(directory.join("state"));
         // A killed member is given up soon.
         let soon = "{ session.timeout.ms: 3000, heartbeat.interval.ms: 500 }";
         command.arg("--set").arg(format!("queues.input-topic.config={soon}"));
         command.envs(servers.iter().cloned()).env("KAFKA_CONSUMER_GROUP", "volley");
-        Self(command.stdout(Stdio::null()).stderr(log).spawn().expect("`cargo build --examples`"))
+        Self(command.stdout(Stdio::null()).stderr(log).spawn().unwrap())
     }
 }
 
@@ -73,56 +78,49 @@ impl Drop for Worker {
     }
 }
 
-/// Requests, some with many values, some that violate the schema, some that are no JSON, and some that
-/// have nothing to take a mean of.
-fn requests() -> Vec<(String, Vec<u8>)> {
-    let request = |n: usize| {
-        let id = format!("r{n}");
-        let values: Vec<usize> = (0..n % 6).collect();
-        let bytes = match n {
-            _ if n % 50 == 7 => b"{ no json".to_vec(),
-            _ if n % 50 == 9 => json!({ "request_id": id, "values": "none" }).to_string().into(),
-            _ => json!({ "request_id": id, "values": values }).to_string().into(),
-        };
-        (id, bytes)
-    };
-    (0..REQUESTS).map(request).collect()
+/// The program outside that reads a topic.
+struct Outside {
+    child: Child,
+    lines: mpsc::Receiver<String>,
 }
 
-fn send(servers: &str) {
-    let mut config = ClientConfig::new();
-    let producer: BaseProducer = config.set("bootstrap.servers", servers).create().unwrap();
-    for (id, bytes) in requests() {
-        producer.send(BaseRecord::to("input-topic").key(&id).payload(&bytes)).unwrap();
+impl Outside {
+    fn of(topic: &str, servers: &[(&str, String)]) -> Self {
+        let mut consumer = example("volley_consumer");
+        consumer.arg(topic).envs(servers.iter().cloned()).stdout(Stdio::piped());
+        let mut child = consumer.spawn().unwrap();
+        let (sender, lines) = mpsc::channel();
+        let told = BufReader::new(child.stdout.take().unwrap());
+        std::thread::spawn(move || {
+            told.lines().map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
+        Self { child, lines }
     }
-    producer.flush(PATIENCE).unwrap();
-}
 
-fn reader(servers: &str, topic: &str) -> BaseConsumer {
-    let mut config = ClientConfig::new();
-    // Each sees all of it.
-    let group = format!("outside-{}", fastrand::u64(..));
-    config.set("bootstrap.servers", servers).set("group.id", group);
-    config.set("auto.offset.reset", "earliest").set("allow.auto.create.topics", "false");
-    let reader: BaseConsumer =
-        config.set("topic.metadata.refresh.interval.ms", "500").create().unwrap();
-    reader.subscribe(&[topic]).unwrap();
-    reader
-}
-
-/// Reads until so many different ones have come: by key for answers, by payload for dead letters.
-fn read(servers: &str, topic: &str, wanted: usize, log: &Path) -> BTreeMap<String, Vec<Value>> {
-    let (reader, begun) = (reader(servers, topic), Instant::now());
-    let mut all = BTreeMap::<String, Vec<Value>>::new();
-    while all.len() < wanted {
-        let log = || fs::read_to_string(log).unwrap_or_default();
-        assert!(begun.elapsed() < PATIENCE, "{} of {wanted} on {topic}\n{}", all.len(), log());
-        let Some(Ok(record)) = reader.poll(Duration::from_millis(200)) else { continue };
-        let value: Value = serde_json::from_slice(record.payload().unwrap()).unwrap();
-        let key = String::from_utf8(record.key().unwrap().to_vec()).unwrap();
-        all.entry(key).or_default().push(value);
+    /// The key and the payload of the next record.
+    fn next(&self, missing: impl Fn() -> String) -> (String, Value) {
+        let line = self.lines.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("{}", missing()));
+        let (key, payload) = line.split_once('\t').unwrap();
+        (key.to_owned(), serde_json::from_str(payload).unwrap())
     }
-    all
+
+    /// Reads until answers to so many different requests have come.
+    fn answers(&self, wanted: usize, log: &Path) -> BTreeMap<String, Vec<Value>> {
+        let mut all = BTreeMap::<String, Vec<Value>>::new();
+        while all.len() < wanted {
+            let log = || fs::read_to_string(log).unwrap_or_default();
+            let (key, value) = self.next(|| format!("{} of {wanted}\n{}", all.len(), log()));
+            all.entry(key).or_default().push(value);
+        }
+        all
+    }
+}
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 #[test]
@@ -143,15 +141,18 @@ fn volleys_example_runs_end_to_end_and_is_killed_on_the_way() {
         assert!(begun.elapsed() < PATIENCE, "{}", fs::read_to_string(&log).unwrap_or_default());
         std::thread::park_timeout(Duration::from_millis(20));
     }
-    send(&kafka.servers());
+    let mut producer = example("volley_producer");
+    let sent = producer.arg(REQUESTS.to_string()).envs(servers.iter().cloned()).status();
+    assert!(sent.unwrap().success());
+    // As `examples/volley/producer.rs` makes them.
     let bad = |n: usize| n % 50 == 7 || n % 50 == 9;
     let empty = |n: usize| !bad(n) && n.is_multiple_of(6);
     let answered: BTreeSet<usize> = (0..REQUESTS).filter(|n| !bad(*n) && !empty(*n)).collect();
     // Some have come: killed, and started again.
-    read(&kafka.servers(), "output-topic", 20, &log);
+    Outside::of("output-topic", &servers).answers(20, &log);
     drop(worker);
     let mut worker = Worker::start(directory.path(), &servers);
-    let answers = read(&kafka.servers(), "output-topic", answered.len(), &log);
+    let answers = Outside::of("output-topic", &servers).answers(answered.len(), &log);
     for n in &answered {
         let values = n % 6;
         for answer in &answers[&format!("r{n}")] {
@@ -161,13 +162,10 @@ fn volleys_example_runs_end_to_end_and_is_killed_on_the_way() {
     }
     // Each message that was given up on, as it came.
     let given_up: BTreeSet<usize> = (0..REQUESTS).filter(|n| bad(*n) || empty(*n)).collect();
-    let letters = directory.path().join("letters");
-    let (reader, begun) = (reader(&kafka.servers(), "dead-letter-queue"), Instant::now());
+    let letters = Outside::of("dead-letter-queue", &servers);
     let mut kinds = BTreeMap::<String, BTreeSet<String>>::new();
     while kinds.values().map(BTreeSet::len).sum::<usize>() < given_up.len() {
-        assert!(begun.elapsed() < PATIENCE, "{kinds:?}, {}", letters.display());
-        let Some(Ok(record)) = reader.poll(Duration::from_millis(200)) else { continue };
-        let letter: Value = serde_json::from_slice(record.payload().unwrap()).unwrap();
+        let (_, letter) = letters.next(|| format!("{kinds:?}"));
         let kind = letter["cause"]["kind"].as_str().unwrap().to_owned();
         let told = letter["position"].as_str().unwrap().to_owned() + &letter["payload"].to_string();
         let told = if kind == "decode" { told } else { letter["payload"].to_string() };

@@ -1,7 +1,7 @@
-//! Volley's full example: an outside program writes to Kafka; `input_worker` passes it on over RSMQ with a
+//! Volley's full example: an outside program (`producer.rs`) writes to Kafka; `input_worker` passes it on over RSMQ with a
 //! delay, `middle_worker` writes to Kafka by key and to PostgreSQL, through the connector in `postgres.rs`,
-//! and sends some back to the beginning; outside programs read both. `tests/volley.rs` runs it on real
-//! servers.
+//! and sends some back to the beginning; outside programs read both, the topic `consumer.rs`. `tests/volley.rs`
+//! runs all of them on real servers.
 //!
 //! `KAFKA_BROKERS=127.0.0.1:9092 REDIS_HOST=127.0.0.1 POSTGRES="host=127.0.0.1 user=postgres" cargo run
 //! --features kafka --example volley -- run examples/volley/volley.yaml`
@@ -32,9 +32,11 @@ struct Answer<'a> {
     rounds: u32,
 }
 
+// ANCHOR: delay
 fn input_worker(request: Request) -> Result<Emit, Failure> {
     Ok(Emit::value(&request).delay(Duration::from_millis(250)))
 }
+// ANCHOR_END: delay
 
 fn middle_worker(request: Request) -> Result<Emit, Failure> {
     if request.values.is_empty() {
@@ -50,6 +52,7 @@ fn middle_worker(request: Request) -> Result<Emit, Failure> {
     Ok(Emit::to("output-topic", &answer).key(request_id.clone()).and("postgres_queue", &answer))
 }
 
+// ANCHOR: main
 fn main() -> ExitCode {
     let registry = brigade::registry()
         .connector(Arc::new(postgres::Postgres))
@@ -57,3 +60,4 @@ fn main() -> ExitCode {
         .component("middle_worker", middle_worker);
     brigade::cli::main(registry)
 }
+// ANCHOR_END: main
