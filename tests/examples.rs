@@ -244,6 +244,40 @@ mod the_custom_connector {
 }
 // ANCHOR_END: suite
 
+const LONG: &str = "
+pipeline: long
+state: state
+queues:
+  in: { type: generator, count: 1000000, rate: 500, template: { n: '{{seq}}' } }
+  out: { type: file, path: out.jsonl }
+stages:
+  work: { component: pass, input: in, outputs: [out] }
+";
+
+#[test]
+fn scaled_does_what_it_is_told_while_it_runs() {
+    let place = tempfile::tempdir().unwrap();
+    fs::write(place.path().join("long.yaml"), LONG).unwrap();
+    let mut run = example("scaled");
+    run.current_dir(place.path()).args(["long.yaml", "127.0.0.1:0", "work"]);
+    let mut scaled = Running(run.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap());
+    let mut orders = scaled.0.stdin.take().unwrap();
+    let mut told = BufReader::new(scaled.0.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let mut order = |order: &str| {
+        writeln!(orders, "{order}").unwrap();
+        told.next().unwrap()
+    };
+    assert_eq!(order("work many"), "`work many` is no order: `STAGE WORKERS`, or `drain`");
+    assert!(order("play 3").starts_with("not scaled: no stage `play` here"));
+    let begun = std::time::Instant::now();
+    while order("work 3") != "`work` has 3 workers" {
+        assert!(begun.elapsed().as_secs() < 30, "it never runs");
+    }
+    assert_eq!(order("drain"), "draining");
+    assert!(told.next().unwrap().starts_with("the books close: "));
+    assert!(scaled.0.wait().unwrap().success());
+}
+
 const UNRELIABLE: &str = "
 pipeline: luck
 state: state

@@ -206,10 +206,8 @@ fn summary(pipelines: &[Stopped]) {
             wrong.stage, wrong.place, wrong.messages
         ));
     }
-    let mut closes = pipelines.iter().all(|stopped| stopped.status.unaccounted.is_empty());
     for stage in stages() {
-        let messages = unaccounted(stage);
-        closes &= messages == 0 && stage.in_flight == 0;
+        let messages = stage.without_outcome();
         // What is stuck in a component has none yet, and an actor that died may have counted twice.
         if messages != 0 && stage.in_flight == 0 && stage.restarts == 0 {
             say(&format!(
@@ -220,7 +218,7 @@ fn summary(pipelines: &[Stopped]) {
     }
     // Standard output may be an output of the pipeline.
     say(&rows.to_string());
-    if closes {
+    if pipelines.iter().all(|stopped| stopped.status.closes()) {
         let received: u64 = stages().map(|stage| stage.received).sum();
         say(&format!("the books close: {received} messages received, each has an outcome"));
     }
@@ -235,19 +233,6 @@ fn outputs(stage: &StageStatus) -> String {
     let each: Vec<String> =
         queues.iter().map(|(queue, messages)| format!("{queue} {messages}")).collect();
     each.join(", ")
-}
-
-/// How many messages a stage received beyond those that have an outcome.
-fn unaccounted(stage: &StageStatus) -> i128 {
-    let outcomes = [
-        stage.acked,
-        stage.filtered,
-        stage.dead_lettered,
-        stage.discarded,
-        stage.requeued,
-        stage.released,
-    ];
-    i128::from(stage.received) - outcomes.into_iter().map(i128::from).sum::<i128>()
 }
 
 /// What comes so soon after the first signal is the same one: who stops a program may tell it and its

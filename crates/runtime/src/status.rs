@@ -149,6 +149,15 @@ impl PipelineStatus {
         self.stages.iter().all(|stage| stage.state == StageState::Running)
     }
 
+    /// Whether the books close: nothing has vanished, nothing is in flight, and every message that came has an
+    /// outcome. Of a pipeline that runs that is a matter of the moment, and an actor that died may have
+    /// counted a message twice.
+    pub fn closes(&self) -> bool {
+        let has_outcomes =
+            |stage: &StageStatus| stage.in_flight == 0 && stage.without_outcome() == 0;
+        self.unaccounted.is_empty() && self.stages.iter().all(has_outcomes)
+    }
+
     /// The stage of this name.
     pub fn stage(&self, name: &str) -> Option<&StageStatus> {
         self.stages.iter().find(|stage| stage.stage == name)
@@ -215,6 +224,19 @@ pub struct StageStatus {
 }
 
 impl StageStatus {
+    /// How many messages it received beyond those that have an outcome; below zero, some have two.
+    pub fn without_outcome(&self) -> i128 {
+        let outcomes = [
+            self.acked,
+            self.filtered,
+            self.dead_lettered,
+            self.discarded,
+            self.requeued,
+            self.released,
+        ];
+        i128::from(self.received) - outcomes.into_iter().map(i128::from).sum::<i128>()
+    }
+
     pub(crate) fn of(
         stage: &StagePlan,
         workers: usize,

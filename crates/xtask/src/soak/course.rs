@@ -3,9 +3,9 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::io::{Read, Write as _};
+use std::io::{ErrorKind, Read, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -18,8 +18,12 @@ const RATE: u64 = 500;
 const POISON: u64 = 97;
 /// How long it may take until all is done when nothing is killed any more.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// The stages of each of the two processes.
-const PROCESSES: [&[&str]; 2] = [&["feed", "check"], &["total", "sort"]];
+/// The programs, their stages, and which of these gets other numbers of workers: the first when it is started
+/// again, the second while it runs.
+const PROCESSES: [(&str, [&str; 2], &str); 2] =
+    [("unreliable", ["feed", "check"], "check"), ("scaled", ["total", "sort"], "total")];
+/// How a process ends its log when it was not killed.
+const CLOSED: &str = "the books close: ";
 
 const PIPELINE: &str = r#"
 pipeline: soak
@@ -49,13 +53,16 @@ stages:
 /// Runs it, and answers with its log and how it ended.
 pub(super) fn run(minutes: u64, seed: u64) -> anyhow::Result<(String, anyhow::Result<()>)> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-    let build = ["build", "--release", "--example", "unreliable"];
+    let build = ["build", "--release", "--example", "unreliable", "--example", "scaled"];
     let built = Command::new(&cargo).args(build).status().context("cargo cannot be run")?;
-    ensure!(built.success(), "the program cannot be built");
+    ensure!(built.success(), "the programs cannot be built");
     let mut course = Course::new(minutes, seed)?;
     let outcome = course.go();
     match &outcome {
-        Ok(()) => course.tell("verdict: every message came once, or is a dead letter"),
+        Ok(()) => course.tell(
+            "verdict: every message came once, or is a dead letter; the books closed whenever they were looked \
+             at, and at each end",
+        ),
         Err(error) => course.tell(&format!("verdict: FAILED: {error:#}")),
     }
     let log = std::mem::take(&mut course.log);
@@ -64,12 +71,17 @@ pub(super) fn run(minutes: u64, seed: u64) -> anyhow::Result<(String, anyhow::Re
 
 /// A process of the pipeline.
 struct Process {
-    stages: &'static [&'static str],
+    program: &'static str,
+    stages: [&'static str; 2],
+    scaled: &'static str,
     port: u16,
     /// None when it has ended by itself: everything is done.
     child: Option<Child>,
     workers: u32,
     most_memory: u64,
+    /// How often it has ended in order, and so closed its books; and how often it was told to scale.
+    ends: usize,
+    scalings: usize,
 }
 
 /// One run of the soak.
@@ -95,10 +107,12 @@ impl Course {
             .replace("COUNT", &count.to_string())
             .replace("SEED", &seed.to_string());
         fs::write(directory.path().join("soak.yaml"), text)?;
-        // A copy, so that it stays the same whatever is built meanwhile.
+        // Copies, so that they stay the same whatever is built meanwhile.
         let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
-        let program = Path::new(&target).join("release/examples/unreliable");
-        fs::copy(program, directory.path().join("unreliable"))?;
+        for (program, ..) in PROCESSES {
+            let built = Path::new(&target).join("release/examples").join(program);
+            fs::copy(built, directory.path().join(program))?;
+        }
         let mut course = Self {
             directory,
             count,
@@ -111,9 +125,19 @@ impl Course {
             scrapes: 0,
         };
         course.tell(&format!("{count} messages at {RATE}/s, seed {seed}"));
-        for stages in PROCESSES {
+        for (program, stages, scaled) in PROCESSES {
             let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
-            let mut process = Process { stages, port, child: None, workers: 2, most_memory: 0 };
+            let mut process = Process {
+                program,
+                stages,
+                scaled,
+                port,
+                child: None,
+                workers: 2,
+                most_memory: 0,
+                ends: 0,
+                scalings: 0,
+            };
             process.start(course.directory.path())?;
             course.processes.push(process);
         }
@@ -161,10 +185,13 @@ impl Course {
     fn event(&mut self) -> anyhow::Result<()> {
         let at = self.random.usize(..self.processes.len());
         let pause = Duration::from_millis(self.random.u64(200..5000));
-        let (what, workers) = (self.random.u32(..10), self.random.u32(1..5));
+        let (what, workers) = (self.random.u32(..12), self.random.u32(1..5));
         let directory = self.directory.path().to_owned();
         let process = &mut self.processes[at];
         let Some(child) = &mut process.child else { return Ok(()) };
+        if child.try_wait()?.is_some() {
+            return Ok(());
+        }
         let stages = process.stages.join(" and ");
         let told = match what {
             0..5 => {
@@ -172,7 +199,7 @@ impl Course {
                 child.wait()?;
                 process.workers = workers;
                 process.start(&directory)?;
-                format!("killed {stages}; started with {workers} workers")
+                format!("killed {stages}; started again{}", process.with_workers())
             }
             5..8 => {
                 signal(child, "STOP")?;
@@ -180,17 +207,21 @@ impl Course {
                 signal(child, "CONT")?;
                 format!("stopped {stages} for {pause:?}, and let it go on")
             }
-            _ => {
-                signal(child, "TERM")?;
+            8..10 => {
                 let begun = Instant::now();
-                let ended = child.wait()?;
-                let code = ended.code();
-                ensure!(matches!(code, Some(0 | 3)), "a drain of {stages} ended with {ended}");
+                process.end()?;
                 process.workers = workers;
                 process.start(&directory)?;
-                let took = begun.elapsed();
-                format!("drained {stages} in {took:?}; started with {workers} workers")
+                let (took, with) = (begun.elapsed(), process.with_workers());
+                format!("drained {stages} in {took:?}; started again{with}")
             }
+            // The other one is scaled when it starts.
+            _ if process.is_scaled_running() => {
+                process.order(&format!("{} {workers}", process.scaled))?;
+                process.scalings += 1;
+                format!("told {} to have {workers} workers while it runs", process.scaled)
+            }
+            _ => return Ok(()),
         };
         self.events += 1;
         self.tell(&told);
@@ -236,6 +267,28 @@ impl Course {
         ensure!(missing <= 1, "{missing} messages are missing");
         ensure!(out.lines().count() as u64 + letters == self.count, "not as many as were made");
         ensure!(twice == 0, "{twice} messages came more than once");
+        self.closed()
+    }
+
+    /// Whether each process closed its books whenever it was not killed.
+    fn closed(&mut self) -> anyhow::Result<()> {
+        for at in 0..self.processes.len() {
+            let process = &self.processes[at];
+            let log = process.read_log(self.directory.path());
+            let closed = log.lines().filter(|line| line.starts_with(CLOSED)).count();
+            let scaled = log.lines().filter(|line| line.ends_with(" workers")).count();
+            let (stages, ends) = (process.stages.join(" and "), process.ends);
+            ensure!(
+                closed == ends,
+                "{stages} ended {ends} times, and closed its books {closed} times"
+            );
+            let mut told = format!("{stages} ended {ends} times, and closed its books each time");
+            if process.scalings > 0 {
+                let _ = write!(told, "; was scaled {scaled} of {} times", process.scalings);
+                ensure!(scaled > 0, "{stages} was never scaled:\n{log}");
+            }
+            self.tell(&told);
+        }
         Ok(())
     }
 }
@@ -251,24 +304,65 @@ fn signal(child: &Child, name: &str) -> anyhow::Result<()> {
 }
 
 impl Process {
-    fn start(&mut self, directory: &Path) -> anyhow::Result<()> {
-        let mut run = Command::new(directory.join("unreliable"));
-        // Backtraces of panics would load the debug information into memory.
-        run.env("RUST_BACKTRACE", "0").current_dir(directory).args([
-            "run",
-            "soak.yaml",
-            "--until-idle",
-        ]);
-        for stage in self.stages {
-            run.args(["--stage", stage]);
+    fn is_scaled_running(&self) -> bool {
+        self.program == "scaled"
+    }
+
+    fn with_workers(&self) -> String {
+        match self.is_scaled_running() {
+            true => String::new(),
+            false => format!(" with {} workers", self.workers),
         }
-        let scaled = if self.stages.contains(&"check") { "check" } else { "total" };
-        run.args(["--set", &format!("stages.{scaled}.workers={}", self.workers)]);
-        run.args(["--metrics", &format!("127.0.0.1:{}", self.port)]);
-        let log = directory.join(format!("{scaled}.log"));
-        let log = fs::OpenOptions::new().create(true).append(true).open(log)?;
+    }
+
+    fn log(&self, directory: &Path) -> PathBuf {
+        directory.join(format!("{}.log", self.scaled))
+    }
+
+    fn read_log(&self, directory: &Path) -> String {
+        fs::read_to_string(self.log(directory)).unwrap_or_default()
+    }
+
+    fn start(&mut self, directory: &Path) -> anyhow::Result<()> {
+        let mut run = Command::new(directory.join(self.program));
+        // Backtraces of panics would load the debug information into memory.
+        run.env("RUST_BACKTRACE", "0").current_dir(directory);
+        let address = format!("127.0.0.1:{}", self.port);
+        if self.is_scaled_running() {
+            run.args(["soak.yaml", &address]).args(self.stages).stdin(Stdio::piped());
+        } else {
+            run.args(["run", "soak.yaml", "--until-idle", "--metrics", &address]);
+            run.args(["--stage", &self.stages.join(",")]);
+            run.args(["--set", &format!("stages.{}.workers={}", self.scaled, self.workers)]);
+        }
+        let log = fs::OpenOptions::new().create(true).append(true).open(self.log(directory))?;
         run.stdout(Stdio::null()).stderr(log);
         self.child = Some(run.spawn().context("the program cannot be run")?);
+        Ok(())
+    }
+
+    /// Tells it something on its standard input. It may just have ended.
+    fn order(&mut self, order: &str) -> anyhow::Result<()> {
+        let input = self.child.as_mut().and_then(|child| child.stdin.as_mut());
+        let told = writeln!(input.context("it has no input")?, "{order}");
+        told.or_else(|error| match error.kind() {
+            ErrorKind::BrokenPipe => Ok(()),
+            _ => Err(error).context("it cannot be told"),
+        })
+    }
+
+    /// Has it drain and end.
+    fn end(&mut self) -> anyhow::Result<()> {
+        if self.is_scaled_running() {
+            self.order("drain")?;
+        } else if let Some(child) = &self.child {
+            signal(child, "TERM")?;
+        }
+        let Some(child) = &mut self.child else { return Ok(()) };
+        let ended = child.wait()?;
+        let stages = self.stages.join(" and ");
+        ensure!(matches!(ended.code(), Some(0 | 3)), "a drain of {stages} ended with {ended}");
+        self.ends += 1;
         Ok(())
     }
 
@@ -278,12 +372,11 @@ impl Process {
         if let Some(ended) = child.try_wait()? {
             // With dead letters or without.
             if !matches!(ended.code(), Some(0 | 3)) {
-                let name = if self.stages.contains(&"check") { "check.log" } else { "total.log" };
-                let log = fs::read_to_string(directory.join(name)).unwrap_or_default();
+                let log = self.read_log(directory);
                 let end: Vec<&str> = log.lines().rev().take(20).collect();
                 bail!("{:?} ended with {ended}:\n{}", self.stages, end.join("\n"));
             }
-            self.child = None;
+            (self.child, self.ends) = (None, self.ends + 1);
             return Ok(());
         }
         let status = fs::read_to_string(format!("/proc/{}/status", child.id()))?;
