@@ -1,5 +1,5 @@
 //! What a Volley user writes with Brigade: a schema whose violations become dead letters, several
-//! outputs, no output, a key.
+//! outputs, no output, a key, the context.
 //!
 //! `cargo run --example from_volley -- run pipelines/from_volley.yaml --until-idle --state target/volley`
 
@@ -39,4 +39,14 @@ fn share(input: serde_json::Value) -> Result<Emit, Failure> {
 }
 // ANCHOR_END: outputs
 
-brigade::main! { score, share }
+// ANCHOR: look
+async fn look(input: serde_json::Value, cx: &Context) -> Result<(), Failure> {
+    if input["hello"].is_null() {
+        return Err(Failure::retry(format!("no greeting at {}", cx.position())));
+    }
+    cx.counter("greetings_total").increment(1);
+    Ok(())
+}
+// ANCHOR_END: look
+
+brigade::main! { score, share, look }

@@ -74,6 +74,15 @@ fn from_volley_scores_shares_and_keeps_what_violates_the_schema() {
         queues.args(["queues", "peek", "pipelines/from_volley.yaml", "queue-a", "--state"]);
     let peeked = lines(queues.arg(state.path())).join("\n");
     assert_eq!(peeked.matches("\"origin\":\"web\"").count(), 10, "{peeked}");
+    // One more component looks at them.
+    let mut look = self::example("from_volley");
+    look.args(run).arg(state.path());
+    lines(look.args(["--set", "stages.look={ component: look, input: queue-a }"]));
+    let mut queues = self::example("from_volley");
+    let queues = queues.args(["queues", "list", "pipelines/from_volley.yaml", "--state"]);
+    let listed = lines(queues.arg(state.path()));
+    let left = listed.iter().find(|line| line.trim_start().starts_with("queue-a")).unwrap();
+    assert_eq!(left.split_whitespace().nth(2), Some("0"), "{listed:?}");
 }
 
 #[test]
