@@ -86,8 +86,8 @@ impl Producer for KeepProducer {
     }
 }
 
-/// By how much the memory grows while an output is away and the input goes on at 20,000 messages a
-/// second. No component is called twice, no attempt used, and everything arrives afterwards.
+/// By how much the memory grows while an output is away whose input has as much as is asked for. No component
+/// is called twice, no attempt used, and everything arrives afterwards.
 pub(crate) fn outage(name: &'static str) -> Row {
     let kept = Arc::new(Kept::default());
     let calls = Arc::new(AtomicU64::new(0));
@@ -101,7 +101,7 @@ pub(crate) fn outage(name: &'static str) -> Row {
         .component("call", call);
     let text = "pipeline: bench
 queues:
-  in: { type: generator, template: { n: '{{seq}}', text: '{{hex 100}}' }, rate: 20000 }
+  in: { type: generator, template: { n: '{{seq}}', text: '{{hex 100}}' } }
   out: { type: kept }
 stages: { call: { component: call, input: in, outputs: [out], workers: 2 } }
 ";
