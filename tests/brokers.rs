@@ -183,3 +183,27 @@ stages:
     let told: BTreeSet<Metric> = told.collect();
     assert_eq!(differences(&documented, &told), "", "names, types and labels");
 }
+
+#[test]
+fn what_waits_in_each_partition_is_a_metric() {
+    let (kafka, topic) = (Kafka::shared(), format!("orders-{:016x}", fastrand::u64(..)));
+    let yaml = "
+pipeline: shop
+state: state
+metrics: 127.0.0.1:0
+queues:
+  in: { type: generator, template: { n: '{{seq}}' }, rate: 200 }
+  orders: { type: kafka, topic: TOPIC, create: { partitions: 2 }, config: { bootstrap.servers: '${BROKERS}' } }
+  out: { type: file, path: out.jsonl }
+stages:
+  feed: { component: pass, input: in, outputs: [orders] }
+  keep: { component: pass, input: orders, outputs: [out] }
+";
+    let run = Run::start_with(&yaml.replace("TOPIC", &topic), &[("BROKERS", kafka.servers())]);
+    for partition in 0..2 {
+        let name = "brigade_partition_messages";
+        let labels = "pipeline=\"shop\",stage=\"keep\",queue=\"orders\"";
+        let line = format!("{name}{{{labels},partition=\"{topic}/{partition}\"}} ");
+        run.until("/metrics", |_, text| text.contains(&line));
+    }
+}
