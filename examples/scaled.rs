@@ -4,6 +4,11 @@
 //!
 //! `cargo run --example scaled -- FILE ADDRESS STAGE...`; metrics are served at the address.
 
+/// The soak's file has its component, which another process runs.
+#[path = "unreliable.rs"]
+#[allow(dead_code, reason = "nobody calls its main here")]
+mod unreliable;
+
 use std::io::BufRead;
 
 use brigade::prelude::*;
@@ -17,7 +22,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let file = arguments.next().ok_or("which file?")?;
     let address = arguments.next().ok_or("which address?")?;
     let stages: Vec<String> = arguments.collect();
-    let pipeline = Pipeline::from_file(file, &brigade::registry())?.stages(&stages)?;
+    let registry = brigade::registry().component("check", unreliable::check);
+    let pipeline = Pipeline::from_file(file, &registry)?.stages(&stages)?;
     let listening = watch::listen(address.parse()?)?;
     let running = Supervisor::new().add(pipeline).start().await?;
     let _server = listening.serve(running.watcher(), watch::Names::default())?;

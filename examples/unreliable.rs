@@ -9,7 +9,7 @@ use serde_json::Value;
 
 const POISON: u64 = 97;
 
-fn check(mut order: Value, cx: &Context) -> Result<Value, Failure> {
+pub(crate) fn check(mut order: Value, cx: &Context) -> Result<Value, Failure> {
     if order["n"].as_u64().is_none_or(|n| n.is_multiple_of(POISON)) {
         return Err(Failure::reject("poison"));
     }
