@@ -22,7 +22,7 @@ use brigade::connector::{
 use brigade::prelude::*;
 use brigade::state::{StateLock, StateStore, StoreId, StoreOp};
 use brigade::{Memory, MemoryState, Message, Pipeline, Supervisor};
-use brigade_testkit::{Like, LikeConnector, LikeConsumer, LikeProducer};
+use brigade_testkit::{Like, LikeConnector, LikeConsumer, LikeProducer, paused};
 use bytes::Bytes;
 use common::{World, eventually};
 use tokio::sync::Semaphore;
@@ -279,4 +279,61 @@ stages:
         eventually("its thread ends", threads).await;
         assert_eq!(calls.load(SeqCst), 1);
     }
+}
+
+/// Memory queues whose producers never end a flush, as those of a server that is away.
+struct Hanging<T>(T);
+
+#[async_trait]
+impl LikeConnector for Hanging<Memory> {
+    fn inner(&self) -> &dyn Connector {
+        &self.0
+    }
+
+    fn type_name(&self) -> &'static str {
+        "hanging"
+    }
+
+    async fn producer(
+        &self,
+        queue: &QueueSpec,
+        env: &ConnectorEnv,
+    ) -> Result<Arc<dyn Producer>, ConnectorError> {
+        Ok(Arc::new(Like(Hanging(self.0.producer(queue, env).await?))))
+    }
+}
+
+#[async_trait]
+impl LikeProducer for Hanging<Arc<dyn Producer>> {
+    fn inner(&self) -> &dyn Producer {
+        &*self.0
+    }
+
+    async fn flush(&self) -> Result<(), ConnectorError> {
+        std::future::pending().await
+    }
+}
+
+/// Else a stop would take longer with each of them.
+#[test]
+fn outputs_that_do_not_close_are_waited_for_together() {
+    let world = World::new();
+    let connector = Like(Hanging(world.memory.clone()));
+    let registry = world.registry().connector(Arc::new(connector));
+    let yaml = "
+queues: { in: { type: memory }, a: { type: hanging }, b: { type: hanging }, c: { type: hanging } }
+stages: { first: { component: pass, input: in, outputs: [a, b, c], copy: true } }
+";
+    paused(async {
+        let pipeline = Pipeline::new(world.load(yaml, &registry), &registry).unwrap();
+        let pipeline = pipeline.state(world.state.clone());
+        let running = Supervisor::new().add(pipeline).start_here().await.unwrap();
+        world.put("in", 0..10);
+        running.until_idle(None).await.unwrap();
+        let begun = tokio::time::Instant::now();
+        running.stop(Some(Duration::from_secs(1))).await;
+        // The time that `docs/src/operating.md` gives all that does not answer.
+        assert!(begun.elapsed() <= Duration::from_secs(1 + 20), "{:?}", begun.elapsed());
+    });
+    assert_eq!(world.numbers("c").len(), 10);
 }

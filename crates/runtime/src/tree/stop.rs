@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use brigade_core::connector::Producer;
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -91,11 +91,10 @@ impl Tree {
         let producers = self.producers.opened();
         let deserted: Vec<_> = self.lines.values().map(Line::close_deserted).collect();
         let close = async move {
-            // What one holds that does not answer comes again when its hold ends.
-            let _ = tokio::time::timeout(CLOSE, join_all(deserted)).await;
-            for producer in producers {
-                close_producer(&producer).await;
-            }
+            // All at once: how long it takes does not depend on how many do not answer. What a consumer holds
+            // that does not comes again when its hold ends.
+            let deserted = tokio::time::timeout(CLOSE, join_all(deserted));
+            let _ = join(deserted, join_all(producers.iter().map(close_producer))).await;
         };
         ctx.spawn(close.into_actor(self).map(move |(), tree, _| tree.end(stop)));
     }
