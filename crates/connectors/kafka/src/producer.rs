@@ -25,8 +25,9 @@ use crate::transaction::store_id;
 
 /// How often it is told that no broker is there.
 const TELL_EVERY: Duration = Duration::from_secs(10);
-/// How long closing waits for delivery reports.
-const FLUSH: Duration = Duration::from_secs(30);
+/// How long closing waits for delivery reports: not as long as the runtime waits for it (10 s), which cannot end
+/// before the thread that waits here.
+const FLUSH: Duration = Duration::from_secs(8);
 /// How long to wait before a record is offered again to a client whose buffers are full.
 const FULL: Duration = Duration::from_millis(2);
 
