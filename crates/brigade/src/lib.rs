@@ -134,7 +134,20 @@ macro_rules! allocator {
 /// ```
 ///
 /// With `; schemas: [Flight]` at the end the Rust types named there, which implement
-/// `schemars::JsonSchema`, can be named as `schema:` of queues.
+/// `schemars::JsonSchema` (of schemars 1), can be named as `schema:` of queues. What does not fit becomes a
+/// dead letter, before a component sees it and instead of an output:
+///
+/// ```no_run
+/// use brigade::prelude::*;
+///
+/// #[derive(serde::Deserialize, schemars::JsonSchema)]
+/// struct Flight { number: String, #[schemars(range(max = 900))] seats: u16 }
+///
+/// async fn board(flight: Flight) -> Result<(), Failure> { Ok(()) }
+///
+/// // flights: { type: embedded, schema: Flight }
+/// brigade::main! { board; schemas: [Flight] }
+/// ```
 #[cfg(feature = "cli")]
 #[macro_export]
 macro_rules! main {
