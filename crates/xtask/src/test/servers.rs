@@ -17,10 +17,11 @@ const fn server(noted: &'static str, name: &'static str, need: &'static str) -> 
     Server { noted, name, need }
 }
 
-pub(super) const SERVERS: [Server; 13] = [
+pub(super) const SERVERS: [Server; 14] = [
     server("kafka", "Kafka, plain", "kafka"),
     server("kafka, tls", "Kafka, TLS", "kafka"),
     server("kafka, scram", "Kafka, SCRAM over TLS", "kafka"),
+    server("kafka, sasl plain", "Kafka, SASL PLAIN over TLS", "kafka"),
     server("kafka, oauthbearer", "Kafka, OAUTHBEARER over TLS", "kafka"),
     server("redis", "Redis, plain", "redis"),
     server("redis, tls", "Redis, TLS", "redis"),
