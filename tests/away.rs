@@ -123,21 +123,25 @@ impl Run<'_> {
 
     /// Sends SIGTERM, and waits for the end, which has to come within its bound.
     fn stop(&mut self) -> ExitStatus {
-        let (process, begun) = (self.child.id().to_string(), Instant::now());
+        let process = self.child.id().to_string();
         assert!(Command::new("kill").args(["-TERM", &process]).status().unwrap().success());
-        loop {
-            if let Some(ended) = self.child.try_wait().unwrap() {
-                println!("stopped after {:.1?}", begun.elapsed());
-                return ended;
-            }
-            assert!(begun.elapsed() < STOP_MAX, "it does not stop\n{}", self.place.told());
-            std::thread::park_timeout(Duration::from_millis(10));
-        }
+        self.ends_within(STOP_MAX)
     }
 
     fn end(&mut self) {
-        let ended = self.child.wait().unwrap();
+        let ended = self.ends_within(PATIENCE);
         assert!(ended.success(), "{ended}\n{}", self.place.told());
+    }
+
+    fn ends_within(&mut self, patience: Duration) -> ExitStatus {
+        let begun = Instant::now();
+        loop {
+            if let Some(ended) = self.child.try_wait().unwrap() {
+                return ended;
+            }
+            assert!(begun.elapsed() < patience, "it does not end\n{}", self.place.told());
+            std::thread::park_timeout(Duration::from_millis(10));
+        }
     }
 }
 
@@ -154,7 +158,7 @@ const THROUGH: &str = "queues:
   orders: { KIND }
   out: { type: file, path: out.jsonl }
 stages:
-  feed: { component: pass, input: in, outputs: [orders], throttle: { rate: 1500, per: 1s, burst: 50 } }
+  feed: { component: pass, input: in, outputs: [orders], throttle: { rate: 600, per: 1s, burst: 50 } }
   keep: { component: pass, input: orders, outputs: [out] }
 ";
 
@@ -201,7 +205,7 @@ fn one_of_two_outputs_is_away_and_nothing_is_lost_on_either() {
   bills_out: { type: file, path: bills.jsonl }
 stages:
   feed: { component: pass, input: in, outputs: [orders, bills], copy: true,
-    throttle: { rate: 1500, per: 1s, burst: 50 } }
+    throttle: { rate: 600, per: 1s, burst: 50 } }
   keep_orders: { component: pass, input: orders, outputs: [orders_out] }
   keep_bills: { component: pass, input: bills, outputs: [bills_out] }
 ",
@@ -214,6 +218,7 @@ stages:
     redis.restart();
     run.wait("it goes on", || place.numbers("bills.jsonl").len() > 800);
     kafka.kill();
+    assert!(place.numbers("bills.jsonl").len() < MESSAGES / 2, "there is more to come");
     run.wait_until_told(NO_BROKER);
     kafka.restart();
     run.end();
@@ -222,7 +227,7 @@ stages:
 }
 
 /// How long a message is invisible to others, unless who has it says that it still does.
-const VISIBILITY: f64 = 2000.0;
+const VISIBILITY: f64 = 6000.0;
 
 /// Where the messages of the queue `jobs` are in time (in milliseconds, when each is visible again), and how
 /// often each was handed out.
@@ -243,7 +248,7 @@ fn from_rsmq_to_kafka_what_waits_for_a_broker_beyond_its_visibility_goes_out_onc
     let (kafka, redis) = (Kafka::start(), Redis::start());
     let place = Place::new(
         "queues:
-  jobs: { type: rsmq, url: '${REDIS_URL}', vt: 2s }
+  jobs: { type: rsmq, url: '${REDIS_URL}', vt: 6s }
   sent: { KAFKA }
 stages:
   send: { component: pass, input: jobs, outputs: [sent] }

@@ -12,6 +12,7 @@ mod scrape;
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use scrape::{Metric, Run, differences, tables, told, value};
 
@@ -166,7 +167,7 @@ fn directives_that_are_none_are_told_with_where_they_stand() {
     assert!(error.contains("found `info,brigade=loud`"), "{error}");
 }
 
-/// Volley's kill flag: a run with nothing to do ends as soon as it is told to, its books closed.
+/// Volley's kill flag: a run with nothing to do ends when it is told to, its books closed.
 #[test]
 fn a_signal_stops_a_run_that_is_idle() {
     let idle = YAML.replace(", rate: 2000 }", ", count: 0 }");
@@ -174,6 +175,11 @@ fn a_signal_stops_a_run_that_is_idle() {
     run.until("/health/ready", |code, _| code == 200);
     let process = run.child.id().to_string();
     assert!(Command::new("kill").args(["-TERM", &process]).status().unwrap().success());
+    let begun = Instant::now();
+    while run.child.try_wait().unwrap().is_none() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "it does not end");
+        std::thread::park_timeout(Duration::from_millis(10));
+    }
     let said: Vec<String> = run.lines.by_ref().map(Result::unwrap).collect();
     assert_eq!(run.child.wait().unwrap().code(), Some(0), "{said:?}");
     let books = "the books close: 0 messages received, each has an outcome";

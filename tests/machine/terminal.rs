@@ -44,8 +44,9 @@ stages:
 ";
     std::fs::write(place.path("p.yaml"), yaml).unwrap();
     let run = format!("{} run p.yaml", env!("CARGO_BIN_EXE_brigade"));
-    let mut script = Command::new("script");
-    script.args(["-qec", &run, "/dev/null"]).current_dir(place.path("."));
+    // Without the line that is waited for, it ends all the same.
+    let mut script = Command::new("timeout");
+    script.args(["60", "script", "-qec", &run, "/dev/null"]).current_dir(place.path("."));
     script.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut script = script.spawn().expect("`script` of util-linux is needed to make a terminal");
     let mut stdout = script.stdout.take().unwrap();

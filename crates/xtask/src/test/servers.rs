@@ -94,7 +94,8 @@ mod tests {
         assert_eq!(words(1), "Kafka, plain Kafka 4.1.0 2");
         assert_eq!(words(2), "Kafka, TLS Kafka 4.1.0 1");
         assert_eq!(words(3), "Kafka, SCRAM over TLS Kafka 4.1.0 0");
-        assert_eq!(words(5), "Redis, plain left out none");
+        assert_eq!(words(4), "Kafka, SASL PLAIN over TLS Kafka 4.1.0 0");
+        assert_eq!(words(6), "Redis, plain left out none");
         assert_eq!(others(&real), ["real: file systems"]);
     }
 

@@ -229,8 +229,8 @@ impl Site {
         make_group(&self.wire, &keys.stream, &keys.group).await?;
         tracing::warn!(
             queue = %keys.queue, key = %keys.stream, group = %keys.group,
-            "somebody has deleted the stream or its group on the server: it is made again, and what was in it \
-             is gone"
+            "somebody has deleted the stream or its group on the server: it is made again; with the stream all \
+             that was in it is gone, with the group alone all that is in the stream comes again"
         );
         Ok(true)
     }
