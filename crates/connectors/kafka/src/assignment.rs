@@ -1,6 +1,7 @@
 //! What a member of a group has: its partitions, what of each is resolved, and the messages that
 //! came and are not. A pure state machine: time is an argument.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,11 +15,7 @@ use crate::lag::Progress;
 use crate::ledger::Ledger;
 use crate::metadata;
 use crate::position::Position;
-
-/// A position is a partition's slot (16 bits) and an offset (48 bits).
-const OFFSET_BITS: u32 = 48;
-/// The most partitions that a consumer can meet in its life.
-const SLOTS_MAX: usize = 1 << (64 - OFFSET_BITS);
+use crate::slot::{SLOTS_MAX, Slot, offset_of, position_of, slot_of};
 
 /// A topic and one of its partitions.
 pub(crate) type Place = (Arc<str>, i32);
@@ -56,12 +53,6 @@ pub(crate) enum Arrival {
     Anothers,
 }
 
-#[derive(Debug)]
-struct Slot {
-    place: Place,
-    ledger: Option<Ledger>,
-}
-
 /// What can be committed of a partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Commit {
@@ -70,19 +61,6 @@ pub(crate) struct Commit {
     pub(crate) metadata: String,
     slot: usize,
     resolved: u64,
-}
-
-/// The offset of a receipt, as Kafka has it.
-fn offset_of(position: u64) -> u64 {
-    position & ((1 << OFFSET_BITS) - 1)
-}
-
-fn position_of(slot: usize, offset: u64) -> u64 {
-    (slot as u64) << OFFSET_BITS | offset
-}
-
-fn slot_of(position: u64) -> usize {
-    usize::try_from(position >> OFFSET_BITS).unwrap_or(usize::MAX)
 }
 
 impl Assignment {
@@ -94,7 +72,7 @@ impl Assignment {
             None if self.slots.len() == SLOTS_MAX => return false,
             None => {
                 self.by_place.insert(place.clone(), self.slots.len());
-                self.slots.push(Slot { place, ledger: None });
+                self.slots.push(Slot { place, ledger: None, kept: Watermark::default() });
                 self.slots.len() - 1
             }
         };
@@ -108,7 +86,9 @@ impl Assignment {
     /// A partition is ours no longer; what came from it is forgotten.
     pub(crate) fn revoke(&mut self, place: &Place) {
         let Some(slot) = self.by_place.get(place).copied() else { return };
-        self.slots[slot].ledger = None;
+        if let Some(ledger) = self.slots[slot].ledger.take() {
+            self.slots[slot].kept = ledger.of_broker().into_owned();
+        }
         self.forget(slot);
     }
 
@@ -175,12 +155,24 @@ impl Assignment {
     /// The receipts that do not stand: their partition is lost, or they were given back. One that
     /// was resolved before stands.
     pub(crate) fn fenced(&self, receipts: &[Receipt]) -> Vec<Receipt> {
-        let stands = |receipt: &Receipt| {
-            let ledger = self.slots.get(slot_of(receipt.position)).map(|slot| &slot.ledger);
-            let done = |ledger: &Ledger| ledger.is_resolved(offset_of(receipt.position));
-            self.messages.stands(*receipt) || matches!(ledger, Some(Some(ledger)) if done(ledger))
+        let done = |receipt: &Receipt| {
+            let slot = self.slots.get(slot_of(receipt.position));
+            slot.is_some_and(|slot| slot.resolved().is_resolved(offset_of(receipt.position)))
         };
+        let stands = |receipt: &&Receipt| self.messages.stands(**receipt) || done(receipt);
         receipts.iter().filter(|receipt| !stands(receipt)).copied().collect()
+    }
+
+    /// After a commit: the receipts that the broker does not know to be resolved. Their messages come again, here
+    /// or to another member.
+    pub(crate) fn uncommitted(&self, receipts: &[Receipt]) -> Vec<Receipt> {
+        let mut known: FxHashMap<usize, Option<Cow<'_, Watermark>>> = FxHashMap::default();
+        let mut is_known = |receipt: &&Receipt| {
+            let at = slot_of(receipt.position);
+            let slot = known.entry(at).or_insert_with(|| self.slots.get(at).map(Slot::committed));
+            slot.as_ref().is_some_and(|known| known.is_resolved(offset_of(receipt.position)))
+        };
+        receipts.iter().filter(|receipt| !is_known(receipt)).copied().collect()
     }
 
     /// Messages are done.
@@ -239,7 +231,8 @@ impl Assignment {
     pub(crate) fn committed(&mut self, commits: &[Commit]) {
         for commit in commits {
             if let Some(ledger) = &mut self.slots[commit.slot].ledger {
-                ledger.committed(commit.resolved);
+                let low = u64::try_from(commit.offset).unwrap_or_default();
+                ledger.committed(commit.resolved, low, &commit.metadata);
             }
         }
     }
@@ -394,6 +387,8 @@ mod tests {
         log: BTreeSet<u64>,
         done: BTreeSet<u64>,
         held: Vec<Incoming>,
+        /// What this member resolved.
+        acked: Vec<Receipt>,
         committed: Option<(u64, String)>,
         done_by_commit: BTreeSet<u64>,
         kinds: BTreeMap<u64, Kind>,
@@ -407,13 +402,14 @@ mod tests {
             let mut assignment = Assignment::default();
             assert!(assignment.assign(place.clone(), None));
             let (log, done, done_by_commit, kinds) = Default::default();
-            let (held, committed, begun) = (Vec::new(), None, Instant::now());
+            let (held, acked, committed, begun) = (Vec::new(), Vec::new(), None, Instant::now());
             Self {
                 assignment,
                 place,
                 log,
                 done,
                 held,
+                acked,
                 committed,
                 done_by_commit,
                 kinds,
@@ -470,12 +466,25 @@ mod tests {
                 self.done_by_commit = self.done.clone();
             }
             assert!(self.assignment.to_commit().is_empty());
+            self.lost_are_told();
+        }
+
+        /// Of what it resolved, also when the partition is gone.
+        fn lost_are_told(&self) {
+            let known =
+                |receipt: &&Receipt| self.done_by_commit.contains(&offset_of(receipt.position));
+            let lost: Vec<Receipt> =
+                self.acked.iter().filter(|receipt| !known(receipt)).copied().collect();
+            assert_eq!(self.assignment.uncommitted(&self.acked), lost);
         }
 
         /// What was resolved after the last commit comes again, and nothing else that was.
         fn move_on(&mut self) {
             let receipts: Vec<Receipt> = self.held.drain(..).map(|held| held.receipt).collect();
+            self.lost_are_told();
             self.assignment.revoke(&self.place.clone());
+            self.lost_are_told();
+            self.acked.clear();
             let fenced = self.assignment.fenced(&receipts);
             assert_eq!(fenced.len(), receipts.len(), "a late ack does nothing");
             let known = self.committed.as_ref().map(|(offset, text)| (*offset, text.as_str()));
@@ -508,6 +517,7 @@ mod tests {
                         let receipt = world.held.swap_remove(at % world.held.len()).receipt;
                         prop_assert!(world.assignment.fenced(&[receipt]).is_empty());
                         world.assignment.resolve(&[receipt]);
+                        world.acked.push(receipt);
                         prop_assert!(world.assignment.fenced(&[receipt]).is_empty(), "once more is harmless");
                         world.done.insert(offset_of(receipt.position));
                     }
@@ -528,6 +538,7 @@ mod tests {
             world.take(usize::MAX);
             let receipts: Vec<Receipt> = world.held.drain(..).map(|held| held.receipt).collect();
             world.assignment.resolve(&receipts);
+            world.acked.extend(&receipts);
             world.done.extend(receipts.iter().map(|receipt| offset_of(receipt.position)));
             prop_assert_eq!(&world.done, &world.log);
             world.commit();

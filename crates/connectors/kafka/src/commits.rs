@@ -29,7 +29,7 @@ impl Refusal {
 
 /// Commits what is `owed`, which is asked for each time: a partition that went to another member meanwhile owes
 /// nothing here. `wait` is called before it is tried again, and says whether it shall be. Answers with what the
-/// broker has.
+/// broker has: of what went meanwhile, nothing.
 ///
 /// # Errors
 /// The broker takes none, and the partitions are still this member's as far as it knows.

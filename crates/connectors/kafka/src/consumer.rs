@@ -168,7 +168,7 @@ impl KafkaConsumer {
             Some(transactions) => {
                 self.settle_copies(transactions, retry, copies, &mut fenced).await?
             }
-            None => self.produce_copies(retry, copies).await?,
+            None => self.produce_copies(retry, copies, &mut fenced).await?,
         };
         if !refused.is_empty() {
             let (queue, count) = (&self.shared.site.queue, refused.len());
@@ -219,6 +219,7 @@ impl KafkaConsumer {
         &self,
         retry: &RetryTopics,
         copies: Vec<RetryCopy>,
+        fenced: &mut Vec<Receipt>,
     ) -> Result<Vec<Failed>, ConnectorError> {
         let (mut refused, mut gone) = (Vec::new(), Vec::new());
         let (put, mut trouble) = retry.put(copies).await;
@@ -229,10 +230,8 @@ impl KafkaConsumer {
                 Produced::Failed(error) => trouble = Some(error),
             }
         }
-        self.shared.state().assignment.resolve(&gone);
-        self.moved();
-        // Also what an earlier try of the same resolved.
-        self.commit().await?;
+        // Also what an earlier try of the same resolved is committed.
+        fenced.extend(self.resolve(&gone).await?);
         match trouble {
             Some(error) => Err(error),
             None => Ok(refused),
@@ -262,6 +261,14 @@ impl KafkaConsumer {
     fn moved(&self) {
         self.shared.arrived.notify_waiters();
         self.shared.made_room();
+    }
+
+    /// These messages are done, and committed; answers with those that are not, as their partitions went before.
+    async fn resolve(&self, receipts: &[Receipt]) -> Result<Vec<Receipt>, ConnectorError> {
+        self.shared.state().assignment.resolve(receipts);
+        self.moved();
+        self.commit().await?;
+        Ok(self.shared.state().assignment.uncommitted(receipts))
     }
 
     /// Commits what is resolved, together with what others have resolved meanwhile.
@@ -358,11 +365,7 @@ impl Consumer for KafkaConsumer {
                 }
             };
         }
-        let fenced = self.shared.state().assignment.fenced(&receipts);
-        self.shared.state().assignment.resolve(&receipts);
-        self.moved();
-        self.commit().await?;
-        Ok(fenced.into())
+        Ok(self.resolve(&receipts).await?.into())
     }
 
     async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
@@ -516,6 +519,24 @@ mod tests {
         let want = Want { messages: 1, bytes: usize::MAX };
         let error = consumer.consume(want).await.expect_err("it is told first");
         assert!(error.to_string().contains("for good"), "{error}");
+    }
+
+    /// Of what this member has resolved, only what the broker took is done when the partition has gone.
+    #[tokio::test]
+    async fn an_ack_that_the_broker_never_took_does_not_stand() {
+        let (consumer, taken) = alone(&["committed", "resolved"]);
+        let receipts: Vec<Receipt> = taken.iter().map(|incoming| incoming.receipt).collect();
+        {
+            let assignment = &mut consumer.shared.state().assignment;
+            assignment.resolve(&receipts[..1]);
+            let commits = assignment.to_commit();
+            assignment.committed(&commits);
+            // An ack of it waits for its turn to commit.
+            assignment.resolve(&receipts[1..]);
+            assignment.revoke(&("orders".into(), 0));
+        }
+        let acked = consumer.ack(receipts.clone(), Vec::new()).await.expect("nothing is owed");
+        assert_eq!(acked.fenced, receipts[1..]);
     }
 
     /// What comes again from here is not told as fenced when the same is tried again.

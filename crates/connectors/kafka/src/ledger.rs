@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 
 use brigade_core::watermark::Watermark;
 
+use crate::metadata;
+
 /// See the module.
 #[derive(Debug, Clone)]
 pub(crate) struct Ledger {
@@ -20,13 +22,16 @@ pub(crate) struct Ledger {
     /// How often something was resolved, and how much of that is committed.
     resolved: u64,
     committed: u64,
+    /// The last commit: its offset and metadata.
+    last: (u64, String),
 }
 
 impl Ledger {
     pub(crate) fn starting_at(watermark: Watermark) -> Self {
         let next = watermark.low();
         let past = watermark.beyond().last().map_or(next, |(_, past)| past);
-        Self { watermark, empty: BTreeMap::new(), next, past, resolved: 0, committed: 0 }
+        let (empty, last) = (BTreeMap::new(), (next, metadata::encode(&watermark)));
+        Self { watermark, empty, next, past, resolved: 0, committed: 0, last }
     }
 
     /// A record came; says whether it is unresolved.
@@ -88,9 +93,20 @@ impl Ledger {
         watermark
     }
 
-    /// The broker knows of so many.
-    pub(crate) fn committed(&mut self, resolved: u64) {
-        self.committed = self.committed.max(resolved).min(self.resolved);
+    /// The broker has this commit, of so many.
+    pub(crate) fn committed(&mut self, resolved: u64, low: u64, metadata: &str) {
+        if resolved > self.committed {
+            self.committed = resolved.min(self.resolved);
+            self.last = (low, metadata.to_owned());
+        }
+    }
+
+    /// What the broker knows to be resolved, as far as it answered.
+    pub(crate) fn of_broker(&self) -> Cow<'_, Watermark> {
+        match self.owes() {
+            false => Cow::Borrowed(&self.watermark),
+            true => Cow::Owned(metadata::decode(self.last.0, &self.last.1)),
+        }
     }
 
     /// Whether something is resolved and not committed.
@@ -98,8 +114,8 @@ impl Ledger {
         self.committed < self.resolved
     }
 
-    pub(crate) fn is_resolved(&self, offset: u64) -> bool {
-        self.watermark.is_resolved(offset)
+    pub(crate) fn watermark(&self) -> &Watermark {
+        &self.watermark
     }
 
     /// The smallest unresolved offset.

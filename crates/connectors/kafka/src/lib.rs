@@ -49,6 +49,7 @@ mod properties;
 mod record;
 mod retry;
 mod settings;
+mod slot;
 mod topic;
 mod transaction;
 

@@ -417,8 +417,11 @@ impl ClientContext for Watch {
         // One broker of several that is away, or an idle connection that ended, is mended by itself; and
         // the end of a partition (`enable.partition.eof`) is none.
         let minor = [Code::BrokerTransportFailure, Code::Resolve, Code::PartitionEOF];
-        if !error.rdkafka_error_code().is_some_and(|code| minor.contains(&code)) {
-            self.0.tell(explain(&self.0.site, "the connection has trouble", &error));
+        match error.rdkafka_error_code() {
+            Some(code) if minor.contains(&code) => {}
+            // Heard here or as a poll's answer, as it comes.
+            Some(Code::UnknownTopicOrPartition) => poll_failed(&self.0, &error),
+            _ => self.0.tell(explain(&self.0.site, "the connection has trouble", &error)),
         }
     }
 
@@ -531,14 +534,17 @@ impl Watch {
         let mut commits = state.assignment.to_commit();
         drop(state);
         // With transactions it would overtake one that is open; what has outputs is in those.
-        commits.retain(|commit| places.contains(&commit.place) && !shared.of.in_transactions);
-        if !lost && let Err(error) = commit(client, &commits) {
-            tracing::warn!(
+        let none = lost || shared.of.in_transactions;
+        commits.retain(|commit| places.contains(&commit.place) && !none);
+        let committed = commit(client, &commits);
+        let mut state = shared.state();
+        match committed {
+            Ok(()) => state.assignment.committed(&commits),
+            Err(error) => tracing::warn!(
                 queue = %shared.site.queue, %error,
                 "the last commit before partitions go to others failed: messages come again"
-            );
+            ),
         }
-        let mut state = shared.state();
         places.iter().for_each(|place| state.assignment.revoke(place));
         drop(state);
         tracing::info!(
