@@ -8,7 +8,10 @@ use brigade_core::Message;
 use brigade_core::connector::{Failed, FailedReason, Incoming, Order, Want};
 use bytes::Bytes;
 
-use crate::fixture::{Fixture, ack, consume, expect_nothing, number, numbered, take, take_all};
+use crate::fixture::{
+    Fixture, PATIENCE, ack, consume, expect_nothing, fail, number, numbered, patiently, take,
+    take_all,
+};
 
 mod bounds;
 mod store;
@@ -130,7 +133,7 @@ pub async fn a_failed_attempt_comes_again_after_its_delay(fixture: &Fixture) {
     let consumer = fixture.consumer("", Order::None).await;
     let taken = take_all(&consumer, 2).await;
     let begun = Instant::now();
-    consumer.on_fail(vec![attempt(&taken[0], DELAY)]).await.expect("it can be put back");
+    fail(&consumer, vec![attempt(&taken[0], DELAY)]).await;
     ack(&consumer, &taken[1..]).await;
     let again = take_all(&consumer, 1).await;
     assert!(begun.elapsed() >= DELAY - Duration::from_millis(5), "{:?}", begun.elapsed());
@@ -146,7 +149,7 @@ pub async fn a_release_uses_no_attempt(fixture: &Fixture) {
     let taken = take_all(&consumer, 1).await;
     let (receipt, reason) = (taken[0].receipt, FailedReason::Released);
     let released = Failed { receipt, reason, delay: Duration::ZERO };
-    consumer.on_fail(vec![released]).await.expect("it can be given back");
+    fail(&consumer, vec![released]).await;
     let again = take_all(&consumer, 1).await;
     assert_eq!(again[0].attempts, 0);
     ack(&consumer, &again).await;
@@ -214,7 +217,7 @@ pub async fn a_key_is_with_one_consumer_at_a_time(fixture: &Fixture) {
             if blocked.contains(&key) || random.u32(..10) == 0 {
                 blocked.insert(key);
                 let failed = attempt(&incoming, Duration::from_millis(1));
-                consumer.on_fail(vec![failed]).await.expect("it can be put back");
+                fail(consumer, vec![failed]).await;
                 continue;
             }
             let before = done.insert(key, n);
@@ -233,10 +236,11 @@ pub async fn a_late_ack_does_not_undo_what_another_does(fixture: &Fixture) {
     fixture.put(vec![numbered(0)]).await;
     let late = fixture.consumer("", Order::None).await;
     let taken = take_all(&late, 1).await;
-    late.on_fail(vec![attempt(&taken[0], Duration::ZERO)]).await.expect("it can be put back");
+    fail(&late, vec![attempt(&taken[0], Duration::ZERO)]).await;
     let other = fixture.consumer("", Order::None).await;
     let again = take_all(&other, 1).await;
-    let acked = late.ack(vec![taken[0].receipt], Vec::new()).await.expect("it can be asked");
+    let receipts = vec![taken[0].receipt];
+    let acked = patiently(async || late.ack(receipts.clone(), Vec::new()).await).await;
     assert_eq!(acked.fenced, [taken[0].receipt]);
     ack(&other, &again).await;
 }
@@ -279,7 +283,7 @@ pub async fn closing_in_the_middle_neither_hangs_nor_loses(fixture: &Fixture) {
         consumer.shutdown().await.expect("it closes again");
     };
     let both = async { tokio::join!(waiting, closing) };
-    let (_, ()) = tokio::time::timeout(Duration::from_secs(10), both).await.expect("no hang");
+    let (_, ()) = tokio::time::timeout(PATIENCE, both).await.expect("no hang");
     drop(consumer);
     let consumer = fixture.consumer("", Order::None).await;
     let again = take_all(&consumer, 5).await;
@@ -298,7 +302,7 @@ pub async fn empty_batches_are_harmless(fixture: &Fixture) {
     consumer.ack(Vec::new(), Vec::new()).await.expect("nothing is no error");
     consumer.on_fail(Vec::new()).await.expect("nothing is no error");
     let taken = take_all(&consumer, 1).await;
-    let lag = consumer.lag().await.expect("it can be asked");
+    let lag = patiently(async || consumer.lag().await).await;
     assert!(lag.in_flight.is_none_or(|n| n == 1), "{lag:?}");
     ack(&consumer, &taken).await;
 }
@@ -324,7 +328,7 @@ pub async fn ten_thousand_messages_survive_random_failures(fixture: &Fixture) {
                 _ => good.push(incoming),
             }
         }
-        consumer.on_fail(failed).await.expect("they can be put back");
+        fail(&consumer, failed).await;
         if random.u32(..20) == 0 {
             // What it held is given back by whoever notices.
             drop(consumer);

@@ -3,13 +3,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use brigade_core::connector::{
-    Connector, ConnectorEnv, ConnectorError, Consumer, Features, Incoming, Order, Outgoing,
-    Produced, Producer, QueueSpec, Reader, Want,
+    Connector, ConnectorEnv, ConnectorError, Consumer, Failed, Features, Incoming, Order, Outgoing,
+    Produced, Producer, QueueSpec, Reader, Receipt, Want,
 };
 use brigade_core::{Message, MessageId};
 
 /// How long anything that has to come may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 /// How long nothing has to come for the suite to believe that nothing does.
 const QUIET: Duration = Duration::from_millis(300);
 
@@ -84,18 +84,23 @@ impl Fixture {
     }
 }
 
-/// Opens something of a good queue; a backend that is away is waited for, as the runtime does.
-async fn patiently<T>(open: impl AsyncFn() -> Result<T, ConnectorError>) -> T {
+/// Asks something of a good queue; a backend that is away is waited for, as the runtime does.
+pub(crate) async fn patiently<T>(ask: impl AsyncFn() -> Result<T, ConnectorError>) -> T {
     let begun = Instant::now();
     loop {
-        match open().await {
-            Ok(opened) => return opened,
+        match ask().await {
+            Ok(answer) => return answer,
             Err(error) if error.is_transient() && begun.elapsed() < PATIENCE => {
                 tokio::task::yield_now().await;
             }
-            Err(error) => panic!("a good queue opens: {error}"),
+            Err(error) => panic!("a good queue answers: {error}"),
         }
     }
+}
+
+/// Gives messages back.
+pub(crate) async fn fail(consumer: &Arc<dyn Consumer>, failed: Vec<Failed>) {
+    patiently(async || consumer.on_fail(failed.clone()).await).await;
 }
 
 /// Message number `n`: JSON of one line, so that any queue can hold it, with an id and a key.
@@ -159,7 +164,7 @@ pub(crate) async fn expect_nothing(consumer: &Arc<dyn Consumer>) {
 
 /// Acks messages; every receipt has to stand.
 pub(crate) async fn ack(consumer: &Arc<dyn Consumer>, messages: &[Incoming]) {
-    let receipts = messages.iter().map(|incoming| incoming.receipt).collect();
-    let acked = consumer.ack(receipts, Vec::new()).await.expect("what is held can be acked");
+    let receipts: Vec<Receipt> = messages.iter().map(|incoming| incoming.receipt).collect();
+    let acked = patiently(async || consumer.ack(receipts.clone(), Vec::new()).await).await;
     assert_eq!(acked.fenced, [], "the leases stand");
 }

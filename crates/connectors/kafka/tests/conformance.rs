@@ -25,7 +25,7 @@ fn queue(servers: &str) -> QueueSpec {
         "revoke_within": "500ms",
         "config": {
             "bootstrap.servers": servers,
-            "session.timeout.ms": 3000,
+            "session.timeout.ms": 15000,
             "heartbeat.interval.ms": 200,
             "reconnect.backoff.max.ms": 500,
         },

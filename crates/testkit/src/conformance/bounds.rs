@@ -8,7 +8,9 @@ use brigade_core::connector::{
 };
 
 use super::attempt;
-use crate::fixture::{Fixture, ack, expect_nothing, number, numbered, take, take_all, take_wanted};
+use crate::fixture::{
+    Fixture, ack, expect_nothing, fail, number, numbered, patiently, take, take_all, take_wanted,
+};
 
 /// How many messages the queue of the tests of `limit` holds.
 const FULL: u64 = 5;
@@ -62,7 +64,7 @@ pub async fn a_queue_in_order_waits_for_what_failed(fixture: &Fixture) {
     let consumer = fixture.consumer("", Order::Queue).await;
     let begun = Instant::now();
     let taken = take(&consumer, 1).await;
-    consumer.on_fail(vec![attempt(&taken[0], DELAY)]).await.expect("it can be put back");
+    fail(&consumer, vec![attempt(&taken[0], DELAY)]).await;
     for n in 0..3 {
         let taken: Vec<_> = take(&consumer, 1).await.into();
         assert_eq!(number(&taken[0]), n);
@@ -84,7 +86,7 @@ pub async fn a_finite_queue_ends_and_stays_at_its_end(fixture: &Fixture) {
         let end = take(&consumer, 10).await;
         assert!(end.is_empty(), "after the end there came {end:?}");
     }
-    assert!(consumer.lag().await.expect("it can be asked").at_end);
+    assert!(patiently(async || consumer.lag().await).await.at_end);
     consumer.shutdown().await.expect("it closes");
     let next = fixture.consumer("", Order::None).await;
     assert!(take(&next, 10).await.is_empty(), "what is done came again");
@@ -96,7 +98,7 @@ pub async fn the_lag_is_what_is_there(fixture: &Fixture) {
     let consumer = fixture.consumer("", Order::None).await;
     let taken = take_all(&consumer, 4).await;
     ack(&consumer, &taken[..1]).await;
-    let lag = consumer.lag().await.expect("it can be asked");
+    let lag = patiently(async || consumer.lag().await).await;
     assert!(lag.in_flight.is_none_or(|n| n == 3), "three are handed out: {lag:?}");
     assert!(lag.ready.is_none_or(|n| n == 6), "six are not: {lag:?}");
     assert!(lag.delayed.is_none_or(|n| n == 0), "none waits for its time: {lag:?}");
@@ -178,13 +180,13 @@ pub async fn a_parked_message_holds_its_key_until_it_is_released(fixture: &Fixtu
     let parked = FailedReason::Parked { attempts: 3, error: "no luck".to_owned() };
     let failed =
         vec![back(0, parked), back(1, FailedReason::Released), back(2, FailedReason::Released)];
-    consumer.on_fail(failed).await.expect("they can be put back");
+    fail(&consumer, failed).await;
     fixture.put(vec![keyed(3, "a"), keyed(4, "b")]).await;
     let others = take_all(&consumer, 2).await;
     assert_eq!(others.iter().map(number).collect::<Vec<_>>(), [1, 4]);
     ack(&consumer, &others).await;
     expect_nothing(&consumer).await;
-    let lag = consumer.lag().await.expect("it can be asked");
+    let lag = patiently(async || consumer.lag().await).await;
     assert_eq!((lag.ready, lag.parked), (Some(0), Some(3)));
     let admin = fixture.connector.admin(&fixture.queue, &fixture.env).await.expect("it opens");
     let peeked = admin.peek(0, 1).await.expect("it can be looked into");

@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use brigade_core::connector::{Consumer, Order, Outgoing};
+use brigade_core::connector::{Consumer, Order, Outgoing, Receipt};
 use brigade_core::state::StoreOp;
 use bytes::Bytes;
 
 use super::attempt;
-use crate::fixture::{Fixture, ack, expect_nothing, number, numbered, take_all};
+use crate::fixture::{Fixture, ack, expect_nothing, fail, number, numbered, patiently, take_all};
 
 const SPACE: &str = "suite";
 
@@ -48,10 +48,11 @@ pub async fn an_ack_and_its_writes_are_one(fixture: &Fixture) {
     let producer = beside.producer().await;
     assert_eq!(producer.store(), consumer.store(), "one store");
     let taken = take_all(&consumer, 1).await;
-    let staged = producer.stage(&[Outgoing::from(numbered(7))]).await.expect("it is prepared");
+    let staged = patiently(async || producer.stage(&[Outgoing::from(numbered(7))]).await).await;
     let with_state = with_state(fixture, &consumer);
-    let ops = staged.ops.into_iter().chain(with_state.then(write)).collect();
-    let acked = consumer.ack(vec![taken[0].receipt], ops).await.expect("one transaction");
+    let ops: Vec<StoreOp> = staged.ops.into_iter().chain(with_state.then(write)).collect();
+    let receipts = vec![taken[0].receipt];
+    let acked = patiently(async || consumer.ack(receipts.clone(), ops.clone()).await).await;
     assert_eq!(acked.fenced, []);
     if let Some(hold) = staged.hold {
         hold.commit();
@@ -82,13 +83,14 @@ pub async fn a_lost_lease_writes_nothing(fixture: &Fixture) {
         true => vec![write()],
         false => {
             let producer = beside.producer().await;
-            producer.stage(&[Outgoing::from(numbered(7))]).await.expect("it is prepared").ops
+            let stage = async || producer.stage(&[Outgoing::from(numbered(7))]).await;
+            patiently(stage).await.ops
         }
     };
     let taken = take_all(&consumer, 2).await;
-    consumer.on_fail(vec![attempt(&taken[0], Duration::ZERO)]).await.expect("it can be put back");
-    let receipts = taken.iter().map(|incoming| incoming.receipt).collect();
-    let acked = consumer.ack(receipts, ops).await.expect("it can be asked");
+    fail(&consumer, vec![attempt(&taken[0], Duration::ZERO)]).await;
+    let receipts: Vec<Receipt> = taken.iter().map(|incoming| incoming.receipt).collect();
+    let acked = patiently(async || consumer.ack(receipts.clone(), ops.clone()).await).await;
     assert_eq!(acked.fenced, [taken[0].receipt]);
     let value = fixture.env.state.load(SPACE, "key").await.expect("the state can be read");
     assert_eq!(value, None, "a lost lease writes nothing");

@@ -35,7 +35,7 @@ impl Kafka {
     /// Starts one and waits until it listens.
     ///
     /// # Panics
-    /// Java or Maven is not installed, or it does not listen within a minute.
+    /// Java or Maven is not installed, or it does not listen within three minutes.
     pub fn start() -> Self {
         Self::start_with(None, None)
     }
@@ -203,7 +203,7 @@ impl Kafka {
              group.consumer.min.heartbeat.interval.ms=200\n\
              group.consumer.heartbeat.interval.ms=200\n\
              group.consumer.min.session.timeout.ms=1000\n\
-             group.consumer.session.timeout.ms=3000\n",
+             group.consumer.session.timeout.ms=8000\n",
             logs.display()
         )
     }

@@ -18,7 +18,7 @@ impl Keeper {
     /// Starts a server, which writes to this log, and waits until it is ready.
     ///
     /// # Panics
-    /// It is not ready within a minute.
+    /// It is not ready within three minutes.
     pub(super) fn start(
         &self,
         server: &Command,

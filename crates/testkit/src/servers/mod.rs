@@ -26,7 +26,7 @@ pub use rsmq::RsmqClient;
 pub use schema_registry::SchemaRegistry;
 
 /// How long a server may take to answer.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 /// How often it is looked whether it does.
 const LOOK: Duration = Duration::from_millis(10);
 /// Ports below those that connections get by themselves: else a client that tries to reach a server

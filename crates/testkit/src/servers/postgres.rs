@@ -21,7 +21,7 @@ impl Postgres {
     /// Starts one and waits until it answers.
     ///
     /// # Panics
-    /// It is not installed, or does not answer within a minute.
+    /// It is not installed, or does not answer within three minutes.
     pub fn start() -> Self {
         used("postgres");
         let directory = tempfile::tempdir().expect("a directory can be made");

@@ -56,7 +56,7 @@ impl RedisSentinel {
     /// Kills the master, and waits until the Sentinel has made the replica one.
     ///
     /// # Panics
-    /// It does not within a minute.
+    /// It does not within three minutes.
     pub fn fail_over(&self) {
         let [master, replica] = &self.servers;
         master.kill();
@@ -78,7 +78,7 @@ impl RedisSentinel {
     fn wait(&self, what: &str, is_so: impl Fn(&str) -> bool) {
         let begun = Instant::now();
         while !is_so(&cli(self.port, &["sentinel", "master", MASTER])) {
-            assert!(begun.elapsed() < PATIENCE, "not within a minute: {what}");
+            assert!(begun.elapsed() < PATIENCE, "not within three minutes: {what}");
             std::thread::sleep(LOOK);
         }
     }

@@ -26,7 +26,7 @@ impl SchemaRegistry {
     /// Starts one and waits until it answers.
     ///
     /// # Panics
-    /// Java, Maven or tar is not installed, or it does not answer within a minute.
+    /// Java, Maven or tar is not installed, or it does not answer within three minutes.
     pub fn start() -> Self {
         used("schema registry");
         let directory = tempfile::tempdir().expect("a directory can be made");

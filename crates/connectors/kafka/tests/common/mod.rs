@@ -17,7 +17,7 @@ use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use serde_json::{Value, json};
 
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
 
 pub(crate) fn queue(partitions: u32, servers: &str) -> QueueSpec {
     let topic = format!("queue-{:016x}", fastrand::u64(..));
@@ -25,10 +25,10 @@ pub(crate) fn queue(partitions: u32, servers: &str) -> QueueSpec {
         "topic": topic,
         "group": topic,
         "create": { "partitions": partitions },
-        "revoke_within": "2s",
+        "revoke_within": "10s",
         "config": {
             "bootstrap.servers": servers,
-            "session.timeout.ms": 3000,
+            "session.timeout.ms": 8000,
             "heartbeat.interval.ms": 200,
         },
     });
