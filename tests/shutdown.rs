@@ -16,8 +16,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use brigade::component::Raw;
 use brigade::connector::{
-    Acked, Connector, ConnectorEnv, ConnectorError, Consumer, Failed, Incoming, Outgoing, Produced,
-    Producer, QueueAdmin, QueueSpec, Reader, Receipt, Want,
+    Acked, Connector, ConnectorEnv, ConnectorError, Consumer, Failed, Incoming, Lag, Outgoing,
+    Produced, Producer, QueueAdmin, QueueSpec, Reader, Receipt, Want,
 };
 use brigade::prelude::*;
 use brigade::state::{StateLock, StateStore, StoreId, StoreOp};
@@ -312,6 +312,80 @@ impl LikeProducer for Hanging<Arc<dyn Producer>> {
     async fn flush(&self) -> Result<(), ConnectorError> {
         std::future::pending().await
     }
+}
+
+/// Memory queues whose depth is asked on a thread of its own, until somebody lets it go.
+struct Asked<T> {
+    inner: T,
+    asked: Arc<AtomicUsize>,
+    answer: Arc<Mutex<std::sync::mpsc::Receiver<()>>>,
+}
+
+#[async_trait]
+impl LikeConnector for Asked<Memory> {
+    fn inner(&self) -> &dyn Connector {
+        &self.inner
+    }
+
+    fn type_name(&self) -> &'static str {
+        "asked"
+    }
+
+    async fn consumer(
+        &self,
+        queue: &QueueSpec,
+        reader: &Reader,
+        env: &ConnectorEnv,
+    ) -> Result<Arc<dyn Consumer>, ConnectorError> {
+        let inner = self.inner.consumer(queue, reader, env).await?;
+        let (asked, answer) = (Arc::clone(&self.asked), Arc::clone(&self.answer));
+        Ok(Arc::new(Like(Asked { inner, asked, answer })))
+    }
+}
+
+#[async_trait]
+impl LikeConsumer for Asked<Arc<dyn Consumer>> {
+    fn inner(&self) -> &dyn Consumer {
+        &*self.inner
+    }
+
+    async fn lag(&self) -> Result<Lag, ConnectorError> {
+        let (asked, answer) = (Arc::clone(&self.asked), Arc::clone(&self.answer));
+        let blocks = tokio::task::spawn_blocking(move || {
+            asked.fetch_add(1, SeqCst);
+            answer.lock().unwrap().recv().unwrap_err();
+        });
+        blocks.await.unwrap();
+        self.inner.lag().await
+    }
+}
+
+/// As one to a server that is away.
+#[tokio::test]
+async fn a_question_that_is_not_answered_does_not_hold_up_the_end() {
+    let (let_go, answer) = std::sync::mpsc::channel();
+    let (world, asked) = (World::new(), Arc::new(AtomicUsize::new(0)));
+    let answer = Arc::new(Mutex::new(answer));
+    let connector = Asked { inner: world.memory.clone(), asked: Arc::clone(&asked), answer };
+    let registry = world.registry().connector(Arc::new(Like(connector)));
+    let yaml = "
+queues: { in: { type: asked }, out: { type: memory } }
+stages: { work: { component: pass, input: in, outputs: [out] } }
+";
+    let running = world.start(yaml, &registry).await;
+    let watcher = running.watcher();
+    // Nobody is asked before the input is open; then nobody answers.
+    let asking = async {
+        loop {
+            watcher.depths().await;
+        }
+    };
+    tokio::select! {
+        () = asking => {}
+        () = eventually("it is asked", async || asked.load(SeqCst) > 0) => {}
+    }
+    running.stop(Some(Duration::ZERO)).await;
+    drop(let_go);
 }
 
 /// Else a stop would take longer with each of them.

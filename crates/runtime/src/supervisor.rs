@@ -71,8 +71,9 @@ impl Supervisor {
         std::thread::Builder::new()
             .name("brigade".to_owned())
             .spawn(move || {
-                System::new().block_on(launch.run());
-                drop(alive);
+                let system = System::new();
+                system.block_on(launch.run());
+                let_go(system, alive);
             })
             .map_err(|error| StartError::new(format!("no thread to be had: {error}")))?;
         launched.running().await
@@ -110,6 +111,9 @@ impl Supervisor {
     }
 }
 
+/// How long the end waits for questions to servers that are still under way.
+const QUESTIONS: Duration = Duration::from_secs(2);
+
 /// What the supervisor is about to do.
 struct Launch {
     pipelines: Vec<Pipeline>,
@@ -142,6 +146,21 @@ impl Launched {
         let trees = started.map_err(|_| StartError::new("the supervisor did not start"))??;
         Ok(Running { trees, events, stop, ended })
     }
+}
+
+/// Drops the runtime, which waits for whatever blocks a thread of it, as a question to a server that is away. Who
+/// waits for the end waits for that no longer than [`QUESTIONS`].
+fn let_go(system: SystemRunner, alive: oneshot::Sender<()>) {
+    let (gone, is_gone) = std::sync::mpsc::channel::<()>();
+    let tell = move || {
+        // Nothing is ever sent: it is gone, or it takes too long.
+        let _ = is_gone.recv_timeout(QUESTIONS);
+        drop(alive);
+    };
+    // Without a thread it is told at once.
+    let _ = std::thread::Builder::new().name("brigade-end".to_owned()).spawn(tell);
+    drop(system);
+    drop(gone);
 }
 
 /// Threads of actors panic where they can open nothing: better to say so before they begin.
