@@ -49,7 +49,13 @@ impl Bench {
                 rows.extend(measure(&[], &rows_of_idle, None)?);
             }
         }
-        let all = merged(&before, rows, &machine, &self.command(), &begun);
+        let run = json!({
+            "measured": begun,
+            "command": self.command(),
+            "kernel": says("uname", &["-r"]),
+            "rustc": says("rustc", &["--version"]),
+        });
+        let all = merged(&before, rows, &machine, &run);
         fs::write(JSON, format!("{all:#}\n")).context(JSON)?;
         fs::write(PAGE, page(&all)).context(PAGE)
     }
@@ -60,8 +66,9 @@ impl Bench {
         for (flag, given) in
             [("--without-kafka", self.without_kafka), ("--without-peers", self.without_peers)]
         {
-            command.push_str(if given { " " } else { "" });
-            command.push_str(if given { flag } else { "" });
+            if given {
+                let _ = write!(command, " {flag}");
+            }
         }
         for row in &self.rows {
             let _ = write!(command, " '{row}'");
@@ -82,12 +89,13 @@ fn is_of(before: &Value, machine: &Value) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The rows of before with those of this run, each with when and by which command it was measured.
-fn merged(before: &Value, rows: Vec<Value>, machine: &Value, command: &str, begun: &str) -> Value {
+/// The rows of before with those of this run, each with what is to know of the run that measured it.
+fn merged(before: &Value, rows: Vec<Value>, machine: &Value, run: &Value) -> Value {
     let mut table = before["rows"].as_array().cloned().unwrap_or_default();
     for mut row in rows {
-        row["measured"] = json!(begun);
-        row["command"] = json!(command);
+        for (what, value) in run.as_object().into_iter().flatten() {
+            row[what] = value.clone();
+        }
         match table.iter_mut().find(|have| have["name"] == row["name"]) {
             Some(have) => *have = row,
             None => table.push(row),
@@ -145,29 +153,24 @@ fn says(program: &str, arguments: &[&str]) -> String {
 
 /// What it ran on.
 fn machine() -> Value {
-    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-    let cpus = read("/proc/cpuinfo");
+    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpus.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("?");
     json!({
         "processor": model.trim_start_matches([':', ' ', '\t']),
         "cores": std::thread::available_parallelism().map_or(0, usize::from),
-        "kernel": read("/proc/sys/kernel/osrelease").trim(),
-        "rustc": says("rustc", &["--version"]),
     })
 }
 
 fn page(all: &Value) -> String {
     let machine = &all["machine"];
     let mut page = format!(
-        "<!-- Written by `cargo xtask bench`. -->\n# Benchmarks\n\n`cargo xtask bench`, on {} ({} cores), Linux {}, {}.\n\
+        "<!-- Written by `cargo xtask bench`. -->\n# Benchmarks\n\n`cargo xtask bench`, on {} ({} cores).\n\
          Medians; each row with a loop by hand, or another system, in pairs, one after the other. `measured` is\n\
          when a row's run began (UTC; of older rows only the day is known).\n\n\
          | row | Brigade | p99 | beside | its p99 | of that | goal | met | measured |\n\
          |---|---|---|---|---|---|---|---|---|\n",
         text(&machine["processor"]),
         machine["cores"],
-        text(&machine["kernel"]),
-        text(&machine["rustc"]),
     );
     for row in all["rows"].as_array().into_iter().flatten() {
         let (ours, hand) = (&row["brigade"], &row["by_hand"]);
@@ -187,7 +190,7 @@ fn page(all: &Value) -> String {
         );
     }
     page.push_str(
-        "\n[`benchmarks.json`](benchmarks.json) has the numbers of samples, the extremes, and each row's command.\n",
+        "\n[`benchmarks.json`](benchmarks.json) has the numbers of samples, the extremes, and each row's command, kernel and\ncompiler, where they are known.\n",
     );
     page
 }
@@ -231,10 +234,10 @@ mod tests {
         let (machine, row) =
             (json!({ "cores": 2 }), |name: &str, n| json!({ "name": name, "n": n }));
         let first = vec![row("one", 1), row("two", 1)];
-        let all = merged(&Value::Null, first, &machine, "bench", "monday");
-        let again = merged(&all, vec![row("two", 2)], &machine, "bench two", "tuesday");
+        let all = merged(&Value::Null, first, &machine, &json!({ "measured": "monday" }));
+        let again = merged(&all, vec![row("two", 2)], &machine, &json!({ "measured": "tuesday" }));
         assert_eq!(again["rows"][0], all["rows"][0]);
-        let two = json!({ "name": "two", "n": 2, "measured": "tuesday", "command": "bench two" });
+        let two = json!({ "name": "two", "n": 2, "measured": "tuesday" });
         assert_eq!(again["rows"][1], two);
         assert!(is_of(&all, &machine).is_ok());
         assert!(is_of(&all, &json!({ "cores": 64 })).is_err());
