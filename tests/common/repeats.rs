@@ -10,6 +10,9 @@ use serde_json::Value;
 /// How long a line of output is at least, with what three stages note.
 pub(crate) const LINE: u64 = 90;
 
+/// For how many seconds after the restart of a server what comes again may be due to it.
+const AFTERMATH: f64 = 60.0;
+
 /// What was done to a process or a server, and when, in seconds since 1970.
 struct Blow {
     what: String,
@@ -47,12 +50,13 @@ impl Blows {
     }
 
     /// Which blow made a stage handle something again: the first that hit it after it had done so before.
-    /// What a restart leaves behind, as a group that is shared out anew, may come later than the next message.
+    /// What a restart leaves behind, as a group that is shared out anew, may come a while later.
     fn cause(&self, stage: &str, before: f64, again: f64) -> Option<usize> {
         let hits = |blow: &Blow| blow.begun <= again && blow.stage.is_none_or(|of| of == stage);
-        let mut hits = self.0.iter().enumerate().filter(|(_, blow)| hits(blow));
-        let last = hits.clone().next_back();
-        hits.find(|(_, blow)| blow.ended >= before).or(last).map(|(at, _)| at)
+        let hits = self.0.iter().enumerate().filter(|(_, blow)| hits(blow));
+        let late = |blow: &Blow| blow.stage.is_none() && again <= blow.ended + AFTERMATH;
+        let last = hits.clone().rfind(|(_, blow)| late(blow));
+        hits.clone().find(|(_, blow)| blow.ended >= before).or(last).map(|(at, _)| at)
     }
 
     /// Tells what each blow made each stage handle again; fails where that is more than a stage had in
