@@ -19,7 +19,7 @@ use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use serde_json::Value;
 
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(180);
 /// `stop_deadline` of the pipelines here, what `docs/src/operating.md` adds to it, and some time for a busy machine.
 const STOP_MAX: Duration = Duration::from_secs(1 + 20 + 5);
 const MESSAGES: usize = 10_000;

@@ -102,7 +102,7 @@ impl Trial {
         let whole = FLIGHTS * 250;
         let mut at: Vec<u64> = (0..KILLS).map(|_| self.random.u64(1..whole * 9 / 10)).collect();
         at.sort_unstable();
-        let deadline = Instant::now() + Duration::from_secs(120);
+        let deadline = Instant::now() + Duration::from_secs(180);
         let mut kills = 0;
         for at in at {
             while self.written() < at

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use brigade_testkit::servers::Kafka;
 
 const MESSAGES: usize = 2000;
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(180);
 const PIPELINE: &str = "
 pipeline: shop
 state: state

@@ -20,7 +20,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 const ORDERS: usize = 500;
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 const AVRO: &str = r#"{ "type": "record", "name": "Order", "fields": [
     { "name": "n", "type": "long" }, { "name": "note", "type": ["null", "string"], "default": null }

@@ -22,7 +22,7 @@ use serde_json::Value;
 mod postgres;
 
 const REQUESTS: usize = 300;
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 mod the_connector {
     use std::sync::Arc;

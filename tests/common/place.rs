@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use brigade::DeadLetter;
 
 /// How long anything may take: longer is a hang.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 const YAML: &str = "
 pipeline: bad

@@ -22,7 +22,7 @@ use brigade_testkit::servers::{Redis, RsmqClient};
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 fn env() -> ConnectorEnv {
     ConnectorEnv { state: MemoryState::new() }

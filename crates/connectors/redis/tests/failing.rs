@@ -36,7 +36,7 @@ fn assert_lacks<T>(answer: Result<T, ConnectorError>, command: &str) {
 async fn take(consumer: &dyn Consumer, many: usize) -> Vec<(Receipt, u32)> {
     let mut taken = Vec::new();
     while taken.len() < many {
-        let next = tokio::time::timeout(Duration::from_secs(60), consumer.consume(WANT)).await;
+        let next = tokio::time::timeout(Duration::from_secs(180), consumer.consume(WANT)).await;
         let next = next.expect("the messages come").unwrap();
         taken.extend(next.iter().map(|incoming| (incoming.receipt, incoming.attempts)));
     }

@@ -106,7 +106,7 @@ async fn a_dead_member_is_taken_over_from_though_there_is_no_room() {
         "XREADGROUP GROUP suite brigade-dead COUNT 1 STREAMS shop >".replace("suite", "shop");
     let _: redis::Value = ask(&mut beside, &read);
     ask::<()>(&mut beside, "CONFIG SET maxmemory 1");
-    let taken = tokio::time::timeout(Duration::from_secs(60), consumer.consume(WANT)).await;
+    let taken = tokio::time::timeout(Duration::from_secs(180), consumer.consume(WANT)).await;
     let taken = taken.expect("it is taken over").unwrap();
     assert_eq!((taken.len(), taken[0].redeliveries), (1, 1));
 }
@@ -128,7 +128,7 @@ async fn what_was_handed_out_and_never_came_is_found() {
     let member: String = redis::from_redis_value(members[0][1].clone()).unwrap();
     let read = format!("XREADGROUP GROUP shop {member} COUNT 1 STREAMS shop >");
     let _: redis::Value = ask(&mut beside, &read);
-    let found = tokio::time::timeout(Duration::from_secs(20), consumer.consume(WANT)).await;
+    let found = tokio::time::timeout(Duration::from_secs(180), consumer.consume(WANT)).await;
     let found = found.expect("it is found").unwrap();
     assert_eq!((found.len(), found[0].redeliveries), (1, 1));
     assert_eq!(found[0].message.payload.as_deref(), Some(&b"2"[..]));
