@@ -1,7 +1,6 @@
 //! What a member of a group has: its partitions, what of each is resolved, and the messages that
 //! came and are not. A pure state machine: time is an argument.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,7 +14,7 @@ use crate::lag::Progress;
 use crate::ledger::Ledger;
 use crate::metadata;
 use crate::position::Position;
-use crate::slot::{SLOTS_MAX, Slot, offset_of, position_of, slot_of};
+use crate::slot::{Mark, SLOTS_MAX, Slot, offset_of, position_of, slot_of};
 
 /// A topic and one of its partitions.
 pub(crate) type Place = (Arc<str>, i32);
@@ -60,6 +59,7 @@ pub(crate) struct Commit {
     pub(crate) offset: i64,
     pub(crate) metadata: String,
     slot: usize,
+    epoch: u64,
     resolved: u64,
 }
 
@@ -72,23 +72,19 @@ impl Assignment {
             None if self.slots.len() == SLOTS_MAX => return false,
             None => {
                 self.by_place.insert(place.clone(), self.slots.len());
-                self.slots.push(Slot { place, ledger: None, kept: Watermark::default() });
+                self.slots.push(Slot::new(place));
                 self.slots.len() - 1
             }
         };
-        self.slots[slot].ledger = Some(match committed {
-            Some((offset, metadata)) => Ledger::starting_at(metadata::decode(offset, metadata)),
-            None => Ledger::starting_at(Watermark::default()),
-        });
+        let watermark = committed.map(|(offset, metadata)| metadata::decode(offset, metadata));
+        self.slots[slot].begin(Ledger::starting_at(watermark.unwrap_or_default()));
         true
     }
 
     /// A partition is ours no longer; what came from it is forgotten.
     pub(crate) fn revoke(&mut self, place: &Place) {
         let Some(slot) = self.by_place.get(place).copied() else { return };
-        if let Some(ledger) = self.slots[slot].ledger.take() {
-            self.slots[slot].kept = ledger.of_broker().into_owned();
-        }
+        self.slots[slot].end();
         self.forget(slot);
     }
 
@@ -108,7 +104,7 @@ impl Assignment {
         let Some(ledger) = &mut self.slots[slot].ledger else { return true };
         if offset < ledger.next() {
             // The topic was made anew, or its log cut: what was known of it is void.
-            *ledger = Ledger::starting_at(Watermark::starting_at(offset));
+            self.slots[slot].begin(Ledger::starting_at(Watermark::starting_at(offset)));
             self.forget(slot);
         }
         let Some(ledger) = &mut self.slots[slot].ledger else { return true };
@@ -157,22 +153,28 @@ impl Assignment {
     pub(crate) fn fenced(&self, receipts: &[Receipt]) -> Vec<Receipt> {
         let done = |receipt: &Receipt| {
             let slot = self.slots.get(slot_of(receipt.position));
-            slot.is_some_and(|slot| slot.resolved().is_resolved(offset_of(receipt.position)))
+            slot.is_some_and(|slot| slot.is_resolved(offset_of(receipt.position)))
         };
         let stands = |receipt: &&Receipt| self.messages.stands(**receipt) || done(receipt);
         receipts.iter().filter(|receipt| !stands(receipt)).copied().collect()
     }
 
-    /// After a commit: the receipts that the broker does not know to be resolved. Their messages come again, here
-    /// or to another member.
-    pub(crate) fn uncommitted(&self, receipts: &[Receipt]) -> Vec<Receipt> {
-        let mut known: FxHashMap<usize, Option<Cow<'_, Watermark>>> = FxHashMap::default();
-        let mut is_known = |receipt: &&Receipt| {
-            let at = slot_of(receipt.position);
-            let slot = known.entry(at).or_insert_with(|| self.slots.get(at).map(Slot::committed));
-            slot.as_ref().is_some_and(|known| known.is_resolved(offset_of(receipt.position)))
+    /// What is to be committed so that all that is resolved of these is.
+    pub(crate) fn marks(&self, receipts: &[Receipt]) -> Vec<Mark> {
+        let mut slots: Vec<usize> = receipts.iter().map(|r| slot_of(r.position)).collect();
+        slots.sort_unstable();
+        slots.dedup();
+        slots.iter().filter_map(|at| self.slots.get(*at)?.mark(*at)).collect()
+    }
+
+    /// After a commit: the receipts whose messages the broker does not know to be resolved, though it was asked
+    /// for what was marked. They come again, here or to another member.
+    pub(crate) fn uncommitted(&self, receipts: &[Receipt], marks: &[Mark]) -> Vec<Receipt> {
+        let is_committed = |receipt: &&Receipt| {
+            let (at, offset) = (slot_of(receipt.position), offset_of(receipt.position));
+            self.slots.get(at).is_some_and(|slot| slot.is_committed(at, offset, marks))
         };
-        receipts.iter().filter(|receipt| !is_known(receipt)).copied().collect()
+        receipts.iter().filter(|receipt| !is_committed(receipt)).copied().collect()
     }
 
     /// Messages are done.
@@ -223,14 +225,17 @@ impl Assignment {
             offset: i64::try_from(watermark.low()).unwrap_or(i64::MAX),
             metadata: metadata::encode(&watermark),
             slot,
+            epoch: self.slots[slot].epoch,
             resolved,
         })
     }
 
-    /// The broker has these commits.
+    /// The broker has these commits. They say nothing of what a partition is since it came back.
     pub(crate) fn committed(&mut self, commits: &[Commit]) {
         for commit in commits {
-            if let Some(ledger) = &mut self.slots[commit.slot].ledger {
+            let slot = &mut self.slots[commit.slot];
+            let of_now = slot.epoch == commit.epoch;
+            if let Some(ledger) = slot.last_mut().filter(|_| of_now) {
                 let low = u64::try_from(commit.offset).unwrap_or_default();
                 ledger.committed(commit.resolved, low, &commit.metadata);
             }
@@ -475,7 +480,7 @@ mod tests {
                 |receipt: &&Receipt| self.done_by_commit.contains(&offset_of(receipt.position));
             let lost: Vec<Receipt> =
                 self.acked.iter().filter(|receipt| !known(receipt)).copied().collect();
-            assert_eq!(self.assignment.uncommitted(&self.acked), lost);
+            assert_eq!(self.assignment.uncommitted(&self.acked, &[]), lost);
         }
 
         /// What was resolved after the last commit comes again, and nothing else that was.

@@ -55,16 +55,14 @@ mod tests {
     use std::time::Instant;
 
     use brigade_core::Message;
-    use brigade_core::connector::{Incoming, Order, Want};
+    use brigade_core::connector::{Incoming, Order, Receipt, Want};
 
     use super::*;
     use crate::assignment::{Arrival, Assignment, Place};
 
-    /// Two partitions, with one message of each resolved.
-    fn resolved() -> (Assignment, [Place; 2]) {
-        let places: [Place; 2] = [("topic".into(), 0), ("topic".into(), 1)];
-        let mut assignment = Assignment::default();
-        for place in &places {
+    /// These partitions come, with one message each, which is resolved.
+    fn resolve(assignment: &mut Assignment, places: &[Place]) -> Vec<Receipt> {
+        for place in places {
             assert!(assignment.assign(place.clone(), None));
             let arrival = |receipt| Arrival::Message {
                 incoming: Incoming::new(Message::new("x"), receipt),
@@ -73,10 +71,17 @@ mod tests {
             };
             assert!(assignment.arrive(place, 0, arrival));
         }
-        let want = Want { messages: 2, bytes: usize::MAX };
+        let want = Want { messages: places.len(), bytes: usize::MAX };
         let taken = assignment.take(want, Order::None, Instant::now());
-        let receipts: Vec<_> = taken.iter().map(|one| one.receipt).collect();
+        let receipts: Vec<Receipt> = taken.iter().map(|one| one.receipt).collect();
         assignment.resolve(&receipts);
+        receipts
+    }
+
+    fn resolved() -> (Assignment, [Place; 2]) {
+        let places: [Place; 2] = [("topic".into(), 0), ("topic".into(), 1)];
+        let mut assignment = Assignment::default();
+        resolve(&mut assignment, &places);
         (assignment, places)
     }
 
@@ -132,5 +137,27 @@ mod tests {
         let code = Code::GroupAuthorizationFailed;
         assert_eq!(try_all(code, 3), (Err(Some(code)), 1));
         assert_eq!(try_all(Code::UnknownMemberId, 3), (Ok(Vec::new()), 1), "they are others'");
+    }
+
+    /// The partition went, or came back, while the commit was under way.
+    #[test]
+    fn a_late_answer_is_of_the_ledger_that_asked() {
+        let places: [Place; 1] = [("topic".into(), 0)];
+        for comes_back in [false, true] {
+            let mut assignment = Assignment::default();
+            let first = resolve(&mut assignment, &places);
+            let (marks, commits) = (assignment.marks(&first), assignment.to_commit());
+            assignment.revoke(&places[0]);
+            let later = comes_back.then(|| resolve(&mut assignment, &places));
+            assignment.committed(&commits);
+            match later {
+                None => assert_eq!(assignment.uncommitted(&first, &marks), []),
+                Some(later) => {
+                    let marks = assignment.marks(&later);
+                    assert_eq!(assignment.uncommitted(&later, &marks), later);
+                    assert_eq!(assignment.to_commit().len(), 1, "it is still owed");
+                }
+            }
+        }
     }
 }

@@ -265,10 +265,14 @@ impl KafkaConsumer {
 
     /// These messages are done, and committed; answers with those that are not, as their partitions went before.
     async fn resolve(&self, receipts: &[Receipt]) -> Result<Vec<Receipt>, ConnectorError> {
-        self.shared.state().assignment.resolve(receipts);
+        let marks = {
+            let assignment = &mut self.shared.state().assignment;
+            assignment.resolve(receipts);
+            assignment.marks(receipts)
+        };
         self.moved();
         self.commit().await?;
-        Ok(self.shared.state().assignment.uncommitted(receipts))
+        Ok(self.shared.state().assignment.uncommitted(receipts, &marks))
     }
 
     /// Commits what is resolved, together with what others have resolved meanwhile.

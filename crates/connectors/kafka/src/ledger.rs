@@ -22,16 +22,16 @@ pub(crate) struct Ledger {
     /// How often something was resolved, and how much of that is committed.
     resolved: u64,
     committed: u64,
-    /// The last commit: its offset and metadata.
-    last: (u64, String),
+    /// What the broker knows to be resolved, by the last commit. An abbreviated one tells it less than is committed.
+    known: Watermark,
 }
 
 impl Ledger {
     pub(crate) fn starting_at(watermark: Watermark) -> Self {
         let next = watermark.low();
         let past = watermark.beyond().last().map_or(next, |(_, past)| past);
-        let (empty, last) = (BTreeMap::new(), (next, metadata::encode(&watermark)));
-        Self { watermark, empty, next, past, resolved: 0, committed: 0, last }
+        let (empty, known) = (BTreeMap::new(), watermark.clone());
+        Self { watermark, empty, next, past, resolved: 0, committed: 0, known }
     }
 
     /// A record came; says whether it is unresolved.
@@ -97,16 +97,23 @@ impl Ledger {
     pub(crate) fn committed(&mut self, resolved: u64, low: u64, metadata: &str) {
         if resolved > self.committed {
             self.committed = resolved.min(self.resolved);
-            self.last = (low, metadata.to_owned());
+            self.known = metadata::decode(low, metadata);
         }
     }
 
-    /// What the broker knows to be resolved, as far as it answered.
-    pub(crate) fn of_broker(&self) -> Cow<'_, Watermark> {
-        match self.owes() {
-            false => Cow::Borrowed(&self.watermark),
-            true => Cow::Owned(metadata::decode(self.last.0, &self.last.1)),
-        }
+    /// Whether the broker knows that an offset is resolved.
+    pub(crate) fn is_known(&self, offset: u64) -> bool {
+        self.known.is_resolved(offset)
+    }
+
+    /// How often something was resolved.
+    pub(crate) fn resolved(&self) -> u64 {
+        self.resolved
+    }
+
+    /// Whether an offset is resolved, and the broker has taken a commit since so much was.
+    pub(crate) fn is_committed(&self, offset: u64, resolved: u64) -> bool {
+        self.committed >= resolved && self.is_resolved(offset)
     }
 
     /// Whether something is resolved and not committed.
@@ -114,8 +121,8 @@ impl Ledger {
         self.committed < self.resolved
     }
 
-    pub(crate) fn watermark(&self) -> &Watermark {
-        &self.watermark
+    pub(crate) fn is_resolved(&self, offset: u64) -> bool {
+        self.watermark.is_resolved(offset)
     }
 
     /// The smallest unresolved offset.

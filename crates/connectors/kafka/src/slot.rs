@@ -1,8 +1,4 @@
-//! Where a partition's messages are kept apart from those of others: receipts name the slot and the offset.
-
-use std::borrow::Cow;
-
-use brigade_core::watermark::Watermark;
+//! The place of a partition in what a member has: a receipt's position is its slot's number and an offset.
 
 use crate::assignment::Place;
 use crate::ledger::Ledger;
@@ -17,8 +13,18 @@ pub(crate) const SLOTS_MAX: usize = 1 << (64 - OFFSET_BITS);
 pub(crate) struct Slot {
     pub(crate) place: Place,
     pub(crate) ledger: Option<Ledger>,
-    /// What the broker knew to be resolved when the partition went.
-    pub(crate) kept: Watermark,
+    /// The ledger of before, if the partition went: commits that are under way may still count.
+    pub(crate) gone: Option<Ledger>,
+    /// Which of its ledgers this is.
+    pub(crate) epoch: u64,
+}
+
+/// What of a slot an ack waits for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mark {
+    slot: usize,
+    epoch: u64,
+    resolved: u64,
 }
 
 /// The offset of a receipt, as Kafka has it.
@@ -35,13 +41,48 @@ pub(crate) fn slot_of(position: u64) -> usize {
 }
 
 impl Slot {
-    /// What is resolved, as far as this member knows.
-    pub(crate) fn resolved(&self) -> &Watermark {
-        self.ledger.as_ref().map_or(&self.kept, Ledger::watermark)
+    pub(crate) fn new(place: Place) -> Self {
+        Self { place, ledger: None, gone: None, epoch: 0 }
     }
 
-    /// What of that the broker has.
-    pub(crate) fn committed(&self) -> Cow<'_, Watermark> {
-        self.ledger.as_ref().map_or(Cow::Borrowed(&self.kept), Ledger::of_broker)
+    /// Begins anew, with another ledger.
+    pub(crate) fn begin(&mut self, ledger: Ledger) {
+        (self.ledger, self.gone) = (Some(ledger), None);
+        self.epoch += 1;
+    }
+
+    /// The partition is ours no longer.
+    pub(crate) fn end(&mut self) {
+        self.gone = self.ledger.take().or_else(|| self.gone.take());
+    }
+
+    /// The ledger, or that of before.
+    pub(crate) fn last(&self) -> Option<&Ledger> {
+        self.ledger.as_ref().or(self.gone.as_ref())
+    }
+
+    pub(crate) fn last_mut(&mut self) -> Option<&mut Ledger> {
+        self.ledger.as_mut().or(self.gone.as_mut())
+    }
+
+    /// Whether an offset is resolved; if the partition has gone, whether the broker knows it.
+    pub(crate) fn is_resolved(&self, offset: u64) -> bool {
+        match &self.ledger {
+            Some(ledger) => ledger.is_resolved(offset),
+            None => self.gone.as_ref().is_some_and(|ledger| ledger.is_known(offset)),
+        }
+    }
+
+    pub(crate) fn mark(&self, slot: usize) -> Option<Mark> {
+        let ledger = self.ledger.as_ref()?;
+        Some(Mark { slot, epoch: self.epoch, resolved: ledger.resolved() })
+    }
+
+    /// Whether the broker has an offset that was resolved before one of the marks was made.
+    pub(crate) fn is_committed(&self, at: usize, offset: u64, marks: &[Mark]) -> bool {
+        let Some(ledger) = self.last() else { return false };
+        let mark = marks.iter().find(|mark| mark.slot == at && mark.epoch == self.epoch);
+        ledger.is_known(offset)
+            || mark.is_some_and(|mark| ledger.is_committed(offset, mark.resolved))
     }
 }

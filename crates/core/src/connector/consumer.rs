@@ -180,7 +180,7 @@ pub enum FailedReason {
 /// The answer to an ack.
 #[derive(Debug, Clone, Default)]
 pub struct Acked {
-    /// Receipts that no longer stand: the message is someone else's by now.
+    /// Receipts that do not stand: the message is someone else's by now, or comes again.
     pub fenced: Vec<Receipt>,
     /// Outputs among the ops that are refused for good, by their messages' ids. Only where a
     /// [staged](crate::connector::Producer::stage) output can still be refused.
