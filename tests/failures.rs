@@ -288,7 +288,7 @@ stages:
     };
     while !draining(&events.next().await.unwrap()) {}
     release.store(true, SeqCst);
-    let drained = tokio::time::timeout(Duration::from_secs(60), drained).await;
+    let drained = tokio::time::timeout(Duration::from_secs(180), drained).await;
     drained.expect("it ends").unwrap();
     assert_eq!(world.numbers("in").len() + world.numbers("out").len(), 50);
 }

@@ -27,6 +27,9 @@ use bytes::Bytes;
 use common::{World, eventually};
 use tokio::sync::Semaphore;
 
+/// How long what has to come may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// What happened, one word each.
 type Log = Arc<Mutex<Vec<&'static str>>>;
 
@@ -384,8 +387,9 @@ stages: { work: { component: pass, input: in, outputs: [out] } }
         () = asking => {}
         () = eventually("it is asked", async || asked.load(SeqCst) > 0) => {}
     }
-    running.stop(Some(Duration::ZERO)).await;
+    let stopped = tokio::time::timeout(PATIENCE, running.stop(Some(Duration::ZERO))).await;
     drop(let_go);
+    stopped.expect("it ends");
 }
 
 /// Else a stop would take longer with each of them.

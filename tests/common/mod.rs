@@ -81,7 +81,7 @@ impl World {
     }
 }
 
-/// Waits until something is so, looking again whenever others had their turn; fails after a minute.
+/// Waits until something is so, looking again whenever others had their turn; fails after three minutes.
 pub(crate) async fn eventually(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(180);
     while !is_so().await {

@@ -54,7 +54,7 @@ stages:
     let run = in_a_shell("run p.yaml");
     // Without the line that is waited for, it ends all the same.
     let mut script = Command::new("timeout");
-    script.args(["60", "script", "-qc", &run, "/dev/null"]).current_dir(place.path("."));
+    script.args(["180", "script", "-qc", &run, "/dev/null"]).current_dir(place.path("."));
     script.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut script = script.spawn().expect("`script` of util-linux is needed to make a terminal");
     let mut stdout = script.stdout.take().unwrap();

@@ -111,8 +111,8 @@ impl Supervisor {
     }
 }
 
-/// How long the end waits for questions to servers that are still under way.
-const QUESTIONS: Duration = Duration::from_secs(2);
+/// How long the end waits for what still blocks a thread.
+const BLOCKED: Duration = Duration::from_secs(2);
 
 /// What the supervisor is about to do.
 struct Launch {
@@ -149,12 +149,12 @@ impl Launched {
 }
 
 /// Drops the runtime, which waits for whatever blocks a thread of it, as a question to a server that is away. Who
-/// waits for the end waits for that no longer than [`QUESTIONS`].
+/// waits for the end waits for that no longer than [`BLOCKED`].
 fn let_go(system: SystemRunner, alive: oneshot::Sender<()>) {
     let (gone, is_gone) = std::sync::mpsc::channel::<()>();
     let tell = move || {
         // Nothing is ever sent: it is gone, or it takes too long.
-        let _ = is_gone.recv_timeout(QUESTIONS);
+        let _ = is_gone.recv_timeout(BLOCKED);
         drop(alive);
     };
     // Without a thread it is told at once.
@@ -409,7 +409,8 @@ impl Running {
         Ok(())
     }
 
-    /// Stops pulling, resolves everything in flight however long it takes, flushes, and ends.
+    /// Stops pulling, resolves everything in flight however long it takes, flushes, and ends. What still blocks a
+    /// thread 2 s later, as a question to a server that does not answer, may outlive this.
     pub async fn drain(self) -> Vec<Stopped> {
         self.end(|_| None).await
     }
