@@ -14,9 +14,11 @@ use crate::fixture::{
 };
 
 mod bounds;
+mod disturbed;
 mod store;
 
 pub use bounds::*;
+pub use disturbed::*;
 pub use store::*;
 
 /// Bytes, headers, key, event time, id, null and empty payloads, as far as they are declared.

@@ -23,9 +23,9 @@ pub struct Fixture {
     keep: Vec<Box<dyn std::any::Any + Send + Sync>>,
 }
 
-/// Breaks or restarts what is behind a connector: cuts it off, locks it, kills its server. It is
-/// called again and again while the queue is in use, each time on a thread of its own, and returns
-/// when the backend is on its way to be well again.
+/// Breaks or restarts what is behind a connector: cuts it off, fills it, locks it, kills its server. It
+/// is called again and again while the queue is in use, on a thread of its own, and returns when the
+/// backend is on its way to be well again.
 pub type Disturb = Arc<dyn Fn() + Send + Sync>;
 
 impl Fixture {
@@ -86,15 +86,21 @@ impl Fixture {
 
 /// Asks something of a good queue; a backend that is away is waited for, as the runtime does.
 pub(crate) async fn patiently<T>(ask: impl AsyncFn() -> Result<T, ConnectorError>) -> T {
-    let begun = Instant::now();
+    again(ask).await.0
+}
+
+/// The same; says how often it asked, too.
+pub(crate) async fn again<T>(ask: impl AsyncFn() -> Result<T, ConnectorError>) -> (T, u32) {
+    let (begun, mut tries) = (Instant::now(), 1);
     loop {
         match ask().await {
-            Ok(answer) => return answer,
+            Ok(answer) => return (answer, tries),
             Err(error) if error.is_transient() && begun.elapsed() < PATIENCE => {
                 tokio::task::yield_now().await;
             }
             Err(error) => panic!("a good queue answers: {error}"),
         }
+        tries += 1;
     }
 }
 

@@ -59,6 +59,7 @@ macro_rules! conformance {
             an_ack_and_its_writes_are_one,
             a_lost_lease_writes_nothing,
             a_disturbed_backend_loses_nothing,
+            what_a_disturbed_backend_settles_is_put_once,
         );
     };
     (@each $fixture:expr; $($name:ident,)*) => {

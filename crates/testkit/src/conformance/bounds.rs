@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use brigade_core::Message;
 use brigade_core::connector::{
-    Consumer, Failed, FailedReason, Limit, Order, Outgoing, Produced, Want, WhenFull,
+    Failed, FailedReason, Limit, Order, Outgoing, Produced, Want, WhenFull,
 };
 
 use super::attempt;
@@ -197,58 +197,4 @@ pub async fn a_parked_message_holds_its_key_until_it_is_released(fixture: &Fixtu
     assert_eq!(again.iter().map(number).collect::<Vec<_>>(), [0, 2, 3]);
     assert_eq!(again[0].attempts, 0);
     ack(&consumer, &again).await;
-}
-
-/// Whatever is done to the backend: it is waited for, and every message is done at least once; once
-/// where acks are durable and the queue says so.
-pub async fn a_disturbed_backend_loses_nothing(fixture: &Fixture) {
-    const MESSAGES: u64 = 1_000;
-    const TIMES: u32 = 5;
-    let Some(disturb) = fixture.disturb.clone() else { return };
-    let disturbing = std::thread::spawn(move || (0..TIMES).for_each(|_| disturb()));
-    let producer = fixture.producer().await;
-    for n in 0..MESSAGES {
-        while !put_one(producer.as_ref(), n).await {}
-    }
-    let consumer = fixture.consumer("", Order::None).await;
-    let mut done = std::collections::BTreeSet::new();
-    let begun = Instant::now();
-    while (done.len() as u64) < MESSAGES {
-        assert!(begun.elapsed() < Duration::from_secs(120), "{} of {MESSAGES}", done.len());
-        take_some(consumer.as_ref(), &mut done).await;
-    }
-    disturbing.join().expect("the disturbance ends by itself");
-}
-
-async fn put_one(producer: &dyn brigade_core::connector::Producer, n: u64) -> bool {
-    match producer.produce(&[numbered(n).into()]).await {
-        Ok(outcomes) => matches!(outcomes[..], [Produced::Confirmed]),
-        Err(error) => {
-            assert!(error.is_transient(), "a disturbance passes: {error}");
-            false
-        }
-    }
-}
-
-async fn take_some(consumer: &dyn Consumer, done: &mut std::collections::BTreeSet<u64>) {
-    let want = Want { messages: 20, bytes: usize::MAX };
-    let consumed = tokio::time::timeout(Duration::from_secs(5), consumer.consume(want)).await;
-    let taken = match consumed {
-        Ok(Ok(taken)) => taken,
-        Ok(Err(error)) => {
-            assert!(error.is_transient(), "a disturbance passes: {error}");
-            return;
-        }
-        Err(_) => return,
-    };
-    let receipts = taken.iter().map(|incoming| incoming.receipt).collect();
-    match consumer.ack(receipts, Vec::new()).await {
-        Ok(acked) => {
-            let stands = |incoming: &&brigade_core::connector::Incoming| {
-                !acked.fenced.contains(&incoming.receipt)
-            };
-            done.extend(taken.iter().filter(stands).map(number));
-        }
-        Err(error) => assert!(error.is_transient(), "a disturbance passes: {error}"),
-    }
 }

@@ -17,7 +17,7 @@ fn write() -> StoreOp {
 }
 
 /// A queue of the same connector that outputs go to.
-fn beside(fixture: &Fixture) -> Fixture {
+pub(super) fn beside(fixture: &Fixture) -> Fixture {
     fixture.with(|queue| {
         queue.name = "beside".into();
         for place in ["path", "topic"] {

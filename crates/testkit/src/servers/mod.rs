@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 mod asyncapi;
+mod door;
 mod kafka;
 mod keeper;
 mod postgres;
@@ -18,6 +19,7 @@ mod rsmq;
 mod schema_registry;
 
 pub use asyncapi::asyncapi_complaints;
+pub use door::Door;
 pub use kafka::Kafka;
 pub use postgres::Postgres;
 pub use redis::{Redis, STREAM_COMMANDS};

@@ -5,12 +5,14 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::{LOOK, PATIENCE, free_port, used};
+use super::{Door, LOOK, PATIENCE, free_port, used};
 
 /// The commands that a user of queues on streams needs, as an access list has them.
 pub const STREAM_COMMANDS: &str = "+xadd +xack +xclaim +xdel +xlen +xpending +xrange +xreadgroup +xtrim \
     +xgroup|create +xgroup|delconsumer +xinfo|consumers +xinfo|groups +zadd +zcard +zcount +zrange \
     +zrangebyscore +zrem +hget +hset +hdel +get +set +pexpire +del +type +time +evalsha +script|load";
+/// How long a full server waits for somebody whom it refuses, at most.
+const FULL: Duration = Duration::from_secs(5);
 /// The streams of its user: each with the keys beside it.
 const STREAMS: [&str; 2] = ["shop", "beside"];
 
@@ -114,6 +116,11 @@ impl Redis {
         }
     }
 
+    /// The same, through a door that stands before it; without TLS.
+    pub fn url_through(&self, door: &Door) -> String {
+        self.url().replace(&format!(":{}", self.port), &format!(":{}", door.port()))
+    }
+
     /// The file with the certificate of who signed its own.
     pub fn authority(&self) -> PathBuf {
         self.directory.path().join("ca.pem")
@@ -153,6 +160,33 @@ impl Redis {
         }
     }
 
+    /// Leaves it no memory until it has refused a command, five seconds at most; a server that takes
+    /// everybody. Says whether it has.
+    ///
+    /// # Panics
+    /// The server does not answer.
+    pub fn fill(&self) -> bool {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port)).expect("the server runs");
+        stream.set_read_timeout(Some(PATIENCE)).expect("it is no zero");
+        let mut ask = |command: &str| -> Vec<u8> {
+            stream.write_all(command.as_bytes()).expect("the server answers");
+            let mut answer = vec![0; 1 << 16];
+            let length = stream.read(&mut answer).expect("the server answers");
+            answer.truncate(length);
+            answer
+        };
+        ask("CONFIG RESETSTAT\r\n");
+        ask("CONFIG SET maxmemory 1\r\n");
+        let (begun, mut refused) = (Instant::now(), false);
+        while !refused && begun.elapsed() < FULL {
+            std::thread::sleep(LOOK);
+            refused =
+                String::from_utf8_lossy(&ask("INFO errorstats\r\n")).contains("errorstat_OOM");
+        }
+        ask("CONFIG SET maxmemory 0\r\n");
+        refused
+    }
+
     fn answers(&self) -> bool {
         let ping = || -> std::io::Result<bool> {
             let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
@@ -179,8 +213,9 @@ impl Drop for Redis {
 /// The users of a server that has some; answers with the options that make them known.
 fn write_users(directory: &Path) -> [String; 2] {
     let keys = STREAMS.map(|stream| format!("~{stream} ~{{{stream}}}:brigade:*")).join(" ");
+    // With no rights for `default` the server forgets what scripts wrote when it starts again.
     let users = format!(
-        "user default off\n\
+        "user default off ~* &* +@all\n\
          user alice on >secret {keys} {STREAM_COMMANDS}\n\
          user bob on >secret ~rsmq* &* +@all -@admin\n"
     );
