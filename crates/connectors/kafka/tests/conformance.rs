@@ -1,4 +1,4 @@
-//! Kafka in the conformance suite, on a real server.
+//! Kafka in the conformance suite, on a real server that is cut off, or killed and started again.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -12,7 +12,10 @@ use brigade_core::connector::{ConnectorEnv, Guarantee, QueueSpec};
 use brigade_kafka::Kafka as Connector;
 use brigade_memory::MemoryState;
 use brigade_testkit::Fixture;
-use brigade_testkit::servers::Kafka;
+use brigade_testkit::conformance::{
+    a_disturbed_backend_loses_nothing, what_a_disturbed_backend_settles_is_put_once,
+};
+use brigade_testkit::servers::{Kafka, KafkaDoor};
 use serde_json::json;
 
 /// A fresh topic of one partition, so that order can be told.
@@ -33,50 +36,63 @@ fn queue(servers: &str) -> QueueSpec {
     QueueSpec::new("suite", "queue", settings)
 }
 
-fn on_the_shared_server() -> Fixture {
-    let env = ConnectorEnv { state: MemoryState::new() };
-    Fixture::new(Arc::new(Connector), env, queue(&Kafka::shared().servers()))
+fn fixture(queue: QueueSpec) -> Fixture {
+    Fixture::new(Arc::new(Connector), ConnectorEnv { state: MemoryState::new() }, queue)
 }
 
-mod at_least_once {
-    brigade_testkit::conformance!(super::on_the_shared_server);
-}
-
-mod exactly_once {
-    use super::*;
-
-    brigade_testkit::conformance!(|| {
-        let fixture = on_the_shared_server();
-        fixture.with(|queue| queue.guarantee = Guarantee::ExactlyOnce)
-    });
-}
-
-/// With retry topics, what fails waits there.
-mod retry_topics {
-    use super::*;
-
-    fn fixture() -> Fixture {
-        on_the_shared_server().with(|queue| queue.settings["retry_topics"] = json!(["1s", "1m"]))
-    }
-
-    brigade_testkit::conformance!(fixture);
-
-    mod exactly_once {
-        use super::*;
-
-        brigade_testkit::conformance!(|| {
-            fixture().with(|queue| queue.guarantee = Guarantee::ExactlyOnce)
-        });
-    }
+/// Cuts clients off from the server that all share, also some of those that connect anew.
+fn cut_off(change: impl FnOnce(&mut QueueSpec)) -> Fixture {
+    let door = KafkaDoor::open(Kafka::shared());
+    let mut queue = queue(&door.servers());
+    change(&mut queue);
+    fixture(queue).disturb(move || door.cut(3))
 }
 
 /// On a server of its own, which is killed and started again in use.
+fn killed(change: impl FnOnce(&mut QueueSpec)) -> Fixture {
+    let server = Arc::new(Kafka::start());
+    let mut queue = queue(&server.servers());
+    change(&mut queue);
+    let victim = Arc::clone(&server);
+    fixture(queue).keep(server).disturb(move || victim.restart())
+}
+
+fn exactly_once(queue: &mut QueueSpec) {
+    queue.guarantee = Guarantee::ExactlyOnce;
+}
+
+/// With retry topics, what fails waits there.
+fn retry_topics(queue: &mut QueueSpec) {
+    queue.settings["retry_topics"] = json!(["1s", "1m"]);
+}
+
+fn both(queue: &mut QueueSpec) {
+    exactly_once(queue);
+    retry_topics(queue);
+}
+
+mod at_least_once {
+    brigade_testkit::conformance!(|| super::cut_off(|_| ()));
+}
+
+mod exactly_once {
+    brigade_testkit::conformance!(|| super::cut_off(super::exactly_once));
+}
+
+mod retry_topics {
+    brigade_testkit::conformance!(|| super::cut_off(super::retry_topics));
+
+    mod exactly_once {
+        brigade_testkit::conformance!(|| super::super::cut_off(super::super::both));
+    }
+}
+
 #[tokio::test]
 async fn a_killed_server_loses_nothing() {
-    let server = Arc::new(Kafka::start());
-    let env = ConnectorEnv { state: MemoryState::new() };
-    let fixture = Fixture::new(Arc::new(Connector), env, queue(&server.servers()));
-    let victim = Arc::clone(&server);
-    let fixture = fixture.keep(server).disturb(move || victim.restart());
-    brigade_testkit::conformance::a_disturbed_backend_loses_nothing(&fixture).await;
+    a_disturbed_backend_loses_nothing(&killed(|_| ())).await;
+}
+
+#[tokio::test]
+async fn what_a_killed_server_settles_is_put_once() {
+    what_a_disturbed_backend_settles_is_put_once(&killed(both)).await;
 }

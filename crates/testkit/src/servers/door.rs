@@ -3,6 +3,9 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+/// One direction of a connection: passes what comes from the first on to the second, until it ends.
+pub(super) type Way = Box<dyn FnOnce(&TcpStream, &TcpStream) -> io::Result<()> + Send>;
+
 /// Stands before a server on this machine: who connects to it is connected to the server, until it is
 /// cut off.
 #[derive(Debug)]
@@ -38,6 +41,16 @@ impl Door {
     /// # Panics
     /// No port is free.
     pub fn open(server: u16) -> Self {
+        let pass = || -> Way {
+            Box::new(|mut from: &TcpStream, mut to: &TcpStream| {
+                io::copy(&mut from, &mut to).map(drop)
+            })
+        };
+        Self::open_with(server, move |_| [pass(), pass()])
+    }
+
+    /// The same with other ways, from the client and back, for a door on the port that they are given.
+    pub(super) fn open_with(server: u16, ways: impl Fn(u16) -> [Way; 2] + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let port = listener.local_addr().expect("it is bound").port();
         let (closed, within) = (AtomicBool::default(), Mutex::default());
@@ -49,7 +62,7 @@ impl Door {
                     return;
                 }
                 // Who is gone again already, or finds the server away, comes once more.
-                let _ = client.and_then(|client| here.admit(client));
+                let _ = client.and_then(|client| here.admit(client, || ways(port)));
             }
         });
         Self { port, shared }
@@ -79,7 +92,7 @@ impl Drop for Door {
 }
 
 impl Shared {
-    fn admit(&self, client: TcpStream) -> io::Result<()> {
+    fn admit(&self, client: TcpStream, ways: impl FnOnce() -> [Way; 2]) -> io::Result<()> {
         // Held until it is known, so that no cut misses it.
         let mut within = self.within();
         if within.unwelcome > 0 {
@@ -92,13 +105,14 @@ impl Shared {
         let connection = Arc::new(Connection { client, server });
         within.connections.retain(|one| one.strong_count() > 0);
         within.connections.push(Arc::downgrade(&connection));
+        let [there, back] = ways();
         let asking = Arc::clone(&connection);
         std::thread::spawn(move || {
-            let _ = io::copy(&mut &asking.client, &mut &asking.server);
+            let _ = there(&asking.client, &asking.server);
             asking.cut();
         });
         std::thread::spawn(move || {
-            let _ = io::copy(&mut &connection.server, &mut &connection.client);
+            let _ = back(&connection.server, &connection.client);
             connection.cut();
         });
         Ok(())

@@ -94,6 +94,10 @@ impl Kafka {
         format!("127.0.0.1:{}", self.port)
     }
 
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Its address for TLS, if it was started secured.
     pub fn tls_servers(&self) -> Option<String> {
         used("kafka, tls");
