@@ -7,6 +7,7 @@
 )]
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -34,22 +35,30 @@ enum Fault {
     LiesAboutItsLag,
     ReversesTheOrder,
     IgnoresTheBytesWanted,
+    LosesWhenDisturbed,
+    ForgetsAcksWhenDisturbed,
 }
 
 /// Memory queues with a fault.
 struct Wrong {
     memory: Memory,
     fault: Fault,
+    blow: Blow,
 }
+
+/// Whether it was disturbed and nothing went wrong yet.
+type Blow = Arc<AtomicBool>;
 
 struct WrongConsumer {
     inner: Arc<dyn Consumer>,
     fault: Fault,
+    blow: Blow,
 }
 
 struct WrongProducer {
     inner: Arc<dyn Producer>,
     fault: Fault,
+    blow: Blow,
 }
 
 #[async_trait]
@@ -65,7 +74,8 @@ impl LikeConnector for Wrong {
         env: &ConnectorEnv,
     ) -> Result<Arc<dyn Consumer>, ConnectorError> {
         let inner = self.memory.consumer(queue, reader, env).await?;
-        Ok(Arc::new(Like(WrongConsumer { inner, fault: self.fault })))
+        let blow = Arc::clone(&self.blow);
+        Ok(Arc::new(Like(WrongConsumer { inner, fault: self.fault, blow })))
     }
 
     async fn producer(
@@ -78,7 +88,8 @@ impl LikeConnector for Wrong {
             queue.limit = Limit::default();
         }
         let inner = self.memory.producer(&queue, env).await?;
-        Ok(Arc::new(Like(WrongProducer { inner, fault: self.fault })))
+        let blow = Arc::clone(&self.blow);
+        Ok(Arc::new(Like(WrongProducer { inner, fault: self.fault, blow })))
     }
 }
 
@@ -113,6 +124,11 @@ impl LikeConsumer for WrongConsumer {
         match self.fault {
             Fault::AcksNothing | Fault::AcksBeforeTheWork => Ok(Acked::default()),
             Fault::FencesNobody => self.inner.ack(receipts, ops).await.map(|_| Acked::default()),
+            Fault::ForgetsAcksWhenDisturbed if self.blow.swap(false, Relaxed) => {
+                let (reason, delay) = (FailedReason::Released, Duration::ZERO);
+                let forgotten = |receipt| Failed { receipt, reason: reason.clone(), delay };
+                self.inner.on_fail(receipts.into_iter().map(forgotten).collect()).await
+            }
             _ => self.inner.ack(receipts, ops).await,
         }
     }
@@ -145,6 +161,9 @@ impl LikeProducer for WrongProducer {
     }
 
     async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
+        if self.fault == Fault::LosesWhenDisturbed && self.blow.swap(false, Relaxed) {
+            return Ok(batch.iter().map(|_| Produced::Confirmed).collect());
+        }
         let mut changed = batch.to_vec();
         for outgoing in &mut changed {
             let message = &mut outgoing.message;
@@ -167,11 +186,13 @@ impl LikeProducer for WrongProducer {
 }
 
 fn wrong(fault: Fault) -> Fixture {
+    let blow = Blow::default();
     Fixture::new(
-        Arc::new(Like(Wrong { memory: Memory::new(), fault })),
+        Arc::new(Like(Wrong { memory: Memory::new(), fault, blow: Arc::clone(&blow) })),
         ConnectorEnv { state: MemoryState::new() },
         QueueSpec::new("suite", "queue", serde_json::json!({})),
     )
+    .disturb(move || blow.store(true, Relaxed))
 }
 
 macro_rules! found {
@@ -203,6 +224,8 @@ found! {
     a_wrong_lag: LiesAboutItsLag by the_lag_is_what_is_there;
     a_wrong_order: ReversesTheOrder by messages_come_in_the_order_in_which_they_were_put;
     ignored_bytes: IgnoresTheBytesWanted by no_more_bytes_come_than_are_wanted;
+    what_a_blow_loses: LosesWhenDisturbed by a_disturbed_backend_loses_nothing;
+    acks_that_a_blow_undoes: ForgetsAcksWhenDisturbed by a_disturbed_backend_loses_nothing;
 }
 
 /// The same without a fault, so that it is the fault that is found.
@@ -213,5 +236,6 @@ mod right {
         Arc::new(Memory::new()),
         ConnectorEnv { state: MemoryState::new() },
         QueueSpec::new("suite", "queue", serde_json::json!({})),
-    ));
+    )
+    .disturb(|| ()));
 }
