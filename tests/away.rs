@@ -1,5 +1,5 @@
-//! Servers that go away while a pipeline runs: a stop still has its bound, nothing is done twice meanwhile, and
-//! nothing is lost.
+//! Servers that are away when a pipeline starts, or go away while it runs: it waits for them and
+//! says so, a stop still has its bound, nothing is done twice meanwhile, and nothing is lost.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -30,6 +30,8 @@ const KAFKA: &str = "type: kafka, create: { partitions: 1 }, \
 /// What is told while Kafka, or Redis, is away.
 const NO_BROKER: &str = "the producer has no broker";
 const NO_REDIS: &str = "is the server up, and `url` right?";
+/// What is told of Kafka by who has not met it yet.
+const NO_KAFKA: &str = "up, and `config: bootstrap.servers` right?";
 
 /// A directory to run a pipeline in, with 10,000 numbers as its input.
 struct Place {
@@ -190,6 +192,54 @@ fn a_process_that_is_stopped_while_redis_is_away_ends_within_its_bound() {
         let yaml = THROUGH.replace("KIND", &format!("{kind}, url: '${{REDIS_URL}}'"));
         let place = Place::new(&yaml, vec![("REDIS_URL", redis.url())]);
         stopped_while_away(&place, NO_REDIS, || redis.kill(), || redis.restart());
+    }
+}
+
+/// Starts a process while its server is away: each stage tells why it does not start, tries again
+/// after longer and longer, and does all its work when the server is there.
+fn started_while_away(place: &Place, why: &str, restart: impl Fn()) {
+    const LATER: [&str; 3] = ["back_off=200ms", "back_off=400ms", "back_off=800ms"];
+    let mut run = place.run(&["--until-idle"]);
+    for stage in ["feed", "keep"] {
+        let of = format!(" stage={stage} ");
+        let is_told = |line: &&str| {
+            // The last line may be on its way.
+            line.ends_with('\n') && line.contains("not started") && line.contains(&of)
+        };
+        let tries = || place.told().split_inclusive('\n').filter(is_told).count();
+        run.wait("the third try", || tries() >= LATER.len());
+        let told = place.told();
+        for (line, later) in told.split_inclusive('\n').filter(is_told).zip(LATER) {
+            let is_whole = line.contains("queue `orders`") && line.contains(why);
+            assert!(is_whole && line.trim_end().ends_with(later), "{later}: {line}");
+        }
+    }
+    restart();
+    run.end();
+    place.has_all("out.jsonl");
+}
+
+/// To and from the queue, as fast as it goes.
+fn unthrottled(kind: &str) -> String {
+    THROUGH.replace(", throttle: { rate: 600, per: 1s, burst: 50 }", "").replace("KIND", kind)
+}
+
+#[test]
+fn a_process_that_starts_while_kafka_is_away_says_so_and_waits_for_it() {
+    let kafka = Kafka::start();
+    kafka.kill();
+    let place = Place::new(&unthrottled(KAFKA), vec![("BROKERS", kafka.servers())]);
+    started_while_away(&place, NO_KAFKA, || kafka.restart());
+}
+
+#[test]
+fn a_process_that_starts_while_redis_is_away_says_so_and_waits_for_it() {
+    for kind in ["type: redis_stream", "type: rsmq, vt: 2s"] {
+        let redis = Redis::start();
+        redis.kill();
+        let yaml = unthrottled(&format!("{kind}, url: '${{REDIS_URL}}'"));
+        let place = Place::new(&yaml, vec![("REDIS_URL", redis.url())]);
+        started_while_away(&place, NO_REDIS, || redis.restart());
     }
 }
 

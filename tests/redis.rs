@@ -6,7 +6,7 @@
     reason = "a test that stops says where"
 )]
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::path::Path;
@@ -15,9 +15,12 @@ use std::time::{Duration, Instant};
 
 #[path = "common/repeats.rs"]
 mod repeats;
+#[path = "common/watched.rs"]
+mod watched;
 
 use brigade_testkit::servers::Redis;
 use repeats::{Blows, LINE};
+use watched::Watched;
 
 const MESSAGES: usize = 20_000;
 const KILLS: usize = 6;
@@ -328,62 +331,10 @@ stages:
     }
 }
 
-/// A pipeline that runs on a server with something wrong: what is told, and that it goes on by itself when
-/// it is mended there.
-struct Watched {
-    directory: tempfile::TempDir,
-    child: Child,
-}
-
-impl Watched {
-    fn start(yaml: &str, server: &Redis) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        fs::write(directory.path().join("p.yaml"), yaml).unwrap();
-        let told = fs::File::create(directory.path().join("told")).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
-        command.current_dir(directory.path()).args(["run", "p.yaml", "--until-idle"]);
-        let url = server.url().replace("//", "//bob:secret@");
-        command.env("REDIS_URL", url).env_remove("RUST_LOG").stdout(Stdio::null());
-        Self { child: command.stderr(told).spawn().unwrap(), directory }
-    }
-
-    fn told(&self) -> String {
-        fs::read_to_string(self.directory.path().join("told")).unwrap()
-    }
-
-    /// Waits until this is told three times more: it is told again while it lasts.
-    fn wait_for(&self, text: &str) {
-        let count = || self.told().matches(text).count();
-        let (begun, before) = (Instant::now(), count());
-        while count() < before + 3 {
-            assert!(begun.elapsed() < Duration::from_secs(180), "no `{text}`: {}", self.told());
-            std::thread::park_timeout(Duration::from_millis(20));
-        }
-    }
-
-    /// Waits until so many lines are put out.
-    fn wait_for_output(&self, lines: usize) {
-        let begun = Instant::now();
-        while self.lines() < lines {
-            assert!(begun.elapsed() < Duration::from_secs(180), "{}", self.told());
-            std::thread::park_timeout(Duration::from_millis(20));
-        }
-    }
-
-    fn lines(&self) -> usize {
-        let out = fs::read_to_string(self.directory.path().join("out.jsonl")).unwrap_or_default();
-        out.lines().count()
-    }
-
-    /// Waits for its end; says how, and how many different lines it has put out: what was put when a
-    /// connection was cut may be there twice. Its log has not told the password.
-    fn end(&mut self) -> (Option<i32>, usize) {
-        let code = self.child.wait().unwrap().code();
-        let told = self.told();
-        assert!(told.contains("INFO") && !told.contains("secret"), "a secret is logged: {told}");
-        let out = fs::read_to_string(self.directory.path().join("out.jsonl")).unwrap();
-        (code, out.lines().collect::<BTreeSet<_>>().len())
-    }
+/// A run as a user of a server that has to be made there.
+fn watched(yaml: &str, server: &Redis) -> Watched {
+    let url = server.url().replace("//", "//bob:secret@");
+    Watched::start(yaml, &["--until-idle"], &[("REDIS_URL", url)])
 }
 
 #[test]
@@ -409,7 +360,7 @@ fn a_pipeline_goes_on_when_the_server_is_mended() {
         };
         // From the beginning: another password, then a right that is missing.
         run(&["ACL SETUSER bob on >other ~* &* +@all -evalsha -xgroup"]);
-        let mut running = Watched::start(&yaml.replace("KIND", kind), &server);
+        let mut running = watched(&yaml.replace("KIND", kind), &server);
         running.wait_for("check user and password in `url`");
         run(&["ACL SETUSER bob >secret"]);
         running.wait_for("the access list of user `bob` lacks the command");
@@ -441,7 +392,7 @@ fn a_queue_that_is_deleted_while_it_is_used_is_told_and_made_again() {
         let mut connection = client.get_connection().unwrap();
         let user = ["bob", "on", ">secret", "~*", "&*", "+@all"];
         redis::cmd("ACL").arg("SETUSER").arg(&user).exec(&mut connection).unwrap();
-        let mut running = Watched::start(&yaml.replace("KIND", kind), &server);
+        let mut running = watched(&yaml.replace("KIND", kind), &server);
         running.wait_for_output(1);
         redis::cmd("DEL").arg(keys).exec(&mut connection).unwrap();
         let (code, _) = running.end();
@@ -450,7 +401,7 @@ fn a_queue_that_is_deleted_while_it_is_used_is_told_and_made_again() {
         let line = told.lines().find(|line| line.contains("somebody has deleted"));
         let line = line.unwrap_or_else(|| panic!("{kind}: it is not told: {told}"));
         assert!(line.contains("orders") && line.contains(keys[0]), "{kind}: {line}");
-        let out = fs::read_to_string(running.directory.path().join("out.jsonl")).unwrap();
+        let out = fs::read_to_string(running.path("out.jsonl")).unwrap();
         assert!(out.contains("\"n\":999"), "{kind}: the last one came: {told}");
     }
 }
@@ -488,9 +439,9 @@ stages:
         let mut user = redis::cmd("ACL");
         user.arg("SETUSER").arg("bob").arg("on").arg(">secret").arg("~*").arg("&*").arg("+@all");
         user.exec(&mut connection).unwrap();
-        let mut running = Watched::start(&yaml.replace("KIND", kind), &server);
+        let mut running = watched(&yaml.replace("KIND", kind), &server);
         assert_eq!(running.end(), (Some(3), 8), "{kind}: {}", running.told());
-        let dead = fs::read_to_string(running.directory.path().join("dead.jsonl")).unwrap();
+        let dead = fs::read_to_string(running.path("dead.jsonl")).unwrap();
         assert_eq!(dead.lines().count(), 2, "{kind}");
         assert_eq!(dead.matches("proto-max-bulk-len").count(), 2, "{kind}: {dead}");
     }

@@ -74,6 +74,28 @@ impl Recollection {
     }
 }
 
+/// Why a client has no connection. That all brokers are down it repeats all the time, and why it
+/// says once in half a minute.
+#[derive(Debug, Default)]
+pub(crate) struct Reason {
+    last: Mutex<Option<KafkaError>>,
+}
+
+impl Reason {
+    /// Takes in an error; answers with what it comes from, if that was told before.
+    pub(crate) fn of(&self, error: &KafkaError) -> KafkaError {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match error.rdkafka_error_code() {
+            Some(Code::AllBrokersDown) => return last.as_ref().unwrap_or(error).clone(),
+            Some(
+                Code::Authentication | Code::SSL | Code::BrokerTransportFailure | Code::Resolve,
+            ) => *last = Some(error.clone()),
+            _ => {}
+        }
+        error.clone()
+    }
+}
+
 /// The context of clients that only ask: keeps why there is no connection.
 pub(crate) struct Heard {
     site: Site,
@@ -194,6 +216,18 @@ fn advice(code: RDKafkaErrorCode) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn that_all_brokers_are_down_is_told_with_what_was_heard_last() {
+        let error = |code: Code| KafkaError::Global(code);
+        let (reason, all) = (Reason::default(), error(Code::AllBrokersDown));
+        assert_eq!(reason.of(&all), all, "nothing was heard");
+        for code in [Code::Authentication, Code::BrokerTransportFailure] {
+            assert_eq!(reason.of(&error(code)), error(code));
+            assert_eq!(reason.of(&error(Code::UnknownTopic)), error(Code::UnknownTopic));
+            assert_eq!(reason.of(&all), error(code));
+        }
+    }
 
     #[test]
     fn a_client_that_knows_nobody_twice_has_forgotten_its_brokers() {

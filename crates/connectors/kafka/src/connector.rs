@@ -119,7 +119,11 @@ impl Connector for Kafka {
         let settings = Settings::of(queue)?;
         let site = Site::new(queue, &settings, Role::Producer);
         let topic = settings.topic(queue);
-        make(&settings, &settings.topic(queue), &site).await?;
+        if settings.create.is_some() {
+            // Who makes a topic hears that nobody answers, and not why.
+            ask(&site, settings.client(Role::Consumer)).await?;
+            make(&settings, &topic, &site).await?;
+        }
         let producer = KafkaProducer::open(site, &topic, settings.client(Role::Producer))?;
         producer.look().await?;
         Ok(Arc::new(producer))

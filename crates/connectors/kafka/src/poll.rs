@@ -18,7 +18,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::Notify;
 
 use crate::assignment::{Arrival, Assignment, Commit, Place};
-use crate::client::{Recollection, explain, log};
+use crate::client::{Reason, Recollection, explain, log};
 use crate::lag::ends;
 use crate::metadata::SPAN_MAX;
 use crate::record::CopyHeaders;
@@ -66,6 +66,7 @@ pub(crate) struct Shared {
     resting: Mutex<Vec<Place>>,
     /// When the thread was last heard of, and when a record last came.
     beats: Mutex<Beats>,
+    reason: Reason,
     recollection: Recollection,
 }
 
@@ -138,6 +139,7 @@ impl Shared {
             paused: AtomicBool::new(false),
             resting: Mutex::default(),
             beats: Mutex::new(Beats { polled: Instant::now(), came: Instant::now() }),
+            reason: Reason::default(),
             recollection: Recollection::default(),
         })
     }
@@ -382,6 +384,7 @@ fn take_over(shared: &Shared, client: &Client, first: BorrowedMessage<'_>) {
 }
 
 fn poll_failed(shared: &Shared, error: &KafkaError) {
+    let why = shared.reason.of(error);
     match error.rdkafka_error_code() {
         // With `enable.partition.eof`: for now that was all.
         _ if matches!(error, KafkaError::PartitionEOF(_)) => {}
@@ -391,7 +394,7 @@ fn poll_failed(shared: &Shared, error: &KafkaError) {
         }
         _ => {
             let doing = format!("cannot consume {}", shared.of.named());
-            shared.tell(explain(&shared.site, &doing, error));
+            shared.tell(explain(&shared.site, &doing, &why));
         }
     }
 }
@@ -416,12 +419,13 @@ impl ClientContext for Watch {
         tracing::debug!(queue = %self.0.site.queue, %error, reason, "the client met an error");
         // One broker of several that is away, or an idle connection that ended, is mended by itself; and
         // the end of a partition (`enable.partition.eof`) is none.
+        let why = self.0.reason.of(&error);
         let minor = [Code::BrokerTransportFailure, Code::Resolve, Code::PartitionEOF];
         match error.rdkafka_error_code() {
             Some(code) if minor.contains(&code) => {}
             // Heard here or as a poll's answer, as it comes.
             Some(Code::UnknownTopicOrPartition) => poll_failed(&self.0, &error),
-            _ => self.0.tell(explain(&self.0.site, "the connection has trouble", &error)),
+            _ => self.0.tell(explain(&self.0.site, "the connection has trouble", &why)),
         }
     }
 

@@ -16,7 +16,7 @@ use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{Producer as _, ProducerContext, PurgeConfig, ThreadedProducer};
 use tokio::sync::{Notify, RwLock, watch};
 
-use crate::client::{Recollection, explain, log};
+use crate::client::{Reason, Recollection, explain, log};
 use crate::consumer::blocking;
 use crate::record::{partition, record};
 use crate::settings::{FEATURES, Site};
@@ -55,6 +55,7 @@ struct Link {
 pub(crate) struct Reports {
     site: Site,
     told: Mutex<Option<Instant>>,
+    reason: Reason,
     recollection: Recollection,
     /// Whether the client knows no broker any more.
     is_lost: watch::Sender<bool>,
@@ -105,8 +106,9 @@ impl Link {
 
 impl Reports {
     fn new(site: Site) -> Self {
-        let (told, recollection) = (Mutex::default(), Recollection::default());
-        Self { site, told, recollection, is_lost: watch::Sender::new(false) }
+        let (told, is_lost) = (Mutex::default(), watch::Sender::new(false));
+        let (reason, recollection) = (Reason::default(), Recollection::default());
+        Self { site, told, reason, recollection, is_lost }
     }
 
     fn is_lost(&self) -> bool {
@@ -137,10 +139,11 @@ impl ClientContext for Reports {
 
     fn error(&self, error: KafkaError, reason: &str) {
         let queue = &self.site.queue;
+        let why = self.reason.of(&error);
         match error.rdkafka_error_code() {
             // While no broker is there, nothing is confirmed and nothing else says why.
             Some(Code::AllBrokersDown | Code::Authentication | Code::SSL) if self.may_tell() => {
-                let error = explain(&self.site, "cannot produce", &error);
+                let error = explain(&self.site, "cannot produce", &why);
                 tracing::warn!(%queue, %error, reason, "the producer has no broker");
             }
             _ => tracing::debug!(%queue, %error, reason, "the client met an error"),

@@ -1,5 +1,6 @@
-//! RSMQ queues shared with the clients that others use, in both directions: the Node package `rsmq` and
-//! the Python package `PyRSMQ`, as they are published, on a real server.
+//! Queues shared with the clients that others use, in both directions: RSMQ's with the Node package
+//! `rsmq` and the Python package `PyRSMQ`, streams with `redis-py`, as they are published, on a
+//! real server.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -11,13 +12,13 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use brigade_core::Message;
 use brigade_core::connector::{
     Connector as _, ConnectorEnv, Consumer, Failed, FailedReason, Incoming, Order, Outgoing,
     Produced, Producer, QueueSpec, Reader, Want,
 };
+use brigade_core::{Message, MessageId, Timestamp};
 use brigade_memory::MemoryState;
-use brigade_redis::Rsmq;
+use brigade_redis::{RedisStreams, Rsmq};
 use brigade_testkit::servers::{Redis, RsmqClient};
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
@@ -190,6 +191,52 @@ async fn queues_are_shared_with_the_node_client() {
 async fn queues_are_shared_with_the_python_client() {
     let server = Redis::start();
     both_directions(&server, Client::python(&server)).await;
+}
+
+/// Another program with a group of its own reads each field of what Brigade puts; what it puts
+/// comes with all of them, and with nothing but a payload.
+#[tokio::test]
+async fn streams_are_shared_with_the_python_client() {
+    const ID: u128 = 0xabc;
+    let server = Redis::start();
+    let mut python = RsmqClient::python(server.port());
+    let mut call = |operation: &str, options: Value| python.call(operation, options).unwrap();
+    let group = json!({ "args": ["orders", "py", "0"], "mkstream": true });
+    assert_eq!(call("xgroup_create", group), true);
+    let queue = QueueSpec::new("shop", "orders", json!({ "url": server.url() }));
+    let producer = RedisStreams.producer(&queue, &env()).await.unwrap();
+    let reader = Reader { stage: "test".into(), group: "".into(), order: Order::None };
+    let consumer = RedisStreams.consumer(&queue, &reader, &env()).await.unwrap();
+    let mut message = Message::new("größer 日本語\n").with_id(MessageId(ID)).with_key("k");
+    message.event_time = Some(Timestamp(1_700_000_000_123));
+    message.headers.push("trace", Some("a:b".into()));
+    message.headers.push("none", None);
+    let fields = json!({
+        "payload": "größer 日本語\n", "key": "k", "id": format!("{ID:032x}"),
+        "event_time": "1700000000123", "h:trace": "a:b", "n:none": "",
+    });
+    let outcomes = producer.produce(&[message.clone().into()]).await.unwrap();
+    assert!(matches!(outcomes[..], [Produced::Confirmed]), "{outcomes:?}");
+    let read = call("xreadgroup", json!({ "args": ["py", "one", { "orders": ">" }] }));
+    let entries = call("xrange", json!({ "name": "orders" }));
+    let [entry] = &entries.as_array().unwrap()[..] else { panic!("{entries}") };
+    assert_eq!(entry[1], fields);
+    assert!(read.to_string().contains(&entry.to_string()), "{read}");
+    assert_eq!(call("xack", json!({ "args": ["orders", "py", entry[0]] })), 1);
+    assert_eq!(take(&consumer, 1).await[0].message, message);
+    // The other way.
+    call("xadd", json!({ "name": "orders", "fields": fields }));
+    call("xadd", json!({ "name": "orders", "fields": { "payload": "plain" } }));
+    let taken = take(&consumer, 2).await;
+    assert_eq!(taken[0].message, message);
+    assert_eq!(body(&taken[1]), "plain");
+    let Message { key, event_time, headers, .. } = &taken[1].message;
+    assert!(key.is_none() && event_time.is_none() && headers.is_empty(), "{:?}", taken[1]);
+    let held = |pending: Value| pending["pending"].as_u64().unwrap();
+    assert_eq!(held(call("xpending", json!({ "args": ["orders", "shop"] }))), 3);
+    let receipts = taken.iter().map(|incoming| incoming.receipt).collect();
+    assert_eq!(consumer.ack(receipts, Vec::new()).await.unwrap().fenced, []);
+    assert_eq!(held(call("xpending", json!({ "args": ["orders", "shop"] }))), 1, "the first");
 }
 
 /// A queue that a client deletes under who reads and who writes is whole again, as the clients see it.

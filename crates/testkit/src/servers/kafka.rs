@@ -132,6 +132,19 @@ impl Kafka {
         self.path("certificate.pem")
     }
 
+    /// Gives the user `alice` another password for SCRAM. Who is connected stays so.
+    ///
+    /// # Panics
+    /// It does not run, or was not started secured.
+    pub fn set_password(&self, password: &str) {
+        let mut tool = self.java();
+        tool.args(["kafka.admin.ConfigCommand", "--bootstrap-server", &self.servers()]);
+        tool.args(["--alter", "--entity-type", "users", "--entity-name", "alice", "--add-config"]);
+        tool.arg(format!("SCRAM-SHA-256=[password={password}]"));
+        let done = tool.output().expect("java is installed");
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
+
     /// Kills it, if it runs.
     ///
     /// # Panics

@@ -35,7 +35,8 @@ impl RsmqClient {
         Self::start(node.env("NODE_PATH", modules))
     }
 
-    /// The Python client, at a Redis on this port.
+    /// The Python client, at a Redis on this port. Operations that begin with `x` are those of
+    /// `redis-py`, beneath it, on streams.
     ///
     /// # Panics
     /// `python3` or its `pip` is not installed, or the package cannot be fetched.
@@ -59,8 +60,8 @@ impl RsmqClient {
         Self { child, input, output }
     }
 
-    /// Calls a method of the client, with its options (an object); answers with what it answers, or with
-    /// its error.
+    /// Calls a method of the client, with its options (an object; of streams with `args`, those
+    /// without a name); answers with what it answers, or with its error.
     ///
     /// # Errors
     /// The client's.
