@@ -13,18 +13,21 @@ mod scrape;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use brigade::component::{Context, Emit};
-use brigade::{CauseKind, Failure};
+use brigade::kafka::Position;
+use brigade::{CauseKind, Failure, Timestamp};
 use brigade_testkit::servers::{Kafka, Redis};
+use bytes::Bytes;
 use common::World;
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::message::Message as _;
+use rdkafka::message::{Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use scrape::{Metric, Run, differences, tables, told, value};
+use serde::{Deserialize, Serialize};
 
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -68,26 +71,60 @@ stages:
     assert_eq!(out.lines().count(), 10);
 }
 
+/// What a component sees of a message, beside its payload.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Seen {
+    topic: String,
+    partition: i32,
+    offset: u64,
+    key: String,
+    headers: Vec<(String, Option<String>)>,
+    event_time: i64,
+}
+
+impl Seen {
+    fn by(cx: &Context) -> Self {
+        let Position { topic, partition, offset } = cx.position().parse().unwrap();
+        let text = |bytes: &Bytes| String::from_utf8(bytes.to_vec()).unwrap();
+        let header = |(name, value): (&str, Option<&Bytes>)| (name.to_owned(), value.map(text));
+        let (headers, event_time) = (cx.headers().iter().map(header).collect(), cx.event_time());
+        let (key, event_time) = (text(cx.key().unwrap()), event_time.unwrap().0);
+        Self { topic, partition, offset, key, headers, event_time }
+    }
+
+    /// Where a number is put, and with what: ten on each topic, every second one on a partition.
+    fn of(n: u64, topics: &[String], begun: i64) -> Self {
+        let (partition, offset) = ((n % 2) as i32, n % 10 / 2);
+        let headers = vec![("n".to_owned(), Some(n.to_string())), ("none".to_owned(), None)];
+        let (topic, key) = (topics[(n / 10) as usize].clone(), format!("k{n}"));
+        Self { topic, partition, offset, key, headers, event_time: begun + n as i64 }
+    }
+}
+
 /// Makes topics of two partitions, each with ten numbers.
-async fn make_topics(servers: &str, topics: &[String]) {
+async fn make_topics(servers: &str, topics: &[String], begun: i64) {
     let mut config = ClientConfig::new();
     let admin: AdminClient<_> = config.set("bootstrap.servers", servers).create().unwrap();
     let new = topics.iter().map(|topic| NewTopic::new(topic, 2, TopicReplication::Fixed(1)));
     let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
     let made = admin.create_topics(&new.collect::<Vec<_>>(), &options).await.unwrap();
     made.into_iter().for_each(|one| drop(one.unwrap()));
-    let producer: BaseProducer = config.create().unwrap();
-    for (number, topic) in topics.iter().enumerate() {
-        for n in number * 10..(number + 1) * 10 {
-            let (key, payload) = (format!("k{n}"), n.to_string());
-            producer.send(BaseRecord::to(topic).key(&key).payload(&payload)).unwrap();
-        }
+    // In the order in which they are put.
+    let producer: BaseProducer = config.set("enable.idempotence", "true").create().unwrap();
+    for n in 0..10 * topics.len() as u64 {
+        let Seen { topic, partition, key, headers, event_time, .. } = Seen::of(n, topics, begun);
+        let insert = |all: OwnedHeaders, (key, value): &(String, Option<String>)| {
+            all.insert(Header { key, value: value.as_ref() })
+        };
+        let (headers, payload) = (headers.iter().fold(OwnedHeaders::new(), insert), n.to_string());
+        let record = BaseRecord::to(&topic).partition(partition).key(&key).payload(&payload);
+        producer.send(record.headers(headers).timestamp(event_time)).unwrap();
     }
     producer.flush(PATIENCE).unwrap();
 }
 
-/// What is on a topic of four partitions: of each number its partition, and the topic that it came from.
-fn spread(servers: &str, topic: &str, wanted: usize) -> BTreeMap<u64, (i32, String)> {
+/// What is on a topic of four partitions: of each number its partition, and what was seen of it.
+fn spread(servers: &str, topic: &str, wanted: usize) -> BTreeMap<u64, (i32, Seen)> {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", servers).set("group.id", "outside");
     let reader: BaseConsumer = config.create().unwrap();
@@ -99,24 +136,25 @@ fn spread(servers: &str, topic: &str, wanted: usize) -> BTreeMap<u64, (i32, Stri
     while found.len() < wanted {
         assert!(begun.elapsed() < PATIENCE, "{found:?}");
         let Some(Ok(record)) = reader.poll(Duration::from_millis(200)) else { continue };
-        let (n, from): (u64, String) = serde_json::from_slice(record.payload().unwrap()).unwrap();
-        assert!(found.insert(n, (record.partition(), from)).is_none(), "{n} is there twice");
+        let (n, seen): (u64, Seen) = serde_json::from_slice(record.payload().unwrap()).unwrap();
+        assert!(found.insert(n, (record.partition(), seen)).is_none(), "{n} is there twice");
     }
     found
 }
 
-/// A stage reads a list of topics; its component sees where each message stands, and says to which partition its
-/// output goes. One that is not there makes a dead letter.
+/// A stage reads a list of topics; its component sees where each message stands, its key, headers and
+/// event time, and says to which partition its output goes. One that is not there makes a dead letter.
 #[tokio::test]
 async fn a_component_reads_several_topics_and_says_to_which_partition() {
     let (kafka, world) = (Kafka::shared(), World::new());
     let suffix = fastrand::u64(..);
     let topics = ["red", "blue"].map(|name| format!("{name}-{suffix:016x}"));
-    make_topics(&kafka.servers(), &topics).await;
+    // What is old is soon deleted.
+    let begun = Timestamp::from(SystemTime::now()).0 - 60_000;
+    make_topics(&kafka.servers(), &topics, begun).await;
     let place = |n: u64, cx: &Context| {
-        let position = cx.position();
-        let topic = position.split('[').next().unwrap_or_default().to_owned();
-        Ok::<_, Failure>(Emit::value((n, topic)).header("brigade-partition", (n % 5).to_string()))
+        let output = Emit::value((n, Seen::by(cx)));
+        Ok::<_, Failure>(output.header("brigade-partition", (n % 5).to_string()))
     };
     let registry = world.registry().component("place", place);
     let yaml = format!(
@@ -136,7 +174,7 @@ stages:
     running.until_idle(None).await.unwrap();
     running.drain().await;
     let found = spread(&kafka.servers(), &format!("spread-{suffix:016x}"), 16);
-    let came = |n: u64| (n, ((n % 5) as i32, topics[(n / 10) as usize].clone()));
+    let came = |n: u64| (n, ((n % 5) as i32, Seen::of(n, &topics, begun)));
     assert_eq!(found, (0..20).filter(|n| n % 5 < 4).map(came).collect());
     let dead = world.dead_letters("place");
     assert_eq!(dead.len(), 4);

@@ -54,6 +54,12 @@ pub mod prelude {
     pub use crate::{BoxError, Failure, Message, Output, Pipeline, Supervisor};
 }
 
+/// What components that read from Kafka may need.
+#[cfg(feature = "kafka")]
+pub mod kafka {
+    pub use brigade_kafka::{NoPosition, Position};
+}
+
 #[cfg(feature = "watch")]
 pub use brigade_watch as watch;
 
