@@ -8,11 +8,18 @@
 )]
 
 mod common;
+#[path = "common/scrape.rs"]
+mod scrape;
 
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use brigade::watch::{Names, listen};
 use brigade::{Failure, Running, Unaccounted};
 use common::{World, eventually};
+use scrape::value;
+use tokio::sync::Mutex;
 
 const YAML: &str = "
 restart: { max_restarts: 100 }
@@ -72,13 +79,37 @@ async fn the_books_of_a_busy_pipeline_close_also_when_actors_die() {
     assert_eq!(feed(&world, &running, FOUND).await, []);
 }
 
+/// Metrics are the process's, and all pipelines here have one name.
+static SCRAPED: Mutex<()> = Mutex::const_new(());
+
+/// How many messages of each stage the metrics say that the books cannot account for.
+fn unaccounted(address: SocketAddr) -> [f64; 2] {
+    let mut stream = TcpStream::connect(address).unwrap();
+    let request = "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    ["first", "second"].map(|stage| {
+        let line = format!("brigade_unaccounted_messages{{pipeline=\"test\",stage=\"{stage}\"}}");
+        assert!(text.contains(&line), "{text}");
+        value(&text, &line)
+    })
+}
+
 async fn found(defect: &str, stage: &str) -> Unaccounted {
+    let _alone = SCRAPED.lock().await;
     let world = World::new();
     let running = busy(&world).await;
+    let listening = listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let server = listening.serve(running.watcher(), Names::Brigade).unwrap();
     assert_eq!(feed(&world, &running, FOUND / 3).await, []);
+    assert_eq!(unaccounted(server.address()), [0.0, 0.0]);
     running.sabotage(stage, defect).await.unwrap();
     let mut wrong = feed(&world, &running, FOUND).await;
     assert!(!wrong.is_empty(), "nobody noticed");
+    let told = unaccounted(server.address());
+    let is_told = told.map(|messages| messages > 0.0);
+    assert_eq!(is_told, ["first", "second"].map(|name| name == stage), "{told:?}, {wrong:?}");
     wrong.remove(0)
 }
 

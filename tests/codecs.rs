@@ -153,6 +153,8 @@ stages:
     assert_eq!(payloads(&memory, "said"), ["\"1234567890123456\""]);
 }
 
+/// Also where the dead letters' queue has a schema that no dead letter fits: it is for what stages
+/// put there.
 #[tokio::test]
 async fn what_does_not_decode_is_kept_byte_for_byte() {
     let memory = Memory::new();
@@ -164,7 +166,7 @@ async fn what_does_not_decode_is_kept_byte_for_byte() {
 queues:
   packed: { type: memory, codec: messagepack }
   out: { type: memory }
-  dead: { type: memory }
+  dead: { type: memory, schema: { required: [n] } }
 stages:
   one: { component: count_up, input: packed, outputs: [out], dead_letter: dead }
 ";

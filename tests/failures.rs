@@ -8,6 +8,7 @@
 
 mod common;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
@@ -338,6 +339,45 @@ async fn an_output_that_is_not_declared_makes_a_dead_letter() {
     let cause = &world.dead_letters("first")[0].cause;
     assert_eq!(cause.kind, CauseKind::Output);
     assert_eq!(cause.message, "no output `nowhere`; stage `first` declares `mid`");
+}
+
+#[tokio::test]
+async fn a_value_that_cannot_be_written_makes_a_dead_letter_and_the_others_go_on() {
+    let world = World::new();
+    let calls = Arc::new(AtomicU64::new(0));
+    let count = calls.clone();
+    let first = move |n: u64| {
+        count.fetch_add(1, SeqCst);
+        // The keys of JSON's objects are texts.
+        let no_json = BTreeMap::from([(vec![n], n)]);
+        Ok::<_, Failure>(match n % 3 {
+            0 => Emit::value(no_json),
+            1 => Emit::to("mid", n).and("mid", no_json),
+            _ => Emit::value(n),
+        })
+    };
+    let registry = world.registry().component("first", first);
+    world.put("in", 0..30);
+    let running = world.start(TWO_STAGES, &registry).await;
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    assert_eq!(calls.load(SeqCst), 30, "it would be no other at the next attempt");
+    let mut out = world.numbers("out");
+    out.sort_unstable();
+    assert!(out.into_iter().eq((0..30).filter(|n| n % 3 == 2)), "one output alone goes nowhere");
+    let dead = world.dead_letters("first");
+    let mut kept: Vec<_> = dead.iter().map(|letter| letter.message.payload.clone()).collect();
+    let bad = (0..30).filter(|n| n % 3 != 2);
+    let mut sent: Vec<_> = bad.map(|n| Some(Bytes::from(n.to_string()))).collect();
+    kept.sort();
+    sent.sort();
+    assert_eq!(kept, sent);
+    for letter in dead {
+        let says = &letter.cause.message;
+        let (of, why) = says.split_once(" does not encode as JSON: ").unwrap();
+        assert!(["the value for the output", "the value for output `mid`"].contains(&of), "{says}");
+        assert_eq!((letter.cause.kind, why), (CauseKind::Output, "key must be a string"));
+    }
 }
 
 #[tokio::test]

@@ -300,6 +300,28 @@ stages:
     while out.read_on() {}
     println!("{} messages over {kills} kills and {restarts} restarts", figures.messages);
     assert_eq!(told_repeats(&out.counts), 0, "exactly once");
+    let offsets = committed(&kafka.servers(), "orders");
+    assert!(offsets.iter().all(|(committed, end)| committed == end), "{offsets:?}");
+    let all: i64 = offsets.iter().map(|(_, end)| end).sum();
+    assert_eq!(all, figures.messages as i64, "each was put once, and is committed");
+}
+
+/// What the pipeline has committed of each partition of a topic, and where that ends.
+fn committed(servers: &str, topic: &str) -> Vec<(i64, i64)> {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", servers).set("group.id", "shop");
+    let client: BaseConsumer = config.set("isolation.level", "read_committed").create().unwrap();
+    let mut all = TopicPartitionList::new();
+    all.add_partition_range(topic, 0, PARTITIONS - 1);
+    let offsets = client.committed_offsets(all, PATIENCE).unwrap();
+    let of = |partition: i32| {
+        let (_, end) = client.fetch_watermarks(topic, partition, PATIENCE).unwrap();
+        match offsets.find_partition(topic, partition).unwrap().offset() {
+            Offset::Offset(committed) => (committed, end),
+            other => panic!("partition {partition}: {other:?}"),
+        }
+    };
+    (0..PARTITIONS).map(of).collect()
 }
 
 /// What fails waits on a retry topic, whose copies and offsets are parts of the transactions.

@@ -76,6 +76,23 @@ fn what_the_metrics_tell_adds_up() {
 }
 
 #[test]
+fn the_time_that_outputs_wait_for_a_full_queue_is_told_of_their_stage() {
+    // It takes less than what comes.
+    let full = YAML
+        .replace("kept: { type: embedded }", "kept: { type: embedded, limit: { messages: 1 } }")
+        .replace("input: kept", "input: kept, throttle: { rate: 20, per: 1s, burst: 1 }");
+    let run = Run::start(&full);
+    let of = |name: &str, stage: &str| {
+        format!("brigade_{name}{{pipeline=\"watched\",stage=\"{stage}\"}}")
+    };
+    run.until("/metrics", |_, body| value(body, &of("stage_blocked", "sort")) == 1.0);
+    let waited = of("blocked_milliseconds_total", "sort");
+    let text = run.until("/metrics", |_, body| value(body, &waited) > 1000.0);
+    let not = of("blocked_milliseconds_total", "copy");
+    assert!(text.contains(&not) && value(&text, &not) == 0.0, "{text}");
+}
+
+#[test]
 fn the_names_of_volley_are_those_of_the_documentation() {
     let yaml =
         YAML.replace("metrics: 127.0.0.1:0", "metrics: { address: '127.0.0.1:0', names: volley }");

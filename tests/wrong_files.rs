@@ -104,9 +104,73 @@ fn no_depth_and_no_size_is_too_much_to_be_refused() {
         let said = said_of(name, closed.as_bytes());
         assert!(said.starts_with("error[syntax]: "), "{name}: {said}");
     }
+    // Neither is each key compared with each, nor a line counted anew for each of them.
+    let many: String = (0..100_000).map(|n| format!("\"k{n}\":0,")).collect();
+    let said = said_of("p.json", format!("{{\"a\":{{{many}\n\"k0\":0}}}}").as_bytes());
+    let twice =
+        "error[duplicate_key]: key `k0` stands twice; first at p.json:1:7\n  --> p.json:2:1 (a.k0)";
+    assert!(said.contains(twice), "{said}");
     let large = vec![b' '; (16 << 20) + 1];
     let said = said_of("p.yaml", &large);
     assert_eq!(said, "error[too_large]: 16777217 bytes; at most 16777216\n  --> p.yaml:1:1");
+}
+
+#[test]
+fn a_pipeline_of_more_queues_than_can_be_numbered_is_refused() {
+    let yaml = "pipeline: p\nqueues: { in: { type: memory } }\nstages:\n";
+    let toml = "pipeline = \"p\"\n[queues]\nin = { type = \"memory\" }\n[stages]\n";
+    let json = "{ \"pipeline\": \"p\",\n\"queues\": { \"in\": { \"type\": \"memory\" } },\n\
+        \"stages\": {\n";
+    let [in_yaml, in_toml, in_json] = [
+        "  sN: { component: log, input: in }\n",
+        "sN = { component = \"log\", input = \"in\" }\n",
+        "\"sN\": { \"component\": \"log\", \"input\": \"in\" },\n",
+    ];
+    for (name, head, stage, end, place) in [
+        ("p.yaml", yaml, in_yaml, "", "4:3"),
+        ("p.toml", toml, in_toml, "", "4:1"),
+        ("p.json", json, in_json, " } }", "3:11"),
+    ] {
+        let stages: String = (0..1 << 15).map(|n| stage.replace('N', &n.to_string())).collect();
+        let said = said_of(name, [head, stages.trim_end_matches(",\n"), end].concat().as_bytes());
+        let expected = format!(
+            "error[too_many]: 1 queues and 32768 stages, with two queues of its own for each \
+             stage, are more than 65536 queues\n  --> {name}:{place} (stages)\n  help: make \
+             several pipelines of it"
+        );
+        assert_eq!(said, expected);
+    }
+}
+
+#[test]
+fn stages_that_cannot_be_in_a_process_of_their_own_are_told_in_full() {
+    let text = "
+pipeline: p
+queues: { in: { type: embedded }, mid: { type: memory } }
+stages:
+  first: { component: pass, input: in, outputs: [mid] }
+  second: { component: pass, input: mid }
+  third: { component: log, input: second }
+";
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("p.yaml");
+    fs::write(&path, text).unwrap();
+    let loaded = PipelineFile::load(&path, &Overrides::default(), &brigade::registry()).unwrap();
+    let wrong = loaded.topology.split(&["second".to_owned(), "thrid".to_owned()]).unwrap_err();
+    let expected = "\
+error[split]: no stage `thrid`
+  --> --stage
+  help: did you mean `third`?
+
+error[split]: stage `third` is fed directly by `second`, which would be elsewhere
+  --> --stage
+  help: name a queue between them, or run both here
+
+error[split]: queue `mid` of type memory ends with its process, but stage `first` writes it and \
+stage `second`, which would be in another, reads it
+  --> --stage
+  help: use a durable queue there, as of type `embedded`, or run both here";
+    assert_eq!(wrong.to_string(), expected);
 }
 
 #[test]

@@ -4,6 +4,8 @@ mod json;
 mod toml;
 mod yaml;
 
+use std::cell::Cell;
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -84,21 +86,28 @@ pub(crate) struct Places<'t> {
     text: &'t str,
     /// Where lines begin, in bytes.
     lines: Vec<usize>,
+    /// The last place that was asked for, in bytes, and how many characters its line has before it.
+    last: Cell<(usize, usize)>,
 }
 
 impl<'t> Places<'t> {
     fn new(file: &str, text: &'t str) -> Self {
         let breaks = text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n');
         let lines = std::iter::once(0).chain(breaks.map(|(at, _)| at + 1)).collect();
-        Self { file: file.into(), text, lines }
+        Self { file: file.into(), text, lines, last: Cell::new((0, 0)) }
     }
 
     fn at_byte(&self, byte: usize) -> Origin {
         let byte = byte.min(self.text.len());
         let line = self.lines.partition_point(|start| *start <= byte).max(1);
         let start = self.lines[line - 1];
-        let column = self.text.get(start..byte).map_or(1, |before| before.chars().count() + 1);
-        self.at(line, column)
+        // Lines may be long, and places are asked for one after the other.
+        let last = self.last.get();
+        let (from, before) = if (start..=byte).contains(&last.0) { last } else { (start, 0) };
+        let Some(since) = self.text.get(from..byte) else { return self.at(line, 1) };
+        let before = before + since.chars().count();
+        self.last.set((byte, before));
+        self.at(line, before + 1)
     }
 
     fn at(&self, line: usize, column: usize) -> Origin {
@@ -115,9 +124,11 @@ fn refuse_duplicates(node: &Node, path: &mut Vec<String>, findings: &mut Finding
         }
     }
     let entries: &[Entry] = node.entries();
-    for (at, entry) in entries.iter().enumerate() {
+    let mut firsts = HashMap::with_capacity(entries.len());
+    for entry in entries {
         path.push(entry.key.clone());
-        if let Some(first) = entries[..at].iter().find(|before| before.key == entry.key) {
+        let first: &Entry = firsts.entry(&*entry.key).or_insert(entry);
+        if !std::ptr::eq(first, entry) {
             let message = format!("key `{}` stands twice; first at {}", entry.key, first.origin);
             findings.add(Severity::Error, "duplicate_key", &entry.origin, path, message);
         }
