@@ -41,7 +41,7 @@ const ROWS: &[Bench] = &[
     ("embedded, durable, three processes", embedded::three_processes),
     ("embedded, order by key, 10 keys", |name| embedded::by_key(name, 10, false)),
     ("embedded, order by key, 1,000,000 keys", |name| embedded::by_key(name, 1_000_000, false)),
-    ("embedded, order by key, a blocked key", |name| embedded::by_key(name, 500_000, true)),
+    ("embedded, order by key, a blocked key", |name| embedded::by_key(name, 1000, true)),
     ("file to file", files::through),
     ("latency, memory", latency::memory),
     ("latency, embedded, three processes", latency::three_processes),
@@ -84,6 +84,9 @@ const PEERS: &[Bench] = &[
 fn main() {
     if latency::is_child() {
         return latency::child();
+    }
+    if embedded::is_child() {
+        return embedded::child();
     }
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with("--")).collect();
     let peers = if peers::are_there() { PEERS } else { &[] };

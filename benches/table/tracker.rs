@@ -18,7 +18,7 @@ const ROUNDS: u64 = 20_000;
 const CHUNK: u64 = 64;
 const SAMPLES: usize = 20;
 
-/// What a stage counts, and its consumer's page.
+/// What a stage counts, and its consumer's page: as many counters as the runtime's own, which only it can reach.
 #[derive(Default)]
 struct Account {
     received: AtomicU64,
