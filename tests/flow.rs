@@ -352,6 +352,24 @@ stages: { first: { component: emit, input: in, outputs: [out], order: queue } }
     assert_eq!(keys, [&b"anna"[..], b"own"]);
 }
 
+/// The output's queue reads the key in what the component made, in the queue's own codec.
+#[tokio::test]
+async fn bytes_that_go_on_a_queue_have_the_key_that_stands_in_them() {
+    let world = World::new();
+    let yaml = "
+queues: { in: { type: memory, codec: bytes }, out: { type: memory, key: customer } }
+stages: { first: { component: pass, input: in, outputs: [out] } }
+";
+    world.memory.put("test", "in", [Message::new(r#"{"customer":"anna"}"#), Message::new("{")]);
+    let running = world.start(yaml, &world.registry()).await;
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    let out = world.memory.messages("test", "out");
+    assert_eq!((out.len(), out[0].key.as_deref()), (1, Some(&b"anna"[..])));
+    let letter = world.dead_letters("first").remove(0);
+    assert!(letter.cause.message.contains("output for queue `out`"), "{:?}", letter.cause);
+}
+
 /// The end of a pipeline: what its component is done with is acked, what it rejects goes to the dead letters, the
 /// only queue that it puts something on.
 #[tokio::test]

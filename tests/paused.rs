@@ -98,6 +98,17 @@ fn a_batch_that_is_not_full_waits_for_its_age() {
     });
 }
 
+/// To wait for the throttle is not the component's time.
+#[test]
+fn a_throttled_worker_is_idle_and_not_busy() {
+    paused(async {
+        let yaml = one("pass", "throttle: { rate: 1, per: 1m, burst: 1 }");
+        let (trial, _) = took(of(&yaml, &brigade::registry()), 4).await;
+        let stage = trial.status().await.stage("first").unwrap().clone();
+        assert!(stage.busy < MINUTE && stage.idle >= 2 * MINUTE, "{stage:?}");
+    });
+}
+
 #[test]
 fn a_throttle_takes_as_long_as_its_rate_says() {
     paused(async {

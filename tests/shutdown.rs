@@ -17,13 +17,12 @@ use async_trait::async_trait;
 use brigade::component::Raw;
 use brigade::connector::{
     Acked, Connector, ConnectorEnv, ConnectorError, Consumer, Failed, Incoming, Lag, Outgoing,
-    Produced, Producer, QueueAdmin, QueueSpec, Reader, Receipt, Want,
+    Produced, Producer, QueueSpec, Reader, Receipt, Want,
 };
 use brigade::prelude::*;
-use brigade::state::{StateLock, StateStore, StoreId, StoreOp};
+use brigade::state::{StateStore, StoreOp};
 use brigade::{Memory, MemoryState, Message, Pipeline, Supervisor};
-use brigade_testkit::{Like, LikeConnector, LikeConsumer, LikeProducer, paused};
-use bytes::Bytes;
+use brigade_testkit::{Like, LikeConnector, LikeConsumer, LikeProducer, LikeStore, paused};
 use common::{World, eventually};
 use tokio::sync::Semaphore;
 
@@ -135,49 +134,9 @@ impl LikeProducer for Noted<Arc<dyn Producer>> {
 }
 
 #[async_trait]
-impl StateStore for Noted<Arc<MemoryState>> {
-    fn store_id(&self) -> StoreId {
-        self.inner.store_id()
-    }
-
-    async fn load(&self, space: &str, key: &str) -> Result<Option<Bytes>, ConnectorError> {
-        self.inner.load(space, key).await
-    }
-
-    async fn scan(
-        &self,
-        space: &str,
-        prefix: &str,
-    ) -> Result<Vec<(String, Bytes)>, ConnectorError> {
-        self.inner.scan(space, prefix).await
-    }
-
-    async fn commit(&self, ops: Vec<StoreOp>) -> Result<(), ConnectorError> {
-        self.inner.commit(ops).await
-    }
-
-    async fn lock(&self, name: &str) -> Result<Option<StateLock>, ConnectorError> {
-        self.inner.lock(name).await
-    }
-
-    async fn queue_consumer(
-        &self,
-        queue: &QueueSpec,
-        reader: &Reader,
-    ) -> Result<Arc<dyn Consumer>, ConnectorError> {
-        self.inner.queue_consumer(queue, reader).await
-    }
-
-    async fn queue_producer(&self, queue: &QueueSpec) -> Result<Arc<dyn Producer>, ConnectorError> {
-        self.inner.queue_producer(queue).await
-    }
-
-    async fn queue_admin(&self, queue: &QueueSpec) -> Result<Arc<dyn QueueAdmin>, ConnectorError> {
-        self.inner.queue_admin(queue).await
-    }
-
-    async fn queue_names(&self, pipeline: &str) -> Result<Vec<String>, ConnectorError> {
-        self.inner.queue_names(pipeline).await
+impl LikeStore for Noted<Arc<MemoryState>> {
+    fn inner(&self) -> &dyn StateStore {
+        &*self.inner
     }
 
     async fn shutdown(&self) -> Result<(), ConnectorError> {
@@ -208,7 +167,7 @@ async fn a_line_ends_from_its_input_to_its_state() {
     };
     let registry = brigade::registry().connector(Arc::new(Like(noted))).component("work", work);
     let topology = World::new().load(TEXT, &registry);
-    let state = Arc::new(Noted { inner: MemoryState::new(), log: Arc::clone(&log) });
+    let state = Arc::new(Like(Noted { inner: MemoryState::new(), log: Arc::clone(&log) }));
     let pipeline = Pipeline::new(topology, &registry).unwrap().state(state);
     let running = Supervisor::new().add(pipeline).start().await.unwrap();
     eventually("messages are in flight", async || called.load(SeqCst) > 0).await;

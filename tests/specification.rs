@@ -19,6 +19,7 @@ use brigade::prelude::*;
 use brigade::{CauseKind, Message, MessageId, Pipeline, Registry, StageState};
 use brigade_testkit::{Fault, Trial, TrialSetup};
 use common::{World, eventually};
+use tokio::sync::Semaphore;
 
 /// Two stages over a queue; `more` stands in the first one.
 fn two(more: &str) -> String {
@@ -382,6 +383,34 @@ async fn a_drain_takes_nothing_more_from_the_queues() {
     let stage = stopped[0].status.stage("first").unwrap();
     assert!(stage.received < 100, "{} came", stage.received);
     assert_eq!(memory.messages("test", "in").len() as u64, 100 - stage.acked);
+}
+
+#[tokio::test]
+async fn an_actor_that_dies_in_a_drain_is_started_again_to_finish_what_is_in_flight() {
+    for actor in ["worker", "producer"] {
+        let restart = "restart: { min: 500ms, max: 500ms }\nqueues:";
+        let open = Arc::new(Semaphore::new(0));
+        let wait = Arc::clone(&open);
+        let registry = brigade::registry().component("wait", async move |raw: Raw| {
+            drop(wait.acquire().await);
+            Ok::<_, Failure>(raw)
+        });
+        let yaml = two("workers: 1").replace("queues:", restart);
+        let setup = trial_with(&yaml.replacen("component: pass", "component: wait", 1), registry);
+        let trial = setup.outage("mid", 1..=1).start().await.unwrap();
+        trial.send("in", numbered(0..1000));
+        let in_flight = async || trial.status().await.stage("first").unwrap().in_flight;
+        // One it works on, one is on its desk.
+        eventually("some wait for the worker", async || in_flight().await > 2).await;
+        trial.running().crash("first", actor).await.unwrap();
+        open.close();
+        // It comes back while the stage is drained: nothing is pulled meanwhile.
+        let (memory, stopped) = trial.end_with_queues().await;
+        let left = |queue| memory.messages("test", queue).len();
+        assert_eq!(left("in") + left("mid") + left("out"), 1000, "{actor}");
+        let stage = stopped[0].status.stage("first").unwrap();
+        assert!(stage.acked > 0 && stage.restarts > 0, "{actor}: {stage:?}");
+    }
 }
 
 #[tokio::test]

@@ -9,12 +9,15 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
+use async_trait::async_trait;
+use brigade::connector::ConnectorError;
 use brigade::prelude::*;
-use brigade::state::StateStore as _;
-use brigade::{Message, MessageId};
+use brigade::state::{StateStore, StoreOp};
+use brigade::{MemoryState, Message, MessageId, Pipeline, Supervisor};
+use brigade_testkit::{Like, LikeStore, paused};
 use common::{World, eventually};
 use tokio::sync::Semaphore;
 
@@ -151,4 +154,64 @@ stages:
     }
     let expected = in_calls.map(|calls| calls + 1);
     assert_eq!(*calls.lock().unwrap(), expected, "each in a call, and each once again");
+}
+
+/// A state whose first commits fail, until the gate is opened.
+struct Failing {
+    inner: Arc<MemoryState>,
+    failed: Arc<AtomicU64>,
+    mended: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl LikeStore for Failing {
+    fn inner(&self) -> &dyn StateStore {
+        &*self.inner
+    }
+
+    async fn commit(&self, ops: Vec<StoreOp>) -> Result<(), ConnectorError> {
+        let is_first =
+            ops.iter().any(|op| matches!(op, StoreOp::Put { value, .. } if value == "1"));
+        if is_first && !self.mended.load(Relaxed) {
+            self.failed.fetch_add(1, Relaxed);
+            return Err(ConnectorError::transient("the disk is full"));
+        }
+        self.inner.commit(ops).await
+    }
+}
+
+/// The messages of a key come by two queues: what the earlier one wrote cannot be stored for a while.
+#[test]
+fn a_write_that_is_tried_again_does_not_go_over_a_later_one() {
+    paused(async {
+        let last = async |n: u64, _: &Context| -> Result<Emit, Failure> {
+            Ok(Emit::none().put_state("last", n.to_string()))
+        };
+        let world = World::new();
+        let registry = world.registry().component("last", last);
+        let yaml = "
+queues: { one: { type: memory }, other: { type: memory } }
+stages: { last: { component: last, input: [one, other], order: key } }
+";
+        let (failed, mended) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
+        let inner = world.state.clone();
+        let state = Failing { inner, failed: Arc::clone(&failed), mended: Arc::clone(&mended) };
+        let pipeline = Pipeline::new(world.load(yaml, &registry), &registry).unwrap();
+        let pipeline = pipeline.state(Arc::new(Like(state)));
+        let running = Supervisor::new().add(pipeline).start_here().await.unwrap();
+        let put = |queue, n: u64| {
+            let message = Message::new(n.to_string()).with_id(MessageId(n.into())).with_key("k");
+            world.memory.put("test", queue, [message]);
+        };
+        put("one", 1);
+        eventually("it cannot be stored", async || failed.load(Relaxed) > 0).await;
+        put("other", 2);
+        let acked = async || running.status().await[0].stage("last").unwrap().acked;
+        eventually("the later one is stored", async || acked().await == 1).await;
+        mended.store(true, Relaxed);
+        running.until_idle(None).await.unwrap();
+        running.drain().await;
+        let stored = world.state.load("component/test/last", "last").await.unwrap();
+        assert_eq!(stored.as_deref(), Some(&b"2"[..]));
+    });
 }

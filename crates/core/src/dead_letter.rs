@@ -262,34 +262,23 @@ impl DeadLetter {
         serde_json::to_vec(&wire).expect("strings and numbers always encode").into()
     }
 
-    /// The message as it goes back to its stage: what it is written in, and the queue that it came from, go
-    /// along as headers.
+    /// The message as it goes back to its stage: the queue that it came from and what it is written in go
+    /// along as headers, behind its own.
     pub fn into_redrive(self) -> Message {
         let message = self.message.with_header(QUEUE_HEADER, self.queue);
-        match self.codec {
-            Codec::Json => message,
-            codec => message.with_header(CODEC_HEADER, codec.as_str()),
-        }
+        message.with_header(CODEC_HEADER, self.codec.as_str())
     }
 
-    /// Takes the first of these headers off a message that goes back to its stage.
+    /// Takes the header off a message that goes back to its stage which says what it is written in: JSON, if
+    /// it has none.
     pub fn take_codec(message: &mut Message) -> Codec {
-        let named = message.headers.get(CODEC_HEADER).flatten();
-        let named = named.and_then(|name| Codec::of_name(std::str::from_utf8(name).ok()?));
-        if named.is_some() {
-            without_header(message, CODEC_HEADER);
-        }
-        named.unwrap_or_default()
+        take_last(message, CODEC_HEADER, Codec::of_name).unwrap_or_default()
     }
 
-    /// Takes the other one off. Messages that older programs sent back have none.
+    /// Takes the header off a message that goes back to its stage which names the queue that it came from.
+    /// Messages that older programs sent back have none.
     pub fn take_queue(message: &mut Message) -> Option<String> {
-        let named = message.headers.get(QUEUE_HEADER).flatten();
-        let named = named.and_then(|name| Some(std::str::from_utf8(name).ok()?.to_owned()));
-        if named.is_some() {
-            without_header(message, QUEUE_HEADER);
-        }
-        named
+        take_last(message, QUEUE_HEADER, |name| Some(name.to_owned()))
     }
 
     /// Reads what [`to_json`](DeadLetter::to_json) wrote.
@@ -341,9 +330,18 @@ impl DeadLetter {
     }
 }
 
-fn without_header(message: &mut Message, header: &str) {
-    let others = message.headers.iter().filter(|(name, _)| *name != header);
-    message.headers = others.map(|(name, value)| (name, value.cloned())).collect();
+/// Takes the last header of a name off, if it can be read: those before it are the message's own.
+fn take_last<T>(
+    message: &mut Message,
+    header: &str,
+    read: impl Fn(&str) -> Option<T>,
+) -> Option<T> {
+    let of_name = |(_, (name, _)): &(usize, (&str, _))| *name == header;
+    let (at, (_, value)) = message.headers.iter().enumerate().filter(of_name).last()?;
+    let taken = read(std::str::from_utf8(value?).ok()?)?;
+    let others = message.headers.iter().enumerate().filter(|(place, _)| *place != at);
+    message.headers = others.map(|(_, (name, value))| (name, value.cloned())).collect();
+    Some(taken)
 }
 
 #[cfg(test)]
@@ -384,6 +382,21 @@ mod tests {
             };
             let letter = letter(message);
             prop_assert_eq!(DeadLetter::from_json(&letter.to_json()).unwrap(), letter);
+        }
+
+        /// Also one that has such headers already.
+        #[test]
+        fn what_goes_back_to_its_stage_comes_as_it_was(
+            own in prop::collection::vec((0_u8..3, any::<Option<String>>()), 0..5),
+            codec in prop::sample::select(vec![Codec::Json, Codec::Cbor, Codec::Bytes]),
+        ) {
+            let name = |at| [CODEC_HEADER, QUEUE_HEADER, "other"][usize::from(at)].to_owned();
+            let headers = own.into_iter().map(|(at, value)| (name(at), value.map(Bytes::from)));
+            let message = Message { headers: headers.collect(), ..Message::new("{}") };
+            let mut back = DeadLetter { codec, ..letter(message.clone()) }.into_redrive();
+            prop_assert_eq!(DeadLetter::take_codec(&mut back), codec);
+            prop_assert_eq!(DeadLetter::take_queue(&mut back), Some("arrivals".to_owned()));
+            prop_assert_eq!(back, message);
         }
 
         #[test]

@@ -87,6 +87,8 @@ impl QueuePlan {
         if self.schema.is_none() && !wants {
             return Ok(());
         }
+        // Bytes go on the queue as they are: they are taken to be in its codec.
+        let from = if from == Codec::Bytes { self.codec } else { from };
         let value = decoded(message, from).map_err(|error| self.unfit(&error))?;
         if let Some(schema) = &self.schema {
             self.check(schema, &value)

@@ -19,6 +19,7 @@ mod codec;
 mod edge;
 mod format;
 mod lane;
+mod outbox;
 mod plan;
 mod pool;
 mod runner;

@@ -113,6 +113,9 @@ pub(crate) struct StagePlan {
     pub(crate) credit: Credit,
     /// Counts what its consumers hand out, for as long as the pipeline runs.
     pub(crate) handed_out: HandedOut,
+    /// Held by who stores what the stages of a line, which begins here, wrote: from the choice of what is still
+    /// to be stored until it is. Else a value that was chosen could go over a later one that is stored meanwhile.
+    pub(crate) storing: tokio::sync::Mutex<()>,
     pub(crate) order: Order,
     pub(crate) batch: Option<(usize, Duration)>,
     pub(crate) retry: RetryPolicy,
@@ -192,6 +195,7 @@ impl StagePlan {
                 bytes: stage.max_in_flight.bytes,
             },
             handed_out: HandedOut::default(),
+            storing: tokio::sync::Mutex::default(),
             order: stage.order,
             batch: stage.batch.map(|batch| (batch.size, batch.age)),
             retry: stage.retry,

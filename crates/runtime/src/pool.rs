@@ -283,8 +283,9 @@ impl Port {
     /// So many deliveries wait here no more; says whether somebody waits for their room.
     #[must_use]
     pub(crate) fn freed(&self, n: usize) -> bool {
-        let before = self.queued.load(Ordering::Relaxed);
-        self.queued.fetch_sub(n.min(before), Ordering::SeqCst);
+        // At least none: a worker that is given up on may still say so when another counts from the start.
+        let fewer = |queued: usize| Some(queued.saturating_sub(n));
+        let _ = self.queued.fetch_update(Ordering::SeqCst, Ordering::Relaxed, fewer);
         self.wanted.swap(false, Ordering::SeqCst)
     }
 

@@ -21,8 +21,9 @@ use tokio::time::Instant;
 use crate::call::{call, cause_of, drop_quietly, panic_text};
 use crate::clock::now;
 use crate::edge::{read_value, receive, take_home};
+use crate::outbox::Outbox;
 use crate::plan::{QueuePlan, StagePlan, Target};
-use crate::pool::{CHUNK_MAX, Pool};
+use crate::pool::Pool;
 use crate::tree::Report;
 
 /// A worker's component and everything it needs to handle deliveries.
@@ -37,34 +38,8 @@ pub(crate) struct Runner {
     calls: usize,
     /// Deliveries that have ended here or gone on, and that the books do not have yet.
     went: u64,
-}
-
-/// Deliveries over direct edges, by the stage they go to: sent together, since one mailbox message a
-/// delivery costs more than many components do.
-#[derive(Default)]
-pub(crate) struct Outbox {
-    waiting: Vec<(u16, Vec<Delivery>)>,
-    /// Deliveries that went on with the duty they came with.
-    pub(crate) gone_on: u64,
-}
-
-impl Outbox {
-    /// Whether as much waits as one mailbox message takes.
-    pub(crate) fn is_full(&self) -> bool {
-        self.waiting.iter().any(|(_, deliveries)| deliveries.len() >= CHUNK_MAX)
-    }
-
-    fn push(&mut self, stage: u16, delivery: Delivery) {
-        match self.waiting.iter_mut().find(|(have, _)| *have == stage) {
-            Some((_, waiting)) => {
-                if waiting.capacity() == 0 {
-                    waiting.reserve_exact(CHUNK_MAX);
-                }
-                waiting.push(delivery);
-            }
-            None => self.waiting.push((stage, vec![delivery])),
-        }
-    }
+    /// How long it waited for the stage's throttle since that was asked for.
+    throttled: Duration,
 }
 
 /// What is the same for all workers of a stage.
@@ -124,7 +99,8 @@ pub(crate) enum Attempt {
 impl Runner {
     pub(crate) fn new(site: Arc<RunnerSite>, component: Box<dyn AnyComponent>) -> Self {
         let context = Context::lend(Arc::clone(&site.stage.context), Delivery::default());
-        Self { site, component, outbox: Outbox::default(), context, calls: 0, went: 0 }
+        let (outbox, throttled) = (Outbox::default(), Duration::ZERO);
+        Self { site, component, outbox, context, calls: 0, went: 0, throttled }
     }
 
     /// Handles one delivery as far as it goes now.
@@ -133,7 +109,7 @@ impl Runner {
             Ok(admitted) => admitted,
             Err(step) => return step,
         };
-        self.site.throttle().await;
+        self.throttle().await;
         self.calls += 1;
         let parsed = delivery.parsed.take();
         let none = self.context.exchange(delivery);
@@ -177,6 +153,20 @@ impl Runner {
         std::mem::take(&mut self.went)
     }
 
+    /// Waits until the stage's throttle lets one message more pass.
+    pub(crate) async fn throttle(&mut self) {
+        if self.site.stage.throttle.is_some() {
+            let begun = Instant::now();
+            self.site.throttle().await;
+            self.throttled += begun.elapsed();
+        }
+    }
+
+    /// How long it waited for the throttle since the last time.
+    pub(crate) fn take_throttled(&mut self) -> Duration {
+        std::mem::take(&mut self.throttled)
+    }
+
     /// Handles a batch, one answer for each.
     pub(crate) async fn handle_batch(
         &mut self,
@@ -188,7 +178,7 @@ impl Runner {
         for delivery in deliveries {
             match self.admit(delivery) {
                 Ok(mut delivery) => {
-                    self.site.throttle().await;
+                    self.throttle().await;
                     parsed.push(delivery.parsed.take());
                     contexts.push(Context::lend(Arc::clone(&self.site.stage.context), delivery));
                 }
@@ -304,7 +294,7 @@ impl RunnerSite {
     }
 
     /// Waits until the stage's throttle lets one message more pass.
-    pub(crate) async fn throttle(&self) {
+    async fn throttle(&self) {
         let Some(bucket) = &self.stage.throttle else { return };
         loop {
             let taken = bucket
@@ -484,13 +474,10 @@ impl RunnerSite {
 
     /// Sends what waits to go over direct edges.
     pub(crate) fn send(&self, outbox: &mut Outbox, lane: usize) {
-        for (stage, deliveries) in &mut outbox.waiting {
-            if deliveries.is_empty() {
-                continue;
-            }
-            let found = self.downstream.iter().find(|(index, _, _)| index == stage);
+        for (stage, deliveries) in outbox.take() {
+            let found = self.downstream.iter().find(|(index, _, _)| *index == stage);
             let (_, order, pool) = found.expect("every direct target has its pool");
-            pool.send_direct(*order, lane, std::mem::take(deliveries));
+            pool.send_direct(*order, lane, deliveries);
         }
     }
 

@@ -328,6 +328,9 @@ impl Running {
     ///
     /// # Errors
     /// There is no such queue, or it cannot be opened.
+    ///
+    /// # Panics
+    /// Outside of a Tokio runtime, where the queue's connector needs one: the producer works for who calls it.
     pub async fn producer(&self, queue: &str) -> Result<Arc<dyn Producer>, CommandError> {
         let (tree, name) = self.find(queue)?;
         let declared = tree.plan.queues.iter().find(|queue| *queue.spec.name == *name);

@@ -124,7 +124,10 @@ pub(crate) struct Tree {
     awaited: HashMap<u16, command::Reply>,
     books: Books<(u16, books::Party)>,
     unaccounted: Vec<Unaccounted>,
+    /// Nothing more is begun; what is in flight is waited for.
     stopping: bool,
+    /// Nothing is waited for any more.
+    closing: bool,
 }
 
 impl Tree {
@@ -151,6 +154,7 @@ impl Tree {
             books: Books::default(),
             unaccounted: Vec::new(),
             stopping: false,
+            closing: false,
         }
     }
 
@@ -185,6 +189,15 @@ impl Tree {
     fn root_of(&self, stage: u16) -> u16 {
         let upstream = |stage: &u16| self.plan.stages[usize::from(*stage)].upstream;
         std::iter::successors(Some(stage), upstream).last().expect("the stage itself")
+    }
+
+    /// Whether an actor that has died is started again: while what is in flight is waited for, who handles it
+    /// and who puts what became of it.
+    fn is_needed(&self, who: Who) -> bool {
+        match who {
+            Who::Consumer { .. } => !self.stopping,
+            Who::Worker { .. } | Who::Producer { .. } => !self.closing,
+        }
     }
 
     /// Asks the stage's budget whether, and when, something is started again.
@@ -250,7 +263,7 @@ impl Tree {
             return;
         }
         let current = self.lines.get(&root).is_some_and(|line| line.is_current(who, life));
-        if self.stopping || failed || !current {
+        if failed || !current || !self.is_needed(who) {
             return;
         }
         let name = Arc::clone(&self.plan.stages[usize::from(stage)].name);

@@ -22,7 +22,7 @@ mod trial;
 pub use drive::Driven;
 pub use faults::Fault;
 pub use fixture::{Disturb, Fixture};
-pub use like::{Like, LikeConnector, LikeConsumer, LikeProducer};
+pub use like::{Like, LikeConnector, LikeConsumer, LikeProducer, LikeStore};
 pub use paused::paused;
 pub use trial::{Trial, TrialSetup};
 

@@ -9,10 +9,12 @@ use brigade_core::connector::{
     Outgoing, Problem, Produced, Producer, QueueAdmin, QueuePlace, QueueSpec, Reader, Receipt,
     Staged, Used, Want,
 };
-use brigade_core::state::{StoreId, StoreOp};
+use brigade_core::state::{StateLock, StateStore, StoreId, StoreOp};
+use bytes::Bytes;
 use serde_json::Value;
 
-/// Is a [`Connector`], [`Consumer`] or [`Producer`] if its content is [like](LikeConnector) one.
+/// Is a [`Connector`], [`Consumer`], [`Producer`] or [`StateStore`] if its content is [like](LikeConnector)
+/// one.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -304,6 +306,80 @@ impl<T: LikeProducer> Producer for Like<T> {
 
     async fn flush(&self) -> Result<(), ConnectorError> {
         self.0.flush().await
+    }
+
+    async fn shutdown(&self) -> Result<(), ConnectorError> {
+        self.0.shutdown().await
+    }
+}
+
+/// What a store of state does otherwise than another; what is not said it does as that.
+#[async_trait]
+pub trait LikeStore: Send + Sync {
+    /// The other.
+    fn inner(&self) -> &dyn StateStore;
+
+    /// As [`StateStore::commit`].
+    ///
+    /// # Errors
+    /// As there.
+    async fn commit(&self, ops: Vec<StoreOp>) -> Result<(), ConnectorError> {
+        self.inner().commit(ops).await
+    }
+
+    /// As [`StateStore::shutdown`].
+    ///
+    /// # Errors
+    /// As there.
+    async fn shutdown(&self) -> Result<(), ConnectorError> {
+        self.inner().shutdown().await
+    }
+}
+
+#[async_trait]
+impl<T: LikeStore> StateStore for Like<T> {
+    fn store_id(&self) -> StoreId {
+        self.0.inner().store_id()
+    }
+
+    async fn load(&self, space: &str, key: &str) -> Result<Option<Bytes>, ConnectorError> {
+        self.0.inner().load(space, key).await
+    }
+
+    async fn scan(
+        &self,
+        space: &str,
+        prefix: &str,
+    ) -> Result<Vec<(String, Bytes)>, ConnectorError> {
+        self.0.inner().scan(space, prefix).await
+    }
+
+    async fn commit(&self, ops: Vec<StoreOp>) -> Result<(), ConnectorError> {
+        self.0.commit(ops).await
+    }
+
+    async fn lock(&self, name: &str) -> Result<Option<StateLock>, ConnectorError> {
+        self.0.inner().lock(name).await
+    }
+
+    async fn queue_consumer(
+        &self,
+        queue: &QueueSpec,
+        reader: &Reader,
+    ) -> Result<Arc<dyn Consumer>, ConnectorError> {
+        self.0.inner().queue_consumer(queue, reader).await
+    }
+
+    async fn queue_producer(&self, queue: &QueueSpec) -> Result<Arc<dyn Producer>, ConnectorError> {
+        self.0.inner().queue_producer(queue).await
+    }
+
+    async fn queue_admin(&self, queue: &QueueSpec) -> Result<Arc<dyn QueueAdmin>, ConnectorError> {
+        self.0.inner().queue_admin(queue).await
+    }
+
+    async fn queue_names(&self, pipeline: &str) -> Result<Vec<String>, ConnectorError> {
+        self.0.inner().queue_names(pipeline).await
     }
 
     async fn shutdown(&self) -> Result<(), ConnectorError> {

@@ -248,10 +248,12 @@ impl Limit {
     /// queue may hold.
     pub fn never_takes(&self, queue: &str, message: &Message) -> Option<Rejected> {
         let (size, max) = (message.size() as u64, self.bytes?.0);
-        let message = format!(
-            "{size} bytes are more than queue `{queue}` ever holds: its limit is {max} bytes"
-        );
-        (size > max).then_some(Rejected { kind: CauseKind::TooLarge, message })
+        (size > max).then(|| {
+            let message = format!(
+                "{size} bytes are more than queue `{queue}` ever holds: its limit is {max} bytes"
+            );
+            Rejected { kind: CauseKind::TooLarge, message }
+        })
     }
 }
 

@@ -15,10 +15,12 @@ use brigade_core::delivery::{Delivery, ended_here};
 use tokio::runtime::Runtime;
 use tokio::time::Instant;
 
+use super::desk::Item;
 use super::worker::{WorkLoop, Worker};
 use crate::call::call_blocking;
+use crate::outbox::Outbox;
 use crate::plan::StagePlan;
-use crate::runner::{Attempt, Outbox, RunnerSite, Step};
+use crate::runner::{Attempt, Step};
 
 /// How often a thread's call is looked at, in parts of its timeout.
 const LOOKS: u32 = 8;
@@ -33,10 +35,16 @@ pub(super) struct BlockingThread {
 /// What a thread is doing.
 #[derive(Default)]
 struct Call {
-    /// The delivery whose component runs, on a copy without the duty, and since when.
-    current: Option<(Delivery, Instant)>,
+    current: Option<Current>,
     /// Whether the thread was given up on.
     fenced: bool,
+}
+
+/// The delivery whose component runs, on a copy without the duty.
+struct Current {
+    delivery: Delivery,
+    retry: bool,
+    since: Instant,
 }
 
 /// Tells the worker that its thread has ended: user code can panic also where no call of it is guarded,
@@ -119,9 +127,9 @@ impl Worker {
         let late = {
             let mut call = lock(&thread.call);
             match call.current.take() {
-                Some((delivery, since)) if since.elapsed() >= timeout => {
+                Some(current) if current.since.elapsed() >= timeout => {
                     call.fenced = true;
-                    Some(delivery)
+                    Some(current)
                 }
                 current => {
                     call.current = current;
@@ -129,16 +137,16 @@ impl Worker {
                 }
             }
         };
-        let Some(delivery) = late else { return };
+        let Some(late) = late else { return };
         if let Some(look) = thread.look.take() {
             ctx.cancel_future(look);
         }
-        self.replace_thread(delivery, timeout, ctx);
+        self.replace_thread(late, timeout, ctx);
     }
 
     fn replace_thread(
         &mut self,
-        delivery: Delivery,
+        Current { delivery, retry, .. }: Current,
         timeout: Duration,
         ctx: &mut actix::Context<Self>,
     ) {
@@ -150,16 +158,14 @@ impl Worker {
             pipeline = %stage.context.pipeline, stage = %stage.name, stuck, ?timeout,
             "a blocking call took longer than the timeout; its thread is given up on"
         );
-        let work = self.work_loop();
-        let (desk, port) = (Arc::clone(&work.desk), Arc::clone(&work.port));
+        let mut work = self.work_loop();
+        let desk = Arc::clone(&work.desk);
         let key = delivery.message.key.clone();
         // A timeout emits nothing.
         let before = ended_here();
         let step = site.decide(delivery, Attempt::TimedOut(timeout), &mut Outbox::default());
         let went = ended_here() - before;
-        if port.handled(1, timeout) {
-            site.tell_listeners();
-        }
+        work.handled(usize::from(!retry), timeout);
         match step {
             Step::Retry(delivery, after) => desk.retry(delivery, Instant::now() + after),
             Step::Parked(parked) => desk.park(parked, std::iter::empty()),
@@ -206,8 +212,9 @@ impl WorkLoop {
             };
             let key = item.delivery.message.key.clone();
             let started = Instant::now();
-            let Some(step) = self.handle_blocking(item.delivery, runtime, call) else { return };
-            let (went, retry) = (self.runner.take_went(), item.retry);
+            let retry = item.retry;
+            let Some(step) = self.handle_blocking(item, runtime, call) else { return };
+            let went = self.runner.take_went();
             self.handled(usize::from(!retry), started.elapsed());
             match step {
                 Step::Retry(delivery, after) => self.retry(delivery, after),
@@ -241,7 +248,7 @@ impl WorkLoop {
     /// came to be called.
     fn handle_blocking(
         &mut self,
-        delivery: Delivery,
+        Item { delivery, retry }: Item,
         runtime: &Runtime,
         call: &Mutex<Call>,
     ) -> Option<Step> {
@@ -249,30 +256,32 @@ impl WorkLoop {
             Ok(admitted) => admitted,
             Err(step) => return Some(step),
         };
-        let site: &RunnerSite = &self.runner.site;
-        runtime.block_on(async {
-            tokio::select! {
-                biased;
-                () = site.throttle() => {}
-                () = self.desk.closed() => {}
-            }
-        });
+        let stage = Arc::clone(&self.runner.site.stage);
+        if stage.throttle.is_some() {
+            runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    () = self.runner.throttle() => {}
+                    () = self.desk.closed() => {}
+                }
+            });
+        }
         let parsed = delivery.parsed.take();
         let copy = delivery.copy_without_duty();
-        let context = ComponentContext::lend(Arc::clone(&site.stage.context), copy);
-        lock(call).current = Some((delivery, Instant::now()));
+        let context = ComponentContext::lend(Arc::clone(&stage.context), copy);
+        lock(call).current = Some(Current { delivery, retry, since: Instant::now() });
         // Looked at only now: who closes it later finds what is to be given back.
         if self.desk.is_closed() {
             drop(lock(call).current.take());
             return None;
         }
-        site.stage.stats.calls.add(1);
+        stage.stats.calls.add(1);
         let component = self.runner.component.as_mut();
         let attempt = call_blocking(runtime, component, parsed, &context);
         if matches!(attempt, Attempt::Panicked(_)) {
             self.runner.component = self.template.fresh();
         }
-        let (delivery, _) = lock(call).current.take()?;
+        let Current { delivery, .. } = lock(call).current.take()?;
         let step = self.runner.decide(delivery, attempt);
         self.send();
         Some(step)

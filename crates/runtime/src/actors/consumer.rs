@@ -306,7 +306,8 @@ impl PullLoop {
     }
 
     fn deal_what_fits(&mut self, ports: &mut [&Arc<Port>]) {
-        ports.sort_by_key(|port| port.queued());
+        // Asked once each: the workers change it meanwhile, and a sort has to find one order.
+        ports.sort_by_cached_key(|port| port.queued());
         let line = &mut self.backlog[0];
         // A fair share first, so that a small backlog is not all one worker's.
         let share = line.len().div_ceil(ports.len().max(1));
@@ -431,14 +432,14 @@ impl PullLoop {
     }
 
     fn hand_out(&mut self, messages: Vec<Incoming>) {
-        let received = Instant::now();
+        let (received, workers) = (Instant::now(), self.site.pool.ports().len());
         let mut handing_out = self.origin.hand_out(messages.len());
         for incoming in messages {
             let since = Since { enqueued_at: incoming.enqueued_at, received };
             let size = incoming.message.size();
             let slot = self.flights.hand_out(incoming.receipt, size, Some(since));
             let mut delivery = self.delivery(incoming, handing_out.next(slot));
-            let line = self.line(&mut delivery);
+            let line = self.line(&mut delivery, workers);
             if let Some(lines) = &mut self.lines {
                 lines.hand_out(slot, line);
             }
@@ -449,14 +450,13 @@ impl PullLoop {
         }
     }
 
-    /// Which line of the backlog a delivery stands in.
-    fn line(&self, delivery: &mut Delivery) -> usize {
+    /// Which line of the backlog a delivery stands in, of one for each of so many workers.
+    fn line(&self, delivery: &mut Delivery, workers: usize) -> usize {
         if self.site.stage.order != Order::Key {
             return 0;
         }
         // A key that cannot be read is told by the worker, as a payload that does not decode.
         let _ = self.site.input.read_key(delivery);
-        let workers = self.site.pool.ports().len();
         delivery.message.key.as_ref().map_or(0, |key| shard(key, workers))
     }
 

@@ -168,6 +168,12 @@ impl Settlement {
         self.outputs.retain(|output| !fenced.contains(&output.receipt));
     }
 
+    /// Whether its messages wrote to the states of its stages.
+    pub(super) fn has_writes(&self) -> bool {
+        let mut parents = self.units.iter().flat_map(|unit| &self.parents[unit.parents.clone()]);
+        parents.any(|parent| !parent.made.written.writes.is_empty())
+    }
+
     /// What is to be written to the states of its stages, in the order in which the messages were handled:
     /// with direct edges they finish in another. What was stored meanwhile by one that was handled later
     /// stays.

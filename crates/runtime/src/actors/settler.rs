@@ -154,19 +154,28 @@ impl Settler {
 
     /// Writes the stages' own state first where it does not share the consumer's store.
     async fn write_elsewhere(&self, settlement: &Settlement) -> Result<(), SettleError> {
-        if self.consumer.store() == Some(self.state.store_id()) {
+        if self.stores_together() || !settlement.has_writes() {
             return Ok(());
         }
-        let writes = settlement.writes(self);
         let mut tries = Tries::default();
-        while !writes.is_empty() {
-            match self.state.commit(writes.clone()).await {
-                Ok(()) => break,
-                Err(error) => self.wait_after(&error, &mut tries).await?,
+        loop {
+            let turn = self.root().storing.lock().await;
+            match self.state.commit(settlement.writes(self)).await {
+                Ok(()) => {
+                    settlement.stored();
+                    return Ok(());
+                }
+                Err(error) => {
+                    drop(turn);
+                    self.wait_after(&error, &mut tries).await?;
+                }
             }
         }
-        settlement.stored();
-        Ok(())
+    }
+
+    /// Whether the state of the stages is written in the transaction of the acks.
+    fn stores_together(&self) -> bool {
+        self.consumer.store() == Some(self.state.store_id())
     }
 
     /// Acks what is left of a settlement; says how many messages have come to an outcome. What
@@ -217,7 +226,6 @@ impl Settler {
                 }
             }
         }
-        part.stored();
         self.count(part);
         *outcomes += part.units.len();
         Ok(())
@@ -225,8 +233,7 @@ impl Settler {
 
     /// Acks once, with all outputs and writes that share the consumer's store.
     async fn try_ack(&self, settlement: &mut Settlement) -> Result<Try, TryError> {
-        let mut ops = settlement.writes(self);
-        let mut holds: Vec<Box<dyn Hold>> = Vec::new();
+        let (mut ops, mut holds) = (Vec::new(), Vec::<Box<dyn Hold>>::new());
         for outlet in &self.outlets {
             let places = settlement.places(outlet.queue.index);
             if places.is_empty() {
@@ -246,6 +253,11 @@ impl Settler {
             ops.extend(staged.ops);
             holds.extend(staged.hold);
         }
+        let _turn = match self.stores_together() && settlement.has_writes() {
+            true => Some(self.root().storing.lock().await),
+            false => None,
+        };
+        ops.extend(settlement.writes(self));
         let together = !ops.is_empty();
         let begun = Instant::now();
         let Acked { fenced, refused } = self.consumer.ack(settlement.receipts(), ops).await?;
@@ -260,6 +272,7 @@ impl Settler {
         }
         if fenced.is_empty() || !together {
             holds.into_iter().for_each(|hold| hold.commit());
+            settlement.stored();
         }
         Ok(Try::Acked { fenced, together })
     }

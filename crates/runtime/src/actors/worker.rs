@@ -226,9 +226,13 @@ impl WorkLoop {
         self.runner.send(self.port.lane);
     }
 
-    /// So many were handled, in this time.
-    pub(super) fn handled(&self, n: usize, took: Duration) {
-        self.runner.site.stage.handled(n, took);
+    /// So many were handled, in this time. What the throttle took of it is not the component's, but the worker
+    /// is not faster than that.
+    pub(super) fn handled(&mut self, n: usize, took: Duration) {
+        let throttled = self.runner.take_throttled();
+        let stage = &self.runner.site.stage;
+        stage.handled(n, took.saturating_sub(throttled));
+        stage.stats.idle_ns.add_time(throttled);
         if self.port.handled(n, took) {
             self.runner.site.tell_listeners();
         }

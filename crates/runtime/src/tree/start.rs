@@ -126,7 +126,7 @@ impl Tree {
     pub(super) fn revive(&mut self, who: Who, life: u64, ctx: &mut Context<Self>) {
         let stage = who.stage();
         let root = self.root_of(stage);
-        if self.stopping || self.stages[usize::from(stage)].state == StageState::Failed {
+        if !self.is_needed(who) || self.stages[usize::from(stage)].state == StageState::Failed {
             return;
         }
         let Some(line) = self.lines.get_mut(&root) else {

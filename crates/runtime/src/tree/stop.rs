@@ -63,6 +63,7 @@ impl Tree {
         let quiet = here && self.lines.values().all(|line| line.is_quiet());
         let late = stop.deadline.is_some_and(|deadline| Instant::now() >= deadline);
         if quiet || late {
+            self.closing = true;
             for (stage, in_flight) in self.unresolved() {
                 stop.given_back += in_flight as u64;
                 tracing::warn!(%stage, in_flight, "not resolved by the deadline: given back");
