@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use brigade::component::{Component, Context, Emit, Setup};
+use brigade::component::{Component, Context, Emit, Emitted, Setup};
 use brigade::connector::{
     Connector, ConnectorEnv, ConnectorError, Outgoing, Produced, Producer, QueueSpec,
 };
@@ -526,4 +526,67 @@ stages: { first: { component: pass, input: in, outputs: [out] } }
         running.drain().await;
         assert_eq!(world.numbers("in"), [7], "it is not acked");
     }
+}
+
+/// Memory queues whose producers tell of the first message what stays, and of the others that they
+/// come after it.
+struct Ended(Memory);
+
+struct EndedProducer(Arc<dyn Producer>);
+
+#[async_trait]
+impl LikeConnector for Ended {
+    fn inner(&self) -> &dyn Connector {
+        &self.0
+    }
+
+    fn type_name(&self) -> &'static str {
+        "ended"
+    }
+
+    async fn producer(
+        &self,
+        queue: &QueueSpec,
+        env: &ConnectorEnv,
+    ) -> Result<Arc<dyn Producer>, ConnectorError> {
+        Ok(Arc::new(Like(EndedProducer(self.0.producer(queue, env).await?))))
+    }
+}
+
+#[async_trait]
+impl LikeProducer for EndedProducer {
+    fn inner(&self) -> &dyn Producer {
+        &*self.0
+    }
+
+    async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
+        let failed = |at: usize| match at {
+            0 => Produced::Failed(ConnectorError::permanent("the disk is read-only")),
+            _ => Produced::Failed(ConnectorError::transient("it comes after another")),
+        };
+        Ok((0..batch.len()).map(failed).collect())
+    }
+}
+
+#[tokio::test]
+async fn what_stays_wrong_with_one_message_of_a_batch_fails_the_stage() {
+    let world = World::new();
+    let registry = world.registry().connector(Arc::new(Like(Ended(world.memory.clone()))));
+    let two = |n: u64| {
+        let output = || Emitted::json(n.to_string());
+        Ok::<_, Failure>(Emit::none().with(output()).with(output()))
+    };
+    let registry = registry.component("two", two);
+    let yaml = "
+queues: { in: { type: memory }, out: { type: ended } }
+stages: { first: { component: two, input: in, outputs: [out] } }
+";
+    world.put("in", [7]);
+    let running = world.start(yaml, &registry).await;
+    let state = async || running.status().await[0].stages[0].error.clone();
+    eventually("the stage fails", async || state().await.is_some()).await;
+    let error = state().await.unwrap();
+    assert!(error.contains("the disk is read-only"), "{error}");
+    running.drain().await;
+    assert_eq!(world.numbers("in"), [7], "it is not acked");
 }

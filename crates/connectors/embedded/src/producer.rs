@@ -59,13 +59,15 @@ impl EmbeddedProducer {
         }
         let (owned, target) = (batch.to_vec(), Arc::clone(&self.target));
         let whole = self.requests.ask(move |work| enqueue(work, &target, &owned)).await;
-        if whole.is_ok() {
-            outcomes.resize_with(batch.len(), || Produced::Confirmed);
-            return Ok(outcomes);
-        }
-        let limited = self.target.limit.messages.is_some() || self.target.limit.bytes.is_some();
-        if !limited || batch.len() == 1 && !self.refuses() {
-            return whole.map(|()| Vec::new());
+        match whole {
+            Ok(()) => {
+                outcomes.resize_with(batch.len(), || Produced::Confirmed);
+                return Ok(outcomes);
+            }
+            Err(error) if !is_full(&error) || batch.len() == 1 && !self.refuses() => {
+                return Err(error);
+            }
+            Err(_) => {}
         }
         // The whole does not fit: as many as do, one after the other.
         for outgoing in batch {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use brigade_core::connector::{
-    Connector, ConnectorEnv, Limit, Order, Outgoing, Produced, Producer, QueueSpec, Reader, Want,
-    WhenFull,
+    Connector, ConnectorEnv, ErrorKind, Limit, Order, Outgoing, Produced, Producer, QueueSpec,
+    Reader, Want, WhenFull,
 };
 use brigade_core::{ByteSize, CauseKind, Message, MessageId};
 use brigade_embedded::{Embedded, Options, Store};
@@ -47,6 +47,10 @@ impl Place {
 
 fn refuses(messages: u64) -> Limit {
     Limit { messages: Some(messages), bytes: None, when_full: WhenFull::Refuse }
+}
+
+fn waits(messages: u64) -> Limit {
+    Limit { messages: Some(messages), bytes: None, when_full: WhenFull::Wait }
 }
 
 fn numbered(n: u128) -> Outgoing {
@@ -142,6 +146,17 @@ async fn nothing_goes_ahead_of_what_has_no_room() {
     assert_eq!(place.held("").await, [1]);
 }
 
+/// Who waits for a queue that is full waits for ever if it is something else.
+#[tokio::test]
+async fn an_error_that_stays_is_no_full_queue() {
+    let place = Place::new(json!({}), waits(MAX));
+    let producer = place.producer().await;
+    let db = rusqlite::Connection::open(place.directory.path().join("brigade.db")).unwrap();
+    db.execute_batch("DROP TABLE messages").unwrap();
+    let error = producer.produce(&[numbered(1), numbered(2)]).await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Permanent, "{error}");
+}
+
 fn pause() {
     let begun = Instant::now();
     while begun.elapsed() < Duration::from_millis(5) {
@@ -151,8 +166,7 @@ fn pause() {
 
 #[tokio::test]
 async fn what_expires_makes_room_in_a_full_queue() {
-    let limit = Limit { messages: Some(MAX), bytes: None, when_full: WhenFull::Wait };
-    let place = Place::new(json!({ "retention": "1ms" }), limit);
+    let place = Place::new(json!({ "retention": "1ms" }), waits(MAX));
     let producer = place.producer().await;
     producer.produce(&[1, 2, 3, 4, 5].map(numbered)).await.unwrap();
     pause();

@@ -86,7 +86,10 @@ impl Outlet {
                             Produced::Rejected(why) => rejected.push((places[at], why)),
                             Produced::Failed(error) => {
                                 left.push(at);
-                                last = Some(error);
+                                // What stays is told, though others only come after it.
+                                if last.as_ref().is_none_or(ConnectorError::is_transient) {
+                                    last = Some(error);
+                                }
                             }
                         }
                     }
