@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use brigade::component::{Context, Emit};
+use brigade::component::{Context, Emit, Emitted};
 use brigade::pipeline_file::{Format, Overrides, load_str};
 use brigade::{Failure, Message, Pipeline, StageState, Supervisor, Timestamp};
 use common::{World, eventually};
@@ -399,4 +399,41 @@ stages: { end: { component: end, input: in, dead_letter: dead } }
     assert!(world.numbers("in").is_empty());
     assert_eq!(world.memory.messages("test", "dead").len(), 10);
     assert_eq!(*seen.lock().unwrap(), (0..30).filter(|n| n % 3 > 0).collect());
+}
+
+/// What one message became is one transaction with its ack: in the embedded store, and where a
+/// file's position is kept in it.
+#[tokio::test]
+async fn a_message_that_becomes_more_than_a_queue_holds_goes_on_when_the_queue_is_empty() {
+    let world = World::new();
+    let ten = |n: u64| {
+        let outputs = (0..10).map(|at| Emitted::json((n * 10 + at).to_string()));
+        Ok::<_, Failure>(outputs.fold(Emit::none(), Emit::with))
+    };
+    let registry = world.registry().component("ten", ten);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("in.jsonl");
+    std::fs::write(&path, "0\n1\n2\n").unwrap();
+    let yaml = format!(
+        "
+state: {:?}
+queues:
+  in: {{ type: file, path: {path:?} }}
+  tens: {{ type: embedded, limit: {{ messages: 3 }} }}
+  hundreds: {{ type: embedded, limit: {{ messages: 3 }} }}
+  out: {{ type: memory }}
+stages:
+  first: {{ component: ten, input: in, outputs: [tens] }}
+  second: {{ component: ten, input: tens, outputs: [hundreds] }}
+  third: {{ component: pass, input: hundreds, outputs: [out] }}
+",
+        directory.path().join("state")
+    );
+    let pipeline = Pipeline::new(world.load(&yaml, &registry), &registry).unwrap();
+    let running = Supervisor::new().add(pipeline).start().await.unwrap();
+    eventually("all of it comes", async || world.numbers("out").len() == 300).await;
+    running.drain().await;
+    let mut out = world.numbers("out");
+    out.sort_unstable();
+    assert!(out.into_iter().eq(0..300), "everything, once");
 }

@@ -39,6 +39,15 @@ pub trait StateStore: Send + Sync {
     /// is harmless for puts and deletes, and for messages within the queue's memory of ids.
     async fn commit(&self, ops: Vec<StoreOp>) -> Result<(), ConnectorError>;
 
+    /// The same for what one message became, which cannot be done in parts: a queue that is empty
+    /// takes all of it, also if that is more than its limit.
+    ///
+    /// # Errors
+    /// As for [`commit`](StateStore::commit).
+    async fn commit_of_one(&self, ops: Vec<StoreOp>) -> Result<(), ConnectorError> {
+        self.commit(ops).await
+    }
+
     /// Takes a name for oneself, over all that have this store open in whatever process, until what is
     /// given back is dropped or the process ends; `None` if another has it.
     ///

@@ -47,12 +47,30 @@ pub(crate) fn queue_id(
     Ok(db.last_insert_rowid())
 }
 
-/// Puts messages on a queue, for each of its groups. With a full queue nothing is put.
+/// What a batch was made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Of {
+    /// Of one message, and it is put with its ack: it cannot be put in parts.
+    One,
+    /// Of any: what is too much for a queue may come in smaller parts.
+    Any,
+}
+
+impl Of {
+    /// What was made of so many messages, in the transaction of their acks.
+    pub(crate) fn acked(messages: usize) -> Self {
+        if messages == 1 { Self::One } else { Self::Any }
+    }
+}
+
+/// Puts messages on a queue, for each of its groups. With a full queue nothing is put; one that is
+/// empty takes all that one message became, else it would be too full for that for ever.
 pub(crate) fn enqueue(
     work: &mut Work<'_>,
     target: &Target,
     batch: &[Outgoing],
 ) -> Result<(), Fault> {
+    of: Of,
     for group in &target.groups {
         let queue = queue_id(work.db, &target.pipeline, &target.name, group)?;
         // First, as it makes room.
@@ -70,7 +88,9 @@ pub(crate) fn enqueue(
         };
         let (put, size) =
             (new.len() as u64, new.iter().map(|o| o.message.size() as u64).sum::<u64>());
-        refuse_if_full(target, messages + put, bytes + size)?;
+        if of == Of::Any || messages > 0 {
+            refuse_if_full(target, messages + put, bytes + size)?;
+        }
         insert(work.db, queue, ordered, &new)?;
         let sql = "UPDATE queues SET messages = messages + ?2, bytes = bytes + ?3 WHERE id = ?1";
         work.db.prepare_cached(sql)?.execute(params![queue, put, size])?;

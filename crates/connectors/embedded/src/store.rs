@@ -17,7 +17,7 @@ use crate::admin::EmbeddedAdmin;
 use crate::consumer::EmbeddedConsumer;
 use crate::holder::Holder;
 use crate::producer::EmbeddedProducer;
-use crate::rows::{Target, enqueue};
+use crate::rows::{Of, Target, enqueue};
 use crate::schema;
 use crate::settings::Options;
 use crate::thread::{Fault, Requests, StoreThread, Work};
@@ -215,7 +215,7 @@ pub(crate) enum Op {
 }
 
 /// Does operations within the transaction.
-pub(crate) fn apply(work: &mut Work<'_>, ops: &[Op]) -> Result<(), Fault> {
+pub(crate) fn apply(work: &mut Work<'_>, ops: &[Op], of: Of) -> Result<(), Fault> {
     for op in ops {
         match op {
             Op::Put { space, key, value } => {
@@ -227,7 +227,7 @@ pub(crate) fn apply(work: &mut Work<'_>, ops: &[Op]) -> Result<(), Fault> {
                 let sql = "DELETE FROM state WHERE space = ?1 AND key = ?2";
                 work.db.prepare_cached(sql)?.execute(params![&**space, key])?;
             }
-            Op::Enqueue { target, batch, .. } => enqueue(work, target, batch)?,
+            Op::Enqueue { target, batch, .. } => enqueue(work, target, batch, of)?,
         }
     }
     Ok(())
@@ -332,7 +332,12 @@ impl StateStore for Store {
 
     async fn commit(&self, ops: Vec<StoreOp>) -> Result<(), ConnectorError> {
         let ops = self.targets.resolve(ops)?;
-        self.requests.ask(move |work| apply(work, &ops)).await
+        self.requests.ask(move |work| apply(work, &ops, Of::Any)).await
+    }
+
+    async fn commit_of_one(&self, ops: Vec<StoreOp>) -> Result<(), ConnectorError> {
+        let ops = self.targets.resolve(ops)?;
+        self.requests.ask(move |work| apply(work, &ops, Of::One)).await
     }
 
     async fn lock(&self, name: &str) -> Result<Option<StateLock>, ConnectorError> {

@@ -146,6 +146,37 @@ async fn nothing_goes_ahead_of_what_has_no_room() {
     assert_eq!(place.held("").await, [1]);
 }
 
+/// Else it would be full for it for ever, and its stage blocked: it cannot be put in parts.
+#[tokio::test]
+async fn an_empty_queue_takes_all_that_one_message_became() {
+    let limits = [waits(MAX), Limit { bytes: Some(ByteSize(400)), ..Limit::default() }];
+    for limit in limits {
+        let place = Place::new(json!({}), limit);
+        let (state, producer) = (&place.env.state, place.producer().await);
+        let input = QueueSpec::new("p", "in", json!({}));
+        let feed = Embedded.producer(&input, &place.env).await.unwrap();
+        feed.produce(&[numbered(101), numbered(102)]).await.unwrap();
+        let reader = Reader { stage: "s".into(), group: "".into(), order: Order::None };
+        let consumer = Embedded.consumer(&input, &reader, &place.env).await.unwrap();
+        let taken = consumer.consume(Want { messages: 2, bytes: usize::MAX }).await.unwrap();
+        let receipts: Vec<_> = taken.iter().map(|incoming| incoming.receipt).collect();
+        let batch: Vec<Outgoing> = (1..=8).map(numbered).collect();
+        let became = producer.stage(&batch).await.unwrap();
+        assert!(became.rejected.is_empty(), "{became:?}");
+        let full = consumer.ack(receipts.clone(), became.ops.clone()).await.unwrap_err();
+        assert!(full.is_transient(), "two messages are two parts: {full}");
+        consumer.ack(vec![receipts[0]], became.ops.clone()).await.unwrap();
+        let full = consumer.ack(vec![receipts[1]], became.ops.clone()).await.unwrap_err();
+        assert!(full.is_transient(), "the queue is not empty: {full}");
+        let admin = Embedded.admin(&place.queue, &place.env).await.unwrap();
+        assert_eq!(admin.purge().await.unwrap(), 8);
+        // Acks that are kept in the state go this way.
+        state.commit(became.ops.clone()).await.unwrap_err();
+        state.commit_of_one(became.ops).await.unwrap();
+        assert_eq!(place.held("").await, [1, 2, 3, 4, 5, 6, 7, 8]);
+    }
+}
+
 /// Who waits for a queue that is full waits for ever if it is something else.
 #[tokio::test]
 async fn an_error_that_stays_is_no_full_queue() {

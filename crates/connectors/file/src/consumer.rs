@@ -356,7 +356,10 @@ impl Consumer for FileConsumer {
         let (changed, positions) = self.resolved(&places);
         ops.extend(positions);
         if !ops.is_empty() {
-            self.state.commit(ops).await?;
+            match receipts.len() {
+                1 => self.state.commit_of_one(ops).await?,
+                _ => self.state.commit(ops).await?,
+            }
         }
         let mut shared = self.shared();
         for (file, resolved) in changed {

@@ -174,7 +174,10 @@ impl Consumer for GeneratorConsumer {
         let value = serde_json::to_vec(&resolved).expect("numbers always encode").into();
         let (space, key) = (Arc::clone(&self.space), POSITION.to_owned());
         ops.push(StoreOp::Put { space, key, value });
-        self.state.commit(ops).await?;
+        match receipts.len() {
+            1 => self.state.commit_of_one(ops).await?,
+            _ => self.state.commit(ops).await?,
+        }
         let mut shared = self.shared();
         shared.resolved = resolved;
         for receipt in receipts {
