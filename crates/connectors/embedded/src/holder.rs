@@ -60,7 +60,7 @@ impl Holder {
         Ok(Self { id, directory: directory.to_path_buf(), name, _lock: lock, socket })
     }
 
-    /// Says that this process lives; enters it again if others had taken it for stopped.
+    /// Says that this process lives; enters it again if others had taken it for dead.
     pub(crate) fn seen(&self, db: &Connection) {
         let sql = "INSERT INTO holders (id, lock, port, pid, seen_at) VALUES (?1, ?2, ?3, ?4, ?5)
                    ON CONFLICT (id) DO UPDATE SET seen_at = excluded.seen_at";
@@ -175,7 +175,13 @@ fn free(db: &mut Connection, holder: i64, dead: bool) -> rusqlite::Result<usize>
         let freed = update.query_map(values, |row| Ok((row.get(0)?, row.get(1)?)))?;
         promote_freed(&transaction, &freed.collect::<rusqlite::Result<_>>()?)?;
     }
-    transaction.execute("DELETE FROM holders WHERE id = ?1", [holder])?;
+    if dead {
+        transaction.execute("DELETE FROM holders WHERE id = ?1", [holder])?;
+    } else {
+        // It stays, for it may claim before it says that it lives: what nobody holds nobody frees.
+        let sql = "UPDATE holders SET seen_at = ?2 WHERE id = ?1";
+        transaction.execute(sql, [holder, now_ms()])?;
+    }
     transaction.commit()?;
     Ok(held)
 }
@@ -186,6 +192,18 @@ mod tests {
     use crate::settings::Sync;
 
     const LEASE: Duration = Duration::from_millis(1);
+
+    /// A store with one message.
+    fn store(directory: &tempfile::TempDir) -> Connection {
+        let db = crate::schema::open(&directory.path().join("a.db"), Sync::Full).expect("a store");
+        db.execute("INSERT INTO queues (pipeline, name, grp) VALUES ('p', 'q', '')", [])
+            .expect("a queue");
+        let sql =
+            "INSERT INTO messages (queue, state, visible_at, order_key, enqueued_at, size, mid)
+                   VALUES (1, 0, 0, x'01', 0, 1, x'00')";
+        db.execute(sql, []).expect("a message");
+        db
+    }
 
     fn counts(db: &Connection) -> (u32, u32, u32) {
         let sql = "SELECT redeliveries, deaths, crashes FROM messages WHERE state = 0";
@@ -202,14 +220,7 @@ mod tests {
     #[test]
     fn who_is_silent_and_lives_loses_its_leases_and_has_not_died() {
         let directory = tempfile::tempdir().expect("a directory");
-        let mut db =
-            crate::schema::open(&directory.path().join("a.db"), Sync::Full).expect("a store");
-        db.execute("INSERT INTO queues (pipeline, name, grp) VALUES ('p', 'q', '')", [])
-            .expect("a queue");
-        let sql =
-            "INSERT INTO messages (queue, state, visible_at, order_key, enqueued_at, size, mid)
-                   VALUES (1, 0, 0, x'01', 0, 1, x'00')";
-        db.execute(sql, []).expect("a message");
+        let mut db = store(&directory);
         let enter = |db: &Connection| Holder::enter(db, &directory.path().join("holders"));
         let (mut me, other) = (enter(&db).expect("it enters"), enter(&db).expect("it enters"));
         lease(&db, &other);
@@ -220,5 +231,22 @@ mod tests {
         drop(other);
         assert_eq!(me.free_the_dead(&mut db, LEASE).expect("it looks"), 1);
         assert_eq!(counts(&db), (2, 1, 1));
+    }
+
+    /// A machine that slept, or a clock that was set: it takes more before it says that it lives.
+    #[test]
+    fn who_claims_after_it_was_taken_for_stopped_and_dies_leaves_no_lease() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut db = store(&directory);
+        let enter = |db: &Connection| Holder::enter(db, &directory.path().join("holders"));
+        let (mut me, other) = (enter(&db).expect("it enters"), enter(&db).expect("it enters"));
+        lease(&db, &other);
+        assert_eq!(me.free_the_dead(&mut db, LEASE).expect("it looks"), 1);
+        lease(&db, &other);
+        drop(other);
+        assert_eq!(me.free_the_dead(&mut db, LEASE).expect("it looks"), 1);
+        assert_eq!(counts(&db), (2, 1, 1));
+        let holders = db.query_row("SELECT count(*) FROM holders", [], |row| row.get(0));
+        assert_eq!(holders, Ok(1), "only I am left");
     }
 }
