@@ -49,7 +49,7 @@ fn peeked(row: &Row<'_>, incarnation: IncarnationId) -> rusqlite::Result<Peeked>
     let error = row.get::<_, Option<String>>(11)?.unwrap_or_default();
     Ok(Peeked {
         position: row.get(0)?,
-        message: message(row, incarnation)?,
+        message: message(row, incarnation)?.0,
         attempts: row.get(6)?,
         redeliveries: row.get(7)?,
         group: row.get(8)?,

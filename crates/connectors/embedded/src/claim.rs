@@ -7,6 +7,7 @@ use brigade_core::connector::{Defect, Incoming, Order, Receipt, Want};
 use brigade_core::{CauseKind, IncarnationId, Timestamp};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use crate::headers::Unreadable;
 use crate::rows::{message, now_ms};
 use crate::schema::READY;
 use crate::suspects::{Quarantine, Seen, Turn};
@@ -300,18 +301,24 @@ impl Reader {
     /// A message with what is known of it, and whether it is a suspect.
     fn read(self, row: &Row<'_>) -> rusqlite::Result<(Incoming, bool)> {
         let receipt = Receipt { position: row.get(0)?, fence: row.get(6)? };
-        let mut incoming = Incoming::new(message(row, self.incarnation)?, receipt);
+        let (message, unreadable) = message(row, self.incarnation)?;
+        let mut incoming = Incoming::new(message, receipt);
         incoming.attempts = row.get(7)?;
         incoming.redeliveries = row.get(8)?;
         incoming.enqueued_at = Some(Timestamp(row.get(9)?));
         incoming.first_failed_at = row.get::<_, Option<i64>>(10)?.map(Timestamp);
         let crashes: u32 = row.get(11)?;
-        incoming.defect = (crashes >= self.crash_limit).then(|| Box::new(crashed(crashes)));
+        let crashed = || (crashes >= self.crash_limit).then(|| crashed(crashes));
+        incoming.defect = unreadable.map(undecoded).or_else(crashed).map(Box::new);
         Ok((incoming, row.get(12)?))
     }
 }
 
 fn crashed(times: u32) -> Defect {
+fn undecoded(why: Unreadable) -> Defect {
+    Defect { kind: CauseKind::Decode, message: why.to_string(), truncated: None }
+}
+
     Defect {
         kind: CauseKind::Crash,
         message: format!("the process died {times} times while only this message was in flight"),

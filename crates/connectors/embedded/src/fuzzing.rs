@@ -7,7 +7,7 @@ use crate::headers;
 /// # Panics
 /// If headers that were read are not written as the same.
 pub fn headers(bytes: &[u8]) {
-    if let Some(found) = headers::decode(bytes) {
+    if let Ok(found) = headers::decode(bytes) {
         let again = headers::encode(&found).map_or_else(Default::default, |bytes| {
             headers::decode(&bytes).expect("it was written just now")
         });

@@ -1,10 +1,14 @@
 //! Headers as bytes. Version 1: the byte 1, then for each header its name's length (u32,
 //! little-endian), the name, its value's length (u32, little-endian; 2^32-1 is null), the value.
 
+use std::fmt;
+
 use brigade_core::Headers;
 use bytes::Bytes;
 
 const VERSION: u8 = 1;
+/// The header that keeps the bytes of headers that cannot be read.
+const UNREAD: &str = "brigade-headers";
 const NULL: u32 = u32::MAX;
 
 /// Encodes headers; none is no bytes.
@@ -27,12 +31,49 @@ fn put(bytes: &mut Vec<u8>, part: Option<&[u8]>) {
     bytes.extend_from_slice(part.unwrap_or_default());
 }
 
-/// Decodes headers; `None` if the bytes are no headers.
-pub(crate) fn decode(bytes: &[u8]) -> Option<Headers> {
-    let (version, mut rest) = bytes.split_first()?;
-    if *version != VERSION {
-        return None;
+/// Why bytes are no headers.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Unreadable {
+    Version(u8),
+    Damaged,
+}
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Version(version) => write!(
+                f,
+                "its headers have version {version}; this program knows version {VERSION}: use the \
+                 newer program"
+            ),
+            Self::Damaged => f.write_str("its headers are damaged"),
+        }
     }
+}
+
+/// Reads what a row has: what cannot be decoded is one header then, so that it is not lost.
+pub(crate) fn read(bytes: Option<&[u8]>) -> (Headers, Option<Unreadable>) {
+    let Some(bytes) = bytes else { return (Headers::new(), None) };
+    match decode(bytes) {
+        Ok(headers) => (headers, None),
+        Err(why) => {
+            let mut headers = Headers::new();
+            headers.push(UNREAD, Some(Bytes::copy_from_slice(bytes)));
+            (headers, Some(why))
+        }
+    }
+}
+
+/// Decodes headers.
+pub(crate) fn decode(bytes: &[u8]) -> Result<Headers, Unreadable> {
+    match bytes.split_first() {
+        Some((&VERSION, list)) => decode_list(list).ok_or(Unreadable::Damaged),
+        Some((version, _)) => Err(Unreadable::Version(*version)),
+        None => Err(Unreadable::Damaged),
+    }
+}
+
+fn decode_list(mut rest: &[u8]) -> Option<Headers> {
     let mut headers = Headers::new();
     while !rest.is_empty() {
         let name = take(&mut rest)??;
@@ -66,8 +107,8 @@ mod tests {
         fn headers_survive(list in any::<Vec<(String, Option<Vec<u8>>)>>()) {
             let headers: Headers =
                 list.into_iter().map(|(name, value)| (name, value.map(Bytes::from))).collect();
-            let decoded = encode(&headers).map_or_else(|| Some(Headers::new()), |b| decode(&b));
-            prop_assert_eq!(decoded, Some(headers));
+            let decoded = encode(&headers).map_or_else(|| Ok(Headers::new()), |b| decode(&b));
+            prop_assert_eq!(decoded, Ok(headers));
         }
 
         #[test]

@@ -11,6 +11,7 @@ use brigade_core::{IncarnationId, Message, MessageId, Period, Timestamp};
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use crate::headers::Unreadable;
 use crate::schema::{BEHIND, DELAYED, READY};
 use crate::settings::{Dedup, Settings};
 use crate::thread::{Fault, Work};
@@ -69,8 +70,8 @@ pub(crate) fn enqueue(
     work: &mut Work<'_>,
     target: &Target,
     batch: &[Outgoing],
-) -> Result<(), Fault> {
     of: Of,
+) -> Result<(), Fault> {
     for group in &target.groups {
         let queue = queue_id(work.db, &target.pipeline, &target.name, group)?;
         // First, as it makes room.
@@ -356,20 +357,25 @@ fn insert(db: &Connection, queue: i64, ordered: bool, batch: &[Outgoing]) -> rus
 /// The columns that [`message`] reads, in its order.
 pub(crate) const MESSAGE: &str = "id, mid, key, headers, event_time, payload";
 
-/// Reads a message. One that was put without an id has one by its row.
-pub(crate) fn message(row: &Row<'_>, incarnation: IncarnationId) -> rusqlite::Result<Message> {
+/// Reads a message, and what is wrong with its headers. One that was put without an id has one by
+/// its row.
+pub(crate) fn message(
+    row: &Row<'_>,
+    incarnation: IncarnationId,
+) -> rusqlite::Result<(Message, Option<Unreadable>)> {
     let bytes = |at: usize| row.get::<_, Option<Vec<u8>>>(at).map(|b| b.map(Bytes::from));
     let position: u64 = row.get(0)?;
     let id = u128::from_le_bytes(row.get(1)?);
     let id = if id == 0 { MessageId::root(incarnation, position) } else { MessageId(id) };
-    let headers = row.get_ref(3)?.as_bytes_or_null()?.and_then(crate::headers::decode);
-    Ok(Message {
+    let (headers, unreadable) = crate::headers::read(row.get_ref(3)?.as_bytes_or_null()?);
+    let message = Message {
         id,
         key: bytes(2)?,
-        headers: headers.unwrap_or_default(),
+        headers,
         event_time: row.get::<_, Option<i64>>(4)?.map(Timestamp),
         payload: bytes(5)?,
-    })
+    };
+    Ok((message, unreadable))
 }
 
 /// A row that is leased.

@@ -3,8 +3,9 @@
 
 use std::path::Path;
 
-use brigade_core::connector::{Connector, ConnectorEnv, QueueSpec};
+use brigade_core::connector::{Connector, ConnectorEnv, Incoming, Order, QueueSpec, Reader, Want};
 use brigade_core::state::{StateStore, StoreOp};
+use brigade_core::{CauseKind, Message};
 use brigade_embedded::{Embedded, Options, Store};
 
 fn refused(directory: &Path) -> String {
@@ -138,4 +139,38 @@ async fn who_opens_a_queue_of_its_own_file_keeps_nobody_waiting_on_its_thread() 
     assert!(!opened.is_finished(), "this thread has something else to do");
     opening.unlock().unwrap();
     opened.await.unwrap().unwrap();
+}
+
+/// Another version of them, and some that were damaged.
+#[tokio::test]
+async fn a_message_whose_headers_cannot_be_read_is_handed_out_with_its_defect() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = Store::open(directory.path(), Options::default()).unwrap();
+    let (env, queue) = (ConnectorEnv { state }, QueueSpec::new("p", "q", serde_json::json!({})));
+    let producer = Embedded.producer(&queue, &env).await.unwrap();
+    let message = |n: u32| Message::new(n.to_string()).with_header("h", "v").into();
+    producer.produce(&[message(0), message(1), message(2)]).await.unwrap();
+    let db = rusqlite::Connection::open(directory.path().join("brigade.db")).unwrap();
+    db.execute("UPDATE messages SET headers = x'0207' WHERE id = 1", []).unwrap();
+    db.execute("UPDATE messages SET headers = x'0107' WHERE id = 2", []).unwrap();
+    for order in [Order::None, Order::Key] {
+        let reader = Reader { stage: "s".into(), group: "".into(), order };
+        let consumer = Embedded.consumer(&queue, &reader, &env).await.unwrap();
+        let taken = consumer.consume(Want { messages: 3, bytes: usize::MAX }).await.unwrap();
+        consumer.shutdown().await.unwrap();
+        let [newer, damaged, whole] = &taken[..] else { panic!("{taken:?}") };
+        let told = |incoming: &Incoming| {
+            let defect = incoming.defect.as_deref().expect("it is not handled");
+            assert_eq!(defect.kind, CauseKind::Decode);
+            defect.message.clone()
+        };
+        assert!(told(newer).contains("version 2"), "{}", told(newer));
+        assert!(told(damaged).contains("damaged"), "{}", told(damaged));
+        assert!(whole.defect.is_none() && whole.message.headers.get("h").is_some());
+        // What they were is kept, for the dead letter.
+        let kept = |of: &Incoming| of.message.headers.get("brigade-headers").flatten().cloned();
+        assert_eq!(kept(newer).as_deref(), Some(&[2, 7][..]));
+        assert_eq!(kept(damaged).as_deref(), Some(&[1, 7][..]));
+        assert_eq!(newer.message.payload.as_deref(), Some(&b"0"[..]));
+    }
 }
