@@ -9,7 +9,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::headers::Unreadable;
 use crate::rows::{message, now_ms};
-use crate::schema::READY;
+use crate::schema::{BEHIND, READY};
 use crate::suspects::{Quarantine, Seen, Turn};
 use crate::thread::Work;
 
@@ -179,31 +179,32 @@ fn size_of(row: &Row<'_>) -> rusqlite::Result<(u64, usize)> {
 /// key, so a lease on a run keeps the key from everybody else.
 fn runs(db: &Connection, queue: i64, want: Want) -> rusqlite::Result<Vec<u64>> {
     let (heads, mut left_bytes) = ready(db, queue, want)?;
-    let mut taken = heads.clone();
+    let (mut taken, now) = (heads.clone(), now_ms());
     for head in heads {
         let left = want.messages.saturating_sub(taken.len());
         if left == 0 {
             break;
         }
-        let sql = "SELECT behind.id, behind.size FROM messages AS head JOIN messages AS behind
+        let sql = "SELECT behind.id, behind.size, behind.state, behind.suspect, behind.visible_at
+                   FROM messages AS head JOIN messages AS behind
                      ON behind.queue = head.queue AND behind.order_key = head.order_key
                    WHERE head.id = ?1 AND head.order_key IS NOT NULL AND behind.id > head.id
                    ORDER BY behind.id LIMIT ?2";
         let mut run = db.prepare_cached(sql)?;
-        let run = run.query_map(params![head, left], size_of)?;
-        for row in run {
-            let (row, size) = row?;
+        let mut run = run.query(params![head, left])?;
+        while let Some(row) = run.next()? {
+            let (id, size) = size_of(row)?;
             if size > left_bytes {
                 return Ok(taken);
             }
+            let (state, suspect, visible_at): (i64, bool, i64) =
+                (row.get(2)?, row.get(3)?, row.get(4)?);
             // A row that waits for its time keeps those behind it.
-            let plain = "SELECT 1 FROM messages WHERE id = ?1 AND state = 3 AND suspect = 0
-                         AND visible_at <= ?2";
-            if !db.prepare_cached(plain)?.exists(params![row, now_ms()])? {
+            if state != BEHIND || suspect || visible_at > now {
                 break;
             }
             left_bytes -= size;
-            taken.push(row);
+            taken.push(id);
         }
     }
     Ok(taken)
@@ -314,11 +315,11 @@ impl Reader {
     }
 }
 
-fn crashed(times: u32) -> Defect {
 fn undecoded(why: Unreadable) -> Defect {
     Defect { kind: CauseKind::Decode, message: why.to_string(), truncated: None }
 }
 
+fn crashed(times: u32) -> Defect {
     Defect {
         kind: CauseKind::Crash,
         message: format!("the process died {times} times while only this message was in flight"),
