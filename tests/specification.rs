@@ -396,7 +396,9 @@ async fn an_actor_that_dies_in_a_drain_is_started_again_to_finish_what_is_in_fli
             Ok::<_, Failure>(raw)
         });
         let yaml = two("workers: 1").replace("queues:", restart);
-        let setup = trial_with(&yaml.replacen("component: pass", "component: wait", 1), registry);
+        let yaml = yaml.replacen("component: pass", "component: wait", 1);
+        let topology = World::new().load(&yaml, &registry);
+        let setup = Trial::of(Pipeline::new(topology, &registry).unwrap());
         let trial = setup.outage("mid", 1..=1).start().await.unwrap();
         trial.send("in", numbered(0..1000));
         let in_flight = async || trial.status().await.stage("first").unwrap().in_flight;

@@ -110,6 +110,9 @@ fn no_depth_and_no_size_is_too_much_to_be_refused() {
     let twice =
         "error[duplicate_key]: key `k0` stands twice; first at p.json:1:7\n  --> p.json:2:1 (a.k0)";
     assert!(said.contains(twice), "{said}");
+    let many: String = (0..100_000).rev().map(|n| format!("k{n} = 0, ")).collect();
+    let said = said_of("p.toml", format!("a = {{ {many}z = 0 }}").as_bytes());
+    assert!(said.contains("  --> p.toml:1:1 (a)"), "{said}");
     let large = vec![b' '; (16 << 20) + 1];
     let said = said_of("p.yaml", &large);
     assert_eq!(said, "error[too_large]: 16777217 bytes; at most 16777216\n  --> p.yaml:1:1");

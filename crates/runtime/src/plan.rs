@@ -16,6 +16,7 @@ use brigade_core::restart::RestartPolicy;
 use brigade_core::retry::RetryPolicy;
 use brigade_core::throttle::TokenBucket;
 use brigade_pipeline::{Exhausted, Expire};
+use tokio::sync::Notify;
 
 use crate::clock::now;
 use crate::stats::{Counter, StageStats, Timing};
@@ -113,9 +114,8 @@ pub(crate) struct StagePlan {
     pub(crate) credit: Credit,
     /// Counts what its consumers hand out, for as long as the pipeline runs.
     pub(crate) handed_out: HandedOut,
-    /// Held by who stores what the stages of a line, which begins here, wrote: from the choice of what is still
-    /// to be stored until it is. Else a value that was chosen could go over a later one that is stored meanwhile.
-    pub(crate) storing: tokio::sync::Mutex<()>,
+    /// Told when somebody is through with storing what the stages of the line that begins here wrote.
+    pub(crate) stored: Notify,
     pub(crate) order: Order,
     pub(crate) batch: Option<(usize, Duration)>,
     pub(crate) retry: RetryPolicy,
@@ -195,7 +195,7 @@ impl StagePlan {
                 bytes: stage.max_in_flight.bytes,
             },
             handed_out: HandedOut::default(),
-            storing: tokio::sync::Mutex::default(),
+            stored: Notify::new(),
             order: stage.order,
             batch: stage.batch.map(|batch| (batch.size, batch.age)),
             retry: stage.retry,

@@ -327,6 +327,14 @@ pub trait LikeStore: Send + Sync {
         self.inner().commit(ops).await
     }
 
+    /// As [`StateStore::commit_of_one`].
+    ///
+    /// # Errors
+    /// As there.
+    async fn commit_of_one(&self, ops: Vec<StoreOp>) -> Result<(), ConnectorError> {
+        self.inner().commit_of_one(ops).await
+    }
+
     /// As [`StateStore::shutdown`].
     ///
     /// # Errors
@@ -356,6 +364,10 @@ impl<T: LikeStore> StateStore for Like<T> {
 
     async fn commit(&self, ops: Vec<StoreOp>) -> Result<(), ConnectorError> {
         self.0.commit(ops).await
+    }
+
+    async fn commit_of_one(&self, ops: Vec<StoreOp>) -> Result<(), ConnectorError> {
+        self.0.commit_of_one(ops).await
     }
 
     async fn lock(&self, name: &str) -> Result<Option<StateLock>, ConnectorError> {

@@ -60,7 +60,11 @@ pub(crate) fn describe() {
     describe_counter!(DEAD_LETTERS, "Dead letters, by the kind of their cause.");
     describe_counter!(BUSY, Unit::Milliseconds, "Time in components, all workers together.");
     describe_counter!(OUTPUTS, "Outputs to queues.");
-    describe_counter!(IDLE, Unit::Milliseconds, "Time that workers waited for something to do.");
+    describe_counter!(
+        IDLE,
+        Unit::Milliseconds,
+        "Time that workers waited for something to do, or for the throttle."
+    );
     describe_counter!(BLOCKED_FOR, Unit::Milliseconds, "Time that outputs waited for a queue.");
     describe_gauge!(LAST, Unit::Seconds, "How long ago the stage's last message came.");
     describe_gauge!(IN_FLIGHT, "Messages delivered and unresolved.");

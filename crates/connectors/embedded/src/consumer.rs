@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 use crate::claim::{Claimed, claim};
 use crate::connector::features;
-use crate::rows::{Of, delete_leased, expire, leased, now_ms, promote, queue_id};
+use crate::rows::{MadeOf, delete_leased, expire, leased, now_ms, promote, queue_id};
 use crate::settings::Settings;
 use crate::store::{Store, Targets, apply};
 use crate::thread::{Requests, Work};
@@ -402,7 +402,7 @@ impl Consumer for EmbeddedConsumer {
             let undone = !fenced.is_empty() && !ops.is_empty();
             if !undone {
                 delete_leased(work, queue, &leased)?;
-                apply(work, &ops, Of::acked(rows.len()))?;
+                apply(work, &ops, MadeOf::acked(rows.len()))?;
             }
             work.woke |= work.leases.in_quarantine();
             for receipt in own.iter().filter(|r| !undone || fenced.contains(&r.position)) {

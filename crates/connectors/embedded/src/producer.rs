@@ -8,7 +8,7 @@ use brigade_core::connector::{
 use brigade_core::state::{StateStore, StoreId, StoreOp};
 
 use crate::connector::features;
-use crate::rows::{Of, Target, enqueue, is_full, without_room};
+use crate::rows::{MadeOf, Target, enqueue, is_full, without_room};
 use crate::store::Store;
 use crate::thread::Requests;
 
@@ -58,7 +58,8 @@ impl EmbeddedProducer {
             return Ok(outcomes);
         }
         let (owned, target) = (batch.to_vec(), Arc::clone(&self.target));
-        let whole = self.requests.ask(move |work| enqueue(work, &target, &owned, Of::Any)).await;
+        let whole =
+            self.requests.ask(move |work| enqueue(work, &target, &owned, MadeOf::Any)).await;
         match whole {
             Ok(()) => {
                 outcomes.resize_with(batch.len(), || Produced::Confirmed);
@@ -72,7 +73,8 @@ impl EmbeddedProducer {
         // The whole does not fit: as many as do, one after the other.
         for outgoing in batch {
             let (one, target) = ([outgoing.clone()], Arc::clone(&self.target));
-            let put = self.requests.ask(move |work| enqueue(work, &target, &one, Of::Any)).await;
+            let put =
+                self.requests.ask(move |work| enqueue(work, &target, &one, MadeOf::Any)).await;
             let outcome = match put {
                 Ok(()) => Produced::Confirmed,
                 Err(error) if is_full(&error) && self.refuses() => {

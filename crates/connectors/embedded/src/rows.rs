@@ -50,14 +50,14 @@ pub(crate) fn queue_id(
 
 /// What a batch was made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Of {
+pub(crate) enum MadeOf {
     /// Of one message, and it is put with its ack: it cannot be put in parts.
     One,
     /// Of any: what is too much for a queue may come in smaller parts.
     Any,
 }
 
-impl Of {
+impl MadeOf {
     /// What was made of so many messages, in the transaction of their acks.
     pub(crate) fn acked(messages: usize) -> Self {
         if messages == 1 { Self::One } else { Self::Any }
@@ -70,7 +70,7 @@ pub(crate) fn enqueue(
     work: &mut Work<'_>,
     target: &Target,
     batch: &[Outgoing],
-    of: Of,
+    of: MadeOf,
 ) -> Result<(), Fault> {
     for group in &target.groups {
         let queue = queue_id(work.db, &target.pipeline, &target.name, group)?;
@@ -89,7 +89,7 @@ pub(crate) fn enqueue(
         };
         let (put, size) =
             (new.len() as u64, new.iter().map(|o| o.message.size() as u64).sum::<u64>());
-        if of == Of::Any || messages > 0 {
+        if of == MadeOf::Any || messages > 0 {
             refuse_if_full(target, messages + put, bytes + size)?;
         }
         insert(work.db, queue, ordered, &new)?;

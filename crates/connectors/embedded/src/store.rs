@@ -17,7 +17,7 @@ use crate::admin::EmbeddedAdmin;
 use crate::consumer::EmbeddedConsumer;
 use crate::holder::Holder;
 use crate::producer::EmbeddedProducer;
-use crate::rows::{Of, Target, enqueue};
+use crate::rows::{MadeOf, Target, enqueue};
 use crate::schema;
 use crate::settings::Options;
 use crate::thread::{Fault, Requests, StoreThread, Work};
@@ -215,7 +215,7 @@ pub(crate) enum Op {
 }
 
 /// Does operations within the transaction.
-pub(crate) fn apply(work: &mut Work<'_>, ops: &[Op], of: Of) -> Result<(), Fault> {
+pub(crate) fn apply(work: &mut Work<'_>, ops: &[Op], of: MadeOf) -> Result<(), Fault> {
     for op in ops {
         match op {
             Op::Put { space, key, value } => {
@@ -332,12 +332,12 @@ impl StateStore for Store {
 
     async fn commit(&self, ops: Vec<StoreOp>) -> Result<(), ConnectorError> {
         let ops = self.targets.resolve(ops)?;
-        self.requests.ask(move |work| apply(work, &ops, Of::Any)).await
+        self.requests.ask(move |work| apply(work, &ops, MadeOf::Any)).await
     }
 
     async fn commit_of_one(&self, ops: Vec<StoreOp>) -> Result<(), ConnectorError> {
         let ops = self.targets.resolve(ops)?;
-        self.requests.ask(move |work| apply(work, &ops, Of::One)).await
+        self.requests.ask(move |work| apply(work, &ops, MadeOf::One)).await
     }
 
     async fn lock(&self, name: &str) -> Result<Option<StateLock>, ConnectorError> {

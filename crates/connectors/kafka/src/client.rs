@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use brigade_core::connector::ConnectorError;
 use rdkafka::ClientConfig;
@@ -75,21 +76,27 @@ impl Recollection {
 }
 
 /// Why a client has no connection. That all brokers are down it repeats all the time, and why it
-/// says once in half a minute.
+/// says once in half a minute; what was said before may be mended by now.
 #[derive(Debug, Default)]
 pub(crate) struct Reason {
-    last: Mutex<Option<KafkaError>>,
+    last: Mutex<Option<(KafkaError, Instant)>>,
 }
+
+/// How long a reason counts.
+const COUNTS: Duration = Duration::from_secs(60);
 
 impl Reason {
     /// Takes in an error; answers with what it comes from, if that was told before.
-    pub(crate) fn of(&self, error: &KafkaError) -> KafkaError {
+    pub(crate) fn of(&self, error: &KafkaError, now: Instant) -> KafkaError {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         match error.rdkafka_error_code() {
-            Some(Code::AllBrokersDown) => return last.as_ref().unwrap_or(error).clone(),
+            Some(Code::AllBrokersDown) => {
+                let counts = |(_, at): &&(KafkaError, Instant)| now.duration_since(*at) < COUNTS;
+                return last.as_ref().filter(counts).map_or(error, |(why, _)| why).clone();
+            }
             Some(
                 Code::Authentication | Code::SSL | Code::BrokerTransportFailure | Code::Resolve,
-            ) => *last = Some(error.clone()),
+            ) => *last = Some((error.clone(), now)),
             _ => {}
         }
         error.clone()
@@ -221,12 +228,14 @@ mod tests {
     fn that_all_brokers_are_down_is_told_with_what_was_heard_last() {
         let error = |code: Code| KafkaError::Global(code);
         let (reason, all) = (Reason::default(), error(Code::AllBrokersDown));
-        assert_eq!(reason.of(&all), all, "nothing was heard");
+        let begun = Instant::now();
+        assert_eq!(reason.of(&all, begun), all, "nothing was heard");
         for code in [Code::Authentication, Code::BrokerTransportFailure] {
-            assert_eq!(reason.of(&error(code)), error(code));
-            assert_eq!(reason.of(&error(Code::UnknownTopic)), error(Code::UnknownTopic));
-            assert_eq!(reason.of(&all), error(code));
+            assert_eq!(reason.of(&error(code), begun), error(code));
+            assert_eq!(reason.of(&error(Code::UnknownTopic), begun), error(Code::UnknownTopic));
+            assert_eq!(reason.of(&all, begun + COUNTS / 2), error(code));
         }
+        assert_eq!(reason.of(&all, begun + COUNTS), all, "it was mended meanwhile, perhaps");
     }
 
     #[test]

@@ -384,7 +384,7 @@ fn take_over(shared: &Shared, client: &Client, first: BorrowedMessage<'_>) {
 }
 
 fn poll_failed(shared: &Shared, error: &KafkaError) {
-    let why = shared.reason.of(error);
+    let why = shared.reason.of(error, Instant::now());
     match error.rdkafka_error_code() {
         // With `enable.partition.eof`: for now that was all.
         _ if matches!(error, KafkaError::PartitionEOF(_)) => {}
@@ -419,7 +419,7 @@ impl ClientContext for Watch {
         tracing::debug!(queue = %self.0.site.queue, %error, reason, "the client met an error");
         // One broker of several that is away, or an idle connection that ended, is mended by itself; and
         // the end of a partition (`enable.partition.eof`) is none.
-        let why = self.0.reason.of(&error);
+        let why = self.0.reason.of(&error, Instant::now());
         let minor = [Code::BrokerTransportFailure, Code::Resolve, Code::PartitionEOF];
         match error.rdkafka_error_code() {
             Some(code) if minor.contains(&code) => {}

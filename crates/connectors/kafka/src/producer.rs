@@ -139,7 +139,7 @@ impl ClientContext for Reports {
 
     fn error(&self, error: KafkaError, reason: &str) {
         let queue = &self.site.queue;
-        let why = self.reason.of(&error);
+        let why = self.reason.of(&error, Instant::now());
         match error.rdkafka_error_code() {
             // While no broker is there, nothing is confirmed and nothing else says why.
             Some(Code::AllBrokersDown | Code::Authentication | Code::SSL) if self.may_tell() => {

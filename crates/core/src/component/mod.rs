@@ -46,4 +46,4 @@ pub use factory::{ComponentFactory, StageSite};
 pub use functions::{IntoComponent, into_any, markers};
 pub use input::{DecodeError, Input, Parsed, Raw};
 pub use output::{Output, OutputError};
-pub use unsettled::{Unsettled, Written};
+pub use unsettled::{Claim, Unsettled, Written};

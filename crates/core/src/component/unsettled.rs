@@ -1,5 +1,6 @@
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -14,8 +15,30 @@ pub struct Unsettled(Arc<Mutex<Shared>>);
 #[derive(Default)]
 struct Shared {
     next: u64,
-    /// By key, the values that wait, the youngest last, each with the number of its message.
-    values: HashMap<String, Vec<(u64, Option<Bytes>)>>,
+    /// By key, the values that wait, the youngest last.
+    values: HashMap<String, Vec<Waiting>>,
+}
+
+/// A value that is not stored yet.
+struct Waiting {
+    /// Its message's.
+    number: u64,
+    value: Option<Bytes>,
+    /// Who stores it now.
+    claim: Option<Claim>,
+}
+
+/// Somebody who stores what messages wrote.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claim(u64);
+
+impl Claim {
+    /// One that nobody else has.
+    #[expect(clippy::new_without_default, reason = "no two are the same")]
+    pub fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
 }
 
 /// What a message wrote, until it is [`stored`](Written::stored), or dropped: then it never will be.
@@ -38,7 +61,7 @@ impl Unsettled {
         shared.next += 1;
         for write in &writes {
             let values = shared.values.entry(write.key.clone()).or_default();
-            values.push((number, write.value.clone()));
+            values.push(Waiting { number, value: write.value.clone(), claim: None });
         }
         drop(shared);
         let keys = writes.iter().map(|write| write.key.clone()).collect();
@@ -48,7 +71,7 @@ impl Unsettled {
     /// What was written to a key last, if that is not stored yet; the inner `None` is a removal.
     pub fn get(&self, key: &str) -> Option<Option<Bytes>> {
         let shared = self.lock();
-        shared.values.get(key)?.last().map(|(_, value)| value.clone())
+        shared.values.get(key)?.last().map(|waiting| waiting.value.clone())
     }
 
     fn lock(&self) -> MutexGuard<'_, Shared> {
@@ -64,11 +87,38 @@ impl Written {
             let shared = unsettled.lock();
             let waits = |write: &&StateWrite| {
                 let values = shared.values.get(&write.key);
-                values.is_some_and(|values| values.iter().any(|(of, _)| of == number))
+                values.is_some_and(|values| values.iter().any(|waiting| waiting.number == *number))
             };
             let waiting: Vec<&StateWrite> = self.writes.iter().filter(waits).collect();
             waiting.into_iter().map(|write| (*number, write))
         })
+    }
+
+    /// Claims its keys for who stores them, if nobody else stores another value of one of them: the one that is
+    /// chosen to be stored could else go over a younger one that is stored meanwhile.
+    pub fn claim(&self, claim: Claim) -> bool {
+        let Some((unsettled, number, keys)) = &self.seen else { return true };
+        let mut shared = unsettled.lock();
+        let others = |waiting: &Waiting| waiting.claim.is_some_and(|other| other != claim);
+        let is_free = |key: &String| !shared.values.get(key).is_some_and(|v| v.iter().any(others));
+        if !keys.iter().all(is_free) {
+            return false;
+        }
+        for key in keys {
+            let values = shared.values.get_mut(key).into_iter().flatten();
+            values.filter(|waiting| waiting.number == *number).for_each(|w| w.claim = Some(claim));
+        }
+        true
+    }
+
+    /// Its keys are not claimed any more.
+    pub fn unclaim(&self) {
+        let Some((unsettled, number, keys)) = &self.seen else { return };
+        let mut shared = unsettled.lock();
+        for key in keys {
+            let values = shared.values.get_mut(key).into_iter().flatten();
+            values.filter(|waiting| waiting.number == *number).for_each(|w| w.claim = None);
+        }
     }
 
     /// The state has it now, and with it what was written to these keys before it, though whoever did
@@ -83,7 +133,7 @@ impl Written {
         let mut shared = unsettled.lock();
         for key in keys {
             let Some(values) = shared.values.get_mut(key) else { continue };
-            values.retain(|(of, _)| !is_over(*of, *number));
+            values.retain(|waiting| !is_over(waiting.number, *number));
             if values.is_empty() {
                 shared.values.remove(key);
             }
@@ -162,6 +212,26 @@ mod tests {
         assert_eq!((waits(&first), waits(&second)), (0, 0), "it may not be written over");
         drop(first);
         assert!(unsettled.lock().values.is_empty());
+    }
+
+    /// Also of one who stores several of them, which are then in his hands.
+    #[test]
+    fn one_stores_values_of_a_key_at_a_time() {
+        let unsettled = Unsettled::default();
+        let first = unsettled.show(vec![write("a", Some("1")), write("b", Some("1"))]);
+        let second = unsettled.show(vec![write("b", Some("2")), write("c", Some("2"))]);
+        let third = unsettled.show(vec![write("c", Some("3"))]);
+        let (one, other) = (Claim::new(), Claim::new());
+        assert!(first.claim(one));
+        assert!(!second.claim(other), "of `b` the first is stored");
+        assert!(third.claim(other), "a claim that fails takes nothing");
+        assert!(!second.claim(one), "of `c` the third is stored");
+        third.unclaim();
+        assert!(second.claim(one));
+        first.stored();
+        assert!(!third.claim(other));
+        second.stored();
+        assert!(third.claim(other), "nothing is claimed that is stored");
     }
 
     proptest! {

@@ -5,7 +5,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use super::{Places, SyntaxError};
-use crate::node::{Entry, Node, NodeValue, Origin};
+use crate::node::{Entry, Node, NodeValue};
 
 pub(super) fn parse(text: &str, places: &Places<'_>) -> Result<Node, SyntaxError> {
     let table = DeTable::parse(text).map_err(|error| {
@@ -21,17 +21,15 @@ pub(super) fn parse(text: &str, places: &Places<'_>) -> Result<Node, SyntaxError
 }
 
 fn map(table: &DeTable<'_>, places: &Places<'_>) -> Result<NodeValue, SyntaxError> {
-    let mut entries = Vec::new();
-    for (key, value) in table.iter() {
+    // The parser sorts its tables; the file's order is kept.
+    let mut pairs: Vec<_> = table.iter().collect();
+    pairs.sort_by_key(|(key, _)| key.span().start);
+    let mut entries = Vec::with_capacity(pairs.len());
+    for (key, value) in pairs {
         let origin = places.at_byte(key.span().start);
         let node = node(value, places)?;
         entries.push(Entry { key: key.get_ref().to_string(), origin, node });
     }
-    // The parser sorts its tables; the file's order is kept.
-    entries.sort_by_key(|entry| match entry.origin {
-        Origin::File { line, column, .. } => (line, column),
-        _ => (0, 0),
-    });
     Ok(NodeValue::Map(entries))
 }
 

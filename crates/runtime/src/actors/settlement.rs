@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use brigade_core::component::Claim;
 use brigade_core::connector::{Failed, FailedReason, Outgoing, Receipt};
 use brigade_core::delivery::{Again, GivenUp, Made, Requeued};
 use brigade_core::flight::{End, Finished};
@@ -38,6 +39,15 @@ pub(super) struct Parent {
     pub(super) made: Box<Made>,
     /// An output of it was refused, so that it is a dead letter: one, however many are refused.
     pub(super) refused: Cell<bool>,
+}
+
+/// The keys that a settlement's messages wrote: nobody else stores values of them.
+pub(super) struct Claimed(Rc<Parents>);
+
+impl Drop for Claimed {
+    fn drop(&mut self) {
+        self.0.iter().for_each(|parent| parent.made.written.unclaim());
+    }
 }
 
 /// A message that is done with.
@@ -168,19 +178,30 @@ impl Settlement {
         self.outputs.retain(|output| !fenced.contains(&output.receipt));
     }
 
+    /// What its messages became in the stages that wrote to their states.
+    fn writing(&self) -> impl Iterator<Item = &Parent> {
+        let parents = self.units.iter().flat_map(|unit| &self.parents[unit.parents.clone()]);
+        parents.filter(|parent| !parent.made.written.writes.is_empty())
+    }
+
     /// Whether its messages wrote to the states of its stages.
     pub(super) fn has_writes(&self) -> bool {
-        let mut parents = self.units.iter().flat_map(|unit| &self.parents[unit.parents.clone()]);
-        parents.any(|parent| !parent.made.written.writes.is_empty())
+        self.writing().next().is_some()
+    }
+
+    /// Claims the keys that its messages wrote, if nobody else stores a value of one of them.
+    pub(super) fn claim(&self) -> Option<Claimed> {
+        let claim = Claim::new();
+        // Those that were claimed when one is not free are let go of with it.
+        let claimed = Claimed(Rc::clone(&self.parents));
+        self.writing().all(|parent| parent.made.written.claim(claim)).then_some(claimed)
     }
 
     /// What is to be written to the states of its stages, in the order in which the messages were handled:
     /// with direct edges they finish in another. What was stored meanwhile by one that was handled later
     /// stays.
     pub(super) fn writes(&self, settler: &Settler) -> Vec<StoreOp> {
-        let parents = self.units.iter().flat_map(|unit| &self.parents[unit.parents.clone()]);
-        let writing = parents.filter(|parent| !parent.made.written.writes.is_empty());
-        let writes = writing.flat_map(|parent| {
+        let writes = self.writing().flat_map(|parent| {
             let space = &settler.stage(parent.made.stage).context.state_space;
             parent.made.written.waiting().map(move |(number, write)| {
                 let (space, key) = (Arc::clone(space), write.key.clone());

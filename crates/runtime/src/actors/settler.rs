@@ -1,6 +1,7 @@
 //! Settling: outputs first, then the acks, in one transaction where they share a store.
 
 use std::fmt;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -13,9 +14,10 @@ use brigade_core::delivery::{GivenUp, Slot};
 use brigade_core::flight::{Finished, Since};
 use brigade_core::state::StateStore;
 use brigade_core::{Cause, CauseKind};
+use tokio::sync::Notify;
 
 use super::producer::Outlet;
-use super::settlement::{Outcome, Output, Settlement};
+use super::settlement::{Claimed, Outcome, Output, Settlement};
 use super::tries::{Told, Tries};
 use crate::events::EventSender;
 use crate::plan::{QueuePlan, StagePlan};
@@ -159,7 +161,7 @@ impl Settler {
         }
         let mut tries = Tries::default();
         loop {
-            let turn = self.root().storing.lock().await;
+            let turn = self.turn(settlement).await;
             match self.state.commit(settlement.writes(self)).await {
                 Ok(()) => {
                     settlement.stored();
@@ -170,6 +172,20 @@ impl Settler {
                     self.wait_after(&error, &mut tries).await?;
                 }
             }
+        }
+    }
+
+    /// Waits until nobody else stores a value of the keys that a settlement's messages wrote.
+    async fn turn(&self, settlement: &Settlement) -> Turn<'_> {
+        let ended = &self.root().stored;
+        loop {
+            // Who ends from here on is heard.
+            let mut next = pin!(ended.notified());
+            next.as_mut().enable();
+            if let Some(claimed) = settlement.claim() {
+                return Turn { claimed: Some(claimed), ended };
+            }
+            next.await;
         }
     }
 
@@ -254,7 +270,7 @@ impl Settler {
             holds.extend(staged.hold);
         }
         let _turn = match self.stores_together() && settlement.has_writes() {
-            true => Some(self.root().storing.lock().await),
+            true => Some(self.turn(settlement).await),
             false => None,
         };
         ops.extend(settlement.writes(self));
@@ -367,6 +383,19 @@ impl Settler {
         stats.filtered.add(count(Outcome::Filtered));
         stats.dead_lettered.add(count(Outcome::DeadLettered));
         stats.discarded.add(count(Outcome::Discarded));
+    }
+}
+
+/// The right to store what a settlement's messages wrote, until it is dropped.
+struct Turn<'s> {
+    claimed: Option<Claimed>,
+    ended: &'s Notify,
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.claimed = None;
+        self.ended.notify_waiters();
     }
 }
 
