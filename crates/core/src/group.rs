@@ -1,6 +1,7 @@
 //! What a connector keeps of one group of one queue in memory: what is ready, delayed, behind its
 //! key, and handed out.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::Add;
 use std::time::Duration;
@@ -32,8 +33,8 @@ pub struct Group<T> {
     delayed: BTreeMap<(T, u64), Box<Item>>,
     /// By position, with the fence of the handing-over.
     leased: FxHashMap<u64, Lease>,
-    /// In the order of keys: keys that are handed out or wait to be tried again, how often, and what
-    /// waits behind them.
+    /// In the order of keys: those that are handed out, wait to be tried again, or have more than one message
+    /// that comes next.
     busy: HashMap<Bytes, Busy>,
     next: u64,
     fence: u64,
@@ -104,7 +105,11 @@ struct Lease {
 
 #[derive(Debug, Default)]
 struct Busy {
+    /// How many are handed out or wait to be tried again. When there are none, the first of what waited
+    /// behind them is ready, and the rest follows it from here: a long line of one key is not moved each time.
     count: usize,
+    /// The fence when that began to be so, which tells the call of [`Group::take`] in which it did.
+    since: u64,
     behind: VecDeque<Box<Item>>,
 }
 
@@ -160,26 +165,36 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
         }
         let max = if one_at_a_time { 1 } else { want.messages };
         let (mut taken, mut bytes) = (Vec::with_capacity(max.min(self.ready.len())), 0);
-        // Keys that became busy in this call: their next messages may come along.
-        let mut own: Vec<Bytes> = Vec::new();
+        let (begun, mut follows) = (self.fence, None::<Bytes>);
         while taken.len() < max && (bytes < want.bytes || taken.is_empty()) {
-            let Some(item) = self.ready.pop_front() else { break };
+            let Some(item) = self.pop(follows.take()) else { break };
             if let (Order::Key, Some(key)) = (order, &item.message.key) {
-                let busy = self.busy.entry(key.clone()).or_default();
-                if busy.count > 0 && !own.contains(key) {
+                let busy = busy_of(&mut self.busy, key);
+                // A key that became busy in this call has its next messages come along.
+                if busy.count > 0 && busy.since != begun {
                     busy.behind.push_back(item);
                     self.behind += 1;
                     continue;
                 }
-                if busy.count == 0 {
-                    own.push(key.clone());
-                }
-                busy.count += 1;
+                (busy.count, busy.since) = (busy.count + 1, begun);
+                follows = (!busy.behind.is_empty()).then(|| key.clone());
             }
             bytes += item.message.size();
             taken.push(self.lease(item, order, holder));
         }
         taken
+    }
+
+    /// What comes next: of a key's line, if there is one, or what is ready.
+    fn pop(&mut self, of: Option<Bytes>) -> Option<Box<Item>> {
+        let busy = of.and_then(|key| self.busy.get_mut(&key));
+        match busy.and_then(|busy| busy.behind.pop_front()) {
+            None => self.ready.pop_front(),
+            of_key => {
+                self.behind -= 1;
+                of_key
+            }
+        }
     }
 
     fn lease(&mut self, item: Box<Item>, order: Order, holder: u64) -> Incoming {
@@ -278,6 +293,7 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
             self.behind -= before - busy.behind.len();
         }
         self.bytes -= bytes;
+        self.put_first_of_keys();
         let waits: Vec<(T, u64)> =
             (self.delayed.iter()).filter_map(|(at, item)| left(item).then_some(*at)).collect();
         for at in waits {
@@ -292,11 +308,30 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
         }
     }
 
-    fn end(&mut self, receipt: Receipt) -> Option<Lease> {
-        if !self.stands(receipt) {
-            return None;
+    /// Where the first of a key that is free was withdrawn, the next of it is ready.
+    fn put_first_of_keys(&mut self) {
+        if !self.busy.values().any(|busy| busy.count == 0) {
+            return;
         }
-        self.leased.remove(&receipt.position)
+        let mut firsts: HashMap<&Bytes, u64> = HashMap::new();
+        for item in self.ready.iter().rev() {
+            firsts.extend(item.message.key.as_ref().map(|key| (key, item.position)));
+        }
+        let has_first = |key: &Bytes, busy: &Busy| match (firsts.get(key), busy.behind.front()) {
+            (Some(first), Some(next)) => *first < next.position,
+            (_, next) => next.is_none(),
+        };
+        let free = self.busy.iter().filter(|(_, busy)| busy.count == 0);
+        let lost = free.filter(|(key, busy)| !has_first(key, busy));
+        let lost: Vec<Bytes> = lost.map(|(key, _)| key.clone()).collect();
+        lost.iter().for_each(|key| self.put_first_of(key));
+    }
+
+    fn end(&mut self, receipt: Receipt) -> Option<Lease> {
+        match self.leased.entry(receipt.position) {
+            Entry::Occupied(lease) if lease.get().fence == receipt.fence => Some(lease.remove()),
+            _ => None,
+        }
     }
 
     /// Messages whose time has come are ready.
@@ -333,25 +368,16 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
     /// A message of a busy key goes back in its place, and all of the key to the front if it is free.
     fn put_key_back(&mut self, item: Box<Item>) {
         let key = item.message.key.clone();
-        let freed = key.as_ref().map(|key| self.release(key)).unwrap_or_default();
-        match freed {
-            Freed::Still => {
-                // Others of the key are still handed out: it waits in front of what is behind.
-                let busy = key.and_then(|key| self.busy.get_mut(&key));
-                if let Some(busy) = busy {
-                    let at = busy.behind.partition_point(|other| other.position < item.position);
-                    busy.behind.insert(at, item);
-                    self.behind += 1;
-                }
-            }
-            Freed::Free(mut behind) => {
-                let at = behind.partition_point(|other| other.position < item.position);
-                behind.insert(at, item);
-                for item in behind.into_iter().rev() {
-                    self.ready.push_front(item);
-                }
-            }
-        }
+        let Some((key, busy)) = key.and_then(|key| self.busy.get_mut(&key).map(|busy| (key, busy)))
+        else {
+            return self.ready.push_front(item);
+        };
+        // Not a search by halves: of several partitions what waits is in no order as a whole, and within each
+        // only what has been handed out before comes back, so that this is its place there.
+        let at = busy.behind.iter().position(|other| other.position > item.position);
+        busy.behind.insert(at.unwrap_or(busy.behind.len()), item);
+        self.behind += 1;
+        self.free(&key);
     }
 
     fn free_key(&mut self, lease: &Lease) {
@@ -360,24 +386,25 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
         }
     }
 
+    /// One message less of a key that is handed out.
     fn free(&mut self, key: &Bytes) {
-        if let Freed::Free(behind) = self.release(key) {
-            for item in behind.into_iter().rev() {
-                self.ready.push_front(item);
-            }
+        let Some(busy) = self.busy.get_mut(key) else { return };
+        busy.count -= 1;
+        if busy.count == 0 {
+            self.put_first_of(key);
         }
     }
 
-    /// One message less of a key that is handed out.
-    fn release(&mut self, key: &Bytes) -> Freed {
-        let Some(busy) = self.busy.get_mut(key) else { return Freed::default() };
-        busy.count -= 1;
-        if busy.count > 0 {
-            return Freed::Still;
+    /// The first of what waits behind a key that is free is ready.
+    fn put_first_of(&mut self, key: &Bytes) {
+        let Some(busy) = self.busy.get_mut(key) else { return };
+        if let Some(first) = busy.behind.pop_front() {
+            self.ready.push_front(first);
+            self.behind -= 1;
         }
-        let behind = self.busy.remove(key).map(|busy| busy.behind).unwrap_or_default();
-        self.behind -= behind.len();
-        Freed::Free(behind)
+        if busy.behind.is_empty() {
+            self.busy.remove(key);
+        }
     }
 
     /// The bytes of all that is stored, as [`Message::size`] counts them.
@@ -431,19 +458,12 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
     }
 }
 
-/// What became of a key.
-#[derive(Debug)]
-enum Freed {
-    /// More of it is handed out.
-    Still,
-    /// It is free; this waited behind it.
-    Free(VecDeque<Box<Item>>),
-}
-
-impl Default for Freed {
-    fn default() -> Self {
-        Self::Free(VecDeque::new())
+/// What is busy of a key, from now on if it was not.
+fn busy_of<'b>(all: &'b mut HashMap<Bytes, Busy>, key: &Bytes) -> &'b mut Busy {
+    if !all.contains_key(key) {
+        all.insert(key.clone(), Busy::default());
     }
+    all.get_mut(key).expect("it was put there if it was not there")
 }
 
 #[cfg(test)]
@@ -499,6 +519,49 @@ mod tests {
         assert_eq!(group.take(want, Order::Key, 0, now).len(), 1);
     }
 
+    #[test]
+    fn a_long_line_of_one_key_goes_on_from_where_it_stands() {
+        let (mut group, now) = (Group::<Duration>::default(), Duration::ZERO);
+        for at in 0..6 {
+            group.put(Message::new(at.to_string()).with_key("hot"), None);
+        }
+        group.put(Message::new("other").with_key("cold"), None);
+        let mut take = |messages| {
+            let taken = group.take(Want { messages, bytes: usize::MAX }, Order::Key, 0, now);
+            let text = |incoming: &Incoming| incoming.message.payload.clone().unwrap_or_default();
+            let texts: Vec<Bytes> = taken.iter().map(text).collect();
+            // While some of it is out, nothing more of it comes.
+            let next = group.take(Want { messages: 9, bytes: usize::MAX }, Order::Key, 0, now);
+            let all = taken.into_iter().chain(next.clone());
+            all.for_each(|incoming| assert!(group.done(incoming.receipt)));
+            (texts, next.iter().map(text).collect::<Vec<_>>())
+        };
+        assert_eq!(take(2), (vec!["0".into(), "1".into()], vec!["other".into()]));
+        assert_eq!(take(3), (vec!["2".into(), "3".into(), "4".into()], vec![]));
+        assert_eq!(take(9), (vec!["5".into()], vec![]));
+        assert_eq!(group.stored(), 0);
+    }
+
+    #[test]
+    fn a_line_whose_first_is_withdrawn_goes_on() {
+        let (mut group, now) = (Group::<Duration>::default(), Duration::ZERO);
+        let put = |group: &mut Group<_>, position| {
+            let receipt = Receipt { position, fence: 0 };
+            group.put_at(Incoming::new(Message::new("x").with_key("k"), receipt), None);
+        };
+        (1..=4).for_each(|position| put(&mut group, position));
+        let one = Want { messages: 1, bytes: usize::MAX };
+        let all = Want { messages: 9, bytes: usize::MAX };
+        let taken = group.take(one, Order::Key, 0, now);
+        assert!(group.take(all, Order::Key, 0, now).is_empty(), "the rest waits behind it");
+        assert!(group.done(taken[0].receipt));
+        put(&mut group, 5);
+        group.withdraw(|position| position == 2);
+        let taken = group.take(all, Order::Key, 0, now);
+        let positions: Vec<u64> = taken.iter().map(|one| one.receipt.position).collect();
+        assert_eq!(positions, [3, 4, 5]);
+    }
+
     proptest! {
         /// Against a plain list of what is there: nothing is lost, nothing comes twice, a key is
         /// handed out in order and never beyond what is unresolved of it, and in the end all of it
@@ -533,7 +596,7 @@ mod tests {
                         let want = Want { messages, bytes: usize::MAX };
                         let taken = group.take(want, order, 0, now);
                         prop_assert!(taken.len() <= messages);
-                        for incoming in &taken {
+                        for (at, incoming) in taken.iter().enumerate() {
                             let position = incoming.receipt.position;
                             prop_assert!(there.contains_key(&position), "it was done or withdrawn");
                             prop_assert!(due.get(&position).is_none_or(|due| *due <= now));
@@ -541,6 +604,16 @@ mod tests {
                             prop_assert!(!held.iter().any(is_held), "it is handed out already");
                             let other = |h: &&Incoming| h.message.key == incoming.message.key;
                             prop_assert!(!ordered || !held.iter().any(|h| other(&h)));
+                            // What was put with a delay has its place when that is over.
+                            let is_out = |of: &u64| {
+                                taken[..at].iter().any(|before| before.receipt.position == *of)
+                            };
+                            let skipped = there.range(position >> 32 << 32..position).find(|(of, key)| {
+                                Some(*key) == incoming.message.key.as_ref()
+                                    && !due.contains_key(of) && !is_out(of)
+                            });
+                            let in_turn = due.contains_key(&position) || skipped.is_none();
+                            prop_assert!(!ordered || in_turn, "{skipped:?} goes before {position}");
                         }
                         held.extend(taken);
                     }

@@ -1,7 +1,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use smallvec::SmallVec;
+use smallvec::{SmallVec, smallvec};
 use twox_hash::XxHash3_128;
 
 /// A message's identity: 128 bits, printed as 32 hexadecimal digits.
@@ -54,16 +54,21 @@ impl MessageId {
     /// each name as its length (u32, little-endian) and its UTF-8 bytes, the index (u32,
     /// little-endian).
     pub fn output(self, stage: &str, output: &str, index: u32) -> Self {
-        // Names are short: this stays on the stack.
-        let mut bytes: SmallVec<[u8; 128]> = SmallVec::new();
-        bytes.push(OUTPUT);
-        bytes.extend_from_slice(&self.0.to_le_bytes());
+        const PARENT: usize = 1 + 16;
+        let length = PARENT + 4 + stage.len() + 4 + output.len() + 4;
+        // Each output of each stage has one: names are short, and this stays on the stack.
+        let mut bytes: SmallVec<[u8; 128]> = smallvec![0; length];
+        bytes[0] = OUTPUT;
+        bytes[1..PARENT].copy_from_slice(&self.0.to_le_bytes());
+        let mut rest = &mut bytes[PARENT..];
         for name in [stage, output] {
             let length = u32::try_from(name.len()).unwrap_or(u32::MAX);
-            bytes.extend_from_slice(&length.to_le_bytes());
-            bytes.extend_from_slice(name.as_bytes());
+            let (here, after) = rest.split_at_mut(4 + name.len());
+            here[..4].copy_from_slice(&length.to_le_bytes());
+            here[4..].copy_from_slice(name.as_bytes());
+            rest = after;
         }
-        bytes.extend_from_slice(&index.to_le_bytes());
+        rest.copy_from_slice(&index.to_le_bytes());
         Self(XxHash3_128::oneshot(&bytes))
     }
 }

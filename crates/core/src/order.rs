@@ -40,9 +40,14 @@ impl<T> Gate<T> {
         }
     }
 
+    /// Whether every message passes.
+    pub fn is_open(&self) -> bool {
+        self.blocked.is_empty()
+    }
+
     /// Lets a message pass, or keeps it behind one that is being retried.
     pub fn pass(&mut self, key: Option<&Bytes>, item: T) -> Option<T> {
-        if self.blocked.is_empty() {
+        if self.is_open() {
             return Some(item);
         }
         let group = self.group(key);
