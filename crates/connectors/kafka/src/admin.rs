@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use brigade_core::connector::{
-    ConnectorError, Outgoing, Peeked, Produced, Producer as _, QueueAdmin, QueueStatus, Receipt,
+    ConnectorError, Outgoing, Peeked, Produced, Producer as _, QueueAdmin, QueueStatus,
 };
 use brigade_core::watermark::Watermark;
 use brigade_core::{IncarnationId, Message};
@@ -21,7 +21,7 @@ use crate::lag::{Lagging, ends};
 use crate::metadata;
 use crate::poll::places_of;
 use crate::producer::KafkaProducer;
-use crate::record;
+use crate::record::{self, Shelf};
 use crate::settings::Site;
 
 /// How long one question to the broker may take.
@@ -164,15 +164,14 @@ impl Desk {
         group.client.assign(&list)?;
         let place = format!("{}/{}/{partition}", self.cluster, self.topic);
         let incarnation = IncarnationId::of(place.as_bytes());
-        let mut begun = Instant::now();
+        let (mut begun, mut shelf) = (Instant::now(), Shelf::default());
         loop {
             match group.client.poll(ASK.saturating_sub(begun.elapsed())) {
                 Some(Ok(record)) => {
                     // It is the next answer that may take so long.
                     begun = Instant::now();
                     let offset = u64::try_from(record.offset()).unwrap_or_default();
-                    let receipt = Receipt { position: pack(partition, offset), fence: 0 };
-                    let (incoming, _) = record::incoming(&record, incarnation, receipt);
+                    let (incoming, _) = record::incoming(&record, incarnation, &mut shelf);
                     if !show(offset, incoming.message) {
                         break;
                     }

@@ -52,6 +52,14 @@ pub(crate) enum Arrival {
     Anothers,
 }
 
+#[cfg(test)]
+impl Arrival {
+    pub(crate) fn plain(message: brigade_core::Message) -> Self {
+        let incoming = Incoming::new(message, crate::record::UNPLACED);
+        Self::Message { incoming, due: None, origin: None }
+    }
+}
+
 /// What can be committed of a partition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Commit {
@@ -93,13 +101,8 @@ impl Assignment {
         self.origins.retain(|position, _| slot_of(*position) != slot);
     }
 
-    /// A record came; it is only read if it is not resolved. Says whether the partition is ours.
-    pub(crate) fn arrive(
-        &mut self,
-        place: &Place,
-        offset: u64,
-        arrival: impl FnOnce(Receipt) -> Arrival,
-    ) -> bool {
+    /// A record came. Says whether the partition is ours.
+    pub(crate) fn arrive(&mut self, place: &Place, offset: u64, arrival: Arrival) -> bool {
         let Some(slot) = self.by_place.get(place).copied() else { return true };
         let Some(ledger) = &mut self.slots[slot].ledger else { return true };
         if offset < ledger.next() {
@@ -112,8 +115,9 @@ impl Assignment {
             return true;
         }
         let position = position_of(slot, offset);
-        match arrival(Receipt { position, fence: 0 }) {
-            Arrival::Message { incoming, due, origin } => {
+        match arrival {
+            Arrival::Message { mut incoming, due, origin } => {
+                incoming.receipt.position = position;
                 self.origins.extend(origin.map(|origin| (position, origin)));
                 self.messages.put_at(incoming, due);
             }
@@ -425,15 +429,14 @@ mod tests {
 
         fn arrive(&mut self, offset: u64) {
             let kind = self.kinds.get(&offset).copied().unwrap_or(Kind::Plain);
-            let arrival = |receipt| {
-                let incoming = Incoming::new(Message::new("x"), receipt);
-                let (due, origin) = match kind {
-                    Kind::Plain => (None, None),
-                    Kind::Delayed => (Some(self.begun + LATER), Some("first[1]@2".to_owned())),
-                    Kind::Foreign => return Arrival::Nothing,
-                };
-                Arrival::Message { incoming, due, origin }
-            };
+            let mut arrival = Arrival::plain(Message::new("x"));
+            match (kind, &mut arrival) {
+                (Kind::Delayed, Arrival::Message { due, origin, .. }) => {
+                    (*due, *origin) = (Some(self.begun + LATER), Some("first[1]@2".to_owned()));
+                }
+                (Kind::Foreign, _) => arrival = Arrival::Nothing,
+                _ => {}
+            }
             if let Kind::Foreign = kind {
                 self.done.insert(offset);
             }

@@ -55,7 +55,7 @@ mod tests {
     use std::time::Instant;
 
     use brigade_core::Message;
-    use brigade_core::connector::{Incoming, Order, Receipt, Want};
+    use brigade_core::connector::{Order, Receipt, Want};
 
     use super::*;
     use crate::assignment::{Arrival, Assignment, Place};
@@ -64,12 +64,7 @@ mod tests {
     fn resolve(assignment: &mut Assignment, places: &[Place]) -> Vec<Receipt> {
         for place in places {
             assert!(assignment.assign(place.clone(), None));
-            let arrival = |receipt| Arrival::Message {
-                incoming: Incoming::new(Message::new("x"), receipt),
-                due: None,
-                origin: None,
-            };
-            assert!(assignment.arrive(place, 0, arrival));
+            assert!(assignment.arrive(place, 0, Arrival::plain(Message::new("x"))));
         }
         let want = Want { messages: places.len(), bytes: usize::MAX };
         let taken = assignment.take(want, Order::None, Instant::now());

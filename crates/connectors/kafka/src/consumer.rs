@@ -482,11 +482,7 @@ mod tests {
         let mut state = consumer.shared.state();
         assert!(state.assignment.assign(place.clone(), None));
         for (offset, payload) in payloads.iter().enumerate() {
-            let arrival = |receipt| Arrival::Message {
-                incoming: Incoming::new(Message::new(payload.to_string()), receipt),
-                due: None,
-                origin: None,
-            };
+            let arrival = Arrival::plain(Message::new(payload.to_string()));
             assert!(state.assignment.arrive(&place, offset as u64, arrival));
         }
         let want = Want { messages: payloads.len(), bytes: usize::MAX };

@@ -219,10 +219,7 @@ mod tests {
                 {
                     let key = if (n as u64).is_multiple_of(every) { 0 } else { n };
                     let message = Message::new("x").with_key(key.to_string());
-                    let arrival = |receipt| {
-                        let incoming = Incoming::new(message, receipt);
-                        Arrival::Message { incoming, due: None, origin: None }
-                    };
+                    let arrival = Arrival::plain(message);
                     assert!(self.assignment.arrive(&self.place, offset, arrival));
                 }
                 let mut taken = self.take();

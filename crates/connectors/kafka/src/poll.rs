@@ -21,7 +21,7 @@ use crate::assignment::{Arrival, Assignment, Commit, Place};
 use crate::client::{Reason, Recollection, explain, log};
 use crate::lag::ends;
 use crate::metadata::SPAN_MAX;
-use crate::record::CopyHeaders;
+use crate::record::{CopyHeaders, Shelf};
 use crate::settings::{Settings, Site};
 use crate::{metadata, record, retry};
 
@@ -309,6 +309,7 @@ impl Shared {
 
 /// Polls until it is told to stop; then leaves the group.
 pub(crate) fn run(shared: &Arc<Shared>, client: Arc<Client>) {
+    let mut shelf = Shelf::default();
     while !shared.stopping() {
         let paused = shared.paused.load(Ordering::Relaxed);
         let has_room = match paused {
@@ -324,7 +325,7 @@ pub(crate) fn run(shared: &Arc<Shared>, client: Arc<Client>) {
         // Where there is no room nothing is meant to come.
         shared.beat(!has_room);
         match client.poll(POLL) {
-            Some(Ok(first)) => take_over(shared, &client, first),
+            Some(Ok(first)) => take_over(shared, &client, first, &mut shelf),
             Some(Err(error)) => poll_failed(shared, &error),
             None => {}
         }
@@ -344,7 +345,7 @@ fn leave(mut client: Arc<Client>) {
 }
 
 /// Takes over a record and what else is there.
-fn take_over(shared: &Shared, client: &Client, first: BorrowedMessage<'_>) {
+fn take_over(shared: &Shared, client: &Client, first: BorrowedMessage<'_>, shelf: &mut Shelf) {
     let mut batch = vec![first];
     while batch.len() < BATCH_MAX {
         match client.poll(Duration::ZERO) {
@@ -357,29 +358,28 @@ fn take_over(shared: &Shared, client: &Client, first: BorrowedMessage<'_>) {
         }
     }
     shared.beat(true);
-    let mut state = shared.state();
-    let State { assignment, places, .. } = &mut *state;
-    let (mut here, mut anothers): (Option<&(Place, IncarnationId)>, _) = (None, None);
     let now = (Instant::now(), Timestamp::from(SystemTime::now()));
-    for record in &batch {
-        let is_here = |place: &Place| &*place.0 == record.topic() && place.1 == record.partition();
-        if here.is_none_or(|(place, _)| !is_here(place)) {
-            here = places.get(&(record.topic().to_owned(), record.partition()));
-        }
+    let is_same = |one: &BorrowedMessage<'_>, next: &BorrowedMessage<'_>| {
+        one.partition() == next.partition() && one.topic() == next.topic()
+    };
+    for records in batch.chunk_by(is_same) {
+        let place = (records[0].topic().to_owned(), records[0].partition());
+        let here = shared.state().places.get(&place).cloned();
         let Some((place, incarnation)) = here else { continue };
-        let offset = u64::try_from(record.offset()).unwrap_or_default();
-        let is_ours = assignment.arrive(place, offset, |receipt| {
-            let (incoming, copy) = record::incoming(record, *incarnation, receipt);
-            shared.arrival(record.topic(), incoming, copy, now)
+        // Read and copied before the lock: a lane waits for that to take and to resolve.
+        let arrivals = records.iter().map(|record| {
+            let (incoming, copy) = record::incoming(record, incarnation, shelf);
+            let arrival = shared.arrival(record.topic(), incoming, copy, now);
+            (u64::try_from(record.offset()).unwrap_or_default(), arrival)
         });
-        if !is_ours {
-            anothers = Some(shared.takes_anothers(record.topic()));
+        let arrivals: Vec<_> = arrivals.collect();
+        let mut state = shared.state();
+        for (offset, arrival) in arrivals {
+            if !state.assignment.arrive(&place, offset, arrival) {
+                state.tell(shared.takes_anothers(&place.0));
+            }
         }
     }
-    if let Some(error) = anothers {
-        state.tell(error);
-    }
-    drop(state);
     shared.arrived.notify_waiters();
 }
 

@@ -63,12 +63,15 @@ pub(crate) struct Reports {
 
 /// A batch that waits for its reports.
 struct Batch {
-    results: Mutex<Vec<Option<Report>>>,
+    /// What is to be told of records that are not simply on the topic, by their places.
+    odd: Mutex<Odd>,
     missing: AtomicUsize,
     done: Notify,
 }
 
-/// What became of a record.
+type Odd = Vec<(usize, Report)>;
+
+/// What became of a record that is not simply on the topic.
 enum Report {
     Is(Produced),
     /// The broker refuses it, or another that the client put into one request with it.
@@ -164,12 +167,10 @@ impl ProducerContext for Reports {
     type DeliveryOpaque = Box<Ticket>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, ticket: Box<Ticket>) {
-        let report = match result {
-            Ok(_) => Report::Is(Produced::Confirmed),
-            Err((error, _)) => match refusal(error) {
-                Some(why) => Report::Suspect(why),
-                None => Report::Is(failed(&self.site, error)),
-            },
+        let Err((error, _)) = result else { return ticket.batch.count() };
+        let report = match refusal(error) {
+            Some(why) => Report::Suspect(why),
+            None => Report::Is(failed(&self.site, error)),
         };
         ticket.batch.set(ticket.at, report);
     }
@@ -177,23 +178,30 @@ impl ProducerContext for Reports {
 
 impl Batch {
     fn new(records: usize) -> Arc<Self> {
-        let results = Mutex::new((0..records).map(|_| None).collect());
-        Arc::new(Self { results, missing: AtomicUsize::new(records), done: Notify::new() })
+        let (odd, missing) = (Mutex::default(), AtomicUsize::new(records));
+        Arc::new(Self { odd, missing, done: Notify::new() })
     }
 
-    fn set(&self, at: usize, outcome: Report) {
-        self.results.lock().unwrap_or_else(PoisonError::into_inner)[at] = Some(outcome);
+    fn set(&self, at: usize, report: Report) {
+        self.odd.lock().unwrap_or_else(PoisonError::into_inner).push((at, report));
+        self.count();
+    }
+
+    /// One record more has its report.
+    fn count(&self) {
         if self.missing.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.done.notify_one();
         }
     }
 
-    async fn all(&self) -> Vec<Report> {
+    /// Waits for all reports; answers with the odd ones, in order.
+    async fn all(&self) -> Odd {
         if self.missing.load(Ordering::Acquire) > 0 {
             self.done.notified().await;
         }
-        let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut *results).into_iter().flatten().collect()
+        let mut odd = std::mem::take(&mut *self.odd.lock().unwrap_or_else(PoisonError::into_inner));
+        odd.sort_unstable_by_key(|(at, _)| *at);
+        odd
     }
 }
 
@@ -301,11 +309,11 @@ impl KafkaProducer {
         }
     }
 
-    /// Puts records, and waits for their reports.
+    /// Puts records, and waits for their reports; answers with the odd ones.
     async fn put(
         &self,
         records: impl ExactSizeIterator<Item = &Outgoing>,
-    ) -> Result<Vec<Report>, ConnectorError> {
+    ) -> Result<Odd, ConnectorError> {
         let (batch, client) = (Batch::new(records.len()), self.link.client()?);
         for (at, one) in records.enumerate() {
             match self.refuse(one).await? {
@@ -314,7 +322,7 @@ impl KafkaProducer {
             }
         }
         tokio::select! {
-            reports = batch.all() => Ok(reports),
+            odd = batch.all() => Ok(odd),
             // What it did not put it would report when the messages time out, in minutes.
             () = client.context().lost() => {
                 client.purge(PurgeConfig::default().queue().inflight());
@@ -328,37 +336,37 @@ impl KafkaProducer {
     async fn settle_suspects(
         &self,
         outgoing: &[Outgoing],
-        reports: Vec<Report>,
+        odd: Odd,
     ) -> Result<Vec<Produced>, ConnectorError> {
-        let mut outcomes: Vec<Option<Produced>> = reports.iter().map(|_| None).collect();
-        let all: Vec<usize> = (0..outgoing.len()).collect();
-        let suspects = sort(&all, reports, &mut outcomes);
+        let mut outcomes: Vec<_> = outgoing.iter().map(|_| Produced::Confirmed).collect();
+        let suspects = sort(odd, |at| at, &mut outcomes);
         if !suspects.is_empty() {
             let _alone = self.alone.write().await;
             let mut groups = halves(suspects);
             while let Some(group) = groups.pop() {
-                let reports = self.put(group.iter().map(|at| &outgoing[*at])).await?;
-                let still = sort(&group, reports, &mut outcomes);
+                let odd = self.put(group.iter().map(|at| &outgoing[*at])).await?;
+                group.iter().for_each(|at| outcomes[*at] = Produced::Confirmed);
+                let still = sort(odd, |at| group[at], &mut outcomes);
                 if group.len() > 1 {
                     groups.extend(halves(still));
                 }
             }
         }
-        Ok(outcomes.into_iter().flatten().collect())
+        Ok(outcomes)
     }
 }
 
-/// Notes what became of records by their places; answers with those that may be innocent.
-fn sort(places: &[usize], reports: Vec<Report>, outcomes: &mut [Option<Produced>]) -> Vec<usize> {
+/// Notes what became of records at their places; answers with those that may be innocent.
+fn sort(odd: Odd, place: impl Fn(usize) -> usize, outcomes: &mut [Produced]) -> Vec<usize> {
     let mut suspects = Vec::new();
-    for (at, report) in places.iter().zip(reports) {
-        outcomes[*at] = Some(match report {
+    for (at, report) in odd {
+        outcomes[place(at)] = match report {
             Report::Is(produced) => produced,
             Report::Suspect(why) => {
-                suspects.push(*at);
+                suspects.push(place(at));
                 Produced::Rejected(why)
             }
-        });
+        };
     }
     suspects
 }
@@ -384,9 +392,9 @@ impl Producer for KafkaProducer {
             return Ok(Vec::new());
         }
         let together = self.alone.read().await;
-        let reports = self.put(outgoing.iter()).await?;
+        let odd = self.put(outgoing.iter()).await?;
         drop(together);
-        let outcomes = self.settle_suspects(outgoing, reports).await?;
+        let outcomes = self.settle_suspects(outgoing, odd).await?;
         match self.link.client()?.client().fatal_error() {
             Some((code, why)) => Err(ConnectorError::permanent(
                 self.site.told(format!("the producer cannot go on: {code}: {why}")),

@@ -4,7 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use brigade_core::connector::{Defect, Incoming, Receipt, Rejected};
 use brigade_core::{CauseKind, Headers, IncarnationId, Message, MessageId, Timestamp};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use rdkafka::message::{
     BorrowedHeaders, BorrowedMessage, Header, Headers as _, Message as _, OwnedHeaders,
 };
@@ -84,15 +84,18 @@ pub(crate) struct CopyHeaders {
     first_failed_at: Option<Timestamp>,
 }
 
+/// The receipt of what has no place in a consumer's list yet.
+pub(crate) const UNPLACED: Receipt = Receipt { position: 0, fence: 0 };
+
 /// Reads a message from a record, and what else the record says. A message without an id gets it from
-/// its place: `incarnation` tells cluster, topic and partition.
+/// its place: `incarnation` tells cluster, topic and partition. Its receipt is [`UNPLACED`].
 pub(crate) fn incoming(
     record: &BorrowedMessage<'_>,
     incarnation: IncarnationId,
-    receipt: Receipt,
+    shelf: &mut Shelf,
 ) -> (Incoming, CopyHeaders) {
     let time = record.timestamp().to_millis().map(Timestamp);
-    let (payload, key) = bytes(record.payload(), record.key());
+    let (payload, key) = shelf.put(record.payload(), record.key());
     let mut message = Message { payload, key, event_time: time, ..Message::default() };
     // The client panics on a header whose name is not UTF-8.
     let headers = catch_unwind(AssertUnwindSafe(|| record.headers().map(read_headers)));
@@ -102,7 +105,7 @@ pub(crate) fn incoming(
     message.headers = rest;
     let offset = u64::try_from(record.offset()).unwrap_or_default();
     message.id = own.id.unwrap_or_else(|| id_of(incarnation, offset, time));
-    let mut incoming = Incoming::new(message, receipt);
+    let mut incoming = Incoming::new(message, UNPLACED);
     incoming.enqueued_at = time;
     (incoming.attempts, incoming.first_failed_at) = (own.copy.attempts, own.copy.first_failed_at);
     if is_odd {
@@ -123,17 +126,32 @@ fn id_of(place: IncarnationId, offset: u64, time: Option<Timestamp>) -> MessageI
     MessageId::root(IncarnationId::of(&bytes), offset)
 }
 
-/// Copies payload and key into one piece of memory: a key is shared by what its message becomes, a payload
-/// seldom.
-fn bytes(payload: Option<&[u8]>, key: Option<&[u8]>) -> (Option<Bytes>, Option<Bytes>) {
-    let Some(of_key) = key else { return (payload.map(Bytes::copy_from_slice), None) };
-    let of_payload = payload.unwrap_or_default();
-    let mut both = Vec::with_capacity(of_payload.len() + of_key.len());
-    both.extend_from_slice(of_payload);
-    both.extend_from_slice(of_key);
-    let both = Bytes::from(both);
-    let middle = of_payload.len();
-    (payload.map(|_| both.slice(..middle)), Some(both.slice(middle..)))
+/// Where payloads and keys are copied to. Small ones that come one after the other share a piece of memory:
+/// one allocation for some twenty, and a message that stays keeps no more than a piece with it.
+#[derive(Default)]
+pub(crate) struct Shelf(BytesMut);
+
+/// How long a piece is that several share. What is longer than a quarter has one of its own.
+const PIECE: usize = 4096;
+
+impl Shelf {
+    fn put(
+        &mut self,
+        payload: Option<&[u8]>,
+        key: Option<&[u8]>,
+    ) -> (Option<Bytes>, Option<Bytes>) {
+        let (of_payload, of_key) = (payload.unwrap_or_default(), key.unwrap_or_default());
+        let length = of_payload.len() + of_key.len();
+        let is_long = length > PIECE / 4;
+        if is_long || self.0.capacity() - self.0.len() < length {
+            self.0 = BytesMut::with_capacity(if is_long { length } else { PIECE });
+        }
+        self.0.extend_from_slice(of_payload);
+        self.0.extend_from_slice(of_key);
+        let mut both = self.0.split().freeze();
+        let of_key = key.map(|_| both.split_off(of_payload.len()));
+        (payload.map(|_| both), of_key)
+    }
 }
 
 #[derive(Default)]
@@ -171,6 +189,26 @@ fn read_headers(headers: &BorrowedHeaders) -> (OwnHeaders, Headers) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_shares_a_piece_of_memory_is_told_apart() {
+        let mut shelf = Shelf::default();
+        let long = [7; PIECE];
+        let given = [
+            (Some(&b"one"[..]), Some(&b"k"[..])),
+            (None, Some(&b"tombstone"[..])),
+            (Some(&b""[..]), None),
+            (Some(&long[..]), Some(&b""[..])),
+            (None, None),
+        ];
+        let copies: Vec<_> = (0..1000)
+            .map(|at| given[at % given.len()])
+            .map(|(payload, key)| (shelf.put(payload, key), payload, key))
+            .collect();
+        for ((payload, key), expected, of_key) in &copies {
+            assert_eq!((payload.as_deref(), key.as_deref()), (*expected, *of_key));
+        }
+    }
 
     #[test]
     fn a_topic_that_is_made_anew_gives_other_ids() {
