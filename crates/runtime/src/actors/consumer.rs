@@ -68,9 +68,9 @@ impl ConsumerSite {
         self.stage.order == Order::Key || self.lane.is_none_or(|here| here == port.lane)
     }
 
-    /// How much a worker gets at once: a batch at least, if it works in batches.
-    fn chunk(&self, port: &Port) -> usize {
-        port.chunk().max(self.stage.batch.map_or(1, |(size, _)| size))
+    /// How much a worker has at most: what it does in two chunks' time, or two batches.
+    fn room(&self, port: &Port) -> usize {
+        2 * port.ahead(PULL_MAX).max(self.stage.batch.map_or(1, |(size, _)| size))
     }
 }
 
@@ -312,7 +312,7 @@ impl PullLoop {
         // A fair share first, so that a small backlog is not all one worker's.
         let share = line.len().div_ceil(ports.len().max(1));
         for port in ports {
-            let room = (2 * self.site.chunk(port)).saturating_sub(port.queued());
+            let room = self.site.room(port).saturating_sub(port.queued());
             let room = room.min(share.max(1)).min(line.len());
             if room > 0 {
                 port.send(None, line.drain(..room).collect());
@@ -371,10 +371,8 @@ impl PullLoop {
     /// time, so that it does not sit on work that another lane or process could do.
     fn room(&self) -> usize {
         let ports = self.site.pool.ports();
-        let here = |port: &&Arc<Port>| self.site.deals_to(port);
-        let batch = self.site.stage.batch.map_or(1, |(size, _)| size);
-        let ahead = |port: &Arc<Port>| 2 * port.ahead(PULL_MAX).max(batch);
-        let room: usize = ports.iter().filter(here).map(ahead).sum();
+        let here = ports.iter().filter(|port| self.site.deals_to(port));
+        let room: usize = here.map(|port| self.site.room(port)).sum();
         room.clamp(1, PULL_MAX)
     }
 

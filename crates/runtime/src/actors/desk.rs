@@ -126,8 +126,11 @@ impl Desk {
         if item.retry {
             return Some(item);
         }
-        let key = item.delivery.message.key.clone();
         let mut state = self.lock();
+        if state.parked.is_empty() && state.gate.is_open() {
+            return Some(item);
+        }
+        let key = item.delivery.message.key.clone();
         if !state.parked.is_empty() {
             let place = (item.delivery.input, key.clone());
             match state.parked.get(&place) {

@@ -42,7 +42,8 @@ struct Produce {
 #[derive(Message)]
 #[rtype(result = "()")]
 struct Stage {
-    batch: Vec<Outgoing>,
+    /// Lent by who asked.
+    batch: Arc<Vec<Outgoing>>,
     reply: oneshot::Sender<Result<Staged, ConnectorError>>,
 }
 
@@ -114,7 +115,7 @@ impl Outlet {
     }
 
     /// Prepares a batch for the transaction of its acks.
-    pub(crate) async fn stage(&self, batch: Vec<Outgoing>) -> Result<Staged, ConnectorError> {
+    pub(crate) async fn stage(&self, batch: Arc<Vec<Outgoing>>) -> Result<Staged, ConnectorError> {
         let (reply, answer) = oneshot::channel();
         let messages = batch.len();
         match &*self.addr.load() {
@@ -264,7 +265,9 @@ impl Handler<Stage> for Producer {
     fn handle(&mut self, Stage { batch, reply }: Stage, ctx: &mut Self::Context) {
         let producer = Arc::clone(&self.outlet.producer);
         let stage = async move {
-            let _ = reply.send(producer.stage(&batch).await);
+            let staged = producer.stage(&batch).await;
+            drop(batch);
+            let _ = reply.send(staged);
         };
         ctx.spawn(stage.into_actor(self));
     }

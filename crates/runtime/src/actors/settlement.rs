@@ -168,6 +168,21 @@ impl Settlement {
         numbered.filter(|(_, output)| output.queue == queue).map(|(at, _)| at).collect()
     }
 
+    /// Lends out what goes to a queue, by its places, until it is [taken back](Self::take_back).
+    pub(super) fn lend(&mut self, places: &[usize]) -> Arc<Vec<Outgoing>> {
+        let lend = |at: &usize| std::mem::take(&mut self.outputs[*at].outgoing);
+        Arc::new(places.iter().map(lend).collect())
+    }
+
+    /// Takes back what was lent.
+    pub(super) fn take_back(&mut self, places: &[usize], lent: Arc<Vec<Outgoing>>) {
+        // Who had it may have died, and not let go of it yet.
+        let lent = Arc::try_unwrap(lent).unwrap_or_else(|lent| Vec::clone(&lent));
+        for (at, outgoing) in places.iter().zip(lent) {
+            self.outputs[*at].outgoing = outgoing;
+        }
+    }
+
     pub(super) fn receipts(&self) -> Vec<Receipt> {
         self.units.iter().map(|unit| unit.receipt).collect()
     }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Instant;
 
 use brigade_core::connector::{
-    Acked, ConnectorError, Consumer, Failed, FailedReason, Hold, Outgoing, Receipt, Rejected,
+    Acked, ConnectorError, Consumer, Failed, FailedReason, Hold, Receipt, Rejected,
 };
 use brigade_core::delivery::{GivenUp, Slot};
 use brigade_core::flight::{Finished, Since};
@@ -255,9 +255,10 @@ impl Settler {
             if places.is_empty() {
                 continue;
             }
-            let outgoing = |at: &usize| settlement.outputs[*at].outgoing.clone();
-            let batch: Vec<Outgoing> = places.iter().map(outgoing).collect();
-            let staged = outlet.stage(batch).await?;
+            let batch = settlement.lend(&places);
+            let staged = outlet.stage(Arc::clone(&batch)).await;
+            settlement.take_back(&places, batch);
+            let staged = staged?;
             if !staged.rejected.is_empty() {
                 // The last place first, so that the others stay where they are.
                 for (at, why) in staged.rejected.iter().rev() {

@@ -201,7 +201,7 @@ impl WorkLoop {
                 continue;
             }
             let Some(item) = self.desk.pass(item) else { continue };
-            let key = item.delivery.message.key.clone();
+            let retried = item.retry.then(|| item.delivery.message.key.clone());
             let step = self.runner.handle(item.delivery, &self.template).await;
             // What waited behind it comes before what was taken along with it.
             match step {
@@ -209,10 +209,12 @@ impl WorkLoop {
                 Step::Parked(parked) => {
                     self.desk.park(parked, items.by_ref().collect::<Vec<_>>().into_iter());
                 }
-                Step::Resolved if item.retry => {
-                    self.desk.open(key.as_ref(), items.by_ref().collect::<Vec<_>>().into_iter());
+                Step::Resolved => {
+                    if let Some(key) = retried {
+                        let taken = items.by_ref().collect::<Vec<_>>();
+                        self.desk.open(key.as_ref(), taken.into_iter());
+                    }
                 }
-                Step::Resolved => {}
                 Step::Halted => self.desk.halt(items.by_ref()),
             }
         }
