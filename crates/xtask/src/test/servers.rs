@@ -17,7 +17,7 @@ const fn server(noted: &'static str, name: &'static str, need: &'static str) -> 
     Server { noted, name, need }
 }
 
-pub(super) const SERVERS: [Server; 14] = [
+pub(super) const SERVERS: [Server; 15] = [
     server("kafka", "Kafka, plain", "kafka"),
     server("kafka, tls", "Kafka, TLS", "kafka"),
     server("kafka, scram", "Kafka, SCRAM over TLS", "kafka"),
@@ -26,6 +26,7 @@ pub(super) const SERVERS: [Server; 14] = [
     server("redis", "Redis, plain", "redis"),
     server("redis, tls", "Redis, TLS", "redis"),
     server("redis, user", "Redis, ACL user", "redis"),
+    server("redis, restricted", "Redis, users with few rights", "redis"),
     server("redis, sentinel", "Redis, Sentinel, failed over", "redis"),
     server("redis, cluster", "Redis, Cluster, slots moved", "redis"),
     server("schema registry", "schema registry", "schema-registry"),
