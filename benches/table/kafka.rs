@@ -186,8 +186,9 @@ queues:
   in: {{ type: kafka, topic: {from}, group: {from}, config: {{ bootstrap.servers: '{servers}' }} }}
   out: {{ type: kafka, topic: {to}, config: {{ bootstrap.servers: '{servers}' }} }}
 stages:
-  add: {{ component: add, input: in, outputs: [out], max_in_flight: {{ messages: 8192 }} }}
-"
+  add: {{ component: add, input: in, outputs: [out], workers: {}, max_in_flight: {{ messages: 16384 }} }}
+",
+            peers::cores()
         );
         peers::brigade(&text, BESIDE, count)
     };

@@ -30,6 +30,12 @@ pub(crate) fn are_there() -> bool {
     directory().is_some()
 }
 
+/// How many cores there are: where Brigade works beside another system it has as many workers, since the other
+/// takes all cores by itself.
+pub(crate) fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// A peer's program.
 pub(crate) fn peer(path: &str) -> Command {
     Command::new(directory().expect("peers are there").join(path))
@@ -130,9 +136,10 @@ queues:
   in: {{ type: redis_stream, url: '{0}' }}
   out: {{ type: redis_stream, url: '{0}' }}
 stages:
-  add: {{ component: add, input: in, outputs: [out] }}
+  add: {{ component: add, input: in, outputs: [out], workers: {1} }}
 ",
-            server.url()
+            server.url(),
+            cores()
         );
         brigade(&text, STREAMED, length(&server))
     };
