@@ -108,8 +108,10 @@ struct Busy {
     /// How many are handed out or wait to be tried again. When there are none, the first of what waited
     /// behind them is ready, and the rest follows it from here: a long line of one key is not moved each time.
     count: usize,
-    /// The fence when that began to be so, which tells the call of [`Group::take`] in which it did.
+    /// The fence at the beginning of the [`Group::take`] that handed out the last: more may come along in that.
     since: u64,
+    /// Where the first stands that is ready, while there are none.
+    first: u64,
     behind: VecDeque<Box<Item>>,
 }
 
@@ -164,7 +166,12 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
             return Vec::new();
         }
         let max = if one_at_a_time { 1 } else { want.messages };
-        let (mut taken, mut bytes) = (Vec::with_capacity(max.min(self.ready.len())), 0);
+        if order != Order::Key {
+            // Of who read it by key before.
+            self.free_keys(|_| true).iter().for_each(|key| self.put_in_line(key));
+        }
+        let there = self.ready.len() + self.behind;
+        let (mut taken, mut bytes) = (Vec::with_capacity(max.min(there)), 0);
         let (begun, mut follows) = (self.fence, None::<Bytes>);
         while taken.len() < max && (bytes < want.bytes || taken.is_empty()) {
             let Some(item) = self.pop(follows.take()) else { break };
@@ -293,7 +300,8 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
             self.behind -= before - busy.behind.len();
         }
         self.bytes -= bytes;
-        self.put_first_of_keys();
+        self.free_keys(|busy| gone(busy.first)).iter().for_each(|key| self.put_first_of(key));
+        self.busy.retain(|_, busy| busy.count > 0 || !busy.behind.is_empty());
         let waits: Vec<(T, u64)> =
             (self.delayed.iter()).filter_map(|(at, item)| left(item).then_some(*at)).collect();
         for at in waits {
@@ -308,23 +316,19 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
         }
     }
 
-    /// Where the first of a key that is free was withdrawn, the next of it is ready.
-    fn put_first_of_keys(&mut self) {
-        if !self.busy.values().any(|busy| busy.count == 0) {
-            return;
-        }
-        let mut firsts: HashMap<&Bytes, u64> = HashMap::new();
-        for item in self.ready.iter().rev() {
-            firsts.extend(item.message.key.as_ref().map(|key| (key, item.position)));
-        }
-        let has_first = |key: &Bytes, busy: &Busy| match (firsts.get(key), busy.behind.front()) {
-            (Some(first), Some(next)) => *first < next.position,
-            (_, next) => next.is_none(),
-        };
-        let free = self.busy.iter().filter(|(_, busy)| busy.count == 0);
-        let lost = free.filter(|(key, busy)| !has_first(key, busy));
-        let lost: Vec<Bytes> = lost.map(|(key, _)| key.clone()).collect();
-        lost.iter().for_each(|key| self.put_first_of(key));
+    /// The keys of which none is handed out and more than one comes next, those that are `so`.
+    fn free_keys(&self, so: impl Fn(&Busy) -> bool) -> Vec<Bytes> {
+        let free = self.busy.iter().filter(|(_, busy)| busy.count == 0 && so(busy));
+        free.map(|(key, _)| key.clone()).collect()
+    }
+
+    /// What follows the first of a free key stands behind it, as what has no key would.
+    fn put_in_line(&mut self, key: &Bytes) {
+        let Some(Busy { first, behind, .. }) = self.busy.remove(key) else { return };
+        self.behind -= behind.len();
+        let at = self.ready.iter().position(|item| item.position == first);
+        let after = self.ready.split_off(at.map_or(0, |at| at + 1));
+        self.ready.extend(behind.into_iter().chain(after));
     }
 
     fn end(&mut self, receipt: Receipt) -> Option<Lease> {
@@ -352,8 +356,17 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
         }
     }
 
-    /// The message at this position, the first of its key, is handed out next; says whether it is ready.
+    /// The message at this position, of which nothing before it in its partition is left, is handed out next;
+    /// says whether it is ready.
     pub fn put_first(&mut self, position: u64) -> bool {
+        // It may stand behind the first of its key, from another partition, or be put before that.
+        let behind = self.busy.values().flat_map(|busy| &busy.behind);
+        let found = self.ready.iter().chain(behind).find(|item| item.position == position);
+        let key = found.and_then(|item| item.message.key.clone());
+        if let Some(key) = key.filter(|key| self.busy.get(key).is_some_and(|busy| busy.count == 0))
+        {
+            self.put_in_line(&key);
+        }
         let at = self.ready.iter().position(|item| item.position == position);
         let Some(item) = at.and_then(|at| self.ready.remove(at)) else { return false };
         self.ready.push_front(item);
@@ -399,6 +412,7 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
     fn put_first_of(&mut self, key: &Bytes) {
         let Some(busy) = self.busy.get_mut(key) else { return };
         if let Some(first) = busy.behind.pop_front() {
+            busy.first = first.position;
             self.ready.push_front(first);
             self.behind -= 1;
         }
@@ -467,186 +481,4 @@ fn busy_of<'b>(all: &'b mut HashMap<Bytes, Busy>, key: &Bytes) -> &'b mut Busy {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// What is done to a group; numbers choose among what is there.
-    #[derive(Debug, Clone)]
-    enum Step {
-        Put { key: u8, part: u64, delay: Option<u64> },
-        Take { messages: usize },
-        Done(usize),
-        Fail(usize, u64),
-        Withdraw(u64),
-        Drain,
-        Wait(u64),
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            4 => (0_u8..4, 0_u64..3, prop::option::weighted(0.2, 0_u64..4))
-                .prop_map(|(key, part, delay)| Step::Put { key, part, delay }),
-            3 => (1_usize..5).prop_map(|messages| Step::Take { messages }),
-            3 => any::<usize>().prop_map(Step::Done),
-            2 => (any::<usize>(), 0_u64..4).prop_map(|(at, delay)| Step::Fail(at, delay)),
-            1 => (0_u64..3).prop_map(Step::Withdraw),
-            1 => Just(Step::Drain),
-            1 => (1_u64..5).prop_map(Step::Wait),
-        ]
-    }
-
-    /// Parts stand in the upper bits, as partitions do.
-    fn part_of(position: u64) -> u64 {
-        position >> 32
-    }
-
-    fn failed(receipt: Receipt, delay: u64) -> Failed {
-        let reason = FailedReason::Attempt { attempts: 1, error: "no luck".to_owned() };
-        Failed { receipt, reason, delay: Duration::from_millis(delay) }
-    }
-
-    #[test]
-    fn a_key_is_free_when_what_held_it_is_drained() {
-        let (mut group, now) = (Group::<Duration>::default(), Duration::ZERO);
-        let want = Want { messages: 9, bytes: 9 };
-        group.put(Message::new("1").with_key("k"), None);
-        let taken = group.take(want, Order::Key, 0, now);
-        group.fail(&failed(taken[0].receipt, 1000), now);
-        assert_eq!(group.drain().len(), 1);
-        group.put(Message::new("2").with_key("k"), None);
-        assert_eq!(group.take(want, Order::Key, 0, now).len(), 1);
-    }
-
-    #[test]
-    fn a_long_line_of_one_key_goes_on_from_where_it_stands() {
-        let (mut group, now) = (Group::<Duration>::default(), Duration::ZERO);
-        for at in 0..6 {
-            group.put(Message::new(at.to_string()).with_key("hot"), None);
-        }
-        group.put(Message::new("other").with_key("cold"), None);
-        let mut take = |messages| {
-            let taken = group.take(Want { messages, bytes: usize::MAX }, Order::Key, 0, now);
-            let text = |incoming: &Incoming| incoming.message.payload.clone().unwrap_or_default();
-            let texts: Vec<Bytes> = taken.iter().map(text).collect();
-            // While some of it is out, nothing more of it comes.
-            let next = group.take(Want { messages: 9, bytes: usize::MAX }, Order::Key, 0, now);
-            let all = taken.into_iter().chain(next.clone());
-            all.for_each(|incoming| assert!(group.done(incoming.receipt)));
-            (texts, next.iter().map(text).collect::<Vec<_>>())
-        };
-        assert_eq!(take(2), (vec!["0".into(), "1".into()], vec!["other".into()]));
-        assert_eq!(take(3), (vec!["2".into(), "3".into(), "4".into()], vec![]));
-        assert_eq!(take(9), (vec!["5".into()], vec![]));
-        assert_eq!(group.stored(), 0);
-    }
-
-    #[test]
-    fn a_line_whose_first_is_withdrawn_goes_on() {
-        let (mut group, now) = (Group::<Duration>::default(), Duration::ZERO);
-        let put = |group: &mut Group<_>, position| {
-            let receipt = Receipt { position, fence: 0 };
-            group.put_at(Incoming::new(Message::new("x").with_key("k"), receipt), None);
-        };
-        (1..=4).for_each(|position| put(&mut group, position));
-        let one = Want { messages: 1, bytes: usize::MAX };
-        let all = Want { messages: 9, bytes: usize::MAX };
-        let taken = group.take(one, Order::Key, 0, now);
-        assert!(group.take(all, Order::Key, 0, now).is_empty(), "the rest waits behind it");
-        assert!(group.done(taken[0].receipt));
-        put(&mut group, 5);
-        group.withdraw(|position| position == 2);
-        let taken = group.take(all, Order::Key, 0, now);
-        let positions: Vec<u64> = taken.iter().map(|one| one.receipt.position).collect();
-        assert_eq!(positions, [3, 4, 5]);
-    }
-
-    proptest! {
-        /// Against a plain list of what is there: nothing is lost, nothing comes twice, a key is
-        /// handed out in order and never beyond what is unresolved of it, and in the end all of it
-        /// can be taken.
-        #[test]
-        fn what_is_there_is_handed_out_once_and_by_key_in_order(
-            steps in prop::collection::vec(step(), 1..200),
-            ordered in any::<bool>(),
-        ) {
-            let order = if ordered { Order::Key } else { Order::None };
-            let mut group = Group::<Duration>::default();
-            let (mut now, mut next) = (Duration::ZERO, 0_u64);
-            let mut there: BTreeMap<u64, Bytes> = BTreeMap::new();
-            let mut held: Vec<Incoming> = Vec::new();
-            let mut due: BTreeMap<u64, Duration> = BTreeMap::new();
-            let last = Step::Wait(10);
-            let drain = std::iter::repeat_n([Step::Take { messages: 5 }, Step::Done(0)], 400);
-            for step in steps.into_iter().chain([last]).chain(drain.flatten()) {
-                match step {
-                    Step::Put { key, part, delay } => {
-                        let position = part << 32 | next;
-                        next += 1;
-                        let key = Bytes::from(vec![key]);
-                        there.insert(position, key.clone());
-                        let receipt = Receipt { position, fence: 0 };
-                        let incoming = Incoming::new(Message::new("x").with_key(key), receipt);
-                        let at = delay.map(|delay| now + Duration::from_millis(delay));
-                        group.put_at(incoming, at);
-                        due.extend(at.map(|at| (position, at)));
-                    }
-                    Step::Take { messages } => {
-                        let want = Want { messages, bytes: usize::MAX };
-                        let taken = group.take(want, order, 0, now);
-                        prop_assert!(taken.len() <= messages);
-                        for (at, incoming) in taken.iter().enumerate() {
-                            let position = incoming.receipt.position;
-                            prop_assert!(there.contains_key(&position), "it was done or withdrawn");
-                            prop_assert!(due.get(&position).is_none_or(|due| *due <= now));
-                            let is_held = |h: &Incoming| h.receipt.position == position;
-                            prop_assert!(!held.iter().any(is_held), "it is handed out already");
-                            let other = |h: &&Incoming| h.message.key == incoming.message.key;
-                            prop_assert!(!ordered || !held.iter().any(|h| other(&h)));
-                            // What was put with a delay has its place when that is over.
-                            let is_out = |of: &u64| {
-                                taken[..at].iter().any(|before| before.receipt.position == *of)
-                            };
-                            let skipped = there.range(position >> 32 << 32..position).find(|(of, key)| {
-                                Some(*key) == incoming.message.key.as_ref()
-                                    && !due.contains_key(of) && !is_out(of)
-                            });
-                            let in_turn = due.contains_key(&position) || skipped.is_none();
-                            prop_assert!(!ordered || in_turn, "{skipped:?} goes before {position}");
-                        }
-                        held.extend(taken);
-                    }
-                    Step::Done(at) if !held.is_empty() => {
-                        let incoming = held.swap_remove(at % held.len());
-                        prop_assert!(group.done(incoming.receipt));
-                        prop_assert!(!group.done(incoming.receipt));
-                        there.remove(&incoming.receipt.position);
-                    }
-                    Step::Fail(at, delay) if !held.is_empty() => {
-                        let incoming = held.swap_remove(at % held.len());
-                        prop_assert!(group.fail(&failed(incoming.receipt, delay), now));
-                        prop_assert!(!group.stands(incoming.receipt));
-                    }
-                    Step::Withdraw(part) => {
-                        group.withdraw(|position| part_of(position) == part);
-                        there.retain(|position, _| part_of(*position) != part);
-                        for incoming in held.extract_if(.., |h| part_of(h.receipt.position) == part) {
-                            prop_assert!(!group.stands(incoming.receipt));
-                        }
-                    }
-                    Step::Drain => {
-                        prop_assert_eq!(group.drain().len(), there.len() - held.len());
-                        let is_held = |at| held.iter().any(|h| h.receipt.position == at);
-                        there.retain(|position, _| is_held(*position));
-                    }
-                    Step::Wait(time) => now += Duration::from_millis(time),
-                    Step::Done(_) | Step::Fail(..) => {}
-                }
-                prop_assert_eq!(group.stored(), there.len());
-            }
-            prop_assert_eq!(group.stored(), 0, "all of it could be taken");
-            prop_assert_eq!(group.bytes(), 0);
-        }
-    }
-}
+mod tests;

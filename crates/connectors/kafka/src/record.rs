@@ -127,12 +127,12 @@ fn id_of(place: IncarnationId, offset: u64, time: Option<Timestamp>) -> MessageI
 }
 
 /// Where payloads and keys are copied to. Small ones that come one after the other share a piece of memory:
-/// one allocation for some twenty, and a message that stays keeps no more than a piece with it.
+/// one allocation for some ten, and a message that stays keeps no more than a piece with it.
 #[derive(Default)]
 pub(crate) struct Shelf(BytesMut);
 
 /// How long a piece is that several share. What is longer than a quarter has one of its own.
-const PIECE: usize = 4096;
+const PIECE: usize = 2048;
 
 impl Shelf {
     fn put(
@@ -142,13 +142,20 @@ impl Shelf {
     ) -> (Option<Bytes>, Option<Bytes>) {
         let (of_payload, of_key) = (payload.unwrap_or_default(), key.unwrap_or_default());
         let length = of_payload.len() + of_key.len();
-        let is_long = length > PIECE / 4;
-        if is_long || self.0.capacity() - self.0.len() < length {
-            self.0 = BytesMut::with_capacity(if is_long { length } else { PIECE });
-        }
-        self.0.extend_from_slice(of_payload);
-        self.0.extend_from_slice(of_key);
-        let mut both = self.0.split().freeze();
+        let mut own;
+        let piece = if length > PIECE / 4 {
+            own = BytesMut::with_capacity(length);
+            &mut own
+        } else {
+            // It is empty: what was put there before is split off.
+            if self.0.capacity() < length {
+                self.0 = BytesMut::with_capacity(PIECE);
+            }
+            &mut self.0
+        };
+        piece.extend_from_slice(of_payload);
+        piece.extend_from_slice(of_key);
+        let mut both = piece.split().freeze();
         let of_key = key.map(|_| both.split_off(of_payload.len()));
         (payload.map(|_| both), of_key)
     }
@@ -208,6 +215,21 @@ mod tests {
         for ((payload, key), expected, of_key) in &copies {
             assert_eq!((payload.as_deref(), key.as_deref()), (*expected, *of_key));
         }
+    }
+
+    #[test]
+    fn long_records_between_small_ones_cost_these_no_piece_each() {
+        let (mut shelf, long) = (Shelf::default(), [7; PIECE]);
+        let mut beside = 0;
+        let mut last: Option<Bytes> = None;
+        for _ in 0..100 {
+            assert_eq!(shelf.put(Some(&long), None).0.unwrap().len(), PIECE);
+            let short = shelf.put(Some(&[1; 50]), None).0.unwrap();
+            let is_next = |last: &Bytes| last.as_ptr_range().end == short.as_ptr();
+            beside += usize::from(last.as_ref().is_some_and(is_next));
+            last = Some(short);
+        }
+        assert_eq!(beside, 97, "a hundred of fifty bytes need three pieces");
     }
 
     #[test]
