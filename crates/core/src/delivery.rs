@@ -233,11 +233,6 @@ impl Origin {
         drop(left);
     }
 
-    /// Calls `wake`, for what else the consumer has to be told.
-    pub fn wake(&self) {
-        (self.wake)();
-    }
-
     fn resolve(&self, slot: Slot, resolution: Resolution) {
         ENDED_HERE.set(ENDED_HERE.get().wrapping_add(1));
         let mut resolved = self.lock();
@@ -285,13 +280,6 @@ impl Guard {
     pub fn resolve(mut self, resolution: Resolution) {
         if let (Some(origin), Some(slot)) = (&self.origin, self.slot.take()) {
             origin.resolve(slot, resolution);
-        }
-    }
-
-    /// Tells the consumer to look again: there is room for more, though nothing was resolved.
-    pub fn wake(&self) {
-        if let Some(origin) = &self.origin {
-            origin.wake();
         }
     }
 

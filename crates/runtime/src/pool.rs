@@ -14,7 +14,8 @@ use brigade_core::order::shard;
 
 use crate::actors::{Desk, Halt, Work, Worker};
 
-/// The most deliveries in one mailbox message: 64 cost 0.1 us each, and more gains little.
+/// The most deliveries that a worker takes from its desk, or sends over a direct edge, at once: 64 cost 0.1 us
+/// each, and more gains little.
 pub(crate) const CHUNK_MAX: usize = 64;
 
 /// How much work one chunk should be, so that a lane's actors take turns.

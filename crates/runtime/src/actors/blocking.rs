@@ -160,18 +160,13 @@ impl Worker {
         );
         let mut work = self.work_loop();
         let desk = Arc::clone(&work.desk);
-        let key = delivery.message.key.clone();
+        let retried = retry.then(|| delivery.message.key.clone());
         // A timeout emits nothing.
         let before = ended_here();
         let step = site.decide(delivery, Attempt::TimedOut(timeout), &mut Outbox::default());
         let went = ended_here() - before;
         work.handled(usize::from(!retry), timeout);
-        match step {
-            Step::Retry(delivery, after) => desk.retry(delivery, Instant::now() + after),
-            Step::Parked(parked) => desk.park(parked, std::iter::empty()),
-            Step::Resolved => desk.open(key.as_ref(), std::iter::empty()),
-            Step::Halted => desk.halt(std::iter::empty()),
-        }
+        desk.after(step, retried, std::iter::empty());
         desk.finish(went);
         if desk.is_closed() {
             return;
@@ -210,19 +205,13 @@ impl WorkLoop {
                 self.took_no_work();
                 continue;
             };
-            let key = item.delivery.message.key.clone();
             let started = Instant::now();
             let retry = item.retry;
+            let retried = retry.then(|| item.delivery.message.key.clone());
             let Some(step) = self.handle_blocking(item, runtime, call) else { return };
             let went = self.runner.take_went();
             self.handled(usize::from(!retry), started.elapsed());
-            match step {
-                Step::Retry(delivery, after) => self.retry(delivery, after),
-                Step::Parked(parked) => self.desk.park(parked, std::iter::empty()),
-                Step::Resolved if retry => self.desk.open(key.as_ref(), std::iter::empty()),
-                Step::Resolved => {}
-                Step::Halted => self.desk.halt(std::iter::empty()),
-            }
+            self.desk.after(step, retried, std::iter::empty());
             self.desk.finish(went);
         }
     }

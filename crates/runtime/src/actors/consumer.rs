@@ -30,6 +30,8 @@ use crate::tree::{Exit, Report};
 
 /// The most messages asked for at once: sixteen chunks, or two for each of the workers.
 const PULL_MAX: usize = 16 * CHUNK_MAX;
+/// Half of what one worker is given at most, and so of what one call that hangs holds up.
+const DEALT_MAX: usize = 4 * CHUNK_MAX;
 /// So many times more waits with order by key: keys do not spread evenly over the workers.
 const KEYS_AHEAD: usize = 4;
 /// The most messages settled in one transaction, so that locks are not held for long.
@@ -68,9 +70,10 @@ impl ConsumerSite {
         self.stage.order == Order::Key || self.lane.is_none_or(|here| here == port.lane)
     }
 
-    /// How much a worker has at most: what it does in two chunks' time, or two batches.
-    fn room(&self, port: &Port) -> usize {
-        2 * port.ahead(PULL_MAX).max(self.stage.batch.map_or(1, |(size, _)| size))
+    /// How much a worker has at most: what it does in two chunks' time, but no more than twice so many, or two
+    /// batches.
+    fn room(&self, port: &Port, max: usize) -> usize {
+        2 * port.ahead(max).max(self.stage.batch.map_or(1, |(size, _)| size))
     }
 }
 
@@ -312,7 +315,7 @@ impl PullLoop {
         // A fair share first, so that a small backlog is not all one worker's.
         let share = line.len().div_ceil(ports.len().max(1));
         for port in ports {
-            let room = self.site.room(port).saturating_sub(port.queued());
+            let room = self.site.room(port, DEALT_MAX).saturating_sub(port.queued());
             let room = room.min(share.max(1)).min(line.len());
             if room > 0 {
                 port.send(None, line.drain(..room).collect());
@@ -372,7 +375,7 @@ impl PullLoop {
     fn room(&self) -> usize {
         let ports = self.site.pool.ports();
         let here = ports.iter().filter(|port| self.site.deals_to(port));
-        let room: usize = here.map(|port| self.site.room(port)).sum();
+        let room: usize = here.map(|port| self.site.room(port, PULL_MAX)).sum();
         room.clamp(1, PULL_MAX)
     }
 

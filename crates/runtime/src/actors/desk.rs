@@ -13,7 +13,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::runner::Parked;
+use crate::runner::{Parked, Step};
 
 pub(crate) struct Desk {
     state: Mutex<State>,
@@ -172,15 +172,35 @@ impl Desk {
         Page { came: state.came, went: state.went, held: held as u64 }
     }
 
+    /// What follows from a step. `retried` is the key of a delivery that was tried again, whose later ones
+    /// wait behind it: they come before what was taken from the desk along with it.
+    pub(crate) fn after(
+        &self,
+        step: Step,
+        retried: Option<Option<Bytes>>,
+        taken: impl Iterator<Item = Item>,
+    ) {
+        match step {
+            Step::Resolved => {
+                if let Some(key) = retried {
+                    self.open(key.as_ref(), taken.collect());
+                }
+            }
+            Step::Retry(delivery, after) => self.retry(delivery, Instant::now() + after),
+            Step::Parked(parked) => self.park(parked, taken.collect()),
+            Step::Halted => self.halt(taken),
+        }
+    }
+
     /// A key is parked in its queue: what lies here of it goes back.
-    pub(crate) fn park(&self, parked: Parked, taken: impl DoubleEndedIterator<Item = Item>) {
+    fn park(&self, parked: Parked, taken: Vec<Item>) {
         let Parked { key, input, last } = parked;
         self.lock().parked.insert((input, key.clone()), last);
         self.open(key.as_ref(), taken);
     }
 
     /// This delivery is tried again at `at`; later ones of its key wait.
-    pub(crate) fn retry(&self, delivery: Delivery, at: Instant) {
+    fn retry(&self, delivery: Delivery, at: Instant) {
         let mut state = self.lock();
         state.gate.block(delivery.message.key.as_ref());
         state.retried += 1;
@@ -193,9 +213,9 @@ impl Desk {
 
     /// A delivery that was being retried is resolved: what waited behind it comes next, in order,
     /// and only then what was taken from the desk after it.
-    pub(crate) fn open(&self, key: Option<&Bytes>, taken: impl DoubleEndedIterator<Item = Item>) {
+    fn open(&self, key: Option<&Bytes>, taken: Vec<Item>) {
         let mut state = self.lock();
-        for item in taken.rev() {
+        for item in taken.into_iter().rev() {
             state.in_hand -= 1;
             state.queue.push_front(item);
         }
@@ -222,7 +242,7 @@ impl Desk {
     }
 
     /// The stage fails: what was taken from here and what lies here is given back.
-    pub(crate) fn halt(&self, taken: impl Iterator<Item = Item>) {
+    fn halt(&self, taken: impl Iterator<Item = Item>) {
         self.close();
         taken.for_each(|item| self.release(item));
     }

@@ -13,7 +13,7 @@ use super::blocking::BlockingThread;
 use super::desk::{Desk, Item};
 use super::{Crash, Halt};
 use crate::pool::{CHUNK_MAX, Port};
-use crate::runner::{Runner, RunnerSite, Step, Template};
+use crate::runner::{Runner, RunnerSite, Template};
 use crate::tree::Exit;
 
 /// A chunk of deliveries for a worker. One that never arrives says so to the books.
@@ -190,32 +190,13 @@ impl WorkLoop {
         let ordered = self.runner.site.stage.order != Order::None;
         let mut items = items.into_iter();
         while let Some(item) = items.next() {
-            if !ordered {
-                match self.runner.handle(item.delivery, &self.template).await {
-                    Step::Halted => self.desk.halt(items.by_ref()),
-                    step => self.retry_if_asked(step),
-                }
-                if self.runner.outbox.is_full() {
-                    self.send();
-                }
-                continue;
-            }
-            let Some(item) = self.desk.pass(item) else { continue };
-            let retried = item.retry.then(|| item.delivery.message.key.clone());
-            let step = self.runner.handle(item.delivery, &self.template).await;
-            // What waited behind it comes before what was taken along with it.
-            match step {
-                Step::Retry(delivery, after) => self.retry(delivery, after),
-                Step::Parked(parked) => {
-                    self.desk.park(parked, items.by_ref().collect::<Vec<_>>().into_iter());
-                }
-                Step::Resolved => {
-                    if let Some(key) = retried {
-                        let taken = items.by_ref().collect::<Vec<_>>();
-                        self.desk.open(key.as_ref(), taken.into_iter());
-                    }
-                }
-                Step::Halted => self.desk.halt(items.by_ref()),
+            let passed = if ordered { self.desk.pass(item) } else { Some(item) };
+            let Some(Item { delivery, retry }) = passed else { continue };
+            let retried = (ordered && retry).then(|| delivery.message.key.clone());
+            let step = self.runner.handle(delivery, &self.template).await;
+            self.desk.after(step, retried, items.by_ref());
+            if self.runner.outbox.is_full() {
+                self.send();
             }
         }
         self.send();
@@ -247,45 +228,17 @@ impl WorkLoop {
         }
     }
 
-    fn retry_if_asked(&self, step: Step) {
-        if let Step::Retry(delivery, after) = step {
-            self.retry(delivery, after);
-        }
-    }
-
-    pub(super) fn retry(&self, delivery: Delivery, after: Duration) {
-        // Its place in the worker's queue is free; nothing was resolved that would say so.
-        delivery.guard.wake();
-        self.desk.retry(delivery, Instant::now() + after);
-    }
-
-    /// Waits until a batch is full or old enough, and handles it at once.
+    /// Waits until a batch is full or old enough, and handles it at once. There is no order: a batch may hold
+    /// several messages of a key, and a retry would break it.
     pub(super) async fn gather_and_handle(&mut self, mut items: Vec<Item>) {
         let (size, age) = self.runner.site.stage.batch.unwrap_or((CHUNK_MAX, DEFAULT_AGE));
         let started = Instant::now();
         self.desk.gather(&mut items, size, started + age).await;
         let begun = Instant::now();
         let n = items.iter().filter(|item| !item.retry).count();
-        let ordered = self.runner.site.stage.order != Order::None;
-        let mut batch = Vec::with_capacity(items.len());
-        let mut retried = Vec::new();
-        for item in items {
-            let Some(item) = (if ordered { self.desk.pass(item) } else { Some(item) }) else {
-                continue;
-            };
-            if ordered && item.retry {
-                retried.push(item.delivery.message.key.clone());
-            }
-            batch.push(item.delivery);
-        }
-        for key in retried {
-            self.desk.open(key.as_ref(), std::iter::empty());
-        }
+        let batch = items.into_iter().map(|item| item.delivery).collect();
         for step in self.runner.handle_batch(batch, &self.template).await {
-            match step {
-                Step::Halted => self.desk.halt(std::iter::empty()),
-                step => self.retry_if_asked(step),
-            }
+            self.desk.after(step, None, std::iter::empty());
         }
         self.send();
         self.desk.finish(self.runner.take_went());
