@@ -13,13 +13,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
-use async_trait::async_trait;
-use brigade::component::{Component, Context, Emit, Emitted, Setup};
-use brigade::connector::{
-    Connector, ConnectorEnv, ConnectorError, Outgoing, Produced, Producer, QueueSpec,
-};
-use brigade::{BoxError, CauseKind, Event, Failure, Memory, Message, StageState};
-use brigade_testkit::{Like, LikeConnector, LikeProducer};
+use brigade::component::{Component, Context, Emit, Setup};
+use brigade::{BoxError, CauseKind, Event, Failure, Message, StageState};
 use bytes::Bytes;
 use common::{World, eventually};
 

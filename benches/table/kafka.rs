@@ -1,7 +1,7 @@
 //! From one topic to another, beside a batched loop on the same client.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use brigade::prelude::*;
@@ -32,6 +32,12 @@ pub(crate) fn exactly_once(name: &'static str) -> Row {
     Row::rates(name, 0.0, MESSAGES, || through("exactly_once"), by_hand)
 }
 
+/// The broker of all rows.
+fn broker() -> &'static Kafka {
+    static BROKER: OnceLock<Kafka> = OnceLock::new();
+    BROKER.get_or_init(Kafka::start_steady)
+}
+
 /// Topics that no other run has.
 fn topics() -> (String, String) {
     let number = fastrand::u64(..);
@@ -40,7 +46,7 @@ fn topics() -> (String, String) {
 
 fn text(guarantee: &str, group: &str) -> String {
     let (from, to) = topics();
-    let servers = Kafka::shared().servers();
+    let servers = broker().servers();
     let more = format!("create: {{ partitions: 4 }}, config: {{ bootstrap.servers: '{servers}' }}");
     format!(
         "pipeline: bench
@@ -166,7 +172,7 @@ pub(crate) fn connect(name: &'static str) -> Row {
         };
         (from, to, move || (0..4).map(&end).sum())
     };
-    let servers = Kafka::shared().servers();
+    let servers = broker().servers();
     let theirs = || {
         let (from, to, count) = filled();
         let mut connect = peers::peer("connect");
@@ -204,7 +210,7 @@ pub(crate) fn added(name: &'static str) -> Row {
             move |payload: Vec<u8>| send(&producer, &from, &payload)
         };
         let read = || read_topic(&config, &to);
-        let servers = Kafka::shared().servers();
+        let servers = broker().servers();
         let text = format!(
             "pipeline: bench
 lanes: 1
@@ -242,7 +248,7 @@ fn read_topic(config: &ClientConfig, topic: &str) -> Vec<f64> {
 
 fn made_topics() -> (ClientConfig, String, String) {
     let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", Kafka::shared().servers());
+    config.set("bootstrap.servers", broker().servers());
     let (from, to) = topics();
     make_topics(&config, [&from, &to]);
     (config, from, to)
@@ -267,7 +273,7 @@ pub(crate) fn backlog(name: &'static str) -> Row {
     let redis = Redis::start();
     let (from, _) = topics();
     let mut config = ClientConfig::new();
-    config.set("bootstrap.servers", Kafka::shared().servers()).set("linger.ms", "20");
+    config.set("bootstrap.servers", broker().servers()).set("linger.ms", "20");
     make_topics(&config, [&from, &format!("{from}-unused")]);
     let producer: Plain = config.create().unwrap();
     for n in 0..BACKLOG {
@@ -285,7 +291,7 @@ queues:
 stages:
   pass: {{ component: pass, input: in, outputs: [out] }}
 ",
-        Kafka::shared().servers(),
+        broker().servers(),
         redis.url()
     );
     std::fs::write(directory.path().join("p.yaml"), text).unwrap();

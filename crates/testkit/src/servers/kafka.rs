@@ -29,7 +29,14 @@ pub struct Kafka {
     port: u16,
     /// Where it listens for TLS, and for SASL over TLS, if it does.
     secured: Option<(u16, u16)>,
+    /// After how many milliseconds without a heartbeat it takes itself for gone.
+    session: u16,
 }
+
+/// Short, as tests kill brokers and wait for them.
+const SESSION: u16 = 1000;
+/// Kafka's own.
+const STEADY_SESSION: u16 = 9000;
 
 impl Kafka {
     /// Starts one and waits until it listens.
@@ -37,7 +44,16 @@ impl Kafka {
     /// # Panics
     /// Java or Maven is not installed, or it does not listen within three minutes.
     pub fn start() -> Self {
-        Self::start_with(None, None)
+        Self::start_with(None, None, SESSION)
+    }
+
+    /// Starts one that stays the leader of its partitions on a machine that is busy all the time, as
+    /// benchmarks make it; to be back after a kill takes it longer.
+    ///
+    /// # Panics
+    /// As [`start`](Kafka::start).
+    pub fn start_steady() -> Self {
+        Self::start_with(None, None, STEADY_SESSION)
     }
 
     /// Starts one that keeps its records in this directory.
@@ -45,7 +61,7 @@ impl Kafka {
     /// # Panics
     /// As [`start`](Kafka::start).
     pub fn start_in(records: &Path) -> Self {
-        Self::start_with(None, Some(records))
+        Self::start_with(None, Some(records), SESSION)
     }
 
     /// Starts one that also listens for TLS and for SASL over TLS: PLAIN and SCRAM-SHA-256 with the user
@@ -54,17 +70,17 @@ impl Kafka {
     /// # Panics
     /// As [`start`](Kafka::start); or `openssl` is not installed.
     pub fn start_secured() -> Self {
-        Self::start_with(Some((free_port(), free_port())), None)
+        Self::start_with(Some((free_port(), free_port())), None, SESSION)
     }
 
-    fn start_with(secured: Option<(u16, u16)>, records: Option<&Path>) -> Self {
+    fn start_with(secured: Option<(u16, u16)>, records: Option<&Path>, session: u16) -> Self {
         if secured.is_none() {
             used("kafka");
         }
         let directory = tempfile::tempdir().expect("a directory can be made");
         let records = records.unwrap_or(directory.path()).join("logs");
         let (port, keeper) = (free_port(), Keeper::default());
-        let kafka = Self { directory, records, jars: jars(), port, secured, keeper };
+        let kafka = Self { directory, records, jars: jars(), port, secured, session, keeper };
         if secured.is_some() {
             kafka.make_certificate();
         }
@@ -176,7 +192,8 @@ impl Kafka {
     }
 
     fn settings(&self, controller: u16) -> String {
-        let (port, logs) = (self.port, &self.records);
+        let (port, logs, session) = (self.port, &self.records, self.session);
+        let heartbeat = session / 5;
         let pem = self.path("server.pem");
         let listen = |(tls, sasl)| {
             format!(
@@ -205,8 +222,8 @@ impl Kafka {
              listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT,\
              SSL:SSL,SASL_SSL:SASL_SSL\n\
              log.dirs={}\n\
-             broker.session.timeout.ms=1000\n\
-             broker.heartbeat.interval.ms=200\n\
+             broker.session.timeout.ms={session}\n\
+             broker.heartbeat.interval.ms={heartbeat}\n\
              controller.quorum.election.timeout.ms=200\n\
              controller.quorum.fetch.timeout.ms=500\n\
              auto.create.topics.enable=false\n\
