@@ -1,4 +1,5 @@
 use proptest::prelude::*;
+use proptest::test_runner::TestCaseResult;
 
 use super::*;
 
@@ -179,100 +180,130 @@ fn a_line_is_handed_out_also_to_who_reads_in_another_order() {
     assert_eq!(positions(&take(&mut group, 9, Order::None, 0)), [2]);
 }
 
+/// A group, beside a plain list of what has to be there.
+#[derive(Default)]
+struct World {
+    group: Group<Duration>,
+    ordered: bool,
+    now: Duration,
+    next: u64,
+    /// The keys of what is not done, by position.
+    there: BTreeMap<u64, Bytes>,
+    held: Vec<Incoming>,
+    /// When what was put with a delay may come.
+    due: BTreeMap<u64, Duration>,
+}
+
+impl World {
+    fn run(&mut self, step: Step) -> TestCaseResult {
+        match step {
+            Step::Put { key, part, delay } => self.put(key, part, delay),
+            Step::Take { messages } => self.take(messages)?,
+            Step::Done(at) if !self.held.is_empty() => {
+                let Incoming { receipt, .. } = self.held.swap_remove(at % self.held.len());
+                prop_assert!(self.group.done(receipt));
+                prop_assert!(!self.group.done(receipt));
+                self.there.remove(&receipt.position);
+            }
+            Step::Fail(at, delay) if !self.held.is_empty() => {
+                let Incoming { receipt, .. } = self.held.swap_remove(at % self.held.len());
+                prop_assert!(self.group.fail(&failed(receipt, delay), self.now));
+                prop_assert!(!self.group.stands(receipt));
+            }
+            Step::Withdraw(part) => {
+                let is_gone = |position: u64| part_of(position) == part;
+                self.group.withdraw(is_gone);
+                self.there.retain(|position, _| !is_gone(*position));
+                for incoming in self.held.extract_if(.., |h| is_gone(h.receipt.position)) {
+                    prop_assert!(!self.group.stands(incoming.receipt));
+                }
+            }
+            Step::PutFirst(part) => self.put_first(part)?,
+            Step::Drain => {
+                let drained = self.group.drain().len();
+                prop_assert_eq!(drained, self.there.len() - self.held.len());
+                let is_held = |at| self.held.iter().any(|h| h.receipt.position == at);
+                self.there.retain(|position, _| is_held(*position));
+            }
+            Step::Wait(time) => self.now += Duration::from_millis(time),
+            Step::Done(_) | Step::Fail(..) => {}
+        }
+        prop_assert_eq!(self.group.stored(), self.there.len());
+        Ok(())
+    }
+
+    fn put(&mut self, key: u8, part: u64, delay: Option<u64>) {
+        let position = at(part, self.next);
+        self.next += 1;
+        let key = Bytes::from(vec![key]);
+        self.there.insert(position, key.clone());
+        let receipt = Receipt { position, fence: 0 };
+        let due = delay.map(|delay| self.now + Duration::from_millis(delay));
+        self.group.put_at(Incoming::new(Message::new("x").with_key(key), receipt), due);
+        self.due.extend(due.map(|due| (position, due)));
+    }
+
+    fn take(&mut self, messages: usize) -> TestCaseResult {
+        let order = if self.ordered { Order::Key } else { Order::None };
+        let want = Want { messages, bytes: usize::MAX };
+        let taken = self.group.take(want, order, 0, self.now);
+        prop_assert!(taken.len() <= messages);
+        for (at, incoming) in taken.iter().enumerate() {
+            self.check(incoming, &taken[..at])?;
+        }
+        self.held.extend(taken);
+        Ok(())
+    }
+
+    /// What is handed out, after these in the same call.
+    fn check(&self, incoming: &Incoming, before: &[Incoming]) -> TestCaseResult {
+        let position = incoming.receipt.position;
+        prop_assert!(self.there.contains_key(&position), "it was done or withdrawn");
+        prop_assert!(self.due.get(&position).is_none_or(|due| *due <= self.now));
+        let is = |at: u64| move |h: &Incoming| h.receipt.position == at;
+        prop_assert!(!self.held.iter().any(is(position)), "it is handed out already");
+        if !self.ordered {
+            return Ok(());
+        }
+        prop_assert!(!self.held.iter().any(|h| h.message.key == incoming.message.key));
+        // What was put with a delay has its place when that is over.
+        let skipped = self.there.range(at(part_of(position), 0)..position).find(|(of, key)| {
+            Some(*key) == incoming.message.key.as_ref()
+                && !self.due.contains_key(of)
+                && !before.iter().any(is(**of))
+        });
+        let in_turn = self.due.contains_key(&position) || skipped.is_none();
+        prop_assert!(in_turn, "{skipped:?} goes before {position}");
+        Ok(())
+    }
+
+    /// As a consumer does that has room for no other of a part.
+    fn put_first(&mut self, part: u64) -> TestCaseResult {
+        let is_out = self.held.iter().any(|h| part_of(h.receipt.position) == part);
+        let first = self.there.range(at(part, 0)..at(part + 1, 0)).next();
+        if let Some((first, _)) = first.filter(|_| !is_out) {
+            let is_ready = self.group.put_first(*first);
+            prop_assert!(is_ready || !self.held.is_empty() || self.group.due().is_some());
+        }
+        Ok(())
+    }
+}
+
 proptest! {
-    /// Against a plain list of what is there: nothing is lost, nothing comes twice, a key is
-    /// handed out in order and never beyond what is unresolved of it, and in the end all of it
-    /// can be taken.
+    /// Nothing is lost, nothing comes twice, a key is handed out in order and never beyond what is
+    /// unresolved of it, and in the end all of it can be taken.
     #[test]
     fn what_is_there_is_handed_out_once_and_by_key_in_order(
         steps in prop::collection::vec(step(), 1..200),
         ordered in any::<bool>(),
     ) {
-        let order = if ordered { Order::Key } else { Order::None };
-        let mut group = Group::<Duration>::default();
-        let (mut now, mut next) = (Duration::ZERO, 0_u64);
-        let mut there: BTreeMap<u64, Bytes> = BTreeMap::new();
-        let mut held: Vec<Incoming> = Vec::new();
-        let mut due: BTreeMap<u64, Duration> = BTreeMap::new();
-        let last = Step::Wait(10);
+        let mut world = World { ordered, ..World::default() };
         let drain = std::iter::repeat_n([Step::Take { messages: 5 }, Step::Done(0)], 400);
-        for step in steps.into_iter().chain([last]).chain(drain.flatten()) {
-            match step {
-                Step::Put { key, part, delay } => {
-                    let position = part << 32 | next;
-                    next += 1;
-                    let key = Bytes::from(vec![key]);
-                    there.insert(position, key.clone());
-                    let receipt = Receipt { position, fence: 0 };
-                    let incoming = Incoming::new(Message::new("x").with_key(key), receipt);
-                    let at = delay.map(|delay| now + Duration::from_millis(delay));
-                    group.put_at(incoming, at);
-                    due.extend(at.map(|at| (position, at)));
-                }
-                Step::Take { messages } => {
-                    let want = Want { messages, bytes: usize::MAX };
-                    let taken = group.take(want, order, 0, now);
-                    prop_assert!(taken.len() <= messages);
-                    for (at, incoming) in taken.iter().enumerate() {
-                        let position = incoming.receipt.position;
-                        prop_assert!(there.contains_key(&position), "it was done or withdrawn");
-                        prop_assert!(due.get(&position).is_none_or(|due| *due <= now));
-                        let is_held = |h: &Incoming| h.receipt.position == position;
-                        prop_assert!(!held.iter().any(is_held), "it is handed out already");
-                        let other = |h: &&Incoming| h.message.key == incoming.message.key;
-                        prop_assert!(!ordered || !held.iter().any(|h| other(&h)));
-                        // What was put with a delay has its place when that is over.
-                        let is_out = |of: &u64| {
-                            taken[..at].iter().any(|before| before.receipt.position == *of)
-                        };
-                        let skipped = there.range(position >> 32 << 32..position).find(|(of, key)| {
-                            Some(*key) == incoming.message.key.as_ref()
-                                && !due.contains_key(of) && !is_out(of)
-                        });
-                        let in_turn = due.contains_key(&position) || skipped.is_none();
-                        prop_assert!(!ordered || in_turn, "{skipped:?} goes before {position}");
-                    }
-                    held.extend(taken);
-                }
-                Step::Done(at) if !held.is_empty() => {
-                    let incoming = held.swap_remove(at % held.len());
-                    prop_assert!(group.done(incoming.receipt));
-                    prop_assert!(!group.done(incoming.receipt));
-                    there.remove(&incoming.receipt.position);
-                }
-                Step::Fail(at, delay) if !held.is_empty() => {
-                    let incoming = held.swap_remove(at % held.len());
-                    prop_assert!(group.fail(&failed(incoming.receipt, delay), now));
-                    prop_assert!(!group.stands(incoming.receipt));
-                }
-                Step::Withdraw(part) => {
-                    group.withdraw(|position| part_of(position) == part);
-                    there.retain(|position, _| part_of(*position) != part);
-                    for incoming in held.extract_if(.., |h| part_of(h.receipt.position) == part) {
-                        prop_assert!(!group.stands(incoming.receipt));
-                    }
-                }
-                // As a consumer does that has room for no other of a part.
-                Step::PutFirst(part) => {
-                    let first = there.range(part << 32..(part + 1) << 32).next();
-                    let is_out = held.iter().any(|h| part_of(h.receipt.position) == part);
-                    if let Some((first, _)) = first.filter(|_| !is_out) {
-                        let is_ready = group.put_first(*first);
-                        prop_assert!(is_ready || !held.is_empty() || group.due().is_some());
-                    }
-                }
-                Step::Drain => {
-                    prop_assert_eq!(group.drain().len(), there.len() - held.len());
-                    let is_held = |at| held.iter().any(|h| h.receipt.position == at);
-                    there.retain(|position, _| is_held(*position));
-                }
-                Step::Wait(time) => now += Duration::from_millis(time),
-                Step::Done(_) | Step::Fail(..) => {}
-            }
-            prop_assert_eq!(group.stored(), there.len());
+        for step in steps.into_iter().chain([Step::Wait(10)]).chain(drain.flatten()) {
+            world.run(step)?;
         }
-        prop_assert_eq!(group.stored(), 0, "all of it could be taken");
-        prop_assert_eq!(group.bytes(), 0);
-        prop_assert!(group.busy.is_empty(), "nothing is kept of a key that is gone");
+        prop_assert_eq!(world.group.stored(), 0, "all of it could be taken");
+        prop_assert_eq!(world.group.bytes(), 0);
+        prop_assert!(world.group.busy.is_empty(), "nothing is kept of a key that is gone");
     }
 }
