@@ -124,6 +124,15 @@ fn those_of_another_pipeline_stay_where_they_are() {
 }
 
 #[test]
+fn one_that_is_named_twice_goes_back_once() {
+    let place = Place::new(2, 0);
+    let number = &place.listed(None)[0];
+    let told = place.run(&["dead-letters", "redrive", number, number], 0);
+    assert!(told.contains("1 dead letter sent back"), "{told}");
+    assert_eq!(place.sent_back("a"), 1);
+}
+
+#[test]
 fn two_commands_at_once_send_each_back_once() {
     const LETTERS: usize = 200;
     let place = Place::new(LETTERS, 0);

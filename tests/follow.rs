@@ -6,8 +6,10 @@ mod common;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use brigade::Running;
+use brigade::component::Emit;
+use brigade::{Failure, Running};
 use common::{World, eventually};
 
 /// A directory with a file that is followed, and what came of it.
@@ -39,16 +41,31 @@ impl Trial {
         fs::rename(self.path(from), self.path(to)).unwrap();
     }
 
-    async fn start(&self) -> Running {
+    fn yaml(&self) -> String {
         let path = self.path(self.follows);
-        let yaml = format!(
+        format!(
             "
 queues: {{ in: {{ type: file, path: '{}', follow: true }}, out: {{ type: memory }} }}
 stages: {{ pass: {{ component: pass, input: in, outputs: [out] }} }}
 ",
             path.display()
-        );
-        self.world.start(&yaml, &self.world.registry()).await
+        )
+    }
+
+    async fn start(&self) -> Running {
+        self.world.start(&self.yaml(), &self.world.registry()).await
+    }
+
+    /// Runs until this many lines were handed out, of which none is acked, and stops at once.
+    async fn hold(&self, lines: u64) {
+        let never = |_: u64| Err::<Emit, _>(Failure::retry("not now"));
+        let registry = self.world.registry().component("never", never);
+        let retry = "component: never, retry: { attempts: 9, min: 1h, max: 1h }";
+        let yaml = self.yaml().replace("component: pass", retry);
+        let running = self.world.start(&yaml, &registry).await;
+        let held = async || running.status().await[0].stages[0].received == lines;
+        eventually("they are handed out", held).await;
+        running.stop(Some(Duration::ZERO)).await;
     }
 
     async fn arrived(&self, number: u64) {
@@ -81,6 +98,39 @@ async fn every_line_of_a_file_that_is_rotated_comes_once() {
     trial.append("log", "4\n");
     trial.arrived(4).await;
     assert_eq!(trial.numbers(), [1, 2, 33, 4]);
+    running.drain().await;
+}
+
+/// Nothing of it was resolved, and still it is known which file it was.
+#[tokio::test]
+async fn what_was_handed_out_and_never_acked_is_found_by_its_new_name() {
+    let trial = Trial::new("log");
+    trial.append("log", "1\n2\n");
+    trial.hold(2).await;
+    trial.rename("log", "log.1");
+    trial.append("log", "3\n");
+    let running = trial.start().await;
+    trial.arrived(3).await;
+    assert_eq!(trial.numbers(), [1, 2, 3]);
+    running.drain().await;
+}
+
+/// The file that nothing was acked of is not the last one, nor the one before the first.
+#[tokio::test]
+async fn a_file_of_which_nothing_was_acked_is_found_between_others() {
+    let trial = Trial::new("log");
+    trial.append("log", "1\n");
+    let running = trial.start().await;
+    trial.arrived(1).await;
+    running.drain().await;
+    trial.rename("log", "log.1");
+    trial.append("log", "2\n");
+    trial.hold(1).await;
+    trial.rename("log", "log.2");
+    trial.append("log", "3\n");
+    let running = trial.start().await;
+    trial.arrived(3).await;
+    assert_eq!(trial.numbers(), [1, 2, 3]);
     running.drain().await;
 }
 

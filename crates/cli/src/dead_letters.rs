@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -278,10 +279,12 @@ async fn show(letters: &[Letters], number: u64) -> anyhow::Result<()> {
 /// store counts its own, and the others were not meant.
 async fn chosen(letters: &[Letters], numbers: &[u64]) -> anyhow::Result<Vec<Vec<Peeked>>> {
     let mut chosen: Vec<Vec<Peeked>> = letters.iter().map(|_| Vec::new()).collect();
+    // One that is named twice goes back once.
+    let numbers: BTreeSet<u64> = numbers.iter().copied().collect();
     for number in numbers {
         let mut queues: Vec<String> = Vec::new();
         for (letters, chosen) in letters.iter().zip(&mut chosen) {
-            let peeked = letters.queue.get(*number).await?;
+            let peeked = letters.queue.get(number).await?;
             let meant = peeked.filter(|peeked| letters.meant(peeked).is_some());
             queues.extend(meant.is_some().then(|| format!("`{}`", letters.name)));
             chosen.extend(meant);

@@ -11,10 +11,13 @@ use brigade_core::field::{FieldPath, FieldPathError};
 use brigade_core::{BoxError, Failure, MessageId, Period, Timestamp};
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
+use jaq_json::Val;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::jq::{has_long_number, input};
+use crate::lookup::{find, key_of};
 use crate::shared::{forward, json, one_way, reject, schema, settings};
 
 /// `dedupe`: drops messages whose key was seen before. What was seen is kept in the state, written
@@ -188,6 +191,19 @@ impl Deduping {
         Ok(())
     }
 
+    /// The key of a message, with all digits of a number: two that differ only beyond those that a float has
+    /// are two.
+    fn key(&self, parsed: Option<Parsed>, cx: &Context) -> Result<String, HandleError> {
+        let payload = cx.message().payload.as_deref().filter(|_| cx.codec().is_json());
+        let key = if payload.is_some_and(has_long_number) {
+            find(&self.field, &input(parsed, cx)?).filter(|key| **key != Val::Null).map(key_of)
+        } else {
+            let key = self.field.key(&json(parsed, cx)?);
+            key.map(|key| String::from_utf8_lossy(&key).into_owned())
+        };
+        key.ok_or_else(|| reject(format!("the message has no `{}`", self.field)))
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -223,12 +239,7 @@ impl AnyComponent for Deduping {
     }
 
     fn handle<'a>(&'a mut self, parsed: Option<Parsed>, cx: &'a Context) -> Handling<'a> {
-        let key = json(parsed, cx).and_then(|payload| {
-            let key =
-                self.field.key(&payload).map(|key| String::from_utf8_lossy(&key).into_owned());
-            key.ok_or_else(|| reject(format!("the message has no `{}`", self.field)))
-        });
-        match key {
+        match self.key(parsed, cx) {
             Ok(key) => Handling::Pending(Box::pin(self.check(key, cx))),
             Err(error) => Handling::Done(Err(error)),
         }
@@ -264,6 +275,22 @@ mod tests {
         assert_eq!(remember("c", 12), ["b"], "nothing stands before it any more");
         assert_eq!(remember("d", 20), ["a"]);
         assert_eq!(dedupe.lock().keys.len(), 2);
+    }
+
+    #[test]
+    fn numbers_are_told_apart_by_all_their_digits() {
+        let (_directory, state) = state();
+        let process = Process::on(&state);
+        let key = |payload: &'static str| {
+            let cx = Context::new(Arc::clone(&process.stage), Message::new(payload));
+            process.dedupe.key(None, &cx)
+        };
+        let long = |last: &str| format!("12345678901234567890{last}");
+        assert_eq!(key("{\"id\":123456789012345678901}").ok(), Some(long("1")));
+        assert_eq!(key("{\"id\":123456789012345678902}").ok(), Some(long("2")));
+        assert_eq!(key("{\"id\":12}").ok(), Some("12".to_owned()));
+        assert_eq!(key("{\"id\":\"12345678901234567890\"}").ok(), Some(long("")));
+        assert!(key("{\"id\":null,\"n\":12345678901234567890}").is_err());
     }
 
     /// One of several processes with the stage, on one state.

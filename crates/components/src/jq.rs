@@ -130,7 +130,7 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Val, String> {
 }
 
 /// Whether there may be a number that 64 bits do not hold exactly.
-fn has_long_number(bytes: &[u8]) -> bool {
+pub(crate) fn has_long_number(bytes: &[u8]) -> bool {
     /// So many digits are exact in any case.
     const EXACT: usize = 15;
     let mut run = 0;

@@ -227,7 +227,7 @@ impl Looking {
 }
 
 /// What stands at a path of a payload, if anything does.
-fn find<'v>(path: &FieldPath, payload: &'v Val) -> Option<&'v Val> {
+pub(crate) fn find<'v>(path: &FieldPath, payload: &'v Val) -> Option<&'v Val> {
     path.names().try_fold(payload, |value, name| match value {
         Val::Arr(items) => items.get(name.parse::<usize>().ok()?),
         Val::Obj(fields) => fields.get(&Val::from(name.to_owned())),
@@ -236,7 +236,7 @@ fn find<'v>(path: &FieldPath, payload: &'v Val) -> Option<&'v Val> {
 }
 
 /// A value as the key of a table: a text as it is, anything else as JSON, a number however it is written.
-fn key_of(value: &Val) -> String {
+pub(crate) fn key_of(value: &Val) -> String {
     match value {
         Val::TStr(text) => String::from_utf8_lossy(text).into_owned(),
         Val::Num(Num::Dec(text)) => Val::Num(Num::from_dec_str(text)).to_string(),

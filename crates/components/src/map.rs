@@ -88,9 +88,11 @@ impl Inline for Mapping {
             }
             let mut output = Emitted::json(payload);
             if let Some(key) = &self.key {
-                let key = key.run(value)?.into_iter().next().map(|key| match key {
-                    jaq_json::Val::TStr(text) => text.to_vec().into(),
-                    other => other.to_string().into(),
+                // As for a queue's `key`, null is none.
+                let key = key.run(value)?.into_iter().next().and_then(|key| match key {
+                    jaq_json::Val::Null => None,
+                    jaq_json::Val::TStr(text) => Some(text.to_vec().into()),
+                    other => Some(other.to_string().into()),
                 });
                 output = output.with_key(key);
             }

@@ -97,6 +97,18 @@ async fn map_makes_any_number_of_messages_and_keeps_integers_exact() {
 }
 
 #[tokio::test]
+async fn a_key_that_is_null_is_none() {
+    let mut map = build(json!({ "map": { "jq": ".", "key": ".customer" } }), &["o"]).unwrap();
+    for (payload, key) in [("{\"customer\":\"Ada\"}", Some("Ada")), ("{}", None)] {
+        let input = Message::new(payload).with_key("before");
+        let emit = run(map.as_mut(), input.clone()).await.unwrap();
+        let [output] = emit.outputs() else { panic!("one output") };
+        let output = output.clone().message(&input, None);
+        assert_eq!(output.key.as_deref(), key.map(str::as_bytes));
+    }
+}
+
+#[tokio::test]
 async fn map_writes_nothing_that_is_no_json() {
     for (jq, what) in [
         (".n / 0", "the number Infinity"),

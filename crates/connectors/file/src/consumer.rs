@@ -48,6 +48,8 @@ struct Shared {
     files: Vec<Progress>,
     /// The file whose records the thread is reading.
     current: usize,
+    /// Followed files of which the state does not know yet that they are read.
+    begun: Vec<usize>,
     /// Records read and not yet handed out.
     ahead: VecDeque<Out>,
     /// By the positions of their receipts: the how manieth record of all files each is.
@@ -166,8 +168,10 @@ impl FileConsumer {
                 let goes_on = |file: &Progress| file.goes_on_at(key.as_deref(), &position);
                 // The newest life of a file is the one that goes on.
                 shared.current = shared.files.iter().rposition(goes_on).unwrap_or_else(|| {
+                    let (new, begins) = (shared.files.len(), position.is_beginning());
+                    shared.begun.extend((self.settings.follow && begins).then_some(new));
                     shared.files.push(Progress::new(key, position));
-                    shared.files.len() - 1
+                    new
                 });
             }
             Said::Records(records) => {
@@ -263,18 +267,41 @@ impl FileConsumer {
         }
         let mut ops = Vec::new();
         for (file, progress) in &changed {
-            let Some(key) = progress.key.clone() else { continue };
             // A file that was cut is kept by its newest life alone.
-            if shared.files[file + 1..].iter().any(|f| f.key == progress.key) {
-                continue;
-            }
-            let (space, value) = (Arc::clone(&self.space), progress.position.encode().into());
-            ops.push(StoreOp::Put { space, key, value });
-            if let Some(key) = progress.position.replaces.clone() {
-                ops.push(StoreOp::Delete { space: Arc::clone(&self.space), key });
+            if !shared.files[file + 1..].iter().any(|f| f.key == progress.key) {
+                self.keep(progress, &mut ops);
             }
         }
         (changed.into_iter().collect(), ops)
+    }
+
+    /// How the state keeps the position of a file.
+    fn keep(&self, progress: &Progress, ops: &mut Vec<StoreOp>) {
+        let Some(key) = progress.key.clone() else { return };
+        let (space, value) = (Arc::clone(&self.space), progress.position.encode().into());
+        ops.push(StoreOp::Put { space, key, value });
+        if let Some(key) = progress.position.replaces.clone() {
+            ops.push(StoreOp::Delete { space: Arc::clone(&self.space), key });
+        }
+    }
+
+    /// Notes that followed files have begun, before anything of them is handed out: who looks for them after a
+    /// crash has to know those that have got another name meanwhile, also if nothing of them was acked.
+    async fn keep_begun(&self) -> Result<(), ConnectorError> {
+        if self.shared().begun.is_empty() {
+            return Ok(());
+        }
+        // An ack of a former life of the same file would go over it.
+        let _one_at_a_time = self.acking.lock().await;
+        let mut ops = Vec::new();
+        let noted = {
+            let shared = self.shared();
+            shared.begun.iter().for_each(|file| self.keep(&shared.files[*file], &mut ops));
+            shared.begun.len()
+        };
+        self.state.commit(ops).await?;
+        self.shared().begun.drain(..noted);
+        Ok(())
     }
 }
 
@@ -310,6 +337,7 @@ impl Consumer for FileConsumer {
     async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
         loop {
             let changed = self.changed.notified();
+            self.keep_begun().await?;
             let (until, at_end) = match self.take(want)? {
                 Taken::Messages(messages) => return Ok(messages),
                 Taken::End => return Ok(Vec::new()),

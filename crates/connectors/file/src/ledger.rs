@@ -102,6 +102,11 @@ impl Position {
         })
     }
 
+    /// Whether nothing of the file was read yet.
+    pub(crate) fn is_beginning(&self) -> bool {
+        self.next == (0, 0) && self.records == Watermark::default()
+    }
+
     /// Whether a file that grows has enough to be told from others by: a line, or a whole fingerprint.
     pub(crate) fn can_begin(file: &File) -> std::io::Result<bool> {
         let bytes = first_bytes(file, FINGERPRINT_MAX)?;
@@ -178,7 +183,8 @@ impl Progress {
 
     /// Whether reading on at this position goes on with this file.
     pub(crate) fn goes_on_at(&self, key: Option<&str>, position: &Position) -> bool {
-        key.is_some() && self.key.as_deref() == key && self.next == position.next
+        let is_same_life = self.position.fingerprint == position.fingerprint;
+        key.is_some() && self.key.as_deref() == key && is_same_life && self.next == position.next
     }
 
     /// A record was read and is to be handed out.

@@ -95,12 +95,12 @@ impl Reader {
     }
 
     fn files(&mut self) -> Step<()> {
-        let mut read: HashSet<String> = HashSet::new();
+        let (mut read, mut told): (HashSet<String>, _) = (HashSet::new(), HashSet::new());
         if self.settings.is_glob() {
             self.tell_names_that_are_passed_over();
         }
         loop {
-            let paths = self.paths()?;
+            let paths = self.paths(&mut told)?;
             let mut fresh = false;
             for path in paths {
                 // What a rotation has compressed was read before.
@@ -136,7 +136,9 @@ impl Reader {
         }
     }
 
-    fn paths(&self) -> Step<Vec<PathBuf>> {
+    /// The files to read. What a glob may not look at is an error, or with `follow`, where it may be mended, told
+    /// once.
+    fn paths(&self, told: &mut HashSet<PathBuf>) -> Step<Vec<PathBuf>> {
         if !self.settings.is_glob() {
             return Ok(vec![self.settings.path()]);
         }
@@ -144,8 +146,26 @@ impl Reader {
         let found = glob::glob(&self.settings.path).map_err(|error| {
             wrong(format!("queue `{}`: `{}` is no glob: {error}", self.queue, self.settings.path))
         })?;
-        let mut paths: Vec<PathBuf> =
-            found.filter_map(Result::ok).filter(|p| p.is_file()).collect();
+        let mut paths = Vec::new();
+        for entry in found {
+            let entry = entry.map_err(|error| (error.path().to_owned(), error.into_error()));
+            let found = entry.and_then(|path| match path.metadata() {
+                Ok(metadata) => Ok((path, metadata.is_file())),
+                Err(error) => Err((path, error)),
+            });
+            match found {
+                Ok((path, is_file)) => paths.extend(is_file.then_some(path)),
+                Err((_, error)) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err((path, error)) if self.settings.follow => {
+                    if told.insert(path.clone()) {
+                        tracing::warn!(
+                            queue = %self.queue, ?path, %error, "it is not read as long as this is so"
+                        );
+                    }
+                }
+                Err((path, error)) => return Err(self.wrong(&path, &error)),
+            }
+        }
         paths.sort();
         Ok(paths)
     }
