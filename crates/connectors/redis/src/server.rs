@@ -10,8 +10,9 @@ use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
-    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo,
-    IntoConnectionInfo, RedisFuture, RedisResult, TlsCertificates, TlsMode, Value,
+    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind,
+    IntoConnectionInfo, ProtocolVersion, RedisError, RedisFuture, RedisResult, TlsCertificates,
+    TlsMode, Value,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -112,7 +113,15 @@ impl Place {
     }
 
     fn info(&self) -> RedisResult<ConnectionInfo> {
-        self.url.as_str().into_connection_info()
+        let info = self.url.as_str().into_connection_info()?;
+        // Its answers have other forms.
+        match info.redis_settings().protocol() {
+            ProtocolVersion::RESP3 => Err(RedisError::from((
+                ErrorKind::InvalidClientConfig,
+                "`protocol=resp3` is not spoken here: leave `protocol` out",
+            ))),
+            _ => Ok(info),
+        }
     }
 
     /// The name of the store that the server's database is, for what is settled in one step: as one

@@ -38,6 +38,12 @@ async fn consumer(queue: &QueueSpec) -> Arc<dyn Consumer> {
     RedisStreams.consumer(queue, &reader, &env()).await.unwrap()
 }
 
+/// As [`consumer`], of one of several stages.
+async fn consumer_of(queue: &QueueSpec, group: &str) -> Arc<dyn Consumer> {
+    let reader = Reader { stage: group.into(), group: group.into(), order: Order::None };
+    RedisStreams.consumer(queue, &reader, &env()).await.unwrap()
+}
+
 async fn producer(queue: &QueueSpec) -> Arc<dyn Producer> {
     RedisStreams.producer(queue, &env()).await.unwrap()
 }
@@ -295,4 +301,61 @@ async fn what_is_held_of_a_group_that_is_gone_is_fenced_and_the_group_made_again
             ask::<()>(&mut other, "FLUSHALL");
         }
     }
+}
+
+/// Its output's server may be away, or it has a process of its own: nobody has put anything by Brigade.
+#[tokio::test]
+async fn a_stage_that_begins_later_gets_what_another_has_acked() {
+    let server = Redis::start();
+    let groups = vec!["first".into(), "later".into()];
+    let queue = QueueSpec { groups, ..queue(json!({ "url": server.url() })) };
+    ask::<String>(&mut connect(&server), "XADD s * payload 7");
+    for stage in ["first", "later"] {
+        let consumer = consumer_of(&queue, stage).await;
+        let taken = consumer.consume(WANT).await.unwrap();
+        assert_eq!(taken.iter().map(text).collect::<Vec<_>>(), ["7"], "{stage}");
+        consumer.ack(vec![taken[0].receipt], Vec::new()).await.unwrap();
+        consumer.shutdown().await.unwrap();
+    }
+    let left: u64 = ask(&mut connect(&server), "XLEN s");
+    assert_eq!(left, 0, "both have acked it");
+}
+
+#[tokio::test]
+async fn a_field_id_of_another_program_is_no_message_id() {
+    let server = Redis::start();
+    let own = "000000000000000000000000000000ff";
+    for id in ["4711", "4711", own] {
+        ask::<String>(&mut connect(&server), &format!("XADD s * id {id} payload x"));
+    }
+    let consumer = consumer(&queue(json!({ "url": server.url() }))).await;
+    let taken = consumer.consume(WANT).await.unwrap();
+    let ids: HashSet<MessageId> = taken.iter().map(|incoming| incoming.message.id).collect();
+    assert_eq!(ids.len(), 3);
+    assert!(ids.contains(&MessageId(0xff)) && !ids.contains(&MessageId(0x4711)));
+    consumer.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn entries_of_streams_of_one_name_in_two_databases_have_other_ids() {
+    let server = Redis::start();
+    let mut ids = HashSet::new();
+    for database in [0, 1] {
+        let mut other = connect(&server);
+        ask::<()>(&mut other, &format!("SELECT {database}"));
+        ask::<String>(&mut other, "XADD s 1-1 payload x");
+        let url = format!("{}/{database}", server.url());
+        let consumer = consumer(&queue(json!({ "url": url }))).await;
+        ids.insert(consumer.consume(WANT).await.unwrap()[0].message.id);
+        consumer.shutdown().await.unwrap();
+    }
+    assert_eq!(ids.len(), 2);
+}
+
+#[tokio::test]
+async fn another_protocol_is_refused() {
+    let queue = queue(json!({ "url": "redis://127.0.0.1:1?protocol=resp3" }));
+    let reader = Reader { stage: "test".into(), group: "".into(), order: Order::None };
+    let error = RedisStreams.consumer(&queue, &reader, &env()).await.err().unwrap();
+    assert!(error.to_string().contains("leave `protocol` out"), "{error}");
 }

@@ -14,6 +14,7 @@ use super::lag::lag;
 use super::producer::{StreamProducer, is_no_group};
 use super::retention::Retention;
 use super::scripts::{DELETE, PURGE_LATER, WAITING};
+use crate::server::Place;
 use crate::wire::Wire;
 
 /// How many entries are looked at or deleted at once.
@@ -35,10 +36,10 @@ impl StreamAdmin {
     pub(crate) fn new(
         groups: Vec<(String, Keys)>,
         queue: QueueSpec,
-        wire: Arc<Wire>,
+        (wire, place): (Arc<Wire>, &Place),
         retention: Option<Retention>,
     ) -> Self {
-        let incarnation = IncarnationId::of(groups[0].1.stream.as_bytes());
+        let incarnation = groups[0].1.incarnation(place);
         Self { groups, queue, producer: OnceCell::new(), wire, incarnation, retention }
     }
 

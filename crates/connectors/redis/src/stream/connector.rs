@@ -2,11 +2,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use brigade_core::Period;
 use brigade_core::connector::{
     Connector, ConnectorEnv, ConnectorError, Consumer, Features, Problem, Producer, QueueAdmin,
     QueuePlace, QueueSpec, Reader, Used,
 };
+use brigade_core::{IncarnationId, Period};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
@@ -133,6 +133,13 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
+    /// Which stream it is, for the ids of entries without one: those of streams of one name on several servers, or
+    /// in several databases, are not the same.
+    pub(crate) fn incarnation(&self, place: &Place) -> IncarnationId {
+        let database = place.database().unwrap_or_default();
+        IncarnationId::of(format!("{database}/{}", self.stream).as_bytes())
+    }
+
     pub(crate) fn new(queue: &QueueSpec, settings: &Settings, reader: Option<&Reader>) -> Self {
         let stream = settings.stream.clone().unwrap_or_else(|| queue.name.to_string());
         let base = settings.group.clone().unwrap_or_else(|| queue.pipeline.to_string());
@@ -240,7 +247,9 @@ impl Connector for RedisStreams {
         let settings: Settings = queue.settings()?;
         let keys = Keys::new(queue, &settings, Some(reader));
         let (place, bounds) = (settings.place(), settings.bounds());
-        Ok(Arc::new(StreamConsumer::open(keys, &place, features(&settings), bounds).await?))
+        let groups = group_names(queue, &settings);
+        let opened = StreamConsumer::open(keys, groups, &place, features(&settings), bounds);
+        Ok(Arc::new(opened.await?))
     }
 
     async fn producer(
@@ -262,8 +271,9 @@ impl Connector for RedisStreams {
             // Nobody in this file reads it; another may, under the name that it would have.
             groups.push((String::new(), Keys::new(queue, &settings, None)));
         }
-        let wire = Wire::new(&queue.name, &settings.place())?;
-        Ok(Arc::new(StreamAdmin::new(groups, queue.clone(), wire, settings.retention)))
+        let place = settings.place();
+        let wire = Wire::new(&queue.name, &place)?;
+        Ok(Arc::new(StreamAdmin::new(groups, queue.clone(), (wire, &place), settings.retention)))
     }
 }
 
@@ -280,10 +290,15 @@ fn groups(queue: &QueueSpec, settings: &Settings) -> Vec<(String, Keys)> {
     queue.groups.iter().map(keys).collect()
 }
 
+/// What the server calls the groups that read a stream.
+fn group_names(queue: &QueueSpec, settings: &Settings) -> Vec<String> {
+    groups(queue, settings).into_iter().map(|(_, keys)| keys.group).collect()
+}
+
 /// Opens what puts messages on a stream; the groups that read it are made first.
 pub(super) async fn producer(queue: &QueueSpec) -> Result<StreamProducer, ConnectorError> {
     let settings: Settings = queue.settings()?;
-    let groups = groups(queue, &settings).into_iter().map(|(_, keys)| keys.group).collect();
+    let groups = group_names(queue, &settings);
     let keys = Keys::new(queue, &settings, None);
     let (features, retention) = (features(&settings), settings.retention);
     StreamProducer::open(keys, groups, &settings.place(), features, retention).await

@@ -89,13 +89,18 @@ struct Fetch {
 impl StreamConsumer {
     pub(crate) async fn open(
         keys: Keys,
+        groups: Vec<String>,
         place: &Place,
         features: Features,
         bounds: Bounds,
     ) -> Result<Self, ConnectorError> {
         let (reading, wire) = (Wire::new(&keys.queue, place)?, Wire::new(&keys.queue, place)?);
         make_group(&wire, &keys.stream, &keys.group).await?;
-        let incarnation = IncarnationId::of(keys.stream.as_bytes());
+        // Those of stages that begin later, too: what only one group has to ack is removed with its ack.
+        for group in groups.iter().filter(|group| **group != keys.group) {
+            make_group(&wire, &keys.stream, group).await?;
+        }
+        let incarnation = keys.incarnation(place);
         let member = format!("{OURS}{:016x}", fastrand::u64(..));
         let site = Arc::new(Site {
             keys,

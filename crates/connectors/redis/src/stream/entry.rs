@@ -107,6 +107,13 @@ pub(crate) fn fields(outgoing: &Outgoing) -> Vec<(Vec<u8>, Vec<u8>)> {
     fields
 }
 
+/// The id that a field `id` tells, if it is one as [`fields`] writes it: other programs have fields of this name,
+/// with numbers that come again.
+fn own_id(text: &str) -> Option<MessageId> {
+    let id: MessageId = text.parse().ok()?;
+    (id.to_string() == text).then_some(id)
+}
+
 /// Reads a message from an entry's fields, a list of names and values.
 fn message(fields: &[Value], incarnation: IncarnationId, id: EntryId) -> Message {
     let mut message = Message::default();
@@ -124,7 +131,7 @@ fn message(fields: &[Value], incarnation: IncarnationId, id: EntryId) -> Message
             _ => match &*name {
                 "payload" => message.payload = Some(value),
                 "key" => message.key = Some(value),
-                "id" => message.id = text().and_then(|text| text.parse().ok()).unwrap_or_default(),
+                "id" => message.id = text().and_then(own_id).unwrap_or_default(),
                 "event_time" => {
                     message.event_time = text().and_then(|text| text.parse().ok()).map(Timestamp);
                 }

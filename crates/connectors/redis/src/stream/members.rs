@@ -22,6 +22,8 @@ pub(super) const HEARTBEAT_AGAIN: Duration = Duration::from_secs(1);
 /// A member whose key is missing for so long, and which did nothing meanwhile, is dead: one that lives has
 /// said so again by then, also if it has waited in vain for an answer.
 const MISSING: Duration = ALIVE;
+/// What the server's clock and this machine's may differ in over that time.
+const SLACK: Duration = Duration::from_secs(1);
 /// How often it is looked what others left behind.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
 
@@ -167,7 +169,12 @@ impl Site {
                     false
                 }
                 None => {
-                    missing.entry(name.clone()).or_insert_with(Instant::now).elapsed() >= MISSING
+                    let since = missing.entry(name.clone()).or_insert_with(Instant::now);
+                    // It did something meanwhile, while nobody looked: it lived then.
+                    if idle + SLACK < since.elapsed() {
+                        *since = Instant::now();
+                    }
+                    since.elapsed() >= MISSING
                 }
             };
             if is_dead {
