@@ -103,7 +103,7 @@ async fn a_key_that_is_null_is_none() {
         let input = Message::new(payload).with_key("before");
         let emit = run(map.as_mut(), input.clone()).await.unwrap();
         let [output] = emit.outputs() else { panic!("one output") };
-        let output = output.clone().message(&input, None);
+        let output = output.message(&input, None);
         assert_eq!(output.key.as_deref(), key.map(str::as_bytes));
     }
 }

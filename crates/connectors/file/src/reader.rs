@@ -148,7 +148,7 @@ impl Reader {
         })?;
         let mut paths = Vec::new();
         for entry in found {
-            let entry = entry.map_err(|error| (error.path().to_owned(), error.into_error()));
+            let entry = entry.map_err(|error| (error.path().to_owned(), error.into()));
             let found = entry.and_then(|path| match path.metadata() {
                 Ok(metadata) => Ok((path, metadata.is_file())),
                 Err(error) => Err((path, error)),

@@ -18,6 +18,9 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::sync::Mutex;
 
+/// Its answers have other forms.
+const OTHER_PROTOCOL: &str = "`protocol=resp3` is not spoken here: leave `protocol` out";
+
 /// How long making a connection may take.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// How long an answer may take, beside the time that a command waits by itself.
@@ -114,12 +117,10 @@ impl Place {
 
     fn info(&self) -> RedisResult<ConnectionInfo> {
         let info = self.url.as_str().into_connection_info()?;
-        // Its answers have other forms.
         match info.redis_settings().protocol() {
-            ProtocolVersion::RESP3 => Err(RedisError::from((
-                ErrorKind::InvalidClientConfig,
-                "`protocol=resp3` is not spoken here: leave `protocol` out",
-            ))),
+            ProtocolVersion::RESP3 => {
+                Err(RedisError::from((ErrorKind::InvalidClientConfig, OTHER_PROTOCOL)))
+            }
             _ => Ok(info),
         }
     }
@@ -174,7 +175,11 @@ impl Place {
     /// # Errors
     /// The address is none, or a certificate cannot be read; what is told holds no password.
     pub(crate) fn server(&self) -> Result<Server, String> {
-        let wrong = |_| "`url` is no address of a server".to_owned();
+        // What the client says may hold the address as it was written, with its password.
+        let wrong = |error: RedisError| match error.to_string().contains(OTHER_PROTOCOL) {
+            true => format!("`url`: {OTHER_PROTOCOL}"),
+            false => "`url` is no address of a server".to_owned(),
+        };
         let info = self.info().map_err(wrong)?;
         let tls = self.is_tls();
         if tls {
