@@ -30,8 +30,8 @@ pub(crate) fn are_there() -> bool {
     directory().is_some()
 }
 
-/// How many cores there are: where Brigade works beside another system it has as many workers, since the other
-/// takes all cores by itself.
+/// How many cores there are: over Kafka, where the other system takes all of them by itself, Brigade has as many
+/// workers. Over Redis Streams each would be a reader with settlements of its own, and each of those a sync.
 pub(crate) fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
@@ -136,10 +136,9 @@ queues:
   in: {{ type: redis_stream, url: '{0}' }}
   out: {{ type: redis_stream, url: '{0}' }}
 stages:
-  add: {{ component: add, input: in, outputs: [out], workers: {1} }}
+  add: {{ component: add, input: in, outputs: [out] }}
 ",
-            server.url(),
-            cores()
+            server.url()
         );
         brigade(&text, STREAMED, length(&server))
     };
