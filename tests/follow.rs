@@ -56,6 +56,14 @@ stages: {{ pass: {{ component: pass, input: in, outputs: [out] }} }}
         self.world.start(&self.yaml(), &self.world.registry()).await
     }
 
+    /// Starts it, and waits for the third line: those before it came first, each once.
+    async fn finds_all_three(&self) {
+        let running = self.start().await;
+        self.arrived(3).await;
+        assert_eq!(self.numbers(), [1, 2, 3]);
+        running.drain().await;
+    }
+
     /// Runs until this many lines were handed out, of which none is acked, and stops at once.
     async fn hold(&self, lines: u64) {
         let never = |_: u64| Err::<Emit, _>(Failure::retry("not now"));
@@ -109,10 +117,7 @@ async fn what_was_handed_out_and_never_acked_is_found_by_its_new_name() {
     trial.hold(2).await;
     trial.rename("log", "log.1");
     trial.append("log", "3\n");
-    let running = trial.start().await;
-    trial.arrived(3).await;
-    assert_eq!(trial.numbers(), [1, 2, 3]);
-    running.drain().await;
+    trial.finds_all_three().await;
 }
 
 /// The file that nothing was acked of is not the last one, nor the one before the first.
@@ -128,10 +133,7 @@ async fn a_file_of_which_nothing_was_acked_is_found_between_others() {
     trial.hold(1).await;
     trial.rename("log", "log.2");
     trial.append("log", "3\n");
-    let running = trial.start().await;
-    trial.arrived(3).await;
-    assert_eq!(trial.numbers(), [1, 2, 3]);
-    running.drain().await;
+    trial.finds_all_three().await;
 }
 
 /// As a rotation does that compresses: the file has another inode, and is not complete at first.

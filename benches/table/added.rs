@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use brigade::Failure;
 use brigade_testkit::servers::Redis;
 
-use crate::redis::{Order, add, stream_by_hand};
+use crate::redis::{Order, add, connect, stream_by_hand};
 use crate::support::{Goal, Row, pipeline, timed};
 
 /// How many messages are put; the first ones, while things warm up, do not count.
@@ -16,18 +16,21 @@ const WARM_UP: usize = 2000;
 const PERIOD: Duration = Duration::from_millis(1);
 
 fn now() -> u64 {
-    u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_nanos()).unwrap()
+    u64::try_from(
+        SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later than 1970").as_nanos(),
+    )
+    .expect("it is earlier than 2554")
 }
 
 /// A message that says when it was put.
 fn stamped() -> Vec<u8> {
     let order = Order { id: now(), text: "x".repeat(160), total: 1 };
-    serde_json::to_vec(&order).unwrap()
+    serde_json::to_vec(&order).expect("numbers and texts always encode")
 }
 
 /// How old a message is, in milliseconds.
 pub(crate) fn age(payload: &[u8]) -> f64 {
-    let order: Order = serde_json::from_slice(payload).unwrap();
+    let order: Order = serde_json::from_slice(payload).expect("it was written so");
     now().saturating_sub(order.id) as f64 / 1e6
 }
 
@@ -56,7 +59,7 @@ pub(crate) fn ages(
         });
         scope.spawn(|| feed(put));
         pass_on(&done);
-        reading.join().unwrap().split_off(WARM_UP)
+        reading.join().expect("it does not panic").split_off(WARM_UP)
     })
 }
 
@@ -80,14 +83,20 @@ pub(crate) fn brigade(text: &str, done: &AtomicBool) {
 pub(crate) fn streams(name: &'static str) -> Row {
     let through = |by_hand: bool| {
         let server = Redis::start();
-        let client = redis::Client::open(server.url()).unwrap();
-        let connect = || client.get_connection().unwrap();
+        let connect = || connect(&server);
         let (mut putting, mut reading) = (connect(), connect());
         let mut make = redis::cmd("XGROUP");
-        make.arg(&["CREATE", "in", "bench", "0", "MKSTREAM"]).query::<()>(&mut connect()).unwrap();
+        make.arg(&["CREATE", "in", "bench", "0", "MKSTREAM"])
+            .query::<()>(&mut connect())
+            .expect("Redis answers");
         let put = move |payload: Vec<u8>| {
             let mut put = redis::cmd("XADD");
-            put.arg("in").arg("*").arg("payload").arg(payload).query::<()>(&mut putting).unwrap();
+            put.arg("in")
+                .arg("*")
+                .arg("payload")
+                .arg(payload)
+                .query::<()>(&mut putting)
+                .expect("Redis answers");
         };
         let text = format!(
             "pipeline: bench
@@ -119,9 +128,10 @@ fn read_stream(client: &mut redis::Connection) -> Vec<f64> {
     while ages.len() < MESSAGES {
         let mut read = redis::cmd("XREAD");
         read.arg(&["COUNT", "100", "BLOCK", "1000", "STREAMS", "out", &last]);
-        let found: Option<Entries> = read.query(client).unwrap();
+        let found: Option<Entries> = read.query(client).expect("Redis answers");
         for (id, fields) in found.into_iter().flatten().flat_map(|(_, entries)| entries) {
-            let payload = fields.iter().find(|(name, _)| name == b"payload").unwrap();
+            let payload =
+                fields.iter().find(|(name, _)| name == b"payload").expect("each entry has it");
             ages.push(age(&payload.1));
             last = id;
         }

@@ -39,7 +39,7 @@ stages:
 /// From one durable queue to another.
 pub(crate) fn durable(name: &'static str) -> Row {
     let ours = || {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().expect("a directory can be made");
         fill(directory.path(), MESSAGES, 1000);
         let text = "pipeline: bench
 lanes: 1
@@ -58,7 +58,7 @@ stages:
 /// From one durable queue over two others to a fourth, a process for each of the three stages.
 pub(crate) fn three_processes(name: &'static str) -> Row {
     let ours = || {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().expect("a directory can be made");
         fill(directory.path(), MESSAGES, 1000);
         latency::last_of_three(directory.path(), async |running| acked(running, MESSAGES).await)
     };
@@ -70,31 +70,34 @@ fn tables(directory: &Path, queues: usize) -> Connection {
     let mut file = open(directory);
     for queue in 0..queues {
         let columns = "n integer primary key, id blob, key blob, payload blob";
-        file.execute(&format!("create table queue_{queue} ({columns})"), []).unwrap();
+        file.execute(&format!("create table queue_{queue} ({columns})"), [])
+            .expect("SQLite takes it");
     }
-    let fill = file.transaction().unwrap();
+    let fill = file.transaction().expect("SQLite takes it");
     for n in 0..MESSAGES {
         let payload = format!("{{\"n\":{n},\"text\":\"{}\"}}", "x".repeat(150));
         let insert = "insert into queue_0 (id, key, payload) values (?, ?, ?)";
         let id = (n as u128).to_le_bytes();
-        let mut insert = fill.prepare_cached(insert).unwrap();
-        insert.execute((id, (n % 1000).to_string().as_bytes(), payload.as_bytes())).unwrap();
+        let mut insert = fill.prepare_cached(insert).expect("the statement is good");
+        insert
+            .execute((id, (n % 1000).to_string().as_bytes(), payload.as_bytes()))
+            .expect("SQLite takes it");
     }
-    fill.commit().unwrap();
+    fill.commit().expect("SQLite takes it");
     file
 }
 
 fn open(directory: &Path) -> Connection {
-    let file = Connection::open(directory.join("queues.db")).unwrap();
-    file.pragma_update(None, "journal_mode", "wal").unwrap();
-    file.pragma_update(None, "synchronous", "full").unwrap();
-    file.busy_timeout(Duration::from_secs(60)).unwrap();
+    let file = Connection::open(directory.join("queues.db")).expect("the file can be opened");
+    file.pragma_update(None, "journal_mode", "wal").expect("SQLite knows it");
+    file.pragma_update(None, "synchronous", "full").expect("SQLite knows it");
+    file.busy_timeout(Duration::from_secs(60)).expect("SQLite knows it");
     file
 }
 
 /// A loop over two tables.
 fn by_hand() -> Spent {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().expect("a directory can be made");
     let mut file = tables(directory.path(), 2);
     let begun = Stopwatch::start();
     pass_on(&mut file, 0);
@@ -103,18 +106,18 @@ fn by_hand() -> Spent {
 
 /// Three loops over four tables, the first two in children.
 fn three_by_hand() -> Spent {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().expect("a directory can be made");
     drop(tables(directory.path(), 4));
     let mut children = [0, 1].map(|queue| {
-        let mut child = Command::new(std::env::current_exe().unwrap());
+        let mut child = Command::new(std::env::current_exe().expect("the program has a path"));
         child.env(CHILD, format!("{queue}={}", directory.path().display()));
-        child.stdout(Stdio::null()).spawn().unwrap()
+        child.stdout(Stdio::null()).spawn().expect("the program is there")
     });
     let begun = Stopwatch::start();
     pass_on(&mut open(directory.path()), 2);
     let spent = begun.stop();
     for child in &mut children {
-        assert!(child.wait().unwrap().success());
+        assert!(child.wait().expect("nobody else waits for it").success());
     }
     spent
 }
@@ -129,9 +132,9 @@ pub(crate) fn is_child() -> bool {
 
 /// Passes on what is on one queue.
 pub(crate) fn child() {
-    let what = std::env::var(CHILD).unwrap();
-    let (queue, directory) = what.split_once('=').unwrap();
-    pass_on(&mut open(Path::new(directory)), queue.parse().unwrap());
+    let what = std::env::var(CHILD).expect("it was asked for");
+    let (queue, directory) = what.split_once('=').expect("the parent writes it so");
+    pass_on(&mut open(Path::new(directory)), queue.parse().expect("the parent writes a number"));
 }
 
 /// Passes all messages on to the next table: a batch is read, inserted and deleted in one synced
@@ -141,21 +144,25 @@ fn pass_on(file: &mut Connection, queue: usize) {
     let insert = format!("insert into queue_{} (id, key, payload) values (?, ?, ?)", queue + 1);
     let mut moved = 0;
     while moved < MESSAGES {
-        let turn = file.transaction_with_behavior(TransactionBehavior::Immediate).unwrap();
+        let turn = file
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .expect("SQLite takes it");
         let (mut last, before) = (0_i64, moved);
         {
-            let mut select = turn.prepare_cached(&select).unwrap();
-            let mut insert = turn.prepare_cached(&insert).unwrap();
-            let mut rows = select.query([BATCH]).unwrap();
-            while let Some(row) = rows.next().unwrap() {
-                last = row.get(0).unwrap();
-                let blob = |at: usize| row.get::<_, Vec<u8>>(at).unwrap();
-                insert.execute((blob(1), blob(2), blob(3))).unwrap();
+            let mut select = turn.prepare_cached(&select).expect("the statement is good");
+            let mut insert = turn.prepare_cached(&insert).expect("the statement is good");
+            let mut rows = select.query([BATCH]).expect("SQLite takes it");
+            while let Some(row) = rows.next().expect("SQLite takes it") {
+                last = row.get(0).expect("the column is of this type");
+                let blob =
+                    |at: usize| row.get::<_, Vec<u8>>(at).expect("the column is of this type");
+                insert.execute((blob(1), blob(2), blob(3))).expect("SQLite takes it");
                 moved += 1;
             }
         }
-        turn.execute(&format!("delete from queue_{queue} where n <= ?"), [last]).unwrap();
-        turn.commit().unwrap();
+        turn.execute(&format!("delete from queue_{queue} where n <= ?"), [last])
+            .expect("SQLite takes it");
+        turn.commit().expect("SQLite takes it");
         if moved == before {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -168,7 +175,7 @@ pub(crate) fn by_key(name: &'static str, keys: usize, blocked: bool) -> Row {
     let mut row = Row { name, unit: "messages/s", ours: vec![], by_hand: vec![], goal };
     let messages = if blocked { 500_000 } else { keys.max(MESSAGES) };
     for _ in 0..SAMPLES {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().expect("a directory can be made");
         fill(directory.path(), messages, keys);
         let handled = Arc::new(AtomicUsize::new(0));
         let registry = by_key_registry(Arc::clone(&handled), blocked);

@@ -24,9 +24,9 @@ fn copy(raw: Raw) -> Result<Vec<u8>, Failure> {
 
 pub(crate) fn through(name: &'static str) -> Row {
     let ours = || {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().expect("a directory can be made");
         let path = |name: &str| directory.path().join(name).display().to_string();
-        fs::write(path("in.jsonl"), lines()).unwrap();
+        fs::write(path("in.jsonl"), lines()).expect("the directory can be written");
         let text = format!(
             "pipeline: bench
 lanes: 1
@@ -43,31 +43,35 @@ stages:
             brigade::registry().component("copy", |raw: Raw| copy(raw).map(bytes::Bytes::from));
         let pipeline = pipeline(&text, &registry).state_path(directory.path().join("state"));
         let took = timed(pipeline, idle);
-        let written = fs::metadata(path("out.jsonl")).unwrap().len();
-        assert_eq!(written, fs::metadata(path("in.jsonl")).unwrap().len());
+        let written = fs::metadata(path("out.jsonl")).expect("the file is there").len();
+        assert_eq!(written, fs::metadata(path("in.jsonl")).expect("the file is there").len());
         took
     };
     Row::rates(name, 0.7, MESSAGES, ours, by_hand)
 }
 
 fn by_hand() -> Spent {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().expect("a directory can be made");
     let path = |name: &str| directory.path().join(name);
-    fs::write(path("in.jsonl"), lines()).unwrap();
+    fs::write(path("in.jsonl"), lines()).expect("the directory can be written");
     let begun = Stopwatch::start();
-    let input = BufReader::with_capacity(1 << 18, fs::File::open(path("in.jsonl")).unwrap());
-    let mut output = fs::File::create(path("out.jsonl")).unwrap();
-    let mut position = fs::File::create(path("position")).unwrap();
+    let input = BufReader::with_capacity(
+        1 << 18,
+        fs::File::open(path("in.jsonl")).expect("the file is there or can be made"),
+    );
+    let mut output = fs::File::create(path("out.jsonl")).expect("the file is there or can be made");
+    let mut position =
+        fs::File::create(path("position")).expect("the file is there or can be made");
     let mut sync = |batch: &mut Vec<u8>, lines: usize| {
-        output.write_all(batch).unwrap();
-        output.sync_data().unwrap();
-        writeln!(position, "{lines:020}").unwrap();
-        position.sync_data().unwrap();
+        output.write_all(batch).expect("the file can be written");
+        output.sync_data().expect("the file can be written");
+        writeln!(position, "{lines:020}").expect("the file can be written");
+        position.sync_data().expect("the file can be written");
         batch.clear();
     };
     let mut batch = Vec::new();
     for (n, line) in input.split(b'\n').enumerate() {
-        batch.extend(line.unwrap());
+        batch.extend(line.expect("the file can be read"));
         batch.push(b'\n');
         if (n + 1) % SYNC_EVERY == 0 {
             sync(&mut batch, n + 1);

@@ -19,22 +19,23 @@ stages:
   check: { component: pass, input: in, outputs: [checked] }
   copy: { component: pass, input: checked, outputs: [out] }
 ";
-    std::fs::write(directory.join("p.yaml"), text).unwrap();
+    std::fs::write(directory.join("p.yaml"), text).expect("the directory can be written");
     let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
     command.current_dir(directory).args(["run", "p.yaml"]);
-    let child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let child =
+        command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the program is there");
     // Beyond its start.
     std::thread::sleep(Duration::from_secs(2));
     child
 }
 
 fn watched(row: Row, mut watch: impl FnMut(&Child, &mut Vec<f64>)) -> Row {
-    let directory = tempfile::tempdir().unwrap();
+    let directory = tempfile::tempdir().expect("a directory can be made");
     let mut running = start(directory.path());
     let mut row = row;
     watch(&running, &mut row.ours);
-    running.kill().unwrap();
-    running.wait().unwrap();
+    running.kill().expect("it runs");
+    running.wait().expect("nobody else waits for it");
     row
 }
 

@@ -73,7 +73,7 @@ fn through(guarantee: &str) -> Spent {
     let whole = text("at_least_once", "bench");
     let only = |stage: &str, text: &str| {
         let pipeline = pipeline(text, &registry).state(brigade::MemoryState::new());
-        pipeline.stages(&[stage.to_owned()]).unwrap()
+        pipeline.stages(&[stage.to_owned()]).expect("the stages are there")
     };
     timed(
         only("fill", &whole.replace(", dead_letter: dead }\n  add", " }\n  add")),
@@ -90,7 +90,7 @@ fn by_hand() -> Spent {
     for n in 0..MESSAGES {
         send(&producer, &from, &payload(n));
     }
-    producer.flush(Duration::from_secs(60)).unwrap();
+    producer.flush(Duration::from_secs(60)).expect("the broker takes them");
     let begun = Stopwatch::start();
     copy_by_hand(&config, &from, &to, |done| done >= MESSAGES);
     begun.stop()
@@ -101,7 +101,7 @@ type Plain = ThreadedProducer<DefaultProducerContext>;
 fn producer(config: &ClientConfig) -> Plain {
     let mut config = config.clone();
     config.set("enable.idempotence", "true").set("linger.ms", "1");
-    config.create().unwrap()
+    config.create().expect("the properties are good")
 }
 
 fn send(producer: &Plain, topic: &str, payload: &[u8]) {
@@ -118,17 +118,22 @@ fn copy_by_hand(config: &ClientConfig, from: &str, to: &str, is_enough: impl Fn(
     let mut config = config.clone();
     config.set("group.id", from).set("enable.auto.commit", "false");
     config.set("auto.offset.reset", "earliest").set("fetch.queue.backoff.ms", "20");
-    let consumer: BaseConsumer = config.create().unwrap();
-    consumer.subscribe(&[from]).unwrap();
+    let consumer: BaseConsumer = config.create().expect("the properties are good");
+    consumer.subscribe(&[from]).expect("the client takes it");
     let mut done = 0;
     while !is_enough(done) {
         let (mut batch, mut ends) = (0, [None; 4]);
         while batch < BATCH && !is_enough(done + batch) {
             let wait = Duration::from_millis(if batch == 0 { 100 } else { 0 });
             let Some(message) = consumer.poll(wait) else { break };
-            let message = message.unwrap();
-            let order: Order = serde_json::from_slice(message.payload().unwrap()).unwrap();
-            send(&producer, to, &serde_json::to_vec(&add(order)).unwrap());
+            let message = message.expect("the broker answers");
+            let payload = message.payload().expect("each record has one");
+            let order: Order = serde_json::from_slice(payload).expect("it was written so");
+            send(
+                &producer,
+                to,
+                &serde_json::to_vec(&add(order)).expect("numbers and texts always encode"),
+            );
             ends[message.partition() as usize] = Some(message.offset() + 1);
             batch += 1;
         }
@@ -143,10 +148,12 @@ fn copy_by_hand(config: &ClientConfig, from: &str, to: &str, is_enough: impl Fn(
         for (partition, end) in ends.iter().enumerate() {
             if let Some(end) = end {
                 let end = Offset::Offset(*end);
-                offsets.add_partition_offset(from, partition as i32, end).unwrap();
+                offsets
+                    .add_partition_offset(from, partition as i32, end)
+                    .expect("the client takes it");
             }
         }
-        consumer.commit(&offsets, CommitMode::Sync).unwrap();
+        consumer.commit(&offsets, CommitMode::Sync).expect("the broker answers");
         done += batch;
     }
 }
@@ -162,12 +169,13 @@ pub(crate) fn connect(name: &'static str) -> Row {
         for n in 0..BESIDE {
             send(&producer, &from, &payload(n));
         }
-        producer.flush(Duration::from_secs(60)).unwrap();
-        let reader: BaseConsumer = config.create().unwrap();
+        producer.flush(Duration::from_secs(60)).expect("the broker takes them");
+        let reader: BaseConsumer = config.create().expect("the properties are good");
         let topic = to.clone();
         let end = move |partition| {
-            let (_, past) =
-                reader.fetch_watermarks(&topic, partition, Duration::from_secs(10)).unwrap();
+            let (_, past) = reader
+                .fetch_watermarks(&topic, partition, Duration::from_secs(10))
+                .expect("the broker answers");
             past as usize
         };
         (from, to, move || (0..4).map(&end).sum())
@@ -232,15 +240,17 @@ stages:
 /// The ages of all messages when they come out.
 fn read_topic(config: &ClientConfig, topic: &str) -> Vec<f64> {
     let mut config = config.clone();
-    let reader: BaseConsumer = config.set("group.id", "reader").create().unwrap();
+    let reader: BaseConsumer =
+        config.set("group.id", "reader").create().expect("the properties are good");
     let mut all = TopicPartitionList::new();
     all.add_partition_range(topic, 0, 3);
-    all.set_all_offsets(Offset::Beginning).unwrap();
-    reader.assign(&all).unwrap();
+    all.set_all_offsets(Offset::Beginning).expect("the client takes it");
+    reader.assign(&all).expect("the client takes it");
     let mut ages = Vec::new();
     while ages.len() < added::MESSAGES {
         if let Some(record) = reader.poll(Duration::from_millis(100)) {
-            ages.push(added::age(record.unwrap().payload().unwrap()));
+            let record = record.expect("the broker answers");
+            ages.push(added::age(record.payload().expect("each record has one")));
         }
     }
     ages
@@ -256,12 +266,16 @@ fn made_topics() -> (ClientConfig, String, String) {
 
 fn make_topics(config: &ClientConfig, names: [&str; 2]) {
     use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
-    let admin: AdminClient<_> = config.create().unwrap();
+    let admin: AdminClient<_> = config.create().expect("the properties are good");
     let topics = names.map(|name| NewTopic::new(name, 4, TopicReplication::Fixed(1)));
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime can be made");
     let options = AdminOptions::new().operation_timeout(Some(Duration::from_secs(20)));
-    let made = runtime.block_on(admin.create_topics(&topics, &options)).unwrap();
-    made.into_iter().for_each(|one| drop(one.unwrap()));
+    let made =
+        runtime.block_on(admin.create_topics(&topics, &options)).expect("the broker answers");
+    made.into_iter().for_each(|one| drop(one.expect("the topic can be made")));
 }
 
 /// How many messages wait, and for how long the output's server is away, in [`backlog`].
@@ -275,13 +289,13 @@ pub(crate) fn backlog(name: &'static str) -> Row {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", broker().servers()).set("linger.ms", "20");
     make_topics(&config, [&from, &format!("{from}-unused")]);
-    let producer: Plain = config.create().unwrap();
+    let producer: Plain = config.create().expect("the properties are good");
     for n in 0..BACKLOG {
         let payload = format!("{{\"n\":{n},\"text\":\"{n:064}\"}}");
         send(&producer, &from, payload.as_bytes());
     }
-    producer.flush(Duration::from_secs(60)).unwrap();
-    let directory = tempfile::tempdir().unwrap();
+    producer.flush(Duration::from_secs(60)).expect("the broker takes them");
+    let directory = tempfile::tempdir().expect("a directory can be made");
     let text = format!(
         "pipeline: bench
 state: state
@@ -294,11 +308,12 @@ stages:
         broker().servers(),
         redis.url()
     );
-    std::fs::write(directory.path().join("p.yaml"), text).unwrap();
+    std::fs::write(directory.path().join("p.yaml"), text).expect("the directory can be written");
     let mut brigade = std::process::Command::new(env!("CARGO_BIN_EXE_brigade"));
     brigade.current_dir(directory.path()).args(["run", "p.yaml"]);
-    let log = std::fs::File::create(directory.path().join("log")).unwrap();
-    let mut running = brigade.stderr(log).spawn().unwrap();
+    let log = std::fs::File::create(directory.path().join("log"))
+        .expect("the file is there or can be made");
+    let mut running = brigade.stderr(log).spawn().expect("the program is there");
     let mut row =
         Row { name, unit: "MB resident", ours: vec![], by_hand: vec![], goal: Goal::AtMost(200.0) };
     let mut watch = |period: Duration| {
@@ -313,7 +328,7 @@ stages:
     watch(OUTAGE);
     redis.restart();
     watch(Duration::from_secs(5));
-    running.kill().unwrap();
-    running.wait().unwrap();
+    running.kill().expect("it runs");
+    running.wait().expect("nobody else waits for it");
     row
 }

@@ -4,12 +4,7 @@
 //!
 //! Each row is a line of JSON on standard output; what people want to see meanwhile goes to standard
 //! error.
-#![allow(
-    clippy::unwrap_used,
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a benchmark prints, and one that stops says where"
-)]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints")]
 
 mod added;
 mod embedded;

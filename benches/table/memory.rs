@@ -88,7 +88,7 @@ fn order(n: usize) -> Bytes {
         lines: (0..3).map(line).collect(),
         total: 0.0,
     };
-    serde_json::to_vec(&order).unwrap().into()
+    serde_json::to_vec(&order).expect("numbers and texts always encode").into()
 }
 
 fn add_up(mut order: Order) -> Order {
@@ -99,8 +99,8 @@ fn add_up(mut order: Order) -> Order {
 /// Typed JSON, read and written by every stage: there is a queue between them.
 pub(crate) fn json(name: &'static str) -> Row {
     let stage = |payload: &[u8]| {
-        let order: Order = serde_json::from_slice(payload).unwrap();
-        serde_json::to_vec(&add_up(order)).unwrap().into()
+        let order: Order = serde_json::from_slice(payload).expect("it was written so");
+        serde_json::to_vec(&add_up(order)).expect("numbers and texts always encode").into()
     };
     Row::rates(name, 0.9, MESSAGES, json_ours, move || by_hand(1, 3, order, stage))
 }
@@ -145,7 +145,7 @@ fn by_hand(
     let acked: usize = std::thread::scope(|scope| {
         let one = |share: Vec<Message>| scope.spawn(move || one_by_hand(share, stages, work));
         let running: Vec<_> = shares.into_iter().map(one).collect();
-        running.into_iter().map(|thread| thread.join().unwrap()).sum()
+        running.into_iter().map(|thread| thread.join().expect("it does not panic")).sum()
     });
     assert_eq!(acked, MESSAGES);
     begun.stop()

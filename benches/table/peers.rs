@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use brigade_testkit::servers::Redis;
 
-use crate::redis::payload;
+use crate::redis::{connect, payload};
 use crate::support::{Goal, Row};
 use crate::{added, memory};
 
@@ -46,7 +46,7 @@ pub(crate) struct Run(Child);
 
 impl Run {
     pub(crate) fn start(mut command: Command) -> Self {
-        Self(command.stdout(Stdio::null()).spawn().unwrap())
+        Self(command.stdout(Stdio::null()).spawn().expect("the program is there"))
     }
 }
 
@@ -54,7 +54,7 @@ impl Drop for Run {
     fn drop(&mut self) {
         // One that has come to its end by itself cannot be killed.
         let _ = self.0.kill();
-        self.0.wait().unwrap();
+        self.0.wait().expect("nobody else waits for it");
     }
 }
 
@@ -84,7 +84,7 @@ pub(crate) fn brigade(text: &str, messages: usize, count: impl FnMut() -> usize 
             rate
         });
         added::brigade(text, &done);
-        watching.join().unwrap()
+        watching.join().expect("it does not panic")
     })
 }
 
@@ -107,14 +107,14 @@ pub(crate) fn row(
 /// Over Redis Streams; `name` is the peer's program's.
 pub(crate) fn streams(row_name: &'static str, name: &str) -> Row {
     let length = |server: &Redis| {
-        let mut client = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
-        move || redis::cmd("XLEN").arg("out").query::<usize>(&mut client).unwrap()
+        let mut client = connect(server);
+        move || redis::cmd("XLEN").arg("out").query::<usize>(&mut client).expect("Redis answers")
     };
     let theirs = || {
         let server = Redis::start();
         let mut fill = peer("peers");
         fill.args([&format!("{name}-fill"), &server.url(), "in", &STREAMED.to_string()]);
-        assert!(fill.status().unwrap().success());
+        assert!(fill.status().expect("the program is there").success());
         let mut work = peer("peers");
         work.args([name, &server.url(), "in", "out", &STREAMED.to_string()]);
         let _running = Run::start(work);
@@ -122,13 +122,13 @@ pub(crate) fn streams(row_name: &'static str, name: &str) -> Row {
     };
     let ours = || {
         let server = Redis::start();
-        let mut client = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
+        let mut client = connect(&server);
         for n in (0..STREAMED).step_by(500) {
             let mut fill = redis::pipe();
             for n in n..n + 500 {
                 fill.cmd("XADD").arg("in").arg("*").arg("payload").arg(payload(n)).ignore();
             }
-            fill.query::<()>(&mut client).unwrap();
+            fill.query::<()>(&mut client).expect("Redis answers");
         }
         let text = format!(
             "pipeline: bench
@@ -157,10 +157,14 @@ pub(crate) fn volley(name: &'static str) -> Row {
         let server = Redis::start();
         let mut fill = python("fill.py");
         fill.args([server.url(), messages.to_string()]).stderr(Stdio::null());
-        assert!(fill.status().unwrap().success());
-        let mut client = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
-        let count =
-            move || redis::cmd("ZCARD").arg("rsmq:output").query::<usize>(&mut client).unwrap();
+        assert!(fill.status().expect("the program is there").success());
+        let mut client = connect(&server);
+        let count = move || {
+            redis::cmd("ZCARD")
+                .arg("rsmq:output")
+                .query::<usize>(&mut client)
+                .expect("Redis answers")
+        };
         (server, count)
     };
     let theirs = || {
@@ -202,8 +206,10 @@ pub(crate) fn ruststream_json(name: &'static str) -> Row {
 
 /// The messages a second that a peer itself tells.
 fn told(arguments: &[&str]) -> f64 {
-    let output = peer("peers").args(arguments).output().unwrap();
+    let output = peer("peers").args(arguments).output().expect("the program is there");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let told: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-    told["messages"].as_f64().unwrap() / told["seconds"].as_f64().unwrap()
+    let told: serde_json::Value =
+        serde_json::from_slice(&output.stdout).expect("it was written so");
+    told["messages"].as_f64().expect("the peer tells a number")
+        / told["seconds"].as_f64().expect("the peer tells a number")
 }

@@ -156,7 +156,7 @@ stages: { call: { component: call, input: in } }
 async fn back_after_a_kill(running: &Running, actor: &'static str, handled: &AtomicU64) -> f64 {
     while !running.is_ready().await {}
     tokio::time::sleep(Duration::from_millis(100)).await;
-    running.crash("call", actor).await.unwrap();
+    running.crash("call", actor).await.expect("the actor is there");
     let begun = Instant::now();
     // What was under way ends; then nothing comes until the actor is back.
     tokio::time::sleep(Duration::from_millis(30)).await;

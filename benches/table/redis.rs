@@ -23,7 +23,7 @@ pub(crate) struct Order {
 /// 200 bytes of JSON.
 pub(crate) fn payload(id: usize) -> Vec<u8> {
     let order = Order { id: id as u64, text: "x".repeat(160), total: 1 };
-    serde_json::to_vec(&order).unwrap()
+    serde_json::to_vec(&order).expect("numbers and texts always encode")
 }
 
 pub(crate) fn add(mut order: Order) -> Order {
@@ -41,6 +41,12 @@ pub(crate) fn streams_processor(name: &'static str) -> Row {
 
 pub(crate) fn rsmq(name: &'static str) -> Row {
     Row::rates(name, 0.8, MESSAGES, || through("rsmq"), rsmq_by_hand)
+}
+
+/// A connection to a server.
+pub(crate) fn connect(server: &Redis) -> redis::Connection {
+    let client = redis::Client::open(server.url()).expect("it is an address");
+    client.get_connection().expect("Redis runs")
 }
 
 /// Fills a queue of this type, and measures what it takes to pass all of it on to another.
@@ -67,7 +73,7 @@ stages:
     );
     let only = |stage: &str| {
         let pipeline = pipeline(&text, &registry).state(brigade::MemoryState::new());
-        pipeline.stages(&[stage.to_owned()]).unwrap()
+        pipeline.stages(&[stage.to_owned()]).expect("the stages are there")
     };
     timed(only("fill"), async |running| acked(running, MESSAGES).await);
     timed(only("add"), async |running| acked(running, MESSAGES).await)
@@ -76,16 +82,16 @@ stages:
 /// A stream that is full, and the loop that empties it.
 fn by_hand() -> Spent {
     let server = Redis::start();
-    let mut client = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
+    let mut client = connect(&server);
     for n in (0..MESSAGES).step_by(BATCH) {
         let mut fill = redis::pipe();
         for n in n..n + BATCH {
             fill.cmd("XADD").arg("in").arg("*").arg("payload").arg(payload(n)).ignore();
         }
-        fill.query::<()>(&mut client).unwrap();
+        fill.query::<()>(&mut client).expect("Redis answers");
     }
     let mut make = redis::cmd("XGROUP");
-    make.arg(&["CREATE", "in", "group", "0"]).query::<()>(&mut client).unwrap();
+    make.arg(&["CREATE", "in", "group", "0"]).query::<()>(&mut client).expect("Redis answers");
     let begun = Stopwatch::start();
     stream_by_hand(&mut client, "group", |done| done >= MESSAGES);
     begun.stop()
@@ -102,22 +108,25 @@ pub(crate) fn stream_by_hand(
         let mut read = redis::cmd("XREADGROUP");
         read.arg(&["GROUP", group, "one", "COUNT"]).arg(BATCH);
         read.arg(&["BLOCK", "100", "STREAMS", "in", ">"]);
-        let Value::Array(mut streams) = read.query(client).unwrap() else { continue };
+        let Value::Array(mut streams) = read.query(client).expect("Redis answers") else {
+            continue;
+        };
         let Some(Value::Array(mut stream)) = streams.pop() else { panic!("no stream") };
         let Some(Value::Array(entries)) = stream.pop() else { panic!("no entries") };
         let mut turn = redis::pipe();
         let mut ids: Vec<Vec<u8>> = Vec::new();
         for entry in entries {
-            let (id, fields): (Vec<u8>, Vec<Vec<u8>>) = redis::from_redis_value(entry).unwrap();
-            let order: Order = serde_json::from_slice(&fields[1]).unwrap();
-            let json = serde_json::to_vec(&add(order)).unwrap();
+            let (id, fields): (Vec<u8>, Vec<Vec<u8>>) =
+                redis::from_redis_value(entry).expect("an entry has an id and fields");
+            let order: Order = serde_json::from_slice(&fields[1]).expect("it was written so");
+            let json = serde_json::to_vec(&add(order)).expect("numbers and texts always encode");
             turn.cmd("XADD").arg("out").arg("*").arg("payload").arg(json).ignore();
             ids.push(id);
         }
         done += ids.len();
         turn.cmd("XACK").arg("in").arg(group).arg(&ids).ignore();
         turn.cmd("XDEL").arg("in").arg(&ids).ignore();
-        turn.query::<()>(client).unwrap();
+        turn.query::<()>(client).expect("Redis answers");
     }
 }
 
@@ -140,7 +149,7 @@ const RECEIVE: &str = "
 /// Receives a batch with one script; sends and deletes it in one pipeline.
 fn rsmq_by_hand() -> Spent {
     let server = Redis::start();
-    let mut client = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
+    let mut client = connect(&server);
     let send = |pipe: &mut redis::Pipeline, queue: &str, n: usize, body: Vec<u8>| {
         // As long as the clients' ids, and in their order.
         let id = format!("{n:032}");
@@ -151,24 +160,31 @@ fn rsmq_by_hand() -> Spent {
     for n in (0..MESSAGES).step_by(BATCH) {
         let mut fill = redis::pipe();
         (n..n + BATCH).for_each(|n| send(&mut fill, "rsmq:in", n, payload(n)));
-        fill.query::<()>(&mut client).unwrap();
+        fill.query::<()>(&mut client).expect("Redis answers");
     }
     let receive = redis::Script::new(RECEIVE);
     let begun = Stopwatch::start();
     let mut done = 0;
     while done < MESSAGES {
-        let got: Vec<Vec<u8>> = receive.key("rsmq:in").arg(BATCH).invoke(&mut client).unwrap();
+        let got: Vec<Vec<u8>> =
+            receive.key("rsmq:in").arg(BATCH).invoke(&mut client).expect("Redis answers");
         let mut turn = redis::pipe();
         for message in got.chunks(2) {
-            let (id, order) = (&message[0], serde_json::from_slice(&message[1]).unwrap());
-            send(&mut turn, "rsmq:out", done, serde_json::to_vec(&add(order)).unwrap());
-            let id = String::from_utf8(id.clone()).unwrap();
+            let (id, order) =
+                (&message[0], serde_json::from_slice(&message[1]).expect("it was written so"));
+            send(
+                &mut turn,
+                "rsmq:out",
+                done,
+                serde_json::to_vec(&add(order)).expect("numbers and texts always encode"),
+            );
+            let id = String::from_utf8(id.clone()).expect("ids are letters and digits");
             turn.cmd("ZREM").arg("rsmq:in").arg(&id).ignore();
             let fields = [id.clone(), format!("{id}:rc"), format!("{id}:fr")];
             turn.cmd("HDEL").arg("rsmq:in:Q").arg(&fields).ignore();
             done += 1;
         }
-        turn.query::<()>(&mut client).unwrap();
+        turn.query::<()>(&mut client).expect("Redis answers");
     }
     begun.stop()
 }

@@ -18,7 +18,7 @@ pub(crate) fn first_message(name: &'static str) -> Row {
     let goal = Goal::AtMost(100.0);
     let mut row = Row { name, unit: "ms", ours: vec![], by_hand: vec![], goal };
     for _ in 0..SAMPLES {
-        let directory = tempfile::tempdir().unwrap();
+        let directory = tempfile::tempdir().expect("a directory can be made");
         let seen = Arc::new(AtomicBool::new(false));
         let see = Arc::clone(&seen);
         let memory = Memory::new();
@@ -54,12 +54,13 @@ pub(crate) fn many_stages(name: &'static str) -> Row {
     let mut row = Row { name, unit: "ms", ours: vec![], by_hand: vec![], goal };
     let mut text = "pipeline: bench\nqueues:\n".to_owned();
     for n in 0..=STAGES {
-        writeln!(text, "  q{n}: {{ type: memory }}").unwrap();
+        writeln!(text, "  q{n}: {{ type: memory }}").expect("a text takes it");
     }
     text.push_str("stages:\n");
     for n in 0..STAGES {
         let next = n + 1;
-        writeln!(text, "  s{n}: {{ component: pass, input: q{n}, outputs: [q{next}] }}").unwrap();
+        writeln!(text, "  s{n}: {{ component: pass, input: q{n}, outputs: [q{next}] }}")
+            .expect("a text takes it");
     }
     for _ in 0..5 {
         let begun = Instant::now();

@@ -60,17 +60,21 @@ impl Stopwatch {
 
 /// Of all threads that there are and were in a process, in hundredths of a second.
 pub(crate) fn processor_time(process: &str) -> Duration {
-    let text = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    let text =
+        std::fs::read_to_string(format!("/proc/{process}/stat")).expect("the process is there");
     // Behind the program's name, which may have blanks: the 12th and 13th of the rest.
-    let (_, rest) = text.rsplit_once(") ").unwrap();
-    let ticks = rest.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u64>().unwrap());
+    let (_, rest) = text.rsplit_once(") ").expect("the name is in brackets");
+    let ticks =
+        rest.split(' ').skip(11).take(2).map(|ticks| ticks.parse::<u64>().expect("it is a number"));
     Duration::from_millis(ticks.sum::<u64>() * 10)
 }
 
 /// The resident memory of a process, in megabytes.
 pub(crate) fn resident(process: &str) -> f64 {
-    let statm = std::fs::read_to_string(format!("/proc/{process}/statm")).unwrap();
-    let pages: f64 = statm.split(' ').nth(1).unwrap().parse().unwrap();
+    let statm =
+        std::fs::read_to_string(format!("/proc/{process}/statm")).expect("the process is there");
+    let pages: f64 =
+        statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).expect("it is a number");
     pages * 4096.0 / 1e6
 }
 
@@ -191,15 +195,18 @@ pub(crate) fn pipeline(text: &str, registry: &Registry) -> Pipeline {
     let overrides = Overrides::default();
     let loaded = load_str("bench", Format::Yaml, text, Path::new("."), &overrides, registry);
     let topology = loaded.unwrap_or_else(|error| panic!("{error}")).topology;
-    Pipeline::new(topology, registry).unwrap()
+    Pipeline::new(topology, registry).expect("the pipeline is good")
 }
 
 /// Runs something with a pipeline that has started; says how long that took.
 pub(crate) fn timed(pipeline: Pipeline, until: impl AsyncFnOnce(&Running)) -> Spent {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime can be made");
     runtime.block_on(async {
         let begun = Stopwatch::start();
-        let running = Supervisor::new().add(pipeline).start().await.unwrap();
+        let running = Supervisor::new().add(pipeline).start().await.expect("it starts");
         until(&running).await;
         let spent = begun.stop();
         // Not drained: a message that fails again and again would never be resolved.
@@ -210,7 +217,7 @@ pub(crate) fn timed(pipeline: Pipeline, until: impl AsyncFnOnce(&Running)) -> Sp
 
 /// Until everything that is there is done.
 pub(crate) async fn idle(running: &Running) {
-    running.until_idle(None).await.unwrap();
+    running.until_idle(None).await.expect("its queues tell when they are empty");
 }
 
 /// Until a stage, the only one here, has done so many messages.

@@ -56,7 +56,7 @@ impl Account {
     fn close(&self, flights: &Flights) {
         let (came, went) = (self.received.load(Relaxed), self.settled.load(Relaxed));
         let page = Page { came, went, held: flights.roots() as u64 };
-        *self.page.lock().unwrap() = page;
+        *self.page.lock().expect("nobody panics with it") = page;
         assert_eq!(page.unaccounted(), 0);
     }
 }
