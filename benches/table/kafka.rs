@@ -161,6 +161,12 @@ fn copy_by_hand(config: &ClientConfig, from: &str, to: &str, is_enough: impl Fn(
 /// How many messages are copied beside another system, which is quick.
 const BESIDE: usize = 1_000_000;
 
+/// How many cores there are: as many workers Brigade has beside a system that takes all of them by itself. (Over
+/// Redis Streams each would be a reader with settlements of its own, and each of those a sync.)
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
 /// From one topic to another, beside Redpanda Connect, which has up to 32,768 messages under way.
 pub(crate) fn connect(name: &'static str) -> Row {
     let filled = || {
@@ -202,7 +208,7 @@ queues:
 stages:
   add: {{ component: add, input: in, outputs: [out], workers: {}, max_in_flight: {{ messages: 16384 }} }}
 ",
-            peers::cores()
+            cores()
         );
         peers::brigade(&text, BESIDE, count)
     };

@@ -30,12 +30,6 @@ pub(crate) fn are_there() -> bool {
     directory().is_some()
 }
 
-/// How many cores there are: over Kafka, where the other system takes all of them by itself, Brigade has as many
-/// workers. Over Redis Streams each would be a reader with settlements of its own, and each of those a sync.
-pub(crate) fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
-}
-
 /// A peer's program.
 pub(crate) fn peer(path: &str) -> Command {
     Command::new(directory().expect("peers are there").join(path))
