@@ -16,9 +16,9 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::jq::{has_long_number, input};
-use crate::lookup::{find, key_of};
-use crate::shared::{forward, json, one_way, reject, schema, settings};
+use crate::jq::input;
+use crate::key::{find, key_of};
+use crate::shared::{forward, one_way, reject, schema, settings};
 
 /// `dedupe`: drops messages whose key was seen before. What was seen is kept in the state, written
 /// together with the ack, so it survives a restart; a message that is handled again after a crash is
@@ -191,16 +191,9 @@ impl Deduping {
         Ok(())
     }
 
-    /// The key of a message, with all digits of a number: two that differ only beyond those that a float has
-    /// are two.
     fn key(&self, parsed: Option<Parsed>, cx: &Context) -> Result<String, HandleError> {
-        let payload = cx.message().payload.as_deref().filter(|_| cx.codec().is_json());
-        let key = if payload.is_some_and(has_long_number) {
-            find(&self.field, &input(parsed, cx)?).filter(|key| **key != Val::Null).map(key_of)
-        } else {
-            let key = self.field.key(&json(parsed, cx)?);
-            key.map(|key| String::from_utf8_lossy(&key).into_owned())
-        };
+        let payload = input(parsed, cx)?;
+        let key = find(&self.field, &payload).filter(|key| **key != Val::Null).map(key_of);
         key.ok_or_else(|| reject(format!("the message has no `{}`", self.field)))
     }
 

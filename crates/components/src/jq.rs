@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use brigade_core::component::{Context, DecodeError, HandleError, Parsed};
+use bytes::Bytes;
 use jaq_core::data::JustLut;
 use jaq_core::load::{self, Arena, File, Loader, lex};
-use jaq_core::{Compiler, Ctx, Vars, unwrap_valr};
+use jaq_core::native::{self, Fun};
+use jaq_core::{Compiler, Ctx, Error, Vars, unwrap_valr};
 use jaq_json::{Num, Val};
 use serde::Deserialize;
 
@@ -34,12 +36,19 @@ impl Expression {
         let definitions = definitions.filter(|definition| !LEFT_OUT.contains(&definition.name));
         let functions = jaq_core::funs().chain(jaq_std::funs()).chain(jaq_json::funs());
         let functions = functions.filter(|(name, ..)| !LEFT_OUT.contains(name));
+        let functions = functions.filter(|(name, ..)| *name != FROM_JSON).chain([from_json()]);
         let arena = Arena::default();
         let loader = Loader::new(definitions);
         let modules = loader.load(&arena, File { code: text, path: () }).map_err(|errors| {
             let wrong = errors.first().map(|(_, error)| wrong(error)).unwrap_or_default();
             format!("`{text}` is no jq expression: {wrong}")
         })?;
+        // Their values would have to be given with each message.
+        load::import(&modules, |_| Err("it imports a file: name it in a `lookup`".to_owned()))
+            .map_err(|errors| {
+                let wrong = errors.first().map(|(_, error)| wrong(error)).unwrap_or_default();
+                format!("`{text}` cannot be run: {wrong}")
+            })?;
         let filter =
             Compiler::default().with_funs(functions).compile(modules).map_err(|errors| {
                 let undefined = errors.iter().flat_map(|(_, found)| found.iter());
@@ -120,7 +129,11 @@ pub(crate) fn input(parsed: Option<Parsed>, cx: &Context) -> Result<Val, HandleE
 
 /// Reads JSON, with all digits of its numbers.
 pub(crate) fn read(bytes: &[u8]) -> Result<Val, String> {
-    let value = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    with_all_digits(serde_json::from_slice(bytes).map_err(|error| error.to_string())?, bytes)
+}
+
+/// A value that was read from this JSON, or what reads all digits of its numbers.
+fn with_all_digits(value: Val, bytes: &[u8]) -> Result<Val, String> {
     match has_long_number(bytes) {
         false => Ok(value),
         // What reads numbers exactly takes more than JSON, nested as deeply as the stack goes: what is no
@@ -129,8 +142,39 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Val, String> {
     }
 }
 
+/// Reads any number of values that stand one behind the other, each when it is asked for, up to what is no JSON.
+fn read_many(bytes: Bytes) -> impl Iterator<Item = Result<Val, String>> {
+    let mut rest = Some(bytes);
+    std::iter::from_fn(move || {
+        let text = rest.take()?;
+        let mut values = serde_json::Deserializer::from_slice(&text).into_iter::<Val>();
+        let value = match values.next()? {
+            Ok(value) => value,
+            Err(error) => return Some(Err(error.to_string())),
+        };
+        let to = values.byte_offset();
+        rest = Some(text.slice(to..));
+        Some(with_all_digits(value, &text[..to]))
+    })
+}
+
+const FROM_JSON: &str = "fromjson";
+
+/// `fromjson`, which reads as deep as a payload may be: jaq's own goes as deep as the text, and ends the
+/// process.
+fn from_json() -> Fun<JustLut<Val>> {
+    native::run((FROM_JSON, native::v(0), |(_, value)| {
+        let text = match value.try_as_utf8_bytes_owned() {
+            Ok(text) => text,
+            Err(error) => return native::bome(Err(error)),
+        };
+        let wrong = move |what| Error::str(format_args!("cannot parse {value} as JSON: {what}"));
+        Box::new(read_many(text).map(move |value| value.map_err(|what| wrong(what).into())))
+    }))
+}
+
 /// Whether there may be a number that 64 bits do not hold exactly.
-pub(crate) fn has_long_number(bytes: &[u8]) -> bool {
+fn has_long_number(bytes: &[u8]) -> bool {
     /// So many digits are exact in any case.
     const EXACT: usize = 15;
     let mut run = 0;
@@ -164,6 +208,53 @@ fn wrong(error: &load::Error<&str>) -> String {
         rest => {
             let shown: String = rest.chars().take(SHOWN_MAX).collect();
             format!("expected {expected}, found `{shown}`")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(expression: &str, input: &str) -> Result<Vec<String>, String> {
+        let input = read(input.as_bytes()).expect("it is JSON");
+        let made = Expression::new(expression).expect("it is jq").run(input);
+        let values = made.map_err(|error| format!("{error:?}"))?;
+        Ok(values.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn json_in_a_text_is_read_as_deep_as_a_payload_may_be() {
+        let text =
+            |depth: usize| serde_json::json!("[".repeat(depth) + &"]".repeat(depth)).to_string();
+        assert!(run("fromjson | length", &text(120)).is_ok());
+        for depth in [1000, 1_000_000] {
+            let error = run("fromjson", &text(depth)).unwrap_err();
+            assert!(error.contains("as JSON: recursion limit exceeded"), "{error:.200}");
+            let open = serde_json::json!("[".repeat(depth)).to_string();
+            assert!(run("fromjson", &open).is_err());
+            assert_eq!(run("try tonumber catch 0", &open).unwrap(), ["0"]);
+        }
+    }
+
+    #[test]
+    fn json_in_a_text_keeps_its_digits() {
+        let text = r#""12345678901234567890.5 [1]\n{\"a\":null}""#;
+        let values = ["12345678901234567890.5", "[1]", "{\"a\":null}"];
+        assert_eq!(run("fromjson", text).unwrap(), values);
+        assert_eq!(
+            run("[.[] | tonumber]", r#"["12", " 1.50 ", "-0"]"#).unwrap(),
+            ["[12,1.5,-0.0]"]
+        );
+        assert!(run("fromjson", r#""{""#).is_err() && run("fromjson", "1").is_err());
+        assert_eq!(run("fromjson", r#""  ""#).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn an_expression_that_imports_is_refused() {
+        for text in [r#"import "x" as $d; $d"#, r#"import "x" as x; x::y"#, r#"include "x"; ."#] {
+            let error = Expression::new(text).err().expect("it is refused");
+            assert!(error.contains(text), "{error}");
         }
     }
 }

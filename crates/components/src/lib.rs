@@ -12,6 +12,7 @@ mod dedupe;
 mod delay;
 mod filter;
 mod jq;
+mod key;
 mod log;
 mod lookup;
 mod map;

@@ -11,12 +11,13 @@ use brigade_core::connector::Problem;
 use brigade_core::field::FieldPath;
 use futures_util::future::LocalBoxFuture;
 use indexmap::IndexMap;
-use jaq_json::{Num, Rc, Val};
+use jaq_json::{Rc, Val};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::jq::{input, json, read};
+use crate::key::{find, key_of};
 use crate::shared::{decode, one_way, problem, reject, schema, settings};
 
 /// `lookup`: adds fields from a CSV or JSON Lines file, found by a key. The file is read when the
@@ -202,16 +203,16 @@ impl Looking {
     fn look_up(&self, parsed: Option<Parsed>, cx: &Context) -> Result<Emit, HandleError> {
         let mut payload = input(parsed, cx)?;
         for (found, field) in self.settings.matches.iter().zip(&self.fields) {
-            let key = match find(field, &payload) {
-                Some(Val::Null) | None => String::new(),
-                Some(key) => key_of(key),
-            };
-            let Some(row) = self.table.get(&key) else {
+            let key = find(field, &payload).filter(|key| **key != Val::Null).map(key_of);
+            let Some(row) = key.as_ref().and_then(|key| self.table.get(key)) else {
                 if self.settings.on_miss == OnMiss::Pass {
                     continue;
                 }
-                let table = self.path.display();
-                return Err(reject(format!("`{}`: `{key}` is not in {table}", found.field)));
+                let (field, table) = (&found.field, self.path.display());
+                return Err(reject(match key {
+                    Some(key) => format!("`{field}`: `{key}` is not in {table}"),
+                    None => format!("the message has no `{field}` to look up in {table}"),
+                }));
             };
             let Val::Obj(fields) = &mut payload else {
                 let text = "the payload is no JSON object, so no field can be added";
@@ -223,24 +224,6 @@ impl Looking {
             }
         }
         Ok(Emit::from(Emitted::json(json(&payload)?)))
-    }
-}
-
-/// What stands at a path of a payload, if anything does.
-pub(crate) fn find<'v>(path: &FieldPath, payload: &'v Val) -> Option<&'v Val> {
-    path.names().try_fold(payload, |value, name| match value {
-        Val::Arr(items) => items.get(name.parse::<usize>().ok()?),
-        Val::Obj(fields) => fields.get(&Val::from(name.to_owned())),
-        _ => None,
-    })
-}
-
-/// A value as the key of a table: a text as it is, anything else as JSON, a number however it is written.
-pub(crate) fn key_of(value: &Val) -> String {
-    match value {
-        Val::TStr(text) => String::from_utf8_lossy(text).into_owned(),
-        Val::Num(Num::Dec(text)) => Val::Num(Num::from_dec_str(text)).to_string(),
-        other => other.to_string(),
     }
 }
 

@@ -35,7 +35,7 @@ enum Settings {
 struct Keyed {
     /// What each message becomes.
     jq: String,
-    /// The key of what it becomes: a text, evaluated on each value that `jq` makes.
+    /// The key of what it becomes: a text, evaluated on each value that `jq` makes. Null, or no value: none.
     #[serde(default)]
     key: Option<String>,
 }
