@@ -242,6 +242,42 @@ fn a_number_that_no_queue_can_have_is_the_number_of_no_dead_letter() {
     assert!(told.contains("0 messages released"), "{told}");
 }
 
+#[test]
+fn one_that_is_named_and_stays_is_an_error_that_says_why() {
+    let place = Place::new(1, 1);
+    let without_b = YAML.split_inclusive('\n').filter(|line| !line.starts_with("  b:"));
+    fs::write(place.0.path().join("p.yaml"), without_b.collect::<String>()).unwrap();
+    let of_a = &place.listed(Some("a"))[0];
+    let all = place.listed(None);
+    let of_b = all.iter().find(|number| *number != of_a).unwrap();
+    let told = place.run(&["dead-letters", "redrive", of_b], 2);
+    assert!(told.contains(&format!("{of_b} stays: there is no stage `b`")), "{told}");
+    assert!(told.contains("error: nothing was sent back"), "{told}");
+    assert_eq!(place.listed(None), all);
+    // What can go goes.
+    let told = place.run(&["dead-letters", "redrive", of_a, of_b], 0);
+    assert!(told.contains("stays: ") && told.contains("1 dead letter sent back"), "{told}");
+    let told = place.run(&["dead-letters", "redrive"], 0);
+    assert!(told.contains("stays: ") && told.contains("0 dead letters sent back"), "{told}");
+}
+
+#[test]
+fn nothing_is_put_on_a_queue_of_a_stage_that_is_not_there() {
+    let place = Place::new(1, 0);
+    for queue in ["~redrive.typo", "~dead.a", "~typo"] {
+        let told = place.run(&["queues", "put", queue], 2);
+        assert!(told.contains(&format!("no queue `{queue}`")), "{told}");
+        assert!(told.contains("there are: ~redrive.a, ~redrive.b"), "{told}");
+    }
+    place.put("~redrive.a", "{}\n");
+    assert_eq!(place.sent_back("a"), 1);
+    // What the state keeps for a stage that is there no more can still be looked into.
+    fs::write(place.0.path().join("p.yaml"), YAML.replace("  a: {", "  c: {")).unwrap();
+    assert_eq!(place.sent_back("a"), 1);
+    let told = place.run(&["queues", "peek", "~redrive.d"], 2);
+    assert!(told.contains("~redrive.c, ~redrive.b, ~redrive.a"), "{told}");
+}
+
 /// A queue whose messages have a number as their `id`, and their time in `at`.
 const HELD: &str = "
 pipeline: held

@@ -219,7 +219,7 @@ stages:
     assert_eq!(world.dead_letters("first")[0].cause.kind, CauseKind::Timeout);
 }
 
-/// It holds up its whole lane: its consumer cannot even give back.
+/// It holds up its whole lane: its consumer cannot even give back. The supervisor does.
 #[tokio::test]
 async fn a_stop_does_not_wait_for_a_stuck_call_for_ever_and_its_books_close() {
     let world = World::new();
@@ -240,10 +240,15 @@ stages: { first: { component: first, input: in, outputs: [out] } }
     let running = world.start(yaml, &registry).await;
     eventually("it is stuck", async || running.status().await[0].stages[0].received > 0).await;
     let stopped = running.stop(Some(Duration::from_millis(10))).await;
-    release.store(true, SeqCst);
     let stage = &stopped[0].status.stages[0];
     assert!(stage.received > 0);
     assert_eq!((stage.released, stage.in_flight), (stage.received, 0));
+    // The call still lasts.
+    let registry = world.registry().component("first", |n: u64| Ok::<_, Failure>(Emit::value(n)));
+    let running = world.start(yaml, &registry).await;
+    eventually("others get what it held", async || world.numbers("out").len() == 10).await;
+    running.drain().await;
+    release.store(true, SeqCst);
 }
 
 /// Its consumers are told to end, and not to wait instead.

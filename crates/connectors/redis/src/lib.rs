@@ -3,12 +3,14 @@
 
 mod limit;
 mod longest;
+mod outcomes;
 mod output;
 mod pace;
 pub mod rsmq;
 mod script;
 mod server;
 pub mod stream;
+mod thread;
 mod told;
 mod wire;
 

@@ -1,5 +1,7 @@
 //! How long a value the server takes: its `proto-max-bulk-len`. On a longer one it closes the connection.
 
+use std::sync::Arc;
+
 use brigade_core::connector::{ConnectorError, Rejected};
 use brigade_core::{CauseKind, Message};
 use redis::cmd;
@@ -53,7 +55,7 @@ impl Longest {
 
 /// Which values the server does not take, by their places among these lengths.
 pub(crate) async fn too_long(
-    wire: &Wire,
+    wire: &Arc<Wire>,
     lengths: &[u64],
 ) -> Result<Vec<(usize, Rejected)>, ConnectorError> {
     let taken = wire.takes();
@@ -71,15 +73,15 @@ pub(crate) async fn too_long(
 }
 
 /// What the server says, if it lets itself be asked.
-async fn ask(wire: &Wire) -> Option<u64> {
+async fn ask(wire: &Arc<Wire>) -> Option<u64> {
     let mut config = cmd("CONFIG");
     config.arg("GET").arg("proto-max-bulk-len");
-    let answer: (String, String) = wire.query_alone(&config).await.ok()?;
+    let answer: (String, String) = wire.query_alone(config).await.ok()?;
     answer.1.parse().ok()
 }
 
 /// The greatest of these lengths that the server takes, found by halves; less than each if it takes none.
-async fn find(wire: &Wire, mut lengths: Vec<u64>) -> Result<u64, ConnectorError> {
+async fn find(wire: &Arc<Wire>, mut lengths: Vec<u64>) -> Result<u64, ConnectorError> {
     lengths.sort_unstable();
     lengths.dedup();
     // Those before `good` are taken, those from `bad` on are not. Most often all are, or the only one is not.
@@ -96,12 +98,12 @@ async fn find(wire: &Wire, mut lengths: Vec<u64>) -> Result<u64, ConnectorError>
 
 /// Whether the server takes a value of this length. A key that long is asked for on a connection of its
 /// own, so that nobody else's breaks; whatever is answered, it was taken.
-async fn takes(wire: &Wire, length: u64) -> Result<bool, ConnectorError> {
+async fn takes(wire: &Arc<Wire>, length: u64) -> Result<bool, ConnectorError> {
     let Ok(length) = usize::try_from(length) else { return Ok(false) };
-    let mut exists = cmd("EXISTS");
-    exists.arg(vec![b'x'; length]);
     for _ in 0..BREAKS {
-        match wire.query_alone::<redis::Value>(&exists).await {
+        let mut exists = cmd("EXISTS");
+        exists.arg(vec![b'x'; length]);
+        match wire.query_alone::<redis::Value>(exists).await {
             Err(failure) if failure.is_of_protocol() => return Ok(false),
             Err(failure) if failure.connecting || failure.error.is_timeout() => {
                 return Err(wire.told(&failure));

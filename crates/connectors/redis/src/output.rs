@@ -190,15 +190,26 @@ local function put(first)
   local usec = tonumber(time[1]) * 1000000 + tonumber(time[2])
   local now = math.floor(usec / 1000)
   i = first
-  local sent = 0
+  local sent, undo = 0, {}
   while i <= #ARGV do
     local kind, key, n = ARGV[i], ARGV[i + 1], tonumber(ARGV[i + 2])
     local from, to = i + 3, i + 2 + n
     if kind == 's' then
-      redis.call('XADD', key, '*', unpack(ARGV, from, to))
+      local id = redis.pcall('XADD', key, '*', unpack(ARGV, from, to))
+      if type(id) == 'table' then
+        -- As of a stream that is at the last id that there is.
+        for _, one in ipairs(undo) do redis.pcall(unpack(one)) end
+        if string.find(id.err, 'last possible ID', 1, true) then
+          return {err = id.err .. ', at the key `' .. key .. '`'}
+        end
+        -- Whatever else it is ends the script where it says so.
+        redis.call('XADD', key, '*', unpack(ARGV, from, to))
+      end
+      undo[#undo + 1] = {'XDEL', key, id}
     elseif kind == 'l' then
       local packed = cmsgpack.pack({unpack(ARGV, from + 1, to)})
       redis.call('ZADD', key, now + tonumber(ARGV[from]), packed)
+      undo[#undo + 1] = {'ZREM', key, packed}
     else
       local queue, delay = queues[key], tonumber(ARGV[from + 1])
       if delay < 0 then delay = queue.delay end
@@ -228,15 +239,15 @@ end
 /// What became of a settlement.
 pub(crate) enum Settled {
     /// The script has run, and answers with those whose leases are lost.
-    Done(Vec<String>),
+    Done(Vec<Vec<u8>>),
     /// Nothing was done: these outputs are refused, by their messages' ids.
     Refused(Vec<(MessageId, Rejected)>),
 }
 
 /// Runs a script with [`PUT`] that acks, and puts outputs.
 pub(crate) async fn settle(
-    wire: &Wire,
-    script: &mut ScriptInvocation<'_>,
+    wire: &Arc<Wire>,
+    script: ScriptInvocation<'static>,
     ops: &[StoreOp],
 ) -> Result<Settled, ConnectorError> {
     let outputs = parsed(ops)?;
@@ -253,8 +264,8 @@ pub(crate) async fn settle(
 
 /// Runs a script with [`PUT`] that puts outputs.
 pub(crate) async fn put(
-    wire: &Wire,
-    script: &mut ScriptInvocation<'_>,
+    wire: &Arc<Wire>,
+    script: ScriptInvocation<'static>,
     ops: &[StoreOp],
 ) -> Result<(), ConnectorError> {
     run::<redis::Value>(wire, script, &parsed(ops)?).await.map(drop)
@@ -286,15 +297,16 @@ fn parsed(ops: &[StoreOp]) -> Result<Outputs<'_>, ConnectorError> {
 
 /// Adds outputs to a script's arguments, and runs it. RSMQ queues that somebody has deleted are made
 /// again: what is put without one nobody else would find.
-async fn run<T: FromRedisValue>(
-    wire: &Wire,
-    script: &mut ScriptInvocation<'_>,
+async fn run<T: FromRedisValue + Send + 'static>(
+    wire: &Arc<Wire>,
+    mut script: ScriptInvocation<'static>,
     outputs: &Outputs<'_>,
 ) -> Result<T, ConnectorError> {
     for (target, outgoing) in outputs {
-        add(script, target, outgoing);
+        add(&mut script, target, outgoing);
     }
-    let answer = match wire.try_script(script).await {
+    let script = Arc::new(script);
+    let answer = match wire.try_script(Arc::clone(&script)).await {
         Err(failure) if failure.is_no_queue() => {
             for target in distinct(outputs) {
                 if let Target::Rsmq(made) = target {

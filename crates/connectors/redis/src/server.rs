@@ -10,16 +10,12 @@ use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
-    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo, ErrorKind,
-    IntoConnectionInfo, ProtocolVersion, RedisError, RedisFuture, RedisResult, TlsCertificates,
-    TlsMode, Value,
+    AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo,
+    IntoConnectionInfo, ProtocolVersion, RedisFuture, RedisResult, TlsCertificates, TlsMode, Value,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::sync::Mutex;
-
-/// Its answers have other forms.
-const OTHER_PROTOCOL: &str = "`protocol=resp3` is not spoken here: leave `protocol` out";
 
 /// How long making a connection may take.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
@@ -117,12 +113,9 @@ impl Place {
 
     fn info(&self) -> RedisResult<ConnectionInfo> {
         let info = self.url.as_str().into_connection_info()?;
-        match info.redis_settings().protocol() {
-            ProtocolVersion::RESP3 => {
-                Err(RedisError::from((ErrorKind::InvalidClientConfig, OTHER_PROTOCOL)))
-            }
-            _ => Ok(info),
-        }
+        // Whatever the address says: in RESP3 answers have other forms.
+        let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP2);
+        Ok(info.set_redis_settings(settings))
     }
 
     /// The name of the store that the server's database is, for what is settled in one step: as one
@@ -176,11 +169,7 @@ impl Place {
     /// The address is none, or a certificate cannot be read; what is told holds no password.
     pub(crate) fn server(&self) -> Result<Server, String> {
         // What the client says may hold the address as it was written, with its password.
-        let wrong = |error: RedisError| match error.to_string().contains(OTHER_PROTOCOL) {
-            true => format!("`url`: {OTHER_PROTOCOL}"),
-            false => "`url` is no address of a server".to_owned(),
-        };
-        let info = self.info().map_err(wrong)?;
+        let info = self.info().map_err(|_| "`url` is no address of a server".to_owned())?;
         let tls = self.is_tls();
         if tls {
             // Another part of the program may have chosen one; that one serves as well.

@@ -1,5 +1,8 @@
 //! What is told of an error of Redis: which queue, what was wrong, and what to change.
 
+use std::error::Error;
+use std::fmt;
+
 use brigade_core::connector::ConnectorError;
 use redis::{ErrorKind, RedisError};
 
@@ -24,9 +27,15 @@ impl Failure {
         let text: String = first(&all).chars().take(TOLD_MAX).collect();
         let help = self.help(&all, place).map_or_else(String::new, |help| format!("; {help}"));
         let told = format!("queue `{queue}`: Redis: {text}{help}");
+        if self.is_no_group() {
+            return ConnectorError::transient(told).caused_by(NoGroup);
+        }
         match self.error.kind() {
             ErrorKind::InvalidClientConfig if !all.contains("sentinel node") => {
                 ConnectorError::permanent(told)
+            }
+            _ if !self.connecting && self.error.code().is_none() => {
+                ConnectorError::transient(told).caused_by(Unanswered)
             }
             _ => ConnectorError::transient(told),
         }
@@ -55,6 +64,24 @@ impl Failure {
         self.error.code() == Some("NOQUEUE")
     }
 
+    /// Whether the server has no memory left.
+    pub(crate) fn is_full(&self) -> bool {
+        self.says("OOM")
+    }
+
+    fn is_no_group(&self) -> bool {
+        let no_key =
+            |text: &str| text.starts_with("no such key") || text.contains("-ERR no such key");
+        self.says("NOGROUP") || self.error.detail().is_some_and(no_key)
+    }
+
+    /// Whether this is the code of what the server said. Before Redis 7 that of a script's error stands within
+    /// its text.
+    pub(crate) fn says(&self, code: &str) -> bool {
+        let within = |text: &str| text.contains(&format!(" -{code} "));
+        self.error.code() == Some(code) || self.error.detail().is_some_and(within)
+    }
+
     /// What to do about it, if that can be said.
     fn help(&self, text: &str, place: &Place) -> Option<String> {
         let own = match self.error.kind() {
@@ -62,14 +89,35 @@ impl Failure {
             ErrorKind::MasterNameNotFoundBySentinel => {
                 "the Sentinels know no master of this name: change `master` in `sentinel`"
             }
-            _ if is_of_rights(text) => return Some(rights(text, &place.user())),
-            _ => match by_text(text, place).or_else(|| self.by_connection(place)) {
+            _ if self.is_of_rights() => return Some(rights(text, &place.user())),
+            _ => match self
+                .by_code()
+                .or_else(|| of_cluster(text, place))
+                .or_else(|| self.by_text(text))
+                .or_else(|| self.by_connection(place))
+            {
                 Some(own) => own,
                 None if self.connecting => "check `url`",
                 None => return None,
             },
         };
         Some(own.to_owned())
+    }
+
+    fn is_of_rights(&self) -> bool {
+        let within = |text: &str| text.contains("user executing the script");
+        self.says("NOPERM") || self.error.detail().is_some_and(within)
+    }
+
+    fn by_code(&self) -> Option<&'static str> {
+        CODES.iter().find(|(code, _)| self.says(code)).map(|(_, help)| *help)
+    }
+
+    /// Of what has a code of its own the text holds names, which anything may be in.
+    fn by_text(&self, text: &str) -> Option<&'static str> {
+        let is_free = self.error.code().is_none_or(|code| code == "ERR");
+        let mut texts = TEXTS.iter().filter(|_| is_free);
+        texts.find(|(part, _)| text.contains(part)).map(|(_, help)| *help)
     }
 
     fn by_connection(&self, place: &Place) -> Option<&'static str> {
@@ -94,8 +142,42 @@ impl Failure {
     }
 }
 
-/// What texts mean. Inside the errors of scripts and batches the code of what went wrong stands there.
-const TEXTS: [(&str, &str); 12] = [
+/// Somebody has deleted a group, or its stream.
+#[derive(Debug)]
+struct NoGroup;
+
+impl fmt::Display for NoGroup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the stream or its group is not there")
+    }
+}
+
+impl Error for NoGroup {}
+
+/// Whether what was told is that somebody has deleted a group, or its stream.
+pub(crate) fn is_no_group(error: &ConnectorError) -> bool {
+    error.source().is_some_and(|source| source.is::<NoGroup>())
+}
+
+/// What was asked may have been done.
+#[derive(Debug)]
+struct Unanswered;
+
+impl fmt::Display for Unanswered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no answer came")
+    }
+}
+
+impl Error for Unanswered {}
+
+/// Whether nobody knows what became of what was asked.
+pub(crate) fn is_unanswered(error: &ConnectorError) -> bool {
+    error.source().is_some_and(|source| source.is::<Unanswered>())
+}
+
+/// What codes mean.
+const CODES: [(&str, &str); 5] = [
     (
         "WRONGTYPE",
         "a value of another type is at a key of the queue: change `stream` or `queue`, or remove \
@@ -104,6 +186,11 @@ const TEXTS: [(&str, &str); 12] = [
     ("NOAUTH", "the server asks for a password: write `redis://user:password@host` in `url`"),
     ("MISCONF", "the server cannot write to its disk: make room there"),
     ("OOM", "the server is at its `maxmemory`: raise it, or make room"),
+    ("READONLY", "the server is a replica: name its master in `url`, or set `sentinel`"),
+];
+
+/// What texts mean.
+const TEXTS: [(&str, &str); 7] = [
     (
         "sentinel node",
         "no Sentinel answers at `url`: with `sentinel` it is a Sentinel's address; for a server \
@@ -128,30 +215,23 @@ const TEXTS: [(&str, &str); 12] = [
         "check `tls`: `ca` is who signed the server's certificate, `certificate` and `key` are \
          shown to it",
     ),
-    ("READONLY", "the server is a replica: name its master in `url`, or set `sentinel`"),
     (
         "unknown command",
         "no Redis server that has it answers at `url`; for a Sentinel's address set `sentinel`",
     ),
 ];
 
-/// What a server has said, without what the client puts around it: that of a batch tells one for each
-/// command, a script's says where in it.
+/// What a server has said, without where in a script.
 fn first(text: &str) -> &str {
-    let batch = text.strip_prefix("Pipeline failure").and_then(|rest| rest.split_once("error: "));
-    let one = batch.and_then(|(_, rest)| rest.split([')', ']']).next()).unwrap_or(text);
-    one.split(" script: ").next().unwrap_or(one)
+    text.split(" script: ").next().unwrap_or(text)
 }
 
-fn by_text(text: &str, place: &Place) -> Option<&'static str> {
-    let of_cluster = ["Moved", "CLUSTERDOWN", "ClusterDown", "CROSSSLOT", "CrossSlot"];
-    if !place.cluster && of_cluster.iter().any(|code| text.starts_with(code)) {
-        return Some(
-            "the server is a node of a Cluster: set `cluster: true` of a `redis_stream`, or \
-             change `url`",
-        );
-    }
-    TEXTS.iter().find(|(part, _)| text.contains(part)).map(|(_, help)| *help)
+fn of_cluster(text: &str, place: &Place) -> Option<&'static str> {
+    let codes = ["Moved", "CLUSTERDOWN", "ClusterDown", "CROSSSLOT", "CrossSlot"];
+    let is_of_cluster = codes.iter().any(|code| text.starts_with(code));
+    (!place.cluster && is_of_cluster).then_some(
+        "the server is a node of a Cluster: set `cluster: true` of a `redis_stream`, or change `url`",
+    )
 }
 
 fn password(place: &Place) -> String {
@@ -160,10 +240,6 @@ fn password(place: &Place) -> String {
         None => "",
     };
     format!("check user and password in `url`{sentinel}")
-}
-
-fn is_of_rights(text: &str) -> bool {
-    ["NOPERM", "NoPerm", "user executing the script"].iter().any(|part| text.contains(part))
 }
 
 /// What a user's access list lacks.

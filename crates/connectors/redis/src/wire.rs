@@ -1,21 +1,24 @@
 //! A connection that is made when it is needed, and again after it broke.
 
+use std::future::Future;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use brigade_core::connector::ConnectorError;
 use brigade_core::state::StoreId;
-use redis::{ErrorKind, FromRedisValue, RedisResult, ScriptInvocation};
+use redis::{Cmd, ErrorKind, FromRedisValue, Pipeline, RedisResult, ScriptInvocation, Value};
 
 use crate::longest::SURE;
 use crate::server::{Connection, Place, Server};
+use crate::thread::{Task, Thread};
 use crate::told::Failure;
 
 pub(crate) struct Wire {
     queue: Arc<str>,
     place: Place,
-    server: Arc<Server>,
+    server: Server,
+    thread: Thread,
     connection: Mutex<Option<Connection>>,
     /// How long a value the server of the connection is known to take.
     takes: AtomicU64,
@@ -26,9 +29,27 @@ impl Wire {
         let server = place.server();
         let server =
             server.map_err(|why| ConnectorError::permanent(format!("queue `{queue}`: {why}")))?;
-        let (queue, place, server) = (Arc::clone(queue), place.clone(), Arc::new(server));
-        let takes = AtomicU64::new(SURE);
-        Ok(Arc::new(Self { queue, place, server, connection: Mutex::default(), takes }))
+        let thread = Thread::get().map_err(|error| {
+            ConnectorError::transient(format!(
+                "queue `{queue}`: the thread for connections to Redis cannot be started: {error}"
+            ))
+        })?;
+        let (queue, place) = (Arc::clone(queue), place.clone());
+        let (connection, takes) = (Mutex::default(), AtomicU64::new(SURE));
+        Ok(Arc::new(Self { queue, place, server, thread, connection, takes }))
+    }
+
+    /// Has something done on the thread of the connections, whatever becomes of the thread of who asks.
+    pub(crate) fn spawn<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = T> + Send + 'static,
+    ) -> Task<T> {
+        self.thread.spawn(work)
+    }
+
+    /// The same, whether anybody waits for it or not.
+    pub(crate) fn spawn_to_the_end(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.thread.spawn_to_the_end(work);
     }
 
     /// The store that the server's database is: its queues can be written in one script.
@@ -40,33 +61,31 @@ impl Wire {
     /// cannot be done, nobody hears of it.
     pub(crate) fn at_last(&self, script: ScriptInvocation<'static>) {
         let wire = Self::new(&self.queue, &self.place);
-        std::thread::spawn(move || {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().ok()?;
-            runtime.block_on(wire.ok()?.script::<redis::Value>(&script)).ok()
+        self.spawn_to_the_end(async move {
+            if let Ok(wire) = wire {
+                let _ = wire.script::<Value>(script).await;
+            }
         });
     }
 
     /// Has `heard` called whenever something is published on this channel, until the connection
     /// breaks.
     pub(crate) async fn listen(
-        &self,
+        self: &Arc<Self>,
         channel: &str,
-        heard: impl Fn(),
+        heard: impl Fn() + Send + Sync + 'static,
     ) -> Result<(), ConnectorError> {
-        let heard = self.server.listen(channel, heard).await;
+        let (wire, channel) = (Arc::clone(self), channel.to_owned());
+        let heard = self.spawn(async move { wire.server.listen(&channel, heard).await }).await;
         heard.map_err(|error| self.told(&Failure { error, connecting: false }))
     }
 
-    /// The connection, made if there is none. Nobody holds the lock meanwhile, and it is made by a task: who
-    /// asked may be left alone half-way, and others must not wait for that.
+    /// The connection, made if there is none. Nobody holds the lock meanwhile.
     async fn connection(&self) -> RedisResult<Connection> {
         if let Some(connection) = &*self.current() {
             return Ok(connection.clone());
         }
-        let server = Arc::clone(&self.server);
-        let making = tokio::spawn(async move { server.connect().await });
-        let made = making.await.map_err(std::io::Error::other)??;
+        let made = self.server.connect().await?;
         // The server may be another, or have other settings.
         self.takes.store(SURE, Relaxed);
         Ok(self.current().get_or_insert(made).clone())
@@ -87,71 +106,111 @@ impl Wire {
     }
 
     /// Runs a command on a connection of its own; of a Cluster, to the node that `url` names.
-    pub(crate) async fn query_alone<T: FromRedisValue>(
-        &self,
-        command: &redis::Cmd,
+    pub(crate) async fn query_alone<T: FromRedisValue + Send + 'static>(
+        self: &Arc<Self>,
+        command: Cmd,
     ) -> Result<T, Failure> {
-        let failure = |error, connecting| Failure { error, connecting };
-        let connection = match self.place.cluster.then(|| self.place.node()) {
-            None => self.server.connect().await,
-            Some(Ok(node)) => node.connect().await,
-            Some(Err(why)) => Err((ErrorKind::InvalidClientConfig, "no node", why).into()),
-        };
-        let mut connection = connection.map_err(|error| failure(error, true))?;
-        command.query_async(&mut connection).await.map_err(|error| failure(error, false))
+        let wire = Arc::clone(self);
+        let asked = self.spawn(async move {
+            let failure = |error, connecting| Failure { error, connecting };
+            let connection = match wire.place.cluster.then(|| wire.place.node()) {
+                None => wire.server.connect().await,
+                Some(Ok(node)) => node.connect().await,
+                Some(Err(why)) => Err((ErrorKind::InvalidClientConfig, "no node", why).into()),
+            };
+            let mut connection = connection.map_err(|error| failure(error, true))?;
+            command.query_async(&mut connection).await.map_err(|error| failure(error, false))
+        });
+        asked.await
     }
 
-    /// Runs something on the connection; a broken one is made anew the next time.
-    async fn run<T>(
-        &self,
-        run: impl AsyncFnOnce(&mut Connection) -> RedisResult<T>,
-    ) -> Result<T, Failure> {
-        let failure = match self.connection().await {
-            Ok(mut connection) => match run(&mut connection).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => Failure { error, connecting: false },
-            },
-            Err(error) => Failure { error, connecting: true },
-        };
+    /// Runs something on the connection.
+    async fn run<T: Send + 'static, R>(
+        self: &Arc<Self>,
+        run: impl FnOnce(Connection) -> R + Send + 'static,
+    ) -> Result<T, Failure>
+    where
+        R: Future<Output = RedisResult<T>> + Send + 'static,
+    {
+        let wire = Arc::clone(self);
+        let asked = self.spawn(async move {
+            let failure = match wire.connection().await {
+                Ok(connection) => match run(connection).await {
+                    Ok(answer) => return Ok(answer),
+                    Err(error) => Failure { error, connecting: false },
+                },
+                Err(error) => Failure { error, connecting: true },
+            };
+            wire.look_at(&failure);
+            Err(failure)
+        });
+        asked.await
+    }
+
+    /// A broken connection is made anew the next time.
+    fn look_at(&self, failure: &Failure) {
         if failure.is_of_connection() {
             *self.current() = None;
         }
-        Err(failure)
     }
 
-    pub(crate) async fn command<T: FromRedisValue>(
-        &self,
-        command: &redis::Cmd,
+    pub(crate) async fn command<T: FromRedisValue + Send + 'static>(
+        self: &Arc<Self>,
+        command: &Cmd,
     ) -> Result<T, ConnectorError> {
-        let answer = self.run(async |connection| command.query_async(connection).await).await;
-        answer.map_err(|failure| self.told(&failure))
+        self.try_command(command).await.map_err(|failure| self.told(&failure))
     }
 
-    pub(crate) async fn pipe<T: FromRedisValue>(
-        &self,
-        pipeline: &redis::Pipeline,
-    ) -> Result<T, ConnectorError> {
-        let answer = self.run(async |connection| pipeline.query_async(connection).await).await;
-        answer.map_err(|failure| self.told(&failure))
+    /// Runs a command whose errors mean something to who asks.
+    pub(crate) async fn try_command<T: FromRedisValue + Send + 'static>(
+        self: &Arc<Self>,
+        command: &Cmd,
+    ) -> Result<T, Failure> {
+        let command = command.clone();
+        self.run(|mut on| async move { command.query_async(&mut on).await }).await
     }
 
-    pub(crate) async fn script<T: FromRedisValue>(
-        &self,
-        script: &ScriptInvocation<'_>,
+    /// Runs commands, each whatever becomes of the others, and answers for each of them.
+    pub(crate) async fn each(
+        self: &Arc<Self>,
+        mut pipeline: Pipeline,
+    ) -> Result<Vec<Result<(), ConnectorError>>, ConnectorError> {
+        pipeline.ignore_errors();
+        let answers = self.run(|mut on| async move { pipeline.query_async(&mut on).await }).await;
+        let answers: Vec<RedisResult<Value>> = answers.map_err(|failure| self.told(&failure))?;
+        let told = |answer: RedisResult<Value>| match answer {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let failure = Failure { error, connecting: false };
+                self.look_at(&failure);
+                Err(self.told(&failure))
+            }
+        };
+        Ok(answers.into_iter().map(told).collect())
+    }
+
+    pub(crate) async fn script<T: FromRedisValue + Send + 'static>(
+        self: &Arc<Self>,
+        script: impl Into<Arc<ScriptInvocation<'static>>>,
     ) -> Result<T, ConnectorError> {
         self.try_script(script).await.map_err(|failure| self.told(&failure))
     }
 
     /// Runs a script whose errors mean something to who asks.
-    pub(crate) async fn try_script<T: FromRedisValue>(
-        &self,
-        script: &ScriptInvocation<'_>,
+    pub(crate) async fn try_script<T: FromRedisValue + Send + 'static>(
+        self: &Arc<Self>,
+        script: impl Into<Arc<ScriptInvocation<'static>>>,
     ) -> Result<T, Failure> {
-        self.run(async |connection| script.invoke_async(connection).await).await
+        let script = script.into();
+        self.run(|mut on| async move { script.invoke_async(&mut on).await }).await
     }
 
     /// Whether the server answers, and has at this key what it should, or nothing.
-    pub(crate) async fn reach(&self, key: &str, kind: &str) -> Result<(), ConnectorError> {
+    pub(crate) async fn reach(
+        self: &Arc<Self>,
+        key: &str,
+        kind: &str,
+    ) -> Result<(), ConnectorError> {
         let there: String = self.command(redis::cmd("TYPE").arg(key)).await?;
         if there == kind || there == "none" {
             return Ok(());

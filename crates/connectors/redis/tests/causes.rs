@@ -16,7 +16,7 @@ use brigade_core::connector::{
 };
 use brigade_redis::{RedisStreams, Rsmq};
 use brigade_testkit::servers::{Redis, RedisCluster, RedisSentinel};
-use common::{WANT, env, numbered, open, queue, reader};
+use common::{WANT, env, numbered, open, put, queue, reader};
 use redis::{Cmd, Connection, FromRedisValue};
 use serde_json::{Value, json};
 
@@ -119,15 +119,15 @@ async fn a_right_that_is_missing_is_named_and_waited_for() {
         beside.run::<()>("ACL SETUSER bob reset on >secret ~* &* +@all");
         let queue = queue("shop", json!({ "url": url }));
         let (producer, consumer) = open(connector, &queue).await;
-        producer.produce(&[numbered(1)]).await.unwrap();
+        put(&*producer, &[numbered(1)]).await.unwrap();
         let receipt = consumer.consume(WANT).await.unwrap()[0].receipt;
         let acked = async || consumer.ack(vec![receipt], Vec::new()).await;
-        let [put, ack] = commands;
-        beside.run::<()>(&format!("ACL SETUSER bob -{put}"));
-        let error = producer.produce(&[numbered(2)]).await.unwrap_err();
+        let [add, ack] = commands;
+        beside.run::<()>(&format!("ACL SETUSER bob -{add}"));
+        let error = put(&*producer, &[numbered(2)]).await.unwrap_err();
         println!("{name}: {error}");
-        assert_told(&error, &["access list of user `bob`", &format!("`ACL SETUSER bob +{put}")]);
-        beside.run::<()>(&format!("ACL SETUSER bob +{put} -{ack}"));
+        assert_told(&error, &["access list of user `bob`", &format!("`ACL SETUSER bob +{add}")]);
+        beside.run::<()>(&format!("ACL SETUSER bob +{add} -{ack}"));
         // Within a script, where the server does not name it.
         let error = acked().await.unwrap_err();
         println!("{name}: {error}");
@@ -135,11 +135,11 @@ async fn a_right_that_is_missing_is_named_and_waited_for() {
         beside.run::<()>(&format!("ACL SETUSER bob +{ack}"));
         assert_eq!(acked().await.unwrap().fenced, [], "{name}");
         beside.run::<()>("ACL SETUSER bob resetkeys ~elsewhere");
-        let error = producer.produce(&[numbered(2)]).await.unwrap_err();
+        let error = put(&*producer, &[numbered(2)]).await.unwrap_err();
         println!("{name}: {error}");
         assert_told(&error, &["lacks a key of the queue: `ACL SETUSER bob ~KEY`"]);
         beside.run::<()>("ACL SETUSER bob allkeys");
-        producer.produce(&[numbered(2)]).await.unwrap();
+        put(&*producer, &[numbered(2)]).await.unwrap();
         consumer.shutdown().await.unwrap();
         beside.run::<()>("FLUSHALL");
     }
@@ -157,7 +157,7 @@ async fn a_password_that_changes_while_connected_is_told_and_waited_for() {
         beside.run::<()>("CLIENT KILL USER bob");
         // The connection that was is noticed to be gone first.
         let error = loop {
-            let error = producer.produce(&[numbered(1)]).await.unwrap_err();
+            let error = put(&*producer, &[numbered(1)]).await.unwrap_err();
             assert!(error.is_transient(), "{error}");
             if !error.to_string().contains("made again") {
                 break error;
@@ -167,7 +167,7 @@ async fn a_password_that_changes_while_connected_is_told_and_waited_for() {
         let opened = connector.producer(&queue("shop", json!({ "url": url })), &env()).await;
         assert_told(&opened.err().unwrap(), &["check user and password in `url`"]);
         beside.run::<()>("ACL SETUSER bob resetpass >secret");
-        producer.produce(&[numbered(1)]).await.unwrap();
+        put(&*producer, &[numbered(1)]).await.unwrap();
     }
 }
 
@@ -181,14 +181,14 @@ async fn a_value_of_another_type_is_told_and_waited_for() {
         beside.run::<()>(&format!("DEL {key}"));
         beside.run::<()>(&format!("SET {key} text"));
         let wanted = ["change `stream` or `queue`, or remove that key"];
-        assert_told(&producer.produce(&[numbered(1)]).await.unwrap_err(), &wanted);
+        assert_told(&put(&*producer, &[numbered(1)]).await.unwrap_err(), &wanted);
         assert_told(&consumer.consume(WANT).await.unwrap_err(), &wanted);
         if key == "shop" {
             let opened = connector.consumer(&queue, &reader(), &env()).await;
             assert_told(&opened.err().unwrap(), &wanted);
         }
         beside.run::<()>(&format!("DEL {key}"));
-        producer.produce(&[numbered(1)]).await.unwrap();
+        put(&*producer, &[numbered(1)]).await.unwrap();
         let taken = loop {
             match consumer.consume(WANT).await {
                 Ok(taken) => break taken,
@@ -215,7 +215,7 @@ async fn an_output_that_cannot_be_put_is_told_by_its_own_name() {
             _ => json!({ "url": server.url(), "stream": "out" }),
         };
         let outputs = output.producer(&queue("shop", settings), &env()).await.unwrap();
-        producer.produce(&[numbered(7)]).await.unwrap();
+        put(&*producer, &[numbered(7)]).await.unwrap();
         let receipt = consumer.consume(WANT).await.unwrap()[0].receipt;
         beside.run::<()>(&format!("DEL {key}"));
         beside.run::<()>(&format!("RPUSH {key} one"));
@@ -249,7 +249,7 @@ async fn an_ack_that_lacks_a_right_puts_no_outputs() {
             let at = |name: &str| queue(name, json!({ "url": url }));
             let (producer, consumer) = open(connector, &at("in")).await;
             let outputs = connector.producer(&at("out"), &env()).await.unwrap();
-            producer.produce(&[numbered(7)]).await.unwrap();
+            put(&*producer, &[numbered(7)]).await.unwrap();
             let receipt = consumer.consume(WANT).await.unwrap()[0].receipt;
             let ack = async || {
                 let ops = outputs.stage(&[numbered(1)]).await.unwrap().ops;
@@ -306,10 +306,12 @@ async fn what_is_longer_than_the_server_takes_is_refused_and_nothing_else() {
         // While the connection stands the limit is changed: more, less, more.
         beside.run::<()>("CONFIG SET proto-max-bulk-len 4mb");
         let batch = [long(2 * MIB), long(5 * MIB), numbered(1), long(3 * MIB)];
+        let is_failed = |one: &Produced| matches!(one, Produced::Failed(_));
         let refused = async || {
             let outcomes = loop {
                 match producer.produce(&batch).await {
-                    Ok(outcomes) => break outcomes,
+                    Ok(outcomes) if !outcomes.iter().any(is_failed) => break outcomes,
+                    Ok(_) => {}
                     Err(error) => assert!(error.is_transient(), "{error}"),
                 }
             };
@@ -373,15 +375,15 @@ async fn an_rsmq_queue_that_is_deleted_under_a_stage_is_made_again() {
             tokio::task::yield_now().await;
         }
         assert_whole(&mut beside, "in", 7);
-        inputs.produce(&[numbered(7)]).await.unwrap();
+        put(&*inputs, &[numbered(7)]).await.unwrap();
     };
     let (taken, ()) = tokio::join!(waiting, sending);
     // Under who writes.
     delete(&mut beside, "out");
-    outputs.produce(&[numbered(1)]).await.unwrap();
+    put(&*outputs, &[numbered(1)]).await.unwrap();
     assert_whole(&mut beside, "out", 7);
     // Under who writes in the script of the ack, from either kind of queue.
-    streamed.produce(&[numbered(8)]).await.unwrap();
+    put(&*streamed, &[numbered(8)]).await.unwrap();
     let other = reading.consume(WANT).await.unwrap();
     for (consumer, receipt) in
         [(&consumer, taken.unwrap()[0].receipt), (&reading, other[0].receipt)]
@@ -419,7 +421,7 @@ async fn the_rights_that_the_book_names_are_enough() {
         let (producer, consumer) = open(connector, &input).await;
         let outputs = connector.producer(&output, &env()).await.unwrap();
         let later = Outgoing { delay: Some(Duration::from_millis(20)), ..numbered(2) };
-        producer.produce(&[numbered(1), later]).await.unwrap();
+        put(&*producer, &[numbered(1), later]).await.unwrap();
         // Once given back, then acked with an output.
         let (mut given_back, mut acked) = (false, 0);
         while acked < 2 {
@@ -445,4 +447,60 @@ async fn the_rights_that_the_book_names_are_enough() {
         let log: Vec<redis::Value> = beside.run("ACL LOG");
         assert!(log.is_empty(), "{name}: {log:?}");
     }
+}
+
+/// As where another program has written an entry with the last id that there is.
+#[tokio::test]
+async fn an_ack_with_an_output_to_a_stream_that_is_at_its_end_puts_nothing() {
+    let server = Redis::start();
+    let mut beside = Beside::new(&server.url());
+    beside.run::<String>("XADD full 18446744073709551615-18446744073709551615 payload x");
+    let at = |name: &str| queue(name, json!({ "url": server.url() }));
+    let (producer, consumer) = open(&RedisStreams, &at("in")).await;
+    put(&*producer, &[numbered(7)]).await.unwrap();
+    let receipt = consumer.consume(WANT).await.unwrap()[0].receipt;
+    let later = Outgoing { delay: Some(Duration::from_secs(600)), ..numbered(2) };
+    let mut ops = Vec::new();
+    for (name, batch) in [("out", &[numbered(1), later][..]), ("full", &[numbered(3)])] {
+        let output = RedisStreams.producer(&at(name), &env()).await.unwrap();
+        ops.extend(output.stage(batch).await.unwrap().ops);
+    }
+    for _ in 0..2 {
+        let error = consumer.ack(vec![receipt], ops.clone()).await.unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("queue `full`") && text.contains("the last possible ID"), "{text}");
+        assert_eq!(beside.run::<u64>("XLEN out"), 0, "nothing stands");
+        assert_eq!(beside.run::<u64>("ZCARD {out}:brigade:later"), 0, "nothing stands");
+    }
+}
+
+/// The names of queues and streams stand in what is told.
+#[tokio::test]
+async fn a_name_with_a_code_in_it_is_not_taken_for_that_code() {
+    let server = Redis::start();
+    let mut beside = Beside::new(&server.url());
+    beside.run::<()>("ACL SETUSER bob on >secret allkeys allchannels +@all -set");
+    let of_bob = server.url().replace("//", "//bob:secret@");
+    let opened =
+        RedisStreams.consumer(&queue("ROOMS", json!({ "url": of_bob })), &reader(), &env()).await;
+    assert!(opened.err().unwrap().to_string().contains("`ACL SETUSER bob +set`"));
+    let (_, consumer) = open(&RedisStreams, &queue("ROOMS", json!({ "url": server.url() }))).await;
+    beside.run::<()>("XGROUP DESTROY ROOMS shop");
+    let error = consumer.consume(WANT).await.unwrap_err().to_string();
+    assert!(error.contains("NOGROUP") && !error.contains("`maxmemory`"), "{error}");
+}
+
+#[tokio::test]
+async fn a_name_in_what_the_server_says_is_not_taken_for_a_cause() {
+    let server = Redis::start();
+    let queue = queue("shop", json!({ "url": server.url(), "stream": "certificates" }));
+    let (_, consumer) = open(&RedisStreams, &queue).await;
+    Beside::new(&server.url()).run::<()>("XGROUP DESTROY certificates shop");
+    let error = loop {
+        let next = tokio::time::timeout(Duration::from_secs(180), consumer.consume(WANT)).await;
+        if let Err(error) = next.expect("it is told") {
+            break error.to_string();
+        }
+    };
+    assert!(error.contains("NOGROUP") && !error.contains("`tls`"), "{error}");
 }

@@ -310,11 +310,17 @@ async fn receive_counts_and_visibility_are_told_to_the_clients_and_by_them() {
 async fn a_late_ack_does_not_take_a_message_from_a_client() {
     let server = Redis::start();
     let mut client = Client::node(&server);
-    let queue = jobs(&server, json!({ "vt": "1s" }));
+    let mut beside = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
+    let mut bob = redis::cmd("ACL");
+    bob.arg(&["SETUSER", "bob", "reset", "on", ">secret", "~*", "&*", "+@all"]);
+    bob.exec(&mut beside).unwrap();
+    let url = server.url().replace("//", "//bob:secret@");
+    let queue = jobs(&server, json!({ "vt": "1s", "url": url }));
     let (producer, consumer) = (producer(&queue).await, consumer(&queue).await);
     send(&producer, &["slow".to_owned()]).await;
-    // Nobody extends it: its second passes.
     let taken = take(&consumer, 1).await;
+    // It cannot be renewed: its second passes.
+    redis::cmd("ACL").arg(&["SETUSER", "bob", "-zadd"]).exec(&mut beside).unwrap();
     let begun = Instant::now();
     let message = loop {
         assert!(begun.elapsed() < PATIENCE, "it is not given to another");

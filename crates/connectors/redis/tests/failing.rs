@@ -8,12 +8,13 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use brigade_core::connector::{Connector, ConnectorError, Consumer, Failed, FailedReason, Receipt};
 use brigade_redis::{RedisStreams, Rsmq};
 use brigade_testkit::servers::Redis;
-use common::{WANT, ask, connect, env, numbered, open, queue, reader};
+use common::{WANT, ask, connect, env, numbered, open, put, queue, reader};
 use redis::Connection;
 use serde_json::json;
 
@@ -121,24 +122,50 @@ async fn what_waits_without_a_time_comes_when_a_consumer_is_opened() {
     assert_eq!((lag.delayed, lag.in_flight), (Some(1), Some(1)), "the other waits on");
 }
 
-/// The runtime renews what is in flight while a failed message is on its way back.
+/// In a group that somebody destroyed, and that was made again, they are handed out as new.
+#[tokio::test]
+async fn what_waited_in_a_group_that_was_destroyed_is_not_taken_from_who_has_it_now() {
+    let server = Redis::start();
+    let mut beside = connect(&server);
+    let queue = queue("shop", json!({ "url": server.url() }));
+    let (producer, consumer) = open(&RedisStreams, &queue).await;
+    put(&*producer, &[numbered(1)]).await.unwrap();
+    let receipt = take(&*consumer, 1).await[0].0;
+    assert_eq!(consumer.on_fail(vec![failed(receipt, Duration::ZERO)]).await.unwrap().fenced, []);
+    ask::<()>(&mut beside, "XGROUP DESTROY shop shop");
+    ask::<()>(&mut beside, "XGROUP CREATE shop shop 0");
+    ask::<redis::Value>(&mut beside, "XREADGROUP GROUP shop other STREAMS shop >");
+    put(&*producer, &[numbered(2)]).await.unwrap();
+    let taken = consumer.consume(WANT).await.unwrap();
+    let taken: Vec<_> = taken.iter().map(|one| one.message.id).collect();
+    assert_eq!(taken, [numbered(2).message.id]);
+    assert_eq!(holders(&mut beside)[0], "other");
+    assert_eq!(ask::<u64>(&mut beside, "EXISTS {shop}:brigade:shop:delayed"), 0);
+    assert_eq!(ask::<u64>(&mut beside, "EXISTS {shop}:brigade:shop:attempts"), 0);
+}
+
+/// What is in flight is renewed all the time, also while a failed message is on its way back.
 #[tokio::test]
 async fn a_renewal_overrides_no_back_off() {
     const DELAY: Duration = Duration::from_secs(600);
     let server = Redis::start();
-    let queue = queue("shop", json!({ "url": server.url(), "vt": "10s" }));
-    let (producer, consumer) = open(&Rsmq, &queue).await;
-    producer.produce(&[numbered(7)]).await.unwrap();
-    let receipt = consumer.consume(WANT).await.unwrap()[0].receipt;
-    // The script is known from now on: it goes out when it is asked for.
-    consumer.extend(&[receipt]).await.unwrap();
-    let receipts = [receipt];
-    let fail = consumer.on_fail(vec![failed(receipt, DELAY)]);
-    let (failed, extended) = tokio::join!(fail, consumer.extend(&receipts));
-    assert_eq!(failed.unwrap().fenced, []);
-    extended.unwrap();
     let mut beside = connect(&server);
+    let queue = queue("shop", json!({ "url": server.url(), "vt": "1s" }));
+    let (producer, consumer) = open(&Rsmq, &queue).await;
+    producer.produce(&(0..1000).map(numbered).collect::<Vec<_>>()).await.unwrap();
+    let mut receipts = take(&*consumer, 1000).await.into_iter().map(|(receipt, _)| receipt);
+    let (kept, mut fenced) = (receipts.next().unwrap(), Vec::new());
+    let kept = consumer.locate(kept).split_once('#').unwrap().1.to_owned();
+    let mut renewed = BTreeSet::new();
+    while renewed.len() < 4 {
+        if let Some(receipt) = receipts.next() {
+            let back = vec![failed(receipt, DELAY)];
+            fenced.extend(consumer.on_fail(back).await.unwrap().fenced);
+        }
+        renewed.insert(ask::<String>(&mut beside, &format!("ZSCORE rsmq:shop {kept}")));
+    }
     let due: Vec<(String, f64)> = ask(&mut beside, "ZRANGE rsmq:shop 0 -1 WITHSCORES");
     let (seconds, _): (f64, f64) = ask(&mut beside, "TIME");
-    assert!(due[0].1 / 1000.0 - seconds > 300.0, "{due:?} at {seconds}");
+    let waiting = due.iter().filter(|(_, at)| at / 1000.0 - seconds > 300.0).count();
+    assert_eq!(waiting + receipts.len() + fenced.len() + 1, 1000);
 }

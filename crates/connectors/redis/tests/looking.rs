@@ -72,3 +72,67 @@ async fn a_stream_of_others_gets_no_group() {
     assert_eq!(admin.purge().await.unwrap(), 2);
     assert_eq!(ask::<usize>(&mut other, "XLEN s"), 0);
 }
+
+/// They would ack what is not there any more, or never be handed what failed.
+#[tokio::test]
+async fn what_others_pipelines_work_on_is_left_alone() {
+    for groups in [vec![], vec!["".into()]] {
+        let server = Redis::start();
+        let mut other = connect(&server);
+        ask::<()>(&mut other, "XGROUP CREATE s shop 0 MKSTREAM");
+        ask::<()>(&mut other, "XGROUP CREATE s theirs 0");
+        for n in 1..=4 {
+            ask::<String>(&mut other, &format!("XADD s {n}-0 payload {n}"));
+        }
+        let read = "XREADGROUP GROUP theirs m COUNT 2 STREAMS s >";
+        ask::<redis::Value>(&mut other, read);
+        ask::<redis::Value>(&mut other, "XCLAIM s theirs ~delayed 0 2-0");
+        let queue = QueueSpec { groups, ..queue("s", json!({ "url": server.url() })) };
+        let admin = RedisStreams.admin(&queue, &env()).await.unwrap();
+        let there = admin.peek(0, 10).await.unwrap();
+        let holders: Vec<_> = there.iter().map(|one| one.holder.as_deref()).collect();
+        assert_eq!(holders, [Some(&b"m"[..]), Some(&b"~delayed"[..]), None, None]);
+        let positions: Vec<u64> = there.iter().map(|one| one.position).collect();
+        assert_eq!(admin.delete(&positions[..3]).await.unwrap(), 1, "the third");
+        assert_eq!(admin.purge().await.unwrap(), 1, "the fourth");
+        let left: Vec<(String, redis::Value)> = ask(&mut other, "XRANGE s - +");
+        let left: Vec<&str> = left.iter().map(|(id, _)| &**id).collect();
+        assert_eq!(left, ["1-0", "2-0"]);
+    }
+}
+
+/// Redis itself cannot count them any more.
+#[tokio::test]
+async fn what_waits_is_counted_though_some_was_deleted_unread() {
+    let two: (&[&str], &[&str], _) = (&["a", "b"], &["shop.a", "shop.b"], json!(null));
+    for (groups, made, retention) in [two, (&[""], &["shop"], json!({ "messages": 5000 }))] {
+        let server = Redis::start();
+        let mut other = connect(&server);
+        let mut settings = json!({ "url": server.url() });
+        if !retention.is_null() {
+            settings["retention"] = retention;
+        }
+        let groups = groups.iter().map(|group| (*group).into()).collect();
+        let queue = QueueSpec { groups, ..queue("s", settings) };
+        for group in made {
+            ask::<()>(&mut other, &format!("XGROUP CREATE s {group} 0 MKSTREAM"));
+        }
+        for n in 1..=1200 {
+            ask::<String>(&mut other, &format!("XADD s {n}-0 payload {n}"));
+        }
+        for group in made {
+            let read = format!("XREADGROUP GROUP {group} m COUNT 2 STREAMS s >");
+            ask::<redis::Value>(&mut other, &read);
+        }
+        let admin = RedisStreams.admin(&queue, &env()).await.unwrap();
+        ask::<u64>(&mut other, "XDEL s 1100-0");
+        for status in admin.status().await.unwrap() {
+            assert_eq!(status.lag.ready, Some(1000), "as far as is counted");
+        }
+        let others: Vec<String> = (7..=1200).map(|n| format!("{n}-0")).collect();
+        ask::<u64>(&mut other, &format!("XDEL s {}", others.join(" ")));
+        for status in admin.status().await.unwrap() {
+            assert_eq!(status.lag.ready, Some(4), "{}", status.group);
+        }
+    }
+}

@@ -184,3 +184,35 @@ async fn a_member_that_stopped_gets_nothing_more() {
     let taken = next.consume(WANT).await.unwrap();
     assert_eq!((taken.len(), taken[0].redeliveries), (1, 0));
 }
+
+#[tokio::test]
+async fn a_member_whose_name_is_no_text_is_claimed_from_and_told() {
+    let server = Redis::start();
+    let mut beside = connect(&server);
+    let queue = queue("shop", json!({ "url": server.url(), "claim_idle": "1ms" }));
+    let (producer, consumer) = open(&RedisStreams, &queue).await;
+    producer.produce(&[numbered(1)]).await.unwrap();
+    let mut read = redis::cmd("XREADGROUP");
+    read.arg("GROUP").arg("shop").arg(b"\xff\xfe").arg("STREAMS").arg("shop").arg(">");
+    read.exec(&mut beside).unwrap();
+    let admin = RedisStreams.admin(&queue, &env()).await.unwrap();
+    assert_eq!(admin.peek(0, 10).await.unwrap()[0].holder.as_deref(), Some(&b"\xff\xfe"[..]));
+    let taken = tokio::time::timeout(Duration::from_secs(180), consumer.consume(WANT)).await;
+    assert_eq!(taken.expect("it is claimed").unwrap().len(), 1);
+}
+
+/// It would be one more with each try.
+#[tokio::test]
+async fn a_consumer_that_cannot_be_opened_leaves_no_member() {
+    let server = Redis::start();
+    let mut beside = connect(&server);
+    let queue = queue("shop", json!({ "url": server.url().replace("//", "//bob:secret@") }));
+    for right in ["zcard", "set"] {
+        let user = format!("ACL SETUSER bob reset on >secret ~* &* +@all -{right}");
+        ask::<()>(&mut beside, &user);
+        let error = RedisStreams.consumer(&queue, &reader(), &env()).await.err().unwrap();
+        assert!(error.to_string().contains(&format!("`ACL SETUSER bob +{right}`")), "{error}");
+        let members: Vec<redis::Value> = ask(&mut beside, "XINFO CONSUMERS shop shop");
+        assert!(members.is_empty(), "{right}: {members:?}");
+    }
+}

@@ -16,7 +16,7 @@ use brigade_core::connector::{
     Connector, ConnectorEnv, Consumer, Failed, FailedReason, Incoming, Order, Outgoing, Producer,
     QueueSpec, Reader, Receipt, Want,
 };
-use brigade_core::{Message, MessageId};
+use brigade_core::{CauseKind, Message, MessageId};
 use brigade_memory::MemoryState;
 use brigade_redis::RedisStreams;
 use brigade_testkit::servers::{Redis, STREAM_COMMANDS};
@@ -350,10 +350,69 @@ async fn entries_of_streams_of_one_name_in_two_databases_have_other_ids() {
     assert_eq!(ids.len(), 2);
 }
 
+/// As most programs write streams: each value in a field of its own.
 #[tokio::test]
-async fn another_protocol_is_refused() {
-    let queue = queue(json!({ "url": "redis://127.0.0.1:1?protocol=resp3" }));
-    let reader = Reader { stage: "test".into(), group: "".into(), order: Order::None };
-    let error = RedisStreams.consumer(&queue, &reader, &env()).await.err().unwrap();
-    assert!(error.to_string().contains("leave `protocol` out"), "{error}");
+async fn an_entry_without_a_payload_that_has_other_fields_is_a_defect_with_all_of_them() {
+    let server = Redis::start();
+    let mut other = connect(&server);
+    let mut add = |fields: &[&[u8]]| {
+        let mut add = redis::cmd("XADD");
+        add.arg("s").arg("*").arg(fields).exec(&mut other).unwrap();
+    };
+    add(&[b"name", b"Ada", b"amount", b"3"]);
+    add(&[b"Payload", b"one", b"Payload", b"two", b"id", b"4711", b"raw", b"\xff\x00"]);
+    add(&[b"key", b"k", b"amount", b"3"]);
+    add(&[b"key", b"k", b"h:of", b"others"]);
+    add(&[b"payload", b"7", b"amount", b"3"]);
+    let queue = queue(json!({ "url": server.url() }));
+    let taken = consumer(&queue).await.consume(WANT).await.unwrap();
+    let is_defect = |incoming: &Incoming| incoming.defect.is_some();
+    assert_eq!(taken.iter().map(is_defect).collect::<Vec<_>>(), [true, true, true, false, false]);
+    let defect = taken[0].defect.as_ref().unwrap();
+    assert_eq!(defect.kind, CauseKind::Decode);
+    assert!(defect.message.contains("no field `payload`; it has `name`, `amount`"), "{defect:?}");
+    let all: Vec<Value> =
+        taken[..3].iter().map(|one| serde_json::from_str(text(one)).unwrap()).collect();
+    let wanted = [
+        json!({ "name": "Ada", "amount": "3" }),
+        json!({ "Payload": ["one", "two"], "id": "4711", "raw": { "base64": "/wA=" } }),
+        json!({ "key": "k", "amount": "3" }),
+    ];
+    assert_eq!(all, wanted);
+    assert_eq!((&taken[3].message.payload, text(&taken[4])), (&None, "7"));
+}
+
+/// A stream that somebody else keeps short loses what is being worked on, and what was not read.
+#[tokio::test]
+async fn what_is_trimmed_while_it_is_worked_on_is_not_taken_for_read() {
+    let server = Redis::start();
+    let mut other = connect(&server);
+    ask::<()>(&mut other, "XGROUP CREATE s shop 0 MKSTREAM");
+    for n in 1..=10 {
+        ask::<String>(&mut other, &format!("XADD s {n}-0 payload {n}"));
+    }
+    let admin = RedisStreams.admin(&queue(json!({ "url": server.url() })), &env()).await.unwrap();
+    let ready = async || admin.status().await.unwrap()[0].lag.ready;
+    assert_eq!(ready().await, Some(10));
+    let read = "XREADGROUP GROUP shop m COUNT 6 STREAMS s >";
+    ask::<redis::Value>(&mut other, read);
+    assert_eq!(ready().await, Some(4));
+    // What stays of what is worked on, and of what is not read: 2 and 4, 0 and 3.
+    ask::<u64>(&mut other, "XTRIM s MAXLEN 6");
+    assert_eq!(ready().await, Some(4));
+    ask::<u64>(&mut other, "XTRIM s MAXLEN 3");
+    assert_eq!(ready().await, Some(3));
+    // One that is deleted in the midst of what is worked on counts as one less that waits, but for the last.
+    ask::<redis::Value>(&mut other, "XREADGROUP GROUP shop m COUNT 2 STREAMS s >");
+    assert_eq!(ready().await, Some(1));
+    ask::<u64>(&mut other, "XDEL s 9-0");
+    assert_eq!(ready().await, Some(1));
+}
+
+/// What is put together with an ack names its stream in a line.
+#[test]
+fn a_stream_with_a_line_break_in_its_name_is_refused() {
+    let problems = RedisStreams.check(&queue(json!({ "stream": "two\nlines" })));
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    assert!(problems[0].message.contains("line break"), "{problems:?}");
 }

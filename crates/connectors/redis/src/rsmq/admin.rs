@@ -7,6 +7,7 @@ use redis::cmd;
 
 use super::connector::Site;
 use super::producer::RsmqProducer;
+use super::received::{Id, number};
 use super::scripts::{LAG, REMOVE};
 
 /// How many ids are looked at at once.
@@ -26,7 +27,7 @@ impl RsmqAdmin {
     }
 
     /// Ids in the order in which they may be received.
-    async fn ids(&self, from: u64, max: usize) -> Result<Vec<String>, ConnectorError> {
+    async fn ids(&self, from: u64, max: usize) -> Result<Vec<Id>, ConnectorError> {
         let to = from.saturating_add(max as u64).saturating_sub(1);
         let mut range = cmd("ZRANGE");
         range.arg(&self.site.messages).arg(from).arg(to);
@@ -34,13 +35,13 @@ impl RsmqAdmin {
     }
 
     /// The ids with this time.
-    async fn ids_at(&self, position: u64) -> Result<Vec<String>, ConnectorError> {
+    async fn ids_at(&self, position: u64) -> Result<Vec<Id>, ConnectorError> {
         let (mut cursor, mut found) = ("0".to_owned(), Vec::new());
         loop {
             let mut scan = cmd("ZSCAN");
             scan.arg(&self.site.messages).arg(&cursor);
             scan.arg("MATCH").arg(format!("{}*", base36(position))).arg("COUNT").arg(BATCH);
-            let (next, pairs): (String, Vec<(String, f64)>) = self.site.wire.command(&scan).await?;
+            let (next, pairs): (String, Vec<(Id, f64)>) = self.site.wire.command(&scan).await?;
             // What is not a whole time is the beginning of others.
             let ids = pairs.into_iter().map(|(id, _)| id);
             found.extend(ids.filter(|id| self::position(id) == Some(position)));
@@ -51,19 +52,19 @@ impl RsmqAdmin {
         }
     }
 
-    async fn peeked(&self, id: String) -> Result<Option<Peeked>, ConnectorError> {
+    async fn peeked(&self, id: Id) -> Result<Option<Peeked>, ConnectorError> {
         let mut get = cmd("HMGET");
-        get.arg(&self.site.hash).arg(&id).arg(format!("{id}:rc"));
+        get.arg(&self.site.hash).arg(&id).arg([&id, &b":rc"[..]].concat());
         let (body, received): (Option<Vec<u8>>, Option<u32>) = self.site.wire.command(&get).await?;
-        let attempts: Option<u32> =
+        let attempts: Option<Vec<u8>> =
             self.site.wire.command(cmd("HGET").arg(&self.site.attempts).arg(&id)).await?;
-        let (received, attempts) = (received.unwrap_or(0), attempts.unwrap_or(0));
+        let (received, attempts) = (received.unwrap_or(0), number(attempts));
         let Some(position) = position(&id) else { return Ok(None) };
         Ok(Some(Peeked {
             position,
             group: String::new(),
             message: Message {
-                id: MessageId::root(IncarnationId::of(id.as_bytes()), 0),
+                id: MessageId::root(IncarnationId::of(&id), 0),
                 payload: body.map(Into::into),
                 ..Message::default()
             },
@@ -76,18 +77,18 @@ impl RsmqAdmin {
 
     /// Removes messages that can be received now, and those that were never: what is hidden after it
     /// was received is somebody's.
-    async fn remove(&self, ids: &[String]) -> Result<u64, ConnectorError> {
+    async fn remove(&self, ids: &[Id]) -> Result<u64, ConnectorError> {
         let mut remove = REMOVE.key(&self.site.messages);
         remove.key(&self.site.hash).key(&self.site.attempts);
         for id in ids {
             remove.arg(id);
         }
-        self.site.wire.script(&remove).await
+        self.site.wire.script(remove).await
     }
 }
 
-fn position(id: &str) -> Option<u64> {
-    u64::from_str_radix(id.get(..TIME_DIGITS)?, 36).ok()
+fn position(id: &[u8]) -> Option<u64> {
+    u64::from_str_radix(std::str::from_utf8(id.get(..TIME_DIGITS)?).ok()?, 36).ok()
 }
 
 fn base36(mut number: u64) -> String {
@@ -104,7 +105,7 @@ fn base36(mut number: u64) -> String {
 impl QueueAdmin for RsmqAdmin {
     async fn status(&self) -> Result<Vec<QueueStatus>, ConnectorError> {
         let lag = LAG.key(&self.site.messages);
-        let (ready, hidden): (u64, u64) = self.site.wire.script(&lag).await?;
+        let (ready, hidden): (u64, u64) = self.site.wire.script(lag).await?;
         let lag = Lag { ready: Some(ready), in_flight: Some(hidden), ..Lag::default() };
         Ok(vec![QueueStatus { group: String::new(), lag }])
     }
@@ -167,7 +168,7 @@ mod tests {
     #[test]
     fn a_position_is_the_time_of_an_id() {
         let id = "g5z1tm5kz7aaaaaaaaaaaaaaaaaaaaaa";
-        let position = position(id).expect("its time");
+        let position = position(id.as_bytes()).expect("its time");
         assert!(id.starts_with(&base36(position)));
     }
 }

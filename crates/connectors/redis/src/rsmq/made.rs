@@ -38,15 +38,15 @@ impl Made {
     }
 
     /// Makes it, if it is not there; says whether it was not.
-    pub(crate) async fn make(&self, wire: &Wire) -> Result<bool, ConnectorError> {
+    pub(crate) async fn make(&self, wire: &Arc<Wire>) -> Result<bool, ConnectorError> {
         let mut create = CREATE.key(self.hash());
         create.key(format!("{}:QUEUES", self.namespace)).arg(&self.name);
         create.arg(self.vt).arg(self.maxsize);
-        wire.script(&create).await
+        wire.script(create).await
     }
 
     /// Makes it while a pipeline runs that has found it deleted, and tells of it.
-    pub(crate) async fn make_again(&self, wire: &Wire) -> Result<(), ConnectorError> {
+    pub(crate) async fn make_again(&self, wire: &Arc<Wire>) -> Result<(), ConnectorError> {
         if self.make(wire).await? {
             tracing::warn!(
                 queue = %self.queue, key = self.messages(),

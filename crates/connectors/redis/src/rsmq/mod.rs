@@ -19,6 +19,7 @@ mod connector;
 mod consumer;
 mod made;
 mod producer;
+mod received;
 mod scripts;
 
 pub use connector::Rsmq;

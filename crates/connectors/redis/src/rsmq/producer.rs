@@ -7,6 +7,7 @@ use brigade_core::state::StoreId;
 
 use super::connector::Site;
 use super::scripts::SEND;
+use crate::outcomes::Outcomes;
 use crate::{longest, output};
 
 /// The most messages in one script: more gains nothing, and others wait meanwhile.
@@ -35,8 +36,8 @@ impl RsmqProducer {
     }
 
     async fn send(&self, batch: &[Outgoing]) -> Result<(), ConnectorError> {
-        let mut send = SEND.key(&self.site.messages);
-        output::put(&self.site.wire, &mut send, &self.site.target().enqueue(batch)).await
+        let send = SEND.key(&self.site.messages);
+        output::put(&self.site.wire, send, &self.site.target().enqueue(batch)).await
     }
 }
 
@@ -52,25 +53,20 @@ impl Producer for RsmqProducer {
     }
 
     async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
-        let mut refused: Vec<Option<Rejected>> = batch.iter().map(|o| self.refused(o)).collect();
+        let mut outcomes = Outcomes::new(batch.iter().map(|outgoing| self.refused(outgoing)));
         let lengths: Vec<u64> = batch.iter().map(|o| longest::of_body(&o.message)).collect();
         for (at, why) in longest::too_long(&self.site.wire, &lengths).await? {
-            refused[at].get_or_insert(why);
+            outcomes.refuse(at, why);
         }
-        let good: Vec<Outgoing> = batch
-            .iter()
-            .zip(&refused)
-            .filter(|(_, refused)| refused.is_none())
-            .map(|(outgoing, _)| outgoing.clone())
-            .collect();
-        for chunk in good.chunks(SCRIPT_MAX) {
-            self.send(chunk).await?;
+        for places in outcomes.unknown().chunks(SCRIPT_MAX) {
+            let part: Vec<Outgoing> = places.iter().map(|at| batch[*at].clone()).collect();
+            let sent = self.send(&part).await.map(|()| places.iter().map(|_| Ok(())).collect());
+            // What comes after would fail too.
+            if !outcomes.enter(places, sent)? {
+                break;
+            }
         }
-        let outcome = |refused: Option<Rejected>| match refused {
-            Some(why) => Produced::Rejected(why),
-            None => Produced::Confirmed,
-        };
-        Ok(refused.into_iter().map(outcome).collect())
+        Ok(outcomes.all())
     }
 
     async fn stage(&self, batch: &[Outgoing]) -> Result<Staged, ConnectorError> {

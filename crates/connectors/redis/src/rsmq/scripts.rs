@@ -137,7 +137,8 @@ pub(crate) static DELETE: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// Hides what still stands for so long from now. KEYS: messages, hash, attempts. ARGV: of each id,
-/// receive count, milliseconds, failed attempts (-1: as before). Answers with the fenced.
+/// receive count, milliseconds, failed attempts (-1: as before). Answers with the places of the fenced,
+/// from 0.
 pub(crate) static HIDE: LazyLock<Script> = LazyLock::new(|| {
     script(
         &[NOW, STANDS],
@@ -150,7 +151,7 @@ pub(crate) static HIDE: LazyLock<Script> = LazyLock::new(|| {
             redis.call('ZADD', KEYS[1], string.format('%.0f', from), id)
             if tonumber(ARGV[i + 3]) >= 0 then redis.call('HSET', KEYS[3], id, ARGV[i + 3]) end
           else
-            fenced[#fenced + 1] = id
+            fenced[#fenced + 1] = (i - 1) / 4
           end
         end
         return fenced",

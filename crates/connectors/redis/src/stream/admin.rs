@@ -10,11 +10,11 @@ use tokio::sync::OnceCell;
 
 use super::connector::{Keys, producer};
 use super::entry::{EntryId, incoming};
+use super::groups;
 use super::lag::lag;
-use super::producer::{StreamProducer, is_no_group};
+use super::producer::StreamProducer;
 use super::retention::Retention;
-use super::scripts::{DELETE, PURGE_LATER, WAITING};
-use crate::server::Place;
+use super::scripts::{DELETE, KNOWN, PURGE_LATER, WAITING};
 use crate::wire::Wire;
 
 /// How many entries are looked at or deleted at once.
@@ -28,7 +28,6 @@ pub(crate) struct StreamAdmin {
     /// Opened with the first message: it makes the stream and its groups.
     producer: OnceCell<StreamProducer>,
     wire: Arc<Wire>,
-    incarnation: IncarnationId,
     retention: Option<Retention>,
 }
 
@@ -36,11 +35,10 @@ impl StreamAdmin {
     pub(crate) fn new(
         groups: Vec<(String, Keys)>,
         queue: QueueSpec,
-        (wire, place): (Arc<Wire>, &Place),
+        wire: Arc<Wire>,
         retention: Option<Retention>,
     ) -> Self {
-        let incarnation = groups[0].1.incarnation(place);
-        Self { groups, queue, producer: OnceCell::new(), wire, incarnation, retention }
+        Self { groups, queue, producer: OnceCell::new(), wire, retention }
     }
 
     fn keys(&self) -> &Keys {
@@ -59,7 +57,7 @@ impl StreamAdmin {
         for (_, keys) in &self.groups {
             waiting.arg(&keys.group);
         }
-        let (entries, last): (Vec<Value>, String) = self.wire.script(&waiting).await?;
+        let (entries, last): (Vec<Value>, String) = self.wire.script(waiting).await?;
         Ok((entries, last.parse().ok()))
     }
 
@@ -86,24 +84,32 @@ impl StreamAdmin {
         Ok(found)
     }
 
-    /// An entry, with what its first group knows of it.
-    async fn peeked(&self, entry: Value) -> Result<Option<Peeked>, ConnectorError> {
+    /// Which stream it is. If nobody has read it, that is not said yet: when somebody does, its entries
+    /// get other ids.
+    async fn incarnation(&self) -> Result<IncarnationId, ConnectorError> {
+        let made = groups::incarnation(&self.wire, self.keys()).await?;
+        Ok(made.unwrap_or(IncarnationId(0)))
+    }
+
+    /// An entry, with what its first group knows of it, and who works on it in any.
+    async fn peeked(
+        &self,
+        entry: Value,
+        incarnation: IncarnationId,
+    ) -> Result<Option<Peeked>, ConnectorError> {
         let (name, keys) = &self.groups[0];
-        let Some((id, incoming)) = incoming(keys, entry, self.incarnation)? else {
+        let Some((id, incoming)) = incoming(keys, entry, incarnation)? else {
             return Ok(None);
         };
         let id = id.to_string();
-        let mut pending = cmd("XPENDING");
-        pending.arg(&keys.stream).arg(&keys.group).arg(&id).arg(&id).arg(1);
-        let pending: Vec<(String, String, u64, u64)> = match self.wire.command(&pending).await {
-            Err(error) if is_no_group(&error) => Vec::new(),
-            pending => pending?,
-        };
-        let kept: Option<String> =
-            self.wire.command(cmd("HGET").arg(&keys.attempts).arg(&id)).await?;
+        let mut known = KNOWN.key(&keys.stream);
+        known.key(&keys.attempts).arg(&id);
+        for (_, keys) in &self.groups {
+            known.arg(&keys.group);
+        }
+        let (holder, handed_out, kept): (Option<Vec<u8>>, u64, Option<String>) =
+            self.wire.script(known).await?;
         let attempts = kept.as_deref().and_then(|kept| kept.split(':').next()?.parse().ok());
-        let held = pending.first().filter(|(_, member, ..)| member != "~delayed");
-        let handed_out = pending.first().map_or(0, |(_, _, _, count)| *count);
         let attempts: u32 = attempts.unwrap_or(0);
         let handed_out = u32::try_from(handed_out).unwrap_or(u32::MAX);
         Ok(Some(Peeked {
@@ -113,7 +119,7 @@ impl StreamAdmin {
             attempts,
             redeliveries: handed_out.saturating_sub(1).saturating_sub(attempts),
             parked: None,
-            holder: held.map(|(_, member, ..)| member.clone().into()),
+            holder: holder.map(Into::into),
         }))
     }
 
@@ -131,7 +137,7 @@ impl StreamAdmin {
         for id in ids {
             delete.arg(id.to_string());
         }
-        self.wire.script(&delete).await
+        self.wire.script(delete).await
     }
 }
 
@@ -163,6 +169,7 @@ impl QueueAdmin for StreamAdmin {
 
     async fn peek(&self, skip: u64, limit: u64) -> Result<Vec<Peeked>, ConnectorError> {
         let (mut skip, mut from, mut peeked) = (skip, String::new(), Vec::new());
+        let incarnation = self.incarnation().await?;
         while (peeked.len() as u64) < limit {
             let (entries, last) = self.waiting(&from, "+", BATCH).await?;
             let Some(last) = last else { break };
@@ -170,7 +177,7 @@ impl QueueAdmin for StreamAdmin {
                 if skip > 0 {
                     skip -= 1;
                 } else if (peeked.len() as u64) < limit {
-                    peeked.extend(self.peeked(entry).await?);
+                    peeked.extend(self.peeked(entry, incarnation).await?);
                 }
             }
             from = after(last);
@@ -183,7 +190,7 @@ impl QueueAdmin for StreamAdmin {
             return Ok(None);
         };
         match self.waiting(&id, &id, 1).await?.0.pop() {
-            Some(entry) => self.peeked(entry).await,
+            Some(entry) => self.peeked(entry, self.incarnation().await?).await,
             None => Ok(None),
         }
     }
@@ -206,7 +213,7 @@ impl QueueAdmin for StreamAdmin {
             gone += self.delete_ids(&ids).await?;
             from = after(last);
         }
-        let later: u64 = self.wire.script(&PURGE_LATER.key(&self.keys().later)).await?;
+        let later: u64 = self.wire.script(PURGE_LATER.key(&self.keys().later)).await?;
         Ok(gone + later)
     }
 }

@@ -2,11 +2,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use brigade_core::Period;
 use brigade_core::connector::{
     Connector, ConnectorEnv, ConnectorError, Consumer, Features, Problem, Producer, QueueAdmin,
     QueuePlace, QueueSpec, Reader, Used,
 };
-use brigade_core::{IncarnationId, Period};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
@@ -105,6 +105,11 @@ impl Settings {
             let help = "leave the `}` out, or write a part of the name in braces, as `{shop}:in`";
             problems.push(Problem::at("stream", message).help(help));
         }
+        if stream.contains('\n') {
+            let message =
+                format!("the name {stream:?} has a line break, which no stream's may have here");
+            problems.push(Problem::at("stream", message).help("give it a name of one line"));
+        }
         if self.claim_idle.0.is_zero() {
             let message = "it must be more than 0: live members would lose what they work on";
             let help = "more than other programs work on one message, as `5m`";
@@ -130,16 +135,10 @@ pub(crate) struct Keys {
     pub(crate) later: String,
     pub(crate) delayed: String,
     pub(crate) attempts: String,
+    pub(crate) incarnation: String,
 }
 
 impl Keys {
-    /// Which stream it is, for the ids of entries without one: those of streams of one name on several servers, or
-    /// in several databases, are not the same.
-    pub(crate) fn incarnation(&self, place: &Place) -> IncarnationId {
-        let database = place.database().unwrap_or_default();
-        IncarnationId::of(format!("{database}/{}", self.stream).as_bytes())
-    }
-
     pub(crate) fn new(queue: &QueueSpec, settings: &Settings, reader: Option<&Reader>) -> Self {
         let stream = settings.stream.clone().unwrap_or_else(|| queue.name.to_string());
         let base = settings.group.clone().unwrap_or_else(|| queue.pipeline.to_string());
@@ -153,14 +152,16 @@ impl Keys {
             later: format!("{beside}:brigade:later"),
             delayed: format!("{beside}:brigade:{group}:delayed"),
             attempts: format!("{beside}:brigade:{group}:attempts"),
+            incarnation: format!("{beside}:brigade:incarnation"),
             stream,
             group,
         }
     }
 
     /// The key that says that a member lives.
-    pub(crate) fn alive(&self, member: &str) -> String {
-        format!("{}:brigade:{}:alive:{member}", beside(&self.stream), self.group)
+    pub(crate) fn alive(&self, member: &[u8]) -> Vec<u8> {
+        let before = format!("{}:brigade:{}:alive:", beside(&self.stream), self.group);
+        [before.as_bytes(), member].concat()
     }
 }
 
@@ -271,9 +272,8 @@ impl Connector for RedisStreams {
             // Nobody in this file reads it; another may, under the name that it would have.
             groups.push((String::new(), Keys::new(queue, &settings, None)));
         }
-        let place = settings.place();
-        let wire = Wire::new(&queue.name, &place)?;
-        Ok(Arc::new(StreamAdmin::new(groups, queue.clone(), (wire, &place), settings.retention)))
+        let wire = Wire::new(&queue.name, &settings.place())?;
+        Ok(Arc::new(StreamAdmin::new(groups, queue.clone(), wire, settings.retention)))
     }
 }
 

@@ -9,24 +9,24 @@ use brigade_core::connector::{
     Acked, ConnectorError, Consumer, Failed, FailedReason, Features, Incoming, Lag, Receipt, Want,
 };
 use brigade_core::state::{StoreId, StoreOp};
-use futures_util::future::BoxFuture;
 use redis::{ScriptInvocation, Value, cmd};
 use tokio::sync::{Mutex, Notify};
-use tokio::task::JoinHandle;
 
 use super::connector::Keys;
 use super::entry::{EntryId, incoming};
+use super::groups::{self, make_groups};
 use super::held::Held;
 use super::lag::lag;
 use super::members::{HEARTBEAT, HEARTBEAT_AGAIN, LOOK, OURS};
 use super::process::Process;
-use super::producer::{is_no_group, make_group};
 use super::retention::Retention;
 use super::scripts::{ACK, CLAIM_DUE, CLAIM_OWN, FAIL, FIND_TIMELESS, GIVE_BACK, HELD};
 use crate::limit::too_often;
 use crate::output::{self, Settled};
 use crate::pace::Paced;
 use crate::server::Place;
+use crate::thread::Task;
+use crate::told::is_no_group;
 use crate::wire::Wire;
 
 /// How long a read waits for new entries.
@@ -49,20 +49,23 @@ pub(crate) struct Bounds {
 pub(crate) struct StreamConsumer {
     site: Arc<Site>,
     fetch: Mutex<Fetch>,
-    closed: AtomicBool,
     woken: Notify,
-    heartbeat: JoinHandle<()>,
+    /// Says that the member lives, until it is taken away.
+    heartbeat: std::sync::Mutex<Option<Task<()>>>,
 }
 
 /// What reading takes, also while nobody waits for it.
 pub(super) struct Site {
     pub(super) keys: Keys,
+    /// All that the file's stages read the stream as.
+    groups: Vec<String>,
     features: Features,
     pub(super) bounds: Bounds,
     pub(super) member: String,
     /// This process, if others of this machine can see when it is gone.
     pub(super) process: Option<Process>,
-    incarnation: IncarnationId,
+    /// Which stream of its name was last read.
+    incarnation: std::sync::Mutex<IncarnationId>,
     /// Waits for new entries; commands go the other way.
     reading: Arc<Wire>,
     pub(super) wire: Arc<Wire>,
@@ -71,39 +74,42 @@ pub(super) struct Site {
     pace: Paced,
     /// An answer may have been lost: the server may have handed out what never came here.
     pub(super) lost: AtomicBool,
+    /// Nobody hands out, or resolves, what is read from now on.
+    closed: AtomicBool,
+    /// Held by a read: who closes waits for its end, also where its lane stands still.
+    reads: Mutex<()>,
     /// When it was last looked what is due, if new entries came since.
     looked: std::sync::Mutex<Option<Instant>>,
     /// When others had last left nothing behind.
     looked_after: std::sync::Mutex<Option<Instant>>,
     /// Since when members that did nothing meanwhile are without a key.
-    pub(super) missing: std::sync::Mutex<HashMap<String, Instant>>,
+    pub(super) missing: std::sync::Mutex<HashMap<Vec<u8>, Instant>>,
 }
 
 /// Reads that outlive who asked for them, so that nothing is lost with a dropped `consume`.
 #[derive(Default)]
 struct Fetch {
-    reading: Option<BoxFuture<'static, Result<Vec<Incoming>, ConnectorError>>>,
+    reading: Option<Task<Result<Vec<Incoming>, ConnectorError>>>,
     ready: VecDeque<Incoming>,
 }
 
 impl StreamConsumer {
     pub(crate) async fn open(
         keys: Keys,
-        groups: Vec<String>,
+        mut groups: Vec<String>,
         place: &Place,
         features: Features,
         bounds: Bounds,
     ) -> Result<Self, ConnectorError> {
         let (reading, wire) = (Wire::new(&keys.queue, place)?, Wire::new(&keys.queue, place)?);
-        make_group(&wire, &keys.stream, &keys.group).await?;
-        // Those of stages that begin later, too: what only one group has to ack is removed with its ack.
-        for group in groups.iter().filter(|group| **group != keys.group) {
-            make_group(&wire, &keys.stream, group).await?;
+        if !groups.contains(&keys.group) {
+            groups.push(keys.group.clone());
         }
-        let incarnation = keys.incarnation(place);
+        let incarnation = std::sync::Mutex::new(make_groups(&wire, &keys, &groups).await?);
         let member = format!("{OURS}{:016x}", fastrand::u64(..));
         let site = Arc::new(Site {
             keys,
+            groups,
             features,
             bounds,
             member,
@@ -114,14 +120,20 @@ impl StreamConsumer {
             held: std::sync::Mutex::default(),
             pace: Paced::new(READ_MAX),
             lost: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            reads: Mutex::default(),
             looked: std::sync::Mutex::default(),
             looked_after: std::sync::Mutex::default(),
             missing: std::sync::Mutex::default(),
         });
-        site.say_alive().await?;
         site.find_timeless().await?;
+        if let Err(error) = site.say_alive().await {
+            // Each try would leave a member.
+            let _ = site.wire.script::<Value>(site.give_back()).await;
+            return Err(error);
+        }
         let beating = Arc::clone(&site);
-        let heartbeat = tokio::spawn(async move {
+        let heartbeat = site.wire.spawn(async move {
             let mut pause = HEARTBEAT;
             loop {
                 tokio::time::sleep(pause).await;
@@ -135,14 +147,17 @@ impl StreamConsumer {
         Ok(Self {
             site,
             fetch: Mutex::default(),
-            closed: AtomicBool::new(false),
             woken: Notify::new(),
-            heartbeat,
+            heartbeat: std::sync::Mutex::new(Some(heartbeat)),
         })
     }
 
+    fn end_heartbeat(&self) {
+        *self.heartbeat.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     fn refuse_if_closed(&self) -> Result<(), ConnectorError> {
-        match self.closed.load(Ordering::Relaxed) {
+        match self.site.closed.load(Ordering::Relaxed) {
             true => Err(ConnectorError::closed(&self.site.keys.queue)),
             false => Ok(()),
         }
@@ -150,18 +165,47 @@ impl StreamConsumer {
 }
 
 impl Site {
-    pub(super) fn incoming(&self, entries: Vec<Value>) -> Result<Vec<Incoming>, ConnectorError> {
-        let read = entries
-            .into_iter()
-            .filter_map(|one| incoming(&self.keys, one, self.incarnation).transpose());
+    pub(super) async fn incoming(
+        &self,
+        entries: Vec<Value>,
+    ) -> Result<Vec<Incoming>, ConnectorError> {
+        let of = *self.incarnation();
+        let read = entries.into_iter().filter_map(|one| incoming(&self.keys, one, of).transpose());
         let read: Vec<(EntryId, Incoming)> = read.collect::<Result<_, _>>()?;
+        if read.iter().any(|(id, incoming)| id.names(&incoming.message, of))
+            && !self.is_still(of).await?
+        {
+            return Ok(Vec::new());
+        }
         let mut held = self.held();
         let entered = read.into_iter().map(|(id, mut incoming)| {
             incoming.receipt.position = held.enter(id, incoming.receipt.fence);
-            incoming.defect = too_often(incoming.redeliveries, self.bounds.max_redeliveries);
+            let too_often = || too_often(incoming.redeliveries, self.bounds.max_redeliveries);
+            incoming.defect = incoming.defect.take().or_else(too_often);
             incoming
         });
         Ok(entered.collect())
+    }
+
+    /// Whether what was read is of the stream that it was taken for: who makes the groups of one that
+    /// was made anew says in the same step that it is another. If not, nothing that is held is of it,
+    /// and what was read is looked for as if it had not come: what is found then is.
+    async fn is_still(&self, of: IncarnationId) -> Result<bool, ConnectorError> {
+        let now = match groups::incarnation(&self.wire, &self.keys).await? {
+            Some(now) => now,
+            // Somebody has deleted it alone, or the server evicted it.
+            None => make_groups(&self.wire, &self.keys, &self.groups).await?,
+        };
+        if now != of {
+            *self.incarnation() = now;
+            *self.held() = Held::default();
+            self.lost.store(true, Ordering::Relaxed);
+        }
+        Ok(now == of)
+    }
+
+    fn incarnation(&self) -> std::sync::MutexGuard<'_, IncarnationId> {
+        self.incarnation.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn held(&self) -> std::sync::MutexGuard<'_, Held> {
@@ -173,10 +217,10 @@ impl Site {
         let keys = &self.keys;
         let mut find = FIND_TIMELESS.key(&keys.stream);
         find.key(&keys.delayed).arg(&keys.group);
-        let found: u64 = match self.wire.script(&find).await {
+        let found: u64 = match self.wire.try_script(find).await {
             // They wait on; what else is there comes and makes room.
-            Err(error) if error.to_string().contains("OOM") => 0,
-            found => found?,
+            Err(failure) if failure.is_full() => 0,
+            found => found.map_err(|failure| self.wire.told(&failure))?,
         };
         if found > 0 {
             let queue = &keys.queue;
@@ -190,7 +234,7 @@ impl Site {
         let keys = &self.keys;
         let mut held = HELD.key(&keys.stream);
         held.arg(&keys.group).arg(&self.member);
-        let ids: Vec<String> = self.wire.script(&held).await?;
+        let ids: Vec<String> = self.wire.script(held).await?;
         let unknown: Vec<String> = {
             let known = self.held();
             let is_unknown = |id: &String| id.parse().is_ok_and(|id| !known.knows(id));
@@ -205,23 +249,32 @@ impl Site {
         for id in &unknown {
             claim.arg(id);
         }
-        self.incoming(self.wire.script(&claim).await?)
+        self.incoming(self.wire.script(claim).await?).await
     }
 
     /// What others left behind, then what was put back and is due, then what is new.
     async fn read(self: Arc<Self>, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
+        let _ends = self.reads.lock().await;
+        if self.closed.load(Ordering::Relaxed) {
+            return Ok(Vec::new());
+        }
         let max = self.pace.count(want);
         let read = self.try_read(max).await;
         self.pace.read(max, read.as_deref());
         if read.is_err() {
             self.lost.store(true, Ordering::Relaxed);
         }
+        if self.closed.load(Ordering::Relaxed) {
+            // Whoever closed it waits for a while only.
+            self.wire.script::<i64>(self.give_back()).await?;
+            return Ok(Vec::new());
+        }
         self.mend(&read).await?;
         read
     }
 
-    /// Makes the group anew if an answer says that it is gone, as when somebody deleted the stream: what is put
-    /// from now on is read again. Answers with whether it has.
+    /// Makes the groups anew if an answer says that this one's is gone, as when somebody deleted the
+    /// stream: what is put from now on is read again, by all. Answers with whether it has.
     async fn mend<T: Sync>(
         &self,
         answer: &Result<T, ConnectorError>,
@@ -231,7 +284,7 @@ impl Site {
             return Ok(false);
         }
         let keys = &self.keys;
-        make_group(&self.wire, &keys.stream, &keys.group).await?;
+        make_groups(&self.wire, keys, &self.groups).await?;
         tracing::warn!(
             queue = %keys.queue, key = %keys.stream, group = %keys.group,
             "somebody has deleted the stream or its group on the server: it is made again; with the stream all \
@@ -240,8 +293,17 @@ impl Site {
         Ok(true)
     }
 
+    /// The script that gives back all that this member holds, and forgets it.
+    fn give_back(&self) -> ScriptInvocation<'static> {
+        let keys = &self.keys;
+        let mut back = GIVE_BACK.key(&keys.stream);
+        back.key(&keys.delayed).key(keys.alive(self.member.as_bytes()));
+        back.arg(&keys.group).arg(&self.member);
+        back
+    }
+
     /// The script that acks these, without outputs.
-    fn ack(&self, entries: &[(Receipt, EntryId)]) -> ScriptInvocation<'_> {
+    fn ack(&self, entries: &[(Receipt, EntryId)]) -> ScriptInvocation<'static> {
         let keys = &self.keys;
         let mut ack = ACK.key(&keys.stream);
         ack.key(&keys.attempts).arg(&keys.group).arg(&self.member).arg(entries.len());
@@ -294,7 +356,7 @@ impl Site {
         read.arg("BLOCK").arg(wait.as_millis().max(1).to_string());
         read.arg("STREAMS").arg(&keys.stream).arg(">");
         let answer: Value = self.reading.command(&read).await?;
-        let read = self.incoming(entries_of(answer))?;
+        let read = self.incoming(entries_of(answer)).await?;
         if read.is_empty() {
             *self.looked() = None;
         }
@@ -308,7 +370,7 @@ impl Site {
         due.key(&keys.delayed).key(&keys.attempts).key(&keys.later);
         due.arg(&keys.group).arg(&self.member).arg(max);
         *self.looked() = Some(Instant::now());
-        let (entries, next_ms): (Vec<Value>, i64) = self.wire.script(&due).await?;
+        let (entries, next_ms): (Vec<Value>, i64) = self.wire.script(due).await?;
         if !entries.is_empty() {
             // There may be more.
             *self.looked() = None;
@@ -317,7 +379,7 @@ impl Site {
             Ok(ms) => BLOCK.min(Duration::from_millis(ms.max(1))),
             Err(_) => BLOCK,
         };
-        Ok((self.incoming(entries)?, wait))
+        Ok((self.incoming(entries).await?, wait))
     }
 
     fn looked(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
@@ -350,8 +412,8 @@ impl Consumer for StreamConsumer {
     async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
         loop {
             let woken = self.woken.notified();
-            self.refuse_if_closed()?;
             let fetch = &mut *self.fetch.lock().await;
+            self.refuse_if_closed()?;
             let (mut taken, mut bytes) = (Vec::new(), 0);
             while taken.len() < want.messages && (bytes < want.bytes || taken.is_empty()) {
                 let Some(next) = fetch.ready.pop_front() else { break };
@@ -361,8 +423,8 @@ impl Consumer for StreamConsumer {
             if !taken.is_empty() {
                 return Ok(taken);
             }
-            let reading =
-                fetch.reading.get_or_insert_with(|| Box::pin(Arc::clone(&self.site).read(want)));
+            let read = || self.site.wire.spawn(Arc::clone(&self.site).read(want));
+            let reading = fetch.reading.get_or_insert_with(read);
             tokio::select! {
                 read = reading => {
                     fetch.reading = None;
@@ -386,10 +448,10 @@ impl Consumer for StreamConsumer {
             return Ok(gone.into());
         }
         let site = &*self.site;
-        let mut settled = output::settle(&site.wire, &mut site.ack(&entries), &ops).await;
+        let mut settled = output::settle(&site.wire, site.ack(&entries), &ops).await;
         // Who reads no more until these are resolved would never find it.
         if site.mend(&settled).await? {
-            settled = output::settle(&site.wire, &mut site.ack(&entries), &ops).await;
+            settled = output::settle(&site.wire, site.ack(&entries), &ops).await;
         }
         let fenced = match settled? {
             Settled::Done(fenced) => fenced,
@@ -422,9 +484,10 @@ impl Consumer for StreamConsumer {
             fail.arg(id.to_string()).arg(receipt.fence);
             fail.arg(delay.as_millis().to_string()).arg(attempts);
         }
-        let mut fenced: Result<Vec<String>, _> = self.site.wire.script(&fail).await;
+        let fail = Arc::new(fail);
+        let mut fenced: Result<Vec<Vec<u8>>, _> = self.site.wire.script(Arc::clone(&fail)).await;
         if self.site.mend(&fenced).await? {
-            fenced = self.site.wire.script(&fail).await;
+            fenced = self.site.wire.script(Arc::clone(&fail)).await;
         }
         let fenced = fenced?;
         self.site.held().forget(&receipts);
@@ -451,44 +514,38 @@ impl Consumer for StreamConsumer {
     }
 
     async fn shutdown(&self) -> Result<(), ConnectorError> {
-        if self.closed.swap(true, Ordering::Relaxed) {
+        if self.site.closed.swap(true, Ordering::Relaxed) {
             return Ok(());
         }
-        self.heartbeat.abort();
+        self.end_heartbeat();
         self.woken.notify_waiters();
         // What the read under way still brings nobody has seen: it is given back too. The server would make a
         // member anew for a read that waits on.
-        let mut fetch = self.fetch.lock().await;
-        if let Some(reading) = fetch.reading.take() {
-            let _ = tokio::time::timeout(BLOCK * 2, reading).await;
-        }
-        fetch.ready = VecDeque::new();
-        let keys = &self.site.keys;
-        let mut back = GIVE_BACK.key(&keys.stream);
-        back.key(&keys.delayed).key(keys.alive(&self.site.member));
-        back.arg(&keys.group).arg(&self.site.member);
-        self.site.wire.script::<i64>(&back).await.map(drop)
+        let _ended = tokio::time::timeout(BLOCK * 2, self.site.reads.lock()).await;
+        self.site.wire.script::<i64>(self.site.give_back()).await.map(drop)
     }
 }
 
 /// The receipts of these entries.
-fn those(entries: &[(Receipt, EntryId)], ids: &[String]) -> Vec<Receipt> {
-    let ids: Vec<EntryId> = ids.iter().filter_map(|id| id.parse().ok()).collect();
+fn those(entries: &[(Receipt, EntryId)], ids: &[Vec<u8>]) -> Vec<Receipt> {
+    let id = |id: &Vec<u8>| std::str::from_utf8(id).ok()?.parse().ok();
+    let ids: Vec<EntryId> = ids.iter().filter_map(id).collect();
     entries.iter().filter(|(_, id)| ids.contains(id)).map(|(receipt, _)| *receipt).collect()
 }
 
 impl Drop for StreamConsumer {
     fn drop(&mut self) {
-        self.heartbeat.abort();
-        if self.closed.swap(true, Ordering::Relaxed) {
+        self.end_heartbeat();
+        let was_closed = self.site.closed.swap(true, Ordering::Relaxed);
+        if let Some(reading) = self.fetch.get_mut().reading.take() {
+            // To the end: it gives back what it brings.
+            self.site.wire.spawn_to_the_end(async move { drop(reading.await) });
+        }
+        if was_closed {
             return;
         }
         // If it cannot be given back, others take it over when they have not heard of this member for
         // a while.
-        let keys = &self.site.keys;
-        let mut back = GIVE_BACK.prepare_invoke();
-        back.key(&keys.stream).key(&keys.delayed).key(keys.alive(&self.site.member));
-        back.arg(&keys.group).arg(&self.site.member);
-        self.site.wire.at_last(back);
+        self.site.wire.at_last(self.site.give_back());
     }
 }

@@ -1,12 +1,16 @@
 //! Messages as entries of a stream, and back.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
-use brigade_core::connector::{ConnectorError, Incoming, Outgoing, Receipt};
-use brigade_core::{Headers, IncarnationId, Message, MessageId, Timestamp};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use brigade_core::connector::{ConnectorError, Defect, Incoming, Outgoing, Receipt};
+use brigade_core::{CauseKind, Headers, IncarnationId, Message, MessageId, Timestamp};
 use bytes::Bytes;
 use redis::Value;
+use serde_json::{Map, Value as Json, json};
 
 use super::connector::Keys;
 
@@ -16,6 +20,9 @@ const SEQUENCE_BITS: u32 = 20;
 const ODD: u64 = 1 << 63;
 /// Times from here on, in the year 2248, are none: such an id counts something else.
 const TIME_END: u64 = ODD >> SEQUENCE_BITS;
+
+/// So many names of fields are told at most.
+const NAMES_MAX: usize = 10;
 
 /// A stream entry's id: `TIME-NUMBER`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -71,6 +78,11 @@ impl EntryId {
         MessageId::root(IncarnationId::of(whole.as_bytes()), 0)
     }
 
+    /// Whether a message's id is made of this one, as it told none.
+    pub(crate) fn names(self, message: &Message, incarnation: IncarnationId) -> bool {
+        message.id == self.message(incarnation)
+    }
+
     /// When it was put, if its time is one.
     fn time(self) -> Option<Timestamp> {
         let time = i64::try_from(self.time).ok().filter(|_| self.time < TIME_END);
@@ -114,28 +126,28 @@ fn own_id(text: &str) -> Option<MessageId> {
     (id.to_string() == text).then_some(id)
 }
 
-/// Reads a message from an entry's fields, a list of names and values.
-fn message(fields: &[Value], incarnation: IncarnationId, id: EntryId) -> Message {
+/// Reads a message from an entry's fields, a list of names and values; and what is wrong with it. What another
+/// program has put into fields of its own, and nothing into `payload`, would be lost with a null payload.
+fn message(
+    fields: &[Value],
+    incarnation: IncarnationId,
+    id: EntryId,
+) -> (Message, Option<Box<Defect>>) {
     let mut message = Message::default();
-    let mut headers = Headers::new();
-    for pair in fields.chunks_exact(2) {
-        let (Value::BulkString(name), Value::BulkString(value)) = (&pair[0], &pair[1]) else {
-            continue;
-        };
+    let (mut headers, mut others) = (Headers::new(), Vec::new());
+    for (name, value) in pairs(fields) {
         let name = String::from_utf8_lossy(name);
-        let value = Bytes::copy_from_slice(value);
-        let text = || std::str::from_utf8(&value).ok();
+        let text = std::str::from_utf8(value).ok();
+        let value = || Some(Bytes::copy_from_slice(value));
         match name.split_once(':') {
-            Some(("h", name)) => headers.push(name, Some(value)),
+            Some(("h", name)) => headers.push(name, value()),
             Some(("n", name)) => headers.push(name, None),
-            _ => match &*name {
-                "payload" => message.payload = Some(value),
-                "key" => message.key = Some(value),
-                "id" => message.id = text().and_then(own_id).unwrap_or_default(),
-                "event_time" => {
-                    message.event_time = text().and_then(|text| text.parse().ok()).map(Timestamp);
-                }
-                _ => {}
+            _ => match (&*name, text.and_then(own_id), text.and_then(|text| text.parse().ok())) {
+                ("payload", ..) => message.payload = value(),
+                ("key", ..) => message.key = value(),
+                ("id", Some(id), _) => message.id = id,
+                ("event_time", _, Some(time)) => message.event_time = Some(Timestamp(time)),
+                _ => others.push(name),
             },
         }
     }
@@ -143,7 +155,57 @@ fn message(fields: &[Value], incarnation: IncarnationId, id: EntryId) -> Message
     if message.id == MessageId::default() {
         message.id = id.message(incarnation);
     }
-    message
+    if message.payload.is_some() || others.is_empty() {
+        return (message, None);
+    }
+    message.payload = Some(all_as_json(fields));
+    (message, Some(Box::new(no_payload(&others))))
+}
+
+fn pairs(fields: &[Value]) -> impl Iterator<Item = (&[u8], &[u8])> {
+    fields.chunks_exact(2).filter_map(|pair| match pair {
+        [Value::BulkString(name), Value::BulkString(value)] => Some((&**name, &**value)),
+        _ => None,
+    })
+}
+
+/// All fields of an entry as an object of JSON, for a dead letter. One that comes again is a list; what is no text is
+/// `{"base64": ..}`.
+fn all_as_json(fields: &[Value]) -> Bytes {
+    let mut all: Map<String, Json> = Map::new();
+    for (name, value) in pairs(fields) {
+        let name = std::str::from_utf8(name)
+            .map_or_else(|_| name.escape_ascii().to_string(), str::to_owned);
+        let value = match std::str::from_utf8(value) {
+            Ok(text) => Json::from(text),
+            Err(_) => json!({ "base64": BASE64_STANDARD.encode(value) }),
+        };
+        match all.entry(name).or_insert_with(|| Json::Array(Vec::new())) {
+            Json::Array(values) => values.push(value),
+            _ => unreachable!("only lists are put here"),
+        }
+    }
+    for values in all.values_mut() {
+        if let Json::Array(list) = values
+            && list.len() == 1
+        {
+            *values = list.remove(0);
+        }
+    }
+    Json::Object(all).to_string().into()
+}
+
+fn no_payload(others: &[Cow<'_, str>]) -> Defect {
+    let name = |name: &Cow<'_, str>| format!("`{}`", name.chars().take(40).collect::<String>());
+    let mut names: Vec<String> = others.iter().take(NAMES_MAX).map(name).collect();
+    if others.len() > NAMES_MAX {
+        names.push(format!("{} more", others.len() - NAMES_MAX));
+    }
+    let message = format!(
+        "the entry has no field `payload`; it has {}: write what is to be handled into `payload`",
+        names.join(", ")
+    );
+    Defect { kind: CauseKind::Decode, message, truncated: None }
 }
 
 /// Reads an entry as the scripts and `XREADGROUP` give it: id, fields, and for claimed ones how often
@@ -172,7 +234,9 @@ fn read(entry: Value, incarnation: IncarnationId) -> Result<Option<(EntryId, Inc
     };
     let (attempts, first) = kept.split_once(':').unwrap_or_default();
     let receipt = Receipt { position: id.position(), fence };
-    let mut incoming = Incoming::new(message(&fields, incarnation, id), receipt);
+    let (message, defect) = message(&fields, incarnation, id);
+    let mut incoming = Incoming::new(message, receipt);
+    incoming.defect = defect;
     incoming.attempts = attempts.parse().unwrap_or(0);
     incoming.first_failed_at = first.parse().ok().map(Timestamp);
     let handed_out = u32::try_from(fence).unwrap_or(u32::MAX);
@@ -240,6 +304,7 @@ mod tests {
             later: name("later"),
             delayed: name("delayed"),
             attempts: name("attempts"),
+            incarnation: name("incarnation"),
         };
         let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
         for (odd, what) in [

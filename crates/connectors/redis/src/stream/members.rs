@@ -14,6 +14,8 @@ use super::scripts::{ALIVE_KEYS, CLAIM_DEAD, CLAIM_IDLE};
 
 /// What the names of Brigade's members begin with. Others renew no alive key.
 pub(super) const OURS: &str = "brigade-";
+/// The member with which entries wait for their time.
+const DELAYED: &str = "~delayed";
 /// How long a member's key lasts.
 const ALIVE: Duration = Duration::from_secs(12);
 /// How often a member says that it lives, and after how long again if that failed.
@@ -29,7 +31,8 @@ pub(super) const LOOK: Duration = Duration::from_secs(1);
 
 /// What the server tells of a member.
 struct Member {
-    name: String,
+    /// Another program's may be no text.
+    name: Vec<u8>,
     /// How many entries it holds.
     pending: usize,
     /// For how long it has done nothing.
@@ -48,14 +51,26 @@ impl Member {
             Some(Value::Int(ms)) => Duration::from_millis(u64::try_from(*ms).unwrap_or(0)),
             _ => Duration::MAX,
         };
-        Some(Self { name: String::from_utf8_lossy(name).into_owned(), pending, idle })
+        Some(Self { name: name.clone(), pending, idle })
     }
+}
+
+/// Since when a member without a key is missing: since it was `before`, or now; nothing if it did
+/// something lately.
+fn missing_since(before: Option<Instant>, idle: Duration, now: Instant) -> Option<Instant> {
+    if idle < MISSING {
+        return None;
+    }
+    let since = before.unwrap_or(now);
+    // It did something meanwhile, while nobody looked: it lived then.
+    let lived = idle.saturating_add(SLACK) < now.duration_since(since);
+    Some(if lived { now } else { since })
 }
 
 impl Site {
     /// Says that this member lives, in a way that also a server without room takes.
     pub(super) async fn say_alive(&self) -> Result<(), ConnectorError> {
-        let key = self.keys.alive(&self.member);
+        let key = self.keys.alive(self.member.as_bytes());
         let lasts = ALIVE.as_millis().to_string();
         let renewed = self.wire.command(cmd("PEXPIRE").arg(&key).arg(&lasts)).await;
         if renewed.is_err() {
@@ -68,12 +83,12 @@ impl Site {
         let alive = self.process.as_ref().map(Process::alive);
         let mut set = cmd("SET");
         set.arg(&key).arg(alive.as_deref().unwrap_or(process::ALIVE)).arg("PX").arg(&lasts);
-        let set = self.wire.command(&set).await;
+        let set = self.wire.try_command(&set).await;
         self.touch().await?;
         match set {
             // It is active all the same; who wants to write is told of it.
-            Err(error) if error.to_string().contains("OOM") => Ok(()),
-            set => set,
+            Err(failure) if failure.is_full() => Ok(()),
+            set => set.map_err(|failure| self.wire.told(&failure)),
         }
     }
 
@@ -88,7 +103,7 @@ impl Site {
     }
 
     /// Since when members that did nothing meanwhile are without a key.
-    fn missing(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+    fn missing(&self) -> MutexGuard<'_, HashMap<Vec<u8>, Instant>> {
         self.missing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -104,7 +119,10 @@ impl Site {
         let members: Vec<Vec<Value>> = self.wire.command(&info).await?;
         let members: Vec<Member> = members.iter().filter_map(|told| Member::of(told)).collect();
         // A connection that broke while the server waited for entries: it handed them out later, to nobody.
-        if members.iter().any(|member| member.name == self.member && member.pending > held) {
+        if members
+            .iter()
+            .any(|member| member.name == self.member.as_bytes() && member.pending > held)
+        {
             self.lost.store(true, Ordering::Relaxed);
             let found = self.find_lost(max).await?;
             if !found.is_empty() {
@@ -114,33 +132,37 @@ impl Site {
             }
         }
         self.missing().retain(|name, _| members.iter().any(|member| member.name == *name));
-        let others = |member: &Member| member.name != self.member && member.name != "~delayed";
+        let others = |member: &Member| {
+            member.name != self.member.as_bytes() && member.name != DELAYED.as_bytes()
+        };
+        let is_ours = |member: &Member| member.name.starts_with(OURS.as_bytes());
         let (ours, strangers): (Vec<Member>, Vec<Member>) =
-            members.into_iter().filter(others).partition(|member| member.name.starts_with(OURS));
+            members.into_iter().filter(others).partition(is_ours);
         for (name, sign) in self.dead(ours).await? {
             let entries = self.claim_dead(&name, sign.as_deref(), max).await?;
             if !entries.is_empty() {
-                return self.taken_over(&name, "is dead", entries);
+                return self.taken_over(&name, "is dead", entries).await;
             }
         }
         for Member { name, .. } in strangers.into_iter().filter(|member| member.pending > 0) {
             let entries = self.claim_idle(&name, max).await?;
             if !entries.is_empty() {
-                return self.taken_over(&name, "held it for too long", entries);
+                return self.taken_over(&name, "held it for too long", entries).await;
             }
         }
         Ok(Vec::new())
     }
 
-    fn taken_over(
+    async fn taken_over(
         &self,
-        member: &str,
+        member: &[u8],
         why: &str,
         entries: Vec<Value>,
     ) -> Result<Vec<Incoming>, ConnectorError> {
         let (queue, count) = (&self.keys.queue, entries.len());
-        tracing::info!(%queue, member, count, "takes over from a member that {why}");
-        self.incoming(entries)
+        let member = String::from_utf8_lossy(member);
+        tracing::info!(%queue, %member, count, "takes over from a member that {why}");
+        self.incoming(entries).await
     }
 
     /// Those of Brigade's members that seem to be dead, each with its alive key's value if that is there and
@@ -148,7 +170,7 @@ impl Site {
     async fn dead(
         &self,
         members: Vec<Member>,
-    ) -> Result<Vec<(String, Option<String>)>, ConnectorError> {
+    ) -> Result<Vec<(Vec<u8>, Option<String>)>, ConnectorError> {
         if members.is_empty() {
             return Ok(Vec::new());
         }
@@ -156,26 +178,21 @@ impl Site {
         for member in &members {
             ask.key(self.keys.alive(&member.name));
         }
-        let signs: Vec<Option<String>> = self.wire.script(&ask).await?;
+        let signs: Vec<Option<String>> = self.wire.script(ask).await?;
         let (mut missing, mut dead) = (self.missing(), Vec::new());
+        let now = Instant::now();
         for (Member { name, idle, .. }, sign) in members.into_iter().zip(signs) {
+            let since = match &sign {
+                Some(_) => None,
+                None => missing_since(missing.get(&name).copied(), idle, now),
+            };
+            match since {
+                Some(since) => missing.insert(name.clone(), since),
+                None => missing.remove(&name),
+            };
             let is_dead = match &sign {
-                Some(sign) => {
-                    missing.remove(&name);
-                    self.process.as_ref().is_some_and(|here| here.sees_gone(sign))
-                }
-                None if idle < MISSING => {
-                    missing.remove(&name);
-                    false
-                }
-                None => {
-                    let since = missing.entry(name.clone()).or_insert_with(Instant::now);
-                    // It did something meanwhile, while nobody looked: it lived then.
-                    if idle + SLACK < since.elapsed() {
-                        *since = Instant::now();
-                    }
-                    since.elapsed() >= MISSING
-                }
+                Some(sign) => self.process.as_ref().is_some_and(|here| here.sees_gone(sign)),
+                None => since.is_some_and(|since| now.duration_since(since) >= MISSING),
             };
             if is_dead {
                 dead.push((name, sign));
@@ -187,7 +204,7 @@ impl Site {
     /// Claims what a dead member held, if its key still says so.
     async fn claim_dead(
         &self,
-        name: &str,
+        name: &[u8],
         sign: Option<&str>,
         max: usize,
     ) -> Result<Vec<Value>, ConnectorError> {
@@ -195,14 +212,44 @@ impl Site {
         let mut claim = CLAIM_DEAD.key(&keys.stream);
         claim.key(&keys.attempts).key(keys.alive(name));
         claim.arg(&keys.group).arg(&self.member).arg(name).arg(max).arg(sign.unwrap_or_default());
-        self.wire.script(&claim).await
+        self.wire.script(claim).await
     }
 
-    async fn claim_idle(&self, name: &str, max: usize) -> Result<Vec<Value>, ConnectorError> {
+    async fn claim_idle(&self, name: &[u8], max: usize) -> Result<Vec<Value>, ConnectorError> {
         let keys = &self.keys;
         let mut claim = CLAIM_IDLE.key(&keys.stream);
         claim.key(&keys.attempts).arg(&keys.group).arg(&self.member).arg(name).arg(max);
         claim.arg(self.bounds.claim_idle.as_millis().to_string());
-        self.wire.script(&claim).await
+        self.wire.script(claim).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_is_missing_since_it_has_neither_key_nor_done_anything() {
+        let begun = Instant::now();
+        let at = |seconds| begun + Duration::from_secs(seconds);
+        let idle = Duration::from_secs;
+        assert_eq!(missing_since(None, idle(11), at(0)), None, "it did something lately");
+        assert_eq!(missing_since(Some(at(0)), idle(11), at(12)), None, "so it has meanwhile");
+        assert_eq!(missing_since(None, idle(12), at(0)), Some(at(0)), "from now on");
+        assert_eq!(missing_since(Some(at(0)), idle(24), at(12)), Some(at(0)), "it still is");
+        assert_eq!(missing_since(Some(at(0)), Duration::MAX, at(12)), Some(at(0)), "it never did");
+        let looked_late = missing_since(Some(at(0)), idle(14), at(60));
+        assert_eq!(looked_late, Some(at(60)), "it did something between the looks");
+    }
+
+    /// What a second is differs from machine to machine, a little.
+    #[test]
+    fn a_members_idle_time_may_lag_behind_this_machines_clock() {
+        let begun = Instant::now();
+        let now = begun + Duration::from_secs(60);
+        for (behind_ms, since) in [(1, begun), (1_000, begun), (1_001, now)] {
+            let idle = Duration::from_millis(60_000 - behind_ms);
+            assert_eq!(missing_since(Some(begun), idle, now), Some(since), "{behind_ms} ms");
+        }
     }
 }

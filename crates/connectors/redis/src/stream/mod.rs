@@ -14,9 +14,11 @@
 //! `{S}:brigade:G:attempts` (failed attempts, and when the first failed), and the key
 //! `{S}:brigade:G:alive:MEMBER` that a live member renews (`1`, and on Linux where it runs, its
 //! process's number and when that began); and for the stream the sorted set `{S}:brigade:later`
-//! (messages that were put with a delay). The keys lie in the stream's slot: of one with a hash tag of its
-//! own, as `{T}:s`, they begin with `{T}{T}:s` instead of `{S}`. Members of Brigade's are
-//! named `brigade-` and 16 hexadecimal digits; what others hold is theirs until it is idle for too long.
+//! (messages that were put with a delay), and the hash `{S}:brigade:incarnation` (for each group that
+//! was made a random number, which tells this stream from others that had its name). The keys lie in
+//! the stream's slot: of one with a hash tag of its own, as `{T}:s`, they begin with `{T}{T}:s` instead
+//! of `{S}`. Members of Brigade's are named `brigade-` and 16 hexadecimal digits; what others hold is
+//! theirs until it is idle for too long.
 //!
 //! An entry is removed from the stream when it is acked and the stream has only one group; with
 //! several groups when every group is past it. With a retention it stays until it is too old, or one too
@@ -26,6 +28,7 @@ mod admin;
 mod connector;
 mod consumer;
 mod entry;
+mod groups;
 mod held;
 mod lag;
 mod members;

@@ -6,13 +6,15 @@ use brigade_core::connector::{
     ConnectorError, Features, Outgoing, Produced, Producer, Rejected, Staged,
 };
 use brigade_core::state::StoreId;
-use redis::{Pipeline, Value, cmd};
+use redis::Pipeline;
 
 use super::connector::Keys;
 use super::entry::fields;
+use super::groups::make_groups;
 use super::retention::{Retention, Trimming};
 use super::scripts::LATER;
 use crate::longest;
+use crate::outcomes::Outcomes;
 use crate::output::Target;
 use crate::server::Place;
 use crate::wire::Wire;
@@ -41,22 +43,25 @@ impl StreamProducer {
     ) -> Result<Self, ConnectorError> {
         let wire = Wire::new(&keys.queue, place)?;
         // A group that is made later would not get what is put before.
-        for group in groups {
-            make_group(&wire, &keys.stream, &group).await?;
+        if !groups.is_empty() {
+            make_groups(&wire, &keys, &groups).await?;
         }
         Ok(Self { keys, features, wire, trimming: Trimming::new(retention) })
     }
 
-    async fn add(&self, batch: &[Outgoing]) -> Result<(), ConnectorError> {
-        let mut pipeline = Pipeline::with_capacity(batch.len());
+    /// Puts entries, each by itself.
+    async fn add(
+        &self,
+        batch: impl Iterator<Item = &Outgoing>,
+    ) -> Result<Vec<Result<(), ConnectorError>>, ConnectorError> {
+        let mut pipeline = Pipeline::new();
         for outgoing in batch {
             let add = pipeline.cmd("XADD").arg(&self.keys.stream).arg("*");
             for (name, value) in fields(outgoing) {
                 add.arg(name).arg(value);
             }
-            add.ignore();
         }
-        self.wire.pipe::<()>(&pipeline).await
+        self.wire.each(pipeline).await
     }
 
     async fn add_later(&self, outgoing: &Outgoing) -> Result<(), ConnectorError> {
@@ -66,36 +71,8 @@ impl StreamProducer {
         for (name, value) in fields(outgoing) {
             script.arg(name).arg(value);
         }
-        self.wire.script::<i64>(&script).await.map(drop)
+        self.wire.script::<i64>(script).await.map(drop)
     }
-}
-
-/// Makes a group from the beginning of its stream, and the stream, if they are not there.
-pub(crate) async fn make_group(
-    wire: &Wire,
-    stream: &str,
-    group: &str,
-) -> Result<(), ConnectorError> {
-    let mut make = cmd("XGROUP");
-    make.arg("CREATE").arg(stream).arg(group).arg("0").arg("MKSTREAM");
-    match wire.command::<()>(&make).await {
-        Err(error) if error.to_string().contains("BUSYGROUP") => Ok(()),
-        // Without room it is refused before it is looked for.
-        Err(error) if error.to_string().contains("OOM") => {
-            let mut groups = cmd("XINFO");
-            groups.arg("GROUPS").arg(stream);
-            let groups: Vec<Vec<Value>> = wire.command(&groups).await.unwrap_or_default();
-            let name = Value::BulkString(group.as_bytes().to_vec());
-            groups.iter().any(|told| told.get(1) == Some(&name)).then_some(()).ok_or(error)
-        }
-        made => made,
-    }
-}
-
-/// Whether somebody deleted a group, or its stream.
-pub(super) fn is_no_group(error: &ConnectorError) -> bool {
-    let text = error.to_string();
-    ["NOGROUP", "no such key"].iter().any(|part| text.contains(part))
 }
 
 /// A message with more headers than a script can pass on.
@@ -115,34 +92,28 @@ impl Producer for StreamProducer {
 
     async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
         self.trimming.before(batch.len(), &self.wire, &self.keys.stream).await?;
-        let mut refused: Vec<Option<Rejected>> = batch.iter().map(refused).collect();
+        let mut outcomes = Outcomes::new(batch.iter().map(refused));
         let lengths: Vec<u64> = batch.iter().map(|o| longest::of_entry(&o.message)).collect();
         for (at, why) in longest::too_long(&self.wire, &lengths).await? {
-            refused[at].get_or_insert(why);
+            outcomes.refuse(at, why);
         }
-        let taken: Vec<Outgoing>;
-        let batch = match refused.iter().any(Option::is_some) {
-            false => batch,
-            true => {
-                let both = batch.iter().zip(&refused);
-                taken = both.filter(|(_, why)| why.is_none()).map(|(one, _)| one.clone()).collect();
-                &taken
-            }
-        };
-        let delayed = |outgoing: &Outgoing| outgoing.delay.is_some_and(|delay| !delay.is_zero());
-        for part in batch.chunk_by(|a, b| delayed(a) == delayed(b)) {
-            for chunk in part.chunks(PIPELINE_MAX) {
-                if delayed(&chunk[0]) {
-                    for outgoing in chunk {
-                        self.add_later(outgoing).await?;
-                    }
-                } else {
-                    self.add(chunk).await?;
-                }
+        let is_delayed = |at: &usize| batch[*at].delay.is_some_and(|delay| !delay.is_zero());
+        let (delayed, at_once): (Vec<_>, Vec<_>) =
+            outcomes.unknown().into_iter().partition(is_delayed);
+        // What comes after one that failed goes when that one does: it would most likely fail too.
+        for places in at_once.chunks(PIPELINE_MAX) {
+            let put = self.add(places.iter().map(|at| &batch[*at])).await;
+            if !outcomes.enter(places, put)? {
+                break;
             }
         }
-        let outcome = |why: Option<Rejected>| why.map_or(Produced::Confirmed, Produced::Rejected);
-        Ok(refused.into_iter().map(outcome).collect())
+        for at in delayed {
+            let put = self.add_later(&batch[at]).await.map(|()| vec![Ok(())]);
+            if !outcomes.enter(&[at], put)? {
+                break;
+            }
+        }
+        Ok(outcomes.all())
     }
 
     async fn stage(&self, batch: &[Outgoing]) -> Result<Staged, ConnectorError> {

@@ -1,6 +1,6 @@
 //! What stays of a stream that every group is past.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use brigade_core::Period;
@@ -39,14 +39,14 @@ impl Retention {
     /// Trims a stream to it, as far as its groups are past what goes.
     pub(super) async fn trim(
         retention: Option<Self>,
-        wire: &Wire,
+        wire: &Arc<Wire>,
         stream: &str,
     ) -> Result<(), ConnectorError> {
         let mut trim = TRIM.key(stream);
         for argument in Self::arguments(retention) {
             trim.arg(argument);
         }
-        wire.script::<i64>(&trim).await.map(drop)
+        wire.script::<i64>(trim).await.map(drop)
     }
 
     /// What is wrong with it, without asking anybody.
@@ -78,7 +78,7 @@ impl Trimming {
     pub(super) async fn before(
         &self,
         many: usize,
-        wire: &Wire,
+        wire: &Arc<Wire>,
         stream: &str,
     ) -> Result<(), ConnectorError> {
         if self.retention.is_none() {

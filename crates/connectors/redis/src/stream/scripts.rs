@@ -32,7 +32,7 @@ local function forget(stream, group, member, alive)
   redis.call('DEL', alive)
   local gone = redis.pcall('XGROUP', 'DELCONSUMER', stream, group, member)
   -- Before Redis 7 it is refused where there is no room: the member stays, and does no harm.
-  if type(gone) == 'table' and gone.err and not string.find(gone.err, 'OOM', 1, true) then
+  if type(gone) == 'table' and gone.err and not string.find(gone.err, '^%-?OOM ') then
     redis.call('XGROUP', 'DELCONSUMER', stream, group, member)
   end
 end
@@ -61,7 +61,7 @@ end
 ";
 
 /// The server's time in milliseconds.
-const NOW: &str = "
+pub(super) const NOW: &str = "
 local function now()
   local time = redis.call('TIME')
   return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
@@ -69,7 +69,7 @@ end
 ";
 
 /// What comes before what, and which entries a group still needs.
-const NEEDS: &str = "
+pub(super) const NEEDS: &str = "
 -- As texts: a number here has 53 bits, of an id's 64.
 local function less(a, b)
   if #a ~= #b then return #a < #b end
@@ -153,7 +153,7 @@ pub(crate) static CLAIM_DUE: LazyLock<Script> = LazyLock::new(|| {
           table.remove(fields, 1)
           local put = redis.pcall('XADD', KEYS[1], '*', unpack(fields))
           if type(put) == 'table' and put.err then
-            full = string.find(put.err, 'OOM', 1, true)
+            full = string.find(put.err, '^%-?OOM ')
             if full then break end
             -- Whatever else it is ends the script where it says so.
             redis.call('XADD', KEYS[1], '*', unpack(fields))
@@ -161,6 +161,7 @@ pub(crate) static CLAIM_DUE: LazyLock<Script> = LazyLock::new(|| {
           redis.call('ZREM', KEYS[4], packed)
         end
         local due = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', time, 'LIMIT', 0, ARGV[3])
+        local waiting = {{}}
         if #due > 0 then
           redis.call('HGET', KEYS[3], 'f')
           may({{
@@ -168,8 +169,17 @@ pub(crate) static CLAIM_DUE: LazyLock<Script> = LazyLock::new(|| {
             {{'XPENDING', KEYS[1], ARGV[1], '-', '+', '1'}},
             {{'XACK', KEYS[1], ARGV[1], '0-0'}}, {{'HDEL', KEYS[3], 'f'}}
           }})
+          for _, id in ipairs(due) do
+            local pending = redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1)[1]
+            if pending and pending[2] ~= '~delayed' then
+              -- Handed out as new by a group that was made again, or claimed by another program.
+              redis.call('HDEL', KEYS[3], id)
+            else
+              waiting[#waiting + 1] = id
+            end
+          end
         end
-        local claimed = claim(KEYS[1], KEYS[3], ARGV[1], ARGV[2], due)
+        local claimed = claim(KEYS[1], KEYS[3], ARGV[1], ARGV[2], waiting)
         -- Last: what is neither claimed nor here nobody would find.
         if #due > 0 then redis.call('ZREM', KEYS[2], unpack(due)) end
         local wait = -1
@@ -365,22 +375,49 @@ pub(crate) static FIND_TIMELESS: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Deletes entries that no member works on. KEYS: stream, then of each group delayed and attempts.
-/// ARGV: how many groups, their names, then the ids. Answers with how many are gone.
+/// Who works on an entry, in any group; what waits for its time in a group of others' is theirs too.
+const HOLDER: &str = "
+local function holder(stream, groups, own, id)
+  for _, group in ipairs(groups) do
+    local name = group['name']
+    local pending = redis.call('XPENDING', stream, name, id, id, 1)[1]
+    if pending and not (own[name] and pending[2] == '~delayed') then return pending[2] end
+  end
+  return false
+end
+";
+
+/// What is known of an entry beside itself. KEYS: stream, attempts of the first group. ARGV: id, the groups. Answers
+/// with who works on it, if anybody does, how often the first group has handed it out, and what is kept of
+/// its attempts.
+pub(crate) static KNOWN: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(&format!(
+        "{NEEDS}{HOLDER}
+        local there, own, count = groups_of(KEYS[1]), {{}}, 0
+        for g = 2, #ARGV do own[ARGV[g]] = true end
+        for _, group in ipairs(there) do
+          if group['name'] == ARGV[2] then
+            local pending = redis.call('XPENDING', KEYS[1], ARGV[2], ARGV[1], ARGV[1], 1)[1]
+            if pending then count = pending[4] end
+          end
+        end
+        local held = holder(KEYS[1], there, own, ARGV[1])
+        return {{held, count, redis.call('HGET', KEYS[2], ARGV[1])}}"
+    ))
+});
+
+/// Deletes entries that no member of any group works on; what waits for its time in a group of others' is
+/// theirs too. KEYS: stream, then of each group delayed and attempts. ARGV: how many groups, their names, then the
+/// ids. Answers with how many are gone.
 pub(crate) static DELETE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
-        "{NEEDS}
-        local there = {{}}
-        for _, group in ipairs(groups_of(KEYS[1])) do there[group['name']] = true end
+        "{NEEDS}{HOLDER}
+        local there, own = groups_of(KEYS[1]), {{}}
         local groups, gone = tonumber(ARGV[1]), 0
+        for g = 1, groups do own[ARGV[g + 1]] = true end
         for i = groups + 2, #ARGV do
-          local id, held = ARGV[i], false
-          for g = 1, groups do
-            local group = ARGV[g + 1]
-            local pending = there[group] and redis.call('XPENDING', KEYS[1], group, id, id, 1)[1]
-            if pending and pending[2] ~= '~delayed' then held = true end
-          end
-          if not held then
+          local id = ARGV[i]
+          if not holder(KEYS[1], there, own, id) then
             for g = 1, groups do
               redis.call('XACK', KEYS[1], ARGV[g + 1], id)
               redis.call('ZREM', KEYS[2 * g], id)
@@ -412,39 +449,6 @@ pub(crate) static LATER: LazyLock<Script> = LazyLock::new(|| {
         for i = 2, #ARGV do packed[#packed + 1] = ARGV[i] end
         redis.call('ZADD', KEYS[1], now() + tonumber(ARGV[1]), cmsgpack.pack(packed))
         return 1"
-    ))
-});
-
-/// How much there is. KEYS: stream, delayed, later. ARGV: group, whether acked entries stay (1). Answers
-/// with what is ready (-1: not known), delayed, and handed out.
-pub(crate) static LAG: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(&format!(
-        "{NOW}{NEEDS}
-        local time = now()
-        local groups = groups_of(KEYS[1])
-        local pending, lag, last = 0, -1, nil
-        for _, group in ipairs(groups) do
-          if group['name'] == ARGV[1] then
-            pending, last = group['pending'], group['last-delivered-id']
-            if group['lag'] then lag = group['lag'] end
-          end
-        end
-        if #groups == 1 and ARGV[2] ~= '1' then
-          -- Entries that were left behind are in this; such that were deleted unread may be in the other.
-          local left = redis.call('XLEN', KEYS[1]) - pending
-          if lag < 0 or left < lag then lag = left end
-        end
-        -- A group that is not there begins with what is.
-        if not last then lag = redis.call('XLEN', KEYS[1]) end
-        -- Also where deleted entries let nobody count, or acked ones are left of other days.
-        if last and not redis.call('XRANGE', KEYS[1], '(' .. last, '+', 'COUNT', 1)[1] then
-          lag = 0
-        end
-        local all = redis.call('ZCARD', KEYS[2])
-        local due = redis.call('ZCOUNT', KEYS[2], '-inf', time)
-        local later = redis.call('ZCARD', KEYS[3])
-        if lag >= 0 then lag = lag + due end
-        return {{lag, all - due + later, pending - all}}"
     ))
 });
 

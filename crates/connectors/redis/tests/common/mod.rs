@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use brigade_core::connector::{
-    Connector, ConnectorEnv, Consumer, Order, Outgoing, Producer, QueueSpec, Reader, Want,
+    Connector, ConnectorEnv, ConnectorError, Consumer, Order, Outgoing, Produced, Producer,
+    QueueSpec, Reader, Want,
 };
 use brigade_core::{Message, MessageId};
 use brigade_memory::MemoryState;
@@ -36,6 +37,11 @@ pub(crate) async fn open(
 
 pub(crate) fn numbered(n: usize) -> Outgoing {
     Message::new(n.to_string()).with_id(MessageId(n as u128 + 1)).into()
+}
+
+/// Puts a batch; an error if any of it is not on the queue.
+pub(crate) async fn put(producer: &dyn Producer, batch: &[Outgoing]) -> Result<(), ConnectorError> {
+    producer.produce(batch).await?.into_iter().try_for_each(Produced::confirmed)
 }
 
 pub(crate) fn connect(server: &Redis) -> Connection {

@@ -1,0 +1,279 @@
+//! What a consumer has received of an RSMQ queue. It stays hidden from others until it is resolved: that is renewed on
+//! the thread of the connections, whatever the lane does that works on it.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use brigade_core::connector::{ConnectorError, Incoming, Receipt, Want};
+use brigade_core::{IncarnationId, Message, MessageId, Timestamp};
+use redis::ScriptInvocation;
+
+use super::connector::Site;
+use super::scripts::{HIDE, RECEIVE};
+use crate::pace::Paced;
+
+/// The most messages that are received, or hidden anew, at once.
+const SCRIPT_MAX: usize = 500;
+/// How long to wait at most before what could not be renewed is renewed again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+/// An id as it stands on the server: another program's may be no text.
+pub(super) type Id = Vec<u8>;
+
+/// What a receiving brought: something, or if nothing was there, when there will be something, in
+/// milliseconds, or -1.
+pub(super) type Fetched = Result<Option<i64>, ConnectorError>;
+
+/// A received message: id, body, receive count, first receiving, failed attempts.
+type Told = (Id, Option<Vec<u8>>, u64, Option<Vec<u8>>, Option<Vec<u8>>);
+
+/// Messages that are to be hidden for a while: id, fence, how long, failed attempts (-1: as before).
+pub(super) type Hide = (Id, u64, Duration, i64);
+
+/// The messages that are this consumer's.
+pub(super) struct Received {
+    pub(super) site: Site,
+    pace: Paced,
+    held: Mutex<Held>,
+    /// One change of times after the other.
+    hiding: tokio::sync::Mutex<()>,
+    /// Held by a receiving.
+    receiving: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct Held {
+    /// Not yet handed out.
+    ready: VecDeque<Incoming>,
+    /// All that is unresolved, by the numbers that receipts have.
+    messages: HashMap<u64, Hidden>,
+    next: u64,
+    /// Nobody hands out, or resolves, what is here from now on.
+    given_up: bool,
+}
+
+/// A message that nobody else receives for as long as a visibility timeout, at least.
+#[derive(Clone)]
+pub(super) struct Hidden {
+    id: Id,
+    fence: u64,
+    since: Instant,
+}
+
+impl Received {
+    pub(super) fn new(site: Site) -> Arc<Self> {
+        let (pace, held) = (Paced::new(SCRIPT_MAX), Mutex::default());
+        let (hiding, receiving) = <(tokio::sync::Mutex<()>, tokio::sync::Mutex<()>)>::default();
+        Arc::new(Self { site, pace, held, hiding, receiving })
+    }
+
+    fn held(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Receives what there is.
+    pub(super) async fn receive(self: Arc<Self>, want: Want) -> Fetched {
+        let _ends = self.receiving.lock().await;
+        if self.is_given_up() {
+            return Ok(None);
+        }
+        let max = self.pace.count(want);
+        let (asked, site) = (Instant::now(), &self.site);
+        let mut receive = RECEIVE.key(&site.messages);
+        receive.key(&site.hash).key(&site.attempts).arg(max).arg(site.vt.as_millis().to_string());
+        let receive = Arc::new(receive);
+        let told = match site.wire.try_script(Arc::clone(&receive)).await {
+            Err(failure) if failure.is_no_queue() => {
+                site.made.make_again(&site.wire).await?;
+                site.wire.script(receive).await
+            }
+            told => told.map_err(|failure| site.wire.told(&failure)),
+        };
+        let told = told.inspect_err(|_| self.pace.read(max, Err(())));
+        let (told, next): (Vec<Told>, i64) = told?;
+        let next = told.is_empty().then_some(next);
+        self.enter_all(told, asked, max);
+        if self.is_given_up() {
+            let back = self.give_up();
+            Arc::clone(&self).hide(back).await?;
+        }
+        Ok(next)
+    }
+
+    fn enter_all(&self, all: Vec<Told>, since: Instant, max: usize) {
+        let mut held = self.held();
+        let before = held.ready.len();
+        all.into_iter().for_each(|told| self.enter(&mut held, told, since));
+        self.pace.read::<()>(max, Ok(&held.ready.make_contiguous()[before..]));
+    }
+
+    fn enter(&self, held: &mut Held, told: Told, since: Instant) {
+        let (id, body, fence, first, attempts) = told;
+        let position = held.next;
+        held.next += 1;
+        let message = Message {
+            id: MessageId::root(IncarnationId::of(&id), 0),
+            payload: body.map(Into::into),
+            ..Message::default()
+        };
+        let mut incoming = Incoming::new(message, Receipt { position, fence });
+        incoming.attempts = number(attempts);
+        let handed_out = u32::try_from(fence).unwrap_or(u32::MAX);
+        incoming.redeliveries = handed_out.saturating_sub(1).saturating_sub(incoming.attempts);
+        let sent = id.get(..10).and_then(|time| std::str::from_utf8(time).ok());
+        let sent = sent.and_then(|time| i64::from_str_radix(time, 36).ok());
+        incoming.enqueued_at = sent.map(|usec| Timestamp(usec / 1000));
+        incoming.defect = self.site.handed_out_too_often(incoming.redeliveries);
+        if incoming.attempts > 0 {
+            let first = first.and_then(|first| std::str::from_utf8(&first).ok()?.parse().ok());
+            incoming.first_failed_at = first.map(Timestamp);
+        }
+        held.messages.insert(position, Hidden { id, fence, since });
+        held.ready.push_back(incoming);
+    }
+
+    /// Whether some of what is not yet handed out may soon be another's, or is by now: as after this process
+    /// stood still, or the server was away.
+    pub(super) fn is_stale(&self) -> bool {
+        let (held, half) = (self.held(), self.site.vt / 2);
+        let since = |one: &Incoming| held.messages.get(&one.receipt.position).map(|one| one.since);
+        held.ready.iter().filter_map(since).any(|since| since.elapsed() >= half)
+    }
+
+    /// Hands out what was received.
+    pub(super) fn take(&self, want: Want) -> Vec<Incoming> {
+        let mut held = self.held();
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        while taken.len() < want.messages && (bytes < want.bytes || taken.is_empty()) {
+            let Some(next) = held.ready.pop_front() else { break };
+            bytes += next.message.size();
+            taken.push(next);
+        }
+        taken
+    }
+
+    /// The id behind a receipt, if that is known.
+    pub(super) fn id(&self, position: u64) -> Option<Id> {
+        self.held().messages.get(&position).map(|hidden| hidden.id.clone())
+    }
+
+    /// The ids behind receipts, as far as they stand here; the rest are fenced.
+    pub(super) fn ids(&self, receipts: &[Receipt]) -> (Vec<(Receipt, Id)>, Vec<Receipt>) {
+        let held = self.held();
+        let (mut known, mut fenced) = (Vec::new(), Vec::new());
+        for receipt in receipts {
+            match held.messages.get(&receipt.position) {
+                Some(one) if one.fence == receipt.fence => known.push((*receipt, one.id.clone())),
+                _ => fenced.push(*receipt),
+            }
+        }
+        (known, fenced)
+    }
+
+    /// Forgets what is resolved. What is not renewed any more is answered with.
+    pub(super) fn forget<'r>(
+        &self,
+        receipts: impl IntoIterator<Item = &'r Receipt>,
+    ) -> Vec<(u64, Hidden)> {
+        let mut held = self.held();
+        let gone = receipts.into_iter().map(|receipt| receipt.position);
+        gone.filter_map(|position| Some((position, held.messages.remove(&position)?))).collect()
+    }
+
+    /// It is unresolved all the same.
+    pub(super) fn remember(&self, forgotten: Vec<(u64, Hidden)>) {
+        self.held().messages.extend(forgotten);
+    }
+
+    /// Whether nothing is handed out any more.
+    pub(super) fn is_given_up(&self) -> bool {
+        self.held().given_up
+    }
+
+    /// Forgets all, and hands out nothing from now on; answers with what gives it back. What a receiving
+    /// that is under way brings is given back by itself.
+    pub(super) fn give_up(&self) -> Vec<Hide> {
+        let mut held = self.held();
+        held.given_up = true;
+        held.ready.clear();
+        let all = held.messages.drain();
+        all.map(|(_, Hidden { id, fence, .. })| (id, fence, Duration::ZERO, -1)).collect()
+    }
+
+    /// Waits for the end of what is being received.
+    pub(super) async fn ended(&self) {
+        drop(self.receiving.lock().await);
+    }
+
+    /// Hides messages for a while, counted from now. Answers with the places of the fenced.
+    pub(super) async fn hide(
+        self: Arc<Self>,
+        all: Vec<Hide>,
+    ) -> Result<Vec<usize>, ConnectorError> {
+        let _turn = self.hiding.lock().await;
+        self.hide_in_turn(&all).await
+    }
+
+    async fn hide_in_turn(&self, all: &[Hide]) -> Result<Vec<usize>, ConnectorError> {
+        let mut fenced = Vec::new();
+        for (part, hidden) in all.chunks(SCRIPT_MAX).enumerate() {
+            let places: Vec<usize> = self.site.wire.script(hiding(&self.site, hidden)).await?;
+            fenced.extend(places.into_iter().map(|place| part * SCRIPT_MAX + place));
+        }
+        Ok(fenced)
+    }
+
+    /// Hides all that is held for another visibility timeout. What is another's by now is not handed out.
+    pub(super) async fn renew(self: Arc<Self>) -> Result<(), ConnectorError> {
+        let _turn = self.hiding.lock().await;
+        let (since, vt) = (Instant::now(), self.site.vt);
+        let (positions, all): (Vec<u64>, Vec<Hide>) = {
+            let held = self.held();
+            let all = held.messages.iter();
+            all.map(|(position, one)| (*position, (one.id.clone(), one.fence, vt, -1))).unzip()
+        };
+        let fenced: HashSet<usize> = self.hide_in_turn(&all).await?.into_iter().collect();
+        let mut held = self.held();
+        let Held { ready, messages, .. } = &mut *held;
+        for (place, position) in positions.iter().enumerate() {
+            if fenced.contains(&place) {
+                messages.remove(position);
+            } else if let Some(one) = messages.get_mut(position) {
+                one.since = since;
+            }
+        }
+        ready.retain(|one| messages.contains_key(&one.receipt.position));
+        Ok(())
+    }
+
+    /// Renews for as long as the consumer is there.
+    pub(super) async fn keep(self: Arc<Self>) {
+        let every = self.site.vt / 3;
+        let mut pause = every;
+        loop {
+            tokio::time::sleep(pause).await;
+            pause = every;
+            if let Err(error) = Arc::clone(&self).renew().await {
+                let queue = &self.site.queue;
+                tracing::warn!(%queue, %error, "what is worked on could not be kept from others");
+                pause = every.min(AGAIN);
+            }
+        }
+    }
+}
+
+/// A number as it stands on the server; 0 if there is none.
+pub(super) fn number(text: Option<Vec<u8>>) -> u32 {
+    text.and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok()).unwrap_or(0)
+}
+
+/// The script that hides these.
+pub(super) fn hiding(site: &Site, all: &[Hide]) -> ScriptInvocation<'static> {
+    let mut hide = HIDE.key(&site.messages);
+    hide.key(&site.hash).key(&site.attempts);
+    for (id, fence, period, attempts) in all {
+        hide.arg(id).arg(fence).arg(period.as_millis().to_string()).arg(attempts);
+    }
+    hide
+}

@@ -1,0 +1,68 @@
+//! A stream's groups, and which stream of its name it is: one that is made anew is another.
+
+use std::sync::{Arc, LazyLock};
+
+use brigade_core::IncarnationId;
+use brigade_core::connector::ConnectorError;
+use redis::cmd;
+
+use super::connector::Keys;
+use super::scripts::NEEDS;
+use crate::output::MAY;
+use crate::script::Script;
+use crate::wire::Wire;
+
+/// Makes groups from the beginning of their stream, and the stream, if they are not there. Groups
+/// go with their stream: one that is there, and was noted, shows that it is still the stream that
+/// it was. KEYS: stream, incarnation. ARGV: the incarnation if it is another stream, the groups.
+/// Answers with the incarnation.
+static MAKE_GROUPS: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(&format!(
+        "{NEEDS}{MAY}
+        local stream, kept, there, incarnation = KEYS[1], KEYS[2], {{}}, false
+        for _, group in ipairs(groups_of(stream)) do
+          there[group['name']] = true
+          incarnation = incarnation or redis.call('HGET', kept, group['name'])
+        end
+        may({{{{'DEL', kept}}, {{'HDEL', kept, 'f'}}, {{'HSET', kept, 'f', 'v'}}}})
+        for i = 2, #ARGV do
+          if not there[ARGV[i]] then
+            redis.call('XGROUP', 'CREATE', stream, ARGV[i], '0', 'MKSTREAM')
+          end
+        end
+        -- A full server refuses a script what takes room, but not once it has removed something:
+        -- consumers begin there too, and make room.
+        if incarnation then
+          redis.call('HDEL', kept, unpack(ARGV, 2))
+        else
+          redis.call('DEL', kept)
+          incarnation = ARGV[1]
+        end
+        for i = 2, #ARGV do redis.call('HSET', kept, ARGV[i], incarnation) end
+        return incarnation"
+    ))
+});
+
+/// Makes the groups of a stream that are not there, of all the file's stages: what only one group
+/// has to ack is removed with its ack, and one that is made later would not get it. Answers with
+/// the stream's incarnation, another if it was made anew.
+pub(super) async fn make_groups(
+    wire: &Arc<Wire>,
+    keys: &Keys,
+    groups: &[String],
+) -> Result<IncarnationId, ConnectorError> {
+    let mut make = MAKE_GROUPS.key(&keys.stream);
+    make.key(&keys.incarnation).arg(format!("{:032x}", fastrand::u128(..))).arg(groups);
+    let told: String = wire.script(make).await?;
+    Ok(IncarnationId::of(told.as_bytes()))
+}
+
+/// The incarnation of a stream as a group reads it, if that was made.
+pub(super) async fn incarnation(
+    wire: &Arc<Wire>,
+    keys: &Keys,
+) -> Result<Option<IncarnationId>, ConnectorError> {
+    let told: Option<String> =
+        wire.command(cmd("HGET").arg(&keys.incarnation).arg(&keys.group)).await?;
+    Ok(told.map(|told| IncarnationId::of(told.as_bytes())))
+}

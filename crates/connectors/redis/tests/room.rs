@@ -1,0 +1,151 @@
+//! Batches of which a server takes a part: what it took is not put again.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that stops says where"
+)]
+
+mod common;
+
+use std::time::Duration;
+
+use brigade_core::connector::{Connector, ConnectorError, Outgoing, Produced, Producer};
+use brigade_core::{Message, MessageId};
+use brigade_redis::{RedisStreams, Rsmq};
+use brigade_testkit::servers::Redis;
+use common::{WANT, ask, connect, env, numbered, open, queue};
+use redis::Connection;
+use serde_json::json;
+
+/// So many tries end in vain.
+const TRIES: usize = 1000;
+
+/// A message that begins with its number and has so many bytes.
+fn long(n: usize, bytes: usize) -> Outgoing {
+    let mut text = n.to_string();
+    text.extend(std::iter::repeat_n(' ', bytes));
+    Message::new(text).with_id(MessageId(n as u128 + 1)).into()
+}
+
+/// Puts a batch as a stage does: what did not go through is put again. Answers with that, and why.
+async fn put(
+    producer: &dyn Producer,
+    batch: Vec<Outgoing>,
+) -> (Vec<Outgoing>, Option<ConnectorError>) {
+    let outcomes = match producer.produce(&batch).await {
+        Ok(outcomes) => outcomes,
+        Err(error) => return (batch, Some(error)),
+    };
+    let (mut left, mut why) = (Vec::new(), None);
+    for (outgoing, outcome) in batch.into_iter().zip(outcomes) {
+        match outcome {
+            Produced::Confirmed => {}
+            Produced::Failed(error) => {
+                left.push(outgoing);
+                why = Some(error);
+            }
+            Produced::Rejected(why) => panic!("refused: {why:?}"),
+        }
+    }
+    (left, why)
+}
+
+/// Leaves a server room for so many bytes more.
+fn leave_room(beside: &mut Connection, bytes: u64) {
+    let memory: String = ask(beside, "INFO memory");
+    let used = memory.lines().find_map(|line| line.strip_prefix("used_memory:")).unwrap();
+    let max = used.parse::<u64>().unwrap() + bytes;
+    ask::<()>(beside, &format!("CONFIG SET maxmemory {max}"));
+}
+
+fn assert_full(why: Option<&ConnectorError>) {
+    let why = why.expect("it is told").to_string();
+    assert!(why.contains("queue `shop`") && why.contains("`maxmemory`"), "{why}");
+}
+
+#[tokio::test]
+async fn of_a_batch_larger_than_the_room_each_message_is_on_the_stream_once() {
+    const MESSAGES: usize = 200;
+    let server = Redis::start();
+    let mut beside = connect(&server);
+    let queue = queue("shop", json!({ "url": server.url() }));
+    let (producer, consumer) = open(&RedisStreams, &queue).await;
+    leave_room(&mut beside, 6 << 20);
+    let mut left: Vec<Outgoing> = (0..MESSAGES).map(|n| long(n, 100_000)).collect();
+    let (mut came, mut tries) = (Vec::new(), 0);
+    while !left.is_empty() {
+        let (rest, why) = put(&*producer, left).await;
+        left = rest;
+        if tries == 0 {
+            assert!((1..MESSAGES).contains(&left.len()), "{} of it failed", left.len());
+            assert_full(why.as_ref());
+        }
+        tries += 1;
+        assert!(tries < TRIES, "{} are left; {why:?}", left.len());
+        while ask::<u64>(&mut beside, "XLEN shop") > 0 {
+            let taken = consumer.consume(WANT).await.unwrap();
+            let receipts = taken.iter().map(|one| one.receipt).collect();
+            assert_eq!(consumer.ack(receipts, Vec::new()).await.unwrap().fenced, []);
+            came.extend(taken.into_iter().map(|one| one.message.id));
+        }
+    }
+    came.sort_unstable();
+    assert_eq!(came, (1..=MESSAGES as u128).map(MessageId).collect::<Vec<_>>());
+}
+
+#[tokio::test]
+async fn of_a_batch_larger_than_the_room_each_message_is_on_rsmq_once() {
+    const MESSAGES: usize = 600;
+    let server = Redis::start();
+    let mut beside = connect(&server);
+    let queue = queue("shop", json!({ "url": server.url() }));
+    let producer = Rsmq.producer(&queue, &env()).await.unwrap();
+    leave_room(&mut beside, 15 << 20);
+    let batch = (0..MESSAGES).map(|n| long(n, 60_000)).collect();
+    let (left, why) = put(&*producer, batch).await;
+    assert_full(why.as_ref());
+    ask::<()>(&mut beside, "CONFIG SET maxmemory 0");
+    assert!(put(&*producer, left).await.0.is_empty());
+    assert_eq!(ask::<usize>(&mut beside, "ZCARD rsmq:shop"), MESSAGES);
+    let sent: usize = ask(&mut beside, "HGET rsmq:shop:Q totalsent");
+    assert_eq!(sent, MESSAGES);
+}
+
+/// What is put with a delay goes another way.
+#[tokio::test]
+async fn messages_that_cannot_be_delayed_double_no_others() {
+    let server = Redis::start();
+    let mut beside = connect(&server);
+    let queue = queue("shop", json!({ "url": server.url() }));
+    let producer = RedisStreams.producer(&queue, &env()).await.unwrap();
+    ask::<()>(&mut beside, "SET {shop}:brigade:later text");
+    let delay = Some(Duration::from_secs(600));
+    let delayed = |n| Outgoing { delay, ..numbered(n) };
+    let batch = vec![numbered(1), delayed(2), numbered(3), delayed(4)];
+    let (left, why) = put(&*producer, batch).await;
+    assert!(why.unwrap().to_string().contains("a value of another type"));
+    assert_eq!(left.iter().map(|one| one.delay).collect::<Vec<_>>(), [delay, delay]);
+    ask::<()>(&mut beside, "DEL {shop}:brigade:later");
+    assert!(put(&*producer, left).await.0.is_empty());
+    assert_eq!(ask::<u64>(&mut beside, "XLEN shop"), 2);
+    assert_eq!(ask::<u64>(&mut beside, "ZCARD {shop}:brigade:later"), 2);
+}
+
+/// A part of it may be on the queue: nothing is said of any.
+#[tokio::test]
+async fn of_a_batch_whose_answers_are_lost_only_the_error_is_told() {
+    let later = Some(Duration::from_secs(600));
+    for (connector, delay) in
+        [(&RedisStreams as &dyn Connector, None), (&RedisStreams, later), (&Rsmq, None)]
+    {
+        let server = Redis::start();
+        let queue = queue("shop", json!({ "url": server.url() }));
+        let producer = connector.producer(&queue, &env()).await.unwrap();
+        assert!(put(&*producer, vec![numbered(1)]).await.0.is_empty());
+        server.kill();
+        let batch = [2, 3].map(|n| Outgoing { delay, ..numbered(n) });
+        let error = producer.produce(&batch).await.expect_err("nobody knows");
+        assert!(error.is_transient(), "{}: {error}", connector.type_name());
+    }
+}
