@@ -64,13 +64,21 @@ stages: {{ pass: {{ component: pass, input: in, outputs: [out] }} }}
         running.drain().await;
     }
 
+    /// Starts it with a component that never has done with some lines.
+    async fn start_holding(&self, holds: impl Fn(u64) -> bool + Clone + Send + 'static) -> Running {
+        let hold = move |n: u64| match holds(n) {
+            true => Err(Failure::retry("not now")),
+            false => Ok(Emit::value(n)),
+        };
+        let registry = self.world.registry().component("hold", hold);
+        let retry = "component: hold, retry: { attempts: 9, min: 1h, max: 1h }, workers: 2";
+        let yaml = self.yaml().replace("component: pass", retry);
+        self.world.start(&yaml, &registry).await
+    }
+
     /// Runs until this many lines were handed out, of which none is acked, and stops at once.
     async fn hold(&self, lines: u64) {
-        let never = |_: u64| Err::<Emit, _>(Failure::retry("not now"));
-        let registry = self.world.registry().component("never", never);
-        let retry = "component: never, retry: { attempts: 9, min: 1h, max: 1h }";
-        let yaml = self.yaml().replace("component: pass", retry);
-        let running = self.world.start(&yaml, &registry).await;
+        let running = self.start_holding(|_| true).await;
         let held = async || running.status().await[0].stages[0].received == lines;
         eventually("they are handed out", held).await;
         running.stop(Some(Duration::ZERO)).await;
@@ -120,20 +128,90 @@ async fn what_was_handed_out_and_never_acked_is_found_by_its_new_name() {
     trial.finds_all_three().await;
 }
 
-/// The file that nothing was acked of is not the last one, nor the one before the first.
+/// The files before and after it are known by their acks.
 #[tokio::test]
-async fn a_file_of_which_nothing_was_acked_is_found_between_others() {
+async fn a_file_of_which_nothing_was_acked_is_found_between_two_that_were() {
+    let trial = Trial::new("log");
+    trial.append("log", "1\n");
+    let running = trial.start_holding(|n| n == 2).await;
+    trial.arrived(1).await;
+    trial.rename("log", "log.1");
+    trial.append("log", "2\n");
+    let held = async || running.status().await[0].stages[0].received == 2;
+    eventually("the second is handed out", held).await;
+    trial.rename("log", "log.2");
+    trial.append("log", "3\n");
+    trial.arrived(3).await;
+    running.stop(Some(Duration::ZERO)).await;
+    let running = trial.start().await;
+    trial.arrived(2).await;
+    assert_eq!(trial.sorted(), [1, 2, 3]);
+    running.drain().await;
+}
+
+/// Its writer was not told of the rotation, and the next file is rotated meanwhile.
+#[tokio::test]
+async fn files_behind_one_that_goes_on_growing_are_read_too() {
+    let trial = Trial::new("log");
+    let mut writer = trial.open("log");
+    writer.write_all(b"1\n").unwrap();
+    let running = trial.start().await;
+    trial.arrived(1).await;
+    trial.rename("log", "log.1");
+    trial.append("log", "2\n");
+    trial.rename("log.1", "log.2");
+    trial.rename("log", "log.1");
+    trial.append("log", "3\n");
+    let mut late = 100;
+    let goes_on = async || {
+        late += 1;
+        writer.write_all(format!("{late}\n").as_bytes()).unwrap();
+        trial.numbers().contains(&3)
+    };
+    eventually("the last file is read though the first one is never quiet", goes_on).await;
+    trial.arrived(late).await;
+    assert_eq!(trial.sorted(), [1, 2, 3].into_iter().chain(101..=late).collect::<Vec<_>>());
+    running.drain().await;
+}
+
+/// It was last written before the first one was, which its writer was late to leave.
+#[tokio::test]
+async fn a_file_that_came_and_went_before_a_late_line_of_the_one_before_is_found() {
+    let trial = Trial::new("log");
+    let mut writer = trial.open("log");
+    writer.write_all(b"1\n").unwrap();
+    let running = trial.start().await;
+    trial.arrived(1).await;
+    running.drain().await;
+    trial.rename("log", "log.2");
+    trial.append("log", "3\n");
+    trial.rename("log", "log.1");
+    trial.append("log", "4\n");
+    writer.write_all(b"2\n").unwrap();
+    let running = trial.start().await;
+    trial.arrived(4).await;
+    assert_eq!(trial.numbers(), [1, 2, 3, 4]);
+    running.drain().await;
+}
+
+/// The process ends while its writer may still go on with the line.
+#[tokio::test]
+async fn a_rotated_file_that_never_had_a_whole_line_is_known() {
     let trial = Trial::new("log");
     trial.append("log", "1\n");
     let running = trial.start().await;
     trial.arrived(1).await;
-    running.drain().await;
     trial.rename("log", "log.1");
-    trial.append("log", "2\n");
-    trial.hold(1).await;
+    trial.append("log", "2");
     trial.rename("log", "log.2");
     trial.append("log", "3\n");
-    trial.finds_all_three().await;
+    trial.arrived(3).await;
+    running.drain().await;
+    trial.append("log.2", "2\n");
+    let running = trial.start().await;
+    trial.arrived(22).await;
+    assert_eq!(trial.sorted(), [1, 3, 22]);
+    running.drain().await;
 }
 
 /// As a rotation does that compresses: the file has another inode, and is not complete at first.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use brigade_core::connector::{ConnectorEnv, QueueAdmin, QueueSpec};
 use brigade_core::state::StateStore;
 use brigade_pipeline::{Loaded, Overrides, PipelineFile, Topology};
-use brigade_runtime::{Pipeline, Registry};
+use brigade_runtime::{Pipeline, Registry, dead_letter_queue, redrive_queue};
 use clap::Args;
 use comfy_table::{Table, TableStyle};
 
@@ -107,15 +107,39 @@ impl Opened {
             let env = ConnectorEnv { state: Arc::clone(&self.state) };
             return Ok(connector.admin(&queue.spec, &env).await?);
         }
-        let kept = self.state.queue_names(&topology.pipeline).await?;
+        let kept = self.kept_names().await?;
         anyhow::ensure!(
-            name.starts_with('~') || kept.iter().any(|kept| kept == name),
+            kept.iter().any(|kept| kept == name),
             "no queue `{name}` in {}; there are: {}",
             topology.pipeline,
-            topology.queues.keys().map(|name| name.to_string()).collect::<Vec<_>>().join(", ")
+            match name.starts_with('~') {
+                true => kept.join(", "),
+                false => topology
+                    .queues
+                    .keys()
+                    .map(|name| name.to_string())
+                    .collect::<Vec<_>>()
+                    .join(", "),
+            }
         );
         let spec = QueueSpec::new(&topology.pipeline, name, serde_json::json!({}));
         Ok(self.state.queue_admin(&spec).await?)
+    }
+
+    /// The queues that the state keeps, or will, beside those of the file.
+    async fn kept_names(&self) -> anyhow::Result<Vec<String>> {
+        let topology = self.pipeline.topology();
+        let stages = topology.stages.values();
+        let redrive = stages.clone().map(|stage| redrive_queue(&stage.name));
+        let dead = stages.filter(|stage| stage.dead_letter.is_none());
+        let mut names: Vec<String> =
+            redrive.chain(dead.map(|stage| dead_letter_queue(&stage.name))).collect();
+        for kept in self.state.queue_names(&topology.pipeline).await? {
+            if !names.contains(&kept) && !topology.queues.contains_key(kept.as_str()) {
+                names.push(kept);
+            }
+        }
+        Ok(names)
     }
 
     /// Ends what was opened.

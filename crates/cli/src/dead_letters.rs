@@ -93,6 +93,11 @@ impl DeadLetters {
             Command::Redrive { numbers, .. } => {
                 let _alone = alone(&opened).await?;
                 let sent = redrive(&opened, registry, &letters, numbers).await?;
+                // It was told of each why it stays.
+                anyhow::ensure!(
+                    sent > 0 || numbers.is_empty(),
+                    "nothing was sent back: each that was named stays"
+                );
                 print(&format!("{} sent back", letters_counted(sent)))?;
             }
             Command::Delete { numbers, .. } => {

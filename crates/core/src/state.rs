@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::lock::Mutex;
 
 use crate::connector::{
     ConnectorError, Consumer, Outgoing, Producer, QueueAdmin, QueueSpec, Reader,
@@ -125,12 +126,75 @@ impl fmt::Debug for StateLock {
     }
 }
 
-/// Takes the position of a queue's reader, which is kept in this space: it has one reader at a time, over
-/// all processes that use the state.
-///
-/// # Errors
-/// Another has it, which is transient; or that cannot be known.
-pub async fn lock_position(
+/// How far a reader has read a queue that keeps no account of its readers, as a file.
+#[derive(Debug)]
+pub struct KeptPositions {
+    /// Where they are in the state.
+    pub space: Arc<str>,
+    /// As long as it is held nobody else reads the queue for the same group.
+    pub lock: StateLock,
+    /// What is kept there, by key.
+    pub kept: Vec<(String, Bytes)>,
+}
+
+impl KeptPositions {
+    /// Takes the positions of a queue's reader. It has one reader at a time for each group, over all processes
+    /// that use the state. One of several stages that begin to read what one has read goes on where that one
+    /// was; a stage that is the only reader again goes on where it was itself.
+    ///
+    /// # Errors
+    /// Another process has them, which is transient; or the state cannot be read.
+    pub async fn open(
+        state: &dyn StateStore,
+        kind: &str,
+        queue: &QueueSpec,
+        reader: &Reader,
+    ) -> Result<Self, ConnectorError> {
+        // Stages of one process that begin together wait for each other.
+        static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+        let _one_at_a_time = ONE_AT_A_TIME.lock().await;
+        let space = |group: &str| -> Arc<str> {
+            format!("{kind}/{}/{}/{group}", queue.pipeline, queue.name).into()
+        };
+        let is_alone = reader.group.is_empty();
+        let (own, other) = (space(&reader.group), space(if is_alone { &reader.stage } else { "" }));
+        let lock = lock_position(state, queue, &own).await?;
+        let kept = state.scan(&own, "").await?;
+        if !is_alone && !kept.is_empty() {
+            return Ok(Self { space: own, lock, kept });
+        }
+        let taken = state.scan(&other, "").await?;
+        if taken.is_empty() {
+            return Ok(Self { space: own, lock, kept });
+        }
+        // Who reads by an older pipeline file goes on until it stops.
+        let _other_lock = lock_position(state, queue, &other).await?;
+        let taken = state.scan(&other, "").await?;
+        let mut ops = Vec::new();
+        for (key, _) in kept {
+            ops.push(StoreOp::Delete { space: Arc::clone(&own), key });
+        }
+        for (key, value) in taken.clone() {
+            ops.push(StoreOp::Put { space: Arc::clone(&own), key: key.clone(), value });
+            // The others that begin with it take it, too.
+            if is_alone {
+                ops.push(StoreOp::Delete { space: Arc::clone(&other), key });
+            }
+        }
+        state.commit(ops).await?;
+        tracing::info!(
+            queue = %queue.name, stage = %reader.stage,
+            "{}", match is_alone {
+                true => "the stage is the only reader of this queue now; it goes on where it was",
+                false => "several stages read this queue now; each goes on where the one before them was",
+            }
+        );
+        Ok(Self { space: own, lock, kept: taken })
+    }
+}
+
+/// Takes the positions that are kept in a space.
+async fn lock_position(
     state: &dyn StateStore,
     queue: &QueueSpec,
     space: &str,

@@ -82,8 +82,8 @@ pub fn changes(before: &Value, now: &Value) -> Vec<String> {
                 format!("stage `{group}`")
             };
             said.push(format!(
-                "queue `{name}` is no longer read by {who} as such: see `queues list` for what is \
-                 stored for whom"
+                "queue `{name}` is no longer read by {who} as such: what is stored for it is taken over \
+                 when a stage of it begins, or is told by `queues list`"
             ));
         }
     }

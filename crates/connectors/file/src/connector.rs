@@ -1,4 +1,3 @@
-use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -9,7 +8,9 @@ use brigade_core::connector::{
 use serde_json::Value;
 
 use crate::consumer::FileConsumer;
+use crate::paths;
 use crate::producer::FileProducer;
+use crate::reach::{can_be_read, can_be_written};
 use crate::settings::{FileFormat, Settings, refuse_special};
 
 /// The connector of files, type `file`.
@@ -110,34 +111,27 @@ impl Connector for FileConnector {
 
     async fn reach(&self, queue: &QueueSpec, _: &ConnectorEnv) -> Result<(), ConnectorError> {
         let settings: Settings = queue.settings()?;
-        if settings.is_standard() || settings.is_glob() {
+        if settings.is_standard() {
             return Ok(());
         }
-        // What is read has to be there, unless it is waited for; what is only written needs a
-        // directory, or one in which directories can be made.
-        let (path, read) = (settings.path(), !queue.groups.is_empty() && !settings.follow);
-        let (name, what) = (Arc::clone(&queue.name), path.display().to_string());
-        refuse_special(&path, if read { "input" } else { "output" })
-            .map_err(|error| ConnectorError::permanent(format!("queue `{name}`: {error}")))?;
-        let looked = tokio::task::spawn_blocking(move || match read {
-            true => std::fs::File::open(&path).map(drop),
-            false => {
-                let named = |place: &&Path| !place.as_os_str().is_empty();
-                let places = path.ancestors().skip(1).filter(named);
-                let found = places.map(std::fs::metadata).find_map(Result::ok);
-                match found.is_none_or(|found| found.is_dir()) {
-                    true => Ok(()),
-                    false => Err(std::io::ErrorKind::NotADirectory.into()),
-                }
+        let read = !queue.groups.is_empty();
+        let (how, standard) = if read { ("read", "input") } else { ("written", "output") };
+        let name = Arc::clone(&queue.name);
+        let looked = tokio::task::spawn_blocking(move || {
+            let path = settings.path();
+            if settings.is_glob() {
+                return paths::refused(&settings);
             }
+            refuse_special(&path, standard).map_err(|error| error.to_string())?;
+            let looked = match read {
+                true => can_be_read(&path, settings.follow),
+                false => can_be_written(&path),
+            };
+            let why = |error| format!("{} cannot be {how}: {error}; see `path:`", path.display());
+            looked.map_err(why)
         });
-        let failed = |why: String| {
-            let how = if read { "read" } else { "written" };
-            let message = format!("queue `{name}`: {what} cannot be {how}: {why}; see `path:`");
-            ConnectorError::transient(message)
-        };
-        let looked = looked.await.map_err(|error| failed(error.to_string()))?;
-        looked.map_err(|error| failed(error.to_string()))
+        let looked = looked.await.unwrap_or_else(|error| Err(error.to_string()));
+        looked.map_err(|why| ConnectorError::transient(format!("queue `{name}`: {why}")))
     }
 
     async fn consumer(

@@ -8,7 +8,7 @@ use brigade_core::connector::{
     Acked, ConnectorError, Consumer, Defect, ErrorKind, Failed, FailedReason, Features, Incoming,
     Lag, Order, QueueSpec, Reader, Receipt, Want,
 };
-use brigade_core::state::{StateLock, StateStore, StoreId, StoreOp, lock_position};
+use brigade_core::state::{KeptPositions, StateLock, StateStore, StoreId, StoreOp};
 use brigade_core::{CauseKind, Message, MessageId};
 use bytes::Bytes;
 use tokio::sync::{Notify, mpsc};
@@ -16,7 +16,7 @@ use tokio::sync::{Notify, mpsc};
 use crate::connector::features;
 use crate::ledger::{Position, Positions, Progress};
 use crate::lines::Record;
-use crate::reader::{Numbered, Reader as ReaderThread, Said};
+use crate::reader::{Numbered, Pending, Reader as ReaderThread, Said};
 use crate::settings::Settings;
 
 /// Chunks that are read ahead; each is at most 256 records or about 1 MiB.
@@ -29,7 +29,7 @@ pub(crate) struct FileConsumer {
     state: Arc<dyn StateStore>,
     /// The space of the files' positions in the state.
     space: Arc<str>,
-    said: tokio::sync::Mutex<mpsc::Receiver<Said>>,
+    said: tokio::sync::Mutex<mpsc::Receiver<Vec<Said>>>,
     shared: Mutex<Shared>,
     /// Something was resolved or put back.
     changed: Notify,
@@ -46,9 +46,11 @@ pub(crate) struct FileConsumer {
 #[derive(Default)]
 struct Shared {
     files: Vec<Progress>,
+    /// Of each file by its key, which of them is its newest life.
+    newest: HashMap<String, usize>,
     /// The file whose records the thread is reading.
     current: usize,
-    /// Followed files of which the state does not know yet that they are read.
+    /// Files of which the state does not know yet that they are read.
     begun: Vec<usize>,
     /// Records read and not yet handed out.
     ahead: VecDeque<Out>,
@@ -75,6 +77,22 @@ struct Out {
 }
 
 impl Shared {
+    /// The file whose records come next: one that goes on where it was, or another.
+    fn go_on_with(&mut self, key: Option<String>, position: Position) {
+        let newest = key.as_ref().and_then(|key| self.newest.get(key)).copied();
+        let same = newest.filter(|at| self.files[*at].goes_on_at(&position));
+        self.current = same.unwrap_or(self.files.len());
+        if let Some(same) = same {
+            self.files[same].position.fingerprint = position.fingerprint;
+            return;
+        }
+        if let Some(key) = &key {
+            self.begun.extend(position.is_beginning().then_some(self.current));
+            self.newest.insert(key.clone(), self.current);
+        }
+        self.files.push(Progress::new(key, position));
+    }
+
     /// Whether a handing-over still stands.
     fn stands(&self, receipt: Receipt) -> bool {
         let out = self.out.get(&receipt.position);
@@ -113,12 +131,14 @@ impl FileConsumer {
         state: &Arc<dyn StateStore>,
     ) -> Result<Self, ConnectorError> {
         let settings: Settings = queue.settings()?;
-        let space = format!("file/{}/{}/{}", queue.pipeline, queue.name, reader.group);
-        let lock = match settings.is_standard() {
-            true => None,
-            false => Some(lock_position(&**state, queue, &space).await?),
+        let (space, lock, kept) = match settings.is_standard() {
+            true => ("".into(), None, Vec::new()),
+            false => {
+                let KeptPositions { space, lock, kept } =
+                    KeptPositions::open(&**state, "file", queue, reader).await?;
+                (space, Some(lock), kept)
+            }
         };
-        let kept = state.scan(&space, "").await?;
         let read = |(key, bytes): (String, Bytes)| match Position::decode(&bytes) {
             Some(position) => Ok((key, position)),
             None => Err(unreadable(queue, &key)),
@@ -130,6 +150,7 @@ impl FileConsumer {
             queue: Arc::clone(&queue.name),
             settings: settings.clone(),
             positions: Positions::new(positions),
+            pending: Pending::default(),
             say,
             stop: Arc::clone(&stop),
         };
@@ -144,7 +165,7 @@ impl FileConsumer {
             name: Arc::clone(&queue.name),
             settings,
             state: Arc::clone(state),
-            space: space.into(),
+            space,
             said: tokio::sync::Mutex::new(said),
             shared: Mutex::default(),
             changed: Notify::new(),
@@ -164,16 +185,7 @@ impl FileConsumer {
     fn hear(&self, said: Said) {
         let shared = &mut *self.shared();
         match said {
-            Said::File { key, position } => {
-                let goes_on = |file: &Progress| file.goes_on_at(key.as_deref(), &position);
-                // The newest life of a file is the one that goes on.
-                shared.current = shared.files.iter().rposition(goes_on).unwrap_or_else(|| {
-                    let (new, begins) = (shared.files.len(), position.is_beginning());
-                    shared.begun.extend((self.settings.follow && begins).then_some(new));
-                    shared.files.push(Progress::new(key, position));
-                    new
-                });
-            }
+            Said::File { key, position } => shared.go_on_with(key, position),
             Said::Records(records) => {
                 let file = shared.current;
                 let progress = &mut shared.files[file];
@@ -185,7 +197,11 @@ impl FileConsumer {
                         progress.pass_over(number, record.to);
                         continue;
                     }
-                    progress.hand_out(number, record.from, record.to);
+                    progress.hand_out(number, &record);
+                    let incarnation = match record.unfinished {
+                        true => progress.position.incarnation_of_part(&identity, &record),
+                        false => incarnation,
+                    };
                     let id = MessageId::root(incarnation, number);
                     let receipt = Receipt { position: shared.next, fence: 0 };
                     shared.next += 1;
@@ -268,7 +284,7 @@ impl FileConsumer {
         let mut ops = Vec::new();
         for (file, progress) in &changed {
             // A file that was cut is kept by its newest life alone.
-            if !shared.files[file + 1..].iter().any(|f| f.key == progress.key) {
+            if progress.key.as_ref().and_then(|key| shared.newest.get(key)) == Some(file) {
                 self.keep(progress, &mut ops);
             }
         }
@@ -285,14 +301,17 @@ impl FileConsumer {
         }
     }
 
-    /// Notes that followed files have begun, before anything of them is handed out: who looks for them after a
-    /// crash has to know those that have got another name meanwhile, also if nothing of them was acked.
+    /// Notes that files have begun, before anything of them is handed out: after a crash, also if nothing of them
+    /// was acked, their messages have the same ids, and those that are followed are found by another name.
     async fn keep_begun(&self) -> Result<(), ConnectorError> {
         if self.shared().begun.is_empty() {
             return Ok(());
         }
         // An ack of a former life of the same file would go over it.
         let _one_at_a_time = self.acking.lock().await;
+        if self.shared().closed {
+            return Err(ConnectorError::closed(&self.name));
+        }
         let mut ops = Vec::new();
         let noted = {
             let shared = self.shared();
@@ -356,7 +375,10 @@ impl Consumer for FileConsumer {
                 }
             };
             tokio::select! {
-                said = hear => self.hear(said.unwrap_or_else(|| ended_unsaid(&self.name))),
+                said = hear => {
+                    let said = said.unwrap_or_else(|| vec![ended_unsaid(&self.name)]);
+                    said.into_iter().for_each(|said| self.hear(said));
+                }
                 () = due => {}
                 () = changed => {}
             }
@@ -495,7 +517,7 @@ mod tests {
     const WANT: Want = Want { messages: 10, bytes: usize::MAX };
 
     /// A consumer whose thread says what is sent.
-    async fn consumer() -> (FileConsumer, mpsc::Sender<Said>, tempfile::TempDir) {
+    async fn consumer() -> (FileConsumer, mpsc::Sender<Vec<Said>>, tempfile::TempDir) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("*.txt");
         let queue = QueueSpec::new("shop", "in", serde_json::json!({ "path": path }));
@@ -513,8 +535,9 @@ mod tests {
     }
 
     fn first_record() -> Numbered {
+        let bytes = Bytes::from("x");
         let record =
-            Record { from: 0, to: 2, bytes: Bytes::from("x"), truncated: None, broken: None };
+            Record { from: 0, to: 2, bytes, truncated: None, broken: None, unfinished: false };
         Numbered { number: 0, record, resolved: false }
     }
 
@@ -527,8 +550,7 @@ mod tests {
         consumer.hear(Said::Records(vec![first_record()]));
         consumer.shared().files.extend((1..FILES).map(file));
         let last = Said::File { key: Some(FILES.to_string()), position: beginning("last") };
-        say.send(last).await.unwrap();
-        say.send(Said::Records(vec![first_record()])).await.unwrap();
+        say.send(vec![last, Said::Records(vec![first_record()])]).await.unwrap();
         let mut taken = consumer.consume(WANT).await.unwrap();
         while taken.len() < 2 {
             taken.extend(consumer.consume(WANT).await.unwrap());

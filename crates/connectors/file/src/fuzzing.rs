@@ -50,6 +50,12 @@ pub fn lines(data: &[u8]) {
     }
 }
 
+/// A record of nothing that stands here.
+fn whole(from: u64, to: u64) -> Record {
+    let bytes = bytes::Bytes::new();
+    Record { from, to, bytes, truncated: None, broken: None, unfinished: false }
+}
+
 /// Bytes that the state keeps for a file's position.
 ///
 /// # Panics
@@ -63,7 +69,7 @@ pub fn position(bytes: &[u8]) {
         let (from, to) = (from + at as u64, from + at as u64 + 1);
         match position.records.is_resolved(record) {
             true => progress.pass_over(record, to),
-            false => progress.hand_out(record, from, to),
+            false => progress.hand_out(record, &whole(from, to)),
         }
     }
     for record in (first..first + 4).rev().filter(|record| !position.records.is_resolved(*record)) {

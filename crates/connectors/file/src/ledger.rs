@@ -1,8 +1,8 @@
 //! Which records of a file are resolved: what is kept in the state.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{File, Metadata};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::time::UNIX_EPOCH;
 
 use brigade_core::IncarnationId;
@@ -10,8 +10,8 @@ use brigade_core::watermark::Watermark;
 use serde::{Deserialize, Serialize};
 use twox_hash::XxHash3_128;
 
-/// How many of a file's first bytes make its fingerprint, at most.
-const FINGERPRINT_MAX: u64 = 1024;
+use crate::fingerprint::Fingerprint;
+use crate::lines::Record;
 
 /// A file's position. Version 1 on the wire.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,16 +19,32 @@ pub(crate) struct Position {
     version: u32,
     /// The file's name when it was first read, for people.
     pub(crate) path: String,
-    /// The first bytes of the file: how many, and their XXH3-128.
-    fingerprint: (u64, String),
+    /// How the file begins, as far as it was there when it was last looked at.
+    pub(crate) fingerprint: Fingerprint,
+    /// Which life of the file this is: one that is written anew is another file, whatever it begins with.
+    #[serde(default)]
+    life: String,
     /// Which records are resolved.
     pub(crate) records: Watermark,
     /// Where to go on: the number of a record below which all are resolved, and where it begins, in
     /// uncompressed bytes.
     pub(crate) next: (u64, u64),
+    /// The last record, if it had no line's end when it was resolved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    unfinished: Option<Unfinished>,
     /// The key that it was kept by until now, if that is another.
     #[serde(skip)]
     pub(crate) replaces: Option<String>,
+}
+
+/// A record without a line's end: it may have been written on since.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Unfinished {
+    number: u64,
+    /// Where it begins and where the file ended, in uncompressed bytes.
+    range: (u64, u64),
+    /// The XXH3-128 of what was handed out.
+    hash: String,
 }
 
 /// What tells a file from others, whatever its name: its inode, and when it was made, as inodes are
@@ -51,6 +67,7 @@ pub(crate) struct Positions {
     by_identity: HashMap<String, Position>,
     /// Those by device and inode.
     without_time: Vec<String>,
+    inodes: HashSet<u64>,
 }
 
 impl Positions {
@@ -58,7 +75,24 @@ impl Positions {
         let identities = positions.iter().map(|(identity, _)| identity);
         let without_time = identities.filter(|identity| !identity.starts_with(BORN));
         let without_time = without_time.cloned().collect();
-        Self { by_identity: positions.into_iter().collect(), without_time }
+        let inodes = positions.iter().filter_map(|(identity, _)| inode_of(identity).parse().ok());
+        let inodes = inodes.collect();
+        Self { by_identity: positions.into_iter().collect(), without_time, inodes }
+    }
+
+    /// Whether a file of this inode may be among them.
+    pub(crate) fn knows_inode(&self, inode: u64) -> bool {
+        self.inodes.contains(&inode)
+    }
+
+    /// Whether some are kept by device and inode, as long as the time was not part of an identity.
+    pub(crate) fn may_be_without_time(&self) -> bool {
+        !self.without_time.is_empty()
+    }
+
+    /// The position that is kept by this key.
+    pub(crate) fn get(&self, identity: &str) -> Option<&Position> {
+        self.by_identity.get(identity)
     }
 
     /// The position of a file, if it has one. As long as the time was not part of an identity, it was
@@ -68,18 +102,17 @@ impl Positions {
         if found.is_some() || !identity.starts_with(BORN) {
             return Ok(found.cloned());
         }
-        let inode = &identity[identity.rfind(':').unwrap_or_default()..];
-        for old in self.without_time.iter().filter(|old| old.ends_with(inode)) {
-            let position = &self.by_identity[old];
-            if position.is_of(file)? {
-                let replaces = Some(old.clone());
-                return Ok(Some(Position { replaces, ..position.clone() }));
+        let same_inode = |old: &&String| inode_of(old) == inode_of(identity);
+        for old in self.without_time.iter().filter(same_inode) {
+            if let Some(position) = self.by_identity[old].as_of(file)? {
+                return Ok(Some(Position { replaces: Some(old.clone()), ..position }));
             }
         }
         Ok(None)
     }
 
     pub(crate) fn insert(&mut self, identity: String, position: Position) {
+        self.inodes.extend(inode_of(&identity).parse::<u64>());
         self.by_identity.insert(identity, position);
     }
 
@@ -88,16 +121,27 @@ impl Positions {
     }
 }
 
+/// The inode of an identity that no other file ever has, as it has a time.
+pub(crate) fn inode_of_born(identity: &str) -> Option<u64> {
+    inode_of(identity.strip_prefix(BORN)?).parse().ok()
+}
+
+/// The last part of an identity.
+fn inode_of(identity: &str) -> &str {
+    identity.rsplit(':').next().unwrap_or_default()
+}
+
 impl Position {
-    /// The beginning of a file.
+    /// The beginning of a file, in a life of its own.
     pub(crate) fn beginning(path: &str, file: &File) -> std::io::Result<Self> {
-        let length = file.metadata()?.len().min(FINGERPRINT_MAX);
         Ok(Self {
             version: 1,
             path: path.to_owned(),
-            fingerprint: (length, hash(file, length)?),
+            fingerprint: Fingerprint::of(file)?,
+            life: format!("{:032x}", fastrand::u128(..)),
             records: Watermark::default(),
             next: (0, 0),
+            unfinished: None,
             replaces: None,
         })
     }
@@ -107,60 +151,69 @@ impl Position {
         self.next == (0, 0) && self.records == Watermark::default()
     }
 
-    /// Whether a file that grows has enough to be told from others by: a line, or a whole fingerprint.
-    pub(crate) fn can_begin(file: &File) -> std::io::Result<bool> {
-        let bytes = first_bytes(file, FINGERPRINT_MAX)?;
-        Ok(bytes.contains(&b'\n') || bytes.len() as u64 == FINGERPRINT_MAX)
-    }
-
     /// Reads what was kept; `None` if it is damaged, or not of a version that is known.
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let possible = |position: &Self| {
             let (record, from) = position.next;
-            position.version == 1 && record.max(from) <= Watermark::POSITION_MAX
+            let last = position.unfinished.as_ref().map_or(0, |last| last.number);
+            position.version == 1 && record.max(from).max(last) <= Watermark::POSITION_MAX
         };
-        serde_json::from_slice(bytes).ok().filter(possible)
+        let mut position: Self = serde_json::from_slice(bytes).ok().filter(possible)?;
+        if position.life.is_empty() {
+            // It was kept when ids hung on the fingerprint, which did not grow.
+            position.life = position.fingerprint.to_string();
+        }
+        Some(position)
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("numbers and texts always encode")
     }
 
-    /// Whether the file is still the one that this was kept for: same beginning, not shorter.
-    pub(crate) fn is_of(&self, file: &File) -> std::io::Result<bool> {
-        let (length, expected) = &self.fingerprint;
-        if *length > FINGERPRINT_MAX {
-            return Ok(false);
+    /// The position in the file as it is now, if that is still the one that this was kept for: the same beginning.
+    pub(crate) fn as_of(&self, file: &File) -> std::io::Result<Option<Self>> {
+        let fingerprint = self.fingerprint.now(file)?;
+        Ok(fingerprint.map(|fingerprint| Self { fingerprint, ..self.clone() }))
+    }
+
+    /// Where to go on in what has grown: a record that had no end is read again.
+    pub(crate) fn begins_at(&self) -> (u64, u64) {
+        match &self.unfinished {
+            Some(last) if self.next == (last.number + 1, last.range.1) => {
+                (last.number, last.range.0)
+            }
+            _ => self.next,
         }
-        let enough = file.metadata()?.len() >= *length;
-        Ok(enough && hash(file, *length)? == *expected)
+    }
+
+    /// The position of who has read up to here, all of it.
+    pub(crate) fn left_at(self, next: (u64, u64)) -> Self {
+        Self { next, records: Watermark::starting_at(next.0), unfinished: None, ..self }
+    }
+
+    /// Whether a record was resolved in an earlier life of its reader, and not only its beginning.
+    pub(crate) fn is_resolved(&self, number: u64, record: &Record) -> bool {
+        let last = self.unfinished.as_ref().filter(|last| last.number == number);
+        let has_grown = last.is_some_and(|last| last.hash != hash(record));
+        self.records.is_resolved(number) && !has_grown
     }
 
     /// Which life of the file this is, for message ids.
     pub(crate) fn incarnation(&self, identity: &str) -> IncarnationId {
-        let (length, hash) = &self.fingerprint;
-        IncarnationId::of(format!("{identity}:{length}:{hash}").as_bytes())
+        IncarnationId::of(format!("{identity}:{}", self.life).as_bytes())
+    }
+
+    /// The same for a record without an end: the whole one will be another message.
+    pub(crate) fn incarnation_of_part(&self, identity: &str, record: &Record) -> IncarnationId {
+        IncarnationId::of(format!("{identity}:{}:{}", self.life, hash(record)).as_bytes())
     }
 }
 
-fn hash(file: &File, length: u64) -> std::io::Result<String> {
-    Ok(format!("{:032x}", XxHash3_128::oneshot(&first_bytes(file, length)?)))
-}
-
-/// The first bytes of a file, so many or all; where it is read stays as it is.
-fn first_bytes(file: &File, length: u64) -> std::io::Result<Vec<u8>> {
-    let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
-    let mut filled = 0;
-    while filled < bytes.len() {
-        match file.read_at(&mut bytes[filled..], filled as u64) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
+fn hash(record: &Record) -> String {
+    match &record.truncated {
+        Some(truncated) => truncated.xxh3.clone(),
+        None => format!("{:032x}", XxHash3_128::oneshot(&record.bytes)),
     }
-    bytes.truncate(filled);
-    Ok(bytes)
 }
 
 /// A file that is being read: its position, and where what is handed out begins.
@@ -173,24 +226,28 @@ pub(crate) struct Progress {
     open: BTreeMap<u64, u64>,
     /// The record that will be read next, and where it begins.
     next: (u64, u64),
+    /// The last record that was handed out, if it had no line's end.
+    unfinished: Option<Unfinished>,
 }
 
 impl Progress {
     pub(crate) fn new(key: Option<String>, position: Position) -> Self {
-        let next = position.next;
-        Self { key, position, open: BTreeMap::new(), next }
+        let next = position.begins_at();
+        Self { key, position, open: BTreeMap::new(), next, unfinished: None }
     }
 
     /// Whether reading on at this position goes on with this file.
-    pub(crate) fn goes_on_at(&self, key: Option<&str>, position: &Position) -> bool {
-        let is_same_life = self.position.fingerprint == position.fingerprint;
-        key.is_some() && self.key.as_deref() == key && is_same_life && self.next == position.next
+    pub(crate) fn goes_on_at(&self, position: &Position) -> bool {
+        self.position.life == position.life && self.next == position.next
     }
 
     /// A record was read and is to be handed out.
-    pub(crate) fn hand_out(&mut self, record: u64, from: u64, to: u64) {
-        self.open.insert(record, from);
-        self.next = (record + 1, to);
+    pub(crate) fn hand_out(&mut self, number: u64, record: &Record) {
+        self.open.insert(number, record.from);
+        self.next = (number + 1, record.to);
+        let range = (record.from, record.to);
+        let last = || Unfinished { number, range, hash: hash(record) };
+        self.unfinished = record.unfinished.then(last);
     }
 
     /// A record was read that was resolved in an earlier life.
@@ -202,6 +259,12 @@ impl Progress {
     pub(crate) fn resolve(&mut self, record: u64) {
         self.open.remove(&record);
         self.position.records.resolve(record);
+        let is_it = |last: &&Unfinished| last.number == record;
+        if let Some(last) = self.unfinished.as_ref().filter(is_it) {
+            self.position.unfinished = Some(last.clone());
+        } else if self.position.unfinished.as_ref().is_some_and(|last| is_it(&last)) {
+            self.position.unfinished = None;
+        }
         let first = self.open.first_key_value().map(|(record, from)| (*record, *from));
         self.position.next = first.unwrap_or(self.next);
     }
@@ -216,15 +279,58 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    /// As the first version kept it.
+    fn position(low: u64, beyond: &str, next: u64) -> Option<Position> {
+        let text = format!(
+            "{{\"version\":1,\"path\":\"f\",\"fingerprint\":[0,\"\"],\
+             \"records\":{{\"low\":{low},\"beyond\":{{{beyond}}}}},\"next\":[{next},0]}}"
+        );
+        Position::decode(text.as_bytes())
+    }
+
+    fn record(from: u64, to: u64, text: &'static str) -> Record {
+        let bytes = bytes::Bytes::from_static(text.as_bytes());
+        Record { from, to, bytes, truncated: None, broken: None, unfinished: false }
+    }
+
+    #[test]
+    fn a_record_that_had_no_end_and_has_grown_is_another_one() {
+        let mut progress = Progress::new(None, position(0, "", 0).unwrap());
+        progress.hand_out(0, &record(0, 2, "1"));
+        progress.hand_out(1, &Record { unfinished: true, ..record(2, 4, "12") });
+        progress.resolve(1);
+        let kept = Position::decode(&progress.position.encode()).unwrap();
+        assert_eq!(kept.begins_at(), (0, 0), "the first is open");
+        progress.resolve(0);
+        let kept = Position::decode(&progress.position.encode()).unwrap();
+        assert_eq!((kept.next, kept.begins_at()), ((2, 4), (1, 2)), "it is read again");
+        assert!(kept.is_resolved(1, &record(2, 5, "12")), "it got its end");
+        let grown = record(2, 7, "1234");
+        assert!(!kept.is_resolved(1, &grown));
+        let mut progress = Progress::new(None, kept);
+        progress.hand_out(1, &grown);
+        progress.hand_out(2, &record(7, 9, "5"));
+        progress.resolve(2);
+        let kept = Position::decode(&progress.position.encode()).unwrap();
+        assert_eq!(kept.begins_at(), (1, 2));
+        assert!(!kept.is_resolved(1, &grown), "as long as it is not resolved anew");
+        progress.resolve(1);
+        let kept = Position::decode(&progress.position.encode()).unwrap();
+        assert_eq!((kept.begins_at(), kept.is_resolved(1, &grown)), ((3, 9), true));
+        assert_eq!(kept.records, Watermark::starting_at(3));
+    }
+
+    #[test]
+    fn ids_of_what_was_kept_before_lives_had_names_stay() {
+        let mut kept = position(0, "", 0).unwrap();
+        let before = IncarnationId::of(b"born 1:2:0:");
+        assert_eq!(kept.incarnation("born 1:2"), before);
+        kept = Position::decode(&kept.encode()).unwrap();
+        assert_eq!(kept.incarnation("born 1:2"), before);
+    }
+
     #[test]
     fn a_position_that_cannot_be_is_none() {
-        let position = |low: u64, beyond: &str, next: u64| {
-            let text = format!(
-                "{{\"version\":1,\"path\":\"f\",\"fingerprint\":[0,\"\"],\
-                 \"records\":{{\"low\":{low},\"beyond\":{{{beyond}}}}},\"next\":[{next},0]}}"
-            );
-            Position::decode(text.as_bytes())
-        };
         assert!(position(1, "\"3\":4", 1).is_some());
         assert!(position(1, "\"1\":4", 1).is_none(), "it touches what is resolved below");
         assert!(position(1, "\"3\":3", 1).is_none(), "an empty range");
@@ -241,10 +347,7 @@ mod tests {
             lives in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..20), 1..6),
         ) {
             const RECORDS: u64 = 24;
-            let mut kept = Position {
-                version: 1, path: "f".into(), fingerprint: (0, String::new()),
-                records: Watermark::default(), next: (0, 0), replaces: None,
-            };
+            let mut kept = position(0, "", 0).expect("it can be");
             let mut resolved = std::collections::BTreeSet::new();
             for life in lives {
                 let mut progress = Progress::new(Some("k".into()), kept.clone());
@@ -255,7 +358,7 @@ mod tests {
                         progress.pass_over(record, (record + 1) * 10);
                     } else {
                         prop_assert!(!resolved.contains(&record));
-                        progress.hand_out(record, record * 10, (record + 1) * 10);
+                        progress.hand_out(record, &self::record(record * 10, (record + 1) * 10, ""));
                     }
                 }
                 prop_assert!((0..first).all(|record| resolved.contains(&record)));

@@ -11,7 +11,7 @@ const READ: usize = 64 << 10;
 /// How much is kept of a line that is too long.
 const PREFIX: usize = 64 << 10;
 /// A byte order mark.
-const MARK: &[u8] = b"\xEF\xBB\xBF";
+pub(crate) const MARK: &[u8] = b"\xEF\xBB\xBF";
 
 /// One record of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,6 +26,8 @@ pub(crate) struct Record {
     pub(crate) truncated: Option<Truncated>,
     /// Why it cannot be a message, if it cannot.
     pub(crate) broken: Option<String>,
+    /// Whether the file ended before its end: it may still be written.
+    pub(crate) unfinished: bool,
 }
 
 /// What a file is split into.
@@ -42,6 +44,8 @@ pub(crate) trait Records {
 pub(crate) struct Lines<R> {
     reader: R,
     max: usize,
+    /// What is read at once. A message keeps the buffer that it is a part of: that has no more than was read.
+    chunk: Box<[u8]>,
     buffer: BytesMut,
     /// Where the buffer begins, in the file.
     offset: u64,
@@ -50,19 +54,25 @@ pub(crate) struct Lines<R> {
     /// A line that is too long, and whose end was not read yet.
     long: Option<Long>,
     /// Whether a last line without an end is a record; while a file is followed it is not.
-    pub(crate) unfinished: bool,
+    pub(crate) takes_unfinished: bool,
 }
 
 impl<R: Read> Lines<R> {
     /// Lines of at most `max` bytes; the reader stands at `offset`.
     pub(crate) fn new(reader: R, offset: u64, max: usize) -> Self {
-        let buffer = BytesMut::with_capacity(READ);
-        Self { reader, max, buffer, offset, searched: 0, long: None, unfinished: true }
+        let (chunk, buffer) = (vec![0; READ].into(), BytesMut::new());
+        let (searched, long, takes_unfinished) = (0, None, true);
+        Self { reader, max, chunk, buffer, offset, searched, long, takes_unfinished }
     }
 
     /// How far the file was read, with what belongs to no line yet.
     pub(crate) fn read_to(&self) -> u64 {
         self.offset + self.buffer.len() as u64
+    }
+
+    /// What it reads.
+    pub(crate) fn reader_mut(&mut self) -> &mut R {
+        &mut self.reader
     }
 
     /// Takes a line out of the buffer, and so many bytes after it.
@@ -92,17 +102,18 @@ impl<R: Read> Lines<R> {
             to: from + line.len() as u64,
         });
         let bytes = if truncated.is_some() { line.slice(..PREFIX.min(line.len())) } else { line };
-        Some(Record { from, to: self.offset, bytes, truncated, broken: None })
+        let to = self.offset;
+        Some(Record { from, to, bytes, truncated, broken: None, unfinished: false })
     }
 
     /// The rest at the end of the file.
     fn last(&mut self) -> Option<Record> {
-        if !self.unfinished || self.buffer.is_empty() {
+        if !self.takes_unfinished || self.buffer.is_empty() {
             return None;
         }
         let (length, from) = (self.buffer.len(), self.offset);
         let line = self.take(length, 0);
-        self.record(line, from)
+        self.record(line, from).map(|record| Record { unfinished: true, ..record })
     }
 
     /// Reads on to the end of a line that is too long, keeping only its beginning; `None` if it may
@@ -125,8 +136,9 @@ impl<R: Read> Lines<R> {
                 break;
             }
             if self.fill()? == 0 {
-                if self.unfinished {
-                    break;
+                if self.takes_unfinished {
+                    let record = long.record(self.offset);
+                    return Ok(Some(Record { unfinished: true, ..record }));
                 }
                 self.long = Some(long);
                 return Ok(None);
@@ -136,16 +148,14 @@ impl<R: Read> Lines<R> {
     }
 
     fn fill(&mut self) -> std::io::Result<usize> {
-        let length = self.buffer.len();
-        self.buffer.resize(length + READ, 0);
         let read = loop {
-            match self.reader.read(&mut self.buffer[length..]) {
+            match self.reader.read(&mut self.chunk) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                other => break other,
+                other => break other?,
             }
         };
-        self.buffer.truncate(length + read.as_ref().map_or(0, |read| *read));
-        read
+        self.buffer.extend_from_slice(&self.chunk[..read]);
+        Ok(read)
     }
 }
 
@@ -230,7 +240,8 @@ impl Long {
         let Self { from, hash, prefix, bytes, .. } = self;
         let xxh3 = format!("{:032x}", hash.finish_128());
         let truncated = Some(Truncated { bytes, xxh3, from, to: from + bytes });
-        Record { from, to, bytes: prefix.into(), truncated, broken: None }
+        let bytes = prefix.into();
+        Record { from, to, bytes, truncated, broken: None, unfinished: false }
     }
 }
 
@@ -280,7 +291,7 @@ mod tests {
         let text = [&begin[..], b"\r", &end].concat();
         let parts = [[&begin[..], b"\r"].concat(), vec![], vec![], [&end[..], b"\r\nz"].concat()];
         let mut lines = Lines::new(Growing(parts.into()), 0, 100);
-        lines.unfinished = false;
+        lines.takes_unfinished = false;
         assert_eq!((lines.next().unwrap(), lines.next().unwrap()), (None, None));
         let long = lines.next().unwrap().unwrap();
         let truncated = long.truncated.unwrap();
@@ -288,13 +299,13 @@ mod tests {
         assert_eq!(truncated.xxh3, format!("{:032x}", XxHash3_128::oneshot(&text)));
         assert_eq!(long.bytes, text);
         assert_eq!(lines.next().unwrap(), None);
-        lines.unfinished = true;
+        lines.takes_unfinished = true;
         assert_eq!(lines.next().unwrap().unwrap().bytes, "z");
         // What is never finished is a record at the end.
         let mut lines = Lines::new(Growing([begin].into()), 0, 100);
-        lines.unfinished = false;
+        lines.takes_unfinished = false;
         assert_eq!(lines.next().unwrap(), None);
-        lines.unfinished = true;
+        lines.takes_unfinished = true;
         assert_eq!(lines.next().unwrap().unwrap().truncated.unwrap().bytes, 200);
         assert_eq!(lines.next().unwrap(), None);
     }

@@ -14,6 +14,7 @@ use serde::de::IgnoredAny;
 
 use crate::connector::features;
 use crate::settings::{Compression, Settings};
+use crate::standard;
 use crate::writer::{Appended, Writer, failed};
 
 /// Appends messages to a file, or to standard output.
@@ -143,7 +144,7 @@ impl Producer for FileProducer {
                     self.state.commit(vec![op]).await?;
                     hold.commit();
                 }
-                None => print(&self.queue.name, bytes).await?,
+                None => print(&self.queue.name, bytes, self.compression).await?,
             }
         }
         let mut outcomes: Vec<Produced> = batch.iter().map(|_| Produced::Confirmed).collect();
@@ -191,11 +192,12 @@ impl Drop for FileProducer {
     }
 }
 
-async fn print(queue: &str, bytes: Vec<u8>) -> Result<(), ConnectorError> {
-    let print = move || {
-        let mut out = std::io::stdout().lock();
-        out.write_all(&bytes).and_then(|()| out.flush())
-    };
+async fn print(
+    queue: &str,
+    bytes: Vec<u8>,
+    compression: Compression,
+) -> Result<(), ConnectorError> {
+    let print = move || standard::print(&bytes, compression);
     let printed = tokio::task::spawn_blocking(print).await;
     match printed {
         Ok(Ok(())) => Ok(()),

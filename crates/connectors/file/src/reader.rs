@@ -1,26 +1,29 @@
 //! The thread that reads: files one after the other, from where they were left.
 
 use std::collections::HashSet;
-use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{BufReader, Read, Seek, SeekFrom};
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use brigade_core::connector::ConnectorError;
-use brigade_core::watermark::Watermark;
 use tokio::sync::mpsc::Sender;
 
+use crate::fingerprint::{Fingerprint, OneLife};
 use crate::follow::Follower;
 use crate::ledger::{Position, Positions, identity};
 use crate::lines::{Lines, Record, Records};
+use crate::paths;
 use crate::rows::Rows;
-use crate::settings::{BY_COMPONENT, Compression, FileFormat, GLOB, Settings, refuse_special};
+use crate::settings::{Compression, FileFormat, Settings, refuse_special};
+use crate::told::Told;
 
 /// The most records in one message to the consumer, and their bytes.
 const CHUNK: (usize, usize) = (256, 1 << 20);
+/// How much of a compressed file, or of one with rows, is read at once.
+const READ: usize = 64 << 10;
 /// How often a file that is followed is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -29,8 +32,7 @@ const LOOK: Duration = Duration::from_millis(100);
 pub(crate) enum Said {
     /// A file begins; its records follow. The key of its position, and the position.
     File { key: Option<String>, position: Position },
-    /// Records of the last file, with their numbers, and whether they were resolved in an earlier
-    /// life.
+    /// Records of the last file.
     Records(Vec<Numbered>),
     /// There is nothing more, and never will be.
     End,
@@ -43,8 +45,33 @@ pub(crate) struct Reader {
     pub(crate) settings: Settings,
     /// Positions of an earlier life, and how far this one has read.
     pub(crate) positions: Positions,
-    pub(crate) say: Sender<Said>,
+    /// What is to be said.
+    pub(crate) pending: Pending,
+    pub(crate) say: Sender<Vec<Said>>,
     pub(crate) stop: Arc<AtomicBool>,
+}
+
+/// What is said at once: of many small files, the state is told in one commit that they were begun.
+#[derive(Debug, Default)]
+pub(crate) struct Pending {
+    said: Vec<Said>,
+    records: usize,
+    bytes: usize,
+}
+
+impl Pending {
+    fn is_full(&self) -> bool {
+        self.records >= CHUNK.0 || self.bytes >= CHUNK.1 || self.said.len() >= CHUNK.0
+    }
+
+    fn push(&mut self, one: Numbered) {
+        self.records += 1;
+        self.bytes += one.record.bytes.len();
+        match self.said.last_mut() {
+            Some(Said::Records(records)) => records.push(one),
+            _ => self.said.push(Said::Records(vec![one])),
+        }
+    }
 }
 
 /// Why reading ended before its time.
@@ -68,19 +95,20 @@ impl Reader {
             Err(Ended::Failed(error)) => Said::Failed(error),
             Err(Ended::Stopped) => return,
         };
+        self.pending.said.push(last);
         // Who listens may be gone.
-        let _ = self.say.blocking_send(last);
+        let _ = self.flush();
     }
 
     fn standard(&mut self) -> Step<()> {
         let position = Position::beginning("-", &self.empty()?);
         let position = position.map_err(|error| self.wrong(Path::new("-"), &error))?;
-        self.say(Said::File { key: None, position })?;
+        self.say_file(None, position.clone());
         let max = self.settings.max_message_bytes();
         let path = Path::new("-");
         let reader = decompress(std::io::stdin().lock(), self.settings.compression_of(path));
         let reader = reader.map_err(|error| self.wrong(path, &error))?;
-        let mut count = Count { next: (0, 0), resolved: &|_| false };
+        let mut count = Count { next: (0, 0), position: &position };
         if self.settings.format_of(path) == FileFormat::Csv {
             let mut csv = Rows::new(reader, max);
             return self.drain(path, &mut csv, &mut count).map(drop);
@@ -95,12 +123,17 @@ impl Reader {
     }
 
     fn files(&mut self) -> Step<()> {
-        let (mut read, mut told): (HashSet<String>, _) = (HashSet::new(), HashSet::new());
+        let (mut read, mut cannot): (HashSet<String>, _) = (HashSet::new(), Told::default());
         if self.settings.is_glob() {
-            self.tell_names_that_are_passed_over();
+            for file in paths::not_utf8(&self.settings.path()) {
+                tracing::warn!(
+                    queue = %self.queue, ?file,
+                    "its name is not UTF-8, so the glob does not find it and it is not read: rename it"
+                );
+            }
         }
         loop {
-            let paths = self.paths(&mut told)?;
+            let paths = self.paths(&mut cannot)?;
             let mut fresh = false;
             for path in paths {
                 // What a rotation has compressed was read before.
@@ -110,11 +143,11 @@ impl Reader {
                 self.refuse_special(&path)?;
                 let file = match File::open(&path) {
                     Ok(file) => file,
-                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                        if self.settings.follow {
-                            continue;
+                    Err(error) if self.settings.follow => {
+                        if error.kind() != std::io::ErrorKind::NotFound {
+                            cannot.tell(&self.queue, &path, &error);
                         }
-                        return Err(self.wrong(&path, &error));
+                        continue;
                     }
                     Err(error) => return Err(self.wrong(&path, &error)),
                 };
@@ -130,176 +163,135 @@ impl Reader {
             if !self.settings.follow {
                 return Ok(());
             }
+            self.flush()?;
             if !fresh {
                 self.pause()?;
             }
         }
     }
 
-    /// The files to read. What a glob may not look at is an error, or with `follow`, where it may be mended, told
-    /// once.
-    fn paths(&self, told: &mut HashSet<PathBuf>) -> Step<Vec<PathBuf>> {
+    /// The files to read. What a glob may not look at is an error, or with `follow`, where it may be mended, told.
+    fn paths(&self, cannot: &mut Told) -> Step<Vec<PathBuf>> {
         if !self.settings.is_glob() {
             return Ok(vec![self.settings.path()]);
         }
-        let wrong = |what: String| Ended::Failed(ConnectorError::permanent(what));
-        let found = glob::glob(&self.settings.path).map_err(|error| {
-            wrong(format!("queue `{}`: `{}` is no glob: {error}", self.queue, self.settings.path))
+        let found = paths::find(&self.settings.path).map_err(|error| {
+            let (queue, path) = (&self.queue, &self.settings.path);
+            let text = format!("queue `{queue}`: `{path}` is no glob: {error}");
+            Ended::Failed(ConnectorError::permanent(text))
         })?;
         let mut paths = Vec::new();
-        for entry in found {
-            let entry = entry.map_err(|error| (error.path().to_owned(), error.into()));
-            let found = entry.and_then(|path| match path.metadata() {
-                Ok(metadata) => Ok((path, metadata.is_file())),
-                Err(error) => Err((path, error)),
-            });
-            match found {
-                Ok((path, is_file)) => paths.extend(is_file.then_some(path)),
-                Err((_, error)) if error.kind() == std::io::ErrorKind::NotFound => {}
+        for one in found {
+            match one {
+                Ok(path) => paths.push(path),
                 Err((path, error)) if self.settings.follow => {
-                    if told.insert(path.clone()) {
-                        tracing::warn!(
-                            queue = %self.queue, ?path, %error, "it is not read as long as this is so"
-                        );
-                    }
+                    cannot.tell(&self.queue, &path, &error);
                 }
                 Err((path, error)) => return Err(self.wrong(&path, &error)),
             }
         }
-        paths.sort();
         Ok(paths)
-    }
-
-    /// A glob finds no names that are not UTF-8.
-    fn tell_names_that_are_passed_over(&self) {
-        for pattern in self.settings.path().ancestors() {
-            let name = pattern.file_name().and_then(OsStr::to_str).unwrap_or_default();
-            let parent = pattern.parent().and_then(Path::to_str).unwrap_or_default();
-            let Ok(whole) = glob::Pattern::new(&pattern.to_string_lossy()) else { continue };
-            if !name.contains(GLOB) || name == "**" {
-                continue;
-            }
-            let directories: Vec<PathBuf> = match parent {
-                "" => vec![PathBuf::new()],
-                parent => glob::glob(parent).into_iter().flatten().filter_map(Result::ok).collect(),
-            };
-            for directory in directories {
-                let listed =
-                    if directory.as_os_str().is_empty() { Path::new(".") } else { &directory };
-                let entries =
-                    std::fs::read_dir(listed).into_iter().flatten().filter_map(Result::ok);
-                let names = entries.map(|entry| entry.file_name());
-                for name in names.filter(|name| name.to_str().is_none()) {
-                    let path = directory.join(&name);
-                    if whole.matches_path_with(Path::new(&*path.to_string_lossy()), BY_COMPONENT) {
-                        tracing::warn!(
-                            queue = %self.queue, file = ?path,
-                            "its name is not UTF-8, so the glob does not find it and it is not \
-                             read: rename it"
-                        );
-                    }
-                }
-            }
-        }
     }
 
     /// Reads a file to its end; says whether there was anything.
     fn file(&mut self, path: &Path, file: File, key: String, again: bool) -> Step<bool> {
-        let wrong = |reader: &Self, error: &std::io::Error| reader.wrong(path, error);
         let name = path.display().to_string();
         // A followed file without a line cannot be told from others that get its inode.
-        if self.settings.follow && !Position::can_begin(&file).map_err(|e| wrong(self, &e))? {
+        if self.settings.follow && !self.checked(path, Fingerprint::can_be_of(&file))? {
             return Ok(false);
         }
-        let found = self.positions.find(&key, &file).map_err(|e| wrong(self, &e))?;
+        let found = self.checked(path, self.positions.find(&key, &file))?;
         let known = found.is_some();
-        let length = file.metadata().map_err(|e| wrong(self, &e))?.len();
+        let length = self.checked(path, file.metadata())?.len();
         let plain = self.settings.compression_of(path) == Compression::None;
         let kept = found.filter(|position| !plain || position.next.1 <= length);
-        let position = match kept {
-            Some(position) if position.is_of(&file).map_err(|e| wrong(self, &e))? => position,
-            _ if known => {
-                tracing::info!(queue = %self.queue, file = %name, "another file by the same name; read from its beginning");
-                Position::beginning(&name, &file).map_err(|e| wrong(self, &e))?
+        let kept = kept.map(|position| position.as_of(&file)).transpose();
+        let position = match self.checked(path, kept)?.flatten() {
+            Some(position) => position,
+            None => {
+                if known {
+                    tracing::info!(queue = %self.queue, file = %name, "another file by the same name; read from its beginning");
+                }
+                self.checked(path, Position::beginning(&name, &file))?
             }
-            _ => Position::beginning(&name, &file).map_err(|e| wrong(self, &e))?,
         };
         if again && length <= position.next.1 {
             return Ok(false);
         }
-        self.say(Said::File { key: Some(key.clone()), position: position.clone() })?;
+        self.say_file(Some(key.clone()), position.clone());
         let end = self.records(path, file, &position)?;
-        // Where this life of the reader left it, should the file grow or come again.
-        let mut left = position;
-        left.next = end.next;
-        left.records = Watermark::starting_at(end.next.0);
-        self.positions.insert(key, left);
+        // Should the file grow or come again.
+        self.positions.insert(key, position.left_at(end.next));
         Ok(end.any)
     }
 
-    fn records(&self, path: &Path, mut file: File, position: &Position) -> Step<FileEnd> {
-        let wrong = |error: &std::io::Error| self.wrong(path, error);
-        let resolved = |record: u64| position.records.is_resolved(record);
+    fn records(&mut self, path: &Path, file: File, position: &Position) -> Step<FileEnd> {
         let compression = self.settings.compression_of(path);
         let max = self.settings.max_message_bytes();
-        let mut count = Count { next: (0, 0), resolved: &resolved };
+        let mut count = Count { next: (0, 0), position };
+        let follow = self.settings.follow;
+        let one_life = |from| OneLife::new(file, from, position.fingerprint.clone(), follow);
         if self.settings.format_of(path) == FileFormat::Csv {
-            let reader = decompress(file, compression).map_err(|e| wrong(&e))?;
+            let reader = self.checked(path, decompress(one_life(0), compression))?;
             let mut csv = Rows::new(reader, max);
             return self.drain(path, &mut csv, &mut count);
         }
         if compression != Compression::None {
             // Compressed bytes cannot be skipped unread; records that are resolved are passed over.
-            let reader = decompress(file, compression).map_err(|e| wrong(&e))?;
+            let reader = self.checked(path, decompress(one_life(0), compression))?;
             let mut lines = Lines::new(reader, 0, max);
             return self.drain(path, &mut lines, &mut count);
         }
-        count.next = position.next;
-        file.seek(SeekFrom::Start(position.next.1)).map_err(|e| wrong(&e))?;
-        let mut lines = Lines::new(file, position.next.1, max);
+        count.next = position.begins_at();
+        let mut lines = Lines::new(one_life(count.next.1), count.next.1, max);
         // What has no end yet may grow.
-        lines.unfinished = !self.settings.follow;
+        lines.takes_unfinished = !follow;
         self.drain(path, &mut lines, &mut count)
     }
 
     /// Says all records that there are now. What was read waits for no more of standard input, whose
     /// writer may take its time.
     pub(crate) fn drain(
-        &self,
+        &mut self,
         path: &Path,
         records: &mut dyn Records,
         count: &mut Count<'_>,
     ) -> Step<FileEnd> {
-        let (mut chunk, mut bytes, mut any) = (Vec::new(), 0, false);
+        let mut any = false;
         loop {
             if self.stop.load(Ordering::Relaxed) {
                 return Err(Ended::Stopped);
             }
-            let full = chunk.len() >= CHUNK.0 || bytes >= CHUNK.1;
             let waits = self.settings.is_standard() && !records.is_ready();
-            if (full || waits) && !chunk.is_empty() {
-                self.say(Said::Records(std::mem::take(&mut chunk)))?;
-                bytes = 0;
+            if self.pending.is_full() || waits {
+                self.flush()?;
             }
-            let Some(record) = records.next().map_err(|error| self.wrong(path, &error))? else {
-                if !chunk.is_empty() {
-                    self.say(Said::Records(chunk))?;
-                }
+            let Some(record) = self.checked(path, records.next())? else {
                 return Ok(FileEnd { next: count.next, any });
             };
             let number = count.next.0;
             count.next = (number + 1, record.to);
             any = true;
-            bytes += record.bytes.len();
-            chunk.push(Numbered { number, resolved: (count.resolved)(number), record });
+            let resolved = count.position.is_resolved(number, &record);
+            self.pending.push(Numbered { number, resolved, record });
         }
     }
 
-    pub(crate) fn say(&self, said: Said) -> Step<()> {
+    /// Says which file the next records are of.
+    pub(crate) fn say_file(&mut self, key: Option<String>, position: Position) {
+        self.pending.said.push(Said::File { key, position });
+    }
+
+    fn flush(&mut self) -> Step<()> {
+        let Pending { said, .. } = std::mem::take(&mut self.pending);
+        if said.is_empty() {
+            return Ok(());
+        }
         self.say.blocking_send(said).map_err(|_| Ended::Stopped)
     }
 
-    pub(crate) fn pause(&self) -> Step<()> {
+    pub(crate) fn pause(&mut self) -> Step<()> {
+        self.flush()?;
         std::thread::sleep(LOOK);
         match self.stop.load(Ordering::Relaxed) || self.say.is_closed() {
             true => Err(Ended::Stopped),
@@ -312,6 +304,11 @@ impl Reader {
             let text = format!("queue `{}`: {error}", self.queue);
             Ended::Failed(ConnectorError::permanent(text))
         })
+    }
+
+    /// What came of reading in a file.
+    pub(crate) fn checked<T>(&self, path: &Path, result: std::io::Result<T>) -> Step<T> {
+        result.map_err(|error| self.wrong(path, &error))
     }
 
     pub(crate) fn wrong(&self, path: &Path, error: &std::io::Error) -> Ended {
@@ -330,11 +327,12 @@ pub(crate) struct Numbered {
     pub(crate) resolved: bool,
 }
 
-/// Numbers records, and knows which were resolved in an earlier life.
+/// Numbers records.
 pub(crate) struct Count<'r> {
     /// The number of the next record, and where it begins.
     pub(crate) next: (u64, u64),
-    pub(crate) resolved: &'r dyn Fn(u64) -> bool,
+    /// Which were resolved in an earlier life.
+    pub(crate) position: &'r Position,
 }
 
 /// How far a file was read, and whether there was anything.
@@ -347,7 +345,8 @@ fn decompress(
     file: impl Read + 'static,
     compression: Compression,
 ) -> std::io::Result<Box<dyn Read>> {
-    let file = BufReader::new(file);
+    // Each reading asks whether the file is still the same.
+    let file = BufReader::with_capacity(READ, file);
     Ok(match compression {
         Compression::None => Box::new(file),
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(file)),

@@ -5,7 +5,7 @@ use std::io::{Error, Read};
 use bytes::{Bytes, BytesMut};
 use twox_hash::XxHash3_128;
 
-use crate::lines::{Record, Records};
+use crate::lines::{MARK, Record, Records};
 
 /// How much is kept of a row that is too long.
 const PREFIX: usize = 64 << 10;
@@ -59,7 +59,7 @@ impl<R: Read> Rows<R> {
     fn read_header(&mut self) -> std::io::Result<csv::StringRecord> {
         let header = self.reader.headers().map_err(wrong)?.clone();
         let text = self.take(self.reader.position().byte());
-        if let Some(why) = malformed(&text) {
+        if let Some(why) = malformed(text.strip_prefix(MARK).unwrap_or(&text)) {
             return Err(Error::other(format!("in its header {why}")));
         }
         let mut names = header.iter().enumerate();
@@ -156,7 +156,8 @@ fn record(
         to,
     });
     let kept = if truncated.is_some() { bytes.len().min(PREFIX) } else { bytes.len() };
-    Record { from, to, bytes: bytes.slice(..kept), truncated, broken }
+    let unfinished = !text.last().is_some_and(|last| is_end(*last));
+    Record { from, to, bytes: bytes.slice(..kept), truncated, broken, unfinished }
 }
 
 fn is_end(byte: u8) -> bool {
@@ -248,6 +249,9 @@ mod tests {
     fn a_byte_order_mark_and_quotes_within_a_field_are_fine() {
         let text = "\u{feff}\"a\",b\r\n5\" pipe,\"x\"\"y\"\r\n";
         let expected = r#"{"a":"5\" pipe","b":"x\"y"}"#.to_owned();
+        assert_eq!(rows(text.as_bytes()).unwrap(), [(expected, None)]);
+        let text = "\u{feff}\"x,\",y\n1,2";
+        let expected = r#"{"x,":"1","y":"2"}"#.to_owned();
         assert_eq!(rows(text.as_bytes()).unwrap(), [(expected, None)]);
     }
 

@@ -1,4 +1,4 @@
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use brigade_core::ByteSize;
 use brigade_core::connector::ConnectorError;
@@ -42,7 +42,8 @@ pub(crate) enum FileFormat {
     JsonLines,
     /// A header line, then a record a line; each becomes a JSON object of texts. Reading only.
     Csv,
-    /// A text a line.
+    /// A message a line, whatever stands in it. It becomes a text with the queue's `codec: text`;
+    /// without that components read it as JSON.
     Lines,
 }
 
@@ -77,13 +78,12 @@ impl Settings {
         if self.is_standard() || other.is_standard() {
             return self.is_standard() && other.is_standard();
         }
-        let whole = |settings: &Self| std::path::absolute(settings.path()).unwrap_or_default();
-        let (one, other_one) = (whole(self), whole(other));
-        let names = |settings: &Self, pattern: &Path, path: &Path| {
-            let pattern = settings.is_glob().then(|| glob::Pattern::new(pattern.to_str()?).ok());
-            pattern.flatten().is_some_and(|found| found.matches_path_with(path, BY_COMPONENT))
-        };
-        one == other_one || names(self, &one, &other_one) || names(other, &other_one, &one)
+        let (one, other) = (self.place(), other.place());
+        one.names(other) || other.names(one)
+    }
+
+    fn place(&self) -> Place<'_> {
+        Place { path: Path::new(&self.path), is_glob: self.is_glob() }
     }
 
     pub(crate) fn max_message_bytes(&self) -> usize {
@@ -122,6 +122,60 @@ impl Settings {
     }
 }
 
+/// What a path names, for telling whether two may name the same.
+#[derive(Clone, Copy)]
+struct Place<'p> {
+    path: &'p Path,
+    is_glob: bool,
+}
+
+impl Place<'_> {
+    /// Whether this may be, or find, the file of another path.
+    fn names(self, other: Self) -> bool {
+        // Most names differ: only else it is worth to look where the directories are.
+        let (Some(name), Some(other_name)) = (self.path.file_name(), other.path.file_name()) else {
+            return false;
+        };
+        if !self.is_glob {
+            return name == other_name && self.resolved() == other.resolved();
+        }
+        let matches = |pattern: &str, path: &Path| {
+            let pattern = glob::Pattern::new(pattern);
+            pattern.is_ok_and(|pattern| pattern.matches_path_with(path, BY_COMPONENT))
+        };
+        let (Some(name), other_name) = (name.to_str(), Path::new(other_name)) else { return false };
+        if name != "**" && !matches(name, other_name) {
+            return false;
+        }
+        let ((base, wildcards), (base_of_other, rest_of_other)) =
+            (self.resolved(), other.resolved());
+        let pattern = base.join("").to_str().map(glob::Pattern::escape);
+        let pattern = pattern.zip(wildcards.to_str()).map(|(base, rest)| base + rest);
+        pattern.is_some_and(|pattern| matches(&pattern, &base_of_other.join(rest_of_other)))
+    }
+
+    /// The directory, without `..` and links, and from the first wildcard, or the name of the file,
+    /// on the rest. A directory that is not there yet is none that a link leads to.
+    fn resolved(self) -> (PathBuf, PathBuf) {
+        let whole = std::path::absolute(self.path).unwrap_or_default();
+        let (mut base, mut rest) = (PathBuf::new(), PathBuf::new());
+        let mut parts = whole.components().peekable();
+        while let Some(part) = parts.next() {
+            let text = part.as_os_str().to_str().unwrap_or_default();
+            let is_wildcard = self.is_glob && text.contains(GLOB);
+            if part == Component::ParentDir {
+                let _ = rest.pop() || base.pop();
+            } else if is_wildcard || !rest.as_os_str().is_empty() || parts.peek().is_none() {
+                rest.push(part);
+            } else {
+                base.push(part);
+                base = base.canonicalize().unwrap_or(base);
+            }
+        }
+        (base, rest)
+    }
+}
+
 fn extension(path: &Path) -> Option<String> {
     Some(path.extension()?.to_str()?.to_ascii_lowercase())
 }
@@ -157,9 +211,31 @@ mod tests {
         assert!(overlap("data/*.jsonl", "./data/all.jsonl"));
         assert!(overlap("data/**/*.jsonl", "data/out/all.jsonl"));
         assert!(overlap("data/*/all.jsonl", "data/out/all.jsonl"));
+        assert!(overlap("data/out/../all.jsonl", "data/all.jsonl"));
+        assert!(overlap("data/./../data//all.jsonl", "data/all.jsonl"));
+        assert!(overlap("data/out/../*.jsonl", "data/all.jsonl"));
+        assert!(overlap("data/*/../all.jsonl", "data/all.jsonl"));
+        assert!(
+            overlap("../../../../../../../../../../x", "/x"),
+            "there is nothing above the root"
+        );
         // It looks into no directory that it does not name.
         assert!(!overlap("data/*.jsonl", "data/out/all.jsonl"));
         assert!(!overlap("data/*", "data/out/all.jsonl"));
         assert!(!overlap("data?all.jsonl", "data/all.jsonl"));
+        assert!(!overlap("data/../all.jsonl", "data/all.jsonl"));
+    }
+
+    #[test]
+    fn a_directory_is_where_its_links_lead() {
+        let place = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(place.path().join("there/below")).unwrap();
+        std::os::unix::fs::symlink("there/below", place.path().join("link")).unwrap();
+        let path = |name: &str| place.path().join(name).display().to_string();
+        assert!(overlap(&path("link/all.jsonl"), &path("there/below/all.jsonl")));
+        assert!(overlap(&path("link/../all.jsonl"), &path("there/all.jsonl")));
+        assert!(!overlap(&path("link/../all.jsonl"), &path("all.jsonl")));
+        assert!(overlap(&path("link/new/all.jsonl"), &path("there/below/new/all.jsonl")));
+        assert!(overlap(&path("link/../*.jsonl"), &path("there/all.jsonl")));
     }
 }

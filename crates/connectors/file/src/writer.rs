@@ -14,11 +14,14 @@ use brigade_core::state::{StateStore, StoreOp};
 use tokio::runtime::Handle;
 use tokio::sync::OwnedMutexGuard;
 
+use crate::directory::{resolved, sync};
 use crate::kept::{Account, new_life};
+use crate::ledger::identity;
+use crate::renamed;
 use crate::settings::{Compression, refuse_special};
 
 /// How long a writer waits for others, in this process or another.
-const LOCK_MAX: Duration = Duration::from_secs(30);
+pub(crate) const LOCK_MAX: Duration = Duration::from_secs(30);
 /// How long one that closes the file waits for others.
 const CLOSE_MAX: Duration = Duration::from_secs(1);
 
@@ -144,7 +147,8 @@ impl Writer {
         let mut appending = Appending { locked: Some(locked), before, account, runtime };
         let length = appending.append(bytes, self.compression);
         let length = length.map_err(|error| failed(&self.path, &error))?;
-        Ok(Appended { op: self.account.put(length), hold: Box::new(appending) })
+        let op = self.account.put(&appending.before.file, length);
+        Ok(Appended { op, hold: Box::new(appending) })
     }
 
     /// Locks the file against others, opened if it is not, and again if another file has its name by
@@ -171,24 +175,29 @@ impl Writer {
 
     /// How much of the file is committed, with a note in the state that this writer has it open. What
     /// goes beyond may be cut off only where it can be what a writer of this state left.
-    async fn prepare(&self, locked: &mut Locked) -> Result<u64, ConnectorError> {
-        let length = length(locked.open()).map_err(|error| failed(&self.path, &error))?;
+    async fn prepare(&self, locked: &mut Locked) -> Result<Committed, ConnectorError> {
+        let metadata = locked.open().metadata().map_err(|error| failed(&self.path, &error))?;
+        let (length, file) = (metadata.len(), identity(&metadata));
         let kept = self.account.load().await?;
+        let (own, others): (Vec<_>, Vec<_>) =
+            kept.writers.iter().cloned().partition(|writer| *writer == self.life);
+        let died = !others.is_empty() || locked.0.left;
+        // They stay locked until it is kept that another file has the path.
+        let renamed = match died {
+            true => renamed::cut(&self.account, &self.path, kept.before(&file)).await?,
+            false => Vec::new(),
+        };
         // What was there before Brigade first wrote belongs to the file; a file that is shorter than
         // it was has been replaced or cut by somebody else.
-        let committed = kept.length.unwrap_or(length);
+        let committed = kept.committed(&file).unwrap_or(length);
         let before = committed.min(length);
-        let (own, others): (Vec<_>, Vec<_>) =
-            kept.writers.into_iter().partition(|writer| *writer == self.life);
         if length > committed {
-            if others.is_empty() && !locked.0.left {
+            // Where the one that was written is found by another name, this one was not.
+            let is_known = kept.lengths.contains_key(&file) || renamed.is_empty();
+            if !(died && is_known) {
                 return Err(self.written_by_others(length, committed));
             }
-            tracing::warn!(
-                file = self.name(),
-                bytes = length - committed,
-                "cutting off what a process that ended had written and not committed"
-            );
+            cut_dead(locked.open(), &self.path, committed)?;
         }
         if length < committed {
             tracing::info!(
@@ -198,15 +207,20 @@ impl Writer {
                 "the file is shorter than it was: another one, or cut by somebody else"
             );
         }
+        if !kept.lengths.contains_key(&file) {
+            // What is committed would be gone with a name that was not written down.
+            sync(self.path.parent()).map_err(|error| failed(&self.path, &error))?;
+        }
         // Durable before the first byte is appended. Who has entered leaves the notes of others: they
         // may live, and would have to put them again.
         let first = !locked.0.entered;
-        if first || own.is_empty() || kept.length != Some(before) {
+        let is_kept = kept.lengths.len() == 1 && kept.lengths.get(&file) == Some(&before);
+        if first || own.is_empty() || !is_kept {
             let dead = if first { &others[..] } else { &[] };
-            self.account.enter(before, &self.life, dead).await?;
+            self.account.enter((&file, before), &self.life, dead, kept.before(&file)).await?;
             locked.0.entered = true;
         }
-        Ok(before)
+        Ok(Committed { file, length: before })
     }
 
     fn written_by_others(&self, length: u64, committed: u64) -> ConnectorError {
@@ -230,6 +244,12 @@ impl Writer {
         }
         Ok(())
     }
+}
+
+/// How much of which file is committed.
+struct Committed {
+    file: String,
+    length: u64,
 }
 
 /// Bytes that were appended and are not committed yet.
@@ -260,7 +280,7 @@ impl Drop for Locked {
 struct Appending {
     /// `None` once it is known, or somebody else finds out.
     locked: Option<Locked>,
-    before: u64,
+    before: Committed,
     account: Arc<Account>,
     /// What waits for the state, should nobody say how it ended.
     runtime: Handle,
@@ -270,21 +290,21 @@ impl Appending {
     /// Says how long the file is then.
     fn append(&mut self, bytes: &[u8], compression: Compression) -> std::io::Result<u64> {
         let locked = self.locked.as_ref().expect("it is let go only at the end");
-        let mut file = locked.open();
-        if file.metadata()?.len() != self.before {
-            file.set_len(self.before)?;
+        let (mut file, before) = (locked.open(), self.before.length);
+        if file.metadata()?.len() != before {
+            file.set_len(before)?;
         }
         // Compressed members follow each other as they are.
         let lines = compression == Compression::None;
-        let torn = lines && self.before > 0 && last_byte(file, self.before)? != Some(b'\n');
-        file.seek(SeekFrom::Start(self.before))?;
+        let torn = lines && before > 0 && last_byte(file, before)? != Some(b'\n');
+        file.seek(SeekFrom::Start(before))?;
         if torn {
             // The last line of whoever wrote before has no end.
             file.write_all(b"\n")?;
         }
         file.write_all(bytes)?;
         file.sync_data()?;
-        Ok(self.before + u64::from(torn) + bytes.len() as u64)
+        Ok(before + u64::from(torn) + bytes.len() as u64)
     }
 }
 
@@ -300,7 +320,9 @@ impl Drop for Appending {
     /// the runtime may be ending, and nothing may block here.
     fn drop(&mut self) {
         let Some(locked) = self.locked.take() else { return };
-        let doubt = Doubt { locked, before: self.before, account: Arc::clone(&self.account) };
+        let Committed { file, length } = &mut self.before;
+        let before = Committed { file: std::mem::take(file), length: *length };
+        let doubt = Doubt { locked, before, account: Arc::clone(&self.account) };
         // Without a thread the file stays locked until this process ends: then it is decided too.
         let (doubt, runtime) = (ManuallyDrop::new(doubt), self.runtime.clone());
         let find_out = move || runtime.block_on(ManuallyDrop::into_inner(doubt).find_out());
@@ -318,7 +340,7 @@ impl Drop for Appending {
 /// Bytes of which nobody said whether they are committed, in a file that is locked.
 struct Doubt {
     locked: Locked,
-    before: u64,
+    before: Committed,
     account: Arc<Account>,
 }
 
@@ -326,10 +348,9 @@ impl Doubt {
     /// Cuts off what is not committed. The state does what it is asked in order: once it has answered
     /// this, all that was asked before is done, or never will be.
     async fn find_out(mut self) {
-        let cut = match self.account.load().await {
-            Ok(kept) if kept.length == Some(self.before) => {
-                cut(self.locked.open(), self.before).is_ok()
-            }
+        let Committed { file, length } = &self.before;
+        let cut = match self.account.length_of(file).await {
+            Ok(kept) if kept == Some(*length) => cut(self.locked.open(), *length).is_ok(),
             Ok(_) => true,
             Err(_) => false,
         };
@@ -362,6 +383,19 @@ fn cut(file: &File, to: u64) -> std::io::Result<()> {
     Ok(())
 }
 
+/// The same for what a process left that died, with a word.
+pub(crate) fn cut_dead(file: &File, path: &Path, to: u64) -> Result<(), ConnectorError> {
+    let length = length(file).map_err(|error| failed(path, &error))?;
+    if length > to {
+        tracing::warn!(
+            file = %path.display(),
+            bytes = length - to,
+            "cutting off what a process that ended had written and not committed"
+        );
+    }
+    cut(file, to).map_err(|error| failed(path, &error))
+}
+
 /// Whether the path still names this file.
 fn is_at(file: &File, path: &Path) -> bool {
     match (file.metadata(), std::fs::metadata(path)) {
@@ -370,34 +404,12 @@ fn is_at(file: &File, path: &Path) -> bool {
     }
 }
 
-/// The file that a path means in the end, whatever links lead there; it need not be there yet, its
-/// directory is made.
-fn resolved(path: &Path) -> Result<PathBuf, ConnectorError> {
-    const LINKS_MAX: usize = 40;
-    let wrong = |error: std::io::Error| failed(path, &error);
-    let mut found = path.to_path_buf();
-    for _ in 0..LINKS_MAX {
-        let directory = match found.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        std::fs::create_dir_all(directory).map_err(wrong)?;
-        let name = found.file_name().ok_or_else(|| {
-            ConnectorError::permanent(format!("{} is not a file's name", found.display()))
-        })?;
-        let directory = directory.canonicalize().map_err(wrong)?;
-        let whole = directory.join(name);
-        match std::fs::read_link(&whole) {
-            Ok(target) => found = directory.join(target),
-            Err(_) => return Ok(whole),
-        }
-    }
-    let path = path.display();
-    Err(ConnectorError::permanent(format!("cannot write {path}: its links lead in a circle")))
-}
-
 /// Takes the lock, waiting for other processes until the deadline.
-fn lock_until(file: &File, path: &Path, deadline: Instant) -> Result<(), ConnectorError> {
+pub(crate) fn lock_until(
+    file: &File,
+    path: &Path,
+    deadline: Instant,
+) -> Result<(), ConnectorError> {
     const STEP: Duration = Duration::from_millis(1);
     loop {
         match file.try_lock() {
@@ -497,6 +509,29 @@ mod tests {
         let refused = place.put(&place.writer(), "3").await.expect_err("it is refused");
         assert!(refused.to_string().contains("somebody else has written the rest"), "{refused}");
         assert_eq!(place.text(), "1\n1\n1\n2\nof somebody else\n");
+    }
+
+    #[tokio::test]
+    async fn what_is_being_committed_to_a_file_that_is_renamed_meanwhile_stays() {
+        let place = Place::new();
+        let (a, b) = (place.writer(), place.writer());
+        place.put(&a, "1").await.expect("it is written");
+        let Appended { op, hold } = a.append(b"2\n".to_vec()).await.expect("it is written");
+        let away = place.0.path().join("away");
+        std::fs::rename(place.0.path().join("out"), &away).expect("it is renamed");
+        let committed = async {
+            // The other has begun a new one, and finds that this one was not let go.
+            while !place.0.path().join("out").exists() {
+                tokio::task::yield_now().await;
+            }
+            place.1.commit(vec![op]).await.expect("it is committed");
+            hold.commit();
+        };
+        let (other, ()) = tokio::join!(place.put(&b, "3"), committed);
+        other.expect("it is written");
+        place.put(&a, "4").await.expect("it is written");
+        assert_eq!(std::fs::read_to_string(&away).expect("a text"), "1\n2\n");
+        assert_eq!(place.text(), "3\n4\n");
     }
 
     #[tokio::test]

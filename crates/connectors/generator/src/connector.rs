@@ -80,8 +80,8 @@ impl Connector for Generator {
         };
         let wrong = template::wrong(&settings.template).into_iter();
         let problem = |inside: String| {
-            let help = format!("there are {}", template::PLACEHOLDERS);
-            Problem::at("template", format!("no placeholder `{{{{{inside}}}}}`")).help(help)
+            let message = format!("the placeholder `{{{{{inside}}}}}` means nothing");
+            Problem::at("template", message).help(template::help(&inside))
         };
         wrong.map(problem).collect()
     }

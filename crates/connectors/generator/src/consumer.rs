@@ -6,7 +6,7 @@ use brigade_core::connector::{
     Acked, ConnectorError, Consumer, Failed, FailedReason, Features, Incoming, Lag, QueueSpec,
     Reader, Receipt, Want,
 };
-use brigade_core::state::{StateLock, StateStore, StoreId, StoreOp, lock_position};
+use brigade_core::state::{KeptPositions, StateLock, StateStore, StoreId, StoreOp};
 use brigade_core::throttle::TokenBucket;
 use brigade_core::watermark::Watermark;
 use brigade_core::{IncarnationId, Message, MessageId};
@@ -54,10 +54,10 @@ impl GeneratorConsumer {
         state: &Arc<dyn StateStore>,
     ) -> Result<Self, ConnectorError> {
         let settings: Settings = queue.settings()?;
-        let space = format!("generator/{}/{}/{}", queue.pipeline, queue.name, reader.group);
-        let lock = lock_position(&**state, queue, &space).await?;
-        let kept = state.load(&space, POSITION).await?;
-        let resolved = kept.map(|bytes| serde_json::from_slice(&bytes)).transpose();
+        let KeptPositions { space, lock, kept } =
+            KeptPositions::open(&**state, "generator", queue, reader).await?;
+        let kept = kept.into_iter().find(|(key, _)| key == POSITION);
+        let resolved = kept.map(|(_, bytes)| serde_json::from_slice(&bytes)).transpose();
         let resolved: Watermark =
             resolved.map_err(|error| unreadable(queue, &error))?.unwrap_or_default();
         // A burst of a tenth of a second, so that messages come in batches.
@@ -75,7 +75,7 @@ impl GeneratorConsumer {
             name: Arc::clone(&queue.name),
             settings,
             state: Arc::clone(state),
-            space: space.into(),
+            space,
             incarnation: IncarnationId::of(what.as_bytes()),
             shared: Mutex::new(shared),
             changed: Notify::new(),

@@ -3,9 +3,8 @@
 use fastrand::Rng;
 use serde_json::Value;
 
-/// The placeholders there are, for messages.
-pub(crate) const PLACEHOLDERS: &str =
-    "`{{seq}}`, `{{int 1 100}}`, `{{float 0 1}}`, `{{pick a b c}}`, `{{hex 16}}`";
+/// How many digits a placeholder may ask for.
+const DIGITS_MAX: usize = 1024;
 
 /// Makes the `n`th message of a seed: it depends on nothing else.
 pub(crate) fn render(template: &Value, seed: u64, n: u64) -> Value {
@@ -64,16 +63,34 @@ fn place(inside: &str, n: u64, random: &mut Rng) -> Option<Value> {
         }
         ("float", [low, high]) => {
             let (low, high): (f64, f64) = (low.parse().ok()?, high.parse().ok()?);
-            Some((low + (high - low) * random.f64()).into())
+            let range = high - low;
+            (low <= high && range.is_finite()).then(|| (low + range * random.f64()).into())
         }
         ("pick", [_, ..]) => Some(words[random.usize(..words.len())].into()),
         ("hex", [digits]) => {
-            const DIGITS_MAX: usize = 1024;
             let digits = digits.parse::<usize>().ok().filter(|digits| *digits <= DIGITS_MAX)?;
             let digit = || char::from_digit(random.u32(..16), 16);
             Some(Value::String(std::iter::repeat_with(digit).take(digits).flatten().collect()))
         }
         _ => None,
+    }
+}
+
+/// What to write instead of a placeholder that means nothing.
+pub(crate) fn help(inside: &str) -> String {
+    match inside.split_whitespace().next() {
+        Some("seq") => "`seq` stands alone".to_owned(),
+        Some("int") => "`int` takes two whole numbers of 64 bits, the smaller first".to_owned(),
+        Some("float") => {
+            "`float` takes two finite numbers, the smaller first, whose difference is finite"
+                .to_owned()
+        }
+        Some("pick") => "`pick` takes the words to pick from".to_owned(),
+        Some("hex") => format!("`hex` takes how many digits, at most {DIGITS_MAX}"),
+        _ => {
+            "there are `{{seq}}`, `{{int 1 100}}`, `{{float 0 1}}`, `{{pick a b c}}`, `{{hex 16}}`"
+                .to_owned()
+        }
     }
 }
 
@@ -109,5 +126,21 @@ mod tests {
     #[test]
     fn placeholders_that_mean_nothing_are_told() {
         assert_eq!(wrong(&json!(["{{seq}}", { "a": "{{sequ}} {{int 2}}" }])), ["sequ", "int 2"]);
+        assert!(help("sequ").contains("there are `{{seq}}`"));
+        assert!(help("int 2").contains("two whole numbers"));
+    }
+
+    #[test]
+    fn numbers_that_no_json_can_say_are_refused() {
+        for inside in ["0 inf", "-inf 0", "inf inf", "nan 1", "0 nan", "-1e308 1e308", "5 1"] {
+            let inside = format!("float {inside}");
+            assert_eq!(wrong(&json!(format!("{{{{{inside}}}}}"))), [&*inside]);
+            assert!(help(&inside).contains("two finite numbers, the smaller first"));
+        }
+        for inside in ["0 1", "-1.5 -1.5", "0 1.7e308"] {
+            let template = json!(format!("{{{{float {inside}}}}}"));
+            assert_eq!(wrong(&template), [""; 0]);
+            assert!((0..100).all(|n| render(&template, 7, n).is_f64()), "{inside}");
+        }
     }
 }

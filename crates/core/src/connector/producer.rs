@@ -77,7 +77,8 @@ impl From<Message> for Outgoing {
 pub enum Produced {
     /// It is on the queue.
     Confirmed,
-    /// It is not, but may be if tried again (the queue is full, the server is away).
+    /// Nobody has confirmed it, and it is to be tried again: the queue is full, or the server is away, which may
+    /// have taken it without an answer.
     Failed(ConnectorError),
     /// It is not and never will be.
     Rejected(Rejected),
@@ -87,7 +88,7 @@ impl Produced {
     /// Whether it is on the queue, for who has nowhere else to put it.
     ///
     /// # Errors
-    /// It is not, and why.
+    /// It is not, or nobody knows, and why.
     pub fn confirmed(self) -> Result<(), ConnectorError> {
         match self {
             Self::Confirmed => Ok(()),
