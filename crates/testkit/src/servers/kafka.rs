@@ -48,7 +48,7 @@ impl Kafka {
     }
 
     /// Starts one that stays the leader of its partitions on a machine that is busy all the time, as
-    /// benchmarks make it; to be back after a kill takes it longer.
+    /// benchmarks and builds make it; to be back after a kill takes it longer.
     ///
     /// # Panics
     /// As [`start`](Kafka::start).
@@ -98,11 +98,13 @@ impl Kafka {
         kafka
     }
 
-    /// The one that all tests of a process share, for those that do not kill it.
+    /// The one that all tests of a process share, for those that do not kill it. It is a
+    /// [steady](Kafka::start_steady) one: a broker that takes itself for gone is named to nobody, and
+    /// clients that no supervisor makes anew do not come back from that.
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Kafka> = OnceLock::new();
         used("kafka");
-        SHARED.get_or_init(Self::start)
+        SHARED.get_or_init(Self::start_steady)
     }
 
     /// Its address, as `bootstrap.servers` takes it.
