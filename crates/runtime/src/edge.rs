@@ -133,9 +133,12 @@ impl QueuePlan {
 /// A payload as a value.
 fn decoded(message: &Message, from: Codec) -> Result<Value, String> {
     match (from, &message.payload) {
-        (Codec::Json, _) | (_, None) => {
-            Value::decode(message, None).map_err(|error| error.to_string())
+        (_, None) => {
+            Err("the payload is null, where a value is needed for the queue's `schema`, `key` or \
+                          `event_time`"
+                .to_owned())
         }
+        (Codec::Json, _) => Value::decode(message, None).map_err(|error| error.to_string()),
         (codec, Some(payload)) => codec::decode(codec, payload),
     }
 }

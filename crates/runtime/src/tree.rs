@@ -222,6 +222,8 @@ impl Tree {
         }
         if let Some(line) = self.lines.get_mut(&root) {
             line.halt();
+            // Who died last closes nothing: what it held would be kept from others as long as the rest runs.
+            actix::spawn(line.close_deserted());
         }
         self.tell_who_waits(root, Err(error));
     }
@@ -263,6 +265,10 @@ impl Tree {
             return;
         }
         let current = self.lines.get(&root).is_some_and(|line| line.is_current(who, life));
+        if failed && let Some(line) = self.lines.get(&root) {
+            // What it held is kept from nobody any longer.
+            actix::spawn(line.close_deserted());
+        }
         if failed || !current || !self.is_needed(who) {
             return;
         }

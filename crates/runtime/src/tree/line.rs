@@ -13,6 +13,7 @@ use brigade_core::connector::{
 };
 use brigade_core::credit::Credit;
 use futures_util::FutureExt;
+use futures_util::future::join_all;
 use tokio::sync::OnceCell;
 
 use super::start::{StartFailure, StartFailureKind};
@@ -457,15 +458,21 @@ impl Line {
     /// Closes the connections that no actor is there to close: it died, or was not started. What they
     /// held is given back.
     pub(super) fn close_deserted(&self) -> impl Future<Output = ()> + use<> {
-        let deserted = self.consumers().filter(|entry| {
-            let control = &entry.control;
-            !control.stopped.load(Relaxed) && !control.is_up()
-        });
-        let deserted: Vec<_> = deserted.map(|entry| Arc::clone(&entry.consumer)).collect();
+        self.close(|entry| !entry.control.is_up())
+    }
+
+    /// Closes all connections that are open, also those whose actors are stuck in a call: what they hold is kept
+    /// from nobody any longer.
+    pub(super) fn close_open(&self) -> impl Future<Output = ()> + use<> {
+        self.close(|_| true)
+    }
+
+    fn close(&self, which: fn(&ConsumerEntry) -> bool) -> impl Future<Output = ()> + use<> {
+        let open = self.consumers().filter(|entry| !entry.control.stopped.load(Relaxed));
+        let open = open.filter(|entry| which(entry));
+        let open: Vec<_> = open.map(|entry| Arc::clone(&entry.consumer)).collect();
         async move {
-            for consumer in deserted {
-                close_consumer(&*consumer).await;
-            }
+            join_all(open.iter().map(|consumer| close_consumer(&**consumer))).await;
         }
     }
 
@@ -522,10 +529,10 @@ impl Line {
     }
 }
 
-/// Closes a connection that has no actor.
+/// Closes a connection that no actor closes.
 pub(super) async fn close_consumer(consumer: &dyn ConnectorConsumer) {
     if let Err(error) = consumer.shutdown().await {
-        tracing::warn!(%error, "the consumer of a dead actor did not shut down cleanly");
+        tracing::warn!(%error, "a consumer whose actor has not closed it did not shut down cleanly");
     }
 }
 

@@ -90,12 +90,12 @@ impl Tree {
             return;
         }
         let producers = self.producers.opened();
-        let deserted: Vec<_> = self.lines.values().map(Line::close_deserted).collect();
+        let open: Vec<_> = self.lines.values().map(Line::close_open).collect();
         let close = async move {
             // All at once: how long it takes does not depend on how many do not answer. What a consumer holds
             // that does not comes again when its hold ends.
-            let deserted = tokio::time::timeout(CLOSE, join_all(deserted));
-            let _ = join(deserted, join_all(producers.iter().map(close_producer))).await;
+            let open = tokio::time::timeout(CLOSE, join_all(open));
+            let _ = join(open, join_all(producers.iter().map(close_producer))).await;
         };
         ctx.spawn(close.into_actor(self).map(move |(), tree, _| tree.end(stop)));
     }
