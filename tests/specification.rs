@@ -356,6 +356,25 @@ async fn beyond_its_budget_a_stage_has_failed_and_its_queue_keeps_the_rest() {
     assert_eq!(trial.status().await.stage("second").unwrap().state, StageState::Running);
 }
 
+#[tokio::test]
+async fn what_a_consumer_held_whose_stage_has_failed_is_kept_from_nobody() {
+    let restart = "restart: { max_restarts: 0 }\nqueues:";
+    let registry = brigade::registry().component("wait", async |_: Raw| {
+        std::future::pending::<()>().await;
+        Ok::<_, Failure>(Emit::none())
+    });
+    let yaml =
+        two("").replace("queues:", restart).replacen("component: pass", "component: wait", 1);
+    let trial = trial_with(&yaml, registry).start().await.unwrap();
+    trial.send("in", numbered(0..10));
+    eventually("all are in flight", async || trial.outputs("in").is_empty()).await;
+    trial.running().crash("first", "consumer").await.unwrap();
+    eventually("they are back", async || trial.outputs("in").len() == 10).await;
+    let status = trial.status().await;
+    assert_eq!(status.stage("first").unwrap().state, StageState::Failed);
+    assert_eq!(status.stage("second").unwrap().state, StageState::Running);
+}
+
 // The end.
 
 #[tokio::test]

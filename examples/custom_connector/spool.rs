@@ -11,8 +11,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use async_trait::async_trait;
 use brigade::connector::{
-    Acked, Connector, ConnectorEnv, ConnectorError, Consumer, Failed, FailedReason, Features,
-    Incoming, Lag, Outgoing, Problem, Produced, Producer, QueueSpec, Reader, Receipt, Want,
+    Acked, Connector, ConnectorEnv, ConnectorError, Consumer, Failed, Features, Incoming, Lag,
+    Outgoing, Problem, Produced, Producer, QueueSpec, Reader, Receipt, Want,
 };
 use brigade::state::StoreOp;
 use brigade::{IncarnationId, Message, MessageId};
@@ -348,11 +348,9 @@ impl Consumer for SpoolConsumer {
                 acked.fenced.push(receipt);
                 continue;
             };
-            match reason {
-                FailedReason::Released => seen.redeliveries += 1,
-                FailedReason::Attempt { attempts, .. } | FailedReason::Parked { attempts, .. } => {
-                    seen.attempts = attempts;
-                }
+            match reason.attempts() {
+                Some(attempts) => seen.attempts = attempts,
+                None => seen.redeliveries += 1,
             }
             seen.free_at = Some(Instant::now() + delay);
         }

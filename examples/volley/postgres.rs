@@ -254,13 +254,7 @@ impl TableConsumer {
 
     fn take(&self, want: Want) -> Vec<Incoming> {
         let mut rows = self.rows();
-        let (mut taken, mut bytes) = (Vec::new(), 0);
-        while taken.len() < want.messages && (bytes < want.bytes || taken.is_empty()) {
-            let Some(next) = rows.ready.pop_front() else { break };
-            bytes += next.message.size();
-            taken.push(next);
-        }
-        taken
+        want.fill(|| rows.ready.pop_front())
     }
 
     async fn fetch(&self, want: Want) -> Result<(), ConnectorError> {
@@ -349,9 +343,8 @@ impl Consumer for TableConsumer {
             where position = at and handed_out = times returning position";
         let (positions, times) = pairs(failed.iter().map(|failed| failed.receipt));
         let delays: Vec<f64> = failed.iter().map(|failed| failed.delay.as_secs_f64()).collect();
-        let tried = |failed: &Failed| match failed.reason {
-            FailedReason::Attempt { attempts, .. } => i32::try_from(attempts).unwrap_or(i32::MAX),
-            _ => -1,
+        let tried = |failed: &Failed| {
+            failed.reason.attempts().map_or(-1, |attempts| attempts.try_into().unwrap_or(i32::MAX))
         };
         let tried: Vec<i32> = failed.iter().map(tried).collect();
         let done = self.table.run(show, &[&positions, &times, &delays, &tried]).await?;

@@ -41,7 +41,18 @@ impl FieldPath {
         })
     }
 
-    /// What stands there as the bytes of a key: a string as it is, anything else as JSON.
+    /// What stands there as the bytes of a key: a string as it is, anything else as JSON. A number is written as
+    /// a 64-bit integer or float, so that `1` and `1.0` are two keys, and integers beyond 64 bits that are close to
+    /// each other are one.
+    ///
+    /// ```
+    /// use brigade_core::field::FieldPath;
+    /// let path: FieldPath = "id".parse()?;
+    /// let key = |id| path.key(&serde_json::json!({ "id": id }));
+    /// assert_eq!(key(serde_json::json!(7)), key(serde_json::json!("7")));
+    /// assert_ne!(key(serde_json::json!(7)), key(serde_json::json!(7.0)));
+    /// # Ok::<_, Box<dyn std::error::Error>>(())
+    /// ```
     pub fn key(&self, payload: &Value) -> Option<Vec<u8>> {
         match self.find(payload)? {
             Value::Null => None,

@@ -234,11 +234,9 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
     /// A message goes back.
     pub fn fail(&mut self, failed: &Failed, now: T) -> bool {
         let Some(mut lease) = self.end(failed.receipt) else { return false };
-        match failed.reason {
-            FailedReason::Attempt { attempts, .. } | FailedReason::Parked { attempts, .. } => {
-                lease.item.attempts = attempts;
-            }
-            FailedReason::Released => lease.item.redeliveries += 1,
+        match failed.reason.attempts() {
+            Some(attempts) => lease.item.attempts = attempts,
+            None => lease.item.redeliveries += 1,
         }
         let ordered = lease.order == Order::Key;
         if failed.delay.is_zero() {

@@ -147,7 +147,8 @@ pub struct QueueKeys {
     #[serde(default)]
     pub schema: Option<SchemaChoice>,
     /// Where a message's key stands in its payload: `customer.id`. It goes before the key that the message has
-    /// already. Default: that one.
+    /// already. A number is taken as a 64-bit integer or float and written as JSON: `1` and `1.0` are two keys.
+    /// Default: that one.
     #[serde(default)]
     pub key: Option<String>,
     /// Where a message's event time stands in its payload: milliseconds since 1970, or RFC 3339. It goes

@@ -245,13 +245,7 @@ impl StoreThread {
         let woke = matches!(transacted, Ok(Transacted::Committed { woke: true }));
         let failed = transacted.err().map(|error| failed(&self.path, error));
         for job in jobs {
-            job.answer(match &failed {
-                None => Ok(()),
-                Some(error) if error.is_transient() => {
-                    Err(ConnectorError::transient(error.to_string()))
-                }
-                Some(error) => Err(ConnectorError::permanent(error.to_string())),
-            });
+            job.answer(failed.clone().map_or(Ok(()), Err));
         }
         if failed.is_some() {
             // What was claimed in it was not; what was held before still is.

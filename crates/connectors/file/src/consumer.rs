@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use brigade_core::connector::{
-    Acked, ConnectorError, Consumer, Defect, ErrorKind, Failed, FailedReason, Features, Incoming,
-    Lag, Order, QueueSpec, Reader, Receipt, Want,
+    Acked, ConnectorError, Consumer, Defect, Failed, Features, Incoming, Lag, Order, QueueSpec,
+    Reader, Receipt, Want,
 };
 use brigade_core::state::{KeptPositions, StateLock, StateStore, StoreId, StoreOp};
 use brigade_core::{CauseKind, Message, MessageId};
@@ -61,7 +61,7 @@ struct Shared {
     /// What was put back: when it may be handed out again.
     returned: BTreeMap<(Instant, u64), ()>,
     at_end: bool,
-    failed: Option<(ErrorKind, String)>,
+    failed: Option<ConnectorError>,
     closed: bool,
 }
 
@@ -211,7 +211,7 @@ impl FileConsumer {
                 shared.ahead.extend(fresh);
             }
             Said::End => shared.at_end = true,
-            Said::Failed(error) => shared.failed = Some((error.kind(), error.to_string())),
+            Said::Failed(error) => shared.failed = Some(error),
         }
     }
 
@@ -238,29 +238,19 @@ impl FileConsumer {
         if shared.closed {
             return Err(ConnectorError::closed(&self.name));
         }
-        let (mut taken, mut bytes) = (Vec::new(), 0);
         let now = Instant::now();
         // In queue order whatever is first keeps the rest.
         let in_order = self.order == Order::Queue;
-        while taken.len() < want.messages && (bytes < want.bytes || taken.is_empty()) {
-            let next = match shared.hand_out_again(now) {
-                Some(again) => Some(again),
-                None if in_order && !shared.out.is_empty() => None,
-                None => shared.hand_out(),
-            };
-            let Some(incoming) = next else { break };
-            bytes += incoming.message.size();
-            taken.push(incoming);
-        }
+        let taken = want.fill(|| match shared.hand_out_again(now) {
+            Some(again) => Some(again),
+            None if in_order && !shared.out.is_empty() => None,
+            None => shared.hand_out(),
+        });
         if !taken.is_empty() {
             return Ok(Taken::Messages(taken));
         }
-        if let Some((kind, text)) = shared.failed.clone() {
-            return Err(match kind {
-                ErrorKind::Transient => ConnectorError::transient(text),
-                ErrorKind::Stalled => ConnectorError::stalled(text),
-                _ => ConnectorError::permanent(text),
-            });
+        if let Some(error) = shared.failed.clone() {
+            return Err(error);
         }
         if shared.at_end && shared.out.is_empty() {
             return Ok(Taken::End);
@@ -439,11 +429,9 @@ impl Consumer for FileConsumer {
             }
             let out = shared.out.get_mut(&receipt.position).expect("what stands is out");
             out.returned = true;
-            match reason {
-                FailedReason::Attempt { attempts, .. } | FailedReason::Parked { attempts, .. } => {
-                    out.incoming.attempts = attempts;
-                }
-                FailedReason::Released => out.incoming.redeliveries += 1,
+            match reason.attempts() {
+                Some(attempts) => out.incoming.attempts = attempts,
+                None => out.incoming.redeliveries += 1,
             }
             let at = match delay.is_zero() {
                 true => self.opened,
@@ -512,6 +500,7 @@ impl Drop for FileConsumer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use brigade_core::connector::{ErrorKind, FailedReason};
     use brigade_embedded::{Options, Store};
 
     const WANT: Want = Want { messages: 10, bytes: usize::MAX };

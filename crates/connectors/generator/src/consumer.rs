@@ -3,8 +3,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use brigade_core::connector::{
-    Acked, ConnectorError, Consumer, Failed, FailedReason, Features, Incoming, Lag, QueueSpec,
-    Reader, Receipt, Want,
+    Acked, ConnectorError, Consumer, Failed, Features, Incoming, Lag, QueueSpec, Reader, Receipt,
+    Want,
 };
 use brigade_core::state::{KeptPositions, StateLock, StateStore, StoreId, StoreOp};
 use brigade_core::throttle::TokenBucket;
@@ -97,42 +97,40 @@ impl GeneratorConsumer {
         incoming
     }
 
+    /// The number of the message that comes next, or until when to wait for it, if there is anything to wait for.
+    fn next(&self, shared: &mut Shared, now: Instant, until: &mut Option<Instant>) -> Option<u64> {
+        let due = shared.returned.first_key_value().map(|((at, n), ())| (*at, *n));
+        if let Some((at, n)) = due.filter(|(at, _)| *at <= now) {
+            shared.returned.remove(&(at, n));
+            return Some(n);
+        }
+        while shared.resolved.is_resolved(shared.next) {
+            shared.next += 1;
+        }
+        *until = due.map(|(at, _)| at);
+        if self.settings.count.is_some_and(|count| shared.next >= count) {
+            return None;
+        }
+        if let Some(Err(wait)) = shared.rate.as_mut().map(|rate| rate.take(now)) {
+            *until = Some(until.map_or(now + wait, |at| at.min(now + wait)));
+            return None;
+        }
+        shared.next += 1;
+        Some(shared.next - 1)
+    }
+
     /// What can be handed out now; otherwise until when to wait, if there is anything to wait for.
     fn take(&self, want: Want) -> Result<(Vec<Incoming>, Option<Instant>, bool), ConnectorError> {
         let shared = &mut *self.shared();
         if shared.closed {
             return Err(ConnectorError::closed(&self.name));
         }
-        let (mut taken, mut bytes, now) = (Vec::new(), 0, Instant::now());
-        let mut until = None;
-        while taken.len() < want.messages && (bytes < want.bytes || taken.is_empty()) {
-            let due = shared.returned.first_key_value().map(|((at, n), ())| (*at, *n));
-            let n = match due {
-                Some((at, n)) if at <= now => {
-                    shared.returned.remove(&(at, n));
-                    n
-                }
-                _ => {
-                    while shared.resolved.is_resolved(shared.next) {
-                        shared.next += 1;
-                    }
-                    until = due.map(|(at, _)| at);
-                    if self.settings.count.is_some_and(|count| shared.next >= count) {
-                        break;
-                    }
-                    if let Some(Err(wait)) = shared.rate.as_mut().map(|rate| rate.take(now)) {
-                        until = Some(until.map_or(now + wait, |at| at.min(now + wait)));
-                        break;
-                    }
-                    shared.next += 1;
-                    shared.next - 1
-                }
-            };
+        let (now, mut until) = (Instant::now(), None);
+        let taken = want.fill(|| {
+            let n = self.next(shared, now, &mut until)?;
             let counts = *shared.out.entry(n).or_default();
-            let incoming = self.make(n, counts);
-            bytes += incoming.message.size();
-            taken.push(incoming);
-        }
+            Some(self.make(n, counts))
+        });
         let ended = taken.is_empty() && until.is_none() && shared.out.is_empty();
         Ok((taken, until, ended))
     }
@@ -194,11 +192,9 @@ impl Consumer for GeneratorConsumer {
             let Some((tried, redeliveries)) = shared.out.get_mut(&receipt.position) else {
                 continue;
             };
-            match reason {
-                FailedReason::Attempt { attempts, .. } | FailedReason::Parked { attempts, .. } => {
-                    *tried = attempts
-                }
-                FailedReason::Released => *redeliveries += 1,
+            match reason.attempts() {
+                Some(attempts) => *tried = attempts,
+                None => *redeliveries += 1,
             }
             let at = if delay.is_zero() { self.opened } else { Instant::now() + delay };
             shared.returned.insert((at, receipt.position), ());

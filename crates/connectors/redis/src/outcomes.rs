@@ -36,7 +36,7 @@ impl Outcomes {
         let put = match put {
             Ok(put) => put,
             Err(error) if is_unanswered(&error) && !self.is_begun() => return Err(error),
-            Err(error) => places.iter().map(|_| Err(copy(&error))).collect(),
+            Err(error) => places.iter().map(|_| Err(error.clone())).collect(),
         };
         let mut all_stand = true;
         for (at, put) in places.iter().zip(put) {
@@ -54,19 +54,11 @@ impl Outcomes {
     /// What became of each. What was not tried waits for what failed.
     pub(crate) fn all(self) -> Vec<Produced> {
         let error = self.0.iter().find_map(|outcome| match outcome {
-            Some(Produced::Failed(error)) => Some(copy(error)),
+            Some(Produced::Failed(error)) => Some(error.clone()),
             _ => None,
         });
         let error = error.unwrap_or_else(|| ConnectorError::transient("it was not put"));
-        let untried = || Produced::Failed(copy(&error));
+        let untried = || Produced::Failed(error.clone());
         self.0.into_iter().map(|outcome| outcome.unwrap_or_else(untried)).collect()
-    }
-}
-
-/// The same for another message.
-fn copy(error: &ConnectorError) -> ConnectorError {
-    match error.is_transient() {
-        true => ConnectorError::transient(error.to_string()),
-        false => ConnectorError::permanent(error.to_string()),
     }
 }

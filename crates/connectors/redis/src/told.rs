@@ -28,14 +28,14 @@ impl Failure {
         let help = self.help(&all, place).map_or_else(String::new, |help| format!("; {help}"));
         let told = format!("queue `{queue}`: Redis: {text}{help}");
         if self.is_no_group() {
-            return ConnectorError::transient(told).caused_by(NoGroup);
+            return ConnectorError::transient(told).caused_by(Behind::NoGroup);
         }
         match self.error.kind() {
             ErrorKind::InvalidClientConfig if !all.contains("sentinel node") => {
                 ConnectorError::permanent(told)
             }
             _ if !self.connecting && self.error.code().is_none() => {
-                ConnectorError::transient(told).caused_by(Unanswered)
+                ConnectorError::transient(told).caused_by(Behind::Unanswered)
             }
             _ => ConnectorError::transient(told),
         }
@@ -142,38 +142,40 @@ impl Failure {
     }
 }
 
-/// Somebody has deleted a group, or its stream.
-#[derive(Debug)]
-struct NoGroup;
+/// What is behind an error, for who has to tell it from others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Behind {
+    /// Somebody has deleted a group, or its stream.
+    NoGroup,
+    /// What was asked may have been done.
+    Unanswered,
+}
 
-impl fmt::Display for NoGroup {
+impl fmt::Display for Behind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the stream or its group is not there")
+        f.write_str(match self {
+            Self::NoGroup => "the stream or its group is not there",
+            Self::Unanswered => "no answer came",
+        })
     }
 }
 
-impl Error for NoGroup {}
+impl Error for Behind {}
+
+impl Behind {
+    fn is(self, error: &ConnectorError) -> bool {
+        error.source().and_then(<dyn Error>::downcast_ref) == Some(&self)
+    }
+}
 
 /// Whether what was told is that somebody has deleted a group, or its stream.
 pub(crate) fn is_no_group(error: &ConnectorError) -> bool {
-    error.source().is_some_and(|source| source.is::<NoGroup>())
+    Behind::NoGroup.is(error)
 }
-
-/// What was asked may have been done.
-#[derive(Debug)]
-struct Unanswered;
-
-impl fmt::Display for Unanswered {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("no answer came")
-    }
-}
-
-impl Error for Unanswered {}
 
 /// Whether nobody knows what became of what was asked.
 pub(crate) fn is_unanswered(error: &ConnectorError) -> bool {
-    error.source().is_some_and(|source| source.is::<Unanswered>())
+    Behind::Unanswered.is(error)
 }
 
 /// What codes mean.

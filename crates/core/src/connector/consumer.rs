@@ -87,6 +87,29 @@ pub struct Want {
     pub bytes: usize,
 }
 
+impl Want {
+    /// Takes what comes next until it is enough, or nothing is there.
+    ///
+    /// ```
+    /// use brigade_core::Message;
+    /// use brigade_core::connector::{Incoming, Receipt, Want};
+    /// let incoming = |position| Incoming::new(Message::new("x"), Receipt { position, fence: 0 });
+    /// let (mut there, want) = ((0..9).map(incoming), Want { messages: 5, bytes: usize::MAX });
+    /// assert_eq!(want.fill(|| there.next()).len(), 5);
+    /// assert_eq!(Want { messages: 5, bytes: 1 }.fill(|| there.next()).len(), 1);
+    /// assert_eq!(want.fill(|| there.next()).len(), 3);
+    /// ```
+    pub fn fill(self, mut next: impl FnMut() -> Option<Incoming>) -> Vec<Incoming> {
+        let (mut taken, mut bytes) = (Vec::new(), 0);
+        while taken.len() < self.messages && (bytes < self.bytes || taken.is_empty()) {
+            let Some(incoming) = next() else { break };
+            bytes += incoming.message.size();
+            taken.push(incoming);
+        }
+        taken
+    }
+}
+
 /// Which handing-over of which message: what a consumer needs to ack it.
 ///
 /// The two numbers mean something only to the consumer that gave them.
@@ -175,6 +198,16 @@ pub enum FailedReason {
     },
     /// Nobody decided on it (a stop, a lost worker): it has used up no attempt.
     Released,
+}
+
+impl FailedReason {
+    /// How many attempts have failed by now; nothing where none was used up, so that it is a redelivery.
+    pub fn attempts(&self) -> Option<u32> {
+        match self {
+            Self::Attempt { attempts, .. } | Self::Parked { attempts, .. } => Some(*attempts),
+            Self::Released => None,
+        }
+    }
 }
 
 /// The answer to an ack.

@@ -1,15 +1,17 @@
+use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 
 use crate::BoxError;
 
 /// What a connector could not do, and whether it may go better later.
 ///
 /// The text says what was wrong, where, what was expected and what to do; it names no secret.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct ConnectorError {
     kind: ErrorKind,
     message: String,
-    source: Option<BoxError>,
+    source: Option<Arc<dyn Error + Send + Sync>>,
 }
 
 /// How the runtime is to take a [`ConnectorError`].
@@ -61,7 +63,7 @@ impl ConnectorError {
     /// The same error with its cause.
     #[must_use]
     pub fn caused_by(self, source: impl Into<BoxError>) -> Self {
-        Self { source: Some(source.into()), ..self }
+        Self { source: Some(Arc::from(source.into())), ..self }
     }
 
     /// How to take it.
@@ -81,8 +83,8 @@ impl fmt::Display for ConnectorError {
     }
 }
 
-impl std::error::Error for ConnectorError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+impl Error for ConnectorError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
         self.source.as_ref().map(|source| source.as_ref() as _)
     }
 }

@@ -470,9 +470,13 @@ impl Line {
     fn close(&self, which: fn(&ConsumerEntry) -> bool) -> impl Future<Output = ()> + use<> {
         let open = self.consumers().filter(|entry| !entry.control.stopped.load(Relaxed));
         let open = open.filter(|entry| which(entry));
-        let open: Vec<_> = open.map(|entry| Arc::clone(&entry.consumer)).collect();
+        let open: Vec<ConsumerEntry> = open.cloned().collect();
+        let close = async |ConsumerEntry { consumer, control, .. }| {
+            close_consumer(&*consumer).await;
+            control.stopped.store(true, Relaxed);
+        };
         async move {
-            join_all(open.iter().map(|consumer| close_consumer(&**consumer))).await;
+            join_all(open.into_iter().map(close)).await;
         }
     }
 

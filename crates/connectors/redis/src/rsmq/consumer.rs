@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use brigade_core::connector::{
-    Acked, ConnectorError, Consumer, Failed, FailedReason, Features, Incoming, Lag, Receipt, Want,
+    Acked, ConnectorError, Consumer, Failed, Features, Incoming, Lag, Receipt, Want,
 };
 use brigade_core::state::{StoreId, StoreOp};
 use tokio::sync::Notify;
@@ -147,12 +147,7 @@ impl Consumer for RsmqConsumer {
         let (known, mut fenced) = self.received.ids(&receipts);
         let hidden = known.iter().filter_map(|(receipt, id)| {
             let failed = failed.iter().find(|failed| failed.receipt == *receipt)?;
-            let attempts = match failed.reason {
-                FailedReason::Attempt { attempts, .. } | FailedReason::Parked { attempts, .. } => {
-                    i64::from(attempts)
-                }
-                FailedReason::Released => -1,
-            };
+            let attempts = failed.reason.attempts().map_or(-1, i64::from);
             Some((id.clone(), receipt.fence, failed.delay, attempts))
         });
         let hidden = hidden.collect();

@@ -144,13 +144,7 @@ impl Received {
     /// Hands out what was received.
     pub(super) fn take(&self, want: Want) -> Vec<Incoming> {
         let mut held = self.held();
-        let (mut taken, mut bytes) = (Vec::new(), 0);
-        while taken.len() < want.messages && (bytes < want.bytes || taken.is_empty()) {
-            let Some(next) = held.ready.pop_front() else { break };
-            bytes += next.message.size();
-            taken.push(next);
-        }
-        taken
+        want.fill(|| held.ready.pop_front())
     }
 
     /// The id behind a receipt, if that is known.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use brigade_core::IncarnationId;
 use brigade_core::connector::{
-    Acked, ConnectorError, Consumer, Failed, FailedReason, Features, Incoming, Lag, Receipt, Want,
+    Acked, ConnectorError, Consumer, Failed, Features, Incoming, Lag, Receipt, Want,
 };
 use brigade_core::state::{StoreId, StoreOp};
 use redis::{ScriptInvocation, Value, cmd};
@@ -414,12 +414,7 @@ impl Consumer for StreamConsumer {
             let woken = self.woken.notified();
             let fetch = &mut *self.fetch.lock().await;
             self.refuse_if_closed()?;
-            let (mut taken, mut bytes) = (Vec::new(), 0);
-            while taken.len() < want.messages && (bytes < want.bytes || taken.is_empty()) {
-                let Some(next) = fetch.ready.pop_front() else { break };
-                bytes += next.message.size();
-                taken.push(next);
-            }
+            let taken = want.fill(|| fetch.ready.pop_front());
             if !taken.is_empty() {
                 return Ok(taken);
             }
@@ -475,12 +470,7 @@ impl Consumer for StreamConsumer {
         let mut fail = FAIL.key(&keys.stream);
         fail.key(&keys.delayed).key(&keys.attempts).arg(&keys.group).arg(&self.site.member);
         for (Failed { receipt, reason, delay }, (_, id)) in standing.zip(&entries) {
-            let attempts = match reason {
-                FailedReason::Attempt { attempts, .. } | FailedReason::Parked { attempts, .. } => {
-                    i64::from(*attempts)
-                }
-                FailedReason::Released => -1,
-            };
+            let attempts = reason.attempts().map_or(-1, i64::from);
             fail.arg(id.to_string()).arg(receipt.fence);
             fail.arg(delay.as_millis().to_string()).arg(attempts);
         }
