@@ -46,7 +46,7 @@ struct Settings {
     /// What is looked up for each message.
     #[serde(rename = "match")]
     matches: Vec<Match>,
-    /// Types of CSV columns. Default: texts.
+    /// Types of CSV columns: `text`, `number` or `boolean`. Default: `text`.
     #[serde(default)]
     types: IndexMap<String, ColumnType>,
     /// What happens when a key is not in the table.

@@ -77,13 +77,14 @@ pub enum CauseKind {
     Panic,
     /// The component took longer than the stage's `timeout` on its last attempt.
     Timeout,
-    /// The process died, more than once, while this message alone was in flight.
+    /// It may be what ends whoever handles it: processes died of it, or it was handed out again and again
+    /// without an outcome.
     Crash,
     /// The payload could not be decoded.
     Decode,
     /// The payload does not fit the schema of the queue it came from.
     Schema,
-    /// The message is longer than the queue's `max_message_bytes`.
+    /// The message, or an output of it, is longer than its queue ever takes.
     TooLarge,
     /// The message is older than the stage's `expire`.
     Expired,

@@ -148,7 +148,7 @@ pub struct QueueKeys {
     pub schema: Option<SchemaChoice>,
     /// Where a message's key stands in its payload: `customer.id`. It goes before the key that the message has
     /// already. A number is taken as a 64-bit integer or float and written as JSON: `1` and `1.0` are two keys.
-    /// Default: that one.
+    /// Default: the key that the message has.
     #[serde(default)]
     pub key: Option<String>,
     /// Where a message's event time stands in its payload: milliseconds since 1970, or RFC 3339. It goes
@@ -212,7 +212,8 @@ pub struct StageKeys {
     /// How many messages pass in a time. Default: no limit.
     #[serde(default)]
     pub throttle: Option<ThrottleKeys>,
-    /// How old a message may be, by its event time or else by its time on the queue. Default: any.
+    /// How old a message may be, by its event time or else by its time on the queue, where the queue knows that:
+    /// files, generators and memory queues do not. A message with neither time never expires. Default: any.
     #[serde(default)]
     pub expire: Option<ExpireKeys>,
     /// The queue of its dead letters. Default: they are kept in the state.

@@ -72,8 +72,8 @@ pub fn features(catalog: &dyn Catalog) -> String {
     let mut page = String::from(
         "# What each queue type can do\n\n\
          Generated from what the connectors declare, by `cargo xtask docs`, for queues with the \
-         fewest keys. The conformance suite tests what is declared here, and `brigade check` \
-         refuses what is not.\n\n",
+         fewest keys. The conformance suite tests what is declared here, of all types but \
+         `generator`, and `brigade check` refuses what is not.\n\n",
     );
     let names: Vec<String> = kinds.iter().map(|(kind, _)| format!("`{kind}`")).collect();
     let _ = writeln!(page, "| | {} |\n|---|{}", names.join(" | "), "---|".repeat(kinds.len()));

@@ -25,7 +25,7 @@ pub struct Generator;
 #[serde(deny_unknown_fields)]
 pub(crate) struct Settings {
     /// What each message is: JSON whose texts may hold `{{seq}}`, `{{int 1 100}}`, `{{float 0 1}}`,
-    /// `{{pick a b c}}` and `{{hex 16}}`.
+    /// `{{pick a b c}}` and `{{hex 16}}`. Default: `{ seq: "{{seq}}" }`.
     #[serde(default = "sequence")]
     pub(crate) template: Value,
     /// How many messages. Default: no end.

@@ -21,8 +21,8 @@ pub struct SchemaRegistry {
     /// For Protobuf: the full name of the message that outputs are written as, `shop.Order`.
     #[serde(default)]
     pub message: Option<String>,
-    /// A file (`.avsc`, `.proto`, `.json`) whose schema is registered under the subject before
-    /// anything is written, if it is not there.
+    /// A file (`.avsc`, `.proto`, `.json`; relative to the pipeline file) whose schema is registered under
+    /// the subject before anything is written, if it is not there.
     #[serde(default)]
     pub register: Option<String>,
     /// Who asks, if the registry wants to know.
