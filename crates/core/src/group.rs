@@ -240,10 +240,11 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
         }
         let ordered = lease.order == Order::Key;
         if failed.delay.is_zero() {
-            if ordered {
-                self.put_key_back(lease.item);
-            } else {
-                self.ready.push_front(lease.item);
+            match lease.order {
+                Order::Key => self.put_key_back(lease.item),
+                Order::None => self.put_back(lease.item),
+                // It was the first.
+                Order::Queue => self.ready.push_front(lease.item),
             }
         } else {
             lease.item.holds_key = ordered;
@@ -374,6 +375,12 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
     /// When the next delayed message is due.
     pub fn due(&self) -> Option<T> {
         self.delayed.first_key_value().map(|((at, _), _)| *at)
+    }
+
+    /// A message goes back in its place: before all later ones, and behind the earlier ones that went back before it.
+    fn put_back(&mut self, item: Box<Item>) {
+        let at = self.ready.iter().position(|other| other.position > item.position);
+        self.ready.insert(at.unwrap_or(self.ready.len()), item);
     }
 
     /// A message of a busy key goes back in its place, and all of the key to the front if it is free.

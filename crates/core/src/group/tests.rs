@@ -52,6 +52,23 @@ fn a_key_is_free_when_what_held_it_is_drained() {
     assert_eq!(group.take(want, Order::Key, 0, now).len(), 1);
 }
 
+/// Nobody knows in which order those who held them say so.
+#[test]
+fn what_goes_back_comes_in_its_place_whichever_goes_first() {
+    let (mut group, now) = (Group::<Duration>::default(), Duration::ZERO);
+    let want = |messages| Want { messages, bytes: usize::MAX };
+    for at in 0..8 {
+        group.put(Message::new(at.to_string()), None);
+    }
+    let taken = group.take(want(6), Order::None, 0, now);
+    for at in [3, 0, 5, 1, 4, 2] {
+        group.fail(&failed(taken[at].receipt, 0), now);
+    }
+    let again = group.take(want(8), Order::None, 0, now);
+    let positions = again.iter().map(|incoming| incoming.receipt.position);
+    assert!(positions.eq(0..8));
+}
+
 #[test]
 fn a_long_line_of_one_key_goes_on_from_where_it_stands() {
     let (mut group, now) = (Group::<Duration>::default(), Duration::ZERO);
