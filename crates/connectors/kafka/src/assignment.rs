@@ -1,7 +1,7 @@
 //! What a member of a group has: its partitions, what of each is resolved, and the messages that
 //! came and are not. A pure state machine: time is an argument.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -72,9 +72,9 @@ pub(crate) struct Commit {
 }
 
 impl Assignment {
-    /// A partition is ours; `committed` is its committed offset and metadata, if there is one.
-    /// Refuses more partitions than receipts can name.
-    pub(crate) fn assign(&mut self, place: Place, committed: Option<(u64, &str)>) -> bool {
+    /// A partition is ours, of which this is resolved as far as it is committed, if anything is. Refuses more
+    /// partitions than receipts can name.
+    pub(crate) fn assign(&mut self, place: Place, committed: Option<Watermark>) -> bool {
         let slot = match self.by_place.get(&place) {
             Some(slot) => *slot,
             None if self.slots.len() == SLOTS_MAX => return false,
@@ -84,8 +84,7 @@ impl Assignment {
                 self.slots.len() - 1
             }
         };
-        let watermark = committed.map(|(offset, metadata)| metadata::decode(offset, metadata));
-        self.slots[slot].begin(Ledger::starting_at(watermark.unwrap_or_default()));
+        self.slots[slot].begin(Ledger::starting_at(committed.unwrap_or_default()));
         true
     }
 
@@ -258,6 +257,11 @@ impl Assignment {
         let slots: Vec<usize> =
             places.iter().filter_map(|place| self.by_place.get(place).copied()).collect();
         self.messages.withdraw_waiting(|position| slots.contains(&slot_of(position)));
+    }
+
+    /// The topics of which partitions are, or have been, ours.
+    pub(crate) fn topics(&self) -> BTreeSet<String> {
+        self.slots.iter().map(|slot| slot.place.0.to_string()).collect()
     }
 
     /// How far the partitions are that are ours.
@@ -495,10 +499,11 @@ mod tests {
             self.acked.clear();
             let fenced = self.assignment.fenced(&receipts);
             assert_eq!(fenced.len(), receipts.len(), "a late ack does nothing");
-            let known = self.committed.as_ref().map(|(offset, text)| (*offset, text.as_str()));
+            let known = self.committed.as_ref();
+            let known = known.map(|(offset, text)| metadata::decode(*offset, text));
+            let from = known.as_ref().map_or(0, Watermark::low);
             assert!(self.assignment.assign(self.place.clone(), known));
             self.done = self.done_by_commit.clone();
-            let from = known.map_or(0, |(offset, _)| offset);
             let again: Vec<u64> = self.log.range(from..).copied().collect();
             again.into_iter().for_each(|offset| self.arrive(offset));
         }

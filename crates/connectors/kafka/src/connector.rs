@@ -83,7 +83,9 @@ impl Connector for Kafka {
         let group = settings.group(queue, reader);
         let mut config = settings.member(queue, reader);
         let asker = ask(&site, config.clone()).await?;
-        make(&settings, &settings.topic(queue), &site).await?;
+        for topic in settings.subscription(queue).iter().filter(|topic| !topic.starts_with('^')) {
+            make(&settings, topic, &site).await?;
+        }
         let names = settings.retry_names(queue, reader);
         let (asker, left) = make_retry_topics(asker, &settings, &names, &site).await?;
         let transactions = (queue.guarantee == Guarantee::ExactlyOnce)
@@ -92,7 +94,12 @@ impl Connector for Kafka {
         let retry = RetryTopics::open(&settings, &group, &names, &site, in_transactions)?;
         let retry_topics = [names.topics, left].concat();
         let topics = settings.subscription(queue);
-        let order = reader.order;
+        // Here the broker's keys are known. The order of a key in the payload is kept where that is read, and what
+        // waits for a broker's key would only disturb it.
+        let by_field = reader.order == Order::Key && queue.key.is_some();
+        let order = if by_field { Order::None } else { reader.order };
+        let features = settings.features();
+        let features = Features { key_order: features.key_order && !by_field, ..features };
         let opened = blocking(move || {
             asker.know(&site, &topics)?;
             let all = [&topics[..], &retry_topics].concat();
@@ -104,7 +111,6 @@ impl Connector for Kafka {
             let client: Client = config
                 .create_with_context(Watch(Arc::clone(&shared)))
                 .map_err(|error| explain(&shared.site, "the consumer cannot be made", &error))?;
-            let features = settings.features();
             let reading = Reading { order, features, lagging, transactions, retry };
             KafkaConsumer::open(shared, client, reading)
         });

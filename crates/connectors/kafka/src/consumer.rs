@@ -37,6 +37,8 @@ pub(crate) struct KafkaConsumer {
     closed: AtomicBool,
     /// One commit after the other; what is resolved meanwhile goes with the next.
     committing: Arc<Mutex<()>>,
+    /// Held while the lag is asked for, on a thread that goes on where nobody waits for the answer any more.
+    asking: Arc<Mutex<()>>,
     lagging: Arc<Lagging>,
     /// With `guarantee: exactly_once`.
     transactions: Option<Arc<Transactions>>,
@@ -79,6 +81,7 @@ impl KafkaConsumer {
             thread: std::sync::Mutex::new(Some(thread)),
             closed: AtomicBool::new(false),
             committing: Arc::default(),
+            asking: Arc::default(),
             lagging: Arc::new(lagging),
             transactions: transactions.map(Arc::new),
             retry,
@@ -388,9 +391,14 @@ impl Consumer for KafkaConsumer {
     }
 
     async fn lag(&self) -> Result<Lag, ConnectorError> {
+        let turn = Arc::clone(&self.asking).lock_owned().await;
         let (shared, client) = (Arc::clone(&self.shared), self.client()?);
         let lagging = Arc::clone(&self.lagging);
-        blocking(move || lagging.ask(&shared, &client)).await?
+        let asked = blocking(move || {
+            let _turn = turn;
+            lagging.ask(&shared, &client)
+        });
+        asked.await?
     }
 
     fn locate(&self, receipt: Receipt) -> String {

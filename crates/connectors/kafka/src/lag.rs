@@ -1,8 +1,8 @@
 //! How much waits for a group, over all its members.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use brigade_core::connector::{ConnectorError, Lag, PartitionLag};
@@ -123,6 +123,10 @@ impl Lagging {
     }
 
     pub(crate) fn ask(&self, shared: &Shared, client: &Client) -> Result<Lag, ConnectorError> {
+        if self.has_patterns() && !shared.state().is_shared_out {
+            let told = shared.site.told("the group is not shared out yet: nobody knows its topics");
+            return Err(ConnectorError::transient(told));
+        }
         let asked = self.try_ask(shared, client);
         asked.map_err(|error| explain(&shared.site, "cannot read the lag", &error))
     }
@@ -142,15 +146,21 @@ impl Lagging {
         waiting.is_ok_and(|waiting| waiting.iter().any(|waiting| *waiting > 0))
     }
 
+    fn has_patterns(&self) -> bool {
+        self.topics.iter().any(|topic| topic.starts_with('^'))
+    }
+
     fn try_ask(&self, shared: &Shared, client: &Client) -> KafkaResult<Lag> {
-        let progress = shared.state().assignment.progress();
+        let (progress, found) = {
+            let assignment = &shared.state().assignment;
+            (assignment.progress(), assignment.topics())
+        };
         let ours = progress.len();
-        let patterns = self.topics.iter().any(|topic| topic.starts_with('^'));
-        let all = if patterns { progress } else { self.everywhere(client, progress)? };
+        let all = self.everywhere(client, progress, found)?;
         let waiting = self.waiting_in(client, &all)?;
         let held: usize = all.iter().map(|one| one.held).sum();
         Ok(Lag {
-            // Which topics there are for an expression is known when some are assigned.
+            // Which topics there are for an expression is known of those that were assigned here.
             ready: waiting.ready.filter(|_| !all.is_empty()),
             // What the other members hold counts as ready: nobody else knows of it.
             in_flight: (ours == all.len()).then_some(held as u64),
@@ -160,7 +170,7 @@ impl Lagging {
 
     /// How much waits for the group of a client that is no member of it.
     pub(crate) fn waiting_for(&self, client: &BaseConsumer<Heard>) -> KafkaResult<Lag> {
-        let all = self.everywhere(client, Vec::new())?;
+        let all = self.everywhere(client, Vec::new(), BTreeSet::new())?;
         self.waiting_in(client, &all)
     }
 
@@ -186,16 +196,21 @@ impl Lagging {
         Ok(Lag { ready, delayed, partitions, ..Lag::default() })
     }
 
-    /// The progress in all partitions: ours as we know it, the others' as it is committed.
+    /// The progress in all partitions of the topics that are named, and of those that were found by expressions:
+    /// ours as we know it, the others' as it is committed.
     fn everywhere(
         &self,
         client: &BaseConsumer<impl ConsumerContext>,
         ours: Vec<Progress>,
+        found: BTreeSet<String>,
     ) -> KafkaResult<Vec<Progress>> {
         let mut others = TopicPartitionList::new();
-        for topic in self.topics.iter().chain(&self.retry_topics) {
+        let mut topics = found;
+        let named = self.topics.iter().chain(&self.retry_topics);
+        topics.extend(named.filter(|topic| !topic.starts_with('^')).cloned());
+        for topic in &topics {
             let metadata = client.fetch_metadata(Some(topic), ASK)?;
-            for found in metadata.topics().iter().filter(|found| found.name() == topic) {
+            for found in metadata.topics().iter().filter(|found| found.name() == *topic) {
                 for partition in found.partitions() {
                     let is =
                         |one: &Progress| *one.place.0 == **topic && one.place.1 == partition.id();
@@ -227,21 +242,36 @@ impl Lagging {
         client: &BaseConsumer<impl ConsumerContext>,
         all: &[Progress],
     ) -> KafkaResult<Vec<u64>> {
-        let mut waiting = Vec::with_capacity(all.len());
+        let (mut waiting, mut unseen) = (Vec::with_capacity(all.len()), BTreeMap::new());
         for (one, ends) in all.iter().zip(ends(client, all.iter().map(|one| &one.place))?) {
             let (low, past) = (one.low.max(ends.start), ends.end);
             let waits = past.saturating_sub(low).saturating_sub(one.beyond);
-            let nothing_known = one.beyond == 0 && one.stored == 0;
-            let is_none = waits > 0 && nothing_known && self.only_marks(&one.place, low, past)?;
-            waiting.push(if is_none { 0 } else { waits });
+            if waits > 0 && one.beyond == 0 && one.stored == 0 {
+                let (topic, partition) = &one.place;
+                let of_topic = unseen.entry(Arc::clone(topic)).or_insert_with(Vec::new);
+                of_topic.push(Unseen { at: waiting.len(), partition: *partition, low, past });
+            }
+            waiting.push(waits);
+        }
+        for (topic, unseen) in unseen {
+            for at in self.only_marks(&topic, unseen)? {
+                waiting[at] = 0;
+            }
         }
         Ok(waiting)
     }
 
-    /// Whether there is no record from an offset to the end.
-    fn only_marks(&self, place: &Place, low: u64, past: u64) -> KafkaResult<bool> {
+    /// Those of a topic's partitions in which there is no record from an offset to the end. It looks into all at
+    /// once, as the broker tells of an end only half a second later.
+    fn only_marks(&self, topic: &Arc<str>, mut unseen: Vec<Unseen>) -> KafkaResult<Vec<usize>> {
         let mut looker = self.looker.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(only_marks) = looker.found.only_marks(place, low, past) {
+        let mut only_marks = Vec::new();
+        unseen.retain(|one| {
+            let known = looker.found.only_marks(&one.place(topic), one.low, one.past);
+            only_marks.extend(known.unwrap_or(false).then_some(one.at));
+            known.is_none()
+        });
+        if unseen.is_empty() {
             return Ok(only_marks);
         }
         let client = match looker.client.take() {
@@ -249,29 +279,57 @@ impl Lagging {
             None => self.config.create_with_context(Heard::new(&self.site))?,
         };
         let mut list = TopicPartitionList::new();
-        let from = Offset::Offset(i64::try_from(low).unwrap_or(i64::MAX));
-        list.add_partition_offset(&place.0, place.1, from)?;
+        for one in &unseen {
+            let from = Offset::Offset(i64::try_from(one.low).unwrap_or(i64::MAX));
+            list.add_partition_offset(topic, one.partition, from)?;
+        }
         client.assign(&list)?;
         let begun = Instant::now();
-        let only_marks = loop {
-            match client.poll(ASK.saturating_sub(begun.elapsed())) {
-                Some(Err(KafkaError::PartitionEOF(_))) => {
-                    looker.found.marks.insert(place.clone(), (low, past));
-                    break true;
-                }
-                Some(Ok(record)) => {
-                    let offset = u64::try_from(record.offset()).unwrap_or_default();
-                    looker.found.records.insert(place.clone(), offset);
-                    break false;
-                }
+        while !unseen.is_empty() {
+            let left = ASK.saturating_sub(begun.elapsed());
+            if left.is_zero() {
                 // The next one asks anew, in case this one cannot.
-                _ if begun.elapsed() >= ASK => return Ok(false),
-                _ => {}
+                return Ok(only_marks);
             }
-        };
+            let (partition, record) = match client.poll(left) {
+                Some(Err(KafkaError::PartitionEOF(partition))) => (partition, None),
+                Some(Ok(record)) => (record.partition(), Some(record.offset())),
+                _ => continue,
+            };
+            let Some(at) = unseen.iter().position(|one| one.partition == partition) else {
+                continue;
+            };
+            let one = unseen.swap_remove(at);
+            let place = one.place(topic);
+            if let Some(offset) = record {
+                let offset = u64::try_from(offset).unwrap_or_default();
+                looker.found.records.insert(place, offset);
+                let mut seen = TopicPartitionList::new();
+                seen.add_partition(topic, partition);
+                client.pause(&seen)?;
+            } else {
+                looker.found.marks.insert(place, (one.low, one.past));
+                only_marks.push(one.at);
+            }
+        }
         client.unassign()?;
         looker.client = Some(client);
         Ok(only_marks)
+    }
+}
+
+/// A partition of which nobody knows whether what seems to wait is a record.
+struct Unseen {
+    /// Its place among those that were asked for.
+    at: usize,
+    partition: i32,
+    low: u64,
+    past: u64,
+}
+
+impl Unseen {
+    fn place(&self, topic: &Arc<str>) -> Place {
+        (Arc::clone(topic), self.partition)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use brigade_core::watermark::Watermark;
 
@@ -150,6 +151,17 @@ impl Ledger {
     }
 }
 
+/// Where a group begins that has committed nothing of a log's records, or what is deleted by now: at its end, or
+/// behind what it has resolved of what is still there.
+pub(crate) fn begin(known: Option<Watermark>, log: Range<u64>) -> Watermark {
+    let mut known = known.unwrap_or_default();
+    known.resolve_range(known.low(), log.start);
+    match known.low() > log.start && known.low() <= log.end {
+        true => known,
+        false => Watermark::starting_at(log.end),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -157,9 +169,28 @@ mod tests {
 
     use brigade_core::Message;
     use brigade_core::connector::{Failed, FailedReason, Incoming, Order, Receipt, Want};
+    use brigade_core::watermark::Watermark;
 
     use crate::assignment::{Arrival, Assignment, Place};
     use crate::metadata::{self, RANGES_MAX, SPAN_MAX};
+
+    #[test]
+    fn a_group_whose_commit_is_deleted_begins_behind_what_it_has_resolved_of_the_rest() {
+        let log = || 30_000..50_500;
+        let at_end = Watermark::starting_at(50_500);
+        assert_eq!(super::begin(None, log()), at_end);
+        assert_eq!(super::begin(Some(Watermark::starting_at(100)), log()), at_end);
+        let mut known = Watermark::starting_at(100);
+        known.resolve_range(101, 20_000);
+        assert_eq!(super::begin(Some(known.clone()), log()), at_end, "of what is there nothing");
+        known.resolve_range(20_010, 40_000);
+        known.resolve_range(45_000, 50_000);
+        let begun = super::begin(Some(known.clone()), log());
+        assert_eq!(begun.low(), 40_000);
+        assert_eq!(begun.beyond().collect::<Vec<_>>(), [(45_000, 50_000)]);
+        // Another log, as of a topic that was made anew.
+        assert_eq!(super::begin(Some(known), 30_000..30_001), Watermark::starting_at(30_001));
+    }
 
     const RECORDS: u64 = 45_000;
     /// As many come before they are asked for.
@@ -270,13 +301,13 @@ mod tests {
 
     #[test]
     fn what_the_member_before_has_resolved_stays_in_the_commits() {
-        let mut before = brigade_core::watermark::Watermark::default();
+        let mut before = Watermark::default();
         for at in 1..=RANGES_MAX as u64 {
             before.resolve_range(at * 99, at * 99 + 1);
         }
         let mut trial = Trial::new();
         let text = metadata::encode(&before);
-        assert!(trial.assignment.assign(trial.place.clone(), Some((0, &text))));
+        assert!(trial.assignment.assign(trial.place.clone(), Some(metadata::decode(0, &text))));
         trial.done = before.beyond().flat_map(|(first, past)| first..past).collect();
         let all: BTreeSet<u64> = (0..RECORDS).collect();
         trial.run(&all, 3, First::Held);

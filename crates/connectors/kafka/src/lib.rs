@@ -12,11 +12,12 @@
 //! # What is committed
 //!
 //! Messages of a partition are resolved in any order; what is committed is the smallest unresolved
-//! offset, and in the commit's metadata which offsets beyond it are resolved: `b1:` and, in base64
-//! without padding, pairs of LEB128 numbers (how many offsets are unresolved, how many are then
-//! resolved); or, where those would be too long, `b2:` and a bit for each offset from the committed
-//! one on, the lowest of a byte first. Whoever gets the partition next passes over them. Other clients
-//! ignore the metadata. What does not fit into the 4,096 bytes that brokers allow is left out, and
+//! offset, and in the commit's metadata which offsets beyond it are resolved: `b1:`, that offset, `:` and, in
+//! base64 without padding, pairs of LEB128 numbers (how many offsets are unresolved, how many are then
+//! resolved); or, where those would be too long, `b2:`, that offset, `:` and a bit for each offset from the
+//! committed one on, the lowest of a byte first. Whoever gets the partition next passes over them, if the commit
+//! has that offset: tools that carry a group over to another cluster translate the one and not the other. Other
+//! clients ignore the metadata. What does not fit into the 4,096 bytes that brokers allow is left out, and
 //! comes again after a crash.
 //!
 //! # Retry topics

@@ -8,13 +8,16 @@ use brigade_core::watermark::Watermark;
 use rdkafka::topic_partition_list::TopicPartitionListElem;
 
 /// How the metadata begins: with ranges, or with a bit for each offset. Another beginning is another
-/// program's, or a later version's.
+/// program's, or a later version's. Then comes the offset that it is committed with, as metadata may come to stand
+/// beside another one: tools that carry a group over to another cluster translate its offset, and not this.
 const RANGES: &str = "b1:";
 const BITS: &str = "b2:";
 /// The most that is written: brokers take 4,096 bytes (`offset.metadata.max.bytes`).
 const MAX: usize = 4000;
 /// The bytes that fit into it.
-const BYTES_MAX: usize = (MAX - 3) / 4 * 3;
+const BYTES_MAX: usize = (MAX - BEGINNING_MAX) / 4 * 3;
+/// The beginning, the offset, and what parts it from the rest.
+const BEGINNING_MAX: usize = 3 + 20 + 1;
 /// So many ranges always fit.
 pub(crate) const RANGES_MAX: usize = 450;
 /// So many offsets from the committed one on always fit, whichever of them are resolved.
@@ -30,13 +33,13 @@ pub(crate) fn encode(watermark: &Watermark) -> String {
         write(&mut bytes, first - at);
         write(&mut bytes, past - first);
         if bytes.len() > BYTES_MAX {
-            return format!("{BITS}{}", BASE64.encode(bits(watermark)));
+            return format!("{BITS}{low}:{}", BASE64.encode(bits(watermark)));
         }
         at = past;
     }
     match bytes.is_empty() {
         true => String::new(),
-        false => format!("{RANGES}{}", BASE64.encode(bytes)),
+        false => format!("{RANGES}{low}:{}", BASE64.encode(bytes)),
     }
 }
 
@@ -54,12 +57,13 @@ fn bits(watermark: &Watermark) -> Vec<u8> {
     bytes
 }
 
-/// What is resolved, by a commit. What cannot be read tells nothing: its messages come again.
+/// What is resolved, by a commit. What cannot be read, or was committed with another offset, tells nothing: its
+/// messages come again.
 pub(crate) fn decode(committed: u64, metadata: &str) -> Watermark {
     let mut watermark = Watermark::starting_at(committed);
     let bytes = |prefix| {
-        let text = metadata.strip_prefix(prefix)?;
-        BASE64.decode(text).ok()
+        let (offset, text) = metadata.strip_prefix(prefix)?.split_once(':')?;
+        BASE64.decode(text).ok().filter(|_| offset.parse() == Ok(committed))
     };
     if let Some(bytes) = bytes(BITS) {
         let set = |at: &u64| bytes[(at / 8) as usize] & 1 << (at % 8) != 0;
@@ -120,13 +124,25 @@ mod tests {
         assert_eq!(encode(&watermark), "");
         watermark.resolve_range(1001, 1003);
         watermark.resolve_range(1300, 1301);
-        assert_eq!(encode(&watermark), "b1:AQKpAgE");
+        assert_eq!(encode(&watermark), "b1:1000:AQKpAgE");
         for offset in (2000..10_000).step_by(2) {
             watermark.resolve(offset);
         }
         let text = encode(&watermark);
-        assert!(text.starts_with("b2:BgAAAAAAAA"), "{text}");
-        assert_eq!(text.len(), 1503);
+        assert!(text.starts_with("b2:1000:BgAAAAAAAA"), "{text}");
+        assert_eq!(text.len(), 1508);
+    }
+
+    #[test]
+    fn beside_another_offset_it_tells_nothing() {
+        let mut watermark = Watermark::starting_at(1000);
+        watermark.resolve_range(1001, 1003);
+        let text = encode(&watermark);
+        assert_eq!(decode(1000, &text).beyond().collect::<Vec<_>>(), [(1001, 1003)]);
+        for translated in [0, 999, 1001, 10_000] {
+            let read = decode(translated, &text);
+            assert_eq!((read.low(), read.beyond().count()), (translated, 0));
+        }
     }
 
     #[test]
@@ -174,7 +190,7 @@ mod tests {
         }
 
         #[test]
-        fn nothing_that_is_read_resolves_what_is_committed_next(text in "(b[12]:)?[A-Za-z0-9+/]{0,40}") {
+        fn nothing_that_is_read_resolves_what_is_committed_next(text in "(b[12]:7:)?[A-Za-z0-9+/]{0,40}") {
             prop_assert_eq!(decode(7, &text).low(), 7);
         }
     }

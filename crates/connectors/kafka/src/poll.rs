@@ -7,6 +7,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use brigade_core::connector::{ConnectorError, Incoming};
+use brigade_core::watermark::Watermark;
 use brigade_core::{IncarnationId, Timestamp};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -20,6 +21,7 @@ use tokio::sync::Notify;
 use crate::assignment::{Arrival, Assignment, Commit, Place};
 use crate::client::{Reason, Recollection, explain, log};
 use crate::lag::ends;
+use crate::ledger::begin;
 use crate::metadata::SPAN_MAX;
 use crate::record::{CopyHeaders, Shelf};
 use crate::settings::{Settings, Site};
@@ -70,6 +72,9 @@ pub(crate) struct Shared {
     recollection: Recollection,
 }
 
+/// A partition, and what is resolved of it as far as the group has committed it, if it has committed anything.
+type Known = (Place, Option<Watermark>);
+
 /// What a consumer is a member of.
 pub(crate) struct Membership {
     /// Which cluster, for the ids of records without one.
@@ -103,6 +108,8 @@ pub(crate) struct Beats {
 #[derive(Default)]
 pub(crate) struct State {
     pub(crate) assignment: Assignment,
+    /// The group was shared out with this member in it, whatever it got.
+    pub(crate) is_shared_out: bool,
     /// What went wrong since somebody was told.
     pub(crate) trouble: Option<ConnectorError>,
     /// Gone when the thread ends: it is the last to let go, as closing waits for the group.
@@ -260,14 +267,20 @@ impl Shared {
     }
 
     /// What is committed of new partitions.
-    fn committed(
-        &self,
-        client: &Client,
-        list: &TopicPartitionList,
-    ) -> KafkaResult<TopicPartitionList> {
-        let mut committed = client.committed_offsets(list.clone(), ASK)?;
-        // A partition may have an error of its own, while a transaction is open.
-        committed.elements().iter().try_for_each(TopicPartitionListElem::error)?;
+    fn committed(&self, client: &Client, list: &TopicPartitionList) -> KafkaResult<Vec<Known>> {
+        let committed = client.committed_offsets(list.clone(), ASK)?;
+        let known = |one: &TopicPartitionListElem<'_>| {
+            // A partition may have an error of its own, while a transaction is open.
+            one.error()?;
+            let offset = match one.offset() {
+                Offset::Offset(offset) => u64::try_from(offset).ok(),
+                _ => None,
+            };
+            let place = (one.topic().into(), one.partition());
+            Ok((place, offset.map(|offset| metadata::decode(offset, &metadata::of(one)))))
+        };
+        let mut committed: Vec<Known> =
+            committed.elements().iter().map(known).collect::<KafkaResult<_>>()?;
         if self.of.from_end {
             self.begin_at_end(client, &mut committed)?;
         }
@@ -277,16 +290,16 @@ impl Shared {
     /// A group begins at the end where it has committed nothing, and where that is deleted. This is
     /// committed at once: else it would begin at the end whenever the partitions are shared out, and what
     /// came meanwhile would be lost to it.
-    fn begin_at_end(&self, client: &Client, committed: &mut TopicPartitionList) -> KafkaResult<()> {
-        let places = places_of(committed);
+    fn begin_at_end(&self, client: &Client, committed: &mut [Known]) -> KafkaResult<()> {
+        let logs = ends(client, committed.iter().map(|(place, _)| place))?;
         let mut begun = TopicPartitionList::new();
-        for ((topic, partition), log) in places.iter().zip(ends(client, places.iter())?) {
-            let known = committed.find_partition(topic, *partition).map(|one| one.offset());
-            let stands = |offset| u64::try_from(offset).is_ok_and(|offset| offset >= log.start);
-            if !matches!(known, Some(Offset::Offset(offset)) if stands(offset)) {
-                let end = Offset::Offset(i64::try_from(log.end).unwrap_or(i64::MAX));
-                begun.add_partition_offset(topic, *partition, end)?;
-                committed.set_partition_offset(topic, *partition, end)?;
+        for (((topic, partition), known), log) in committed.iter_mut().zip(logs) {
+            if known.as_ref().is_none_or(|known| known.low() < log.start) {
+                let begins = begin(known.take(), log);
+                let mut one = begun.add_partition(topic, *partition);
+                one.set_offset(Offset::Offset(i64::try_from(begins.low()).unwrap_or(i64::MAX)))?;
+                one.set_metadata(metadata::encode(&begins));
+                *known = Some(begins);
             }
         }
         // A group that is shared out anew meanwhile takes none; then who gets them next commits it.
@@ -450,8 +463,9 @@ impl ConsumerContext for Watch {
     }
 
     fn post_rebalance(&self, client: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        // A partition that was paused when it went is still paused when it comes back.
         if matches!(rebalance, Rebalance::Assign(_)) {
+            self.0.state().is_shared_out = true;
+            // A partition that was paused when it went is still paused when it comes back.
             self.0.pause(client, false);
         }
     }
@@ -493,14 +507,7 @@ impl Watch {
             }
         };
         let mut state = shared.state();
-        for one in &committed.elements() {
-            let place: Place = (one.topic().into(), one.partition());
-            let metadata = metadata::of(one);
-            let offset = match one.offset() {
-                Offset::Offset(offset) => u64::try_from(offset).ok(),
-                _ => None,
-            };
-            let known = offset.map(|offset| (offset, metadata.as_str()));
+        for (place, known) in committed {
             if !state.assignment.assign(place.clone(), known) {
                 let message = shared.site.told("more than 65536 partitions");
                 state.tell(ConnectorError::permanent(message));

@@ -14,6 +14,7 @@ use crate::{producer, transaction};
 
 pub(crate) const SERVERS: &str = "bootstrap.servers";
 pub(crate) const RESET: &str = "auto.offset.reset";
+pub(crate) const POLL_INTERVAL: &str = "max.poll.interval.ms";
 const MECHANISM: &str = "sasl.mechanism";
 const STRATEGY: &str = "partition.assignment.strategy";
 const LINGER: &str = "linger.ms";

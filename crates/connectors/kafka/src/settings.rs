@@ -12,7 +12,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Number, Value};
 
-use crate::properties::{RESET, SERVERS};
+use crate::properties::{POLL_INTERVAL, RESET, SERVERS};
 use crate::retry::RetryNames;
 
 /// The keys of a Kafka queue.
@@ -33,7 +33,7 @@ pub(crate) struct Settings {
     /// `KAFKA_BROKERS`; with `KAFKA_KEY` and `KAFKA_SECRET` SASL PLAIN over TLS.
     #[serde(default)]
     pub(crate) config: BTreeMap<String, Scalar>,
-    /// Make the topic if it is not there.
+    /// Make the topic if it is not there; of `topics` those that are named.
     pub(crate) create: Option<Create>,
     /// How long failed messages wait on topics of the group's own, one topic for each length: from 1s to
     /// 1d, ascending, at most 10. A message waits on the first that is not shorter than its back-off.
@@ -42,7 +42,7 @@ pub(crate) struct Settings {
     #[schemars(length(max = 10))]
     pub(crate) retry_topics: Vec<Period>,
     /// How long a partition that goes to another member is kept so that messages in flight can be
-    /// resolved; what is not by then is handled again by the other. Default: 10s.
+    /// resolved; what is not by then is handled again by the other. Less than `max.poll.interval.ms`. Default: 10s.
     #[serde(default = "revoke_within")]
     pub(crate) revoke_within: Period,
     /// How long the broker may have records of which none comes, or the client may hang, before the
@@ -222,7 +222,7 @@ impl Settings {
     /// Whether a new group begins at the end.
     pub(crate) fn begins_at_end(&self) -> bool {
         let reset = self.property(RESET);
-        reset.is_some_and(|reset| ["latest", "end", "largest"].contains(&&*reset))
+        reset.is_some_and(|reset| is_one_of(&reset, &["latest", "end", "largest"]))
     }
 
     /// The properties of a member of a reader's group.
@@ -271,7 +271,27 @@ impl Settings {
         if problems.is_empty() {
             problems = self.misfits(queue);
         }
+        if problems.is_empty() {
+            problems.extend(self.revoke_problem());
+        }
         problems
+    }
+
+    /// A revocation is waited for within one poll.
+    fn revoke_problem(&self) -> Option<Problem> {
+        /// librdkafka's default, in milliseconds.
+        const INTERVAL: u64 = 300_000;
+        let interval = self.property(POLL_INTERVAL).and_then(|interval| interval.parse().ok());
+        let interval = Period(Duration::from_millis(interval.unwrap_or(INTERVAL)));
+        (self.revoke_within.0 >= interval.0).then(|| {
+            let message = format!(
+                "expected less than `{POLL_INTERVAL}`, which is {interval}, found {}",
+                self.revoke_within
+            );
+            let help =
+                "a member that waits for longer is taken for dead, and loses all its partitions";
+            Problem::at("revoke_within", message).help(help)
+        })
     }
 
     fn retry_problems(&self) -> Vec<Problem> {
@@ -287,7 +307,7 @@ impl Settings {
         }
         let reset = self.property(RESET);
         let from_first = ["earliest", "beginning", "smallest"];
-        if let Some(reset) = reset.filter(|reset| !from_first.contains(&&**reset))
+        if let Some(reset) = reset.filter(|reset| !is_one_of(reset, &from_first))
             && !tiers.is_empty()
         {
             let message = format!("`retry_topics` cannot be with `{RESET}: {reset}`");
@@ -301,6 +321,11 @@ impl Settings {
 
 fn no_servers() -> String {
     "no Kafka broker is named".to_owned()
+}
+
+/// Whether a value is one of these words, as librdkafka takes them: in any case.
+fn is_one_of(value: &str, words: &[&str]) -> bool {
+    words.iter().any(|word| value.eq_ignore_ascii_case(word))
 }
 
 /// What a variable of the environment says.
@@ -410,6 +435,32 @@ mod tests {
         assert_eq!(told(json!({ "retry_topics": ["1m", "60s"] })), ["expected ascending times"]);
         let late = json!({ "retry_topics": ["1m"], "config": { "auto.offset.reset": "latest" } });
         assert_eq!(told(late), ["`retry_topics` cannot be with `auto.offset.reset: latest`"]);
+    }
+
+    #[test]
+    fn where_a_group_begins_is_read_as_the_client_does() {
+        for (reset, at_end) in
+            [("latest", true), ("LATEST", true), ("End", true), ("Earliest", false)]
+        {
+            let config = json!({ "auto.offset.reset": reset });
+            let keys = json!({ "config": config, "retry_topics": ["1m"] });
+            let settings = settings(keys);
+            assert_eq!(settings.begins_at_end(), at_end, "{reset}");
+            assert_eq!(settings.retry_problems().is_empty(), !at_end, "{reset}");
+        }
+    }
+
+    #[test]
+    fn a_revocation_takes_less_than_a_poll_may() {
+        let told = |keys: Value| settings(keys).revoke_problem().map(|problem| problem.message);
+        assert_eq!(told(json!({ "revoke_within": "4m" })), None);
+        let long = "expected less than `max.poll.interval.ms`, which is 5m, found 5m";
+        assert_eq!(told(json!({ "revoke_within": "5m" })).as_deref(), Some(long));
+        let config = json!({ "max.poll.interval.ms": 600_000 });
+        assert_eq!(told(json!({ "revoke_within": "5m", "config": config })), None);
+        let config = json!({ "max.poll.interval.ms": 9000 });
+        let short = "expected less than `max.poll.interval.ms`, which is 9s, found 10s";
+        assert_eq!(told(json!({ "config": config })).as_deref(), Some(short));
     }
 
     #[test]

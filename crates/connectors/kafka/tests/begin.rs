@@ -13,12 +13,15 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use brigade_core::connector::{
-    Connector as _, Consumer, Incoming, Lag, Outgoing, PartitionLag, Produced, Want,
+    Connector as _, Consumer, Incoming, Lag, Outgoing, PartitionLag, Produced, QueueSpec, Want,
 };
 use brigade_core::{Message, MessageId};
 use brigade_kafka::Kafka as Connector;
 use brigade_testkit::servers::Kafka;
 use common::{PATIENCE, ack, consumer, env, number, patiently, producer, put, queue, take, with};
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::{ClientConfig, Offset, TopicPartitionList};
+use serde_json::json;
 
 /// Takes exactly so many; they have to come.
 async fn take_all(consumer: &Arc<dyn Consumer>, n: usize) -> Vec<Incoming> {
@@ -89,6 +92,88 @@ async fn a_group_that_begins_at_the_end_begins_there_once() {
     assert_eq!(taken.iter().map(number).collect::<BTreeSet<_>>(), (20..40).collect());
     ack(&second, &taken).await;
     is_at_the_end(&second).await;
+}
+
+/// Deletes the records of a topic's only partition before an offset.
+async fn delete_before(queue: &QueueSpec, offset: i64) {
+    let topic = queue.settings["topic"].as_str().unwrap();
+    let servers = Kafka::shared().servers();
+    let admin: AdminClient<_> =
+        ClientConfig::new().set("bootstrap.servers", servers).create().unwrap();
+    let mut before = TopicPartitionList::new();
+    before.add_partition_offset(topic, 0, Offset::Offset(offset)).unwrap();
+    let deleted = admin.delete_records(&before, &AdminOptions::new()).await.unwrap();
+    deleted.elements()[0].error().unwrap();
+}
+
+/// What it has resolved beyond its commit it does not get again; nothing that came later counts as resolved.
+#[tokio::test]
+async fn a_group_whose_commit_was_deleted_begins_behind_what_it_has_resolved() {
+    let queue = with(&queue(1, &Kafka::shared().servers()), "auto.offset.reset", "latest");
+    let producer = producer(&queue).await;
+    let first = consumer(&queue).await.unwrap();
+    is_at_the_end(&first).await;
+    put(&producer, 0..20).await;
+    let taken = take_all(&first, 20).await;
+    assert_eq!(ack(&first, &taken[1..]).await, 19);
+    first.shutdown().await.unwrap();
+    drop(first);
+    delete_before(&queue, 10).await;
+    put(&producer, 20..30).await;
+    let second = consumer(&queue).await.unwrap();
+    let taken = take_all(&second, 10).await;
+    assert_eq!(taken.iter().map(number).collect::<Vec<_>>(), (20..30).collect::<Vec<_>>());
+    put(&producer, 30..60).await;
+    let later = take_all(&second, 30).await;
+    assert_eq!(later.iter().map(number).collect::<Vec<_>>(), (30..60).collect::<Vec<_>>());
+}
+
+/// Nobody can tell before the group is shared out; then also what other members have, or nothing.
+#[tokio::test]
+async fn what_waits_in_topics_that_an_expression_finds_is_told_over_all_members() {
+    let queue = queue(2, &Kafka::shared().servers());
+    put(&producer(&queue).await, 0..50).await;
+    let mut found = with(&queue, "topic.metadata.refresh.interval.ms", 500);
+    let settings = found.settings.as_object_mut().unwrap();
+    settings.retain(|key, _| key != "create");
+    let topic = settings.remove("topic").unwrap();
+    settings.insert("topics".to_owned(), json!([format!("^{}$", topic.as_str().unwrap())]));
+    let first = consumer(&found).await.unwrap();
+    let told = patiently(async || first.lag().await).await;
+    assert_eq!((told.ready, told.in_flight), (Some(50), Some(0)));
+    let second = consumer(&found).await.unwrap();
+    let third = consumer(&found).await.unwrap();
+    let begun = Instant::now();
+    // Two of the three have a partition each in the end, and know of the other's.
+    loop {
+        let [one, two, three] =
+            [&first, &second, &third].map(|member| patiently(async || member.lag().await));
+        let all = [one.await, two.await, three.await];
+        if all.iter().all(|lag| lag.in_flight.is_none() || lag.ready.is_none()) {
+            assert!(all.iter().all(|lag| lag.ready.is_none_or(|ready| ready == 50)), "{all:?}");
+            return;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{all:?}");
+    }
+}
+
+#[tokio::test]
+async fn each_topic_that_is_named_is_made() {
+    let queue = queue(2, &Kafka::shared().servers());
+    let topic = queue.settings["topic"].as_str().unwrap().to_owned();
+    let names = ["a", "b"].map(|end| format!("{topic}-{end}"));
+    let mut both = queue.clone();
+    let settings = both.settings.as_object_mut().unwrap();
+    settings.remove("topic");
+    settings.insert("topics".to_owned(), json!(names));
+    let member = consumer(&both).await.unwrap();
+    for name in names {
+        let mut one = queue.clone();
+        one.settings["topic"] = name.into();
+        one.settings.as_object_mut().unwrap().remove("create");
+        put(&producer(&one).await, 0..4).await;
+    }
+    take_all(&member, 8).await;
 }
 
 /// It is for who is to hear of a gap: the stage does not wait for something that nobody will mend.

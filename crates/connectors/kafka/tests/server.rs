@@ -12,7 +12,8 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use brigade_core::connector::{
-    Acked, Connector as _, ConnectorError, Guarantee, Outgoing, Produced, QueueSpec, Want,
+    Acked, Connector as _, ConnectorError, Failed, FailedReason, Guarantee, Order, Outgoing,
+    Produced, QueueSpec, Reader, Want,
 };
 use brigade_core::{CauseKind, Message, MessageId};
 use brigade_kafka::{Kafka as Connector, Position};
@@ -390,4 +391,29 @@ async fn a_message_can_say_which_partition_it_goes_to() {
         }
     }
     assert_eq!(places, [(0, 0), (3, 0)].into());
+}
+
+/// The order of a key that stands in the payload is kept where that is read: here the broker's keys hold up nothing,
+/// and what goes back comes in its place.
+#[tokio::test]
+async fn with_a_key_of_the_payload_records_come_in_the_order_of_their_partition() {
+    let mut queue = queue(1, &Kafka::shared().servers());
+    queue.key = Some("user".parse().unwrap());
+    let put = |n: u64| Outgoing::from(Message::new(n.to_string()).with_key(format!("k{}", n % 3)));
+    producer(&queue).await.produce(&(0..9).map(put).collect::<Vec<_>>()).await.unwrap();
+    let reader = Reader { stage: "suite".into(), group: "".into(), order: Order::Key };
+    let member = Connector.consumer(&queue, &reader, &env()).await.unwrap();
+    assert!(!member.features().key_order);
+    let (mut taken, begun) = (Vec::new(), Instant::now());
+    while taken.len() < 6 {
+        assert!(begun.elapsed() < PATIENCE, "{taken:?}");
+        taken.extend(take(&member, 6 - taken.len()).await);
+    }
+    assert!(taken.iter().map(number).eq(0..6), "{taken:?}");
+    for back in [4, 1, 3, 2] {
+        let (receipt, reason) = (taken[back].receipt, FailedReason::Released);
+        member.on_fail(vec![Failed { receipt, reason, delay: Duration::ZERO }]).await.unwrap();
+    }
+    let again = take(&member, 9).await;
+    assert_eq!(again.iter().map(number).collect::<Vec<_>>(), [1, 2, 3, 4, 6, 7, 8]);
 }
