@@ -114,7 +114,7 @@ impl EmbeddedConsumer {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let receipts: Vec<Receipt> = held.drain().collect();
         let queue = self.queue;
-        self.requests.send(move |work| Ok(release(work, queue, &receipts)?))
+        self.requests.send_owed(move |work| Ok(release(work, queue, &receipts)?))
     }
 }
 
@@ -136,7 +136,7 @@ impl Drop for ClaimedGuard {
         let receipts: Vec<Receipt> = claimed.messages.iter().map(|m| m.receipt).collect();
         if !receipts.is_empty() {
             let queue = self.queue;
-            drop(self.requests.send(move |work| Ok(undo(work, queue, &receipts)?)));
+            drop(self.requests.send_owed(move |work| Ok(undo(work, queue, &receipts)?)));
         }
     }
 }
