@@ -46,27 +46,23 @@ impl EmbeddedConsumer {
         queue: &QueueSpec,
         reader: &Reader,
     ) -> Result<Self, ConnectorError> {
-        let (pipeline, name) = (Arc::clone(&queue.pipeline), Arc::clone(&queue.name));
-        let (group, groups) = (Arc::clone(&reader.group), queue.groups.clone());
-        let stage = Arc::clone(&reader.stage);
-        let ordered = reader.order == Order::Key;
+        let readers = Readers {
+            pipeline: Arc::clone(&queue.pipeline),
+            name: Arc::clone(&queue.name),
+            groups: queue.groups.clone(),
+            group: Arc::clone(&reader.group),
+            stage: Arc::clone(&reader.stage),
+            ordered: reader.order == Order::Key,
+        };
         let settings: Settings = queue.settings()?;
         let retention = settings.retention;
         let opened = store.requests().ask(move |work| {
-            let id = queue_id(work.db, &pipeline, &name, &group)?;
-            Readers {
-                pipeline: &pipeline,
-                name: &name,
-                groups: &groups,
-                group: &group,
-                id,
-                ordered,
-                stage: &stage,
-            }
-            .settle(work)?;
-            set_key_order(work, id, ordered)?;
+            let Readers { pipeline, name, group, ordered, .. } = &readers;
+            let id = queue_id(work.db, pipeline, name, group)?;
+            readers.settle(work, id)?;
+            set_key_order(work, id, *ordered)?;
             if let Some(retention) = retention {
-                expire(work, id, &name, retention)?;
+                expire(work, id, name, retention)?;
             }
             Ok(id)
         });

@@ -46,9 +46,14 @@ impl Place {
         Embedded.admin(&self.queue, &self.env).await.unwrap()
     }
 
-    /// Messages by the only reader, each with its key.
+    /// Messages by a file with one reader, each with its key.
     async fn put(&self, messages: &[(u128, &'static str)]) {
-        let producer = Embedded.producer(&self.queue, &self.env).await.unwrap();
+        self.put_for(&["a"], messages).await;
+    }
+
+    /// Messages by a file in which these stages read the queue.
+    async fn put_for(&self, stages: &[&str], messages: &[(u128, &'static str)]) {
+        let producer = Embedded.producer(&self.read_by(stages), &self.env).await.unwrap();
         let batch: Vec<_> = messages
             .iter()
             .map(|(n, key)| Message::new("{}").with_id(MessageId(*n)).with_key(*key).into())
@@ -82,6 +87,38 @@ impl Place {
 }
 
 const BOTH: &[&str] = &["a", "b"];
+const NONE: &[u128] = &[];
+
+impl Place {
+    /// A file with these readers is used for a while.
+    async fn opened_by(&self, stages: &[&str], order: Order) {
+        for stage in stages {
+            self.consumer(stage, stages, order).await.shutdown().await.unwrap();
+        }
+    }
+
+    /// What is there for each group.
+    async fn held(&self) -> Vec<(String, Vec<u128>)> {
+        let admin = self.admin().await;
+        let mut held: Vec<(String, Vec<u128>)> = Vec::new();
+        for status in admin.status().await.unwrap() {
+            held.push((status.group, Vec::new()));
+        }
+        for peeked in admin.peek(0, 99).await.unwrap() {
+            let group = held.iter_mut().find(|(group, _)| *group == peeked.group);
+            group.expect("a group with messages is told").1.push(peeked.message.id.0);
+        }
+        // What is counted is what is there.
+        for (status, (_, held)) in admin.status().await.unwrap().iter().zip(&held) {
+            assert_eq!(status.lag.ready, Some(held.len() as u64));
+        }
+        held
+    }
+}
+
+fn group(name: &str, numbers: &[u128]) -> (String, Vec<u128>) {
+    (name.to_owned(), numbers.to_vec())
+}
 
 async fn taken(consumer: &dyn Consumer, messages: usize) -> Vec<Incoming> {
     consumer.consume(Want { messages, bytes: usize::MAX }).await.unwrap()
@@ -117,4 +154,67 @@ async fn what_is_parked_stays_so_when_it_is_shared_out() {
     let place = Place::parked().await;
     let consumer = place.consumer("a", BOTH, Order::None).await;
     assert_eq!(numbers(&taken(consumer.as_ref(), 9).await), [1, 2, 3]);
+}
+
+/// As when a new reader is deployed, rolled back and deployed again.
+#[tokio::test]
+async fn a_reader_that_is_put_back_gets_nothing_twice() {
+    for order in [Order::None, Order::Key] {
+        let place = Place::new();
+        place.opened_by(BOTH, order).await;
+        place.put_for(BOTH, &[(1, "x"), (2, "y")]).await;
+        // The second reader does the first message, and has the second before it.
+        let second = place.consumer("b", BOTH, order).await;
+        let receipts = taken(second.as_ref(), 1).await.iter().map(|one| one.receipt).collect();
+        second.ack(receipts, Vec::new()).await.unwrap();
+        second.shutdown().await.unwrap();
+        place.opened_by(&["a"], order).await;
+        place.put(&[(3, "z"), (4, "w")]).await;
+        place.opened_by(BOTH, order).await;
+        let now = [group("", NONE), group("a", &[1, 2, 3, 4]), group("b", &[2, 3, 4])];
+        assert_eq!(place.held().await, now);
+        // And once more.
+        place.opened_by(&["a"], order).await;
+        place.opened_by(BOTH, order).await;
+        assert_eq!(place.held().await, now);
+    }
+}
+
+/// It is the only reader of all that is there, whoever had it before.
+#[tokio::test]
+async fn what_another_only_reader_had_before_it_is_for_all() {
+    let place = Place::new();
+    place.opened_by(BOTH, Order::None).await;
+    place.put_for(&["a", "b"], &[(1, "x")]).await;
+    place.opened_by(&["a"], Order::None).await;
+    place.opened_by(&["c"], Order::None).await;
+    place.opened_by(BOTH, Order::None).await;
+    let now = [group("", NONE), group("a", &[1]), group("b", &[1, 1])];
+    assert_eq!(place.held().await, now);
+}
+
+/// What was put for the only reader before it took over what it had goes to all, if part of it twice.
+#[tokio::test]
+async fn what_is_put_for_all_is_withheld_from_nobody() {
+    let place = Place::new();
+    place.opened_by(BOTH, Order::None).await;
+    place.put_for(BOTH, &[(1, "x")]).await;
+    place.put(&[(2, "x")]).await;
+    place.put_for(BOTH, &[(3, "x")]).await;
+    place.opened_by(&["a"], Order::None).await;
+    place.opened_by(BOTH, Order::None).await;
+    let now = [group("", NONE), group("a", &[1, 2, 3]), group("b", &[1, 3, 2, 3])];
+    assert_eq!(place.held().await, now);
+}
+
+#[tokio::test]
+async fn a_reader_that_is_new_gets_what_the_only_one_has_from_before() {
+    let place = Place::new();
+    place.opened_by(BOTH, Order::None).await;
+    place.put_for(BOTH, &[(1, "x")]).await;
+    place.opened_by(&["a"], Order::None).await;
+    place.put(&[(2, "x")]).await;
+    place.opened_by(&["a", "b", "c"], Order::None).await;
+    let now = [group("", NONE), group("a", &[1, 2]), group("b", &[1, 2]), group("c", &[1, 2])];
+    assert_eq!(place.held().await, now);
 }
