@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use brigade_core::connector::{
-    Connector, ConnectorEnv, Consumer, Failed, FailedReason, Incoming, Order, QueueAdmin,
-    QueueSpec, Reader, Want,
+    Connector, ConnectorEnv, Consumer, Failed, FailedReason, Incoming, Limit, Order, QueueAdmin,
+    QueueSpec, Reader, Want, WhenFull,
 };
 use brigade_core::{Message, MessageId};
 use brigade_embedded::{Embedded, Options, Store};
@@ -15,7 +15,7 @@ use serde_json::json;
 struct Place {
     env: ConnectorEnv,
     queue: QueueSpec,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Place {
@@ -23,7 +23,7 @@ impl Place {
         let directory = tempfile::tempdir().unwrap();
         let state = Store::open(directory.path(), Options::default()).unwrap();
         let queue = QueueSpec::new("p", "q", json!({}));
-        Self { env: ConnectorEnv { state }, queue, _directory: directory }
+        Self { env: ConnectorEnv { state }, queue, directory }
     }
 
     /// The queue as a file has it in which these stages read it.
@@ -217,4 +217,66 @@ async fn a_reader_that_is_new_gets_what_the_only_one_has_from_before() {
     place.opened_by(&["a", "b", "c"], Order::None).await;
     let now = [group("", NONE), group("a", &[1, 2]), group("b", &[1, 2]), group("c", &[1, 2])];
     assert_eq!(place.held().await, now);
+}
+
+/// It is put again by who was killed before its ack, after the readers have become other ones.
+#[tokio::test]
+async fn what_was_put_once_is_remembered_when_the_readers_change() {
+    let mut place = Place::new();
+    place.queue = QueueSpec::new("p", "q", json!({ "dedup": {} }));
+    place.opened_by(&["a"], Order::None).await;
+    place.put(&[(1, "x")]).await;
+    // Before they have opened the queue as after it, and with all of it done.
+    place.put_for(BOTH, &[(1, "x"), (2, "x")]).await;
+    place.opened_by(BOTH, Order::None).await;
+    place.put_for(BOTH, &[(1, "x"), (2, "x")]).await;
+    let mut now = [group("", NONE), group("a", &[2, 1]), group("b", &[2, 1])];
+    assert_eq!(place.held().await, now);
+    place.admin().await.purge().await.unwrap();
+    place.opened_by(&["b"], Order::None).await;
+    place.put(&[(1, "x"), (2, "x"), (3, "x")]).await;
+    now = [group("", &[3]), group("a", NONE), group("b", NONE)];
+    assert_eq!(place.held().await, now);
+}
+
+/// Nor is there room kept for it.
+#[tokio::test]
+async fn what_was_put_for_others_needs_no_room_in_a_full_queue() {
+    let mut place = Place::new();
+    place.queue = QueueSpec::new("p", "q", json!({ "dedup": {} }));
+    place.queue.limit =
+        Limit { messages: Some(1), when_full: WhenFull::Refuse, ..Limit::default() };
+    place.put(&[(1, "x")]).await;
+    place.opened_by(BOTH, Order::None).await;
+    let queue = place.read_by(BOTH);
+    let producer = Embedded.producer(&queue, &place.env).await.unwrap();
+    let outgoing = Message::new("{}").with_id(MessageId(1)).into();
+    let staged = producer.stage(&[outgoing]).await.unwrap();
+    assert_eq!((staged.rejected.len(), staged.ops.len()), (0, 1));
+    place.env.state.commit(staged.ops).await.unwrap();
+    assert_eq!(place.held().await, [group("", NONE), group("a", &[1]), group("b", &[1])]);
+}
+
+#[tokio::test]
+async fn what_is_remembered_for_former_readers_is_forgotten_in_its_time() {
+    let mut place = Place::new();
+    place.queue = QueueSpec::new("p", "q", json!({ "dedup": { "for": "1ms" } }));
+    place.put(&[(1, "x")]).await;
+    let seen = || {
+        let file = place.directory.path().join("brigade.db");
+        let db = rusqlite::Connection::open(file).unwrap();
+        db.query_row("SELECT count(*) FROM seen WHERE mid = ?1", [1_u128.to_le_bytes()], |row| {
+            row.get::<_, u64>(0)
+        })
+    };
+    let forgotten = async {
+        while seen().unwrap() > 0 {
+            place.put_for(BOTH, &[(2, "x")]).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), forgotten).await.expect("it is forgotten");
+    let left = |row: &rusqlite::Row<'_>| row.get::<_, u64>(0);
+    let db = rusqlite::Connection::open(place.directory.path().join("brigade.db")).unwrap();
+    let sql = "SELECT seen FROM queues WHERE grp = ''";
+    assert_eq!(db.query_row(sql, [], left), Ok(0));
 }
