@@ -34,6 +34,7 @@ pub(crate) struct EmbeddedConsumer {
     name: Arc<str>,
     queue: i64,
     order: Order,
+    readers: Arc<Readers>,
     features: Features,
     /// What this consumer holds, to give it back when it is dropped.
     held: Arc<Mutex<HashSet<Receipt>>>,
@@ -46,21 +47,15 @@ impl EmbeddedConsumer {
         queue: &QueueSpec,
         reader: &Reader,
     ) -> Result<Self, ConnectorError> {
-        let readers = Readers {
-            pipeline: Arc::clone(&queue.pipeline),
-            name: Arc::clone(&queue.name),
-            groups: queue.groups.clone(),
-            group: Arc::clone(&reader.group),
-            stage: Arc::clone(&reader.stage),
-            ordered: reader.order == Order::Key,
-        };
+        let readers = Arc::new(Readers::new(queue, reader));
         let settings: Settings = queue.settings()?;
         let retention = settings.retention;
+        let opening = Arc::clone(&readers);
         let opened = store.requests().ask(move |work| {
-            let Readers { pipeline, name, group, ordered, .. } = &readers;
+            let Readers { pipeline, name, group, .. } = &*opening;
             let id = queue_id(work.db, pipeline, name, group)?;
-            readers.settle(work, id)?;
-            set_key_order(work, id, *ordered)?;
+            opening.begin(work, id)?;
+            set_key_order(work, id, opening.ordered())?;
             if let Some(retention) = retention {
                 expire(work, id, name, retention)?;
             }
@@ -76,6 +71,7 @@ impl EmbeddedConsumer {
             name: Arc::clone(&queue.name),
             queue: id,
             order: reader.order,
+            readers,
             features: features(&settings),
             held: Arc::default(),
             _open: store.hold(),
@@ -87,8 +83,13 @@ impl EmbeddedConsumer {
     async fn claim(&self, want: Want) -> Result<Claimed, ConnectorError> {
         let (queue, order, incarnation) = (self.queue, self.order, self.incarnation);
         let (held, requests) = (Arc::clone(&self.held), self.requests.clone());
+        let readers = Arc::clone(&self.readers);
         let answer = self.requests.send(move |work| {
-            let claimed = Some(claim(work, queue, order, want, incarnation)?);
+            let mut claimed = claim(work, queue, order, want, incarnation)?;
+            if claimed.messages.is_empty() && readers.look(work, queue)? {
+                claimed = claim(work, queue, order, want, incarnation)?;
+            }
+            let claimed = Some(claimed);
             let (requests, committed) = (requests.clone(), Arc::clone(&work.committed));
             Ok(ClaimedGuard { claimed, queue, requests, committed })
         });

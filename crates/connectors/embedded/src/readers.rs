@@ -1,7 +1,9 @@
 //! What becomes of a queue's messages when other stages read it than before.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 
+use brigade_core::connector::{Order, QueueSpec, Reader};
 use rusqlite::{OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
@@ -14,23 +16,28 @@ pub(crate) struct Readers {
     pub(crate) pipeline: Arc<str>,
     pub(crate) name: Arc<str>,
     /// The groups that read it.
-    pub(crate) groups: Vec<Arc<str>>,
-    /// The group that is opened, the stage of it, and whether it is read in the order of its keys.
+    groups: Vec<Arc<str>>,
+    /// The group that is opened, the stage of it, and its order.
     pub(crate) group: Arc<str>,
-    pub(crate) stage: Arc<str>,
-    pub(crate) ordered: bool,
+    stage: Arc<str>,
+    order: Order,
+    /// The groups of which it was told that messages wait in them.
+    told: Mutex<BTreeSet<i64>>,
 }
 
 /// What is remembered of a queue's readers, in `meta`.
-#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 struct Remembered {
+    /// The stages that read it, by the file of who opened it last.
+    readers: Vec<String>,
     /// What is a stage's own of that which the only reader has before it.
     own: Option<Own>,
 }
 
 /// What a stage had before it while others read the queue too, and took along when it became the only
 /// reader.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Own {
     stage: String,
     /// The greatest row of it. All that the group has up to it is.
@@ -47,35 +54,107 @@ impl Own {
 }
 
 impl Readers {
-    /// Gives those that read it what is there for others that do not, or tells of it. `id` is the number
-    /// of the group that is opened.
-    pub(crate) fn settle(&self, work: &mut Work<'_>, id: i64) -> rusqlite::Result<()> {
-        let (before, mut remembered) = (self.remembered(work)?, self.remembered(work)?);
+    pub(crate) fn new(queue: &QueueSpec, reader: &Reader) -> Self {
+        Self {
+            pipeline: Arc::clone(&queue.pipeline),
+            name: Arc::clone(&queue.name),
+            groups: queue.groups.clone(),
+            group: Arc::clone(&reader.group),
+            stage: Arc::clone(&reader.stage),
+            order: reader.order,
+            told: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn ordered(&self) -> bool {
+        self.order == Order::Key
+    }
+
+    /// When the queue is opened: these read it from now on, and get what is there for others. `id` is the
+    /// number of the group that is opened.
+    pub(crate) fn begin(&self, work: &mut Work<'_>, id: i64) -> rusqlite::Result<()> {
+        let before = self.remembered(work)?;
+        let mut now = Remembered { readers: self.stages(), ..before.clone() };
         // Another stage is the only reader: all that it has before it is its own.
         if self.group.is_empty() {
-            remembered.own.take_if(|own| *own.stage != *self.stage);
+            now.own.take_if(|own| *own.stage != *self.stage);
         }
+        self.settle(work, id, &mut now)?;
+        if now == before { Ok(()) } else { self.remember(work, &now) }
+    }
+
+    /// When there is nothing to be taken: what a process with an older file has put, for others, since the
+    /// queue was opened. Says whether there may be something now.
+    pub(crate) fn look(&self, work: &mut Work<'_>, id: i64) -> rusqlite::Result<bool> {
+        if self.left_behind(work)?.is_empty() {
+            return Ok(false);
+        }
+        let before = self.remembered(work)?;
+        // Who reads it by another file, and began later, decides: else both took it from each other.
+        if before.readers != self.stages() {
+            return Ok(false);
+        }
+        let mut now = before.clone();
+        let moved = self.settle(work, id, &mut now)?;
+        if now != before {
+            self.remember(work, &now)?;
+        }
+        Ok(moved)
+    }
+
+    /// Gives those that read it what is there for others that do not, or tells of it, once. Says whether
+    /// there was something to give.
+    fn settle(
+        &self,
+        work: &mut Work<'_>,
+        id: i64,
+        remembered: &mut Remembered,
+    ) -> rusqlite::Result<bool> {
+        let mut moved = false;
         for left in self.left_behind(work)? {
             let own = self.group.is_empty() && *left.group == *self.stage;
-            match (own, left.group.is_empty()) {
-                (false, false) => tracing::warn!(
-                    queue = %self.name, stage = %left.group, messages = left.messages,
-                    "messages wait for a stage that does not read this queue any more; see `queues`"
-                ),
-                _ if is_worked_on(work, left.id)? => tracing::warn!(
-                    queue = %self.name,
-                    messages = left.messages,
-                    "a process with an older pipeline file still works on messages of this queue; \
-                     once it has stopped, the next start takes over what is left"
-                ),
-                (true, _) => self.take_over(work, id, &left, &mut remembered)?,
-                (_, true) => self.share_out(work, &left, &mut remembered)?,
+            if !own && !left.group.is_empty() {
+                if self.is_new(&left) {
+                    tracing::warn!(
+                        queue = %self.name, stage = %left.group, messages = left.messages,
+                        "messages wait for a stage that does not read this queue any more; see `queues`"
+                    );
+                }
+            } else if is_worked_on(work, left.id)? {
+                if self.is_new(&left) {
+                    tracing::warn!(
+                        queue = %self.name,
+                        messages = left.messages,
+                        "a process with an older pipeline file still works on messages of this queue; \
+                         once it has stopped, what is left is taken over"
+                    );
+                }
+            } else if !own {
+                self.share_out(work, &left, remembered)?;
+                moved = true;
+            } else if self.order != Order::Queue || !is_worked_on(work, id)? {
+                // It is older than what is worked on, which comes to its end first where the order is the
+                // queue's.
+                self.take_over(work, id, &left, remembered)?;
+                moved = true;
             }
         }
-        if remembered != before {
-            self.remember(work, &remembered)?;
+        Ok(moved)
+    }
+
+    /// Whether it was not told of yet.
+    fn is_new(&self, left: &Left) -> bool {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(left.id)
+    }
+
+    /// The stages that read it, whatever their order in the file.
+    fn stages(&self) -> Vec<String> {
+        if self.group.is_empty() {
+            return vec![self.stage.to_string()];
         }
-        Ok(())
+        let mut stages: Vec<_> = self.groups.iter().map(|group| group.to_string()).collect();
+        stages.sort();
+        stages
     }
 
     fn remembered(&self, work: &Work<'_>) -> rusqlite::Result<Remembered> {
@@ -186,8 +265,14 @@ impl Readers {
             .execute([id, left.id])?;
         count_in(work, id, left.id)?;
         count_out(work, left.id)?;
-        // Its keys are put in order anew, with what is there already.
-        arrange(work, id, self.ordered)?;
+        // Its keys are put in order anew, with what is there already. What is worked on keeps its key, though
+        // it is younger.
+        arrange(work, id, self.ordered())?;
+        let sql =
+            "UPDATE messages SET state = 3 WHERE queue = ?1 AND state IN (0, 1) AND order_key IN
+                     (SELECT order_key FROM messages
+                      WHERE queue = ?1 AND state = 2 AND order_key IS NOT NULL)";
+        work.db.prepare_cached(sql)?.execute([id])?;
         tracing::info!(
             queue = %self.name, stage = %left.group, messages = left.messages,
             "the stage is the only reader of this queue now; it gets what it had before"

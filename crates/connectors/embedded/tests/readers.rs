@@ -121,7 +121,21 @@ fn group(name: &str, numbers: &[u128]) -> (String, Vec<u128>) {
 }
 
 async fn taken(consumer: &dyn Consumer, messages: usize) -> Vec<Incoming> {
-    consumer.consume(Want { messages, bytes: usize::MAX }).await.unwrap()
+    let taken = consumer.consume(Want { messages, bytes: usize::MAX });
+    tokio::time::timeout(Duration::from_secs(60), taken).await.expect("there is something").unwrap()
+}
+
+/// A consumer asks, and gets nothing.
+async fn nothing_for(consumer: &dyn Consumer, place: &Place) {
+    let admin = place.admin().await;
+    tokio::select! {
+        biased;
+        taken = consumer.consume(Want { messages: 9, bytes: usize::MAX }) => {
+            panic!("it got {:?}", numbers(&taken.unwrap()));
+        }
+        // What is asked after it is answered after it.
+        status = admin.status() => drop(status.unwrap()),
+    }
 }
 
 fn numbers(taken: &[Incoming]) -> Vec<u128> {
@@ -279,4 +293,57 @@ async fn what_is_remembered_for_former_readers_is_forgotten_in_its_time() {
     let db = rusqlite::Connection::open(place.directory.path().join("brigade.db")).unwrap();
     let sql = "SELECT seen FROM queues WHERE grp = ''";
     assert_eq!(db.query_row(sql, [], left), Ok(0));
+}
+
+/// As while a process with the file from before, in which one stage reads it, is still to be restarted.
+#[tokio::test]
+async fn what_is_put_for_the_only_reader_of_before_goes_to_all_that_read_it_now() {
+    for order in [Order::None, Order::Key, Order::Queue] {
+        let place = Place::new();
+        let older = place.consumer("a", &["a"], order).await;
+        let first = place.consumer("a", BOTH, order).await;
+        let second = place.consumer("b", BOTH, order).await;
+        place.put(&[(1, "x")]).await;
+        for now in [first, second] {
+            let its = taken(now.as_ref(), 9).await;
+            assert_eq!(numbers(&its), [1]);
+            now.ack(vec![its[0].receipt], Vec::new()).await.unwrap();
+        }
+        // But not back: each process would take it from the other.
+        place.put_for(BOTH, &[(2, "y")]).await;
+        nothing_for(older.as_ref(), &place).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_put_for_readers_of_before_goes_to_the_only_one_that_there_is_now() {
+    for order in [Order::None, Order::Key, Order::Queue] {
+        let place = Place::new();
+        let older = place.consumer("a", BOTH, order).await;
+        let only = place.consumer("a", &["a"], order).await;
+        place.put_for(BOTH, &[(1, "x")]).await;
+        let its = taken(only.as_ref(), 9).await;
+        assert_eq!(numbers(&its), [1]);
+        only.ack(vec![its[0].receipt], Vec::new()).await.unwrap();
+        place.put(&[(2, "y")]).await;
+        nothing_for(older.as_ref(), &place).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_taken_over_waits_for_what_is_worked_on() {
+    for order in [Order::Key, Order::Queue] {
+        let place = Place::new();
+        let older = place.consumer("a", BOTH, order).await;
+        place.put_for(BOTH, &[(1, "x")]).await;
+        taken(older.as_ref(), 9).await;
+        let only = place.consumer("a", &["a"], order).await;
+        place.put(&[(2, "x")]).await;
+        let second = taken(only.as_ref(), 9).await;
+        assert_eq!(numbers(&second), [2], "it cannot know of the first");
+        older.shutdown().await.unwrap();
+        nothing_for(only.as_ref(), &place).await;
+        only.ack(vec![second[0].receipt], Vec::new()).await.unwrap();
+        assert_eq!(numbers(&taken(only.as_ref(), 9).await), [1]);
+    }
 }
