@@ -84,7 +84,8 @@ pub trait StateStore: Send + Sync {
     /// The store could not be read.
     async fn queue_names(&self, pipeline: &str) -> Result<Vec<String>, ConnectorError>;
 
-    /// Closes it; everything opened from it is unusable then. May be called twice.
+    /// Closes it; everything opened from it is unusable then. What another has opened apart from it stays
+    /// usable, though it is the same store. May be called twice.
     ///
     /// # Errors
     /// Something could not be written; what was committed stays.

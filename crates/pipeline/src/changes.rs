@@ -23,6 +23,9 @@ struct QueuePrint {
     type_name: String,
     groups: Vec<String>,
     schema: Option<Value>,
+    /// Where the key stands, empty if it stands nowhere. Who wrote version 1 at first did not tell.
+    #[serde(default)]
+    key: Option<String>,
 }
 
 const VERSION: u32 = 1;
@@ -38,6 +41,7 @@ pub(crate) fn fingerprint(
             type_name: queue.type_name.clone(),
             groups: queue.spec.groups.iter().map(text).collect(),
             schema: queue.schema.as_deref().cloned(),
+            key: Some(queue.spec.key.as_ref().map(ToString::to_string).unwrap_or_default()),
         };
         (name.to_string(), print)
     });
@@ -75,6 +79,7 @@ pub fn changes(before: &Value, now: &Value) -> Vec<String> {
                  letters"
             ));
         }
+        said.extend(other_key(name, old.key.as_deref(), new.key.as_deref()));
         for group in old.groups.iter().filter(|group| !new.groups.contains(group)) {
             let who = if group.is_empty() {
                 "its only reader".to_owned()
@@ -94,4 +99,46 @@ pub fn changes(before: &Value, now: &Value) -> Vec<String> {
         ));
     }
     said
+}
+
+/// What to say when a queue's key stands elsewhere than before, if that is known.
+fn other_key(name: &str, old: Option<&str>, new: Option<&str>) -> Option<String> {
+    let (old, new) = old.zip(new).filter(|(old, new)| old != new)?;
+    let told = |key: &str| match key {
+        "" => "none".to_owned(),
+        key => format!("`{key}`"),
+    };
+    Some(format!(
+        "the `key` of queue `{name}` was {} and is {} now: stored messages keep the key that they were put \
+         with, so `order: key` may not hold between them and others",
+        told(old),
+        told(new)
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn with_key(key: Value) -> Value {
+        let mut queue = json!({ "type": "embedded", "groups": [""], "schema": null });
+        if !key.is_null() {
+            queue["key"] = key;
+        }
+        json!({ "version": 1, "queues": { "orders": queue }, "stages": {} })
+    }
+
+    #[test]
+    fn a_key_that_stands_elsewhere_is_told() {
+        let said = |before, now| changes(&with_key(before), &with_key(now));
+        let told = said(json!(""), json!("customer.id"));
+        assert_eq!(told.len(), 1);
+        assert!(told[0].contains("was none and is `customer.id` now"), "{told:?}");
+        assert!(said(json!("a"), json!(""))[0].contains("was `a` and is none now"));
+        assert!(said(json!("a"), json!("a")).is_empty());
+        // It was not remembered by the program that wrote this.
+        assert!(said(Value::Null, json!("a")).is_empty());
+    }
 }

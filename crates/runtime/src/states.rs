@@ -4,13 +4,19 @@ use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use brigade_core::connector::ConnectorError;
-use brigade_core::state::{StateStore, StoreId};
+use brigade_core::state::StateStore;
 
-/// How many pipelines use a state.
-static USED: LazyLock<Mutex<HashMap<StoreId, usize>>> = LazyLock::new(Mutex::default);
+/// How many pipelines use a state. By the object and not by its store: who opens the same store apart has
+/// one of its own, and shuts down that.
+static USED: LazyLock<Mutex<HashMap<usize, usize>>> = LazyLock::new(Mutex::default);
 
-fn used() -> MutexGuard<'static, HashMap<StoreId, usize>> {
+fn used() -> MutexGuard<'static, HashMap<usize, usize>> {
     USED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Tells states apart for as long as they are used.
+fn identity(state: &Arc<dyn StateStore>) -> usize {
+    Arc::as_ptr(state).cast::<()>().addr()
 }
 
 /// A pipeline's use of its state.
@@ -18,7 +24,7 @@ pub(crate) struct UsedState(Arc<dyn StateStore>);
 
 impl UsedState {
     pub(crate) fn new(state: Arc<dyn StateStore>) -> Self {
-        *used().entry(state.store_id()).or_default() += 1;
+        *used().entry(identity(&state)).or_default() += 1;
         Self(state)
     }
 
@@ -26,14 +32,14 @@ impl UsedState {
     pub(crate) async fn end(self) -> Result<(), ConnectorError> {
         let state = Arc::clone(&self.0);
         drop(self);
-        let others = used().contains_key(&state.store_id());
+        let others = used().contains_key(&identity(&state));
         if others { Ok(()) } else { state.shutdown().await }
     }
 }
 
 impl Drop for UsedState {
     fn drop(&mut self) {
-        let id = self.0.store_id();
+        let id = identity(&self.0);
         let mut used = used();
         if let Some(users) = used.get_mut(&id) {
             *users -= 1;

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use brigade_core::connector::{
     Connector, ConnectorEnv, ConnectorError, Consumer, Features, Problem, Producer, QueueAdmin,
-    QueueSpec, Reader,
+    QueueSpec, Reader, Used,
 };
 use brigade_core::state::StateStore;
 use serde_json::Value;
@@ -98,6 +98,22 @@ impl Connector for Embedded {
         }
     }
 
+    fn conflict(&self, one: Used<'_>, other: Used<'_>) -> Option<Problem> {
+        let settings = |used: Used<'_>| serde_json::from_value::<Settings>(used.settings.clone());
+        let (first, second) = (settings(one).ok()?, settings(other).ok()?);
+        let path = second.path.as_deref().filter(|path| first.path.as_deref() == Some(path))?;
+        let sync = |settings: &Settings| settings.sync.unwrap_or_default().as_str();
+        let (first, second) = (sync(&first), sync(&second));
+        if first == second {
+            return None;
+        }
+        let message = format!(
+            "both are in the store `{}`, with `sync: {first}` and `sync: {second}`, and a store has one",
+            path.display()
+        );
+        Some(Problem::at("path", message).help("give both the same `sync`, or each its own `path`"))
+    }
+
     async fn consumer(
         &self,
         queue: &QueueSpec,
@@ -121,5 +137,34 @@ impl Connector for Embedded {
         env: &ConnectorEnv,
     ) -> Result<Arc<dyn QueueAdmin>, ConnectorError> {
         Self::store(queue, env).await?.queue_admin(queue).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// The first that is opened decides for the store: what the other wants would not hold.
+    #[test]
+    fn two_queues_of_one_store_have_one_sync() {
+        let conflict = |one: Value, other: Value| {
+            let [one, other] = [("a", one), ("b", other)]
+                .map(|(name, settings)| QueueSpec::new("p", name, settings));
+            let used = |queue| Used { queue, settings: &queue.settings, read: true, written: true };
+            Embedded.conflict(used(&one), used(&other)).map(|problem| problem.message)
+        };
+        let said = conflict(json!({ "path": "/x", "sync": "normal" }), json!({ "path": "/x/" }));
+        let said = said.expect("the default is another");
+        assert!(said.contains("`sync: normal` and `sync: full`"), "{said}");
+        for (one, other) in [
+            (json!({ "path": "/x" }), json!({ "path": "/x", "sync": "full" })),
+            (json!({ "path": "/x", "sync": "normal" }), json!({ "path": "/y" })),
+            (json!({ "path": "/x", "sync": "normal" }), json!({})),
+            (json!({}), json!({})),
+        ] {
+            assert_eq!(conflict(one, other), None);
+        }
     }
 }

@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 
 use crate::claim::{Claimed, claim};
 use crate::connector::features;
+use crate::readers::Readers;
 use crate::rows::{MadeOf, delete_leased, expire, leased, now_ms, promote, queue_id};
 use crate::settings::Settings;
 use crate::store::{Store, Targets, apply};
@@ -33,6 +34,7 @@ pub(crate) struct EmbeddedConsumer {
     name: Arc<str>,
     queue: i64,
     order: Order,
+    readers: Arc<Readers>,
     features: Features,
     /// What this consumer holds, to give it back when it is dropped.
     held: Arc<Mutex<HashSet<Receipt>>>,
@@ -45,33 +47,17 @@ impl EmbeddedConsumer {
         queue: &QueueSpec,
         reader: &Reader,
     ) -> Result<Self, ConnectorError> {
-        let (pipeline, name) = (Arc::clone(&queue.pipeline), Arc::clone(&queue.name));
-        let (group, groups) = (Arc::clone(&reader.group), queue.groups.clone());
-        let stage = Arc::clone(&reader.stage);
-        let ordered = reader.order == Order::Key;
+        let readers = Arc::new(Readers::new(queue, reader));
         let settings: Settings = queue.settings()?;
         let retention = settings.retention;
+        let opening = Arc::clone(&readers);
         let opened = store.requests().ask(move |work| {
-            let id = queue_id(work.db, &pipeline, &name, &group)?;
-            for left in left_behind(work, &pipeline, &name, &groups)? {
-                let own = group.is_empty() && left.group == *stage;
-                match (own, left.group.is_empty()) {
-                    (false, false) => tracing::warn!(
-                        queue = %name, stage = %left.group, messages = left.messages,
-                        "messages wait for a stage that does not read this queue any more; see `queues`"
-                    ),
-                    _ if is_worked_on(work, left.id)? => tracing::warn!(
-                        queue = %name, messages = left.messages,
-                        "a process with an older pipeline file still works on messages of this queue; \
-                         once it has stopped, the next start takes over what is left"
-                    ),
-                    (true, _) => take_over(work, (id, ordered), &name, &left)?,
-                    (_, true) => share_out(work, &pipeline, &name, &groups, &left)?,
-                }
-            }
-            set_key_order(work, id, ordered)?;
+            let Readers { pipeline, name, group, .. } = &*opening;
+            let id = queue_id(work.db, pipeline, name, group)?;
+            opening.begin(work, id)?;
+            set_key_order(work, id, opening.ordered())?;
             if let Some(retention) = retention {
-                expire(work, id, &name, retention)?;
+                expire(work, id, name, retention)?;
             }
             Ok(id)
         });
@@ -85,6 +71,7 @@ impl EmbeddedConsumer {
             name: Arc::clone(&queue.name),
             queue: id,
             order: reader.order,
+            readers,
             features: features(&settings),
             held: Arc::default(),
             _open: store.hold(),
@@ -96,8 +83,13 @@ impl EmbeddedConsumer {
     async fn claim(&self, want: Want) -> Result<Claimed, ConnectorError> {
         let (queue, order, incarnation) = (self.queue, self.order, self.incarnation);
         let (held, requests) = (Arc::clone(&self.held), self.requests.clone());
+        let readers = Arc::clone(&self.readers);
         let answer = self.requests.send(move |work| {
-            let claimed = Some(claim(work, queue, order, want, incarnation)?);
+            let mut claimed = claim(work, queue, order, want, incarnation)?;
+            if claimed.messages.is_empty() && readers.look(work, queue)? {
+                claimed = claim(work, queue, order, want, incarnation)?;
+            }
+            let claimed = Some(claimed);
             let (requests, committed) = (requests.clone(), Arc::clone(&work.committed));
             Ok(ClaimedGuard { claimed, queue, requests, committed })
         });
@@ -119,7 +111,7 @@ impl EmbeddedConsumer {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         let receipts: Vec<Receipt> = held.drain().collect();
         let queue = self.queue;
-        self.requests.send(move |work| Ok(release(work, queue, &receipts)?))
+        self.requests.send_owed(move |work| Ok(release(work, queue, &receipts)?))
     }
 }
 
@@ -141,7 +133,7 @@ impl Drop for ClaimedGuard {
         let receipts: Vec<Receipt> = claimed.messages.iter().map(|m| m.receipt).collect();
         if !receipts.is_empty() {
             let queue = self.queue;
-            drop(self.requests.send(move |work| Ok(undo(work, queue, &receipts)?)));
+            drop(self.requests.send_owed(move |work| Ok(undo(work, queue, &receipts)?)));
         }
     }
 }
@@ -181,106 +173,6 @@ fn put_back(
     Ok(())
 }
 
-/// A group that is not read any more, with messages.
-struct Left {
-    id: i64,
-    group: String,
-    messages: u64,
-}
-
-/// The groups of a queue that have messages and are none of these.
-fn left_behind(
-    work: &Work<'_>,
-    pipeline: &str,
-    name: &str,
-    groups: &[Arc<str>],
-) -> rusqlite::Result<Vec<Left>> {
-    let sql = "SELECT id, grp, messages FROM queues WHERE pipeline = ?1 AND name = ?2";
-    let mut known = work.db.prepare_cached(sql)?;
-    let known = known.query_map(params![pipeline, name], |row| {
-        Ok(Left { id: row.get(0)?, group: row.get(1)?, messages: row.get(2)? })
-    })?;
-    let mut known: Vec<Left> = known.collect::<rusqlite::Result<_>>()?;
-    known.retain(|left| left.messages > 0 && !groups.iter().any(|read| **read == *left.group));
-    Ok(known)
-}
-
-/// Whether somebody still works on messages of a group.
-fn is_worked_on(work: &Work<'_>, queue: i64) -> rusqlite::Result<bool> {
-    let leased = "SELECT 1 FROM messages WHERE queue = ?1 AND state = 2 LIMIT 1";
-    work.db.prepare_cached(leased)?.exists([queue])
-}
-
-/// What one group holds is another's too from now on, or instead.
-fn count_in(work: &Work<'_>, to: i64, from: i64) -> rusqlite::Result<()> {
-    let sql = "UPDATE queues SET messages = messages + (SELECT messages FROM queues WHERE id = ?2),
-                 bytes = bytes + (SELECT bytes FROM queues WHERE id = ?2) WHERE id = ?1";
-    work.db.prepare_cached(sql)?.execute([to, from]).map(drop)
-}
-
-fn count_out(work: &Work<'_>, from: i64) -> rusqlite::Result<()> {
-    let sql = "UPDATE queues SET messages = 0, bytes = 0 WHERE id = ?1";
-    work.db.prepare_cached(sql)?.execute([from]).map(drop)
-}
-
-/// What the only reader of a queue had before it goes to each of those that there are now.
-fn share_out(
-    work: &mut Work<'_>,
-    pipeline: &str,
-    name: &str,
-    groups: &[Arc<str>],
-    left: &Left,
-) -> rusqlite::Result<()> {
-    for group in groups {
-        let to = queue_id(work.db, pipeline, name, group)?;
-        work.db.prepare_cached(COPY)?.execute([to, left.id])?;
-        count_in(work, to, left.id)?;
-        // At once, as its reader may be at work in another process; one that opens it later has it as it
-        // wants it.
-        let sql = "SELECT max(key_order) FROM queues WHERE id IN (?1, ?2)";
-        let ordered = work.db.prepare_cached(sql)?.query_row([to, left.id], |row| row.get(0))?;
-        arrange(work, to, ordered)?;
-    }
-    work.db.prepare_cached("DELETE FROM messages WHERE queue = ?1")?.execute([left.id])?;
-    count_out(work, left.id)?;
-    tracing::info!(
-        queue = name,
-        messages = left.messages,
-        "several stages read this queue now; each gets what it held"
-    );
-    Ok(())
-}
-
-/// What a stage had before it while others read the queue too is its own when it is the only reader.
-fn take_over(
-    work: &Work<'_>,
-    (to, ordered): (i64, bool),
-    name: &str,
-    left: &Left,
-) -> rusqlite::Result<()> {
-    work.db
-        .prepare_cached("UPDATE messages SET queue = ?1 WHERE queue = ?2")?
-        .execute([to, left.id])?;
-    // Its keys are put in order anew, with what is there already.
-    let sql = "UPDATE queues SET key_order = ?2 WHERE id = ?1";
-    work.db.prepare_cached(sql)?.execute(params![to, !ordered])?;
-    count_in(work, to, left.id)?;
-    count_out(work, left.id)?;
-    tracing::info!(
-        queue = name, stage = %left.group, messages = left.messages,
-        "the stage is the only reader of this queue now; it gets what it had before"
-    );
-    Ok(())
-}
-
-const COPY: &str = "INSERT INTO messages
-  (queue, state, visible_at, order_key, suspect, attempts, redeliveries, crashes, first_failed_at,
-   error, enqueued_at, size, mid, key, headers, event_time, payload)
-  SELECT ?1, CASE WHEN state IN (1, 4) THEN state ELSE 0 END, visible_at, NULL, suspect, attempts,
-   redeliveries, crashes, first_failed_at, error, enqueued_at, size, mid, key, headers, event_time,
-   payload
-  FROM messages WHERE queue = ?2 ORDER BY id";
-
 /// Has a queue keep its keys in order from now on, or no longer.
 fn set_key_order(work: &mut Work<'_>, queue: i64, ordered: bool) -> rusqlite::Result<()> {
     let sql = "SELECT key_order FROM queues WHERE id = ?1";
@@ -292,7 +184,7 @@ fn set_key_order(work: &mut Work<'_>, queue: i64, ordered: bool) -> rusqlite::Re
 }
 
 /// Puts the rows of a queue in the order of their keys, or in none.
-fn arrange(work: &mut Work<'_>, queue: i64, ordered: bool) -> rusqlite::Result<()> {
+pub(crate) fn arrange(work: &mut Work<'_>, queue: i64, ordered: bool) -> rusqlite::Result<()> {
     work.db.execute("UPDATE queues SET key_order = ?2 WHERE id = ?1", params![queue, ordered])?;
     if ordered {
         work.db.execute("UPDATE messages SET order_key = key WHERE queue = ?1", [queue])?;

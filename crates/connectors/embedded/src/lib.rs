@@ -20,6 +20,7 @@ pub mod fuzzing;
 mod headers;
 mod holder;
 mod producer;
+mod readers;
 mod rows;
 mod schema;
 mod settings;

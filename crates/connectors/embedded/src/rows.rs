@@ -72,6 +72,7 @@ pub(crate) fn enqueue(
     batch: &[Outgoing],
     of: MadeOf,
 ) -> Result<(), Fault> {
+    let former = former_groups(work.db, target)?;
     for group in &target.groups {
         let queue = queue_id(work.db, &target.pipeline, &target.name, group)?;
         // First, as it makes room.
@@ -85,7 +86,7 @@ pub(crate) fn enqueue(
             })?;
         let new = match target.settings.dedup {
             None => Cow::Borrowed(batch),
-            Some(dedup) => first_times(work.db, queue, batch, dedup)?,
+            Some(dedup) => first_times(work.db, (queue, &former), batch, dedup)?,
         };
         let (put, size) =
             (new.len() as u64, new.iter().map(|o| o.message.size() as u64).sum::<u64>());
@@ -98,6 +99,9 @@ pub(crate) fn enqueue(
         if let Some(dedup) = target.settings.dedup {
             forget_seen(work.db, queue, dedup, put)?;
         }
+    }
+    for queue in former {
+        target.settings.dedup.map_or(Ok(()), |dedup| forget_seen(work.db, queue, dedup, 0))?;
     }
     work.woke = true;
     Ok(())
@@ -127,6 +131,7 @@ pub(crate) fn without_room(
         let read = |row: &Row<'_>| Ok(Held { queue, messages: row.get(0)?, bytes: row.get(1)? });
         groups.push(work.db.prepare_cached(sql)?.query_row([queue], read)?);
     }
+    let former = former_groups(work.db, target)?;
     let (mut without, mut put) = (Vec::new(), BTreeSet::new());
     for (at, Outgoing { message, .. }) in batch.iter().enumerate() {
         let size = message.size() as u64;
@@ -135,7 +140,10 @@ pub(crate) fn without_room(
             let again = match target.settings.dedup {
                 None => false,
                 Some(_) if put.contains(&message.id.0) => true,
-                Some(dedup) => was_seen(work.db, held.queue, message.id, dedup)?,
+                Some(dedup) => {
+                    was_seen(work.db, &[held.queue], message.id, dedup)?
+                        || was_seen(work.db, &former, message.id, dedup)?
+                }
             };
             more.extend((!again).then_some(group));
         }
@@ -163,23 +171,50 @@ fn remembered_since(dedup: Dedup) -> i64 {
     now_ms().saturating_sub(millis(dedup.period))
 }
 
-/// Whether a message of this id was put, and is remembered.
-fn was_seen(db: &Connection, queue: i64, id: MessageId, dedup: Dedup) -> rusqlite::Result<bool> {
+/// The groups by which a queue with `dedup` was read before, and that remember ids still: what was put
+/// for them was put on the queue.
+fn former_groups(db: &Connection, target: &Target) -> rusqlite::Result<Vec<i64>> {
+    if target.settings.dedup.is_none() {
+        return Ok(Vec::new());
+    }
+    let sql = "SELECT id, grp FROM queues WHERE pipeline = ?1 AND name = ?2 AND seen > 0";
+    let mut groups = db.prepare_cached(sql)?;
+    let groups = groups.query_map([&*target.pipeline, &*target.name], |row| {
+        Ok((row.get::<_, i64>(0)?, row.get::<_, String>(1)?))
+    })?;
+    let mut groups: Vec<_> = groups.collect::<rusqlite::Result<_>>()?;
+    groups.retain(|(_, group)| !target.groups.iter().any(|read| **read == **group));
+    Ok(groups.into_iter().map(|(queue, _)| queue).collect())
+}
+
+/// Whether a message of this id was put on one of these, and is remembered.
+fn was_seen(
+    db: &Connection,
+    queues: &[i64],
+    id: MessageId,
+    dedup: Dedup,
+) -> rusqlite::Result<bool> {
     let sql = "SELECT 1 FROM seen WHERE queue = ?1 AND mid = ?2 AND at >= ?3";
-    let values = params![queue, id.0.to_le_bytes(), remembered_since(dedup)];
-    db.prepare_cached(sql)?.exists(values)
+    for queue in queues {
+        let values = params![queue, id.0.to_le_bytes(), remembered_since(dedup)];
+        if db.prepare_cached(sql)?.exists(values)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Those of a batch that were not put before.
 fn first_times<'b>(
     db: &Connection,
-    queue: i64,
+    (queue, former): (i64, &[i64]),
     batch: &'b [Outgoing],
     dedup: Dedup,
 ) -> rusqlite::Result<Cow<'b, [Outgoing]>> {
     let mut new = Vec::with_capacity(batch.len());
     for outgoing in batch {
-        if first_time(db, queue, outgoing, dedup)? {
+        let known = was_seen(db, former, outgoing.message.id, dedup)?;
+        if !known && first_time(db, queue, outgoing, dedup)? {
             new.push(outgoing.clone());
         }
     }

@@ -54,6 +54,16 @@ pub enum Sync {
     Normal,
 }
 
+impl Sync {
+    /// As in a pipeline file.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Normal => "normal",
+        }
+    }
+}
+
 /// How a store is opened.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {

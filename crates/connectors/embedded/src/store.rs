@@ -2,7 +2,8 @@ use std::collections::HashMap;
 use std::fmt;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 
 use async_trait::async_trait;
@@ -29,28 +30,111 @@ const HOLDERS: &str = "holders";
 /// Where the locks of names are.
 const LOCKS: &str = "locks";
 
-/// One file of embedded queues and state. A process that opens it twice gets the same store.
+/// One file of embedded queues and state. A process that opens it several times uses it together, and it
+/// stays open until the last of them is shut down or dropped.
 pub struct Store {
     /// Consumers and producers keep the store open.
     me: Weak<Store>,
+    file: Arc<OpenFile>,
+    /// Whether this one is shut down.
+    shut: AtomicBool,
+}
+
+/// A file that is open in this process, and its thread.
+struct OpenFile {
     id: StoreId,
     directory: PathBuf,
     requests: Requests,
     visible: Arc<Notify>,
     incarnation: IncarnationId,
     targets: Arc<Targets>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    options: Options,
+    used: Mutex<Used>,
+}
+
+struct Used {
+    /// How many stores use the file and are not shut down. Once it is none, the file is done with.
+    stores: usize,
+    /// Until then.
+    thread: Option<JoinHandle<()>>,
 }
 
 /// The queues that producers have opened, by the names that operations use for them.
 #[derive(Default)]
 pub(crate) struct Targets(Mutex<HashMap<Arc<str>, Arc<Target>>>);
 
-/// The stores of this process, by their directories.
-static OPEN: LazyLock<Mutex<HashMap<PathBuf, Weak<Store>>>> = LazyLock::new(Mutex::default);
+/// What is open in this process, by the directories.
+static OPEN: LazyLock<Mutex<HashMap<PathBuf, Weak<OpenFile>>>> = LazyLock::new(Mutex::default);
+
+impl OpenFile {
+    fn start(directory: &Path, options: Options) -> Result<Self, ConnectorError> {
+        refuse_network(directory)?;
+        let path = directory.join(FILE);
+        let db = schema::open(&path, options.sync)?;
+        let wrong = |error| schema::failed(&path, error);
+        let sql = "SELECT value FROM meta WHERE name = 'incarnation'";
+        let incarnation: [u8; 16] = db.query_row(sql, [], |row| row.get(0)).map_err(wrong)?;
+        let mut holder = Holder::enter(&db, &directory.join(HOLDERS))?;
+        let mut db = db;
+        // Before the first claim, so that what a crash left is handed out first, and alone.
+        holder.free_the_dead(&mut db, options.lease).map_err(wrong)?;
+        let (requests, inbox) = Requests::new(path.clone());
+        listen(directory, &holder, requests.clone())?;
+        let visible = Arc::new(Notify::new());
+        let opened_with = options.clone();
+        let thread = StoreThread { db, holder, options, path, visible: Arc::clone(&visible) };
+        let name = "brigade-state".to_owned();
+        let thread = std::thread::Builder::new().name(name).spawn(move || thread.run(inbox));
+        let thread = thread.map_err(|error| {
+            let directory = directory.display();
+            ConnectorError::transient(format!(
+                "no thread to be had for the state {directory}: {error}"
+            ))
+        })?;
+        Ok(Self {
+            id: StoreId::new(format!("embedded:{}", directory.display())),
+            directory: directory.to_path_buf(),
+            requests,
+            visible,
+            incarnation: IncarnationId(u128::from_le_bytes(incarnation)),
+            targets: Arc::default(),
+            options: opened_with,
+            used: Mutex::new(Used { stores: 1, thread: Some(thread) }),
+        })
+    }
+
+    fn tell_of_other(&self, options: &Options) {
+        if self.options != *options {
+            tracing::warn!(
+                state = %self.directory.display(), first = ?self.options, second = ?options,
+                "it is open in this process already, with other options: those of the first hold"
+            );
+        }
+    }
+
+    fn used(&self) -> MutexGuard<'_, Used> {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters one more store that uses it, if it is not done with.
+    fn enter(&self) -> bool {
+        let mut used = self.used();
+        let open = used.stores > 0;
+        used.stores += usize::from(open);
+        open
+    }
+
+    /// A store does not use it any more: the last has its thread to stop.
+    fn leave(&self) -> Option<JoinHandle<()>> {
+        let mut used = self.used();
+        used.stores -= 1;
+        if used.stores == 0 { used.thread.take() } else { None }
+    }
+}
 
 impl Store {
-    /// Opens the store in this directory, made if it is not there.
+    /// Opens the store in this directory, made if it is not there. Where this process has it open, the
+    /// options are those of who opened it first.
     ///
     /// # Errors
     /// The directory cannot be made or written, lies on a network file system, or holds a file that
@@ -65,15 +149,22 @@ impl Store {
         std::fs::create_dir_all(directory).map_err(io)?;
         let directory = directory.canonicalize().map_err(io)?;
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(store) = open.get(&directory).and_then(Weak::upgrade)
-            && store.is_open()
+        if let Some(file) = open.get(&directory).and_then(Weak::upgrade)
+            && file.enter()
         {
-            return Ok(store);
+            file.tell_of_other(&options);
+            return Ok(Self::of(file));
         }
-        let store = Self::start(&directory, options)?;
-        open.retain(|_, store| store.strong_count() > 0);
-        open.insert(directory, Arc::downgrade(&store));
-        Ok(store)
+        let file = Arc::new(OpenFile::start(&directory, options)?);
+        open.retain(|_, file| file.strong_count() > 0);
+        open.insert(directory, Arc::downgrade(&file));
+        Ok(Self::of(file))
+    }
+
+    /// A store that is entered.
+    fn of(file: Arc<OpenFile>) -> Arc<Self> {
+        let shut = AtomicBool::new(false);
+        Arc::new_cyclic(|me| Self { me: Weak::clone(me), file, shut })
     }
 
     /// The same on a thread that may block: the disk may be slow, and another process may keep the file locked
@@ -93,60 +184,26 @@ impl Store {
         })?
     }
 
-    fn start(directory: &Path, options: Options) -> Result<Arc<Self>, ConnectorError> {
-        refuse_network(directory)?;
-        let path = directory.join(FILE);
-        let db = schema::open(&path, options.sync)?;
-        let wrong = |error| schema::failed(&path, error);
-        let sql = "SELECT value FROM meta WHERE name = 'incarnation'";
-        let incarnation: [u8; 16] = db.query_row(sql, [], |row| row.get(0)).map_err(wrong)?;
-        let mut holder = Holder::enter(&db, &directory.join(HOLDERS))?;
-        let mut db = db;
-        // Before the first claim, so that what a crash left is handed out first, and alone.
-        holder.free_the_dead(&mut db, options.lease).map_err(wrong)?;
-        let (requests, inbox) = Requests::new(path.clone());
-        listen(directory, &holder, requests.clone())?;
-        let visible = Arc::new(Notify::new());
-        let thread = StoreThread { db, holder, options, path, visible: Arc::clone(&visible) };
-        let name = "brigade-state".to_owned();
-        let thread = std::thread::Builder::new().name(name).spawn(move || thread.run(inbox));
-        let thread = thread.map_err(|error| {
-            let directory = directory.display();
-            ConnectorError::transient(format!(
-                "no thread to be had for the state {directory}: {error}"
-            ))
-        })?;
-        Ok(Arc::new_cyclic(|me| Self {
-            me: Weak::clone(me),
-            id: StoreId::new(format!("embedded:{}", directory.display())),
-            directory: directory.to_path_buf(),
-            requests,
-            visible,
-            incarnation: IncarnationId(u128::from_le_bytes(incarnation)),
-            targets: Arc::default(),
-            thread: Mutex::new(Some(thread)),
-        }))
-    }
-
     /// What keeps the store open.
     pub(crate) fn hold(&self) -> Arc<Self> {
         self.me.upgrade().expect("who calls this holds it")
     }
 
-    fn is_open(&self) -> bool {
-        self.thread.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    /// Ends its use of the file. The thread is for the last to stop.
+    fn leave(&self) -> Option<JoinHandle<()>> {
+        if self.shut.swap(true, Ordering::Relaxed) { None } else { self.file.leave() }
     }
 
     pub(crate) fn requests(&self) -> &Requests {
-        &self.requests
+        &self.file.requests
     }
 
     pub(crate) fn visible(&self) -> &Arc<Notify> {
-        &self.visible
+        &self.file.visible
     }
 
     pub(crate) fn incarnation(&self) -> IncarnationId {
-        self.incarnation
+        self.file.incarnation
     }
 
     /// Enters a queue that is going to be written; answers with the name for its operations.
@@ -167,14 +224,14 @@ impl Store {
             limit: queue.limit.clone(),
             settings,
         });
-        let mut targets = self.targets.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut targets = self.file.targets.0.lock().unwrap_or_else(PoisonError::into_inner);
         targets.insert(Arc::clone(&name), Arc::clone(&target));
         drop(targets);
         Ok((name, target))
     }
 
     pub(crate) fn targets(&self) -> &Arc<Targets> {
-        &self.targets
+        &self.file.targets
     }
 }
 
@@ -295,12 +352,13 @@ fn refuse_network(directory: &Path) -> Result<(), ConnectorError> {
 #[async_trait]
 impl StateStore for Store {
     fn store_id(&self) -> StoreId {
-        self.id.clone()
+        self.file.id.clone()
     }
 
     async fn load(&self, space: &str, key: &str) -> Result<Option<Bytes>, ConnectorError> {
         let (space, key) = (space.to_owned(), key.to_owned());
-        self.requests
+        self.file
+            .requests
             .ask(move |work| {
                 let sql = "SELECT value FROM state WHERE space = ?1 AND key = ?2";
                 let mut value = work.db.prepare_cached(sql)?;
@@ -316,7 +374,8 @@ impl StateStore for Store {
         prefix: &str,
     ) -> Result<Vec<(String, Bytes)>, ConnectorError> {
         let (space, prefix) = (space.to_owned(), prefix.to_owned());
-        self.requests
+        self.file
+            .requests
             .ask(move |work| {
                 let sql = "SELECT key, value FROM state
                            WHERE space = ?1 AND key >= ?2 AND substr(key, 1, length(?2)) = ?2
@@ -331,19 +390,19 @@ impl StateStore for Store {
     }
 
     async fn commit(&self, ops: Vec<StoreOp>) -> Result<(), ConnectorError> {
-        let ops = self.targets.resolve(ops)?;
-        self.requests.ask(move |work| apply(work, &ops, MadeOf::Any)).await
+        let ops = self.file.targets.resolve(ops)?;
+        self.file.requests.ask(move |work| apply(work, &ops, MadeOf::Any)).await
     }
 
     async fn commit_of_one(&self, ops: Vec<StoreOp>) -> Result<(), ConnectorError> {
-        let ops = self.targets.resolve(ops)?;
-        self.requests.ask(move |work| apply(work, &ops, MadeOf::One)).await
+        let ops = self.file.targets.resolve(ops)?;
+        self.file.requests.ask(move |work| apply(work, &ops, MadeOf::One)).await
     }
 
     async fn lock(&self, name: &str) -> Result<Option<StateLock>, ConnectorError> {
         // The file stays: to remove it would take it from who has just opened it.
         let IncarnationId(hash) = IncarnationId::of(name.as_bytes());
-        let path = self.directory.join(LOCKS).join(format!("{hash:032x}.lock"));
+        let path = self.file.directory.join(LOCKS).join(format!("{hash:032x}.lock"));
         match lock(&path) {
             Ok(file) => Ok(Some(StateLock::new(file))),
             Err(TryLockError::WouldBlock) => Ok(None),
@@ -372,7 +431,8 @@ impl StateStore for Store {
 
     async fn queue_names(&self, pipeline: &str) -> Result<Vec<String>, ConnectorError> {
         let pipeline = pipeline.to_owned();
-        self.requests
+        self.file
+            .requests
             .ask(move |work| {
                 let sql = "SELECT DISTINCT name FROM queues WHERE pipeline = ?1 ORDER BY name";
                 let mut names = work.db.prepare_cached(sql)?;
@@ -383,16 +443,15 @@ impl StateStore for Store {
     }
 
     async fn shutdown(&self) -> Result<(), ConnectorError> {
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(thread) = thread else { return Ok(()) };
-        self.requests.stop();
+        let Some(thread) = self.leave() else { return Ok(()) };
+        self.file.requests.stop();
         // Joining blocks, and this may be a lane.
         let joined = tokio::task::spawn_blocking(move || thread.join()).await;
         match joined {
             Ok(Ok(())) => Ok(()),
             _ => Err(ConnectorError::permanent(format!(
                 "the thread of the state {} ended badly: what it said is in the log",
-                self.directory.display()
+                self.file.directory.display()
             ))),
         }
     }
@@ -400,12 +459,15 @@ impl StateStore for Store {
 
 impl Drop for Store {
     fn drop(&mut self) {
-        self.requests.stop();
+        // Nobody waits for its end.
+        if self.leave().is_some() {
+            self.file.requests.stop();
+        }
     }
 }
 
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Store").field(&self.id).finish()
+        f.debug_tuple("Store").field(&self.file.id).finish()
     }
 }

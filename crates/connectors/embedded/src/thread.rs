@@ -38,14 +38,18 @@ pub(crate) struct Work<'w> {
 trait Job: Send {
     /// Says whether the transaction may go on: not when it failed with part of it done.
     fn run(&mut self, work: &mut Work<'_>) -> bool;
-    fn answer(self: Box<Self>, committed: Result<(), ConnectorError>);
+    /// Says whether it has to be done again later.
+    fn answer(&mut self, committed: Result<(), ConnectorError>) -> bool;
 }
 
 struct Request<F, T> {
     run: F,
     result: Option<Result<T, ConnectorError>>,
-    reply: oneshot::Sender<Result<T, ConnectorError>>,
+    /// Until it is answered, once.
+    reply: Option<oneshot::Sender<Result<T, ConnectorError>>>,
     path: Arc<PathBuf>,
+    /// Whether it is tried again until it is done.
+    owed: bool,
 }
 
 impl<F, T> Job for Request<F, T>
@@ -66,15 +70,25 @@ where
         goes_on
     }
 
-    fn answer(self: Box<Self>, committed: Result<(), ConnectorError>) {
-        let own = self.result.unwrap_or_else(|| {
+    fn answer(&mut self, committed: Result<(), ConnectorError>) -> bool {
+        let own = self.result.take().unwrap_or_else(|| {
             Err(ConnectorError::transient(format!(
                 "the state {}: the transaction ended before this was done",
                 self.path.display()
             )))
         });
-        // Who asked may have gone; what was committed stands.
-        let _ = self.reply.send(committed.and(own));
+        let result = committed.and(own);
+        let again = self.owed && result.is_err();
+        if let Some(reply) = self.reply.take() {
+            if let Err(error) = &result
+                && again
+            {
+                tracing::warn!(%error, "messages are not given back yet; it is tried until they are");
+            }
+            // Who asked may have gone; what was committed stands.
+            let _ = reply.send(result);
+        }
+        again
     }
 }
 
@@ -135,9 +149,27 @@ impl Requests {
         &self,
         run: impl FnMut(&mut Work<'_>) -> Result<T, Fault> + Send + 'static,
     ) -> oneshot::Receiver<Result<T, ConnectorError>> {
+        self.request(run, false)
+    }
+
+    /// Sends a request that nobody else will make again. If it fails it is answered so, and then tried
+    /// at each look until it is committed or the store is closed. It gives back leases, so there are
+    /// never more of them than leases.
+    pub(crate) fn send_owed<T: Send + 'static>(
+        &self,
+        run: impl FnMut(&mut Work<'_>) -> Result<T, Fault> + Send + 'static,
+    ) -> oneshot::Receiver<Result<T, ConnectorError>> {
+        self.request(run, true)
+    }
+
+    fn request<T: Send + 'static>(
+        &self,
+        run: impl FnMut(&mut Work<'_>) -> Result<T, Fault> + Send + 'static,
+        owed: bool,
+    ) -> oneshot::Receiver<Result<T, ConnectorError>> {
         let (reply, answer) = oneshot::channel();
         let path = Arc::clone(&self.path);
-        let request = Request { run, result: None, reply, path };
+        let request = Request { run, result: None, reply: Some(reply), path, owed };
         // If the thread has ended, the reply is dropped, which says so.
         let _ = self.sender.send(Told::Job(Box::new(request)));
         answer
@@ -185,6 +217,7 @@ enum Transacted {
 impl StoreThread {
     pub(crate) fn run(mut self, inbox: Inbox) {
         let mut leases = Leases::default();
+        let mut owed = Vec::new();
         let (mut looked, mut seen) = (Instant::now(), Instant::now());
         let mut data_version = self.data_version();
         loop {
@@ -206,9 +239,12 @@ impl StoreThread {
                 take(told);
             }
             if !jobs.is_empty() {
-                self.commit(jobs, &mut leases);
+                owed.append(&mut self.commit(jobs, &mut leases));
             }
             if looked.elapsed() >= LOOK {
+                if !owed.is_empty() {
+                    owed = self.commit(owed, &mut leases);
+                }
                 looked = Instant::now();
                 let version = self.data_version();
                 if version != data_version {
@@ -230,23 +266,22 @@ impl StoreThread {
         let _ = self.db.pragma_update(None, "wal_checkpoint", "TRUNCATE");
     }
 
-    /// Does a group of jobs in one transaction, commits once, and answers all.
+    /// Does a group of jobs in one transaction, commits once, and answers all. Gives back those that
+    /// have to be done again later.
     ///
     /// When one of them fails part-way, everything is undone and each is done by itself: that is
     /// rare, and a savepoint for each would copy every page that they change.
-    fn commit(&mut self, mut jobs: Vec<Box<dyn Job>>, leases: &mut Leases) {
+    fn commit(&mut self, mut jobs: Vec<Box<dyn Job>>, leases: &mut Leases) -> Vec<Box<dyn Job>> {
         let transacted = self.transact(&mut jobs, leases);
         if matches!(transacted, Ok(Transacted::Undone)) {
             leases.reload(&self.db, self.holder.id);
             if jobs.len() > 1 {
-                return jobs.into_iter().for_each(|job| self.commit(vec![job], leases));
+                return jobs.into_iter().flat_map(|job| self.commit(vec![job], leases)).collect();
             }
         }
         let woke = matches!(transacted, Ok(Transacted::Committed { woke: true }));
         let failed = transacted.err().map(|error| failed(&self.path, error));
-        for job in jobs {
-            job.answer(failed.clone().map_or(Ok(()), Err));
-        }
+        jobs.retain_mut(|job| job.answer(failed.clone().map_or(Ok(()), Err)));
         if failed.is_some() {
             // What was claimed in it was not; what was held before still is.
             leases.reload(&self.db, self.holder.id);
@@ -254,6 +289,7 @@ impl StoreThread {
             self.visible.notify_waiters();
             self.holder.wake_others(&self.db);
         }
+        jobs
     }
 
     fn transact(

@@ -3,7 +3,9 @@
 
 use std::path::Path;
 
-use brigade_core::connector::{Connector, ConnectorEnv, Incoming, Order, QueueSpec, Reader, Want};
+use brigade_core::connector::{
+    Connector, ConnectorEnv, ErrorKind, Incoming, Order, QueueSpec, Reader, Want,
+};
 use brigade_core::state::{StateStore, StoreOp};
 use brigade_core::{CauseKind, Message};
 use brigade_embedded::{Embedded, Options, Store};
@@ -173,4 +175,28 @@ async fn a_message_whose_headers_cannot_be_read_is_handed_out_with_its_defect() 
         assert_eq!(kept(damaged).as_deref(), Some(&[1, 7][..]));
         assert_eq!(newer.message.payload.as_deref(), Some(&b"0"[..]));
     }
+}
+
+/// As when two supervisors of a program use one state, or a queue of one is in the state of the other.
+#[tokio::test]
+async fn a_store_is_open_until_all_who_opened_it_are_done() {
+    let directory = tempfile::tempdir().unwrap();
+    let [at, aside] = ["state", "aside"].map(|name| directory.path().join(name));
+    let open = |at: &Path| Store::open(at, Options::default()).unwrap();
+    let (first, second) = (open(&at), open(&at));
+    let env = ConnectorEnv { state: open(&aside) };
+    let queue = QueueSpec::new("p", "q", serde_json::json!({ "path": at }));
+    let producer = Embedded.producer(&queue, &env).await.unwrap();
+    first.shutdown().await.unwrap();
+    // Twice is no more than once.
+    first.shutdown().await.unwrap();
+    drop(first);
+    let put = || StoreOp::Put { space: "s".into(), key: "k".to_owned(), value: "v".into() };
+    second.commit(vec![put()]).await.unwrap();
+    second.shutdown().await.unwrap();
+    producer.produce(&[Message::new("x").into()]).await.unwrap().remove(0).confirmed().unwrap();
+    drop(producer);
+    let closed = second.commit(vec![put()]).await.unwrap_err();
+    assert_eq!(closed.kind(), ErrorKind::Closed);
+    assert!(open(&at).load("s", "k").await.unwrap().is_some(), "it is opened anew");
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use brigade_core::connector::{
-    Connector, ConnectorEnv, Consumer, Failed, FailedReason, Incoming, Order, QueueAdmin,
-    QueueSpec, Reader, Want,
+    Connector, ConnectorEnv, Consumer, Failed, FailedReason, Incoming, Limit, Order, QueueAdmin,
+    QueueSpec, Reader, Want, WhenFull,
 };
 use brigade_core::{Message, MessageId};
 use brigade_embedded::{Embedded, Options, Store};
@@ -15,7 +15,7 @@ use serde_json::json;
 struct Place {
     env: ConnectorEnv,
     queue: QueueSpec,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 impl Place {
@@ -23,7 +23,7 @@ impl Place {
         let directory = tempfile::tempdir().unwrap();
         let state = Store::open(directory.path(), Options::default()).unwrap();
         let queue = QueueSpec::new("p", "q", json!({}));
-        Self { env: ConnectorEnv { state }, queue, _directory: directory }
+        Self { env: ConnectorEnv { state }, queue, directory }
     }
 
     /// The queue as a file has it in which these stages read it.
@@ -46,9 +46,14 @@ impl Place {
         Embedded.admin(&self.queue, &self.env).await.unwrap()
     }
 
-    /// Messages by the only reader, each with its key.
+    /// Messages by a file with one reader, each with its key.
     async fn put(&self, messages: &[(u128, &'static str)]) {
-        let producer = Embedded.producer(&self.queue, &self.env).await.unwrap();
+        self.put_for(&["a"], messages).await;
+    }
+
+    /// Messages by a file in which these stages read the queue.
+    async fn put_for(&self, stages: &[&str], messages: &[(u128, &'static str)]) {
+        let producer = Embedded.producer(&self.read_by(stages), &self.env).await.unwrap();
         let batch: Vec<_> = messages
             .iter()
             .map(|(n, key)| Message::new("{}").with_id(MessageId(*n)).with_key(*key).into())
@@ -82,9 +87,55 @@ impl Place {
 }
 
 const BOTH: &[&str] = &["a", "b"];
+const NONE: &[u128] = &[];
+
+impl Place {
+    /// A file with these readers is used for a while.
+    async fn opened_by(&self, stages: &[&str], order: Order) {
+        for stage in stages {
+            self.consumer(stage, stages, order).await.shutdown().await.unwrap();
+        }
+    }
+
+    /// What is there for each group.
+    async fn held(&self) -> Vec<(String, Vec<u128>)> {
+        let admin = self.admin().await;
+        let mut held: Vec<(String, Vec<u128>)> = Vec::new();
+        for status in admin.status().await.unwrap() {
+            held.push((status.group, Vec::new()));
+        }
+        for peeked in admin.peek(0, 99).await.unwrap() {
+            let group = held.iter_mut().find(|(group, _)| *group == peeked.group);
+            group.expect("a group with messages is told").1.push(peeked.message.id.0);
+        }
+        // What is counted is what is there.
+        for (status, (_, held)) in admin.status().await.unwrap().iter().zip(&held) {
+            assert_eq!(status.lag.ready, Some(held.len() as u64));
+        }
+        held
+    }
+}
+
+fn group(name: &str, numbers: &[u128]) -> (String, Vec<u128>) {
+    (name.to_owned(), numbers.to_vec())
+}
 
 async fn taken(consumer: &dyn Consumer, messages: usize) -> Vec<Incoming> {
-    consumer.consume(Want { messages, bytes: usize::MAX }).await.unwrap()
+    let taken = consumer.consume(Want { messages, bytes: usize::MAX });
+    tokio::time::timeout(Duration::from_secs(60), taken).await.expect("there is something").unwrap()
+}
+
+/// A consumer asks, and gets nothing.
+async fn nothing_for(consumer: &dyn Consumer, place: &Place) {
+    let admin = place.admin().await;
+    tokio::select! {
+        biased;
+        taken = consumer.consume(Want { messages: 9, bytes: usize::MAX }) => {
+            panic!("it got {:?}", numbers(&taken.unwrap()));
+        }
+        // What is asked after it is answered after it.
+        status = admin.status() => drop(status.unwrap()),
+    }
 }
 
 fn numbers(taken: &[Incoming]) -> Vec<u128> {
@@ -117,4 +168,182 @@ async fn what_is_parked_stays_so_when_it_is_shared_out() {
     let place = Place::parked().await;
     let consumer = place.consumer("a", BOTH, Order::None).await;
     assert_eq!(numbers(&taken(consumer.as_ref(), 9).await), [1, 2, 3]);
+}
+
+/// As when a new reader is deployed, rolled back and deployed again.
+#[tokio::test]
+async fn a_reader_that_is_put_back_gets_nothing_twice() {
+    for order in [Order::None, Order::Key] {
+        let place = Place::new();
+        place.opened_by(BOTH, order).await;
+        place.put_for(BOTH, &[(1, "x"), (2, "y")]).await;
+        // The second reader does the first message, and has the second before it.
+        let second = place.consumer("b", BOTH, order).await;
+        let receipts = taken(second.as_ref(), 1).await.iter().map(|one| one.receipt).collect();
+        second.ack(receipts, Vec::new()).await.unwrap();
+        second.shutdown().await.unwrap();
+        place.opened_by(&["a"], order).await;
+        place.put(&[(3, "z"), (4, "w")]).await;
+        place.opened_by(BOTH, order).await;
+        let now = [group("", NONE), group("a", &[1, 2, 3, 4]), group("b", &[2, 3, 4])];
+        assert_eq!(place.held().await, now);
+        // And once more.
+        place.opened_by(&["a"], order).await;
+        place.opened_by(BOTH, order).await;
+        assert_eq!(place.held().await, now);
+    }
+}
+
+/// It is the only reader of all that is there, whoever had it before.
+#[tokio::test]
+async fn what_another_only_reader_had_before_it_is_for_all() {
+    let place = Place::new();
+    place.opened_by(BOTH, Order::None).await;
+    place.put_for(&["a", "b"], &[(1, "x")]).await;
+    place.opened_by(&["a"], Order::None).await;
+    place.opened_by(&["c"], Order::None).await;
+    place.opened_by(BOTH, Order::None).await;
+    let now = [group("", NONE), group("a", &[1]), group("b", &[1, 1])];
+    assert_eq!(place.held().await, now);
+}
+
+/// What was put for the only reader before it took over what it had goes to all, if part of it twice.
+#[tokio::test]
+async fn what_is_put_for_all_is_withheld_from_nobody() {
+    let place = Place::new();
+    place.opened_by(BOTH, Order::None).await;
+    place.put_for(BOTH, &[(1, "x")]).await;
+    place.put(&[(2, "x")]).await;
+    place.put_for(BOTH, &[(3, "x")]).await;
+    place.opened_by(&["a"], Order::None).await;
+    place.opened_by(BOTH, Order::None).await;
+    let now = [group("", NONE), group("a", &[1, 2, 3]), group("b", &[1, 3, 2, 3])];
+    assert_eq!(place.held().await, now);
+}
+
+#[tokio::test]
+async fn a_reader_that_is_new_gets_what_the_only_one_has_from_before() {
+    let place = Place::new();
+    place.opened_by(BOTH, Order::None).await;
+    place.put_for(BOTH, &[(1, "x")]).await;
+    place.opened_by(&["a"], Order::None).await;
+    place.put(&[(2, "x")]).await;
+    place.opened_by(&["a", "b", "c"], Order::None).await;
+    let now = [group("", NONE), group("a", &[1, 2]), group("b", &[1, 2]), group("c", &[1, 2])];
+    assert_eq!(place.held().await, now);
+}
+
+/// It is put again by who was killed before its ack, after the readers have become other ones.
+#[tokio::test]
+async fn what_was_put_once_is_remembered_when_the_readers_change() {
+    let mut place = Place::new();
+    place.queue = QueueSpec::new("p", "q", json!({ "dedup": {} }));
+    place.opened_by(&["a"], Order::None).await;
+    place.put(&[(1, "x")]).await;
+    // Before they have opened the queue as after it, and with all of it done.
+    place.put_for(BOTH, &[(1, "x"), (2, "x")]).await;
+    place.opened_by(BOTH, Order::None).await;
+    place.put_for(BOTH, &[(1, "x"), (2, "x")]).await;
+    let mut now = [group("", NONE), group("a", &[2, 1]), group("b", &[2, 1])];
+    assert_eq!(place.held().await, now);
+    place.admin().await.purge().await.unwrap();
+    place.opened_by(&["b"], Order::None).await;
+    place.put(&[(1, "x"), (2, "x"), (3, "x")]).await;
+    now = [group("", &[3]), group("a", NONE), group("b", NONE)];
+    assert_eq!(place.held().await, now);
+}
+
+/// Nor is there room kept for it.
+#[tokio::test]
+async fn what_was_put_for_others_needs_no_room_in_a_full_queue() {
+    let mut place = Place::new();
+    place.queue = QueueSpec::new("p", "q", json!({ "dedup": {} }));
+    place.queue.limit =
+        Limit { messages: Some(1), when_full: WhenFull::Refuse, ..Limit::default() };
+    place.put(&[(1, "x")]).await;
+    place.opened_by(BOTH, Order::None).await;
+    let queue = place.read_by(BOTH);
+    let producer = Embedded.producer(&queue, &place.env).await.unwrap();
+    let outgoing = Message::new("{}").with_id(MessageId(1)).into();
+    let staged = producer.stage(&[outgoing]).await.unwrap();
+    assert_eq!((staged.rejected.len(), staged.ops.len()), (0, 1));
+    place.env.state.commit(staged.ops).await.unwrap();
+    assert_eq!(place.held().await, [group("", NONE), group("a", &[1]), group("b", &[1])]);
+}
+
+#[tokio::test]
+async fn what_is_remembered_for_former_readers_is_forgotten_in_its_time() {
+    let mut place = Place::new();
+    place.queue = QueueSpec::new("p", "q", json!({ "dedup": { "for": "1ms" } }));
+    place.put(&[(1, "x")]).await;
+    let seen = || {
+        let file = place.directory.path().join("brigade.db");
+        let db = rusqlite::Connection::open(file).unwrap();
+        db.query_row("SELECT count(*) FROM seen WHERE mid = ?1", [1_u128.to_le_bytes()], |row| {
+            row.get::<_, u64>(0)
+        })
+    };
+    let forgotten = async {
+        while seen().unwrap() > 0 {
+            place.put_for(BOTH, &[(2, "x")]).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), forgotten).await.expect("it is forgotten");
+    let left = |row: &rusqlite::Row<'_>| row.get::<_, u64>(0);
+    let db = rusqlite::Connection::open(place.directory.path().join("brigade.db")).unwrap();
+    let sql = "SELECT seen FROM queues WHERE grp = ''";
+    assert_eq!(db.query_row(sql, [], left), Ok(0));
+}
+
+/// As while a process with the file from before, in which one stage reads it, is still to be restarted.
+#[tokio::test]
+async fn what_is_put_for_the_only_reader_of_before_goes_to_all_that_read_it_now() {
+    for order in [Order::None, Order::Key, Order::Queue] {
+        let place = Place::new();
+        let older = place.consumer("a", &["a"], order).await;
+        let first = place.consumer("a", BOTH, order).await;
+        let second = place.consumer("b", BOTH, order).await;
+        place.put(&[(1, "x")]).await;
+        for now in [first, second] {
+            let its = taken(now.as_ref(), 9).await;
+            assert_eq!(numbers(&its), [1]);
+            now.ack(vec![its[0].receipt], Vec::new()).await.unwrap();
+        }
+        // But not back: each process would take it from the other.
+        place.put_for(BOTH, &[(2, "y")]).await;
+        nothing_for(older.as_ref(), &place).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_put_for_readers_of_before_goes_to_the_only_one_that_there_is_now() {
+    for order in [Order::None, Order::Key, Order::Queue] {
+        let place = Place::new();
+        let older = place.consumer("a", BOTH, order).await;
+        let only = place.consumer("a", &["a"], order).await;
+        place.put_for(BOTH, &[(1, "x")]).await;
+        let its = taken(only.as_ref(), 9).await;
+        assert_eq!(numbers(&its), [1]);
+        only.ack(vec![its[0].receipt], Vec::new()).await.unwrap();
+        place.put(&[(2, "y")]).await;
+        nothing_for(older.as_ref(), &place).await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_taken_over_waits_for_what_is_worked_on() {
+    for order in [Order::Key, Order::Queue] {
+        let place = Place::new();
+        let older = place.consumer("a", BOTH, order).await;
+        place.put_for(BOTH, &[(1, "x")]).await;
+        taken(older.as_ref(), 9).await;
+        let only = place.consumer("a", &["a"], order).await;
+        place.put(&[(2, "x")]).await;
+        let second = taken(only.as_ref(), 9).await;
+        assert_eq!(numbers(&second), [2], "it cannot know of the first");
+        older.shutdown().await.unwrap();
+        nothing_for(only.as_ref(), &place).await;
+        only.ack(vec![second[0].receipt], Vec::new()).await.unwrap();
+        assert_eq!(numbers(&taken(only.as_ref(), 9).await), [1]);
+    }
 }

@@ -27,7 +27,8 @@ pub struct Features {
     pub delay: bool,
     /// A failed message can wait in the queue for its next attempt, rather than in the process.
     pub retry_delay: bool,
-    /// Failed attempts and redeliveries are counted and kept with the message.
+    /// Failed attempts and redeliveries are counted and kept with the message: attempts when it waits in the
+    /// queue for its next (`retry_delay`), and not while it waits in the process.
     pub attempts: bool,
     /// Messages that were resolved can be read again.
     pub replay: bool,

@@ -1,0 +1,315 @@
+//! What becomes of a queue's messages when other stages read it than before.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use brigade_core::connector::{Order, QueueSpec, Reader};
+use rusqlite::{OptionalExtension, params};
+use serde::{Deserialize, Serialize};
+
+use crate::consumer::arrange;
+use crate::rows::queue_id;
+use crate::thread::Work;
+
+/// Who reads a queue, by the file of this process.
+pub(crate) struct Readers {
+    pub(crate) pipeline: Arc<str>,
+    pub(crate) name: Arc<str>,
+    /// The groups that read it.
+    groups: Vec<Arc<str>>,
+    /// The group that is opened, the stage of it, and its order.
+    pub(crate) group: Arc<str>,
+    stage: Arc<str>,
+    order: Order,
+    /// The groups of which it was told that messages wait in them.
+    told: Mutex<BTreeSet<i64>>,
+}
+
+/// What is remembered of a queue's readers, in `meta`.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+struct Remembered {
+    /// The stages that read it, by the file of who opened it last.
+    readers: Vec<String>,
+    /// What is a stage's own of that which the only reader has before it.
+    own: Option<Own>,
+}
+
+/// What a stage had before it while others read the queue too, and took along when it became the only
+/// reader.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Own {
+    stage: String,
+    /// The greatest row of it. All that the group has up to it is.
+    up_to: i64,
+    /// The others, who had it as well, each in its group.
+    others: Vec<String>,
+}
+
+impl Own {
+    /// The row after which a group is to get what the only reader has.
+    fn after(&self, group: &str) -> i64 {
+        if self.others.iter().any(|other| other == group) { self.up_to } else { 0 }
+    }
+}
+
+impl Readers {
+    pub(crate) fn new(queue: &QueueSpec, reader: &Reader) -> Self {
+        Self {
+            pipeline: Arc::clone(&queue.pipeline),
+            name: Arc::clone(&queue.name),
+            groups: queue.groups.clone(),
+            group: Arc::clone(&reader.group),
+            stage: Arc::clone(&reader.stage),
+            order: reader.order,
+            told: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn ordered(&self) -> bool {
+        self.order == Order::Key
+    }
+
+    /// When the queue is opened: these read it from now on, and get what is there for others. `id` is the
+    /// number of the group that is opened.
+    pub(crate) fn begin(&self, work: &mut Work<'_>, id: i64) -> rusqlite::Result<()> {
+        let before = self.remembered(work)?;
+        let mut now = Remembered { readers: self.stages(), ..before.clone() };
+        // Another stage is the only reader: all that it has before it is its own.
+        if self.group.is_empty() {
+            now.own.take_if(|own| *own.stage != *self.stage);
+        }
+        self.settle(work, id, &mut now)?;
+        if now == before { Ok(()) } else { self.remember(work, &now) }
+    }
+
+    /// When there is nothing to be taken: what a process with an older file has put, for others, since the
+    /// queue was opened. Says whether there may be something now.
+    pub(crate) fn look(&self, work: &mut Work<'_>, id: i64) -> rusqlite::Result<bool> {
+        if self.left_behind(work)?.is_empty() {
+            return Ok(false);
+        }
+        let before = self.remembered(work)?;
+        // Who reads it by another file, and began later, decides: else both took it from each other.
+        if before.readers != self.stages() {
+            return Ok(false);
+        }
+        let mut now = before.clone();
+        let moved = self.settle(work, id, &mut now)?;
+        if now != before {
+            self.remember(work, &now)?;
+        }
+        Ok(moved)
+    }
+
+    /// Gives those that read it what is there for others that do not, or tells of it, once. Says whether
+    /// there was something to give.
+    fn settle(
+        &self,
+        work: &mut Work<'_>,
+        id: i64,
+        remembered: &mut Remembered,
+    ) -> rusqlite::Result<bool> {
+        let mut moved = false;
+        for left in self.left_behind(work)? {
+            let own = self.group.is_empty() && *left.group == *self.stage;
+            if !own && !left.group.is_empty() {
+                if self.is_new(&left) {
+                    tracing::warn!(
+                        queue = %self.name, stage = %left.group, messages = left.messages,
+                        "messages wait for a stage that does not read this queue any more; see `queues`"
+                    );
+                }
+            } else if is_worked_on(work, left.id)? {
+                if self.is_new(&left) {
+                    tracing::warn!(
+                        queue = %self.name,
+                        messages = left.messages,
+                        "a process with an older pipeline file still works on messages of this queue; \
+                         once it has stopped, what is left is taken over"
+                    );
+                }
+            } else if !own {
+                self.share_out(work, &left, remembered)?;
+                moved = true;
+            } else if self.order != Order::Queue || !is_worked_on(work, id)? {
+                // It is older than what is worked on, which comes to its end first where the order is the
+                // queue's.
+                self.take_over(work, id, &left, remembered)?;
+                moved = true;
+            }
+        }
+        Ok(moved)
+    }
+
+    /// Whether it was not told of yet.
+    fn is_new(&self, left: &Left) -> bool {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(left.id)
+    }
+
+    /// The stages that read it, whatever their order in the file.
+    fn stages(&self) -> Vec<String> {
+        if self.group.is_empty() {
+            return vec![self.stage.to_string()];
+        }
+        let mut stages: Vec<_> = self.groups.iter().map(|group| group.to_string()).collect();
+        stages.sort();
+        stages
+    }
+
+    fn remembered(&self, work: &Work<'_>) -> rusqlite::Result<Remembered> {
+        let sql = "SELECT value FROM meta WHERE name = ?1";
+        let mut value = work.db.prepare_cached(sql)?;
+        let value: Option<Vec<u8>> =
+            value.query_row([self.entry()], |row| row.get(0)).optional()?;
+        // What another version wrote is as good as nothing: messages may be handed out twice then.
+        Ok(value.and_then(|value| serde_json::from_slice(&value).ok()).unwrap_or_default())
+    }
+
+    fn remember(&self, work: &Work<'_>, remembered: &Remembered) -> rusqlite::Result<()> {
+        let value = serde_json::to_vec(remembered).expect("names and numbers always encode");
+        let sql = "INSERT INTO meta VALUES (?1, ?2)
+                   ON CONFLICT (name) DO UPDATE SET value = excluded.value";
+        work.db.prepare_cached(sql)?.execute(params![self.entry(), value]).map(drop)
+    }
+
+    fn entry(&self) -> String {
+        format!("readers of {}/{}", self.pipeline, self.name)
+    }
+
+    /// The stages that ever read the queue beside this one.
+    fn other_groups(&self, work: &Work<'_>) -> rusqlite::Result<Vec<String>> {
+        let sql = "SELECT grp FROM queues WHERE pipeline = ?1 AND name = ?2 AND grp NOT IN ('', ?3)
+                   ORDER BY grp";
+        let mut groups = work.db.prepare_cached(sql)?;
+        let groups =
+            groups.query_map([&*self.pipeline, &*self.name, &*self.stage], |row| row.get(0))?;
+        groups.collect()
+    }
+
+    /// The groups of the queue that have messages and are none of those that read it.
+    fn left_behind(&self, work: &Work<'_>) -> rusqlite::Result<Vec<Left>> {
+        let sql = "SELECT id, grp, messages FROM queues WHERE pipeline = ?1 AND name = ?2";
+        let mut known = work.db.prepare_cached(sql)?;
+        let known = known.query_map([&*self.pipeline, &*self.name], |row| {
+            Ok(Left { id: row.get(0)?, group: row.get(1)?, messages: row.get(2)? })
+        })?;
+        let mut known: Vec<Left> = known.collect::<rusqlite::Result<_>>()?;
+        let read = |left: &Left| self.groups.iter().any(|read| **read == *left.group);
+        known.retain(|left| left.messages > 0 && !read(left));
+        Ok(known)
+    }
+
+    /// What the only reader of the queue had before it goes to each of those that there are now; but what
+    /// others had too they do not get again.
+    fn share_out(
+        &self,
+        work: &mut Work<'_>,
+        left: &Left,
+        remembered: &mut Remembered,
+    ) -> rusqlite::Result<()> {
+        let own = remembered.own.take();
+        for group in &self.groups {
+            let to = queue_id(work.db, &self.pipeline, &self.name, group)?;
+            let after = own.as_ref().map_or(0, |own| own.after(group));
+            let sql =
+                "UPDATE queues SET messages = messages + shared.n, bytes = bytes + shared.size
+                       FROM (SELECT count(*) AS n, coalesce(sum(size), 0) AS size FROM messages
+                             WHERE queue = ?2 AND id > ?3) AS shared
+                       WHERE queues.id = ?1";
+            work.db.prepare_cached(sql)?.execute([to, left.id, after])?;
+            work.db.prepare_cached(COPY)?.execute([to, left.id, after])?;
+            // At once, as its reader may be at work in another process; one that opens it later has it as it
+            // wants it.
+            let sql = "SELECT max(key_order) FROM queues WHERE id IN (?1, ?2)";
+            let ordered =
+                work.db.prepare_cached(sql)?.query_row([to, left.id], |row| row.get(0))?;
+            arrange(work, to, ordered)?;
+        }
+        work.db.prepare_cached("DELETE FROM messages WHERE queue = ?1")?.execute([left.id])?;
+        count_out(work, left.id)?;
+        tracing::info!(
+            queue = %self.name,
+            messages = left.messages,
+            "several stages read this queue now; each gets what it held for it"
+        );
+        Ok(())
+    }
+
+    /// What the stage had before it while others read the queue too is its own when it is the only
+    /// reader.
+    fn take_over(
+        &self,
+        work: &mut Work<'_>,
+        id: i64,
+        left: &Left,
+        remembered: &mut Remembered,
+    ) -> rusqlite::Result<()> {
+        let known = remembered.own.as_ref().map_or(0, |own| own.up_to);
+        let sql = "SELECT max(id) FROM messages WHERE queue = ?1";
+        let mut greatest = work.db.prepare_cached(sql)?;
+        let greatest: Option<i64> = greatest.query_row([left.id], |row| row.get(0))?;
+        let sql = "SELECT min(id) FROM messages WHERE queue = ?1 AND id > ?2";
+        let mut of_all = work.db.prepare_cached(sql)?;
+        let of_all: Option<i64> = of_all.query_row([id, known], |row| row.get(0))?;
+        // What was put for all readers must not be taken for its own: a part of that which is after it may
+        // be handed out twice, and nothing is withheld.
+        let up_to = greatest.unwrap_or(0).min(of_all.map_or(i64::MAX, |first| first - 1));
+        remembered.own = Some(Own {
+            stage: self.stage.to_string(),
+            up_to: up_to.max(known),
+            others: self.other_groups(work)?,
+        });
+        work.db
+            .prepare_cached("UPDATE messages SET queue = ?1 WHERE queue = ?2")?
+            .execute([id, left.id])?;
+        count_in(work, id, left.id)?;
+        count_out(work, left.id)?;
+        // Its keys are put in order anew, with what is there already. What is worked on keeps its key, though
+        // it is younger.
+        arrange(work, id, self.ordered())?;
+        let sql =
+            "UPDATE messages SET state = 3 WHERE queue = ?1 AND state IN (0, 1) AND order_key IN
+                     (SELECT order_key FROM messages
+                      WHERE queue = ?1 AND state = 2 AND order_key IS NOT NULL)";
+        work.db.prepare_cached(sql)?.execute([id])?;
+        tracing::info!(
+            queue = %self.name, stage = %left.group, messages = left.messages,
+            "the stage is the only reader of this queue now; it gets what it had before"
+        );
+        Ok(())
+    }
+}
+
+/// A group that is not read any more, with messages.
+struct Left {
+    id: i64,
+    group: String,
+    messages: u64,
+}
+
+/// Whether somebody still works on messages of a group.
+fn is_worked_on(work: &Work<'_>, queue: i64) -> rusqlite::Result<bool> {
+    let leased = "SELECT 1 FROM messages WHERE queue = ?1 AND state = 2 LIMIT 1";
+    work.db.prepare_cached(leased)?.exists([queue])
+}
+
+/// What one group holds is another's from now on.
+fn count_in(work: &Work<'_>, to: i64, from: i64) -> rusqlite::Result<()> {
+    let sql = "UPDATE queues SET messages = messages + (SELECT messages FROM queues WHERE id = ?2),
+                 bytes = bytes + (SELECT bytes FROM queues WHERE id = ?2) WHERE id = ?1";
+    work.db.prepare_cached(sql)?.execute([to, from]).map(drop)
+}
+
+fn count_out(work: &Work<'_>, from: i64) -> rusqlite::Result<()> {
+    let sql = "UPDATE queues SET messages = 0, bytes = 0 WHERE id = ?1";
+    work.db.prepare_cached(sql)?.execute([from]).map(drop)
+}
+
+const COPY: &str = "INSERT INTO messages
+  (queue, state, visible_at, order_key, suspect, attempts, redeliveries, crashes, first_failed_at,
+   error, enqueued_at, size, mid, key, headers, event_time, payload)
+  SELECT ?1, CASE WHEN state IN (1, 4) THEN state ELSE 0 END, visible_at, NULL, suspect, attempts,
+   redeliveries, crashes, first_failed_at, error, enqueued_at, size, mid, key, headers, event_time,
+   payload
+  FROM messages WHERE queue = ?2 AND id > ?3 ORDER BY id";
