@@ -7,7 +7,7 @@ use brigade_core::connector::{
 };
 use rusqlite::{OptionalExtension, Row, params};
 
-use crate::consumer::lag;
+use crate::lag::lag;
 use crate::producer::EmbeddedProducer;
 use crate::rows::{MESSAGE, Target, delete_rows, message, now_ms};
 use crate::store::Store;

@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 
 use crate::claim::{Claimed, claim};
 use crate::connector::features;
+use crate::lag::lag;
 use crate::rows::{MadeOf, delete_leased, expire, leased, now_ms, promote, queue_id};
 use crate::settings::Settings;
 use crate::store::{Store, Targets, apply};
@@ -458,34 +459,6 @@ impl Drop for EmbeddedConsumer {
     fn drop(&mut self) {
         drop(self.give_back());
     }
-}
-
-/// How much a queue's group holds.
-pub(crate) fn lag(work: &Work<'_>, queue: i64) -> rusqlite::Result<Lag> {
-    let count = |state: i64| -> rusqlite::Result<u64> {
-        let sql = "SELECT count(*) FROM messages WHERE queue = ?1 AND state = ?2";
-        work.db.prepare_cached(sql)?.query_row([queue, state], |row| row.get(0))
-    };
-    let sql = "SELECT messages, bytes FROM queues WHERE id = ?1";
-    let (all, bytes): (u64, u64) =
-        work.db.prepare_cached(sql)?.query_row([queue], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    let (delayed, leased) = (count(crate::schema::DELAYED)?, count(crate::schema::LEASED)?);
-    let sql = "SELECT count(*) FROM messages WHERE queue = ?1 AND (state = 4 OR order_key IN
-                 (SELECT order_key FROM messages WHERE queue = ?1 AND state = 4))";
-    let parked: u64 = work.db.prepare_cached(sql)?.query_row([queue], |row| row.get(0))?;
-    let sql = "SELECT enqueued_at FROM messages WHERE queue = ?1 AND state = 0 ORDER BY id LIMIT 1";
-    let mut oldest = work.db.prepare_cached(sql)?;
-    let oldest: Option<i64> = oldest.query_row([queue], |row| row.get(0)).optional()?;
-    let age = oldest.map(|at| Duration::from_millis(u64::try_from(now_ms() - at).unwrap_or(0)));
-    Ok(Lag {
-        ready: Some(all.saturating_sub(delayed + leased + parked)),
-        parked: Some(parked),
-        delayed: Some(delayed),
-        in_flight: Some(leased),
-        bytes: Some(bytes),
-        age,
-        ..Lag::default()
-    })
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ mod consumer;
 pub mod fuzzing;
 mod headers;
 mod holder;
+mod lag;
 mod producer;
 mod rows;
 mod schema;
