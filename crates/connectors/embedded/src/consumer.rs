@@ -305,9 +305,11 @@ fn arrange(work: &mut Work<'_>, queue: i64, ordered: bool) -> rusqlite::Result<(
             [queue],
         )?;
     } else {
+        // What was parked or waited behind another nobody could take before.
         work.db.execute(
             "UPDATE messages SET order_key = NULL,
-               state = CASE WHEN state NOT IN (3, 4) THEN state WHEN visible_at > ?2 THEN 1 ELSE 0 END
+               state = CASE WHEN state NOT IN (3, 4) THEN state WHEN visible_at > ?2 THEN 1 ELSE 0 END,
+               visible_at = CASE WHEN state IN (3, 4) THEN max(visible_at, ?2) ELSE visible_at END
              WHERE queue = ?1",
             params![queue, now_ms()],
         )?;

@@ -171,3 +171,11 @@ async fn what_waited_behind_a_parked_one_does_not_go_when_that_is_deleted() {
     place.put(&[of_key(3, "l")]).await;
     assert_eq!(place.held().await, [2, 3]);
 }
+
+#[tokio::test]
+async fn what_nobody_could_take_does_not_go_when_keys_are_kept_in_order_no_more() {
+    let place = parked().await;
+    let consumer = place.consumer(Order::None).await;
+    assert_eq!(place.held().await, [1, 2]);
+    assert_eq!(taken(consumer.as_ref(), 9).await.len(), 2);
+}
