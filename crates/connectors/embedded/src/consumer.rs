@@ -166,7 +166,8 @@ fn put_back(
     let now = now_ms();
     for receipt in receipts {
         let sql = "UPDATE messages SET holder = 0, redeliveries = redeliveries + ?4,
-                     visible_at = max(visible_at, ?5),
+                     visible_at = CASE WHEN order_key IS NULL THEN max(visible_at, ?5)
+                                       ELSE enqueued_at END,
                      state = CASE WHEN order_key IS NULL THEN 0 ELSE 3 END
                    WHERE id = ?1 AND fence = ?2 AND state = 2 AND queue = ?3
                    RETURNING order_key";
@@ -308,7 +309,8 @@ fn arrange(work: &mut Work<'_>, queue: i64, ordered: bool) -> rusqlite::Result<(
         // What was parked or waited behind another nobody could take before.
         work.db.execute(
             "UPDATE messages SET order_key = NULL,
-               state = CASE WHEN state NOT IN (3, 4) THEN state WHEN visible_at > ?2 THEN 1 ELSE 0 END,
+               state = CASE WHEN state NOT IN (3, 4) THEN state
+                 WHEN state = 3 AND visible_at > ?2 AND visible_at > enqueued_at THEN 1 ELSE 0 END,
                visible_at = CASE WHEN state IN (3, 4) THEN max(visible_at, ?2) ELSE visible_at END
              WHERE queue = ?1",
             params![queue, now_ms()],
@@ -334,7 +336,8 @@ fn fail(work: &mut Work<'_>, queue: i64, failed: &Failed) -> rusqlite::Result<bo
     let now = now_ms();
     let visible_at = now.saturating_add(delay);
     let sql = "UPDATE messages SET holder = 0, suspect = 0, deaths = 0, crashes = 0, attempts = ?4,
-                 visible_at = ?5, first_failed_at = coalesce(first_failed_at, ?6),
+                 visible_at = CASE WHEN ?7 OR order_key IS NULL THEN ?5 ELSE enqueued_at END,
+                 first_failed_at = coalesce(first_failed_at, ?6),
                  state = CASE WHEN order_key IS NOT NULL THEN 3 WHEN ?7 THEN 1 ELSE 0 END
                WHERE id = ?1 AND fence = ?2 AND state = 2 AND queue = ?3 RETURNING order_key";
     let Receipt { position, fence } = failed.receipt;

@@ -122,7 +122,8 @@ impl Holder {
         let left = || -> rusqlite::Result<()> {
             // Consumers have given back what they held; this is for those that were forgotten.
             let sql = "UPDATE messages SET holder = 0, suspect = 0,
-                         visible_at = max(visible_at, ?2),
+                         visible_at = CASE WHEN order_key IS NULL THEN max(visible_at, ?2)
+                                           ELSE enqueued_at END,
                          state = CASE WHEN order_key IS NULL THEN 0 ELSE 3 END
                        WHERE queue IN (SELECT id FROM queues) AND state = 2 AND holder = ?1
                        RETURNING queue, order_key";
@@ -164,7 +165,8 @@ fn free(db: &mut Connection, holder: i64, dead: bool) -> rusqlite::Result<usize>
     )?;
     let crashed = dead && held == 1;
     let sql = "UPDATE messages SET holder = 0, redeliveries = redeliveries + 1,
-                 visible_at = max(visible_at, ?5),
+                 visible_at = CASE WHEN order_key IS NULL THEN max(visible_at, ?5)
+                                   ELSE enqueued_at END,
                  state = CASE WHEN order_key IS NULL THEN 0 ELSE 3 END,
                  deaths = deaths + ?2, crashes = crashes + ?3, suspect = (deaths + ?2 >= ?4)
                WHERE queue IN (SELECT id FROM queues) AND state = 2 AND holder = ?1

@@ -428,7 +428,8 @@ pub(crate) fn delete_leased(
 }
 
 /// Makes the first row of a key ready if none of the key is handed out; says whether it did. It counts as
-/// one that could be taken since then at the earliest.
+/// one that could be taken since then at the earliest. A row behind another has in `visible_at` the end of its
+/// delay, or when it was put: a clock that was set back makes no delay of that.
 pub(crate) fn promote(
     db: &Connection,
     queue: i64,
@@ -439,13 +440,13 @@ pub(crate) fn promote(
     if db.prepare_cached(leased)?.exists(params![queue, key])? {
         return Ok(false);
     }
-    let first = "SELECT id, state, visible_at FROM messages
+    let first = "SELECT id, state, visible_at > ?3 AND visible_at > enqueued_at FROM messages
                  WHERE queue = ?1 AND order_key = ?2 ORDER BY id LIMIT 1";
     let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
-    let first: Option<(i64, i64, i64)> =
-        db.prepare_cached(first)?.query_row(params![queue, key], read).optional()?;
-    let Some((id, BEHIND, visible_at)) = first else { return Ok(false) };
-    let state = if visible_at > now_ms() { DELAYED } else { READY };
+    let first: Option<(i64, i64, bool)> =
+        db.prepare_cached(first)?.query_row(params![queue, key, now_ms()], read).optional()?;
+    let Some((id, BEHIND, delayed)) = first else { return Ok(false) };
+    let state = if delayed { DELAYED } else { READY };
     let sql = "UPDATE messages SET state = ?2, visible_at = max(visible_at, ?3) WHERE id = ?1";
     db.prepare_cached(sql)?.execute([id, state, since])?;
     Ok(true)

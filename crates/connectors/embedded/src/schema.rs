@@ -20,8 +20,8 @@ const BUSY_MAX: Duration = Duration::from_secs(10);
 const CHECKED_MAX: u64 = 64 << 20;
 
 /// The states of a row. `READY` can be handed out; `DELAYED` waits for its time; `LEASED` is handed
-/// out; `BEHIND` waits for an earlier row of its key. 4 is parked: it waits for somebody to
-/// release it.
+/// out; `BEHIND` waits for an earlier row of its key: it is delayed besides if its `visible_at` is to come
+/// and later than it was put. 4 is parked: it waits for somebody to release it.
 pub(crate) const READY: i64 = 0;
 pub(crate) const DELAYED: i64 = 1;
 pub(crate) const LEASED: i64 = 2;
