@@ -7,11 +7,12 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use brigade_core::connector::ConnectorError;
 use rusqlite::{Connection, TransactionBehavior, params};
 
+use crate::heard::Heard;
 use crate::rows::{now_ms, promote_freed};
 use crate::schema::failed;
 
@@ -24,6 +25,7 @@ pub(crate) struct Holder {
     _lock: File,
     /// Where others send a byte when they have written.
     pub(crate) socket: UdpSocket,
+    heard: Heard,
 }
 
 /// Another holder.
@@ -56,18 +58,19 @@ impl Holder {
             params![name, port, std::process::id(), now_ms()],
         );
         entered.map_err(|error| failed(Path::new(db.path().unwrap_or_default()), error))?;
-        let id = db.last_insert_rowid();
-        Ok(Self { id, directory: directory.to_path_buf(), name, _lock: lock, socket })
+        let (id, heard) = (db.last_insert_rowid(), Heard::new(Instant::now()));
+        Ok(Self { id, directory: directory.to_path_buf(), name, _lock: lock, socket, heard })
     }
 
     /// Says that this process lives; enters it again if others had taken it for dead.
-    pub(crate) fn seen(&self, db: &Connection) {
+    pub(crate) fn seen(&mut self, db: &Connection, now: Instant) {
         let sql = "INSERT INTO holders (id, lock, port, pid, seen_at) VALUES (?1, ?2, ?3, ?4, ?5)
                    ON CONFLICT (id) DO UPDATE SET seen_at = excluded.seen_at";
         let port = self.socket.local_addr().map_or(0, |address| address.port());
         let values = params![self.id, self.name, port, std::process::id(), now_ms()];
-        if let Err(error) = db.execute(sql, values) {
-            tracing::debug!(%error, "a sign of life was not written");
+        match db.execute(sql, values) {
+            Ok(_) => self.heard.signed(now),
+            Err(error) => tracing::debug!(%error, "a sign of life was not written"),
         }
     }
 
@@ -83,23 +86,23 @@ impl Holder {
         }
     }
 
-    /// Frees the leases of holders that are dead, or that have not been heard of for so long.
+    /// Frees the leases of holders that are dead, or that gave no sign of life for so long.
     pub(crate) fn free_the_dead(
         &mut self,
         db: &mut Connection,
         lease: Duration,
     ) -> rusqlite::Result<usize> {
         let others = self.others(db)?;
+        let signs: Vec<_> = others.iter().map(|other| (other.id, other.seen_at)).collect();
+        let silent = self.heard.silent(&signs, lease);
         let mut freed = 0;
         for other in others {
             let path = self.directory.join(&other.lock);
             let dead = is_dead(&path);
-            let silent =
-                now_ms() - other.seen_at > lease.as_millis().try_into().unwrap_or(i64::MAX);
-            if !dead && !silent {
+            if !dead && !silent.contains(&other.id) {
                 continue;
             }
-            freed += free(db, other.id, dead)?;
+            freed += free(db, &other, dead)?;
             if dead {
                 // The file goes last: while it is there, somebody else may still do this.
                 let _ = std::fs::remove_file(&path);
@@ -154,9 +157,15 @@ fn is_dead(path: &Path) -> bool {
 const SUSPECT_DEATHS: i64 = 2;
 
 /// Frees a holder's leases. If it is dead, what was in flight may be suspect, and what was in flight
-/// alone has crashed; one that is only silent may be a machine that slept.
-fn free(db: &mut Connection, holder: i64, dead: bool) -> rusqlite::Result<usize> {
+/// alone has crashed; one that is only silent may have been stopped for a while.
+fn free(db: &mut Connection, other: &Other, dead: bool) -> rusqlite::Result<usize> {
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let holder = other.id;
+    // It may have given one, or somebody else have freed what it had, while this waited for its turn.
+    let sql = "SELECT 1 FROM holders WHERE id = ?1 AND seen_at = ?2";
+    if !dead && !transaction.prepare_cached(sql)?.exists([holder, other.seen_at])? {
+        return Ok(0);
+    }
     let held: usize = transaction.query_row(
         "SELECT count(*) FROM messages
          WHERE queue IN (SELECT id FROM queues) AND state = 2 AND holder = ?1",
@@ -193,7 +202,7 @@ mod tests {
     use super::*;
     use crate::settings::Sync;
 
-    const LEASE: Duration = Duration::from_millis(1);
+    const LEASE: Duration = Duration::from_secs(8);
 
     /// A store with one message.
     fn store(directory: &tempfile::TempDir) -> Connection {
@@ -219,20 +228,29 @@ mod tests {
         db.execute("UPDATE holders SET seen_at = 0 WHERE id = ?1", [holder.id]).expect("it is old");
     }
 
-    /// It may take more before it says that it lives, as on a machine that slept: nobody else would free
-    /// that when it dies.
+    /// A holder looks, and looks again when it has given a sign of life after some time.
+    fn look_twice(me: &mut Holder, db: &mut Connection, now: &mut Instant) -> [usize; 2] {
+        let first = me.free_the_dead(db, LEASE).expect("it looks");
+        *now += LEASE + Duration::from_millis(1);
+        me.seen(db, *now);
+        [first, me.free_the_dead(db, LEASE).expect("it looks")]
+    }
+
+    /// It may take more before it says that it lives, as one that was stopped for a while: nobody else would
+    /// free that when it dies.
     #[test]
     fn who_is_silent_and_lives_loses_its_leases_and_has_not_died() {
         for says_so in [true, false] {
             let directory = tempfile::tempdir().expect("a directory");
             let mut db = store(&directory);
             let enter = || Holder::enter(&db, &directory.path().join("holders"));
-            let (mut me, other) = (enter().expect("it enters"), enter().expect("it enters"));
+            let (mut me, mut other) = (enter().expect("it enters"), enter().expect("it enters"));
+            let mut now = Instant::now();
             lease(&db, &other);
-            assert_eq!(me.free_the_dead(&mut db, LEASE).expect("it looks"), 1);
+            assert_eq!(look_twice(&mut me, &mut db, &mut now), [0, 1]);
             assert_eq!(counts(&db), (1, 0, 0));
             if says_so {
-                other.seen(&db);
+                other.seen(&db, now);
             }
             lease(&db, &other);
             drop(other);
@@ -241,5 +259,33 @@ mod tests {
             let holders = db.query_row("SELECT count(*) FROM holders", [], |row| row.get(0));
             assert_eq!(holders, Ok(1), "only I am left");
         }
+    }
+
+    /// By the clock on the wall it was not heard of for very long when that is set forward.
+    #[test]
+    fn who_lives_keeps_its_leases_when_the_clock_is_set_forward() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut db = store(&directory);
+        let enter = || Holder::enter(&db, &directory.path().join("holders"));
+        let (mut me, other) = (enter().expect("it enters"), enter().expect("it enters"));
+        lease(&db, &other);
+        assert_eq!(me.free_the_dead(&mut db, LEASE).expect("it looks"), 0);
+    }
+
+    #[test]
+    fn who_gives_a_sign_before_it_is_freed_keeps_its_leases() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut db = store(&directory);
+        let holders = directory.path().join("holders");
+        let me = Holder::enter(&db, &holders).expect("it enters");
+        let mut other = Holder::enter(&db, &holders).expect("it enters");
+        lease(&db, &other);
+        let silent = me.others(&db).expect("one other");
+        other.seen(&db, Instant::now());
+        assert_eq!(free(&mut db, &silent[0], false).expect("it looks"), 0);
+        lease(&db, &other);
+        let silent = me.others(&db).expect("one other");
+        assert_eq!(free(&mut db, &silent[0], false).expect("it looks"), 1);
+        assert_eq!(free(&mut db, &silent[0], false).expect("it looks"), 0, "somebody did");
     }
 }

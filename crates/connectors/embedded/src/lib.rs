@@ -18,6 +18,7 @@ mod consumer;
 #[doc(hidden)]
 pub mod fuzzing;
 mod headers;
+mod heard;
 mod holder;
 mod lag;
 mod producer;

@@ -219,7 +219,7 @@ impl StoreThread {
             }
             if seen.elapsed() >= SEEN {
                 seen = Instant::now();
-                self.holder.seen(&self.db);
+                self.holder.seen(&self.db, seen);
             }
             if stop {
                 break;
