@@ -21,6 +21,7 @@ mod headers;
 mod heard;
 mod holder;
 mod lag;
+mod mounts;
 mod producer;
 mod rows;
 mod schema;
