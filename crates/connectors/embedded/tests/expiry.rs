@@ -194,3 +194,15 @@ async fn what_nobody_could_take_does_not_go_when_keys_are_kept_in_order_no_more(
     assert_eq!(place.held().await, [1, 2]);
     assert_eq!(taken(consumer.as_ref(), 9).await.len(), 2);
 }
+
+#[tokio::test]
+async fn what_was_given_back_keeps_nothing_behind_it_from_going() {
+    let place = Place::new();
+    place.put(&[1, 2, 3].map(numbered)).await;
+    let consumer = place.consumer(Order::None).await;
+    assert_eq!(taken(consumer.as_ref(), 1).await.len(), 1);
+    place.later(HOUR);
+    consumer.shutdown().await.unwrap();
+    place.put(&[numbered(4)]).await;
+    assert_eq!(place.held().await, [1, 4]);
+}
