@@ -46,20 +46,20 @@ impl Holder {
         let name = format!("{:016x}.lock", fastrand::u64(..));
         let path = directory.join(&name);
         let lock = OpenOptions::new().write(true).create_new(true).open(&path).map_err(io)?;
-        lock.try_lock().map_err(|error| match error {
-            TryLockError::Error(error) => io(error),
-            TryLockError::WouldBlock => io(std::io::ErrorKind::AlreadyExists.into()),
+        let entered = lock_and_bind(&lock).map_err(io).and_then(|socket| {
+            // The row comes after the lock, so that nobody takes a holder for dead that is being born.
+            let port = socket.local_addr().map_err(io)?.port();
+            let sql = "INSERT INTO holders (lock, port, pid, seen_at) VALUES (?1, ?2, ?3, ?4)";
+            let values = params![name, port, std::process::id(), now_ms()];
+            let entered = db.execute(sql, values);
+            entered.map_err(|error| failed(Path::new(db.path().unwrap_or_default()), error))?;
+            Ok((db.last_insert_rowid(), socket))
+        });
+        let (id, socket) = entered.inspect_err(|_| {
+            let _ = std::fs::remove_file(&path);
         })?;
-        let socket = UdpSocket::bind(("127.0.0.1", 0)).map_err(io)?;
-        let port = socket.local_addr().map_err(io)?.port();
-        // The row comes after the lock, so that nobody takes a holder for dead that is being born.
-        let entered = db.execute(
-            "INSERT INTO holders (lock, port, pid, seen_at) VALUES (?1, ?2, ?3, ?4)",
-            params![name, port, std::process::id(), now_ms()],
-        );
-        entered.map_err(|error| failed(Path::new(db.path().unwrap_or_default()), error))?;
-        let (id, heard) = (db.last_insert_rowid(), Heard::new(Instant::now()));
-        Ok(Self { id, directory: directory.to_path_buf(), name, _lock: lock, socket, heard })
+        let (directory, heard) = (directory.to_path_buf(), Heard::new(Instant::now()));
+        Ok(Self { id, directory, name, _lock: lock, socket, heard })
     }
 
     /// Says that this process lives; enters it again if others had taken it for dead.
@@ -144,9 +144,19 @@ impl Holder {
     }
 }
 
+/// Locks a holder's file, and opens what others wake it by.
+fn lock_and_bind(lock: &File) -> std::io::Result<UdpSocket> {
+    lock.try_lock().map_err(|error| match error {
+        TryLockError::Error(error) => error,
+        TryLockError::WouldBlock => std::io::ErrorKind::AlreadyExists.into(),
+    })?;
+    UdpSocket::bind(("127.0.0.1", 0))
+}
+
 /// Whether nobody holds the lock.
 fn is_dead(path: &Path) -> bool {
-    match OpenOptions::new().write(true).open(path) {
+    // To lock it is enough to read it: another user may have made it.
+    match File::open(path) {
         Ok(file) => file.try_lock().is_ok(),
         Err(error) => error.kind() == std::io::ErrorKind::NotFound,
     }
@@ -287,5 +297,31 @@ mod tests {
         let silent = me.others(&db).expect("one other");
         assert_eq!(free(&mut db, &silent[0], false).expect("it looks"), 1);
         assert_eq!(free(&mut db, &silent[0], false).expect("it looks"), 0, "somebody did");
+    }
+
+    /// A file that another user made may be read alone; for root that makes no difference.
+    #[test]
+    fn who_died_is_known_by_a_file_that_may_only_be_read() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let db = store(&directory);
+        let other = Holder::enter(&db, directory.path()).expect("it enters");
+        let path = directory.path().join(&other.name);
+        let mut permissions = std::fs::metadata(&path).expect("a file").permissions();
+        permissions.set_readonly(true);
+        std::fs::set_permissions(&path, permissions).expect("they are set");
+        assert!(!is_dead(&path));
+        drop(other);
+        assert!(is_dead(&path));
+    }
+
+    /// Each try to open a store on a full disk would leave a file.
+    #[test]
+    fn who_cannot_enter_leaves_no_file() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let db = store(&directory);
+        db.execute("DROP TABLE holders", []).expect("it is gone");
+        let holders = directory.path().join("holders");
+        assert!(Holder::enter(&db, &holders).is_err());
+        assert_eq!(std::fs::read_dir(&holders).expect("a directory").count(), 0);
     }
 }
