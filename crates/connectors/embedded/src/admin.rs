@@ -118,7 +118,7 @@ fn release(work: &mut Work<'_>, queue: i64, only: Option<&[u64]>) -> rusqlite::R
 impl QueueAdmin for EmbeddedAdmin {
     async fn status(&self) -> Result<Vec<QueueStatus>, ConnectorError> {
         let target = Arc::clone(&self.target);
-        let status = self.requests.ask(move |work| {
+        let status = self.requests.look(move |work| {
             let mut all = Vec::new();
             for (queue, group) in groups(work, &target)? {
                 all.push(QueueStatus { group, lag: lag(work, queue)? });

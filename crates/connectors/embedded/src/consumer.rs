@@ -443,7 +443,7 @@ impl Consumer for EmbeddedConsumer {
 
     async fn lag(&self) -> Result<Lag, ConnectorError> {
         let queue = self.queue;
-        self.requests.ask(move |work| Ok(lag(work, queue)?)).await
+        self.requests.look(move |work| Ok(lag(work, queue)?)).await
     }
 
     fn locate(&self, receipt: Receipt) -> String {

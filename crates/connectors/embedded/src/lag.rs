@@ -12,7 +12,8 @@ use crate::thread::Work;
 /// What is parked and what waits behind it, by the indexes of parked rows and of keys: what is ready is not
 /// looked at. Of a key some may be handed out still.
 const PARKED: &str = "SELECT
-  (SELECT count(*) FROM messages WHERE queue = ?1 AND state = 4 AND order_key IS NULL)
+  (SELECT count(*) FROM messages INDEXED BY parked
+   WHERE queue = ?1 AND state = 4 AND order_key IS NULL)
   + coalesce(sum(
     (SELECT count(*) FROM messages AS m WHERE m.queue = ?1 AND m.order_key = parked.order_key)
     - (SELECT count(*) FROM messages AS m

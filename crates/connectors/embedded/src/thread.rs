@@ -41,8 +41,16 @@ trait Job: Send {
     fn answer(self: Box<Self>, committed: Result<(), ConnectorError>);
 }
 
+/// Whether a request is done also when nobody waits for its answer any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Always,
+    WhileAwaited,
+}
+
 struct Request<F, T> {
     run: F,
+    wanted: Wanted,
     result: Option<Result<T, ConnectorError>>,
     reply: oneshot::Sender<Result<T, ConnectorError>>,
     path: Arc<PathBuf>,
@@ -54,6 +62,9 @@ where
     T: Send,
 {
     fn run(&mut self, work: &mut Work<'_>) -> bool {
+        if self.wanted == Wanted::WhileAwaited && self.reply.is_closed() {
+            return true;
+        }
         let before = work.db.total_changes();
         let result = (self.run)(work).map_err(|fault| match fault {
             Fault::Sql(error) => failed(&self.path, error),
@@ -135,12 +146,29 @@ impl Requests {
         &self,
         run: impl FnMut(&mut Work<'_>) -> Result<T, Fault> + Send + 'static,
     ) -> oneshot::Receiver<Result<T, ConnectorError>> {
+        self.enter(run, Wanted::Always)
+    }
+
+    fn enter<T: Send + 'static>(
+        &self,
+        run: impl FnMut(&mut Work<'_>) -> Result<T, Fault> + Send + 'static,
+        wanted: Wanted,
+    ) -> oneshot::Receiver<Result<T, ConnectorError>> {
         let (reply, answer) = oneshot::channel();
         let path = Arc::clone(&self.path);
-        let request = Request { run, result: None, reply, path };
+        let request = Request { run, wanted, result: None, reply, path };
         // If the thread has ended, the reply is dropped, which says so.
         let _ = self.sender.send(Told::Job(Box::new(request)));
         answer
+    }
+
+    /// Looks something up in the next transaction. If who asked has gone when its turn comes, that is not done.
+    pub(crate) fn look<T: Send + 'static>(
+        &self,
+        run: impl FnMut(&mut Work<'_>) -> Result<T, Fault> + Send + 'static,
+    ) -> impl Future<Output = Result<T, ConnectorError>> + Send + 'static {
+        let (answer, closed) = (self.enter(run, Wanted::WhileAwaited), self.closed());
+        async move { answer.await.unwrap_or(Err(closed)) }
     }
 
     /// Has consumers look again; says whether the store is still open.
@@ -295,5 +323,40 @@ impl StoreThread {
                 tracing::warn!(state = %self.path.display(), %error, "cannot look after other processes");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use rusqlite::TransactionBehavior;
+
+    use super::*;
+    use crate::{Options, Store};
+
+    /// Who asks how much is there gives up after some seconds and asks again: else ever more questions would wait
+    /// where the store is slow.
+    #[tokio::test]
+    async fn what_nobody_wants_to_know_any_more_is_not_looked_up() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::open(directory.path(), Options::default()).expect("a store");
+        let looked = Arc::new(AtomicU32::new(0));
+        let question = || {
+            let looked = Arc::clone(&looked);
+            store.requests().look(move |_| {
+                looked.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            })
+        };
+        let file = directory.path().join("brigade.db");
+        let mut other = Connection::open(file).expect("a connection");
+        let busy = other.transaction_with_behavior(TransactionBehavior::Immediate);
+        let busy = busy.expect("the store is locked");
+        let (given_up, wanted) = (question(), question());
+        drop(given_up);
+        drop(busy);
+        wanted.await.expect("it is answered");
+        assert_eq!(looked.load(Ordering::Relaxed), 1);
     }
 }
