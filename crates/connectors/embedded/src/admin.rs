@@ -7,7 +7,7 @@ use brigade_core::connector::{
 };
 use rusqlite::{OptionalExtension, Row, params};
 
-use crate::consumer::lag;
+use crate::lag::lag;
 use crate::producer::EmbeddedProducer;
 use crate::rows::{MESSAGE, Target, delete_rows, message, now_ms};
 use crate::store::Store;
@@ -72,28 +72,41 @@ fn row_id(position: u64) -> Option<i64> {
     i64::try_from(position).ok()
 }
 
+/// Rows that nobody works on; with the position as a condition among others SQLite would go over all of them for
+/// each.
+const DELETE_ALL: &str = "DELETE FROM messages WHERE queue = ?1 AND state != 2
+  RETURNING size, order_key";
+const DELETE_ONE: &str = "DELETE FROM messages WHERE queue = ?1 AND state != 2 AND id = ?2
+  RETURNING size, order_key";
+/// Rows that are parked.
+const RELEASE_ALL: &str =
+    "UPDATE messages SET state = 0, attempts = 0, error = NULL, visible_at = ?2
+  WHERE queue = ?1 AND state = 4";
+const RELEASE_ONE: &str =
+    "UPDATE messages SET state = 0, attempts = 0, error = NULL, visible_at = ?3
+  WHERE queue = ?1 AND state = 4 AND id = ?2";
+
 /// Deletes the rows of a queue that nobody works on, all or one.
 fn delete(work: &mut Work<'_>, target: &Target, only: Option<i64>) -> rusqlite::Result<u64> {
     let mut deleted = 0;
     for (queue, _) in groups(work, target)? {
-        let sql = "DELETE FROM messages WHERE queue = ?1 AND state != 2 AND (?2 IS NULL OR id = ?2)
-                   RETURNING size, order_key";
-        deleted += delete_rows(work, queue, sql, params![queue, only], now_ms())?;
+        deleted += match only {
+            None => delete_rows(work, queue, DELETE_ALL, params![queue], now_ms())?,
+            Some(id) => delete_rows(work, queue, DELETE_ONE, params![queue, id], now_ms())?,
+        };
     }
     Ok(deleted)
 }
 
 /// Lets parked rows be handed out again, for the queue's `retention` from now on.
 fn release(work: &mut Work<'_>, queue: i64, only: Option<&[u64]>) -> rusqlite::Result<u64> {
-    let sql = "UPDATE messages SET state = 0, attempts = 0, error = NULL, visible_at = ?3
-               WHERE queue = ?1 AND state = 4 AND (?2 IS NULL OR id = ?2)";
-    let mut update = work.db.prepare_cached(sql)?;
     let (mut released, now) = (0, now_ms());
     match only {
-        None => released += update.execute(params![queue, None::<i64>, now])?,
+        None => released += work.db.prepare_cached(RELEASE_ALL)?.execute([queue, now])?,
         Some(positions) => {
-            for position in positions.iter().filter_map(|position| row_id(*position)) {
-                released += update.execute(params![queue, position, now])?;
+            let mut release = work.db.prepare_cached(RELEASE_ONE)?;
+            for id in positions.iter().filter_map(|position| row_id(*position)) {
+                released += release.execute([queue, id, now])?;
             }
         }
     }
@@ -105,7 +118,7 @@ fn release(work: &mut Work<'_>, queue: i64, only: Option<&[u64]>) -> rusqlite::R
 impl QueueAdmin for EmbeddedAdmin {
     async fn status(&self) -> Result<Vec<QueueStatus>, ConnectorError> {
         let target = Arc::clone(&self.target);
-        let status = self.requests.ask(move |work| {
+        let status = self.requests.look(move |work| {
             let mut all = Vec::new();
             for (queue, group) in groups(work, &target)? {
                 all.push(QueueStatus { group, lag: lag(work, queue)? });
@@ -171,5 +184,47 @@ impl QueueAdmin for EmbeddedAdmin {
     async fn purge(&self) -> Result<u64, ConnectorError> {
         let target = Arc::clone(&self.target);
         self.requests.ask(move |work| Ok(delete(work, &target, None)?)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::{Connection, StatementStatus};
+
+    use super::*;
+    use crate::settings::Sync;
+
+    /// A store with a queue of so many messages in one state.
+    fn store(directory: &tempfile::TempDir, messages: i64, state: i64) -> Connection {
+        let path = directory.path().join("a.db");
+        let db = crate::schema::open(&path, Sync::Normal).expect("a store");
+        let sql = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1)
+                   INSERT INTO messages (queue, state, visible_at, enqueued_at, size, mid)
+                   SELECT 1, ?2, 0, 0, 1, x'00' FROM n";
+        db.execute(sql, [messages, state]).expect("messages");
+        db
+    }
+
+    /// Many are deleted or released one by one: each must not cost more where there are more.
+    #[test]
+    fn one_is_found_by_its_position_and_not_by_looking_at_all() {
+        const STEPS_MAX: i32 = 200;
+        const MESSAGES: i64 = 1000;
+        let directory = tempfile::tempdir().expect("a directory");
+        for (sql, state) in [(DELETE_ONE, 0), (RELEASE_ONE, 4)] {
+            let db = store(&directory, MESSAGES, state);
+            let mut statement = db.prepare(sql).expect("a statement");
+            let last = db.last_insert_rowid();
+            let values = [1, last, 0];
+            let values = &values[..statement.parameter_count()];
+            let mut rows = statement.query(rusqlite::params_from_iter(values)).expect("it begins");
+            while rows.next().expect("it goes on").is_some() {}
+            drop(rows);
+            let steps = statement.get_status(StatementStatus::VmStep);
+            assert!(steps < STEPS_MAX, "{steps} steps: {sql}");
+            let sql = "SELECT count(*) FROM messages WHERE state = ?1 AND id = ?2";
+            let left = db.query_row(sql, [state, last], |row| row.get::<_, i64>(0));
+            assert_eq!(left.expect("an answer"), 0, "it is done");
+        }
     }
 }

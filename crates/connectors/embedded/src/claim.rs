@@ -185,22 +185,23 @@ fn runs(db: &Connection, queue: i64, want: Want) -> rusqlite::Result<Vec<u64>> {
         if left == 0 {
             break;
         }
-        let sql = "SELECT behind.id, behind.size, behind.state, behind.suspect, behind.visible_at
+        let sql = "SELECT behind.id, behind.size, behind.state, behind.suspect,
+                     behind.visible_at > ?3 AND behind.visible_at > behind.enqueued_at
                    FROM messages AS head JOIN messages AS behind
                      ON behind.queue = head.queue AND behind.order_key = head.order_key
                    WHERE head.id = ?1 AND head.order_key IS NOT NULL AND behind.id > head.id
                    ORDER BY behind.id LIMIT ?2";
         let mut run = db.prepare_cached(sql)?;
-        let mut run = run.query(params![head, left])?;
+        let mut run = run.query(params![head, left, now])?;
         while let Some(row) = run.next()? {
             let (id, size) = size_of(row)?;
             if size > left_bytes {
                 return Ok(taken);
             }
-            let (state, suspect, visible_at): (i64, bool, i64) =
+            let (state, suspect, delayed): (i64, bool, bool) =
                 (row.get(2)?, row.get(3)?, row.get(4)?);
             // A row that waits for its time keeps those behind it.
-            if state != BEHIND || suspect || visible_at > now {
+            if state != BEHIND || suspect || delayed {
                 break;
             }
             left_bytes -= size;

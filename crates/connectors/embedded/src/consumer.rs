@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 
 use crate::claim::{Claimed, claim};
 use crate::connector::features;
+use crate::lag::lag;
 use crate::readers::Readers;
 use crate::rows::{MadeOf, delete_leased, expire, leased, now_ms, promote, queue_id};
 use crate::settings::Settings;
@@ -157,7 +158,8 @@ fn put_back(
     let now = now_ms();
     for receipt in receipts {
         let sql = "UPDATE messages SET holder = 0, redeliveries = redeliveries + ?4,
-                     visible_at = max(visible_at, ?5),
+                     visible_at = CASE WHEN order_key IS NULL THEN max(visible_at, ?5)
+                                       ELSE enqueued_at END,
                      state = CASE WHEN order_key IS NULL THEN 0 ELSE 3 END
                    WHERE id = ?1 AND fence = ?2 AND state = 2 AND queue = ?3
                    RETURNING order_key";
@@ -196,9 +198,12 @@ pub(crate) fn arrange(work: &mut Work<'_>, queue: i64, ordered: bool) -> rusqlit
             [queue],
         )?;
     } else {
+        // What was parked or waited behind another nobody could take before.
         work.db.execute(
             "UPDATE messages SET order_key = NULL,
-               state = CASE WHEN state NOT IN (3, 4) THEN state WHEN visible_at > ?2 THEN 1 ELSE 0 END
+               state = CASE WHEN state NOT IN (3, 4) THEN state
+                 WHEN state = 3 AND visible_at > ?2 AND visible_at > enqueued_at THEN 1 ELSE 0 END,
+               visible_at = CASE WHEN state IN (3, 4) THEN max(visible_at, ?2) ELSE visible_at END
              WHERE queue = ?1",
             params![queue, now_ms()],
         )?;
@@ -223,7 +228,8 @@ fn fail(work: &mut Work<'_>, queue: i64, failed: &Failed) -> rusqlite::Result<bo
     let now = now_ms();
     let visible_at = now.saturating_add(delay);
     let sql = "UPDATE messages SET holder = 0, suspect = 0, deaths = 0, crashes = 0, attempts = ?4,
-                 visible_at = ?5, first_failed_at = coalesce(first_failed_at, ?6),
+                 visible_at = CASE WHEN ?7 OR order_key IS NULL THEN ?5 ELSE enqueued_at END,
+                 first_failed_at = coalesce(first_failed_at, ?6),
                  state = CASE WHEN order_key IS NOT NULL THEN 3 WHEN ?7 THEN 1 ELSE 0 END
                WHERE id = ?1 AND fence = ?2 AND state = 2 AND queue = ?3 RETURNING order_key";
     let Receipt { position, fence } = failed.receipt;
@@ -329,7 +335,7 @@ impl Consumer for EmbeddedConsumer {
 
     async fn lag(&self) -> Result<Lag, ConnectorError> {
         let queue = self.queue;
-        self.requests.ask(move |work| Ok(lag(work, queue)?)).await
+        self.requests.look(move |work| Ok(lag(work, queue)?)).await
     }
 
     fn locate(&self, receipt: Receipt) -> String {
@@ -350,34 +356,6 @@ impl Drop for EmbeddedConsumer {
     fn drop(&mut self) {
         drop(self.give_back());
     }
-}
-
-/// How much a queue's group holds.
-pub(crate) fn lag(work: &Work<'_>, queue: i64) -> rusqlite::Result<Lag> {
-    let count = |state: i64| -> rusqlite::Result<u64> {
-        let sql = "SELECT count(*) FROM messages WHERE queue = ?1 AND state = ?2";
-        work.db.prepare_cached(sql)?.query_row([queue, state], |row| row.get(0))
-    };
-    let sql = "SELECT messages, bytes FROM queues WHERE id = ?1";
-    let (all, bytes): (u64, u64) =
-        work.db.prepare_cached(sql)?.query_row([queue], |row| Ok((row.get(0)?, row.get(1)?)))?;
-    let (delayed, leased) = (count(crate::schema::DELAYED)?, count(crate::schema::LEASED)?);
-    let sql = "SELECT count(*) FROM messages WHERE queue = ?1 AND (state = 4 OR order_key IN
-                 (SELECT order_key FROM messages WHERE queue = ?1 AND state = 4))";
-    let parked: u64 = work.db.prepare_cached(sql)?.query_row([queue], |row| row.get(0))?;
-    let sql = "SELECT enqueued_at FROM messages WHERE queue = ?1 AND state = 0 ORDER BY id LIMIT 1";
-    let mut oldest = work.db.prepare_cached(sql)?;
-    let oldest: Option<i64> = oldest.query_row([queue], |row| row.get(0)).optional()?;
-    let age = oldest.map(|at| Duration::from_millis(u64::try_from(now_ms() - at).unwrap_or(0)));
-    Ok(Lag {
-        ready: Some(all.saturating_sub(delayed + leased + parked)),
-        parked: Some(parked),
-        delayed: Some(delayed),
-        in_flight: Some(leased),
-        bytes: Some(bytes),
-        age,
-        ..Lag::default()
-    })
 }
 
 #[cfg(test)]

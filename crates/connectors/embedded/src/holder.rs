@@ -7,11 +7,12 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use brigade_core::connector::ConnectorError;
 use rusqlite::{Connection, TransactionBehavior, params};
 
+use crate::heard::Heard;
 use crate::rows::{now_ms, promote_freed};
 use crate::schema::failed;
 
@@ -24,6 +25,7 @@ pub(crate) struct Holder {
     _lock: File,
     /// Where others send a byte when they have written.
     pub(crate) socket: UdpSocket,
+    heard: Heard,
 }
 
 /// Another holder.
@@ -44,30 +46,31 @@ impl Holder {
         let name = format!("{:016x}.lock", fastrand::u64(..));
         let path = directory.join(&name);
         let lock = OpenOptions::new().write(true).create_new(true).open(&path).map_err(io)?;
-        lock.try_lock().map_err(|error| match error {
-            TryLockError::Error(error) => io(error),
-            TryLockError::WouldBlock => io(std::io::ErrorKind::AlreadyExists.into()),
+        let entered = lock_and_bind(&lock).map_err(io).and_then(|socket| {
+            // The row comes after the lock, so that nobody takes a holder for dead that is being born.
+            let port = socket.local_addr().map_err(io)?.port();
+            let sql = "INSERT INTO holders (lock, port, pid, seen_at) VALUES (?1, ?2, ?3, ?4)";
+            let values = params![name, port, std::process::id(), now_ms()];
+            let entered = db.execute(sql, values);
+            entered.map_err(|error| failed(Path::new(db.path().unwrap_or_default()), error))?;
+            Ok((db.last_insert_rowid(), socket))
+        });
+        let (id, socket) = entered.inspect_err(|_| {
+            let _ = std::fs::remove_file(&path);
         })?;
-        let socket = UdpSocket::bind(("127.0.0.1", 0)).map_err(io)?;
-        let port = socket.local_addr().map_err(io)?.port();
-        // The row comes after the lock, so that nobody takes a holder for dead that is being born.
-        let entered = db.execute(
-            "INSERT INTO holders (lock, port, pid, seen_at) VALUES (?1, ?2, ?3, ?4)",
-            params![name, port, std::process::id(), now_ms()],
-        );
-        entered.map_err(|error| failed(Path::new(db.path().unwrap_or_default()), error))?;
-        let id = db.last_insert_rowid();
-        Ok(Self { id, directory: directory.to_path_buf(), name, _lock: lock, socket })
+        let (directory, heard) = (directory.to_path_buf(), Heard::new(Instant::now()));
+        Ok(Self { id, directory, name, _lock: lock, socket, heard })
     }
 
     /// Says that this process lives; enters it again if others had taken it for dead.
-    pub(crate) fn seen(&self, db: &Connection) {
+    pub(crate) fn seen(&mut self, db: &Connection, now: Instant) {
         let sql = "INSERT INTO holders (id, lock, port, pid, seen_at) VALUES (?1, ?2, ?3, ?4, ?5)
                    ON CONFLICT (id) DO UPDATE SET seen_at = excluded.seen_at";
         let port = self.socket.local_addr().map_or(0, |address| address.port());
         let values = params![self.id, self.name, port, std::process::id(), now_ms()];
-        if let Err(error) = db.execute(sql, values) {
-            tracing::debug!(%error, "a sign of life was not written");
+        match db.execute(sql, values) {
+            Ok(_) => self.heard.signed(now),
+            Err(error) => tracing::debug!(%error, "a sign of life was not written"),
         }
     }
 
@@ -83,23 +86,23 @@ impl Holder {
         }
     }
 
-    /// Frees the leases of holders that are dead, or that have not been heard of for so long.
+    /// Frees the leases of holders that are dead, or that gave no sign of life for so long.
     pub(crate) fn free_the_dead(
         &mut self,
         db: &mut Connection,
         lease: Duration,
     ) -> rusqlite::Result<usize> {
         let others = self.others(db)?;
+        let signs: Vec<_> = others.iter().map(|other| (other.id, other.seen_at)).collect();
+        let silent = self.heard.silent(&signs, lease);
         let mut freed = 0;
         for other in others {
             let path = self.directory.join(&other.lock);
             let dead = is_dead(&path);
-            let silent =
-                now_ms() - other.seen_at > lease.as_millis().try_into().unwrap_or(i64::MAX);
-            if !dead && !silent {
+            if !dead && !silent.contains(&other.id) {
                 continue;
             }
-            freed += free(db, other.id, dead)?;
+            freed += free(db, &other, dead)?;
             if dead {
                 // The file goes last: while it is there, somebody else may still do this.
                 let _ = std::fs::remove_file(&path);
@@ -122,7 +125,8 @@ impl Holder {
         let left = || -> rusqlite::Result<()> {
             // Consumers have given back what they held; this is for those that were forgotten.
             let sql = "UPDATE messages SET holder = 0, suspect = 0,
-                         visible_at = max(visible_at, ?2),
+                         visible_at = CASE WHEN order_key IS NULL THEN max(visible_at, ?2)
+                                           ELSE enqueued_at END,
                          state = CASE WHEN order_key IS NULL THEN 0 ELSE 3 END
                        WHERE queue IN (SELECT id FROM queues) AND state = 2 AND holder = ?1
                        RETURNING queue, order_key";
@@ -140,9 +144,19 @@ impl Holder {
     }
 }
 
+/// Locks a holder's file, and opens what others wake it by.
+fn lock_and_bind(lock: &File) -> std::io::Result<UdpSocket> {
+    lock.try_lock().map_err(|error| match error {
+        TryLockError::Error(error) => error,
+        TryLockError::WouldBlock => std::io::ErrorKind::AlreadyExists.into(),
+    })?;
+    UdpSocket::bind(("127.0.0.1", 0))
+}
+
 /// Whether nobody holds the lock.
 fn is_dead(path: &Path) -> bool {
-    match OpenOptions::new().write(true).open(path) {
+    // To lock it is enough to read it: another user may have made it.
+    match File::open(path) {
         Ok(file) => file.try_lock().is_ok(),
         Err(error) => error.kind() == std::io::ErrorKind::NotFound,
     }
@@ -153,9 +167,15 @@ fn is_dead(path: &Path) -> bool {
 const SUSPECT_DEATHS: i64 = 2;
 
 /// Frees a holder's leases. If it is dead, what was in flight may be suspect, and what was in flight
-/// alone has crashed; one that is only silent may be a machine that slept.
-fn free(db: &mut Connection, holder: i64, dead: bool) -> rusqlite::Result<usize> {
+/// alone has crashed; one that is only silent may have been stopped for a while.
+fn free(db: &mut Connection, other: &Other, dead: bool) -> rusqlite::Result<usize> {
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let holder = other.id;
+    // It may have given one, or somebody else have freed what it had, while this waited for its turn.
+    let sql = "SELECT 1 FROM holders WHERE id = ?1 AND seen_at = ?2";
+    if !dead && !transaction.prepare_cached(sql)?.exists([holder, other.seen_at])? {
+        return Ok(0);
+    }
     let held: usize = transaction.query_row(
         "SELECT count(*) FROM messages
          WHERE queue IN (SELECT id FROM queues) AND state = 2 AND holder = ?1",
@@ -164,7 +184,8 @@ fn free(db: &mut Connection, holder: i64, dead: bool) -> rusqlite::Result<usize>
     )?;
     let crashed = dead && held == 1;
     let sql = "UPDATE messages SET holder = 0, redeliveries = redeliveries + 1,
-                 visible_at = max(visible_at, ?5),
+                 visible_at = CASE WHEN order_key IS NULL THEN max(visible_at, ?5)
+                                   ELSE enqueued_at END,
                  state = CASE WHEN order_key IS NULL THEN 0 ELSE 3 END,
                  deaths = deaths + ?2, crashes = crashes + ?3, suspect = (deaths + ?2 >= ?4)
                WHERE queue IN (SELECT id FROM queues) AND state = 2 AND holder = ?1
@@ -191,7 +212,7 @@ mod tests {
     use super::*;
     use crate::settings::Sync;
 
-    const LEASE: Duration = Duration::from_millis(1);
+    const LEASE: Duration = Duration::from_secs(8);
 
     /// A store with one message.
     fn store(directory: &tempfile::TempDir) -> Connection {
@@ -217,20 +238,29 @@ mod tests {
         db.execute("UPDATE holders SET seen_at = 0 WHERE id = ?1", [holder.id]).expect("it is old");
     }
 
-    /// It may take more before it says that it lives, as on a machine that slept: nobody else would free
-    /// that when it dies.
+    /// A holder looks, and looks again when it has given a sign of life after some time.
+    fn look_twice(me: &mut Holder, db: &mut Connection, now: &mut Instant) -> [usize; 2] {
+        let first = me.free_the_dead(db, LEASE).expect("it looks");
+        *now += LEASE + Duration::from_millis(1);
+        me.seen(db, *now);
+        [first, me.free_the_dead(db, LEASE).expect("it looks")]
+    }
+
+    /// It may take more before it says that it lives, as one that was stopped for a while: nobody else would
+    /// free that when it dies.
     #[test]
     fn who_is_silent_and_lives_loses_its_leases_and_has_not_died() {
         for says_so in [true, false] {
             let directory = tempfile::tempdir().expect("a directory");
             let mut db = store(&directory);
             let enter = || Holder::enter(&db, &directory.path().join("holders"));
-            let (mut me, other) = (enter().expect("it enters"), enter().expect("it enters"));
+            let (mut me, mut other) = (enter().expect("it enters"), enter().expect("it enters"));
+            let mut now = Instant::now();
             lease(&db, &other);
-            assert_eq!(me.free_the_dead(&mut db, LEASE).expect("it looks"), 1);
+            assert_eq!(look_twice(&mut me, &mut db, &mut now), [0, 1]);
             assert_eq!(counts(&db), (1, 0, 0));
             if says_so {
-                other.seen(&db);
+                other.seen(&db, now);
             }
             lease(&db, &other);
             drop(other);
@@ -239,5 +269,59 @@ mod tests {
             let holders = db.query_row("SELECT count(*) FROM holders", [], |row| row.get(0));
             assert_eq!(holders, Ok(1), "only I am left");
         }
+    }
+
+    /// By the clock on the wall it was not heard of for very long when that is set forward.
+    #[test]
+    fn who_lives_keeps_its_leases_when_the_clock_is_set_forward() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut db = store(&directory);
+        let enter = || Holder::enter(&db, &directory.path().join("holders"));
+        let (mut me, other) = (enter().expect("it enters"), enter().expect("it enters"));
+        lease(&db, &other);
+        assert_eq!(me.free_the_dead(&mut db, LEASE).expect("it looks"), 0);
+    }
+
+    #[test]
+    fn who_gives_a_sign_before_it_is_freed_keeps_its_leases() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut db = store(&directory);
+        let holders = directory.path().join("holders");
+        let me = Holder::enter(&db, &holders).expect("it enters");
+        let mut other = Holder::enter(&db, &holders).expect("it enters");
+        lease(&db, &other);
+        let silent = me.others(&db).expect("one other");
+        other.seen(&db, Instant::now());
+        assert_eq!(free(&mut db, &silent[0], false).expect("it looks"), 0);
+        lease(&db, &other);
+        let silent = me.others(&db).expect("one other");
+        assert_eq!(free(&mut db, &silent[0], false).expect("it looks"), 1);
+        assert_eq!(free(&mut db, &silent[0], false).expect("it looks"), 0, "somebody did");
+    }
+
+    /// A file that another user made may be read alone; for root that makes no difference.
+    #[test]
+    fn who_died_is_known_by_a_file_that_may_only_be_read() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let db = store(&directory);
+        let other = Holder::enter(&db, directory.path()).expect("it enters");
+        let path = directory.path().join(&other.name);
+        let mut permissions = std::fs::metadata(&path).expect("a file").permissions();
+        permissions.set_readonly(true);
+        std::fs::set_permissions(&path, permissions).expect("they are set");
+        assert!(!is_dead(&path));
+        drop(other);
+        assert!(is_dead(&path));
+    }
+
+    /// Each try to open a store on a full disk would leave a file.
+    #[test]
+    fn who_cannot_enter_leaves_no_file() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let db = store(&directory);
+        db.execute("DROP TABLE holders", []).expect("it is gone");
+        let holders = directory.path().join("holders");
+        assert!(Holder::enter(&db, &holders).is_err());
+        assert_eq!(std::fs::read_dir(&holders).expect("a directory").count(), 0);
     }
 }

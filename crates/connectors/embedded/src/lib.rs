@@ -18,7 +18,10 @@ mod consumer;
 #[doc(hidden)]
 pub mod fuzzing;
 mod headers;
+mod heard;
 mod holder;
+mod lag;
+mod mounts;
 mod producer;
 mod readers;
 mod rows;

@@ -280,23 +280,40 @@ pub(crate) fn expire(
     name: &str,
     retention: Period,
 ) -> rusqlite::Result<()> {
-    /// How many of the oldest are looked at each time.
+    /// How many are looked at from the first on that has to go.
     const LOOK: u64 = 1000;
     let before = now_ms().saturating_sub(millis(retention));
-    let oldest = "SELECT visible_at FROM messages WHERE queue = ?1 AND state = 0
-                  ORDER BY id LIMIT 1";
-    let oldest: Option<i64> =
-        work.db.prepare_cached(oldest)?.query_row([queue], |row| row.get(0)).optional()?;
-    if oldest.is_none_or(|at| at >= before) {
-        return Ok(());
-    }
+    let Some(from) = old_row(work.db, queue, before)? else { return Ok(()) };
     let sql = "DELETE FROM messages WHERE id IN (SELECT id FROM messages
-                 WHERE queue = ?1 AND state = 0 ORDER BY id LIMIT ?2) AND visible_at < ?3
+                 WHERE queue = ?1 AND state = 0 AND id >= ?2 ORDER BY id LIMIT ?3) AND visible_at < ?4
                RETURNING size, order_key";
     // What waited behind them nobody took either, so it stays as old as it is.
-    let gone = delete_rows(work, queue, sql, params![queue, LOOK, before], 0)?;
+    let gone = delete_rows(work, queue, sql, params![queue, from, LOOK, before], 0)?;
     tracing::info!(queue = name, gone, ?retention, "removed what nobody took for so long");
     Ok(())
+}
+
+/// A row that could be taken since before this time, if one is at hand: the first that is ready, or one of a
+/// few from anywhere. What was given back lately stands before what nobody took, and is not old itself.
+fn old_row(db: &Connection, queue: i64, before: i64) -> rusqlite::Result<Option<i64>> {
+    const FEW: i64 = 16;
+    let sql = "SELECT (SELECT min(id) FROM messages WHERE queue = ?1 AND state = 0),
+                      (SELECT max(id) FROM messages WHERE queue = ?1 AND state = 0)";
+    let read = |row: &Row<'_>| Ok(row.get::<_, Option<i64>>(0)?.zip(row.get(1)?));
+    let ends: Option<(i64, i64)> = db.prepare_cached(sql)?.query_row([queue], read)?;
+    let Some((first, last)) = ends else { return Ok(None) };
+    let anywhere = fastrand::i64(first..=first.max(last - FEW + 1));
+    let sql = "SELECT id FROM (SELECT id, visible_at FROM messages
+                 WHERE queue = ?1 AND state = 0 AND id >= ?2 ORDER BY id LIMIT ?3)
+               WHERE visible_at < ?4 ORDER BY id LIMIT 1";
+    let mut find = db.prepare_cached(sql)?;
+    for (from, rows) in [(first, 1), (anywhere, FEW)] {
+        let found = find.query_row(params![queue, from, rows, before], |row| row.get(0));
+        if let Some(found) = found.optional()? {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
 }
 
 /// Deletes what a statement names, which answers with `size, order_key`; what waited behind it of
@@ -463,7 +480,8 @@ pub(crate) fn delete_leased(
 }
 
 /// Makes the first row of a key ready if none of the key is handed out; says whether it did. It counts as
-/// one that could be taken since then at the earliest.
+/// one that could be taken since then at the earliest. A row behind another has in `visible_at` the end of its
+/// delay, or when it was put: a clock that was set back makes no delay of that.
 pub(crate) fn promote(
     db: &Connection,
     queue: i64,
@@ -474,13 +492,13 @@ pub(crate) fn promote(
     if db.prepare_cached(leased)?.exists(params![queue, key])? {
         return Ok(false);
     }
-    let first = "SELECT id, state, visible_at FROM messages
+    let first = "SELECT id, state, visible_at > ?3 AND visible_at > enqueued_at FROM messages
                  WHERE queue = ?1 AND order_key = ?2 ORDER BY id LIMIT 1";
     let read = |row: &Row<'_>| Ok((row.get(0)?, row.get(1)?, row.get(2)?));
-    let first: Option<(i64, i64, i64)> =
-        db.prepare_cached(first)?.query_row(params![queue, key], read).optional()?;
-    let Some((id, BEHIND, visible_at)) = first else { return Ok(false) };
-    let state = if visible_at > now_ms() { DELAYED } else { READY };
+    let first: Option<(i64, i64, bool)> =
+        db.prepare_cached(first)?.query_row(params![queue, key, now_ms()], read).optional()?;
+    let Some((id, BEHIND, delayed)) = first else { return Ok(false) };
+    let state = if delayed { DELAYED } else { READY };
     let sql = "UPDATE messages SET state = ?2, visible_at = max(visible_at, ?3) WHERE id = ?1";
     db.prepare_cached(sql)?.execute([id, state, since])?;
     Ok(true)

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use brigade_core::connector::ConnectorError;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension};
+use rustix::fs::{Access, access};
+use rustix::io::Errno;
 
 use crate::settings::Sync;
 
@@ -16,12 +18,14 @@ const APPLICATION_ID: i32 = 0x4272_6764;
 const VERSION: i32 = 1;
 /// How long a writer waits for other processes, in steps of a millisecond.
 const BUSY_MAX: Duration = Duration::from_secs(10);
+/// How long the log stays when all of it is in the file: several times what it is when it is put there.
+const LOG_KEPT_MAX: u64 = 32 << 20;
 /// Files up to this size are checked as a whole when they are opened.
 const CHECKED_MAX: u64 = 64 << 20;
 
 /// The states of a row. `READY` can be handed out; `DELAYED` waits for its time; `LEASED` is handed
-/// out; `BEHIND` waits for an earlier row of its key. 4 is parked: it waits for somebody to
-/// release it.
+/// out; `BEHIND` waits for an earlier row of its key: it is delayed besides if its `visible_at` is to come
+/// and later than it was put. 4 is parked: it waits for somebody to release it.
 pub(crate) const READY: i64 = 0;
 pub(crate) const DELAYED: i64 = 1;
 pub(crate) const LEASED: i64 = 2;
@@ -91,6 +95,7 @@ pub(crate) fn open(path: &Path, sync: Sync) -> Result<Connection, ConnectorError
     connection.pragma_update(None, "journal_mode", "WAL").map_err(wrong)?;
     connection.pragma_update(None, "synchronous", sync).map_err(wrong)?;
     connection.pragma_update(None, "wal_autocheckpoint", 4000).map_err(wrong)?;
+    connection.pragma_update(None, "journal_size_limit", LOG_KEPT_MAX).map_err(wrong)?;
     connection.pragma_update(None, "cache_size", -16_384).map_err(wrong)?;
     connection.set_prepared_statement_cache_capacity(128);
     prepare(&mut connection, path)?;
@@ -220,18 +225,17 @@ pub(crate) fn failed(path: &Path, error: rusqlite::Error) -> ConnectorError {
 }
 
 /// Which of the database's files cannot be written, and why: SQLite does not say, the operating
-/// system does. It makes the two beside the database with the permissions that that has just then.
+/// system does. They are not opened for that: whoever closes one drops all locks that its process has on it.
 fn unwritable(path: &Path) -> Option<(String, String)> {
+    let directory = path.parent().unwrap_or(Path::new("."));
     ["", "-wal", "-shm"].iter().find_map(|end| {
         let file = format!("{}{end}", path.display());
-        let mut open = std::fs::OpenOptions::new();
-        open.read(true).write(true).create(end.is_empty()).truncate(false);
-        match open.open(&file) {
-            Err(error) if end.is_empty() || error.kind() != std::io::ErrorKind::NotFound => {
-                Some((file, error.to_string()))
-            }
-            _ => None,
-        }
+        let access = match access(&file, Access::READ_OK | Access::WRITE_OK) {
+            // SQLite makes it.
+            Err(Errno::NOENT) => access(directory, Access::WRITE_OK | Access::EXEC_OK),
+            other => other,
+        };
+        access.err().map(|error| (file, std::io::Error::from(error).to_string()))
     })
 }
 
@@ -276,5 +280,40 @@ mod tests {
                 }
             });
         }
+    }
+
+    /// SQLite leaves the log as long as it ever was, until the last process ends.
+    #[test]
+    fn the_log_gets_short_again_after_a_long_transaction() {
+        const LONG: i64 = 48 << 20;
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("a.db");
+        let db = open(&path, Sync::Normal).expect("it opens");
+        let log = || std::fs::metadata(path.with_extension("db-wal")).expect("a log").len();
+        let put = |bytes: i64| {
+            db.execute("REPLACE INTO state VALUES ('s', 'k', zeroblob(?1))", [bytes])
+                .expect("it is put");
+        };
+        put(LONG);
+        assert!(log() > LONG.unsigned_abs());
+        // What is in the log is in the file by now; the next that is written begins the log anew.
+        put(1);
+        assert!(log() <= LOG_KEPT_MAX, "{}", log());
+    }
+
+    /// To open the database and close it again would drop this process's locks on it.
+    #[test]
+    fn what_cannot_be_written_is_told_without_opening_the_database() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("a.db");
+        assert_eq!(unwritable(&path), None);
+        assert!(!path.exists(), "nothing is made");
+        let under_a_file = path.join("b.db");
+        std::fs::write(&path, "").expect("a file");
+        let (file, why) = unwritable(&under_a_file).expect("it cannot be made");
+        assert_eq!(file, under_a_file.display().to_string());
+        assert!(why.contains("Not a directory"), "{why}");
+        let nowhere = directory.path().join("c").join("d.db");
+        assert!(unwritable(&nowhere).is_some_and(|(_, why)| why.contains("No such file")));
     }
 }

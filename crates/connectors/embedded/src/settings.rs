@@ -69,8 +69,9 @@ impl Sync {
 pub struct Options {
     /// When a write counts as done.
     pub sync: Sync,
-    /// A process that has not been heard of for so long is taken for stopped, and its leases are
-    /// freed though it still lives. Default: 60 s.
+    /// A process that gave no sign of life for so long is taken for stopped, and its leases are freed
+    /// though it still lives. It gives one every 5 s; the clock on the wall does not matter, and time in
+    /// which the store could not be written does not count. Default: 60 s.
     pub lease: Duration,
     /// How often a message may be alone in flight while its process dies before it is given up on.
     /// Default: 5.

@@ -17,6 +17,7 @@ use tokio::sync::Notify;
 use crate::admin::EmbeddedAdmin;
 use crate::consumer::EmbeddedConsumer;
 use crate::holder::Holder;
+use crate::mounts::{Network, network};
 use crate::producer::EmbeddedProducer;
 use crate::rows::{MadeOf, Target, enqueue};
 use crate::schema;
@@ -332,21 +333,14 @@ fn lock(path: &Path) -> Result<File, TryLockError> {
 
 /// SQLite's locks do not work over a network.
 fn refuse_network(directory: &Path) -> Result<(), ConnectorError> {
-    const NETWORK: [&str; 8] = ["nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "ceph"];
-    let Ok(mounts) = std::fs::read_to_string("/proc/self/mounts") else { return Ok(()) };
-    let fields = mounts.lines().filter_map(|line| {
-        let mut fields = line.split(' ');
-        Some((fields.nth(1)?, fields.next()?))
-    });
-    let holding = fields.filter(|(place, _)| directory.starts_with(place));
-    match holding.max_by_key(|(place, _)| place.len()) {
-        Some((place, kind)) if NETWORK.contains(&kind) => Err(ConnectorError::permanent(format!(
-            "the state {} lies on {place}, a network file system ({kind}), where locks cannot be \
-                 trusted: put it on a local disk",
-            directory.display()
-        ))),
-        _ => Ok(()),
-    }
+    let Ok(mounts) = std::fs::read("/proc/self/mounts") else { return Ok(()) };
+    let Some(Network { place, kind }) = network(&mounts, directory) else { return Ok(()) };
+    Err(ConnectorError::permanent(format!(
+        "the state {} lies on {}, a network file system or one that is not known to be local ({kind}), where \
+         locks cannot be trusted: put it on a local disk",
+        directory.display(),
+        place.display()
+    )))
 }
 
 #[async_trait]

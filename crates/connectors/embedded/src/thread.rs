@@ -42,14 +42,24 @@ trait Job: Send {
     fn answer(&mut self, committed: Result<(), ConnectorError>) -> bool;
 }
 
+/// When a request is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// Once, whether anybody waits for its answer or not.
+    Once,
+    /// If somebody still waits for its answer when its turn comes.
+    WhileAwaited,
+    /// Again and again until it is done.
+    UntilDone,
+}
+
 struct Request<F, T> {
     run: F,
+    wanted: Wanted,
     result: Option<Result<T, ConnectorError>>,
     /// Until it is answered, once.
     reply: Option<oneshot::Sender<Result<T, ConnectorError>>>,
     path: Arc<PathBuf>,
-    /// Whether it is tried again until it is done.
-    owed: bool,
 }
 
 impl<F, T> Job for Request<F, T>
@@ -58,6 +68,10 @@ where
     T: Send,
 {
     fn run(&mut self, work: &mut Work<'_>) -> bool {
+        let is_awaited = self.reply.as_ref().is_some_and(|reply| !reply.is_closed());
+        if self.wanted == Wanted::WhileAwaited && !is_awaited {
+            return true;
+        }
         let before = work.db.total_changes();
         let result = (self.run)(work).map_err(|fault| match fault {
             Fault::Sql(error) => failed(&self.path, error),
@@ -78,7 +92,7 @@ where
             )))
         });
         let result = committed.and(own);
-        let again = self.owed && result.is_err();
+        let again = self.wanted == Wanted::UntilDone && result.is_err();
         if let Some(reply) = self.reply.take() {
             if let Err(error) = &result
                 && again
@@ -149,7 +163,7 @@ impl Requests {
         &self,
         run: impl FnMut(&mut Work<'_>) -> Result<T, Fault> + Send + 'static,
     ) -> oneshot::Receiver<Result<T, ConnectorError>> {
-        self.request(run, false)
+        self.enter(run, Wanted::Once)
     }
 
     /// Sends a request that nobody else will make again. If it fails it is answered so, and then tried
@@ -159,20 +173,29 @@ impl Requests {
         &self,
         run: impl FnMut(&mut Work<'_>) -> Result<T, Fault> + Send + 'static,
     ) -> oneshot::Receiver<Result<T, ConnectorError>> {
-        self.request(run, true)
+        self.enter(run, Wanted::UntilDone)
     }
 
-    fn request<T: Send + 'static>(
+    fn enter<T: Send + 'static>(
         &self,
         run: impl FnMut(&mut Work<'_>) -> Result<T, Fault> + Send + 'static,
-        owed: bool,
+        wanted: Wanted,
     ) -> oneshot::Receiver<Result<T, ConnectorError>> {
         let (reply, answer) = oneshot::channel();
         let path = Arc::clone(&self.path);
-        let request = Request { run, result: None, reply: Some(reply), path, owed };
+        let request = Request { run, wanted, result: None, reply: Some(reply), path };
         // If the thread has ended, the reply is dropped, which says so.
         let _ = self.sender.send(Told::Job(Box::new(request)));
         answer
+    }
+
+    /// Looks something up in the next transaction. If who asked has gone when its turn comes, that is not done.
+    pub(crate) fn look<T: Send + 'static>(
+        &self,
+        run: impl FnMut(&mut Work<'_>) -> Result<T, Fault> + Send + 'static,
+    ) -> impl Future<Output = Result<T, ConnectorError>> + Send + 'static {
+        let (answer, closed) = (self.enter(run, Wanted::WhileAwaited), self.closed());
+        async move { answer.await.unwrap_or(Err(closed)) }
     }
 
     /// Has consumers look again; says whether the store is still open.
@@ -255,7 +278,7 @@ impl StoreThread {
             }
             if seen.elapsed() >= SEEN {
                 seen = Instant::now();
-                self.holder.seen(&self.db);
+                self.holder.seen(&self.db, seen);
             }
             if stop {
                 break;
@@ -331,5 +354,40 @@ impl StoreThread {
                 tracing::warn!(state = %self.path.display(), %error, "cannot look after other processes");
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+
+    use rusqlite::TransactionBehavior;
+
+    use super::*;
+    use crate::{Options, Store};
+
+    /// Who asks how much is there gives up after some seconds and asks again: else ever more questions would wait
+    /// where the store is slow.
+    #[tokio::test]
+    async fn what_nobody_wants_to_know_any_more_is_not_looked_up() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let store = Store::open(directory.path(), Options::default()).expect("a store");
+        let looked = Arc::new(AtomicU32::new(0));
+        let question = || {
+            let looked = Arc::clone(&looked);
+            store.requests().look(move |_| {
+                looked.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            })
+        };
+        let file = directory.path().join("brigade.db");
+        let mut other = Connection::open(file).expect("a connection");
+        let busy = other.transaction_with_behavior(TransactionBehavior::Immediate);
+        let busy = busy.expect("the store is locked");
+        let (given_up, wanted) = (question(), question());
+        drop(given_up);
+        drop(busy);
+        wanted.await.expect("it is answered");
+        assert_eq!(looked.load(Ordering::Relaxed), 1);
     }
 }

@@ -140,6 +140,21 @@ async fn what_waited_behind_its_key_for_longer_does_not_go_when_it_is_its_turn()
     assert_eq!(place.held().await, [2, 3]);
 }
 
+#[tokio::test]
+async fn what_was_given_back_behind_its_key_does_not_go_when_it_is_its_turn() {
+    let place = Place::new();
+    place.put(&[1, 2].map(|n| of_key(n, "k"))).await;
+    let consumer = place.consumer(Order::Key).await;
+    let run = taken(consumer.as_ref(), 2).await;
+    place.later(HOUR);
+    let reason = FailedReason::Released;
+    let released = Failed { receipt: run[1].receipt, reason, delay: Duration::ZERO };
+    consumer.on_fail(vec![released]).await.unwrap();
+    consumer.ack(receipts(&run[..1]), Vec::new()).await.unwrap();
+    place.put(&[of_key(3, "l")]).await;
+    assert_eq!(place.held().await, [2, 3]);
+}
+
 /// Two messages of a key, of which the first was parked for longer than the queue keeps messages.
 async fn parked() -> Place {
     let place = Place::new();
@@ -170,4 +185,24 @@ async fn what_waited_behind_a_parked_one_does_not_go_when_that_is_deleted() {
     assert_eq!(admin.delete(&[position]).await.unwrap(), 1);
     place.put(&[of_key(3, "l")]).await;
     assert_eq!(place.held().await, [2, 3]);
+}
+
+#[tokio::test]
+async fn what_nobody_could_take_does_not_go_when_keys_are_kept_in_order_no_more() {
+    let place = parked().await;
+    let consumer = place.consumer(Order::None).await;
+    assert_eq!(place.held().await, [1, 2]);
+    assert_eq!(taken(consumer.as_ref(), 9).await.len(), 2);
+}
+
+#[tokio::test]
+async fn what_was_given_back_keeps_nothing_behind_it_from_going() {
+    let place = Place::new();
+    place.put(&[1, 2, 3].map(numbered)).await;
+    let consumer = place.consumer(Order::None).await;
+    assert_eq!(taken(consumer.as_ref(), 1).await.len(), 1);
+    place.later(HOUR);
+    consumer.shutdown().await.unwrap();
+    place.put(&[numbered(4)]).await;
+    assert_eq!(place.held().await, [1, 4]);
 }
