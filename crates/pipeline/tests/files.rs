@@ -6,7 +6,7 @@ mod catalog;
 
 use std::path::Path;
 
-use brigade_pipeline::{Format, Overrides, load_str};
+use brigade_pipeline::{Format, Inputs, Overrides, load_str};
 use catalog::Fake;
 
 #[test]
@@ -22,6 +22,19 @@ fn values_of_the_environment_and_of_sets_take_the_type_that_is_expected() {
     assert_eq!(topology.lanes, 2);
     assert_eq!(topology.stages["s"].workers, 3);
     assert_eq!(topology.stages["s"].max_in_flight.messages, 7);
+}
+
+#[test]
+fn in_a_value_of_several_forms_texts_take_the_type_that_is_expected_too() {
+    let text = "pipeline: p\nqueues: { a: { type: rich }, b: { type: rich } }\nstages:\n  s: { component: code, input: { queues: [a, b], priority: \"${P:-true}\" } }\n  t: { component: code, input: { queues: [a, b] } }";
+    let variables = vec![("BRIGADE__STAGES__T__INPUT__PRIORITY".into(), "true".into())];
+    let overrides = Overrides { variables, ..Overrides::default() };
+    let loaded = load_str("p.yaml", Format::Yaml, text, Path::new("."), &overrides, &Fake);
+    let topology = loaded.unwrap_or_else(|error| panic!("{error}")).topology;
+    for stage in topology.stages.values() {
+        let prior = matches!(stage.inputs, Inputs::Queues { priority: true, .. });
+        assert!(prior, "{}: {:?}", stage.name, stage.inputs);
+    }
 }
 
 #[test]
