@@ -195,15 +195,26 @@ impl Lint<'_> {
         }
     }
 
-    /// Words that name no level: the logger itself reads the rest.
+    /// Words that name no level, and targets without one that look like such a word: to the logger that is a
+    /// target, and all others are silent. The logger itself reads the rest.
     fn log_level(&mut self, file: &PipelineFile) {
         const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
-        let directives = file.log.level.as_deref().unwrap_or_default().split(',');
-        let level = |directive: &'_ str| Some(directive.rsplit_once('=')?.1.trim().to_lowercase());
-        let wrong = directives.filter(|directive| !directive.contains('[')).filter_map(level);
-        for word in wrong.filter(|word| !LEVELS.contains(&word.as_str())) {
+        let directives = file.log.level.as_deref().unwrap_or_default().split(',').map(str::trim);
+        let directives = directives.filter(|directive| !directive.contains('['));
+        for directive in directives.filter(|directive| !directive.is_empty()) {
+            let (target, word) = match directive.rsplit_once('=') {
+                Some((target, word)) => (Some(target), word.trim()),
+                None if directive.contains("::") || directive.contains('_') => continue,
+                None => (None, directive),
+            };
+            if LEVELS.contains(&word.to_lowercase().as_str()) {
+                continue;
+            }
+            let mut help = did_you_mean(word, LEVELS);
+            if let (None, Some(help)) = (target, help.as_mut().filter(|h| !h.starts_with("did"))) {
+                help.push_str(&format!("; a target has a level too, as in `{word}=debug`"));
+            }
             let message = format!("`log.level`: `{word}` is no level");
-            let help = did_you_mean(&word, LEVELS);
             self.error("wrong_value", &["log", "level"], message, help);
         }
     }
