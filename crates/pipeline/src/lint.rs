@@ -73,6 +73,7 @@ pub(crate) fn lint(
     lint.log_level(file);
     let restart = &file.restart;
     lint.back_off(&["restart"], restart.min, restart.max);
+    lint.not_zero(&["restart", "period"], Some(restart.period), "leave it out for 1m");
     let pipeline: Arc<str> = file.pipeline.as_str().into();
     let queues = lint.queues(&pipeline, &queues);
     let stages = lint.stages(file);
@@ -216,6 +217,14 @@ impl Lint<'_> {
             }
             let message = format!("`log.level`: `{word}` is no level");
             self.error("wrong_value", &["log", "level"], message, help);
+        }
+    }
+
+    /// A length of time that means the opposite of what it looks like if it is nothing.
+    fn not_zero(&mut self, at: &[&str], period: Option<Period>, help: &str) {
+        if period.is_some_and(|period| period.0.is_zero()) {
+            let message = format!("`{}`: expected more than 0s", at.join("."));
+            self.error("wrong_value", at, message, Some(help.to_owned()));
         }
     }
 
