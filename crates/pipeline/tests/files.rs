@@ -37,6 +37,23 @@ fn in_a_value_of_several_forms_texts_take_the_type_that_is_expected_too() {
     }
 }
 
+/// A name as it is goes before one that is like it, wherever they stand.
+#[test]
+fn a_variable_sets_the_key_of_its_name_before_one_like_it() {
+    for stages in ["a_b: S, a-b: S", "a-b: S, a_b: S"] {
+        let stages = stages.replace('S', "{ component: code, input: in }");
+        let text =
+            format!("pipeline: p\nqueues: {{ in: {{ type: rich }} }}\nstages: {{ {stages} }}");
+        let overrides = Overrides {
+            variables: vec![("BRIGADE__STAGES__A_B__WORKERS".into(), "4".into())],
+            ..Overrides::default()
+        };
+        let loaded = load_str("p.yaml", Format::Yaml, &text, Path::new("."), &overrides, &Fake);
+        let topology = loaded.unwrap_or_else(|error| panic!("{error}")).topology;
+        assert_eq!((topology.stages["a_b"].workers, topology.stages["a-b"].workers), (4, 1));
+    }
+}
+
 #[test]
 fn whole_numbers_may_be_written_as_others_are() {
     let text = "pipeline: p\nqueues: { in: { type: rich, limit: { messages: 1e3 } } }\nstages: { s: { component: code, input: in, max_in_flight: { messages: 7.0 } } }";
