@@ -6,7 +6,7 @@ use jsonschema::{ValidationError, Validator};
 use serde_json::{Number, Value};
 
 use crate::diagnostic::{Findings, Severity};
-use crate::node::{Node, NodeValue, plain};
+use crate::node::{Node, NodeValue, Origin, plain};
 use crate::schema::{of_the_type, steps};
 
 /// Gives loose texts the type that the schema expects, where they can be read so.
@@ -134,6 +134,8 @@ pub(crate) fn substitute(
     findings: &mut Findings,
 ) {
     match &mut node.value {
+        // A variable that sets a key is laid over as it is: there may be a secret in it.
+        NodeValue::Text(_) if matches!(node.origin, Origin::Variable(_)) => {}
         NodeValue::Text(text) if text.contains('$') => match expand(text, lookup) {
             Ok((expanded, loose)) => {
                 let written = std::mem::replace(text, expanded);

@@ -55,6 +55,24 @@ fn a_variable_sets_the_key_of_its_name_before_one_like_it() {
 }
 
 #[test]
+fn values_of_the_environment_are_taken_as_they_are() {
+    let text = "pipeline: p\nqueues: { in: { type: rich } }\nstages: { s: { component: code, input: in, env: { FILE: 'a$$${X}' } } }";
+    let overrides = Overrides {
+        variables: vec![
+            ("BRIGADE__STAGES__S__ENV__SECRET".into(), "pa$$w${X}${y".into()),
+            ("X".into(), "x$$".into()),
+        ],
+        sets: vec!["stages.s.env.SET=b$$${X}".into()],
+        ..Overrides::default()
+    };
+    let loaded = load_str("p.yaml", Format::Yaml, text, Path::new("."), &overrides, &Fake);
+    let topology = loaded.unwrap_or_else(|error| panic!("{error}")).topology;
+    let env = &topology.stages["s"].env;
+    let of = |name: &str| env.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).unwrap().1;
+    assert_eq!((&**of("secret"), &**of("file"), &**of("set")), ("pa$$w${X}${y", "a$x$$", "b$x$$"));
+}
+
+#[test]
 fn whole_numbers_may_be_written_as_others_are() {
     let text = "pipeline: p\nqueues: { in: { type: rich, limit: { messages: 1e3 } } }\nstages: { s: { component: code, input: in, max_in_flight: { messages: 7.0 } } }";
     let overrides = Overrides {
