@@ -1,4 +1,5 @@
-//! The real command on dead letters: whose they are, several commands at once, and while they come.
+//! The real command on dead letters: whose they are, several commands at once, and while they come; and what it puts
+//! on queues.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -323,4 +324,27 @@ fn what_is_redriven_is_held_against_the_schema_and_event_time_of_its_queue() {
     place.run(&["dead-letters", "redrive"], 0);
     place.run(&["run", "--until-idle"], 0);
     assert_eq!(out(), "{\"id\":1,\"at\":0}\n{\"id\":\"bad\",\"at\":0}\n");
+}
+
+/// Lines of a stream that does not end are on the queue as they come.
+#[test]
+fn what_is_put_from_a_stream_is_there_before_its_end() {
+    let place = Place(tempfile::tempdir().unwrap());
+    fs::write(place.0.path().join("p.yaml"), YAML).unwrap();
+    // Who looks into a queue makes no state.
+    place.put("for_a", "{\"n\":0}\n");
+    let mut command = place.command(&["queues", "put", "for_a"]);
+    let mut put = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut stream = put.stdin.take().unwrap();
+    stream.write_all(b"{\"n\":1}\n{\"n\":2}\n{\"n\":").unwrap();
+    let on_it = || place.run(&["queues", "peek", "for_a"], 0).lines().count();
+    // Each look takes a process; the one that puts ends the test after a minute.
+    while on_it() < 3 {
+        assert!(put.try_wait().unwrap().is_none(), "it ended");
+    }
+    stream.write_all(b"3}").unwrap();
+    drop(stream);
+    let told = ended(&put.wait_with_output().unwrap(), 0);
+    assert!(told.contains("3 messages put"), "{told}");
+    assert_eq!(on_it(), 4);
 }
