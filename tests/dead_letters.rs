@@ -107,6 +107,23 @@ fn of_a_queue_of_several_stages_only_those_of_the_stage_are_meant() {
     assert_eq!(place.listed(None), of_b[1..]);
 }
 
+/// Each of the stages that read the queue has a letter of its own.
+#[test]
+fn of_a_queue_that_several_stages_read_each_letter_goes_back_once() {
+    let place = Place(tempfile::tempdir().unwrap());
+    let readers =
+        "  alert: { component: log, input: dead }\n  archive: { component: log, input: dead }\n";
+    fs::write(place.0.path().join("p.yaml"), [YAML, readers].concat()).unwrap();
+    place.put("for_a", &"{}\n".repeat(3));
+    place.put("for_b", "{}\n");
+    place.run(&["run", "--until-idle", "--stage", "a", "--stage", "b"], 3);
+    assert_eq!(place.listed(None).len(), 8);
+    let told = place.run(&["dead-letters", "redrive"], 0);
+    assert!(told.contains("4 dead letters sent back"), "{told}");
+    assert_eq!((place.sent_back("a"), place.sent_back("b")), (3, 1));
+    assert_eq!(place.listed(None), [""; 0]);
+}
+
 #[test]
 fn those_of_another_pipeline_stay_where_they_are() {
     let place = Place::new(2, 0);
