@@ -416,6 +416,7 @@ mod tests {
     use std::sync::Arc;
 
     use brigade_core::Failure;
+    use brigade_core::component::IntoComponent;
     use brigade_memory::Memory;
 
     use super::*;
@@ -429,12 +430,17 @@ stages:
 
     /// What is wrong with a case that sends one message to a stage that always fails.
     async fn wrong_with(expect: &str) -> Vec<String> {
+        let code = |_: Value| Err::<Value, Failure>(Failure::retry("no service"));
+        wrong_of(&format!("expect: {{ {expect} }}"), code).await
+    }
+
+    /// What is wrong with a case that sends one message to this code.
+    async fn wrong_of<M>(keys: &str, code: impl IntoComponent<M>) -> Vec<String> {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("p.test.yaml");
-        let case = format!("{{ name: one, send: {{ in: [1] }}, expect: {{ {expect} }} }}");
+        let case = format!("{{ name: one, send: {{ in: [1] }}, {keys} }}");
         std::fs::write(directory.path().join("p.yaml"), PIPELINE).unwrap();
         std::fs::write(&path, format!("pipeline: p.yaml\ncases:\n  - {case}\n")).unwrap();
-        let code = |_: Value| Err::<Value, Failure>(Failure::retry("no service"));
         let registry = Registry::new().connector(Arc::new(Memory::new())).component("code", code);
         let plan = Plan::read(&path, &registry).unwrap();
         run_case(&plan, &plan.file.cases[0], &registry).await
@@ -454,6 +460,13 @@ stages:
             wrong[0].starts_with("stage `s` failed, without `no network` in why: "),
             "{wrong:?}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_case_that_hangs_ends_after_its_time() {
+        let code = async |_: Value| std::future::pending::<Result<Value, Failure>>().await;
+        let wrong = wrong_of("timeout: 10ms", code).await;
+        assert_eq!(wrong, ["not done within 10ms"]);
     }
 
     #[test]
