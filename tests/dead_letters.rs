@@ -1,4 +1,5 @@
-//! The real command on dead letters: whose they are, several commands at once, and while they come.
+//! The real command on dead letters: whose they are, several commands at once, and while they come; and what it puts
+//! on queues.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -104,6 +105,23 @@ fn of_a_queue_of_several_stages_only_those_of_the_stage_are_meant() {
     assert!(told.contains("3 dead letters sent back"), "{told}");
     assert_eq!((place.sent_back("a"), place.sent_back("b")), (3, 0));
     assert_eq!(place.listed(None), of_b[1..]);
+}
+
+/// Each of the stages that read the queue has a letter of its own.
+#[test]
+fn of_a_queue_that_several_stages_read_each_letter_goes_back_once() {
+    let place = Place(tempfile::tempdir().unwrap());
+    let readers =
+        "  alert: { component: log, input: dead }\n  archive: { component: log, input: dead }\n";
+    fs::write(place.0.path().join("p.yaml"), [YAML, readers].concat()).unwrap();
+    place.put("for_a", &"{}\n".repeat(3));
+    place.put("for_b", "{}\n");
+    place.run(&["run", "--until-idle", "--stage", "a", "--stage", "b"], 3);
+    assert_eq!(place.listed(None).len(), 8);
+    let told = place.run(&["dead-letters", "redrive"], 0);
+    assert!(told.contains("4 dead letters sent back"), "{told}");
+    assert_eq!((place.sent_back("a"), place.sent_back("b")), (3, 1));
+    assert_eq!(place.listed(None), [""; 0]);
 }
 
 #[test]
@@ -323,4 +341,27 @@ fn what_is_redriven_is_held_against_the_schema_and_event_time_of_its_queue() {
     place.run(&["dead-letters", "redrive"], 0);
     place.run(&["run", "--until-idle"], 0);
     assert_eq!(out(), "{\"id\":1,\"at\":0}\n{\"id\":\"bad\",\"at\":0}\n");
+}
+
+/// Lines of a stream that does not end are on the queue as they come.
+#[test]
+fn what_is_put_from_a_stream_is_there_before_its_end() {
+    let place = Place(tempfile::tempdir().unwrap());
+    fs::write(place.0.path().join("p.yaml"), YAML).unwrap();
+    // Who looks into a queue makes no state.
+    place.put("for_a", "{\"n\":0}\n");
+    let mut command = place.command(&["queues", "put", "for_a"]);
+    let mut put = command.stdin(Stdio::piped()).spawn().unwrap();
+    let mut stream = put.stdin.take().unwrap();
+    stream.write_all(b"{\"n\":1}\n{\"n\":2}\n{\"n\":").unwrap();
+    let on_it = || place.run(&["queues", "peek", "for_a"], 0).lines().count();
+    // Each look takes a process; the one that puts ends the test after a minute.
+    while on_it() < 3 {
+        assert!(put.try_wait().unwrap().is_none(), "it ended");
+    }
+    stream.write_all(b"3}").unwrap();
+    drop(stream);
+    let told = ended(&put.wait_with_output().unwrap(), 0);
+    assert!(told.contains("3 messages put"), "{told}");
+    assert_eq!(on_it(), 4);
 }

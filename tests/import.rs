@@ -94,6 +94,33 @@ fn a_volley_file_becomes_a_pipeline_file_that_is_good() {
     assert_eq!(queues["stages"]["handle"], stage);
 }
 
+/// The directory's name, or any that is given, may look like a number or another value.
+#[test]
+fn a_name_that_looks_like_no_text_is_one() {
+    let place = tempfile::tempdir().unwrap();
+    let (redis, _) = MAPPING.split_once("  topic:").unwrap();
+    std::fs::write(place.path().join("volley.yml"), redis).unwrap();
+    std::fs::write(place.path().join("app.py"), PYTHON).unwrap();
+    for (name, written) in [
+        ("2024", "\"2024\""),
+        ("1e5", "\"1e5\""),
+        ("True", "\"True\""),
+        ("null", "\"null\""),
+        ("ü", "\"-\""),
+        ("yes", "yes"),
+    ] {
+        let arguments =
+            ["import", "volley", "volley.yml", "app.py", "--name", name, "--output", "p.yaml"];
+        let (code, _, said) = brigade(place.path(), &arguments);
+        assert_eq!(code, 0, "{said}");
+        let text = std::fs::read_to_string(place.path().join("p.yaml")).unwrap();
+        assert!(text.contains(&format!("pipeline: {written}\n")), "{text}");
+        // All that is not there yet is the component.
+        let (_, _, said) = brigade(place.path(), &["check", "p.yaml"]);
+        assert!(!said.contains("pipeline`") && !said.contains("syntax"), "{name}: {said}");
+    }
+}
+
 #[test]
 fn kafkas_queues_keep_their_topics_and_properties() {
     let place = tempfile::tempdir().unwrap();

@@ -351,7 +351,8 @@ async fn beyond_its_budget_a_stage_has_failed_and_its_queue_keeps_the_rest() {
     .await;
     trial.send("in", numbered(0..10));
     // A consumer that still lived would take them now.
-    trial.settle().await.unwrap();
+    let said = trial.settle().await.unwrap_err().to_string();
+    assert!(said.starts_with("stage `first` failed: "), "{said}");
     assert_eq!(trial.outputs("in").len(), 10);
     assert_eq!(trial.status().await.stage("second").unwrap().state, StageState::Running);
 }

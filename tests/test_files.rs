@@ -18,8 +18,18 @@ stages:
 
 /// Runs the command on a test file; what it printed, and said.
 fn test(name: &str, text: &str, arguments: &[&str], code: i32) -> (String, String) {
+    test_of(PIPELINE, name, text, arguments, code)
+}
+
+fn test_of(
+    pipeline: &str,
+    name: &str,
+    text: &str,
+    arguments: &[&str],
+    code: i32,
+) -> (String, String) {
     let directory = tempfile::tempdir().unwrap();
-    fs::write(directory.path().join("p.yaml"), PIPELINE).unwrap();
+    fs::write(directory.path().join("p.yaml"), pipeline).unwrap();
     fs::write(directory.path().join(name), text).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
     command.current_dir(directory.path()).args(["test", name]).args(arguments);
@@ -83,6 +93,40 @@ cases:
     test("p.test.yaml", cases, &["--only", "big"], 0);
 }
 
+/// A pipeline whose dead letters are repaired by a stage, and one whose other outputs come to a queue of
+/// dead letters.
+const REPAIRED: &str = "
+pipeline: repaired
+queues:
+  orders: { type: embedded }
+  bills: { type: embedded }
+  dead: { type: embedded }
+  fixed: { type: embedded }
+  more: { type: embedded }
+stages:
+  bill: { component: { map: 'if . < 0 then error else . end' }, input: orders, outputs: [bills], dead_letter: dead }
+  repair: { component: { map: '.stage' }, input: dead, outputs: [fixed] }
+  check: { component: { map: 'if . > 9 then error else . end' }, input: bills, outputs: [more], dead_letter: more }
+";
+
+#[test]
+fn dead_letters_that_another_stage_reads_are_told_and_can_be_expected() {
+    let send = "    send: { orders: [-1] }\n    expect:\n      outputs: { fixed: ['bill'] }\n";
+    let (out, _) = test_of(REPAIRED, "x.test.yaml", &case(send), &[], 4);
+    let told = "stage `bill`: dead letter not expected: rejected";
+    assert!(out.contains(told), "{out}");
+    let right = [send, "      dead_letters: { bill: [{ cause: rejected, payload: -1 }] }"].concat();
+    test_of(REPAIRED, "x.test.yaml", &case(&right), &[], 0);
+}
+
+#[test]
+fn outputs_on_a_queue_of_dead_letters_are_told_apart_from_those() {
+    let send = "    send: { bills: [1, 10] }\n    expect:\n      dead_letters: { check: [{}] }\n";
+    let (out, _) = test_of(REPAIRED, "x.test.yaml", &case(send), &[], 4);
+    let wrong: Vec<&str> = out.lines().filter(|line| line.starts_with("    ")).collect();
+    assert_eq!(wrong, ["        queue `more`: not expected 1"], "{out}");
+}
+
 #[test]
 fn names_of_nothing_are_told_with_the_nearest_right_ones() {
     said(
@@ -91,7 +135,8 @@ fn names_of_nothing_are_told_with_the_nearest_right_ones() {
     expect:
       outputs: { outt: [] }
       dead_letters: { srot: [] }
-      outcomes: { sortt: { acked: 1 } }",
+      outcomes: { sortt: { acked: 1 } }
+      failed: { cop: '' }",
         ),
         &[
             "no queue `im`\n  --> x.test.yaml:4:13 (cases.0.send.im)\n  help: did you mean `in`?",
@@ -99,6 +144,7 @@ fn names_of_nothing_are_told_with_the_nearest_right_ones() {
             "did you mean `out`?",
             "no stage `srot`\n  --> x.test.yaml:7:23",
             "no stage `sortt`\n  --> x.test.yaml:8:19",
+            "no stage `cop`\n  --> x.test.yaml:9:17",
             "did you mean `sort`?",
         ],
     );

@@ -1,12 +1,12 @@
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use brigade_core::DeadLetter;
 use brigade_core::connector::{
     ConnectorError, ErrorKind, Outgoing, Peeked, QueueAdmin, QueueStatus,
 };
 use brigade_core::state::StateLock;
+use brigade_core::{DeadLetter, MessageId};
 use brigade_runtime::{Registry, dead_letter_queue, redrive_queue};
 use clap::{Args, Subcommand};
 
@@ -317,8 +317,9 @@ async fn redrive(
 ) -> anyhow::Result<u64> {
     let mut sent = 0;
     for (letters, chosen) in letters.iter().zip(chosen(letters, numbers).await?) {
+        let mut copies = Copies::of(letters).await?;
         if !numbers.is_empty() {
-            sent += send_back(opened, registry, letters, &chosen).await?;
+            sent += send_back(opened, registry, letters, &chosen, &mut copies).await?.sent;
             continue;
         }
         let (mut left, mut stay) = (letters.count().await?, 0);
@@ -328,22 +329,63 @@ async fn redrive(
                 break;
             }
             let looked_at = batch.len() as u64;
-            let gone = send_back(opened, registry, letters, &batch).await?;
-            (left, stay, sent) = (left - looked_at.min(left), stay + looked_at - gone, sent + gone);
+            let Gone { gone, sent: back } =
+                send_back(opened, registry, letters, &batch, &mut copies).await?;
+            (left, stay, sent) = (left - looked_at.min(left), stay + looked_at - gone, sent + back);
         }
     }
     Ok(sent)
 }
 
+/// The copies of letters on a queue that several stages read, which is one for each. As many of a message as
+/// one stage has are sent back.
+struct Copies {
+    /// Whether there are any: of other queues nothing is kept.
+    several: bool,
+    /// How many of a stage's message each group has had, by the group; and how many were sent.
+    seen: HashMap<(MessageId, String), (HashMap<String, u64>, u64)>,
+}
+
+impl Copies {
+    async fn of(letters: &Letters) -> anyhow::Result<Self> {
+        let several = letters.queue.status().await?.len() > 1;
+        Ok(Self { several, seen: HashMap::new() })
+    }
+
+    /// Whether a letter is the copy of one that was sent back, for another reader.
+    fn has(&mut self, group: &str, letter: &DeadLetter) -> bool {
+        if !self.several {
+            return false;
+        }
+        let seen = self.seen.entry((letter.message.id, letter.stage.clone())).or_default();
+        let (groups, sent) = seen;
+        let own = groups.entry(group.to_owned()).or_default();
+        *own += 1;
+        let is_copy = *own <= *sent;
+        *sent = (*sent).max(*own);
+        is_copy
+    }
+}
+
+/// What became of letters.
+#[derive(Default)]
+struct Gone {
+    /// How many are no longer on their queue.
+    gone: u64,
+    /// How many of these were sent back; the others were copies.
+    sent: u64,
+}
+
 /// Puts dead letters on the redrive queues of their stages, then deletes them: after a crash in
-/// between one is there twice, with the same message id. Says how many are gone.
+/// between one is there twice, with the same message id.
 async fn send_back(
     opened: &Opened,
     registry: &Registry,
     letters: &Letters,
     batch: &[Peeked],
-) -> anyhow::Result<u64> {
-    let mut gone = 0;
+    copies: &mut Copies,
+) -> anyhow::Result<Gone> {
+    let mut all = Gone::default();
     for peeked in batch {
         let Some(meant) = letters.meant(peeked) else { continue };
         let letter = match meant.and_then(|letter| fit_to_go_back(peeked, letter, opened)) {
@@ -353,13 +395,16 @@ async fn send_back(
                 continue;
             }
         };
-        let back = opened.queue(&redrive_queue(&letter.stage), registry).await?;
-        for produced in back.put(vec![Outgoing::from(letter.into_redrive())]).await? {
-            produced.confirmed()?;
+        if !copies.has(&peeked.group, &letter) {
+            let back = opened.queue(&redrive_queue(&letter.stage), registry).await?;
+            for produced in back.put(vec![Outgoing::from(letter.into_redrive())]).await? {
+                produced.confirmed()?;
+            }
+            all.sent += 1;
         }
-        gone += letters.queue.delete(&[peeked.position]).await?;
+        all.gone += letters.queue.delete(&[peeked.position]).await?;
     }
-    Ok(gone)
+    Ok(all)
 }
 
 /// A dead letter whose stage can take it: others stay where they are.

@@ -1,4 +1,4 @@
-use std::io::BufRead;
+use std::io::{BufRead, BufReader};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -62,8 +62,10 @@ enum Command {
     },
 }
 
-/// How many lines are put in one transaction.
+/// How many lines are put in one transaction at most.
 const PUT_BATCH: usize = 1000;
+/// How many bytes of the input are read at once: as many as a pipe holds.
+const READ: usize = 64 << 10;
 
 impl Queues {
     pub(crate) async fn run(&self, registry: &Registry) -> anyhow::Result<Exit> {
@@ -163,7 +165,8 @@ async fn put(
     let codec = opened.pipeline.topology().queues.get(queue).map_or(Codec::Json, |q| q.codec);
     let entry = opened.pipeline.entry(queue)?;
     let mut putting = Putting { admin, queue, batch: Vec::new(), lines: 0 };
-    for line in std::io::stdin().lock().split(b'\n') {
+    let mut lines = BufReader::with_capacity(READ, std::io::stdin().lock());
+    while let Some(line) = next_line(&mut lines) {
         let message = match message(line, queue, codec, key, entry.as_ref()) {
             Ok(message) => message,
             Err(why) => {
@@ -174,7 +177,8 @@ async fn put(
             }
         };
         putting.batch.push(Outgoing::from(message));
-        if putting.batch.len() >= PUT_BATCH {
+        // The next line may be long in coming, or never come.
+        if putting.batch.len() >= PUT_BATCH || !lines.buffer().contains(&b'\n') {
             putting.put().await?;
         }
     }
@@ -183,6 +187,19 @@ async fn put(
     drop(putting);
     opened.close().await?;
     Ok(Exit::Done)
+}
+
+/// The next line, without what ends it; nothing at the end.
+fn next_line(lines: &mut impl BufRead) -> Option<std::io::Result<Vec<u8>>> {
+    let mut line = Vec::new();
+    match lines.read_until(b'\n', &mut line) {
+        Ok(0) => None,
+        Ok(_) => {
+            line.pop_if(|last| *last == b'\n');
+            Some(Ok(line))
+        }
+        Err(error) => Some(Err(error)),
+    }
 }
 
 /// A line as a message, as a stage would put it on the queue; or why it cannot be.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use brigade_core::{CauseKind, DeadLetter, Message, Period};
 use brigade_pipeline::{Diagnostics, Document, Overrides, PipelineFile, Topology};
-use brigade_runtime::{Pipeline, Registry};
+use brigade_runtime::{Pipeline, Registry, Stopped};
 use brigade_testkit::Trial;
 use clap::Args;
 use schemars::JsonSchema;
@@ -67,6 +67,10 @@ struct Expect {
     /// How many messages of a stage came to an outcome, by stage.
     #[serde(default)]
     outcomes: BTreeMap<String, Outcomes>,
+    /// Stages that fail, as by `on_exhausted: halt`, each with a part of why; no other does. The case ends
+    /// when one fails, with what is left undone.
+    #[serde(default)]
+    failed: BTreeMap<String, String>,
 }
 
 /// Outcomes of a stage; what is not here may be any number.
@@ -183,6 +187,8 @@ fn checked(mut document: Document<TestFile>, topology: &Topology) -> Result<Test
         named.extend(letters.map(|name| ("stage", path(&["expect", "dead_letters", name]))));
         let outcomes = expect.outcomes.keys();
         named.extend(outcomes.map(|name| ("stage", path(&["expect", "outcomes", name]))));
+        let failed = expect.failed.keys();
+        named.extend(failed.map(|name| ("stage", path(&["expect", "failed", name]))));
         for (queue, messages) in &case.send {
             for (place, value) in messages.iter().enumerate() {
                 if let Err(what) = message(value) {
@@ -223,14 +229,18 @@ async fn run_case(plan: &Plan<'_>, case: &Case, registry: &Registry) -> Vec<Stri
         }
     }
     let timeout = case.timeout.map_or(TIMEOUT, |timeout| timeout.0);
-    match trial.settle_within(timeout).await {
-        Ok(true) => {}
-        Ok(false) => wrong.push(format!("not done within {timeout:?}")),
-        Err(error) => wrong.push(error.to_string()),
+    // Also comes back when a stage has failed, which is told, or expected, in the end.
+    let idle = tokio::time::timeout(timeout, trial.running().until_idle(None)).await;
+    match &idle {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => wrong.push(error.to_string()),
+        Err(_) => wrong.push(format!("not done within {timeout:?}")),
     }
-    check_outputs(&trial, case, &mut wrong).await;
+    check_outputs(&trial, &plan.topology, case, &mut wrong).await;
     check_dead_letters(&trial, case, &mut wrong).await;
-    trial.end().await;
+    // What was not done in its time would not be done in a drain without a deadline either.
+    let deadline = if idle.is_ok() { timeout } else { Duration::ZERO };
+    check_end(&trial.stop(deadline).await, case, &mut wrong);
     wrong
 }
 
@@ -280,16 +290,23 @@ fn payload(message: &Message) -> Value {
     serde_json::from_slice(bytes).unwrap_or_else(|_| text())
 }
 
-async fn check_outputs(trial: &Trial, case: &Case, wrong: &mut Vec<String>) {
-    let read = trial.read_queues();
-    let mut queues: Vec<&str> = case.expect.outputs.keys().map(String::as_str).collect();
-    queues.extend(trial.queues().filter(|queue| !read.contains(queue)));
+async fn check_outputs(trial: &Trial, topology: &Topology, case: &Case, wrong: &mut Vec<String>) {
+    // What came to a queue that a stage reads is told by the stage's outcomes.
+    let unread = topology.queues.iter().filter(|(_, queue)| queue.spec.groups.is_empty());
+    let mut queues: Vec<&str> = unread.map(|(name, _)| &**name).collect();
+    queues.extend(case.expect.outputs.keys().map(String::as_str));
     queues.sort_unstable();
     queues.dedup();
     for queue in queues {
-        let got: Vec<Value> = trial.outputs(queue).iter().map(payload).collect();
-        let expected = case.expect.outputs.get(queue).cloned().unwrap_or_default();
-        compare(&format!("queue `{queue}`"), expected, got, case.expect.ordered, wrong);
+        let expected = case.expect.outputs.get(queue);
+        let mut got = trial.outputs(queue);
+        if expected.is_none() {
+            // They are told by stage.
+            got.retain(|message| !is_dead_letter(message, queue, topology));
+        }
+        let (expected, got) = (expected.cloned().unwrap_or_default(), got.iter().map(payload));
+        let place = format!("queue `{queue}`");
+        compare(&place, expected, got.collect(), case.expect.ordered, wrong);
     }
     let status = trial.status().await;
     for (name, outcomes) in &case.expect.outcomes {
@@ -305,6 +322,36 @@ async fn check_outputs(trial: &Trial, case: &Case, wrong: &mut Vec<String>) {
                 wrong.push(format!("stage `{name}`: {expected} {what} expected, {got} found"));
             }
         }
+    }
+}
+
+/// Whether a message is a dead letter of a stage that puts its dead letters on this queue.
+fn is_dead_letter(message: &Message, queue: &str, topology: &Topology) -> bool {
+    let letter = message.payload.as_deref().map(DeadLetter::from_json);
+    let stage = letter.and_then(Result::ok).and_then(|letter| topology.stages.get(&*letter.stage));
+    stage.is_some_and(|stage| stage.dead_letter.as_deref() == Some(queue))
+}
+
+/// Tells of stages that failed, or did not though they should, and of messages that have vanished.
+fn check_end(stopped: &[Stopped], case: &Case, wrong: &mut Vec<String>) {
+    let failed = || stopped.iter().flat_map(|stopped| &stopped.failed);
+    for (stage, why) in failed() {
+        match case.expect.failed.get(stage) {
+            Some(part) if why.contains(part) => {}
+            Some(part) => {
+                wrong.push(format!("stage `{stage}` failed, without `{part}` in why: {why}"));
+            }
+            None => wrong.push(format!("stage `{stage}` failed: {why}")),
+        }
+    }
+    let expected = case.expect.failed.keys();
+    let worked = expected.filter(|stage| !failed().any(|(name, _)| name == *stage));
+    wrong.extend(worked.map(|stage| format!("stage `{stage}` has not failed")));
+    for lost in stopped.iter().flat_map(|stopped| &stopped.status.unaccounted) {
+        let (stage, place, messages) = (&lost.stage, &lost.place, lost.messages);
+        wrong.push(format!(
+            "stage `{stage}`, {place}: {messages} messages are not accounted for; please report it"
+        ));
     }
 }
 
@@ -362,4 +409,74 @@ fn fits(expected: &ExpectedLetter, letter: &DeadLetter) -> bool {
         && expected.message.as_ref().is_none_or(|text| cause.message.contains(text))
         && expected.attempts.is_none_or(|attempts| attempts == letter.attempts)
         && expected.payload.as_ref().is_none_or(|value| *value == payload(&letter.message))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use brigade_core::Failure;
+    use brigade_core::component::IntoComponent;
+    use brigade_memory::Memory;
+
+    use super::*;
+
+    const PIPELINE: &str = "
+pipeline: p
+queues: { in: { type: memory }, out: { type: memory } }
+stages:
+  s: { component: code, input: in, outputs: [out], on_exhausted: halt, retry: { attempts: 1 } }
+";
+
+    /// What is wrong with a case that sends one message to a stage that always fails.
+    async fn wrong_with(expect: &str) -> Vec<String> {
+        let code = |_: Value| Err::<Value, Failure>(Failure::retry("no service"));
+        wrong_of(&format!("expect: {{ {expect} }}"), code).await
+    }
+
+    /// What is wrong with a case that sends one message to this code.
+    async fn wrong_of<M>(keys: &str, code: impl IntoComponent<M>) -> Vec<String> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("p.test.yaml");
+        let case = format!("{{ name: one, send: {{ in: [1] }}, {keys} }}");
+        std::fs::write(directory.path().join("p.yaml"), PIPELINE).unwrap();
+        std::fs::write(&path, format!("pipeline: p.yaml\ncases:\n  - {case}\n")).unwrap();
+        let registry = Registry::new().connector(Arc::new(Memory::new())).component("code", code);
+        let plan = Plan::read(&path, &registry).unwrap();
+        run_case(&plan, &plan.file.cases[0], &registry).await
+    }
+
+    #[tokio::test]
+    async fn a_stage_that_fails_fails_the_case_unless_that_is_expected() {
+        for expect in ["", "outputs: { out: [] }"] {
+            let wrong = wrong_with(expect).await;
+            let [told] = &wrong[..] else { panic!("{wrong:?}") };
+            assert!(told.starts_with("stage `s` failed: message "), "{told}");
+            assert!(told.contains("used up its attempts") && told.contains("no service"), "{told}");
+        }
+        assert_eq!(wrong_with("failed: { s: no service }").await, [""; 0]);
+        let wrong = wrong_with("failed: { s: no network }").await;
+        assert!(
+            wrong[0].starts_with("stage `s` failed, without `no network` in why: "),
+            "{wrong:?}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_case_that_hangs_ends_after_its_time() {
+        let code = async |_: Value| std::future::pending::<Result<Value, Failure>>().await;
+        let wrong = wrong_of("timeout: 10ms", code).await;
+        assert_eq!(wrong, ["not done within 10ms"]);
+    }
+
+    #[test]
+    fn a_stage_that_should_fail_and_does_not_fails_the_case() {
+        let case: Case = serde_json::from_value(serde_json::json!({
+            "name": "one", "send": {}, "expect": { "failed": { "s": "" } },
+        }))
+        .unwrap();
+        let mut wrong = Vec::new();
+        check_end(&[], &case, &mut wrong);
+        assert_eq!(wrong, ["stage `s` has not failed"]);
+    }
 }

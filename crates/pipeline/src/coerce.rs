@@ -1,35 +1,65 @@
 //! Texts whose type was not written by hand: from `${VARIABLES}` and the environment. And whole numbers
 //! that are written as others are.
 
-use jsonschema::Validator;
 use jsonschema::error::ValidationErrorKind;
+use jsonschema::{ValidationError, Validator};
 use serde_json::{Number, Value};
 
 use crate::diagnostic::{Findings, Severity};
-use crate::node::{Node, NodeValue, plain};
+use crate::node::{Node, NodeValue, Origin, plain};
+use crate::schema::{of_the_type, steps};
 
 /// Gives loose texts the type that the schema expects, where they can be read so.
 pub(crate) fn coerce(node: &mut Node, validator: &Validator) {
     let value = node.to_json();
+    let errors: Vec<ValidationError<'_>> = validator.iter_errors(&value).collect();
     let mut changed = Vec::new();
-    for error in validator.iter_errors(&value) {
-        let typed = matches!(
-            error.kind(),
-            ValidationErrorKind::Type { .. } | ValidationErrorKind::AnyOf { .. }
-        );
-        if typed {
-            changed.push(error.instance_path().as_str().to_owned());
-        }
-    }
-    for pointer in changed {
-        let steps: Vec<String> = pointer.split('/').skip(1).map(str::to_owned).collect();
-        if let Some(leaf) = node.at_mut(&steps)
+    wrong_types(&errors, node, &mut changed);
+    for path in changed {
+        if let Some(leaf) = node.at_mut(&path)
             && let (true, NodeValue::Text(text)) = (leaf.loose, &leaf.value)
         {
             leaf.value = plain(text);
         }
     }
     make_whole(node, validator);
+}
+
+/// Where something is of a wrong type. Of a value that may have several forms it is the one that was meant.
+fn wrong_types(errors: &[ValidationError<'_>], node: &Node, found: &mut Vec<Vec<String>>) {
+    for error in errors {
+        match error.kind() {
+            ValidationErrorKind::Type { .. } => found.push(steps(error.instance_path().as_str())),
+            ValidationErrorKind::AnyOf { context }
+            | ValidationErrorKind::OneOfNotValid { context } => {
+                if matches!(error.kind(), ValidationErrorKind::AnyOf { .. }) {
+                    found.push(steps(error.instance_path().as_str()));
+                }
+                let meant = context.iter().find(|errors| only_loose(errors, node));
+                if let Some(meant) = meant.or_else(|| of_the_type(error, context)) {
+                    wrong_types(meant, node, found);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Whether nothing is wrong but the types of loose texts.
+fn only_loose(errors: &[ValidationError<'_>], node: &Node) -> bool {
+    errors.iter().all(|error| {
+        let path = steps(error.instance_path().as_str());
+        let leaf = path.iter().try_fold(node, |node, step| node.child(step));
+        let loose = leaf.is_some_and(|leaf| leaf.loose && matches!(leaf.value, NodeValue::Text(_)));
+        match error.kind() {
+            ValidationErrorKind::Type { .. } => loose,
+            ValidationErrorKind::AnyOf { context }
+            | ValidationErrorKind::OneOfNotValid { context } => {
+                context.iter().any(|errors| only_loose(errors, node))
+            }
+            _ => false,
+        }
+    })
 }
 
 /// Makes `1e3` and `10.0` whole numbers where the schema expects such: it takes them for whole, the
@@ -104,6 +134,8 @@ pub(crate) fn substitute(
     findings: &mut Findings,
 ) {
     match &mut node.value {
+        // A variable that sets a key is laid over as it is: there may be a secret in it.
+        NodeValue::Text(_) if matches!(node.origin, Origin::Variable(_)) => {}
         NodeValue::Text(text) if text.contains('$') => match expand(text, lookup) {
             Ok((expanded, loose)) => {
                 let written = std::mem::replace(text, expanded);

@@ -12,7 +12,8 @@ use crate::node::{Entry, Node, NodeValue, Origin};
 const PREFIX: &str = "BRIGADE";
 
 /// Lays the environment over a tree. Names are matched without regard to case, since variables are
-/// written in capitals; a name that matches nothing becomes a new key, in lower case.
+/// written in capitals; a name that matches nothing becomes a new key, in lower case. Values are taken as they are:
+/// what a `$` means is the business of whoever sets the variable.
 pub(crate) fn lay_environment(root: &mut Node, overrides: &Overrides, findings: &mut Findings) {
     let prefix = format!("{PREFIX}__");
     for variable in overrides.no_unicode.iter().filter(|name| name.starts_with(&prefix)) {
@@ -115,11 +116,11 @@ fn child_of<'n>(node: &'n mut Node, key: &str, origin: &Origin, loosely: bool) -
         node.value = NodeValue::Map(Vec::new());
     }
     let NodeValue::Map(entries) = &mut node.value else { unreachable!("it was made one") };
-    let same = |entry: &Entry| {
-        entry.key == key
-            || (loosely && entry.key.replace(['-', '.'], "_").eq_ignore_ascii_case(key))
-    };
-    let at = entries.iter().rposition(same).unwrap_or_else(|| {
+    let like =
+        |entry: &Entry| loosely && entry.key.replace(['-', '.'], "_").eq_ignore_ascii_case(key);
+    // The name as it is goes before one that is like it.
+    let same = entries.iter().rposition(|entry| entry.key == key);
+    let at = same.or_else(|| entries.iter().rposition(like)).unwrap_or_else(|| {
         let node = Node::new(NodeValue::Null, origin.clone());
         entries.push(Entry { key: key.to_owned(), origin: origin.clone(), node });
         entries.len() - 1

@@ -73,6 +73,7 @@ pub(crate) fn lint(
     lint.log_level(file);
     let restart = &file.restart;
     lint.back_off(&["restart"], restart.min, restart.max);
+    lint.not_zero(&["restart", "period"], Some(restart.period), "leave it out for 1m");
     let pipeline: Arc<str> = file.pipeline.as_str().into();
     let queues = lint.queues(&pipeline, &queues);
     let stages = lint.stages(file);
@@ -195,16 +196,35 @@ impl Lint<'_> {
         }
     }
 
-    /// Words that name no level: the logger itself reads the rest.
+    /// Words that name no level, and targets without one that look like such a word: to the logger that is a
+    /// target, and all others are silent. The logger itself reads the rest.
     fn log_level(&mut self, file: &PipelineFile) {
         const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
-        let directives = file.log.level.as_deref().unwrap_or_default().split(',');
-        let level = |directive: &'_ str| Some(directive.rsplit_once('=')?.1.trim().to_lowercase());
-        let wrong = directives.filter(|directive| !directive.contains('[')).filter_map(level);
-        for word in wrong.filter(|word| !LEVELS.contains(&word.as_str())) {
+        let directives = file.log.level.as_deref().unwrap_or_default().split(',').map(str::trim);
+        let directives = directives.filter(|directive| !directive.contains('['));
+        for directive in directives.filter(|directive| !directive.is_empty()) {
+            let (target, word) = match directive.rsplit_once('=') {
+                Some((target, word)) => (Some(target), word.trim()),
+                None if directive.contains("::") || directive.contains('_') => continue,
+                None => (None, directive),
+            };
+            if LEVELS.contains(&word.to_lowercase().as_str()) {
+                continue;
+            }
+            let mut help = did_you_mean(word, LEVELS);
+            if let (None, Some(help)) = (target, help.as_mut().filter(|h| !h.starts_with("did"))) {
+                help.push_str(&format!("; a target has a level too, as in `{word}=debug`"));
+            }
             let message = format!("`log.level`: `{word}` is no level");
-            let help = did_you_mean(&word, LEVELS);
             self.error("wrong_value", &["log", "level"], message, help);
+        }
+    }
+
+    /// A length of time that means the opposite of what it looks like if it is nothing.
+    fn not_zero(&mut self, at: &[&str], period: Option<Period>, help: &str) {
+        if period.is_some_and(|period| period.0.is_zero()) {
+            let message = format!("`{}`: expected more than 0s", at.join("."));
+            self.error("wrong_value", at, message, Some(help.to_owned()));
         }
     }
 

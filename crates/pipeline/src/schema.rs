@@ -289,20 +289,29 @@ fn unknown_keys(
 }
 
 /// The errors of the one alternative that is of the value's type: the others were not meant.
+pub(crate) fn of_the_type<'e>(
+    error: &ValidationError<'_>,
+    context: &'e [Vec<ValidationError<'static>>],
+) -> Option<&'e Vec<ValidationError<'static>>> {
+    let here = error.instance_path().as_str();
+    let mut fitting = context.iter().filter(|errors| {
+        !errors.iter().any(|error| {
+            matches!(error.kind(), ValidationErrorKind::Type { .. })
+                && error.instance_path().as_str() == here
+        })
+    });
+    let (meant, None) = (fitting.next()?, fitting.next()) else { return None };
+    Some(meant)
+}
+
+/// The errors of the alternative that was meant, where they tell more than the words of the whole.
 fn meant<'e>(
     schema: &Value,
     error: &ValidationError<'_>,
     context: &'e [Vec<ValidationError<'static>>],
 ) -> Option<&'e [ValidationError<'static>]> {
     let here = error.instance_path().as_str();
-    let of_the_type = |errors: &&Vec<ValidationError<'static>>| {
-        !errors.iter().any(|error| {
-            matches!(error.kind(), ValidationErrorKind::Type { .. })
-                && error.instance_path().as_str() == here
-        })
-    };
-    let mut fitting = context.iter().filter(of_the_type);
-    let (meant, None) = (fitting.next()?, fitting.next()) else { return None };
+    let meant = of_the_type(error, context)?;
     let precise = |error: &ValidationError<'_>| {
         let keys = matches!(
             error.kind(),
@@ -446,7 +455,7 @@ fn type_names(kind: &TypeKind) -> String {
 }
 
 /// A JSON pointer's steps.
-fn steps(pointer: &str) -> Vec<String> {
+pub(crate) fn steps(pointer: &str) -> Vec<String> {
     let steps = pointer.split('/').skip(1);
     steps.map(|step| step.replace("~1", "/").replace("~0", "~")).collect()
 }

@@ -6,7 +6,7 @@ mod catalog;
 
 use std::path::Path;
 
-use brigade_pipeline::{Format, Overrides, load_str};
+use brigade_pipeline::{Format, Inputs, Overrides, load_str};
 use catalog::Fake;
 
 #[test]
@@ -22,6 +22,54 @@ fn values_of_the_environment_and_of_sets_take_the_type_that_is_expected() {
     assert_eq!(topology.lanes, 2);
     assert_eq!(topology.stages["s"].workers, 3);
     assert_eq!(topology.stages["s"].max_in_flight.messages, 7);
+}
+
+#[test]
+fn in_a_value_of_several_forms_texts_take_the_type_that_is_expected_too() {
+    let text = "pipeline: p\nqueues: { a: { type: rich }, b: { type: rich } }\nstages:\n  s: { component: code, input: { queues: [a, b], priority: \"${P:-true}\" } }\n  t: { component: code, input: { queues: [a, b] } }";
+    let variables = vec![("BRIGADE__STAGES__T__INPUT__PRIORITY".into(), "true".into())];
+    let overrides = Overrides { variables, ..Overrides::default() };
+    let loaded = load_str("p.yaml", Format::Yaml, text, Path::new("."), &overrides, &Fake);
+    let topology = loaded.unwrap_or_else(|error| panic!("{error}")).topology;
+    for stage in topology.stages.values() {
+        let prior = matches!(stage.inputs, Inputs::Queues { priority: true, .. });
+        assert!(prior, "{}: {:?}", stage.name, stage.inputs);
+    }
+}
+
+/// A name as it is goes before one that is like it, wherever they stand.
+#[test]
+fn a_variable_sets_the_key_of_its_name_before_one_like_it() {
+    for stages in ["a_b: S, a-b: S", "a-b: S, a_b: S"] {
+        let stages = stages.replace('S', "{ component: code, input: in }");
+        let text =
+            format!("pipeline: p\nqueues: {{ in: {{ type: rich }} }}\nstages: {{ {stages} }}");
+        let overrides = Overrides {
+            variables: vec![("BRIGADE__STAGES__A_B__WORKERS".into(), "4".into())],
+            ..Overrides::default()
+        };
+        let loaded = load_str("p.yaml", Format::Yaml, &text, Path::new("."), &overrides, &Fake);
+        let topology = loaded.unwrap_or_else(|error| panic!("{error}")).topology;
+        assert_eq!((topology.stages["a_b"].workers, topology.stages["a-b"].workers), (4, 1));
+    }
+}
+
+#[test]
+fn values_of_the_environment_are_taken_as_they_are() {
+    let text = "pipeline: p\nqueues: { in: { type: rich } }\nstages: { s: { component: code, input: in, env: { FILE: 'a$$${X}' } } }";
+    let overrides = Overrides {
+        variables: vec![
+            ("BRIGADE__STAGES__S__ENV__SECRET".into(), "pa$$w${X}${y".into()),
+            ("X".into(), "x$$".into()),
+        ],
+        sets: vec!["stages.s.env.SET=b$$${X}".into()],
+        ..Overrides::default()
+    };
+    let loaded = load_str("p.yaml", Format::Yaml, text, Path::new("."), &overrides, &Fake);
+    let topology = loaded.unwrap_or_else(|error| panic!("{error}")).topology;
+    let env = &topology.stages["s"].env;
+    let of = |name: &str| env.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).unwrap().1;
+    assert_eq!((&**of("secret"), &**of("file"), &**of("set")), ("pa$$w${X}${y", "a$x$$", "b$x$$"));
 }
 
 #[test]

@@ -265,6 +265,13 @@ pub struct Running {
 #[error("{0}")]
 pub struct CommandError(String);
 
+impl CommandError {
+    /// With this explanation.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+}
+
 /// Looks at running pipelines, for as long as they run and no longer; cheap to clone.
 #[derive(Clone)]
 pub struct Watcher {

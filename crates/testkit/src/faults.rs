@@ -17,6 +17,7 @@ use brigade_core::{BoxError, Failure};
 use brigade_memory::Memory;
 use futures_util::future::LocalBoxFuture;
 
+use crate::kept::Kept;
 use crate::like::{Like, LikeConnector, LikeConsumer, LikeProducer};
 
 /// What a call of a component does instead of its work, or before it.
@@ -126,6 +127,8 @@ pub(crate) struct Unsteady {
     /// Queues, and which batches they do not take, counted from 1.
     pub(crate) outages: Vec<(String, RangeInclusive<u64>)>,
     pub(crate) stalls: Vec<Stalls>,
+    /// The dead letters that the queues have taken.
+    pub(crate) kept: Arc<Kept>,
 }
 
 /// A queue, which of its pulls stall, counted from 1 over all its consumers, and how many there were.
@@ -159,6 +162,7 @@ impl LikeConnector for Unsteady {
         env: &ConnectorEnv,
     ) -> Result<Arc<dyn Producer>, ConnectorError> {
         let inner = self.memory.producer(queue, env).await?;
+        let inner = self.kept.keeping(&queue.name, inner);
         let outages = self.outages.iter().filter(|(name, _)| **name == *queue.name);
         let outages: Vec<_> = outages.map(|(_, batches)| batches.clone()).collect();
         if outages.is_empty() {

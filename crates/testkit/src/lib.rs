@@ -14,6 +14,7 @@ pub mod conformance;
 mod drive;
 mod faults;
 mod fixture;
+mod kept;
 mod like;
 mod paused;
 pub mod servers;

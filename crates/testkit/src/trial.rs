@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -12,6 +12,7 @@ use brigade_runtime::{
 };
 
 use crate::faults::{Fault, Faulty, Planned, Stalls, Unsteady};
+use crate::kept::Kept;
 use crate::like::Like;
 use crate::paused;
 
@@ -35,6 +36,8 @@ pub struct Trial {
     memory: Memory,
     state: Arc<MemoryState>,
     pipeline: String,
+    /// The dead letters that were put on declared queues.
+    kept: Arc<Kept>,
     /// The dead-letter queue that each stage's file names, if it names one.
     declared: Vec<(String, Option<String>)>,
     /// The queues, and whether a stage reads them or they hold dead letters.
@@ -86,15 +89,19 @@ impl TrialSetup {
     /// runs. Schemas, keys and event times stay; settings and limits of the queues do not.
     ///
     /// # Errors
-    /// It does not start, a stage fails before it runs, or a fault is planned for no stage.
+    /// It does not start, a stage fails before it runs, a fault is planned for no stage, an outage for a
+    /// queue that no stage writes, or a stall for one that no stage reads.
     pub async fn start(self) -> Result<Trial, StartError> {
         let Self { mut pipeline, faults, outages, stalls } = self;
+        can_come(&pipeline, &outages, &stalls)?;
         for (stage, faults) in faults {
             pipeline = pipeline.wrap(&stage, |inner| Box::new(Faulty::new(inner, faults)))?;
         }
         let (memory, state) = (Memory::new(), MemoryState::new());
-        let connector = Like(Unsteady { memory: memory.clone(), outages, stalls });
         let (name, declared) = (pipeline.name().to_owned(), declared(&pipeline));
+        let kept = Kept::of(declared.iter().filter_map(|(_, dead)| dead.clone()));
+        let connector =
+            Like(Unsteady { memory: memory.clone(), outages, stalls, kept: Arc::clone(&kept) });
         let queues = queues(&pipeline);
         let pipeline = pipeline.on(Arc::new(connector)).state(state.clone());
         let supervisor = Supervisor::new().add(pipeline);
@@ -103,7 +110,7 @@ impl TrialSetup {
             false => supervisor.start().await?,
         };
         wait_until_ready(&running).await?;
-        Ok(Trial { memory, state, pipeline: name, declared, queues, running })
+        Ok(Trial { memory, state, pipeline: name, kept, declared, queues, running })
     }
 }
 
@@ -113,6 +120,39 @@ impl fmt::Debug for TrialSetup {
         all.field("pipeline", &self.pipeline.name()).field("faults", &self.faults);
         all.field("outages", &self.outages).field("stalls", &self.stalls).finish()
     }
+}
+
+/// Tells of faults that cannot come: a trial with such would show nothing.
+fn can_come(
+    pipeline: &Pipeline,
+    outages: &[(String, RangeInclusive<u64>)],
+    stalls: &[Stalls],
+) -> Result<(), StartError> {
+    let topology = pipeline.topology();
+    let stages = || topology.stages.values();
+    let written: BTreeSet<&str> = stages()
+        .flat_map(|stage| stage.outputs.iter().chain(&stage.dead_letter))
+        .map(|queue| &**queue)
+        .collect();
+    let read: BTreeSet<&str> =
+        stages().flat_map(|stage| stage.input_queues()).map(|queue| &**queue).collect();
+    let outages = outages.iter().map(|(queue, _)| ("an outage", queue, "written", &written));
+    let stalls = stalls.iter().map(|(queue, ..)| ("a stall", queue, "read", &read));
+    for (what, queue, done, known) in outages.chain(stalls) {
+        if !known.contains(queue.as_str()) {
+            let known = listed(known.iter().copied());
+            return Err(StartError::new(format!(
+                "{what} is planned for `{queue}`, which is no queue that is {done} by a stage; such are {known}"
+            )));
+        }
+    }
+    Ok(())
+}
+
+/// Names in a sentence.
+fn listed<'n>(names: impl Iterator<Item = &'n str>) -> String {
+    let names: Vec<String> = names.map(|name| format!("`{name}`")).collect();
+    if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
 /// The dead-letter queue that each stage's file names, if it names one.
@@ -183,22 +223,36 @@ impl Trial {
     }
 
     /// Puts messages on a queue.
+    ///
+    /// # Panics
+    /// The pipeline has no such queue.
+    #[track_caller]
     pub fn send(&self, queue: &str, messages: impl IntoIterator<Item = Message>) {
+        self.assert_queue(queue);
         self.memory.put(&self.pipeline, queue, messages);
     }
 
     /// Waits until nothing is left to do: retries too.
     ///
     /// # Errors
-    /// The pipeline has stopped.
+    /// The pipeline has stopped, or a stage has failed: what is left is not done then. Who wants that uses
+    /// [`running`](Trial::running) and [`Running::until_idle`].
     pub async fn settle(&self) -> Result<(), CommandError> {
-        self.running.until_idle(None).await
+        self.running.until_idle(None).await?;
+        let stages = self.running.status().await.into_iter().flat_map(|pipeline| pipeline.stages);
+        match { stages }.find(|stage| stage.state == StageState::Failed) {
+            None => Ok(()),
+            Some(failed) => {
+                let why = failed.error.unwrap_or_default();
+                Err(CommandError::new(format!("stage `{}` failed: {why}", failed.stage)))
+            }
+        }
     }
 
     /// As [`settle`](Trial::settle), for so long; says whether it came to that.
     ///
     /// # Errors
-    /// The pipeline has stopped.
+    /// As there.
     pub async fn settle_within(&self, period: Duration) -> Result<bool, CommandError> {
         match tokio::time::timeout(period, self.settle()).await {
             Ok(settled) => settled.map(|()| true),
@@ -207,21 +261,45 @@ impl Trial {
     }
 
     /// What is on a queue, in the order in which it came there.
+    ///
+    /// # Panics
+    /// The pipeline has no such queue.
+    #[track_caller]
     pub fn outputs(&self, queue: &str) -> Vec<Message> {
+        self.assert_queue(queue);
         self.memory.messages(&self.pipeline, queue)
     }
 
-    /// The dead letters of a stage. Those of stages that share a dead-letter queue are told apart.
+    /// The dead letters of a stage, also those that another stage has read. Those of stages that share a
+    /// dead-letter queue are told apart. Of a declared queue at most 100,000 are kept: it takes no more then.
+    ///
+    /// # Panics
+    /// The pipeline has no such stage.
+    #[track_caller]
     pub fn dead_letters(&self, stage: &str) -> Vec<DeadLetter> {
         let declared = self.declared.iter().find(|(name, _)| name == stage);
-        let messages = match declared {
-            Some((_, Some(queue))) => self.outputs(queue),
-            _ => self.state.queues().messages(&self.pipeline, &dead_letter_queue(stage)),
+        let Some((_, queue)) = declared else {
+            let known = listed(self.declared.iter().map(|(name, _)| name.as_str()));
+            panic!("pipeline `{}` has no stage `{stage}`; it has {known}", self.pipeline);
         };
-        let letters = messages
-            .iter()
-            .filter_map(|message| DeadLetter::from_json(message.payload.as_deref()?).ok());
-        letters.filter(|letter| letter.stage == stage).collect()
+        let mut letters = match queue {
+            Some(queue) => self.kept.letters(queue),
+            None => {
+                let queue = dead_letter_queue(stage);
+                let messages = self.state.queues().messages(&self.pipeline, &queue);
+                let payloads = messages.iter().filter_map(|message| message.payload.as_deref());
+                payloads.filter_map(|payload| DeadLetter::from_json(payload).ok()).collect()
+            }
+        };
+        letters.retain(|letter| letter.stage == stage);
+        letters
+    }
+
+    #[track_caller]
+    fn assert_queue(&self, queue: &str) {
+        let is_there = self.queues().any(|name| name == queue);
+        let (pipeline, known) = (&self.pipeline, || listed(self.queues()));
+        assert!(is_there, "pipeline `{pipeline}` has no queue `{queue}`; it has {}", known());
     }
 
     /// The queues of the pipeline.

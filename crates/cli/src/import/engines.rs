@@ -42,7 +42,11 @@ pub(super) fn find(file: &str, text: &str) -> anyhow::Result<Vec<Engine>> {
                 "{place}: the engine's `input_queue` is no text: write it as one, as \"in\""
             );
         };
-        let name = decorated(&code[end..]).map(str::to_owned);
+        let name = match variable(&code[..at]) {
+            Some(variable) => of_variable(&code[end..], variable),
+            None => decorated(&code[end..]),
+        };
+        let name = name.map(str::to_owned);
         let name = name.or_else(|| texts("app_name").into_iter().next());
         engines.push(Engine {
             place,
@@ -85,6 +89,43 @@ fn argument(arguments: &str, name: &str) -> Option<Range<usize>> {
         (own && !value.starts_with('=')).then(|| arguments.len() - value.len())
     })?;
     Some(begin..begin + past_of(&arguments[begin..], true))
+}
+
+/// The variable, without what it is in, that gets the value whose call begins behind this.
+fn variable(before: &str) -> Option<&str> {
+    let target = before.trim_end_matches(|c| is_word(c) || c == '.').trim_end();
+    let target = target.strip_suffix('=')?.trim_end();
+    let line = target.rsplit('\n').next().unwrap_or(target);
+    // `name: Type = ...`, but also `else: name = ...`.
+    let annotated = line.split_once(':').map(|(name, _)| name.trim());
+    let annotated = annotated.filter(|name| name.chars().all(|c| is_word(c) || c == '.'));
+    let annotated = annotated.filter(|name| !matches!(*name, "else" | "try" | "finally"));
+    let target = annotated.unwrap_or(line);
+    let (at, _) = target.char_indices().rev().take_while(|(_, c)| is_word(*c)).last()?;
+    Some(&target[at..])
+}
+
+fn is_word(c: char) -> bool {
+    c.is_alphanumeric() || c == '_'
+}
+
+/// The function that an engine's variable decorates: below `@variable.stream_app`, or in
+/// `variable.stream_app(function)`.
+fn of_variable<'t>(text: &'t str, variable: &str) -> Option<&'t str> {
+    let used = format!("{variable}.stream_app");
+    text.match_indices(&used).find_map(|(at, used)| {
+        let (before, after) = (&text[..at], &text[at + used.len()..]);
+        if before.ends_with(is_word) || after.starts_with(is_word) {
+            return None;
+        }
+        let line = before.rsplit('\n').next().unwrap_or(before);
+        if line.trim_start().starts_with('@') {
+            return decorated(&text[at..]);
+        }
+        let function = after.trim_start().strip_prefix('(')?.trim_start();
+        let end = function.find(|c| !is_word(c))?;
+        (end > 0).then_some(&function[..end])
+    })
 }
 
 /// The function below the next `@....stream_app`.
@@ -132,6 +173,37 @@ other = volley.Engine(input_queue="b", output_queues=[])
         assert!(error.to_string().starts_with("app.py:1: "), "{error}");
     }
 
+    #[test]
+    fn each_engine_has_the_function_that_its_own_variable_decorates() {
+        let text = r#"
+a = Engine(input_queue="x", output_queues=[])
+b: Engine = volley.Engine(input_queue="y", output_queues=[])
+self.c = Engine(input_queue="z", app_name="third")
+d = Engine(input_queue="w")
+
+@a.stream_app
+def first(m): ...
+
+@b.stream_app
+async def second(m): ...
+
+d.stream_app(fourth)
+
+a = Engine(input_queue="v")
+
+@a.stream_app
+def fifth(m): ...
+
+if late: e = Engine(input_queue="u")
+else: e = Engine(input_queue="t")
+@self.e.stream_app
+def sixth(m): ...
+"#;
+        let names: Vec<String> =
+            find("app.py", text).unwrap().into_iter().map(|engine| engine.name).collect();
+        assert_eq!(names, ["first", "second", "third", "fourth", "fifth", "sixth", "sixth"]);
+    }
+
     /// What Python does not run is no engine, and ends no call.
     #[test]
     fn comments_docstrings_and_classes_are_no_engines() {
@@ -175,7 +247,7 @@ def hello(msg):
 
     proptest! {
         #[test]
-        fn no_text_makes_it_panic(text in "[Engine(input_queue=#\\\\\"'\\[\\]),ü@stream_app def\n]{0,200}") {
+        fn no_text_makes_it_panic(text in "([Engine(input_queue=#\\\\\"'\\[\\]),ü@.: def\n]|stream_app|eng = Engine\\(|@eng.stream_app){0,200}") {
             let _ = find("x.py", &format!("Engine({text}"));
         }
     }

@@ -191,7 +191,7 @@ fn write(
         // A string takes whatever is written to it.
         let _ = writeln!(text, "# - {}", one_line(note));
     }
-    let _ = writeln!(text, "pipeline: {}", name(pipeline));
+    let _ = writeln!(text, "pipeline: {}", written(&name(pipeline)));
     for (title, entries) in [("queues", queues), ("stages", stages)] {
         if entries.is_empty() {
             continue;
@@ -202,6 +202,13 @@ fn write(
         }
     }
     text
+}
+
+/// A name as YAML takes it for a text: without quotes only where nobody could take it for something else.
+fn written(name: &str) -> String {
+    let is_word = name.starts_with(|c: char| c.is_ascii_alphabetic());
+    let is_value = ["true", "false", "null"].iter().any(|value| name.eq_ignore_ascii_case(value));
+    if is_word && !is_value { name.to_owned() } else { Value::from(name).to_string() }
 }
 
 fn one_line(text: &str) -> String {

@@ -73,6 +73,7 @@ impl Lint<'_> {
         let dead_letter =
             dead_letter.map(|queue| self.output(&["stages", name, "dead_letter"], queue, file));
         self.back_off(&["stages", name, "retry"], keys.retry.min, keys.retry.max);
+        self.lengths_of_time(name, keys);
         let throttle = |keys: &crate::file::ThrottleKeys| Throttle {
             rate: keys.rate,
             per: keys.per.0,
@@ -110,6 +111,23 @@ impl Lint<'_> {
             blocking: keys.blocking,
             stuck_limit: usize::from(keys.stuck_limit),
             env: keys.env.clone(),
+        }
+    }
+
+    /// Those that cannot be nothing.
+    fn lengths_of_time(&mut self, name: &str, keys: &StageKeys) {
+        let at = |key| ["stages", name, key];
+        self.not_zero(&at("timeout"), keys.timeout, "leave it out for no limit");
+        let per = keys.throttle.as_ref().map(|throttle| throttle.per);
+        let help = "leave it out for 1s, or `throttle` for no limit";
+        self.not_zero(&["stages", name, "throttle", "per"], per, help);
+        let help = "leave out `expire` for no limit";
+        match &keys.expire {
+            None => {}
+            Some(ExpireKeys::After(after)) => self.not_zero(&at("expire"), Some(*after), help),
+            Some(ExpireKeys::Then(ExpireThen { after, .. })) => {
+                self.not_zero(&["stages", name, "expire", "after"], Some(*after), help);
+            }
         }
     }
 
