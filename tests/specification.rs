@@ -368,7 +368,7 @@ async fn what_a_consumer_held_whose_stage_has_failed_is_kept_from_nobody() {
         two("").replace("queues:", restart).replacen("component: pass", "component: wait", 1);
     let trial = trial_with(&yaml, registry).start().await.unwrap();
     trial.send("in", numbered(0..10));
-    eventually("all are in flight", async || trial.outputs("in").is_empty()).await;
+    eventually("some are in flight", async || trial.outputs("in").len() < 10).await;
     trial.running().crash("first", "consumer").await.unwrap();
     eventually("they are back", async || trial.outputs("in").len() == 10).await;
     let status = trial.status().await;
