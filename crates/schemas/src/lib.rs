@@ -10,6 +10,9 @@
 //! Avro's `bytes` and `fixed` are lists of numbers; its logical times are numbers. Protobuf's fields have
 //! the names of the schema, 64-bit integers are numbers, and fields without a value have their default.
 
+#[allow(dead_code)]
+mod avro;
+
 use std::collections::HashMap;
 use std::error::Error as _;
 use std::path::Path;
