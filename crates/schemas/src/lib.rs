@@ -31,7 +31,7 @@ use schema_registry_converter::async_impl::schema_registry::{
 use schema_registry_converter::error::SRCError;
 use schema_registry_converter::prost_reflect::{SerializeOptions, Value as ProtoValue};
 use schema_registry_converter::schema_registry_common::{
-    SchemaType, SubjectNameStrategy, SuppliedSchema,
+    RawError, SchemaType, SubjectNameStrategy, SuppliedSchema,
 };
 use serde_json::Value;
 
@@ -80,7 +80,10 @@ impl Formats for SchemaRegistries {
         let settings = settings(registry).map_err(|error| site.permanent(&error))?;
         let writer = match writes {
             true => Some(writer(&site, registry, &settings).await?),
-            false => None,
+            false => {
+                reach(&site, &settings).await?;
+                None
+            }
         };
         let avro = AvroDecoder::new(settings.clone());
         let protobuf = ProtoDecoder::new(settings.clone());
@@ -141,8 +144,31 @@ impl Site {
     }
 }
 
+/// Whether the registry says that it has no such thing. Anything that stands before it, or an address that is not a
+/// registry's, answers 404 as well: that says nothing of schemas.
 fn is_missing(error: &SRCError) -> bool {
-    innermost(error).error.contains("status 404")
+    /// The registry's codes for a subject, a version and a schema that are not there.
+    const MISSING: [u32; 3] = [40_401, 40_402, 40_403];
+    code_of(error).is_some_and(|code| MISSING.contains(&code))
+}
+
+/// The registry's own code for what went wrong; 0 in an answer that is not a registry's.
+fn code_of(error: &SRCError) -> Option<u32> {
+    let answer = innermost(error).source()?.downcast_ref::<RawError>()?;
+    Some(answer.error_code)
+}
+
+/// Asks for a schema, whether it is there or not: only a registry knows.
+async fn reach(site: &Site, settings: &SrSettings) -> Result<(), ConnectorError> {
+    /// Who asks may not see this one, and others nevertheless.
+    const DENIED: u32 = 40_301;
+    match get_schema_by_id(1, settings).await {
+        Err(error) if !is_missing(&error) && code_of(&error) != Some(DENIED) => {
+            Err(site
+                .transient(&error, "; `registry.url` is to be the address of a schema registry"))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whether the registry did not give what it was asked for, so that nobody knows what is wrong with the payload: it is

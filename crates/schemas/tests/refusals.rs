@@ -6,7 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
-use brigade_core::connector::{Format, Formats as _, QueueSpec};
+use brigade_core::connector::{ConnectorError, Format, Formats as _, QueueSpec};
 use brigade_schemas::SchemaRegistries;
 use bytes::Bytes;
 use serde_json::json;
@@ -16,6 +16,8 @@ const AVRO: &str =
 const PROTOBUF: &str = "syntax = \"proto3\"; message R { int64 n = 1; }";
 /// What stands for an answer that is cut short.
 const CUT: u16 = 200;
+/// What stands for the 404 of something that stands before the registry.
+const PROXY: u16 = 1404;
 
 /// A registry with one schema.
 struct Registry {
@@ -46,10 +48,14 @@ impl Registry {
     }
 
     async fn open(&self, writes: bool) -> Arc<dyn Format> {
+        self.try_open(writes).await.unwrap()
+    }
+
+    async fn try_open(&self, writes: bool) -> Result<Arc<dyn Format>, ConnectorError> {
         let keys = json!({ "url": self.url, "message": "R" });
         let keys = serde_json::from_value(keys).unwrap();
         let queue = QueueSpec::new("shop", "orders", json!({}));
-        SchemaRegistries.open(&queue, &keys, writes).await.unwrap()
+        SchemaRegistries.open(&queue, &keys, writes).await
     }
 }
 
@@ -59,6 +65,8 @@ fn answer(stream: TcpStream, refusal: impl Fn() -> Option<u16>, whole: &str) {
     let (status, body) = match refusal() {
         None => (200, whole),
         Some(CUT) => (200, &whole[..whole.len() / 2]),
+        Some(PROXY) => (404, "<html>default backend - 404</html>"),
+        Some(404) => (404, r#"{ "error_code": 40403, "message": "Schema not found" }"#),
         Some(status) => (status, r#"{ "error_code": 1, "message": "not now" }"#),
     };
     let head =
@@ -71,7 +79,7 @@ fn answer(stream: TcpStream, refusal: impl Fn() -> Option<u16>, whole: &str) {
 async fn a_registry_that_refuses_once_is_asked_again_and_no_message_is_given_up_on() {
     for (kind, schema) in [("AVRO", AVRO), ("PROTOBUF", PROTOBUF)] {
         let registry = Registry::start(kind, schema);
-        for status in [401, 403, 429, 500, 503, 504, CUT] {
+        for status in [401, 403, 429, 500, 503, 504, CUT, PROXY] {
             let output = Bytes::from_static(b"{\"n\":7}");
             let writer = registry.open(true).await;
             registry.refuses(&[Some(status)]);
@@ -104,6 +112,24 @@ async fn a_subject_that_is_gone_is_waited_for_and_a_schema_that_is_gone_is_the_p
         let reader = registry.open(false).await;
         registry.refuses(refusals);
         assert!(reader.read(&payload).await.unwrap().is_err());
+    }
+}
+
+/// A reader has nothing to ask it for before the first message, and each would be the worse for it.
+#[tokio::test]
+async fn an_address_that_is_no_registrys_is_told_when_a_queue_is_opened() {
+    let registry = Registry::start("AVRO", AVRO);
+    for status in [401, 500, 503, PROXY, 404] {
+        for writes in [false, true] {
+            registry.refuses(&[Some(status)]);
+            match registry.try_open(writes).await {
+                // The registry that says so is one: it has no schema yet.
+                Ok(_) => assert!(status == 404 && !writes, "{status}"),
+                Err(error) => {
+                    assert!(error.is_transient() && error.to_string().contains(&registry.url))
+                }
+            }
+        }
     }
 }
 
