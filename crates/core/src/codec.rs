@@ -51,3 +51,89 @@ impl Codec {
         all.into_iter().find(|codec| codec.as_str() == name)
     }
 }
+
+/// The first integer in JSON that is beyond 64 bits, as its digits stand there: as a number it would lose some of them.
+/// None also where it is no JSON at all.
+///
+/// ```
+/// use brigade_core::long_integer;
+/// assert_eq!(long_integer(br#"{ "id": 18446744073709551616 }"#), Some("18446744073709551616"));
+/// assert_eq!(long_integer(br#"[-9223372036854775808, 18446744073709551615, 1e30]"#), None);
+/// ```
+pub fn long_integer(json: &[u8]) -> Option<&str> {
+    let mut rest = json;
+    while let [first, behind @ ..] = rest {
+        rest = match first {
+            b'"' => behind_text(behind),
+            b'-' | b'0'..=b'9' => {
+                let in_number =
+                    |byte: &u8| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
+                let end = rest.iter().position(|byte| !in_number(byte)).unwrap_or(rest.len());
+                let (number, behind) = rest.split_at(end);
+                if is_long(number) {
+                    return std::str::from_utf8(number).ok();
+                }
+                behind
+            }
+            _ => behind,
+        };
+    }
+    None
+}
+
+/// What stands behind the text that has begun.
+fn behind_text(mut rest: &[u8]) -> &[u8] {
+    loop {
+        rest = match rest {
+            [b'\\', _, behind @ ..] => behind,
+            [b'"', behind @ ..] => return behind,
+            [_, behind @ ..] => behind,
+            [] => return rest,
+        };
+    }
+}
+
+fn is_long(number: &[u8]) -> bool {
+    /// So many digits always fit.
+    const FIT: usize = 18;
+    let digits = number.strip_prefix(b"-").unwrap_or(number);
+    if digits.len() <= FIT || !digits.iter().all(u8::is_ascii_digit) {
+        return false;
+    }
+    let number = std::str::from_utf8(number).unwrap_or_default();
+    number.parse::<i64>().is_err() && number.parse::<u64>().is_err()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_integers_beyond_64_bits_are_found_and_no_digits_of_texts() {
+        let long = [
+            "18446744073709551616",
+            "-9223372036854775809",
+            r#"{ "18446744073709551616": [1, 123456789012345678901] }"#,
+            r#"["\\", 123456789012345678901, "]"#,
+        ];
+        let found = ["18446744073709551616", "-9223372036854775809"];
+        for (json, at) in long.into_iter().zip(0..) {
+            let wanted = found.get(at).copied().unwrap_or("123456789012345678901");
+            assert_eq!(long_integer(json.as_bytes()), Some(wanted), "{json}");
+        }
+        let short = [
+            "18446744073709551615",
+            "-9223372036854775808",
+            "0.123456789012345678901",
+            "123456789012345678901e-5",
+            r#""123456789012345678901""#,
+            r#"["\"123456789012345678901", "\\"]"#,
+            "",
+            "\"",
+            "\"\\",
+        ];
+        for json in short {
+            assert_eq!(long_integer(json.as_bytes()), None, "{json}");
+        }
+    }
+}

@@ -14,8 +14,8 @@ use crate::connector::{ConnectorError, Problem, QueueSpec};
 pub struct SchemaRegistry {
     /// The registry's address.
     pub url: String,
-    /// The subject whose latest schema outputs are written with. Default: `TOPIC-value` or, where the
-    /// queue has no `topic`, `QUEUE-value`.
+    /// The subject whose schema outputs are written with: the latest when the stage starts. Default: `TOPIC-value` or,
+    /// where the queue has no `topic`, `QUEUE-value`.
     #[serde(default)]
     pub subject: Option<String>,
     /// For Protobuf: the full name of the message that outputs are written as, `shop.Order`.
@@ -52,7 +52,7 @@ pub trait Formats: Send + Sync {
     /// Opens the form of a queue's payloads, to read them or also to write them.
     ///
     /// # Errors
-    /// The registry cannot be asked, or has nothing to write with.
+    /// The registry cannot be asked, or has nothing that anything could be written with.
     async fn open(
         &self,
         queue: &QueueSpec,
