@@ -52,46 +52,30 @@ impl<'a> Reader<'a> {
         }
         let before = self.left.len();
         let types = self.types;
-        match &types[of] {
+        self.any(&types[of], depth)?;
+        self.empty += usize::from(self.left.len() == before);
+        match self.empty > EMPTY_MAX {
+            true => Err(format!("more than {EMPTY_MAX} values take no byte")),
+            false => Ok(()),
+        }
+    }
+
+    fn any(&mut self, of: &'a Type, depth: usize) -> Result<(), String> {
+        match of {
             Type::Null => self.json.extend(b"null"),
             Type::Boolean => match self.take(1)?[0] {
                 0 => self.json.extend(b"false"),
                 1 => self.json.extend(b"true"),
                 other => return Err(format!("expected a boolean, found the byte {other}")),
             },
-            Type::Int => {
-                let number = self.long()?;
-                let number = i32::try_from(number).map_err(|_| format!("{number} is no int"))?;
-                self.write(&number)?;
-            }
-            Type::Long => {
-                let number = self.long()?;
-                self.write(&number)?;
-            }
-            Type::Float => {
-                let bytes = self.array()?;
-                self.write(&f32::from_le_bytes(bytes))?;
-            }
-            Type::Double => {
-                let bytes = self.array()?;
-                self.write(&f64::from_le_bytes(bytes))?;
-            }
+            Type::Int | Type::Long | Type::Float | Type::Double => return self.number(of),
             Type::Text => {
                 let text = self.text()?;
                 self.write(text)?;
             }
-            Type::Bytes(length) => {
+            Type::Bytes(length) | Type::Uuid(length) | Type::Decimal { length, .. } => {
                 let bytes = self.bytes(*length)?;
-                self.write(bytes)?;
-            }
-            Type::Uuid(length) => {
-                let bytes = self.bytes(*length)?;
-                let uuid = Uuid::from_slice(bytes).map_err(|error| error.to_string())?;
-                self.write(&uuid.to_string())?;
-            }
-            Type::Decimal { length, scale, .. } => {
-                let bytes = self.bytes(*length)?;
-                self.write(&decimal(bytes, *scale)?)?;
+                return self.of_bytes(of, bytes);
             }
             Type::Enum(symbols) => {
                 let symbol = self.one_of(symbols, "symbols")?;
@@ -121,10 +105,38 @@ impl<'a> Reader<'a> {
                 self.json.extend(if record.fields.is_empty() { &b"{}"[..] } else { b"}" });
             }
         }
-        self.empty += usize::from(self.left.len() == before);
-        match self.empty > EMPTY_MAX {
-            true => Err(format!("more than {EMPTY_MAX} values take no byte")),
-            false => Ok(()),
+        Ok(())
+    }
+
+    fn number(&mut self, of: &Type) -> Result<(), String> {
+        match of {
+            Type::Float => {
+                let bytes = self.array()?;
+                self.write(&f32::from_le_bytes(bytes))
+            }
+            Type::Double => {
+                let bytes = self.array()?;
+                self.write(&f64::from_le_bytes(bytes))
+            }
+            _ => {
+                let number = self.long()?;
+                if matches!(of, Type::Int) && i32::try_from(number).is_err() {
+                    return Err(format!("{number} is no int"));
+                }
+                self.write(&number)
+            }
+        }
+    }
+
+    /// What these bytes are of a type.
+    fn of_bytes(&mut self, of: &Type, bytes: &[u8]) -> Result<(), String> {
+        match of {
+            Type::Uuid(_) => {
+                let uuid = Uuid::from_slice(bytes).map_err(|error| error.to_string())?;
+                self.write(&uuid.to_string())
+            }
+            Type::Decimal { scale, .. } => self.write(&decimal(bytes, *scale)?),
+            _ => self.write(bytes),
         }
     }
 

@@ -92,35 +92,15 @@ impl<'a> Writer<'a> {
                 Value::Bool(is) => self.bytes.push(u8::from(*is)),
                 other => return Err(Wrong::expected("a boolean", other)),
             },
-            Type::Int => self.long(int(value).ok_or_else(|| Wrong::expected("an int", value))?),
-            Type::Long => self.long(whole(value).ok_or_else(|| Wrong::expected("a long", value))?),
-            Type::Float => {
-                let number = float(value).ok_or_else(|| Wrong::expected("a float", value))?;
-                self.bytes.extend(number.to_le_bytes());
-            }
-            Type::Double => {
-                let number = value.as_f64().ok_or_else(|| Wrong::expected("a number", value))?;
-                self.bytes.extend(number.to_le_bytes());
+            Type::Int | Type::Long | Type::Float | Type::Double => {
+                return self.number(&types[of], value);
             }
             Type::Text => {
                 let text = value.as_str().ok_or_else(|| Wrong::expected("a text", value))?;
                 self.told(text.as_bytes());
             }
-            Type::Bytes(length) => {
-                let bytes = bytes(value, notation)
-                    .ok_or_else(|| Wrong::expected("a list of bytes, 0 to 255 each", value))?;
-                self.long_or_always(*length, &bytes, value)?;
-            }
-            Type::Uuid(length) => {
-                let uuid = uuid(value).ok_or_else(|| Wrong::expected("a UUID", value))?;
-                self.long_or_always(*length, uuid.as_bytes(), value)?;
-            }
-            Type::Decimal { length, precision, scale } => {
-                let bytes = match bytes(value, notation).filter(|_| notation == Notation::Default) {
-                    Some(bytes) => bytes,
-                    None => decimal(value, *precision, *scale)?,
-                };
-                self.decimal(*length, &bytes, value)?;
+            Type::Bytes(_) | Type::Uuid(_) | Type::Decimal { .. } => {
+                return self.of_bytes(&types[of], value, notation);
             }
             Type::Enum(symbols) => {
                 let at = symbol(symbols, value);
@@ -139,6 +119,43 @@ impl<'a> Writer<'a> {
             Type::Record(record) => self.record(record, value, depth, notation)?,
         }
         Ok(())
+    }
+
+    fn number(&mut self, of: &Type, value: &Value) -> Result<(), Wrong> {
+        let expected = |what: &str| Wrong::expected(what, value);
+        match of {
+            Type::Float => {
+                let number = float(value).ok_or_else(|| expected("a float"))?;
+                self.bytes.extend(number.to_le_bytes());
+            }
+            Type::Double => {
+                let number = value.as_f64().ok_or_else(|| expected("a number"))?;
+                self.bytes.extend(number.to_le_bytes());
+            }
+            Type::Int => self.long(int(value).ok_or_else(|| expected("an int"))?),
+            _ => self.long(whole(value).ok_or_else(|| expected("a long"))?),
+        }
+        Ok(())
+    }
+
+    fn of_bytes(&mut self, of: &Type, value: &Value, notation: Notation) -> Result<(), Wrong> {
+        let list = || Wrong::expected("a list of bytes, 0 to 255 each", value);
+        match of {
+            Type::Uuid(length) => {
+                let uuid = uuid(value).ok_or_else(|| Wrong::expected("a UUID", value))?;
+                self.of_length(*length, uuid.as_bytes(), value)
+            }
+            Type::Decimal { length, precision, scale } => {
+                let noted = bytes(value, notation).filter(|_| notation == Notation::Default);
+                let bytes = noted.map_or_else(|| decimal(value, *precision, *scale), Ok)?;
+                self.decimal(*length, &bytes, value)
+            }
+            Type::Bytes(length) => {
+                let bytes = bytes(value, notation).ok_or_else(list)?;
+                self.of_length(*length, &bytes, value)
+            }
+            _ => Err(list()),
+        }
     }
 
     fn list(
@@ -263,7 +280,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    fn long_or_always(&mut self, length: Length, bytes: &[u8], value: &Value) -> Result<(), Wrong> {
+    fn of_length(&mut self, length: Length, bytes: &[u8], value: &Value) -> Result<(), Wrong> {
         match length {
             Length::Told => self.told(bytes),
             Length::Always(length) if length == bytes.len() => self.bytes.extend(bytes),
