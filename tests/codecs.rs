@@ -183,6 +183,36 @@ stages:
     assert_eq!(kept, wanted);
 }
 
+/// What is wrong with a message may be told with the whole of it, several times over.
+#[tokio::test]
+async fn a_dead_letter_has_the_beginning_of_its_cause() {
+    let memory = Memory::new();
+    let whole = json!({ "text": "ä".repeat(300_000) }).to_string();
+    memory.put("codecs", "held", [message(1, whole.clone())]);
+    memory.put("codecs", "asked", [message(2, whole.clone())]);
+    let text = "pipeline: codecs
+queues:
+  held: { type: memory, schema: { anyOf: [{ required: [a] }, { required: [b] }] } }
+  asked: { type: memory }
+  out: { type: memory }
+  dead: { type: memory }
+stages:
+  hold: { component: as_it_is, input: held, outputs: [out], dead_letter: dead }
+  ask: { component: { filter: '.' }, input: asked, outputs: [out], dead_letter: dead }
+";
+    run(&memory, text).await;
+    let letters = payloads(&memory, "dead");
+    assert_eq!(letters.len(), 2);
+    for letter in letters {
+        let letter = DeadLetter::from_json(&letter).unwrap();
+        assert_eq!(letter.message.payload.as_deref(), Some(whole.as_bytes()));
+        let told = &letter.cause.message;
+        let bytes_max = if letter.stage == "hold" { 300 } else { 4200 };
+        assert!(told.contains("ää") && told.len() < bytes_max, "{}: {told}", letter.stage);
+        assert!(told.ends_with("bytes more)"), "{told}");
+    }
+}
+
 #[test]
 fn a_redriven_message_is_read_in_the_codec_that_it_came_in() {
     let place = tempfile::tempdir().unwrap();

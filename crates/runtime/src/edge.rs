@@ -12,6 +12,8 @@ use crate::plan::{QueuePlace, QueuePlan, StagePlan};
 
 /// At most this many of a payload's violations of its schema are told.
 const VIOLATIONS_MAX: usize = 5;
+/// And so many bytes of each: they tell the value as well, which may be the whole payload.
+const VIOLATION_BYTES_MAX: usize = 200;
 
 /// The way onto a queue for messages that no stage puts there.
 pub struct Entry(pub(crate) QueuePlan);
@@ -117,6 +119,7 @@ impl QueuePlan {
                 "" => error.to_string(),
                 path => format!("{path}: {error}"),
             })
+            .map(|violation| shortened(violation, VIOLATION_BYTES_MAX))
             .collect();
         let name = &self.spec.name;
         let message =
@@ -128,6 +131,17 @@ impl QueuePlan {
     fn event_time(&self, value: &Value) -> Option<Timestamp> {
         self.event_time.as_ref()?.time(value)
     }
+}
+
+/// The beginning of a text, of so many bytes or, within a character, a few less; how much is cut off is told.
+pub(crate) fn shortened(mut text: String, bytes_max: usize) -> String {
+    if text.len() > bytes_max {
+        let whole = (0..=bytes_max).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        let more = format!(".. ({} bytes more)", text.len() - whole);
+        text.truncate(whole);
+        text.push_str(&more);
+    }
+    text
 }
 
 /// A payload as a value.
@@ -193,5 +207,18 @@ fn parse(delivery: &mut Delivery) -> Result<&Value, Cause> {
     match &delivery.parsed {
         Some(Parsed::Json(value)) => Ok(value),
         _ => unreachable!("it was parsed just now"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_long_is_cut_between_characters() {
+        assert_eq!(shortened("größe".into(), 7), "größe");
+        assert_eq!(shortened("größe".into(), 6), "größ.. (1 bytes more)");
+        assert_eq!(shortened("größe".into(), 3), "gr.. (5 bytes more)");
+        assert_eq!(shortened("größe".into(), 0), ".. (7 bytes more)");
     }
 }
