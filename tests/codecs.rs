@@ -13,7 +13,7 @@ use std::sync::Arc;
 use brigade::component::Raw;
 use brigade::pipeline_file::{Format, Overrides, load_str};
 use brigade::prelude::*;
-use brigade::{DeadLetter, Memory, MemoryState, Message, MessageId, Pipeline, Supervisor};
+use brigade::{CauseKind, DeadLetter, Memory, MemoryState, Message, MessageId, Pipeline, Supervisor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -181,6 +181,27 @@ stages:
     kept.sort();
     wanted.sort();
     assert_eq!(kept, wanted);
+}
+
+#[tokio::test]
+async fn an_integer_that_would_become_another_is_a_dead_letter() {
+    let memory = Memory::new();
+    let long = "{\"id\":123456789012345678901}";
+    memory.put("codecs", "in", [message(1, long), message(2, "{\"id\":1}")]);
+    let text = "pipeline: codecs
+queues:
+  in: { type: memory }
+  out: { type: memory, codec: cbor }
+  dead: { type: memory }
+stages:
+  one: { component: as_it_is, input: in, outputs: [out], dead_letter: dead }
+";
+    run(&memory, text).await;
+    assert_eq!(payloads(&memory, "out"), [&[0xa1, 0x62, b'i', b'd', 1][..]]);
+    let letter = DeadLetter::from_json(&payloads(&memory, "dead")[0]).unwrap();
+    assert_eq!(letter.message.payload.as_deref(), Some(long.as_bytes()));
+    assert_eq!(letter.cause.kind, CauseKind::Output);
+    assert!(letter.cause.message.contains("123456789012345678901"), "{:?}", letter.cause);
 }
 
 /// What is wrong with a message may be told with the whole of it, several times over.
