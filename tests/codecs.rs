@@ -234,6 +234,26 @@ stages:
     }
 }
 
+/// It says that something is gone, and has nothing in it that a schema could ask for.
+#[tokio::test]
+async fn a_null_payload_passes_schemas() {
+    let memory = Memory::new();
+    let gone = Message { payload: None, key: Some("7".into()), ..message(1, "") };
+    memory.put("codecs", "in", [gone]);
+    let text = "pipeline: codecs
+queues:
+  in: { type: memory, schema: { type: object, required: [n] }, event_time: at }
+  out: { type: memory, codec: cbor, schema: { type: object, required: [n] }, key: n }
+  dead: { type: memory }
+stages:
+  one: { component: pass, input: in, outputs: [out], dead_letter: dead }
+";
+    run(&memory, text).await;
+    assert!(payloads(&memory, "dead").is_empty());
+    let out = memory.messages("codecs", "out");
+    assert_eq!((out.len(), &out[0].payload, out[0].key.as_deref()), (1, &None, Some(&b"7"[..])));
+}
+
 #[test]
 fn a_redriven_message_is_read_in_the_codec_that_it_came_in() {
     let place = tempfile::tempdir().unwrap();

@@ -45,9 +45,9 @@ impl QueuePlan {
 
     /// The same without the key.
     fn hold_to_schema(&self, delivery: &mut Delivery) -> Result<(), Cause> {
-        // A tombstone has no event time in it.
-        let wants_time = self.event_time.is_some() && delivery.message.payload.is_some();
-        if self.schema.is_none() && !wants_time {
+        // A tombstone says that something is gone: it has nothing in it.
+        let wants = self.schema.is_some() || self.event_time.is_some();
+        if !wants || delivery.message.payload.is_none() {
             return Ok(());
         }
         let value = parse(delivery)?;
@@ -84,9 +84,8 @@ impl QueuePlan {
     }
 
     fn read_output(&self, message: &mut Message, from: Codec) -> Result<(), Cause> {
-        let wants =
-            message.payload.is_some() && (self.spec.key.is_some() || self.event_time.is_some());
-        if self.schema.is_none() && !wants {
+        let wants = self.schema.is_some() || self.spec.key.is_some() || self.event_time.is_some();
+        if !wants || message.payload.is_none() {
             return Ok(());
         }
         // Bytes go on the queue as they are: they are taken to be in its codec.
@@ -147,11 +146,7 @@ pub(crate) fn shortened(mut text: String, bytes_max: usize) -> String {
 /// A payload as a value.
 fn decoded(message: &Message, from: Codec) -> Result<Value, String> {
     match (from, &message.payload) {
-        (_, None) => {
-            Err("the payload is null, where a value is needed for the queue's `schema`, `key` or \
-                          `event_time`"
-                .to_owned())
-        }
+        (_, None) => Ok(Value::Null),
         (Codec::Json, _) => Value::decode(message, None).map_err(|error| error.to_string()),
         (codec, Some(payload)) => codec::decode(codec, payload),
     }
