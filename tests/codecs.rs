@@ -13,7 +13,7 @@ use std::sync::Arc;
 use brigade::component::Raw;
 use brigade::pipeline_file::{Format, Overrides, load_str};
 use brigade::prelude::*;
-use brigade::{DeadLetter, Memory, MemoryState, Message, MessageId, Pipeline, Supervisor};
+use brigade::{CauseKind, DeadLetter, Memory, MemoryState, Message, MessageId, Pipeline, Supervisor};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -181,6 +181,77 @@ stages:
     kept.sort();
     wanted.sort();
     assert_eq!(kept, wanted);
+}
+
+#[tokio::test]
+async fn an_integer_that_would_become_another_is_a_dead_letter() {
+    let memory = Memory::new();
+    let long = "{\"id\":123456789012345678901}";
+    memory.put("codecs", "in", [message(1, long), message(2, "{\"id\":1}")]);
+    let text = "pipeline: codecs
+queues:
+  in: { type: memory }
+  out: { type: memory, codec: cbor }
+  dead: { type: memory }
+stages:
+  one: { component: as_it_is, input: in, outputs: [out], dead_letter: dead }
+";
+    run(&memory, text).await;
+    assert_eq!(payloads(&memory, "out"), [&[0xa1, 0x62, b'i', b'd', 1][..]]);
+    let letter = DeadLetter::from_json(&payloads(&memory, "dead")[0]).unwrap();
+    assert_eq!(letter.message.payload.as_deref(), Some(long.as_bytes()));
+    assert_eq!(letter.cause.kind, CauseKind::Output);
+    assert!(letter.cause.message.contains("123456789012345678901"), "{:?}", letter.cause);
+}
+
+/// What is wrong with a message may be told with the whole of it, several times over.
+#[tokio::test]
+async fn a_dead_letter_has_the_beginning_of_its_cause() {
+    let memory = Memory::new();
+    let whole = json!({ "text": "ä".repeat(300_000) }).to_string();
+    memory.put("codecs", "held", [message(1, whole.clone())]);
+    memory.put("codecs", "asked", [message(2, whole.clone())]);
+    let text = "pipeline: codecs
+queues:
+  held: { type: memory, schema: { anyOf: [{ required: [a] }, { required: [b] }] } }
+  asked: { type: memory }
+  out: { type: memory }
+  dead: { type: memory }
+stages:
+  hold: { component: as_it_is, input: held, outputs: [out], dead_letter: dead }
+  ask: { component: { filter: '.' }, input: asked, outputs: [out], dead_letter: dead }
+";
+    run(&memory, text).await;
+    let letters = payloads(&memory, "dead");
+    assert_eq!(letters.len(), 2);
+    for letter in letters {
+        let letter = DeadLetter::from_json(&letter).unwrap();
+        assert_eq!(letter.message.payload.as_deref(), Some(whole.as_bytes()));
+        let told = &letter.cause.message;
+        let bytes_max = if letter.stage == "hold" { 300 } else { 4200 };
+        assert!(told.contains("ää") && told.len() < bytes_max, "{}: {told}", letter.stage);
+        assert!(told.ends_with("bytes more)"), "{told}");
+    }
+}
+
+/// It says that something is gone, and has nothing in it that a schema could ask for.
+#[tokio::test]
+async fn a_null_payload_passes_schemas() {
+    let memory = Memory::new();
+    let gone = Message { payload: None, key: Some("7".into()), ..message(1, "") };
+    memory.put("codecs", "in", [gone]);
+    let text = "pipeline: codecs
+queues:
+  in: { type: memory, schema: { type: object, required: [n] }, event_time: at }
+  out: { type: memory, codec: cbor, schema: { type: object, required: [n] }, key: n }
+  dead: { type: memory }
+stages:
+  one: { component: pass, input: in, outputs: [out], dead_letter: dead }
+";
+    run(&memory, text).await;
+    assert!(payloads(&memory, "dead").is_empty());
+    let out = memory.messages("codecs", "out");
+    assert_eq!((out.len(), &out[0].payload, out[0].key.as_deref()), (1, &None, Some(&b"7"[..])));
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::io::Cursor;
 
-use brigade_core::Codec;
+use brigade_core::{Codec, long_integer};
 use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
@@ -76,10 +76,20 @@ pub(crate) fn encode(codec: Codec, value: &Value) -> Result<Bytes, String> {
 /// other side is.
 ///
 /// # Errors
-/// As [`decode`] and [`encode`].
+/// As [`decode`] and [`encode`]; or an integer would become another one.
 pub(crate) fn transcode(from: Codec, to: Codec, payload: &Bytes) -> Result<Bytes, String> {
     if from == to || from == Codec::Bytes || to == Codec::Bytes {
         return Ok(payload.clone());
+    }
+    if from == Codec::Json
+        && matches!(to, Codec::Messagepack | Codec::Cbor)
+        && let Some(number) = long_integer(payload)
+    {
+        let codec = to.as_str();
+        return Err(format!(
+            "the integer {number} is beyond 64 bits, which the codec `{codec}` is not written with: write it as a \
+             text, or keep to JSON"
+        ));
     }
     encode(to, &decode(from, payload)?)
 }
@@ -152,6 +162,18 @@ mod tests {
         assert!(decode(Codec::Messagepack, &deep).is_err());
         let deep = [&[0x81; 10_000][..], &[1]].concat();
         assert!(decode(Codec::Cbor, &deep).is_err());
+    }
+
+    #[test]
+    fn an_integer_that_would_become_another_is_not_written() {
+        let long = Bytes::from_static(br#"{ "id": 123456789012345678901 }"#);
+        let most = Bytes::from_static(br#"{"id":18446744073709551615}"#);
+        for to in [Codec::Messagepack, Codec::Cbor] {
+            let told = transcode(Codec::Json, to, &long).unwrap_err();
+            assert!(told.contains("123456789012345678901") && told.contains(to.as_str()), "{told}");
+            let there = transcode(Codec::Json, to, &most).unwrap();
+            assert_eq!(transcode(to, Codec::Json, &there).unwrap(), most);
+        }
     }
 
     #[test]

@@ -12,6 +12,8 @@ use crate::plan::{QueuePlace, QueuePlan, StagePlan};
 
 /// At most this many of a payload's violations of its schema are told.
 const VIOLATIONS_MAX: usize = 5;
+/// And so many bytes of each: they tell the value as well, which may be the whole payload.
+const VIOLATION_BYTES_MAX: usize = 200;
 
 /// The way onto a queue for messages that no stage puts there.
 pub struct Entry(pub(crate) QueuePlan);
@@ -43,9 +45,9 @@ impl QueuePlan {
 
     /// The same without the key.
     fn hold_to_schema(&self, delivery: &mut Delivery) -> Result<(), Cause> {
-        // A tombstone has no event time in it.
-        let wants_time = self.event_time.is_some() && delivery.message.payload.is_some();
-        if self.schema.is_none() && !wants_time {
+        // A tombstone says that something is gone: it has nothing in it.
+        let wants = self.schema.is_some() || self.event_time.is_some();
+        if !wants || delivery.message.payload.is_none() {
             return Ok(());
         }
         let value = parse(delivery)?;
@@ -82,9 +84,8 @@ impl QueuePlan {
     }
 
     fn read_output(&self, message: &mut Message, from: Codec) -> Result<(), Cause> {
-        let wants =
-            message.payload.is_some() && (self.spec.key.is_some() || self.event_time.is_some());
-        if self.schema.is_none() && !wants {
+        let wants = self.schema.is_some() || self.spec.key.is_some() || self.event_time.is_some();
+        if !wants || message.payload.is_none() {
             return Ok(());
         }
         // Bytes go on the queue as they are: they are taken to be in its codec.
@@ -117,6 +118,7 @@ impl QueuePlan {
                 "" => error.to_string(),
                 path => format!("{path}: {error}"),
             })
+            .map(|violation| shortened(violation, VIOLATION_BYTES_MAX))
             .collect();
         let name = &self.spec.name;
         let message =
@@ -130,14 +132,21 @@ impl QueuePlan {
     }
 }
 
+/// The beginning of a text, of so many bytes or, within a character, a few less; how much is cut off is told.
+pub(crate) fn shortened(mut text: String, bytes_max: usize) -> String {
+    if text.len() > bytes_max {
+        let whole = (0..=bytes_max).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        let more = format!(".. ({} bytes more)", text.len() - whole);
+        text.truncate(whole);
+        text.push_str(&more);
+    }
+    text
+}
+
 /// A payload as a value.
 fn decoded(message: &Message, from: Codec) -> Result<Value, String> {
     match (from, &message.payload) {
-        (_, None) => {
-            Err("the payload is null, where a value is needed for the queue's `schema`, `key` or \
-                          `event_time`"
-                .to_owned())
-        }
+        (_, None) => Ok(Value::Null),
         (Codec::Json, _) => Value::decode(message, None).map_err(|error| error.to_string()),
         (codec, Some(payload)) => codec::decode(codec, payload),
     }
@@ -193,5 +202,18 @@ fn parse(delivery: &mut Delivery) -> Result<&Value, Cause> {
     match &delivery.parsed {
         Some(Parsed::Json(value)) => Ok(value),
         _ => unreachable!("it was parsed just now"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_too_long_is_cut_between_characters() {
+        assert_eq!(shortened("größe".into(), 7), "größe");
+        assert_eq!(shortened("größe".into(), 6), "größ.. (1 bytes more)");
+        assert_eq!(shortened("größe".into(), 3), "gr.. (5 bytes more)");
+        assert_eq!(shortened("größe".into(), 0), ".. (7 bytes more)");
     }
 }

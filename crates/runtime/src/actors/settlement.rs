@@ -12,10 +12,11 @@ use brigade_core::connector::{Failed, FailedReason, Outgoing, Receipt};
 use brigade_core::delivery::{Again, GivenUp, Made, Requeued};
 use brigade_core::flight::{End, Finished};
 use brigade_core::state::StoreOp;
-use brigade_core::{DeadLetter, Message, MessageId};
+use brigade_core::{Cause, DeadLetter, Message, MessageId};
 
 use super::settler::Settler;
 use crate::clock::now;
+use crate::edge::shortened;
 use crate::plan::QueuePlace;
 
 /// A batch of messages on its way to be acked or given back.
@@ -272,7 +273,8 @@ impl Settler {
     }
 
     /// Makes the dead letter of a message that was given up on.
-    pub(super) fn letter_of(&self, receipt: Receipt, given_up: GivenUp) -> Output {
+    pub(super) fn letter_of(&self, receipt: Receipt, mut given_up: GivenUp) -> Output {
+        given_up.cause = shortened_cause(given_up.cause);
         let stage = self.stage(given_up.stage);
         tracing::debug!(
             pipeline = %stage.context.pipeline, stage = %stage.name, id = %given_up.delivery.message.id,
@@ -318,6 +320,16 @@ impl Settler {
             }
         }
     }
+}
+
+/// Errors tell what they are about, which may be the whole message: a letter that has it several times over would be
+/// too large for its queue, and nothing behind the message could go on.
+fn shortened_cause(cause: Cause) -> Cause {
+    /// More than anybody reads; and with 16 that caused it 68 KiB, which is little beside the megabyte that brokers take.
+    const BYTES_MAX: usize = 4 * 1024;
+    let Cause { kind, message, chain } = cause;
+    let chain = chain.into_iter().map(|inner| shortened(inner, BYTES_MAX)).collect();
+    Cause { kind, message: shortened(message, BYTES_MAX), chain }
 }
 
 /// Stands for the output's name in the id of a dead letter, before the redrive queue and the position there
