@@ -13,7 +13,9 @@ use std::sync::Arc;
 use brigade::component::Raw;
 use brigade::pipeline_file::{Format, Overrides, load_str};
 use brigade::prelude::*;
-use brigade::{CauseKind, DeadLetter, Memory, MemoryState, Message, MessageId, Pipeline, Supervisor};
+use brigade::{
+    CauseKind, DeadLetter, Memory, MemoryState, Message, MessageId, Pipeline, Supervisor,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 

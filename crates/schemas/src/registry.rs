@@ -22,8 +22,8 @@ const ASK: Duration = Duration::from_secs(10);
 /// each is asked for by itself.
 const REFERENCES_MAX: usize = 1000;
 
-/// What was asked for; the inner error is what makes the payload one that is not to be read. The outer one is that nobody
-/// knows yet.
+/// What was asked for; the inner error is what makes the payload one that is not to be read. The outer one is that
+/// nobody knows yet.
 pub(crate) type Answer<T> = Result<Result<T, String>, ConnectorError>;
 
 /// A queue's registry.

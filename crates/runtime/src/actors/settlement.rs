@@ -325,7 +325,8 @@ impl Settler {
 /// Errors tell what they are about, which may be the whole message: a letter that has it several times over would be
 /// too large for its queue, and nothing behind the message could go on.
 fn shortened_cause(cause: Cause) -> Cause {
-    /// More than anybody reads; and with 16 that caused it 68 KiB, which is little beside the megabyte that brokers take.
+    /// More than anybody reads; and with 16 that caused it 68 KiB, which is little beside the megabyte that brokers
+    /// take.
     const BYTES_MAX: usize = 4 * 1024;
     let Cause { kind, message, chain } = cause;
     let chain = chain.into_iter().map(|inner| shortened(inner, BYTES_MAX)).collect();
