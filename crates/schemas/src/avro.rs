@@ -86,6 +86,12 @@ impl Avro {
                 parts.others.insert(name.clone(), other);
             }
         }
+        // What is defined within one of them may be meant by its name alone.
+        for other in &others {
+            if name_of(other).is_some_and(|name| !parts.names.contains_key(name)) {
+                parts.add(other)?;
+            }
+        }
         let root = parts.add(&schema)?;
         Ok(Self { types: parts.types, root })
     }

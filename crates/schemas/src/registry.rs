@@ -84,7 +84,10 @@ impl Registry {
         const DENIED: u32 = 40_301;
         match get_schema_by_id(1, &self.settings).await {
             Err(error) if !is_missing(&error) && code_of(&error) != Some(DENIED) => {
-                let advice = "; `registry.url` is to be the address of a schema registry";
+                let advice = match is_not_found(&error) {
+                    true => "; `registry.url` is to be the address of a schema registry",
+                    false => "",
+                };
                 Err(self.transient(&error, advice))
             }
             _ => Ok(()),
@@ -196,6 +199,11 @@ pub(crate) fn is_missing(error: &SRCError) -> bool {
     /// The registry's codes for a subject, a version and a schema that are not there.
     const MISSING: [u32; 3] = [40_401, 40_402, 40_403];
     code_of(error).is_some_and(|code| MISSING.contains(&code))
+}
+
+/// Whether the answer is that there is no such thing, whoever gave it.
+fn is_not_found(error: &SRCError) -> bool {
+    innermost(error).error.contains("status 404")
 }
 
 /// The registry's own code for what went wrong; 0 in an answer that is not a registry's.

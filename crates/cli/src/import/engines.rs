@@ -26,10 +26,9 @@ pub(super) fn find(file: &str, text: &str) -> anyhow::Result<Vec<Engine>> {
     let python = Python::new(text);
     let code = python.code();
     let mut engines = Vec::new();
-    for (at, _) in code.match_indices(CALL) {
-        if !is_call(&code[..at]) {
-            continue;
-        }
+    let calls = code.match_indices(CALL).map(|(at, _)| at).filter(|at| is_call(&code[..*at]));
+    let calls: Vec<usize> = calls.collect();
+    for at in calls.iter().copied() {
         let place = format!("{file}:{}", code[..at].matches('\n').count() + 1);
         let begin = at + CALL.len();
         let end = begin + past_of(&code[begin..], false);
@@ -46,6 +45,8 @@ pub(super) fn find(file: &str, text: &str) -> anyhow::Result<Vec<Engine>> {
             Some(variable) => of_variable(&code[end..], variable),
             None => decorated(&code[end..]),
         };
+        // Where there is no other engine it can only be its function.
+        let name = name.or_else(|| decorated(&code[end..]).filter(|_| calls.len() == 1));
         let name = name.map(str::to_owned);
         let name = name.or_else(|| texts("app_name").into_iter().next());
         engines.push(Engine {

@@ -8,7 +8,7 @@ use rusqlite::{OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
 use crate::consumer::arrange;
-use crate::rows::queue_id;
+use crate::rows::{now_ms, queue_id};
 use crate::thread::Work;
 
 /// Who reads a queue, by the file of this process.
@@ -218,13 +218,21 @@ impl Readers {
                              WHERE queue = ?2 AND id > ?3) AS shared
                        WHERE queues.id = ?1";
             work.db.prepare_cached(sql)?.execute([to, left.id, after])?;
+            let sql = "SELECT max(id) FROM messages WHERE queue = ?1";
+            let last: Option<i64> =
+                work.db.prepare_cached(sql)?.query_row([to], |row| row.get(0))?;
             work.db.prepare_cached(COPY)?.execute([to, left.id, after])?;
             // At once, as its reader may be at work in another process; one that opens it later has it as it
             // wants it.
-            let sql = "SELECT max(key_order) FROM queues WHERE id IN (?1, ?2)";
-            let ordered =
-                work.db.prepare_cached(sql)?.query_row([to, left.id], |row| row.get(0))?;
-            arrange(work, to, ordered)?;
+            match last {
+                Some(last) => join_in(work, to, last)?,
+                None => {
+                    let sql = "SELECT max(key_order) FROM queues WHERE id IN (?1, ?2)";
+                    let mut ordered = work.db.prepare_cached(sql)?;
+                    let ordered = ordered.query_row([to, left.id], |row| row.get(0))?;
+                    arrange(work, to, ordered)?;
+                }
+            }
         }
         work.db.prepare_cached("DELETE FROM messages WHERE queue = ?1")?.execute([left.id])?;
         count_out(work, left.id)?;
@@ -279,6 +287,28 @@ impl Readers {
         );
         Ok(())
     }
+}
+
+/// Puts the rows after one in the order that their queue has. It may hold many before them, and this may be done for
+/// each message that an older process puts.
+fn join_in(work: &mut Work<'_>, queue: i64, last: i64) -> rusqlite::Result<()> {
+    let sql = "SELECT key_order FROM queues WHERE id = ?1";
+    if work.db.prepare_cached(sql)?.query_row([queue], |row| row.get(0))? {
+        let sql = "UPDATE messages SET order_key = key WHERE queue = ?1 AND id > ?2";
+        work.db.prepare_cached(sql)?.execute([queue, last])?;
+        let sql = "UPDATE messages SET state = 3
+                   WHERE queue = ?1 AND id > ?2 AND order_key IS NOT NULL AND EXISTS
+                     (SELECT 1 FROM messages AS other WHERE other.queue = ?1
+                       AND other.order_key = messages.order_key AND other.id < messages.id)";
+        work.db.prepare_cached(sql)?.execute([queue, last])?;
+    } else {
+        // What was parked is so with the order of keys only.
+        let sql = "UPDATE messages SET state = 0, visible_at = max(visible_at, ?3)
+                   WHERE queue = ?1 AND id > ?2 AND state = 4";
+        work.db.prepare_cached(sql)?.execute([queue, last, now_ms()])?;
+    }
+    work.woke = true;
+    Ok(())
 }
 
 /// A group that is not read any more, with messages.

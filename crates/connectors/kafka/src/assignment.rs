@@ -10,6 +10,7 @@ use brigade_core::group::Group;
 use brigade_core::watermark::Watermark;
 use rustc_hash::FxHashMap;
 
+use crate::commits::Commit;
 use crate::lag::Progress;
 use crate::ledger::Ledger;
 use crate::metadata;
@@ -60,20 +61,8 @@ impl Arrival {
     }
 }
 
-/// What can be committed of a partition.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Commit {
-    pub(crate) place: Place,
-    pub(crate) offset: i64,
-    pub(crate) metadata: String,
-    slot: usize,
-    epoch: u64,
-    resolved: u64,
-}
-
 impl Assignment {
-    /// A partition is ours, of which this is resolved as far as it is committed, if anything is. Refuses more
-    /// partitions than receipts can name.
+    /// A partition is ours, with what is committed of it. Refuses more partitions than receipts can name.
     pub(crate) fn assign(&mut self, place: Place, committed: Option<Watermark>) -> bool {
         let slot = match self.by_place.get(&place) {
             Some(slot) => *slot,
@@ -231,6 +220,13 @@ impl Assignment {
             epoch: self.slots[slot].epoch,
             resolved,
         })
+    }
+
+    /// Those commits whose partitions have not gone to another member since.
+    pub(crate) fn still_ours(&self, commits: &[Commit]) -> Vec<Commit> {
+        let slot = |commit: &Commit| &self.slots[commit.slot];
+        let is = |one: &&Commit| slot(one).ledger.is_some() && slot(one).epoch == one.epoch;
+        commits.iter().filter(is).cloned().collect()
     }
 
     /// The broker has these commits. They say nothing of what a partition is since it came back.

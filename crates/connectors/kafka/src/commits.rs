@@ -2,7 +2,19 @@
 
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 
-use crate::assignment::Commit;
+use crate::assignment::Place;
+
+/// What can be committed of a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Commit {
+    pub(crate) place: Place,
+    pub(crate) offset: i64,
+    pub(crate) metadata: String,
+    /// Of its ledger, which of them it is, and how often something of it was resolved.
+    pub(crate) slot: usize,
+    pub(crate) epoch: u64,
+    pub(crate) resolved: u64,
+}
 
 /// What it means that the broker refuses a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +70,7 @@ mod tests {
     use brigade_core::connector::{Order, Receipt, Want};
 
     use super::*;
-    use crate::assignment::{Arrival, Assignment, Place};
+    use crate::assignment::{Arrival, Assignment};
 
     /// These partitions come, with one message each, which is resolved.
     fn resolve(assignment: &mut Assignment, places: &[Place]) -> Vec<Receipt> {
@@ -89,6 +101,21 @@ mod tests {
     }
 
     /// Step by step, say, where a member keeps most of what it had.
+    #[test]
+    fn of_partitions_that_went_nothing_is_ours_though_they_come_back() {
+        let (mut assignment, places) = resolved();
+        let commits = assignment.to_commit();
+        assert_eq!(assignment.still_ours(&commits), commits);
+        assignment.revoke(&places[0]);
+        let ours = |assignment: &Assignment| {
+            let ours = assignment.still_ours(&commits).into_iter();
+            ours.map(|commit| commit.place).collect::<Vec<_>>()
+        };
+        assert_eq!(ours(&assignment), places[1..]);
+        assert!(assignment.assign(places[0].clone(), None));
+        assert_eq!(ours(&assignment), places[1..]);
+    }
+
     #[test]
     fn what_was_refused_is_committed_of_the_partitions_that_stay() {
         for code in [Code::RebalanceInProgress, Code::IllegalGeneration, Code::StaleMemberEpoch] {

@@ -284,6 +284,8 @@ impl Lagging {
             list.add_partition_offset(topic, one.partition, from)?;
         }
         client.assign(&list)?;
+        // One that was paused when it was looked into before still is.
+        client.resume(&list)?;
         let begun = Instant::now();
         while !unseen.is_empty() {
             let left = ASK.saturating_sub(begun.elapsed());

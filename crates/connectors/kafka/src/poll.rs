@@ -18,8 +18,9 @@ use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::Notify;
 
-use crate::assignment::{Arrival, Assignment, Commit, Place};
+use crate::assignment::{Arrival, Assignment, Place};
 use crate::client::{Reason, Recollection, explain, log};
+use crate::commits::Commit;
 use crate::lag::ends;
 use crate::ledger::begin;
 use crate::metadata::SPAN_MAX;

@@ -15,8 +15,8 @@ use rdkafka::producer::{Producer as _, ProducerContext, ThreadedProducer};
 use rdkafka::topic_partition_list::TopicPartitionListElem;
 use rdkafka::{ClientConfig, Offset};
 
-use crate::assignment::Commit;
 use crate::client::{explain, log};
+use crate::commits::Commit;
 use crate::metadata;
 use crate::poll::{Client, Shared, offsets};
 use crate::producer::{halves, refusal};
@@ -273,7 +273,7 @@ impl Transactions {
                 false => self.open().map(|open| *producer = Some(open)),
             };
             let found = open.and_then(|()| {
-                let asked = is_committed(client, commits);
+                let asked = is_committed(client, shared, commits);
                 asked
                     .map_err(|error| explain(&self.site, "cannot read the group's commits", &error))
             });
@@ -379,11 +379,15 @@ fn all_written(producer: &ThreadedProducer<Quiet>) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Whether the group's offsets and metadata are these, of any partition: a transaction commits all of them or none.
-/// The others may have gone to other members since, who commit further. Where all have, what is resolved here does
-/// not count any more.
-fn is_committed(client: &Client, commits: &[Commit]) -> KafkaResult<bool> {
-    let found = client.committed_offsets(offsets(commits)?, STEP)?;
+/// Whether the group's offsets and metadata are these, of the partitions that are still this member's: nobody else
+/// commits for them. Of those that have gone to other members they may have committed further, or the very same; what
+/// is resolved of them here does not count any more.
+fn is_committed(client: &Client, shared: &Shared, commits: &[Commit]) -> KafkaResult<bool> {
+    let ours = shared.state().assignment.still_ours(commits);
+    if ours.is_empty() {
+        return Ok(true);
+    }
+    let found = client.committed_offsets(offsets(&ours)?, STEP)?;
     let elements = found.elements();
     elements.iter().try_for_each(TopicPartitionListElem::error)?;
     let is = |commit: &Commit| {
@@ -396,7 +400,7 @@ fn is_committed(client: &Client, commits: &[Commit]) -> KafkaResult<bool> {
             offset && metadata::of(found) == commit.metadata
         })
     };
-    Ok(commits.is_empty() || commits.iter().any(is))
+    Ok(ours.iter().all(is))
 }
 
 enum Failed {

@@ -132,6 +132,7 @@ fn a_number_of_a_union_is_of_the_first_type_that_has_it() {
         (json!(["float", "long"]), json!(16_777_217)),
         (json!(["long", "double"]), json!(0.1)),
         (json!(["float", "double"]), json!(1e300)),
+        (json!(["int", "double"]), json!(2.0)),
     ] {
         let json = json!({ "it": number });
         assert_eq!(there_and_back(&one(union.clone()), &json), json, "{union}");
@@ -167,6 +168,8 @@ fn what_does_not_fit_is_refused_and_told_where() {
     assert_eq!(why, "`One` has no field `that`");
     let why = refused(&one(json!("int")), &json!({}));
     assert_eq!(why, "`it`: it is missing, and has no default");
+    let optional = json!(["null", one(json!("int"))]);
+    assert_eq!(refused(&optional, &json!({ "that": 2 })), "`One` has no field `that`");
     let long = "x".repeat(10_000);
     assert!(refused(&one(json!("int")), &json!({ "it": long })).len() < 200);
 }
@@ -235,6 +238,22 @@ fn a_type_of_another_schema_may_be_used_twice() {
     assert_eq!(serde_json::from_slice::<Value>(&read).expect("JSON"), json);
     let why = Avro::parse(&order.to_string(), &[]).expect_err("a part is missing");
     assert!(why.contains("Address"), "{why}");
+}
+
+#[test]
+fn a_type_within_another_schema_may_be_meant_by_its_name() {
+    let city = json!({ "type": "record", "name": "City", "namespace": "shop",
+        "fields": [{ "name": "name", "type": "string" }] });
+    let address = json!({ "type": "record", "name": "Address", "namespace": "shop",
+        "fields": [{ "name": "city", "type": city }] });
+    let order = json!({ "type": "record", "name": "Order", "namespace": "shop", "fields": [
+        { "name": "to", "type": "shop.Address" },
+        { "name": "from", "type": "shop.City" },
+    ] });
+    let avro = Avro::parse(&order.to_string(), &[address.to_string()]).expect("a schema");
+    let json = json!({ "to": { "city": { "name": "Köln" } }, "from": { "name": "Bonn" } });
+    let read = avro.read(&avro.write(&json).expect("it fits")).expect("it was written so");
+    assert_eq!(serde_json::from_slice::<Value>(&read).expect("JSON"), json);
 }
 
 /// What both of us have.

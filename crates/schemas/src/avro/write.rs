@@ -246,11 +246,25 @@ impl<'a> Writer<'a> {
                 [] => {}
             }
         }
-        let takes = |branch: &usize| self.takes(*branch, value, notation);
+        if let ([at], Value::Object(_)) = (&self.objects(branches)[..], value) {
+            // It tells which field is wrong.
+            return Ok(*at);
+        }
+        let fraction = value.is_f64() && branches.iter().any(|at| self.types[*at].is_float());
+        let takes = |branch: &usize| {
+            let is_whole = matches!(self.types[*branch], Type::Int | Type::Long);
+            !(fraction && is_whole) && self.takes(*branch, value, notation)
+        };
         branches.iter().position(takes).ok_or_else(|| {
             let names: Vec<String> = branches.iter().map(|at| self.types[*at].name()).collect();
             Wrong::expected(names.join(" or "), value)
         })
+    }
+
+    /// The branches that objects can be of.
+    fn objects(&self, branches: &[usize]) -> Vec<usize> {
+        let is = |at: &usize| matches!(self.types[branches[*at]], Type::Record(_) | Type::Map(_));
+        (0..branches.len()).filter(is).collect()
     }
 
     /// Whether a value is of a type, as far as can be told without going into it.
@@ -340,6 +354,10 @@ impl Record {
 }
 
 impl Type {
+    fn is_float(&self) -> bool {
+        matches!(self, Self::Float | Self::Double)
+    }
+
     /// For people.
     fn name(&self) -> String {
         match self {
