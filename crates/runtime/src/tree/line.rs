@@ -470,13 +470,9 @@ impl Line {
     fn close(&self, which: fn(&ConsumerEntry) -> bool) -> impl Future<Output = ()> + use<> {
         let open = self.consumers().filter(|entry| !entry.control.stopped.load(Relaxed));
         let open = open.filter(|entry| which(entry));
-        let open: Vec<ConsumerEntry> = open.cloned().collect();
-        let close = async |ConsumerEntry { consumer, control, .. }| {
-            close_consumer(&*consumer).await;
-            control.stopped.store(true, Relaxed);
-        };
+        let open: Vec<_> = open.map(|entry| Arc::clone(&entry.consumer)).collect();
         async move {
-            join_all(open.into_iter().map(close)).await;
+            join_all(open.iter().map(|consumer| close_consumer(&**consumer))).await;
         }
     }
 
