@@ -1,46 +1,27 @@
 //! Clocks that are set back: only what is delayed waits for its time.
 #![allow(clippy::unwrap_used, reason = "a test that stops says where")]
 
-use std::sync::Arc;
+mod common;
+
 use std::time::Duration;
 
-use brigade_core::connector::{
-    Connector, ConnectorEnv, Consumer, Failed, FailedReason, Incoming, Order, Outgoing, QueueSpec,
-    Reader, Want,
-};
+use brigade_core::connector::{Consumer, Failed, FailedReason, Incoming, Order, Outgoing, Want};
 use brigade_core::{Message, MessageId};
-use brigade_embedded::{Embedded, Options, Store};
+use common::Place;
 use serde_json::json;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-struct Place {
-    env: ConnectorEnv,
-    queue: QueueSpec,
-    directory: tempfile::TempDir,
-}
-
 impl Place {
     async fn with(batch: &[Outgoing]) -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let state = Store::open(directory.path(), Options::default()).unwrap();
-        let queue = QueueSpec::new("p", "q", json!({}));
-        let place = Self { env: ConnectorEnv { state }, queue, directory };
-        let producer = Embedded.producer(&place.queue, &place.env).await.unwrap();
-        for produced in producer.produce(batch).await.unwrap() {
-            produced.confirmed().unwrap();
-        }
+        let place = Self::new(json!({}));
+        place.put_all(batch).await;
         place
-    }
-
-    async fn consumer(&self, order: Order) -> Arc<dyn Consumer> {
-        let reader = Reader { stage: "s".into(), group: "".into(), order };
-        Embedded.consumer(&self.queue, &reader, &self.env).await.unwrap()
     }
 
     /// The clock is an hour earlier than it was for what is in the queue.
     fn set_back(&self) {
-        let db = rusqlite::Connection::open(self.directory.path().join("brigade.db")).unwrap();
+        let db = self.database();
         let sql =
             "UPDATE messages SET enqueued_at = enqueued_at + ?1, visible_at = visible_at + ?1";
         assert!(db.execute(sql, [i64::try_from(HOUR.as_millis()).unwrap()]).unwrap() > 0);
@@ -71,7 +52,7 @@ async fn ack(consumer: &dyn Consumer, taken: &[Incoming]) {
 async fn a_key_goes_on_when_the_clock_is_set_back() {
     let place = Place::with(&[1, 2, 3, 4].map(of_key)).await;
     place.set_back();
-    let consumer = place.consumer(Order::Key).await;
+    let consumer = place.only_consumer(Order::Key).await;
     let first = taken(consumer.as_ref(), 1).await;
     ack(consumer.as_ref(), &first).await;
     let run = taken(consumer.as_ref(), 2).await;
@@ -83,7 +64,7 @@ async fn a_key_goes_on_when_the_clock_is_set_back() {
 #[tokio::test]
 async fn what_was_given_back_goes_on_when_the_clock_is_set_back() {
     let place = Place::with(&[1, 2, 3].map(of_key)).await;
-    let consumer = place.consumer(Order::Key).await;
+    let consumer = place.only_consumer(Order::Key).await;
     let run = taken(consumer.as_ref(), 9).await;
     let failed =
         |at: usize, reason| Failed { receipt: run[at].receipt, reason, delay: Duration::ZERO };
@@ -97,9 +78,9 @@ async fn what_was_given_back_goes_on_when_the_clock_is_set_back() {
 #[tokio::test]
 async fn keys_that_are_kept_in_order_no_more_go_on_when_the_clock_is_set_back() {
     let place = Place::with(&[1, 2, 3].map(of_key)).await;
-    drop(place.consumer(Order::Key).await);
+    drop(place.only_consumer(Order::Key).await);
     place.set_back();
-    let consumer = place.consumer(Order::None).await;
+    let consumer = place.only_consumer(Order::None).await;
     assert_eq!(numbers(&taken(consumer.as_ref(), 9).await), [1, 2, 3]);
 }
 
@@ -107,7 +88,7 @@ async fn keys_that_are_kept_in_order_no_more_go_on_when_the_clock_is_set_back() 
 async fn what_is_delayed_behind_its_key_waits_for_its_time() {
     let delayed = Outgoing { delay: Some(HOUR), ..of_key(2) };
     let place = Place::with(&[of_key(1), delayed, of_key(3)]).await;
-    let consumer = place.consumer(Order::Key).await;
+    let consumer = place.only_consumer(Order::Key).await;
     let first = taken(consumer.as_ref(), 9).await;
     assert_eq!(numbers(&first), [1]);
     ack(consumer.as_ref(), &first).await;

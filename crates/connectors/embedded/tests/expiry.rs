@@ -1,49 +1,24 @@
 //! Queues with a retention: only what somebody could have taken for so long goes.
 #![allow(clippy::unwrap_used, reason = "a test that stops says where")]
 
-use std::sync::Arc;
+mod common;
+
 use std::time::Duration;
 
 use brigade_core::connector::{
-    Connector, ConnectorEnv, Consumer, Failed, FailedReason, Incoming, Order, Outgoing, QueueSpec,
-    Reader, Receipt, Want,
+    Connector, Consumer, Failed, FailedReason, Incoming, Order, Outgoing, Receipt, Want,
 };
 use brigade_core::{Message, MessageId};
-use brigade_embedded::{Embedded, Options, Store};
+use brigade_embedded::Embedded;
+use common::Place;
 use serde_json::json;
 
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A queue that keeps messages for a minute, and the store that it is in.
-struct Place {
-    env: ConnectorEnv,
-    queue: QueueSpec,
-    directory: tempfile::TempDir,
-}
-
 impl Place {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let state = Store::open(directory.path(), Options::default()).unwrap();
-        let queue = QueueSpec::new("p", "q", json!({ "retention": "1m" }));
-        Self { env: ConnectorEnv { state }, queue, directory }
-    }
-
-    async fn put(&self, batch: &[Outgoing]) {
-        let producer = Embedded.producer(&self.queue, &self.env).await.unwrap();
-        for produced in producer.produce(batch).await.unwrap() {
-            produced.confirmed().unwrap();
-        }
-    }
-
-    async fn consumer(&self, order: Order) -> Arc<dyn Consumer> {
-        let reader = Reader { stage: "s".into(), group: "".into(), order };
-        Embedded.consumer(&self.queue, &reader, &self.env).await.unwrap()
-    }
-
     /// So much time goes by for what is in the queue.
     fn later(&self, by: Duration) {
-        let db = rusqlite::Connection::open(self.directory.path().join("brigade.db")).unwrap();
+        let db = self.database();
         let sql =
             "UPDATE messages SET enqueued_at = enqueued_at - ?1, visible_at = visible_at - ?1";
         assert!(db.execute(sql, [i64::try_from(by.as_millis()).unwrap()]).unwrap() > 0);
@@ -55,6 +30,11 @@ impl Place {
         let held = admin.peek(0, 100).await.unwrap();
         held.iter().map(|peeked| peeked.message.id.0).collect()
     }
+}
+
+/// A queue that keeps messages for a minute.
+fn keeping_a_minute() -> Place {
+    Place::new(json!({ "retention": "1m" }))
 }
 
 fn numbered(n: u128) -> Outgoing {
@@ -75,34 +55,34 @@ fn receipts(taken: &[Incoming]) -> Vec<Receipt> {
 
 #[tokio::test]
 async fn what_nobody_took_for_so_long_goes() {
-    let place = Place::new();
-    place.put(&[numbered(1), numbered(2)]).await;
+    let place = keeping_a_minute();
+    place.put_all(&[numbered(1), numbered(2)]).await;
     place.later(HOUR);
-    place.put(&[numbered(3)]).await;
+    place.put_all(&[numbered(3)]).await;
     assert_eq!(place.held().await, [3]);
 }
 
 #[tokio::test]
 async fn what_was_delayed_for_longer_does_not_go_when_it_is_due() {
-    let place = Place::new();
+    let place = keeping_a_minute();
     let delayed = |n| Outgoing { delay: Some(HOUR), ..numbered(n) };
-    place.put(&[1, 2, 3].map(delayed)).await;
+    place.put_all(&[1, 2, 3].map(delayed)).await;
     place.later(HOUR);
-    let consumer = place.consumer(Order::None).await;
+    let consumer = place.only_consumer(Order::None).await;
     assert_eq!(taken(consumer.as_ref(), 1).await.len(), 1);
-    place.put(&[numbered(4)]).await;
+    place.put_all(&[numbered(4)]).await;
     assert_eq!(place.held().await, [1, 2, 3, 4]);
     // It goes when nobody took it for so long from then on.
     place.later(HOUR);
-    place.put(&[numbered(5)]).await;
+    place.put_all(&[numbered(5)]).await;
     assert_eq!(place.held().await, [1, 5]);
 }
 
 #[tokio::test]
 async fn what_failed_does_not_go_when_it_comes_back_after_a_longer_back_off() {
-    let place = Place::new();
-    place.put(&[numbered(1), numbered(2)]).await;
-    let consumer = place.consumer(Order::None).await;
+    let place = keeping_a_minute();
+    place.put_all(&[numbered(1), numbered(2)]).await;
+    let consumer = place.only_consumer(Order::None).await;
     let failed = |receipt| Failed {
         receipt,
         reason: FailedReason::Attempt { attempts: 1, error: "no luck".to_owned() },
@@ -112,54 +92,54 @@ async fn what_failed_does_not_go_when_it_comes_back_after_a_longer_back_off() {
     consumer.on_fail(failed.collect()).await.unwrap();
     place.later(HOUR);
     assert_eq!(taken(consumer.as_ref(), 1).await.len(), 1);
-    place.put(&[numbered(3)]).await;
+    place.put_all(&[numbered(3)]).await;
     assert_eq!(place.held().await, [1, 2, 3]);
 }
 
 #[tokio::test]
 async fn what_was_worked_on_for_longer_does_not_go_when_it_is_given_back() {
-    let place = Place::new();
-    place.put(&[numbered(1), numbered(2)]).await;
-    let consumer = place.consumer(Order::None).await;
+    let place = keeping_a_minute();
+    place.put_all(&[numbered(1), numbered(2)]).await;
+    let consumer = place.only_consumer(Order::None).await;
     assert_eq!(taken(consumer.as_ref(), 2).await.len(), 2);
     place.later(HOUR);
     consumer.shutdown().await.unwrap();
-    place.put(&[numbered(3)]).await;
+    place.put_all(&[numbered(3)]).await;
     assert_eq!(place.held().await, [1, 2, 3]);
 }
 
 #[tokio::test]
 async fn what_waited_behind_its_key_for_longer_does_not_go_when_it_is_its_turn() {
-    let place = Place::new();
-    place.put(&[1, 2].map(|n| of_key(n, "k"))).await;
-    let consumer = place.consumer(Order::Key).await;
+    let place = keeping_a_minute();
+    place.put_all(&[1, 2].map(|n| of_key(n, "k"))).await;
+    let consumer = place.only_consumer(Order::Key).await;
     let first = taken(consumer.as_ref(), 1).await;
     place.later(HOUR);
     consumer.ack(receipts(&first), Vec::new()).await.unwrap();
-    place.put(&[of_key(3, "l")]).await;
+    place.put_all(&[of_key(3, "l")]).await;
     assert_eq!(place.held().await, [2, 3]);
 }
 
 #[tokio::test]
 async fn what_was_given_back_behind_its_key_does_not_go_when_it_is_its_turn() {
-    let place = Place::new();
-    place.put(&[1, 2].map(|n| of_key(n, "k"))).await;
-    let consumer = place.consumer(Order::Key).await;
+    let place = keeping_a_minute();
+    place.put_all(&[1, 2].map(|n| of_key(n, "k"))).await;
+    let consumer = place.only_consumer(Order::Key).await;
     let run = taken(consumer.as_ref(), 2).await;
     place.later(HOUR);
     let reason = FailedReason::Released;
     let released = Failed { receipt: run[1].receipt, reason, delay: Duration::ZERO };
     consumer.on_fail(vec![released]).await.unwrap();
     consumer.ack(receipts(&run[..1]), Vec::new()).await.unwrap();
-    place.put(&[of_key(3, "l")]).await;
+    place.put_all(&[of_key(3, "l")]).await;
     assert_eq!(place.held().await, [2, 3]);
 }
 
 /// Two messages of a key, of which the first was parked for longer than the queue keeps messages.
 async fn parked() -> Place {
-    let place = Place::new();
-    place.put(&[1, 2].map(|n| of_key(n, "k"))).await;
-    let consumer = place.consumer(Order::Key).await;
+    let place = keeping_a_minute();
+    place.put_all(&[1, 2].map(|n| of_key(n, "k"))).await;
+    let consumer = place.only_consumer(Order::Key).await;
     let first = taken(consumer.as_ref(), 1).await;
     let reason = FailedReason::Parked { attempts: 3, error: "no luck".to_owned() };
     let parked = Failed { receipt: first[0].receipt, reason, delay: Duration::ZERO };
@@ -173,7 +153,7 @@ async fn what_was_parked_for_longer_does_not_go_when_it_is_released() {
     let place = parked().await;
     let admin = Embedded.admin(&place.queue, &place.env).await.unwrap();
     assert_eq!(admin.release(None).await.unwrap(), 1);
-    place.put(&[of_key(3, "l")]).await;
+    place.put_all(&[of_key(3, "l")]).await;
     assert_eq!(place.held().await, [1, 2, 3]);
 }
 
@@ -183,26 +163,26 @@ async fn what_waited_behind_a_parked_one_does_not_go_when_that_is_deleted() {
     let admin = Embedded.admin(&place.queue, &place.env).await.unwrap();
     let position = admin.peek(0, 1).await.unwrap()[0].position;
     assert_eq!(admin.delete(&[position]).await.unwrap(), 1);
-    place.put(&[of_key(3, "l")]).await;
+    place.put_all(&[of_key(3, "l")]).await;
     assert_eq!(place.held().await, [2, 3]);
 }
 
 #[tokio::test]
 async fn what_nobody_could_take_does_not_go_when_keys_are_kept_in_order_no_more() {
     let place = parked().await;
-    let consumer = place.consumer(Order::None).await;
+    let consumer = place.only_consumer(Order::None).await;
     assert_eq!(place.held().await, [1, 2]);
     assert_eq!(taken(consumer.as_ref(), 9).await.len(), 2);
 }
 
 #[tokio::test]
 async fn what_was_given_back_keeps_nothing_behind_it_from_going() {
-    let place = Place::new();
-    place.put(&[1, 2, 3].map(numbered)).await;
-    let consumer = place.consumer(Order::None).await;
+    let place = keeping_a_minute();
+    place.put_all(&[1, 2, 3].map(numbered)).await;
+    let consumer = place.only_consumer(Order::None).await;
     assert_eq!(taken(consumer.as_ref(), 1).await.len(), 1);
     place.later(HOUR);
     consumer.shutdown().await.unwrap();
-    place.put(&[numbered(4)]).await;
+    place.put_all(&[numbered(4)]).await;
     assert_eq!(place.held().await, [1, 4]);
 }

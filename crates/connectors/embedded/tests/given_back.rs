@@ -1,44 +1,23 @@
 //! What a consumer gives back when it ends, though the store takes nothing at that moment.
 #![allow(clippy::unwrap_used, reason = "a test that stops says where")]
 
-use std::sync::Arc;
+mod common;
+
 use std::time::Duration;
 
-use brigade_core::connector::{
-    Connector, ConnectorEnv, Consumer, Incoming, Order, QueueSpec, Reader, Want,
-};
+use brigade_core::connector::{Consumer, Incoming, Order, Want};
 use brigade_core::{Message, MessageId};
-use brigade_embedded::{Embedded, Options, Store};
+use common::Place;
 use serde_json::json;
 
-struct Place {
-    env: ConnectorEnv,
-    queue: QueueSpec,
-    directory: tempfile::TempDir,
-}
-
 impl Place {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let state = Store::open(directory.path(), Options::default()).unwrap();
-        let queue = QueueSpec::new("p", "q", json!({}));
-        Self { env: ConnectorEnv { state }, queue, directory }
-    }
-
-    async fn consumer(&self, order: Order) -> Arc<dyn Consumer> {
-        let reader = Reader { stage: "s".into(), group: "".into(), order };
-        Embedded.consumer(&self.queue, &reader, &self.env).await.unwrap()
-    }
-
     async fn put(&self, n: u128) {
-        let producer = Embedded.producer(&self.queue, &self.env).await.unwrap();
         let message = Message::new("{}").with_id(MessageId(n)).with_key("k");
-        producer.produce(&[message.into()]).await.unwrap().remove(0).confirmed().unwrap();
+        self.put_all(&[message.into()]).await;
     }
 
     fn change(&self, sql: &str) {
-        let db = rusqlite::Connection::open(self.directory.path().join("brigade.db")).unwrap();
-        db.execute_batch(sql).unwrap();
+        self.database().execute_batch(sql).unwrap();
     }
 }
 
@@ -54,9 +33,9 @@ async fn taken(consumer: &dyn Consumer) -> Vec<Incoming> {
 #[tokio::test]
 async fn what_could_not_be_given_back_is_given_back_later() {
     for (order, shuts_down) in [(Order::None, true), (Order::Key, true), (Order::Queue, false)] {
-        let place = Place::new();
+        let place = Place::new(json!({}));
         place.put(1).await;
-        let consumer = place.consumer(order).await;
+        let consumer = place.only_consumer(order).await;
         assert_eq!(taken(consumer.as_ref()).await[0].message.id, MessageId(1));
         place.change(REFUSE);
         if shuts_down {
@@ -65,7 +44,7 @@ async fn what_could_not_be_given_back_is_given_back_later() {
         drop(consumer);
         // It comes after what the consumer gave back when it was dropped.
         place.put(2).await;
-        let next = place.consumer(order).await;
+        let next = place.only_consumer(order).await;
         place.change("DROP TRIGGER refuse");
         // Without an order the second may come first.
         let mut first = taken(next.as_ref()).await[0].message.id;

@@ -1,31 +1,21 @@
 //! Queues whose readers become other ones: what is there goes along, in the order of its keys.
 #![allow(clippy::unwrap_used, reason = "a test that stops says where")]
 
+mod common;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use brigade_core::connector::{
-    Connector, ConnectorEnv, Consumer, Failed, FailedReason, Incoming, Limit, Order, QueueAdmin,
-    QueueSpec, Reader, Want, WhenFull,
+    Connector, Consumer, Failed, FailedReason, Incoming, Limit, Order, QueueAdmin, QueueSpec,
+    Reader, Want, WhenFull,
 };
 use brigade_core::{Message, MessageId};
-use brigade_embedded::{Embedded, Options, Store};
+use brigade_embedded::Embedded;
+use common::Place;
 use serde_json::json;
 
-struct Place {
-    env: ConnectorEnv,
-    queue: QueueSpec,
-    directory: tempfile::TempDir,
-}
-
 impl Place {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let state = Store::open(directory.path(), Options::default()).unwrap();
-        let queue = QueueSpec::new("p", "q", json!({}));
-        Self { env: ConnectorEnv { state }, queue, directory }
-    }
-
     /// The queue as a file has it in which these stages read it.
     fn read_by(&self, stages: &[&str]) -> QueueSpec {
         let mut queue = self.queue.clone();
@@ -65,7 +55,7 @@ impl Place {
 
     /// Two stages that read it by key, then only one of them, to which three messages come.
     async fn two_then_one() -> (Self, Arc<dyn Consumer>) {
-        let place = Self::new();
+        let place = Self::new(json!({}));
         for stage in BOTH {
             place.consumer(stage, BOTH, Order::Key).await.shutdown().await.unwrap();
         }
@@ -174,7 +164,7 @@ async fn what_is_parked_stays_so_when_it_is_shared_out() {
 #[tokio::test]
 async fn a_reader_that_is_put_back_gets_nothing_twice() {
     for order in [Order::None, Order::Key] {
-        let place = Place::new();
+        let place = Place::new(json!({}));
         place.opened_by(BOTH, order).await;
         place.put_for(BOTH, &[(1, "x"), (2, "y")]).await;
         // The second reader does the first message, and has the second before it.
@@ -197,7 +187,7 @@ async fn a_reader_that_is_put_back_gets_nothing_twice() {
 /// It is the only reader of all that is there, whoever had it before.
 #[tokio::test]
 async fn what_another_only_reader_had_before_it_is_for_all() {
-    let place = Place::new();
+    let place = Place::new(json!({}));
     place.opened_by(BOTH, Order::None).await;
     place.put_for(&["a", "b"], &[(1, "x")]).await;
     place.opened_by(&["a"], Order::None).await;
@@ -210,7 +200,7 @@ async fn what_another_only_reader_had_before_it_is_for_all() {
 /// What was put for the only reader before it took over what it had goes to all, if part of it twice.
 #[tokio::test]
 async fn what_is_put_for_all_is_withheld_from_nobody() {
-    let place = Place::new();
+    let place = Place::new(json!({}));
     place.opened_by(BOTH, Order::None).await;
     place.put_for(BOTH, &[(1, "x")]).await;
     place.put(&[(2, "x")]).await;
@@ -223,7 +213,7 @@ async fn what_is_put_for_all_is_withheld_from_nobody() {
 
 #[tokio::test]
 async fn a_reader_that_is_new_gets_what_the_only_one_has_from_before() {
-    let place = Place::new();
+    let place = Place::new(json!({}));
     place.opened_by(BOTH, Order::None).await;
     place.put_for(BOTH, &[(1, "x")]).await;
     place.opened_by(&["a"], Order::None).await;
@@ -236,7 +226,7 @@ async fn a_reader_that_is_new_gets_what_the_only_one_has_from_before() {
 /// It is put again by who was killed before its ack, after the readers have become other ones.
 #[tokio::test]
 async fn what_was_put_once_is_remembered_when_the_readers_change() {
-    let mut place = Place::new();
+    let mut place = Place::new(json!({}));
     place.queue = QueueSpec::new("p", "q", json!({ "dedup": {} }));
     place.opened_by(&["a"], Order::None).await;
     place.put(&[(1, "x")]).await;
@@ -256,7 +246,7 @@ async fn what_was_put_once_is_remembered_when_the_readers_change() {
 /// Nor is there room kept for it.
 #[tokio::test]
 async fn what_was_put_for_others_needs_no_room_in_a_full_queue() {
-    let mut place = Place::new();
+    let mut place = Place::new(json!({}));
     place.queue = QueueSpec::new("p", "q", json!({ "dedup": {} }));
     place.queue.limit =
         Limit { messages: Some(1), when_full: WhenFull::Refuse, ..Limit::default() };
@@ -273,12 +263,11 @@ async fn what_was_put_for_others_needs_no_room_in_a_full_queue() {
 
 #[tokio::test]
 async fn what_is_remembered_for_former_readers_is_forgotten_in_its_time() {
-    let mut place = Place::new();
+    let mut place = Place::new(json!({}));
     place.queue = QueueSpec::new("p", "q", json!({ "dedup": { "for": "1ms" } }));
     place.put(&[(1, "x")]).await;
     let seen = || {
-        let file = place.directory.path().join("brigade.db");
-        let db = rusqlite::Connection::open(file).unwrap();
+        let db = place.database();
         db.query_row("SELECT count(*) FROM seen WHERE mid = ?1", [1_u128.to_le_bytes()], |row| {
             row.get::<_, u64>(0)
         })
@@ -290,7 +279,7 @@ async fn what_is_remembered_for_former_readers_is_forgotten_in_its_time() {
     };
     tokio::time::timeout(Duration::from_secs(60), forgotten).await.expect("it is forgotten");
     let left = |row: &rusqlite::Row<'_>| row.get::<_, u64>(0);
-    let db = rusqlite::Connection::open(place.directory.path().join("brigade.db")).unwrap();
+    let db = place.database();
     let sql = "SELECT seen FROM queues WHERE grp = ''";
     assert_eq!(db.query_row(sql, [], left), Ok(0));
 }
@@ -299,7 +288,7 @@ async fn what_is_remembered_for_former_readers_is_forgotten_in_its_time() {
 #[tokio::test]
 async fn what_is_put_for_the_only_reader_of_before_goes_to_all_that_read_it_now() {
     for order in [Order::None, Order::Key, Order::Queue] {
-        let place = Place::new();
+        let place = Place::new(json!({}));
         let older = place.consumer("a", &["a"], order).await;
         let first = place.consumer("a", BOTH, order).await;
         let second = place.consumer("b", BOTH, order).await;
@@ -318,7 +307,7 @@ async fn what_is_put_for_the_only_reader_of_before_goes_to_all_that_read_it_now(
 #[tokio::test]
 async fn what_is_put_for_readers_of_before_goes_to_the_only_one_that_there_is_now() {
     for order in [Order::None, Order::Key, Order::Queue] {
-        let place = Place::new();
+        let place = Place::new(json!({}));
         let older = place.consumer("a", BOTH, order).await;
         let only = place.consumer("a", &["a"], order).await;
         place.put_for(BOTH, &[(1, "x")]).await;
@@ -333,7 +322,7 @@ async fn what_is_put_for_readers_of_before_goes_to_the_only_one_that_there_is_no
 #[tokio::test]
 async fn what_is_taken_over_waits_for_what_is_worked_on() {
     for order in [Order::Key, Order::Queue] {
-        let place = Place::new();
+        let place = Place::new(json!({}));
         let older = place.consumer("a", BOTH, order).await;
         place.put_for(BOTH, &[(1, "x")]).await;
         taken(older.as_ref(), 9).await;
