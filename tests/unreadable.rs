@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that stops says where")]
 
 use std::fs::{self, File, Permissions};
+use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -251,21 +252,30 @@ fn a_rotation_is_followed_beside_more_files_than_may_be_open() {
     assert_eq!(run.end(true).0, Some(0));
 }
 
-/// As a rotation does that gives the old file to somebody else; its writer was killed before.
+/// As a rotation does that gives the old file to somebody else; its writer was killed before, perhaps in the
+/// middle of a line.
 #[test]
 fn an_output_that_was_renamed_and_may_not_be_written_any_more_is_let_be() {
-    for closed in [0o444, 0] {
+    for (closed, torn) in [(0o444, ""), (0o444, "{\"to"), (0, ""), (0, "{\"to")] {
         let place = Place::new("log", true);
         place.write("log", "1\n");
         let mut run = place.start(&[]);
         run.wait_for_lines(&["1"]);
         drop(run);
         place.rename("out.jsonl", "out.jsonl.1");
-        let old = Permissions::from_mode(closed);
-        fs::set_permissions(place.path("out.jsonl.1"), old).unwrap();
+        let old = place.path("out.jsonl.1");
+        File::options().append(true).open(&old).unwrap().write_all(torn.as_bytes()).unwrap();
+        fs::set_permissions(&old, Permissions::from_mode(closed)).unwrap();
         place.write("log", "1\n2\n");
         let mut run = place.start(&[]);
-        run.wait_for_lines(&["2"]);
-        assert_eq!(run.end(true).0, Some(0));
+        run.wait_until("the second line", |run| run.place.lines().iter().any(|line| line == "2"));
+        // It was killed when its line was there, which may have been before that was committed.
+        let lines = place.lines();
+        assert!(lines == ["2"] || lines == ["1", "2"], "{lines:?}");
+        let (code, told) = run.end(true);
+        assert_eq!(code, Some(0), "{told}");
+        assert!(torn.is_empty() || told.contains("what was not committed stays in it"), "{told}");
+        fs::set_permissions(&old, Permissions::from_mode(0o644)).unwrap();
+        assert_eq!(fs::read_to_string(&old).unwrap(), format!("1\n{torn}"));
     }
 }

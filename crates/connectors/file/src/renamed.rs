@@ -21,13 +21,25 @@ pub(crate) struct Renamed {
 }
 
 impl Renamed {
-    /// Cuts off what is not committed of the file of this identity.
+    /// Cuts off what is not committed of the file of this identity. Where it may not be written any more it stays,
+    /// and this is told: what was not committed is written again, so nothing is lost.
     fn cut(&self, wanted: &str, committed: u64) -> Result<(), ConnectorError> {
         let wrong = |error: Error| failed(&self.path, &error);
         if self.path.symlink_metadata().map_err(wrong)?.len() <= committed {
             return Ok(());
         }
-        let file = OpenOptions::new().read(true).write(true).open(&self.path).map_err(wrong)?;
+        let file = match OpenOptions::new().read(true).write(true).open(&self.path) {
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
+                tracing::warn!(
+                    file = %self.path.display(),
+                    committed,
+                    "the file that a process which may have died had open has another name and may not be written any \
+                     more: what was not committed stays in it, after this many bytes"
+                );
+                return Ok(());
+            }
+            file => file.map_err(wrong)?,
+        };
         if identity(&file.metadata().map_err(wrong)?) != wanted {
             let path = self.path.display();
             let text = format!("{path} was renamed while what is not committed was to be cut off");
