@@ -103,7 +103,10 @@ impl Opened {
         let topology = self.pipeline.topology();
         if let Some(queue) = topology.queues.get(name) {
             let connector = registry.connector_of(&queue.type_name);
-            let connector = connector.ok_or_else(|| anyhow::anyhow!("no connector"))?;
+            let kind = &queue.type_name;
+            let connector = connector.ok_or_else(|| {
+                anyhow::anyhow!("queue `{name}`: no connector of type `{kind}` here")
+            })?;
             let env = ConnectorEnv { state: Arc::clone(&self.state) };
             return Ok(connector.admin(&queue.spec, &env).await?);
         }

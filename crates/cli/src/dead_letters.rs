@@ -186,7 +186,12 @@ async fn find(
 ) -> anyhow::Result<Vec<Letters>> {
     let topology = opened.pipeline.topology();
     if let Some(stage) = only {
-        anyhow::ensure!(topology.stages.contains_key(stage), "no stage `{stage}`");
+        let known = || topology.stages.keys().map(|name| &**name).collect::<Vec<_>>().join(", ");
+        anyhow::ensure!(
+            topology.stages.contains_key(stage),
+            "no stage `{stage}`; there are: {}",
+            known()
+        );
     }
     let mut names: Vec<String> = Vec::new();
     for stage in topology.stages.values().filter(|s| only.is_none_or(|only| *s.name == *only)) {

@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
 
-use crate::shared::{Inline, Inlined, forward, json, one_way, problem, reject, schema, settings};
+use crate::shared::{Inline, Inlined, forward, json, one_way, reject, schema, settings};
 
 /// `delay`: passes messages on so that they are handed out only after a while, or at a time that
 /// stands in them. Its outputs are queues that can delay.
@@ -61,7 +61,7 @@ impl ComponentFactory for Delay {
                 let wrong = |error: FieldPathError| vec![Problem::at("until", error.to_string())];
                 Delaying::Until(field.parse().map_err(wrong)?)
             }
-            _ => return Err(vec![problem("expected `for` or `until`, one of the two")]),
+            _ => return Err(vec![Problem::whole("expected `for` or `until`, one of the two")]),
         };
         Ok(Box::new(Inlined(delaying)))
     }

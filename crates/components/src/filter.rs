@@ -5,7 +5,7 @@ use brigade_core::connector::Problem;
 use serde_json::Value;
 
 use crate::jq::{Expression, input};
-use crate::shared::{Inline, Inlined, forward, one_way, problem};
+use crate::shared::{Inline, Inlined, forward, one_way};
 
 /// `filter`: keeps the messages of which a jq expression is true; the others are filtered. What is
 /// neither true nor false is rejected.
@@ -36,9 +36,11 @@ impl ComponentFactory for Filter {
     ) -> Result<Box<dyn AnyComponent>, Vec<Problem>> {
         one_way("filter", site)?;
         let Value::String(text) = settings else {
-            return Err(vec![problem("expected a jq expression, as in `filter: \".delay > 15\"`")]);
+            return Err(vec![Problem::whole(
+                "expected a jq expression, as in `filter: \".delay > 15\"`",
+            )]);
         };
-        let expression = Expression::new(text).map_err(|error| vec![problem(error)])?;
+        let expression = Expression::new(text).map_err(|error| vec![Problem::whole(error)])?;
         Ok(Box::new(Inlined(Filtering(expression))))
     }
 }

@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::jq::{input, json, read};
 use crate::key::{find, key_of};
-use crate::shared::{decode, one_way, problem, reject, schema, settings};
+use crate::shared::{decode, one_way, reject, schema, settings};
 
 /// `lookup`: adds fields from a CSV or JSON Lines file, found by a key. The file is read when the
 /// stage starts; at most 1,000,000 rows. Numbers keep all their digits.
@@ -117,7 +117,7 @@ impl ComponentFactory for Lookup {
         let settings: Settings = settings(given)?;
         let fields = settings.matches.iter().map(|found| found.field.parse());
         let fields = fields.collect::<Result<Vec<FieldPath>, _>>();
-        let fields = fields.map_err(|error| vec![problem(error.to_string())])?;
+        let fields = fields.map_err(|error| vec![Problem::whole(error.to_string())])?;
         let path = PathBuf::from(&settings.file);
         let table = Arc::default();
         Ok(Box::new(Looking { settings: Arc::new(settings), fields, path, table }))

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::jq::{Expression, input, json};
-use crate::shared::{Inline, Inlined, one_way, problem, reject, schema};
+use crate::shared::{Inline, Inlined, one_way, reject, schema};
 
 /// `map`: what a jq expression makes of each message. Every value becomes a message; none means
 /// filtered. At most 10,000 values, and 64 MiB, a message.
@@ -64,7 +64,7 @@ impl ComponentFactory for Map {
         site: &StageSite,
     ) -> Result<Box<dyn AnyComponent>, Vec<Problem>> {
         one_way("map", site)?;
-        let wrong = |text: String| vec![problem(text)];
+        let wrong = |text: String| vec![Problem::whole(text)];
         let settings: Settings = serde_json::from_value(given.clone())
             .map_err(|_| wrong("expected a jq expression, as in `map: \".items[]\"`".to_owned()))?;
         let Keyed { jq, key } = match settings {

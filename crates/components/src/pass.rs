@@ -4,7 +4,7 @@ use brigade_core::component::{
 use brigade_core::connector::Problem;
 use serde_json::Value;
 
-use crate::shared::{Inline, Inlined, forward, one_way, problem};
+use crate::shared::{Inline, Inlined, forward, one_way};
 
 /// `pass`: messages as they are, byte for byte. For stages that only check a schema, split a
 /// pipeline, or fan out with `copy`.
@@ -28,7 +28,7 @@ impl ComponentFactory for Pass {
         one_way("pass", site)?;
         match settings {
             Value::Null => Ok(Box::new(Inlined(Self))),
-            _ => Err(vec![problem("takes no settings")]),
+            _ => Err(vec![Problem::whole("takes no settings")]),
         }
     }
 }

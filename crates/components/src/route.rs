@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::jq::{Expression, input};
-use crate::shared::{Inline, Inlined, forward, problem, reject, schema};
+use crate::shared::{Inline, Inlined, forward, reject, schema};
 
 /// `route`: to one of several outputs, by jq expressions; the first rule that is true decides. A
 /// message for which none is true is rejected; end with a rule without `when` to take the rest.
@@ -47,11 +47,13 @@ impl ComponentFactory for Route {
         site: &StageSite,
     ) -> Result<Box<dyn AnyComponent>, Vec<Problem>> {
         let rules: Vec<Rule> = serde_json::from_value(given.clone()).map_err(|error| {
-            vec![problem(format!("expected a list of `{{when: expression, to: output}}`: {error}"))]
+            vec![Problem::whole(format!(
+                "expected a list of `{{when: expression, to: output}}`: {error}"
+            ))]
         })?;
         let (mut problems, mut routing) = (Vec::new(), Vec::new());
         if rules.is_empty() {
-            problems.push(problem("there are no rules"));
+            problems.push(Problem::whole("there are no rules"));
         }
         for (at, rule) in rules.into_iter().enumerate() {
             let mut wrong = |key: &str, message: String| {

@@ -52,7 +52,7 @@ pub(crate) fn settings<T: DeserializeOwned>(settings: &Value) -> Result<T, Vec<P
         Value::Null => Value::Object(serde_json::Map::new()),
         other => other.clone(),
     };
-    serde_json::from_value(settings).map_err(|error| vec![problem(error.to_string())])
+    serde_json::from_value(settings).map_err(|error| vec![Problem::whole(error.to_string())])
 }
 
 /// What is wrong with the outputs of a stage whose component has one way out and names none.
@@ -64,7 +64,7 @@ pub(crate) fn one_way(component: &str, site: &StageSite) -> Result<(), Vec<Probl
         "stage `{}` has no output, so that all that `{component}` passes on would be dead letters",
         site.stage
     );
-    Err(vec![problem(message).help("name a queue in `outputs`, or end with `log`")])
+    Err(vec![Problem::whole(message).help("name a queue in `outputs`, or end with `log`")])
 }
 
 /// The same of one that may end there.
@@ -74,11 +74,7 @@ pub(crate) fn one_way_if_any(component: &str, site: &StageSite) -> Result<(), Ve
     }
     let message =
         format!("stage `{}` has several outputs, and `{component}` names none", site.stage);
-    Err(vec![problem(message).help("set `copy: true`, or add a `route` stage")])
-}
-
-pub(crate) fn problem(message: impl Into<String>) -> Problem {
-    Problem { path: Vec::new(), message: message.into(), help: None }
+    Err(vec![Problem::whole(message).help("set `copy: true`, or add a `route` stage")])
 }
 
 /// The payload as JSON.

@@ -54,11 +54,6 @@ impl RestartBudget {
         self.recent.push_back(now);
         Restart::After(doubled(self.policy.min, self.policy.max, before + 1))
     }
-
-    /// How many restarts count now.
-    pub fn used(&self) -> usize {
-        self.recent.len()
-    }
 }
 
 #[cfg(test)]

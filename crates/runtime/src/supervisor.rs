@@ -344,7 +344,10 @@ impl Running {
         let Some((queue, QueuePlace::Connector(connector))) =
             declared.map(|queue| (queue, &queue.place))
         else {
-            return Err(CommandError(format!("no queue `{name}` in pipeline `{}`", tree.name)));
+            let known: Vec<_> = tree.plan.queues.iter().map(|queue| &*queue.spec.name).collect();
+            let (known, pipeline) = (known.join(", "), &tree.name);
+            let error = format!("no queue `{name}` in pipeline `{pipeline}`; it has: {known}");
+            return Err(CommandError(error));
         };
         let producer = connector.producer(&queue.spec, &tree.plan.env).await;
         producer.map_err(|error| CommandError(format!("queue `{name}`: {error}")))
@@ -479,8 +482,11 @@ impl Running {
     fn find(&self, stage: &str) -> Result<(&TreeHandle, String), CommandError> {
         if let Some((pipeline, stage)) = stage.split_once('/') {
             let tree = self.trees.iter().find(|tree| tree.name == pipeline);
-            let tree =
-                tree.ok_or_else(|| CommandError(format!("no pipeline `{pipeline}` here")))?;
+            let tree = tree.ok_or_else(|| {
+                let known: Vec<_> = self.trees.iter().map(|tree| tree.name.as_str()).collect();
+                let known = known.join(", ");
+                CommandError(format!("no pipeline `{pipeline}` here; there are: {known}"))
+            })?;
             return Ok((tree, stage.to_owned()));
         }
         match &self.trees[..] {

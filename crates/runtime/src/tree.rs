@@ -277,7 +277,8 @@ impl Tree {
             Restart::GiveUp => {
                 let policy = &self.plan.restart;
                 let error = format!(
-                    "its actors died more than {} times in {:?}",
+                    "its actors died more than {} times in {:?}: the log has why; `restart.max_restarts` and \
+                     `restart.period` set how often they may",
                     policy.max_restarts, policy.period
                 );
                 self.fail(stage, error);

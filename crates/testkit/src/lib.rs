@@ -9,19 +9,23 @@
 //! [`Features`](brigade_core::connector::Features) and tests each of them, and what every connector
 //! has to do. See [`mod@conformance`].
 
+#[cfg(feature = "connectors")]
 pub mod conformance;
 
 mod drive;
 mod faults;
+#[cfg(feature = "connectors")]
 mod fixture;
 mod kept;
 mod like;
 mod paused;
+#[cfg(feature = "connectors")]
 pub mod servers;
 mod trial;
 
 pub use drive::Driven;
 pub use faults::Fault;
+#[cfg(feature = "connectors")]
 pub use fixture::{Disturb, Fixture};
 pub use like::{Like, LikeConnector, LikeConsumer, LikeProducer, LikeStore};
 pub use paused::paused;
@@ -29,6 +33,7 @@ pub use trial::{Trial, TrialSetup};
 
 /// One test for each property of the suite; the argument is a function that makes a
 /// [`Fixture`](crate::Fixture). The caller depends on tokio with `macros` and `rt`.
+#[cfg(feature = "connectors")]
 #[macro_export]
 macro_rules! conformance {
     ($fixture:expr) => {

@@ -40,8 +40,8 @@ pub struct Trial {
     kept: Arc<Kept>,
     /// The dead-letter queue that each stage's file names, if it names one.
     declared: Vec<(String, Option<String>)>,
-    /// The queues, and whether a stage reads them or they hold dead letters.
-    queues: Vec<(String, bool)>,
+    /// The queues of the pipeline.
+    queues: Vec<String>,
     running: Running,
 }
 
@@ -102,7 +102,7 @@ impl TrialSetup {
         let kept = Kept::of(declared.iter().filter_map(|(_, dead)| dead.clone()));
         let connector =
             Like(Unsteady { memory: memory.clone(), outages, stalls, kept: Arc::clone(&kept) });
-        let queues = queues(&pipeline);
+        let queues = pipeline.topology().queues.keys().map(ToString::to_string).collect();
         let pipeline = pipeline.on(Arc::new(connector)).state(state.clone());
         let supervisor = Supervisor::new().add(pipeline);
         let running = match paused::is() {
@@ -163,20 +163,6 @@ fn declared(pipeline: &Pipeline) -> Vec<(String, Option<String>)> {
         (stage.name.to_string(), dead)
     });
     declared.collect()
-}
-
-/// The queues, and whether a stage reads them or they hold dead letters.
-fn queues(pipeline: &Pipeline) -> Vec<(String, bool)> {
-    let topology = pipeline.topology();
-    let dead = |queue: &str| {
-        let mut stages = topology.stages.values();
-        stages.any(|stage| stage.dead_letter.as_deref() == Some(queue))
-    };
-    let queues = topology.queues.iter().map(|(name, queue)| {
-        let read = !queue.spec.groups.is_empty() || dead(name);
-        (name.to_string(), read)
-    });
-    queues.collect()
 }
 
 async fn wait_until_ready(running: &Running) -> Result<(), StartError> {
@@ -304,13 +290,7 @@ impl Trial {
 
     /// The queues of the pipeline.
     pub fn queues(&self) -> impl Iterator<Item = &str> {
-        self.queues.iter().map(|(queue, _)| queue.as_str())
-    }
-
-    /// The queues that are read by a stage or hold dead letters: what is on them in the end is told
-    /// by outcomes and dead letters.
-    pub fn read_queues(&self) -> Vec<&str> {
-        self.queues.iter().filter(|(_, read)| *read).map(|(queue, _)| queue.as_str()).collect()
+        self.queues.iter().map(String::as_str)
     }
 
     /// How the pipeline is now.

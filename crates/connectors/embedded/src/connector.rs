@@ -93,7 +93,7 @@ impl Connector for Embedded {
             }
             Ok(_) => Vec::new(),
             Err(error) => {
-                vec![Problem { path: Vec::new(), message: error.to_string(), help: None }]
+                vec![Problem::whole(error.to_string())]
             }
         }
     }

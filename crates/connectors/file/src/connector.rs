@@ -62,7 +62,7 @@ impl Connector for FileConnector {
         let settings: Settings = match queue.settings() {
             Ok(settings) => settings,
             Err(error) => {
-                return vec![Problem { path: Vec::new(), message: error.to_string(), help: None }];
+                return vec![Problem::whole(error.to_string())];
             }
         };
         let mut problems = Vec::new();

@@ -75,7 +75,7 @@ impl Connector for Generator {
         let settings: Settings = match queue.settings() {
             Ok(settings) => settings,
             Err(error) => {
-                return vec![Problem { path: Vec::new(), message: error.to_string(), help: None }];
+                return vec![Problem::whole(error.to_string())];
             }
         };
         let wrong = template::wrong(&settings.template).into_iter();

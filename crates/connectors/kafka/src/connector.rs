@@ -56,7 +56,7 @@ impl Connector for Kafka {
         match Settings::of(queue) {
             Ok(settings) => settings.problems(queue),
             Err(error) => {
-                vec![Problem { path: Vec::new(), message: error.to_string(), help: None }]
+                vec![Problem::whole(error.to_string())]
             }
         }
     }

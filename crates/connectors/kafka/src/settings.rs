@@ -263,7 +263,7 @@ impl Settings {
         problems.extend(self.retry_problems());
         problems.extend(self.isolation_problem(queue));
         if self.servers(Role::of(queue)).is_none() {
-            let problem = Problem { path: Vec::new(), message: no_servers(), help: None };
+            let problem = Problem::whole(no_servers());
             let help = "set `config: { bootstrap.servers: \"host:9092\" }` (in TOML and JSON as one \
                         quoted key), or the environment variable KAFKA_BROKERS";
             problems.push(problem.help(help));

@@ -168,7 +168,7 @@ impl Connector for Memory {
         match queue.settings::<Settings>() {
             Ok(Settings {}) => Vec::new(),
             Err(error) => {
-                vec![Problem { path: Vec::new(), message: error.to_string(), help: None }]
+                vec![Problem::whole(error.to_string())]
             }
         }
     }

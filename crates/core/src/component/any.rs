@@ -93,14 +93,17 @@ pub enum Kind {
 }
 
 /// Why a component gave no outputs.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
 pub enum HandleError {
     /// The payload does not decode: the component never saw it.
-    Decode(DecodeError),
+    #[error("the payload does not decode: {0}")]
+    Decode(#[source] DecodeError),
     /// The component said so.
+    #[error("the component failed: {}", .0.error())]
     Failed(Failure),
     /// What it answered does not encode.
-    Output(OutputError),
+    #[error("the answer does not encode: {0}")]
+    Output(#[source] OutputError),
 }
 
 /// A call of a component: what does not wait is done by the time it returns.

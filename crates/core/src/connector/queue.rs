@@ -280,6 +280,11 @@ pub struct Problem {
 }
 
 impl Problem {
+    /// Something wrong with the queue as a whole.
+    pub fn whole(message: impl Into<String>) -> Self {
+        Self { path: Vec::new(), message: message.into(), help: None }
+    }
+
     /// Something wrong with the value of one key.
     pub fn at(key: &str, message: impl Into<String>) -> Self {
         Self { path: vec![key.to_owned()], message: message.into(), help: None }

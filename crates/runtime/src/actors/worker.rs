@@ -76,7 +76,10 @@ impl Actor for Worker {
                     self.thread = Some(thread);
                 }
                 Err(error) => {
-                    tracing::error!(stage = %self.site.stage.name, %error, "no thread to be had");
+                    tracing::error!(
+                        stage = %self.site.stage.name, %error,
+                        "cannot start a thread for a component that blocks: check `ulimit -u` and the memory that is left"
+                    );
                     ctx.stop();
                 }
             }

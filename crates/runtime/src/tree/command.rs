@@ -135,7 +135,9 @@ impl Tree {
         let stage = self.stage_number(name)?;
         let state = self.stages[usize::from(stage)].state;
         if self.stopping || !states.contains(&state) {
-            return Err(format!("stage `{name}` is {state}"));
+            let wanted: Vec<_> = states.iter().map(ToString::to_string).collect();
+            let wanted = wanted.join(" or ");
+            return Err(format!("stage `{name}` is {state}; for this it has to be {wanted}"));
         }
         let root = self.root_of(stage);
         if root != stage && states.contains(&StageState::Paused) {
@@ -311,7 +313,9 @@ impl Tree {
                 return drop(scale.reply.send(Err(error)));
             }
             let Some(line) = self.lines.get(&scale.root) else {
-                return drop(scale.reply.send(Err("the stage is being started".to_owned())));
+                let error =
+                    format!("stage `{}` is being started: try again when it runs", scale.name);
+                return drop(scale.reply.send(Err(error)));
             };
             line.keep_paused();
             if line.is_quiet() {
