@@ -75,8 +75,10 @@ stages:
 fn brigade(directory: &Path, server: &Redis, stage: &str) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
     command.current_dir(directory).args(["run", "p.yaml", "--until-idle", "--stage", stage]);
-    command.env("REDIS_URL", server.url()).env("RUST_LOG", "error");
-    command.stderr(Stdio::null()).spawn().unwrap()
+    command.env("REDIS_URL", server.url()).env("RUST_LOG", "info");
+    let log = directory.join(format!("{stage}.log"));
+    let log = fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
+    command.stderr(log).spawn().unwrap()
 }
 
 /// How often each number is in the output.
@@ -173,6 +175,10 @@ fn kill_everything(kind: &str) {
     let missing: Vec<usize> = (0..MESSAGES).filter(|n| !counts.contains_key(n)).collect();
     assert!(missing.is_empty(), "{} are missing, as {:?}", missing.len(), &missing[..1]);
     println!("{kind}: {MESSAGES} messages over {}", done.told());
+    for stage in STAGES {
+        let log = fs::read_to_string(directory.join(format!("{stage}.log"))).unwrap_or_default();
+        println!("{kind} {stage}:\n{log}");
+    }
     let out = fs::read_to_string(directory.join("out.jsonl")).unwrap();
     done.account(&STAGES, &out, IN_FLIGHT);
 }

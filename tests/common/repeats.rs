@@ -86,7 +86,16 @@ impl Blows {
             let times: Vec<f64> = times.iter().map(|bits| f64::from_bits(*bits)).collect();
             for pair in times.windows(2) {
                 let cause = self.cause(stages[*stage], pair[0], pair[1]);
-                let cause = cause.unwrap_or_else(|| panic!("{n} came again, and nothing was done"));
+                let cause = cause.unwrap_or_else(|| {
+                    let blow = |blow: &Blow| {
+                        format!("{} from {} to {}", blow.what, blow.begun, blow.ended)
+                    };
+                    let done = self.all.iter().map(blow).collect::<Vec<_>>().join("; ");
+                    let stage = stages[*stage];
+                    panic!(
+                        "{n} came again at `{stage}`, and nothing was done: at {times:?}; {done}"
+                    )
+                });
                 repeats.entry((cause, stages[*stage])).or_default().push(*n);
             }
         }
