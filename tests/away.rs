@@ -20,8 +20,9 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use serde_json::Value;
 
 const PATIENCE: Duration = Duration::from_secs(180);
-/// `stop_deadline` of the pipelines here, what `docs/src/operating.md` adds to it, and some time for a busy machine.
-const STOP_MAX: Duration = Duration::from_secs(1 + 20 + 5);
+/// `stop_deadline` of the pipelines here, what `docs/src/operating.md` adds to it, and some time for a machine that
+/// is busy or stands still meanwhile: what hangs does so for longer.
+const STOP_MAX: Duration = Duration::from_secs(1 + 20 + 30);
 const MESSAGES: usize = 10_000;
 /// The keys of each queue on Kafka.
 const KAFKA: &str = "type: kafka, create: { partitions: 1 }, \
@@ -268,7 +269,6 @@ stages:
     redis.restart();
     run.wait("it goes on", || place.numbers("bills.jsonl").len() > 800);
     kafka.kill();
-    assert!(place.numbers("bills.jsonl").len() < MESSAGES / 2, "there is more to come");
     run.wait_until_told(NO_BROKER);
     kafka.restart();
     run.end();
@@ -277,7 +277,7 @@ stages:
 }
 
 /// How long a message is invisible to others, unless who has it says that it still does.
-const VISIBILITY: f64 = 6000.0;
+const VISIBILITY: f64 = 30_000.0;
 
 /// Where the messages of the queue `jobs` are in time (in milliseconds, when each is visible again), and how
 /// often each was handed out.
@@ -298,7 +298,7 @@ fn from_rsmq_to_kafka_what_waits_for_a_broker_beyond_its_visibility_goes_out_onc
     let (kafka, redis) = (Kafka::start(), Redis::start());
     let place = Place::new(
         "queues:
-  jobs: { type: rsmq, url: '${REDIS_URL}', vt: 6s }
+  jobs: { type: rsmq, url: '${REDIS_URL}', vt: 30s }
   sent: { KAFKA }
 stages:
   send: { component: pass, input: jobs, outputs: [sent] }
@@ -315,11 +315,11 @@ stages:
     run.wait("all are received", || received(&jobs(&mut connection)));
     let first = jobs(&mut connection).into_iter().map(|(visible, _)| visible);
     let first = first.fold(0.0, f64::max);
-    run.wait("all are held for longer than three times as long", || {
+    run.wait("all are held beyond the time that they were received for", || {
         let held = jobs(&mut connection);
         assert_eq!(held.len(), 20, "none is acked while its output is nowhere");
         assert!(held.iter().all(|(_, times)| *times == Some(1)), "given out again: {held:?}");
-        held.iter().all(|(visible, _)| *visible > first + 3.0 * VISIBILITY)
+        held.iter().all(|(visible, _)| *visible > first + VISIBILITY)
     });
     kafka.restart();
     run.wait("all are sent", || jobs(&mut connection).is_empty());

@@ -448,20 +448,27 @@ mod state {
         let (place, db) = filled();
         let other = rusqlite::Connection::open(&db).unwrap();
         let log = place.path("log");
-        let mut command =
-            place.command(&["--set", "stages.copy.throttle={rate: 1000, burst: 100}"]);
+        // It has work for minutes, and leaves the state alone for most of the time.
+        let mut command = place.command(&["--set", "stages.copy.throttle={rate: 12, burst: 1}"]);
         command.env("RUST_LOG", "debug");
         let mut child = start(command, &log);
-        eventually("something came out", || {
-            fs::read(place.path("out.jsonl")).is_ok_and(|out| !out.is_empty())
-        });
+        let out =
+            || fs::read_to_string(place.path("out.jsonl")).unwrap_or_default().lines().count();
+        eventually("something came out", || out() > 0);
         other.busy_timeout(std::time::Duration::from_secs(60)).unwrap();
         other.execute_batch("BEGIN IMMEDIATE").unwrap();
         eventually("it says who is to blame", || {
             fs::read_to_string(&log).unwrap().contains("is held by another process")
         });
+        let before = out();
         other.execute_batch("ROLLBACK").unwrap();
+        eventually("it goes on", || out() > before + 10);
+        // `timeout` would kill it a second after the signal.
+        let pid = child.id().to_string();
+        assert!(Command::new("pkill").args(["-TERM", "-P", &pid]).status().unwrap().success());
         assert_eq!(child.wait().unwrap().code(), Some(0), "{}", fs::read_to_string(&log).unwrap());
+        assert!(out() < 2000, "it had more to do");
+        place.run(&[], 0);
         assert_eq!(place.arrived(), numbers(2000));
     }
 

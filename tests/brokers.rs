@@ -9,6 +9,8 @@
 mod common;
 #[path = "common/scrape.rs"]
 mod scrape;
+#[path = "common/topics.rs"]
+mod topics;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -21,13 +23,14 @@ use brigade::{CauseKind, Failure, Timestamp};
 use brigade_testkit::servers::{Kafka, Redis};
 use bytes::Bytes;
 use common::World;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::{Header, Message as _, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use scrape::{Metric, Run, differences, tables, told, value};
 use serde::{Deserialize, Serialize};
+use topics::make_topic;
 
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -103,12 +106,11 @@ impl Seen {
 
 /// Makes topics of two partitions, each with ten numbers.
 async fn make_topics(servers: &str, topics: &[String], begun: i64) {
+    for topic in topics {
+        make_topic(servers, &NewTopic::new(topic, 2, TopicReplication::Fixed(1))).await;
+    }
     let mut config = ClientConfig::new();
-    let admin: AdminClient<_> = config.set("bootstrap.servers", servers).create().unwrap();
-    let new = topics.iter().map(|topic| NewTopic::new(topic, 2, TopicReplication::Fixed(1)));
-    let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
-    let made = admin.create_topics(&new.collect::<Vec<_>>(), &options).await.unwrap();
-    made.into_iter().for_each(|one| drop(one.unwrap()));
+    config.set("bootstrap.servers", servers);
     // In the order in which they are put.
     let producer: BaseProducer = config.set("enable.idempotence", "true").create().unwrap();
     for n in 0..10 * topics.len() as u64 {

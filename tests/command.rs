@@ -411,7 +411,7 @@ fn wait_for_lines(place: &Place, name: &str, lines: usize) {
     let there =
         || fs::read_to_string(place.path(name)).map_or(0, |text| text.matches('\n').count());
     while there() < lines {
-        assert!(begun.elapsed().as_secs() < 30, "{} of {lines} lines came", there());
+        assert!(begun.elapsed().as_secs() < 180, "{} of {lines} lines came", there());
         std::thread::yield_now();
     }
 }
@@ -452,7 +452,7 @@ fn a_second_signal_aborts() {
     // One that comes too soon is the first once more.
     let begun = std::time::Instant::now();
     while child.try_wait().unwrap().is_none() {
-        assert!(begun.elapsed().as_secs() < 60, "it does not abort");
+        assert!(begun.elapsed().as_secs() < 180, "it does not abort");
         signal(child.id());
     }
     assert_eq!(child.wait().unwrap().code(), Some(5));

@@ -43,11 +43,11 @@ impl Place {
         place
     }
 
-    /// `brigade SUB COMMAND p.yaml ...`, for a minute at most.
+    /// `brigade SUB COMMAND p.yaml ...`, for three minutes at most.
     fn command(&self, arguments: &[&str]) -> Command {
         let subs = if arguments[0] == "run" { 1 } else { 2 };
         let mut command = Command::new("timeout");
-        command.args(["--kill-after=1", "60", env!("CARGO_BIN_EXE_brigade")]);
+        command.args(["--kill-after=1", "180", env!("CARGO_BIN_EXE_brigade")]);
         command.args(&arguments[..subs]).arg("p.yaml").args(&arguments[subs..]);
         command.current_dir(self.0.path()).env_remove("RUST_LOG");
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -355,7 +355,7 @@ fn what_is_put_from_a_stream_is_there_before_its_end() {
     let mut stream = put.stdin.take().unwrap();
     stream.write_all(b"{\"n\":1}\n{\"n\":2}\n{\"n\":").unwrap();
     let on_it = || place.run(&["queues", "peek", "for_a"], 0).lines().count();
-    // Each look takes a process; the one that puts ends the test after a minute.
+    // Each look takes a process; the one that puts ends the test after three minutes.
     while on_it() < 3 {
         assert!(put.try_wait().unwrap().is_none(), "it ended");
     }

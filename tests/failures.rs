@@ -210,13 +210,23 @@ stages:
     running.until_idle(None).await.unwrap();
     let status = running.status().await;
     let stage = &status[0].stages[0];
-    assert_eq!((stage.timeouts, stage.stuck_threads, stage.acked), (1, 1, 9));
+    let (timeouts, acked) = (stage.timeouts, stage.acked);
+    // Where its thread got no core for so long another one is fenced off as well.
+    assert!(timeouts >= 1 && stage.stuck_threads >= 1, "{stage:?}");
+    assert_eq!(timeouts + acked, 10, "{stage:?}");
     release.store(true, SeqCst);
     eventually("the thread ends", async || running.status().await[0].stages[0].stuck_threads == 0)
         .await;
     running.drain().await;
-    assert_eq!(world.numbers("out").len(), 9, "the late answer is thrown away");
-    assert_eq!(world.dead_letters("first")[0].cause.kind, CauseKind::Timeout);
+    let out = world.numbers("out");
+    assert!(
+        out.len() as u64 == acked && !out.contains(&3),
+        "late answers are thrown away: {out:?}"
+    );
+    let dead = world.dead_letters("first");
+    assert_eq!(dead.len() as u64, timeouts);
+    assert!(dead.iter().all(|letter| letter.cause.kind == CauseKind::Timeout), "{dead:?}");
+    assert!(dead.iter().any(|letter| letter.message.payload.as_deref() == Some(b"3")), "{dead:?}");
 }
 
 /// It holds up its whole lane: its consumer cannot even give back. The supervisor does.

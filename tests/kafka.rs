@@ -15,14 +15,16 @@ use std::time::{Duration, Instant};
 
 #[path = "common/repeats.rs"]
 mod repeats;
+#[path = "common/topics.rs"]
+mod topics;
 
 use brigade_testkit::servers::{Kafka, Redis};
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
-use rdkafka::message::Message as _;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use repeats::{Blows, LINE, ranges};
 use serde_json::Value;
+use topics::{Topic, make_topic};
 
 /// What a stage has in flight at most, and so repeats at most when it is killed.
 const IN_FLIGHT: usize = 512;
@@ -59,10 +61,16 @@ const KAFKA: &str = "type: kafka
     create: { partitions: 4 }
     config:
       bootstrap.servers: '${BROKERS}'
-      session.timeout.ms: 2000
+      session.timeout.ms: SESSION
       heartbeat.interval.ms: 300
       reconnect.backoff.max.ms: 500
       transaction.timeout.ms: 5000";
+
+/// After how many milliseconds a member that is not heard of is given up.
+const SESSION: &str = "2000";
+/// The same where what comes again has to have a cause: a live one is not to be taken for dead by a machine that
+/// stands still for a moment.
+const LONG_SESSION: &str = "6000";
 
 struct Place {
     messages: usize,
@@ -77,10 +85,19 @@ impl Place {
         fs::write(directory.path().join("in.jsonl"), input).unwrap();
         fs::write(
             directory.path().join("p.yaml"),
-            format!("{HEAD}{}", pipeline.replace("KAFKA", KAFKA)),
+            format!("{HEAD}{}", pipeline.replace("KAFKA", KAFKA).replace("SESSION", SESSION)),
         )
         .unwrap();
         Self { messages, directory, servers }
+    }
+
+    /// The same with members that are given up after so many milliseconds.
+    fn with_session(self, session: &str) -> Self {
+        let path = self.path().join("p.yaml");
+        let text = fs::read_to_string(&path).unwrap();
+        let own = |session: &str| format!("session.timeout.ms: {session}\n");
+        fs::write(path, text.replace(&own(SESSION), &own(session))).unwrap();
+        self
     }
 
     fn path(&self) -> &Path {
@@ -102,6 +119,10 @@ impl Place {
 
     fn written(&self) -> u64 {
         fs::metadata(self.path().join("out.jsonl")).map_or(0, |file| file.len())
+    }
+
+    fn lines(&self) -> usize {
+        fs::read_to_string(self.path().join("out.jsonl")).unwrap_or_default().lines().count()
     }
 
     /// How often each number is in the output.
@@ -144,8 +165,12 @@ impl Place {
         }
     }
 
-    fn finish(&self, mut running: Vec<Child>) -> BTreeMap<usize, usize> {
-        self.wait(&mut running, || false);
+    /// `look` is called again and again meanwhile.
+    fn finish(&self, mut running: Vec<Child>, mut look: impl FnMut()) -> BTreeMap<usize, usize> {
+        self.wait(&mut running, || {
+            look();
+            false
+        });
         for mut child in running {
             assert!(child.wait().unwrap().success(), "{}", self.logs());
         }
@@ -173,11 +198,10 @@ fn blows(figures: &Figures, random: &mut fastrand::Rng) -> Vec<Blow> {
     blows
 }
 
-/// Tells which numbers came more than once, and how often in all.
-fn told_repeats(counts: &BTreeMap<usize, usize>) -> usize {
+/// Which numbers are there more than once.
+fn repeated(counts: &BTreeMap<usize, usize>) -> String {
     let repeats: Vec<usize> = counts.iter().filter(|(_, n)| **n > 1).map(|(n, _)| *n).collect();
-    println!("more than once: {}", ranges(&repeats));
-    counts.values().map(|count| count - 1).sum()
+    ranges(&repeats)
 }
 
 #[test]
@@ -200,7 +224,8 @@ stages:
   keep: { component: { map: '.keep = now' }, input: sent, outputs: [out], max_in_flight: *most }
 ",
         servers,
-    );
+    )
+    .with_session(LONG_SESSION);
     let begun = Instant::now();
     let mut running: Vec<Child> = STAGES.iter().map(|stage| place.start(stage)).collect();
     let mut random = fastrand::Rng::with_seed(7);
@@ -210,7 +235,11 @@ stages:
     let mut done = Blows::default();
     for blow in &blows {
         let until = place.written() + random.u64(pace / 2..pace);
-        if !place.wait(&mut running, || place.written() >= until) {
+        let is_far = || {
+            done.look();
+            place.written() >= until
+        };
+        if !place.wait(&mut running, is_far) {
             break;
         }
         match blow {
@@ -220,13 +249,25 @@ stages:
                     running[at].kill().unwrap();
                     running[at].wait().unwrap();
                 });
+                // It may have been the end of a run, which one that starts alone would begin anew, and wait for
+                // others.
+                if place.lines() >= figures.messages {
+                    for (stage, child) in STAGES.iter().zip(&mut running) {
+                        done.kill(stage, || {
+                            child.kill().unwrap();
+                            child.wait().unwrap();
+                        });
+                    }
+                    running = vec![place.start(&STAGES.join(","))];
+                    break;
+                }
                 running[at] = place.start(STAGES[at]);
             }
             Blow::RestartKafka => done.restart("Kafka", || kafka.restart()),
             Blow::RestartRedis => done.restart("Redis", || redis.restart()),
         }
     }
-    place.finish(running);
+    place.finish(running, || done.look());
     println!(
         "{} messages over {}, in {:.0?}: none lost",
         figures.messages,
@@ -266,8 +307,12 @@ stages:
     let mut feeding = vec![place.start("feed")];
     place.wait(&mut feeding, || false);
     assert!(feeding.remove(0).wait().unwrap().success(), "{}", place.logs());
-    let mut running = vec![place.start("bill")];
-    let mut out = Topic::new(&kafka.servers(), "billed");
+    let orders = put(&kafka, figures.messages);
+    // With what feeds, which has nothing more to do: a run of this process's only, which ends however often it is
+    // killed.
+    const STAGES: &str = "feed,bill";
+    let mut running = vec![place.start(STAGES)];
+    let mut out = topic(&kafka, "billed");
     let mut random = fastrand::Rng::with_seed(11);
     let blows = blows(&figures, &mut random);
     let pace = figures.messages / (blows.len() + 1);
@@ -285,25 +330,49 @@ stages:
             _ => {
                 running[0].kill().unwrap();
                 running[0].wait().unwrap();
-                running[0] = place.start("bill");
+                running[0] = place.start(STAGES);
                 kills += 1;
             }
         }
     }
     place.wait(&mut running, || false);
     assert!(running.remove(0).wait().unwrap().success(), "{}", place.logs());
-    let begun = Instant::now();
-    while out.read() < figures.messages {
-        assert!(begun.elapsed() < PATIENCE, "{} of {}", out.counts.len(), figures.messages);
-    }
-    // Whatever else there may be.
-    while out.read_on() {}
+    read_all(&mut [&mut out], &orders);
     println!("{} messages over {kills} kills and {restarts} restarts", figures.messages);
-    assert_eq!(told_repeats(&out.counts), 0, "exactly once");
+    assert!(out.counts == orders, "exactly once: more than once came {}", repeated(&out.counts));
     let offsets = committed(&kafka.servers(), "orders");
     assert!(offsets.iter().all(|(committed, end)| committed == end), "{offsets:?}");
     let all: i64 = offsets.iter().map(|(_, end)| end).sum();
-    assert_eq!(all, figures.messages as i64, "each was put once, and is committed");
+    assert_eq!(all, orders.values().sum::<usize>() as i64, "what was put is committed");
+}
+
+fn topic(kafka: &Kafka, name: &str) -> Topic {
+    Topic::new(&kafka.servers(), name, PARTITIONS)
+}
+
+/// How often each number was put on `orders` by what feeds it, which is at least once: it may put some again where the
+/// broker was away for a moment.
+fn put(kafka: &Kafka, messages: usize) -> BTreeMap<usize, usize> {
+    let (begun, mut orders) = (Instant::now(), topic(kafka, "orders"));
+    let all = orders.len();
+    while orders.times() < all {
+        orders.read();
+        assert!(begun.elapsed() < PATIENCE, "{} of {all}", orders.times());
+    }
+    assert_eq!(orders.counts.len(), messages, "all are put");
+    println!("put more than once: {}", repeated(&orders.counts));
+    orders.counts
+}
+
+/// Reads topics until as many have come as were put, and whatever else there may be.
+fn read_all(topics: &mut [&mut Topic], put: &BTreeMap<usize, usize>) {
+    let (begun, all) = (Instant::now(), put.values().sum());
+    let times = |topics: &[&mut Topic]| topics.iter().map(|topic| topic.times()).sum::<usize>();
+    while times(topics) < all {
+        topics.iter_mut().for_each(|topic| drop(topic.read()));
+        assert!(begun.elapsed() < PATIENCE, "{} of {all}", times(topics));
+    }
+    topics.iter_mut().for_each(|topic| while topic.read_on() {});
 }
 
 /// What the pipeline has committed of each partition of a topic, and where that ends.
@@ -353,34 +422,32 @@ stages:
     let mut feeding = vec![start("feed")];
     place.wait(&mut feeding, || false);
     assert!(feeding.remove(0).wait().unwrap().success(), "{}", place.logs());
-    let mut running = vec![start("check")];
-    let mut out = Topic::new(&kafka.servers(), "checked");
+    let orders = put(&kafka, MESSAGES);
+    // As above: with what feeds.
+    const STAGES: &str = "feed,check";
+    let mut running = vec![start(STAGES)];
+    let mut out = topic(&kafka, "checked");
     for kill in 1..=KILLS {
         let until = kill * MESSAGES / (KILLS + 1);
         assert!(place.wait(&mut running, || out.read() >= until), "{}", place.logs());
         running[0].kill().unwrap();
         running[0].wait().unwrap();
-        running[0] = start("check");
+        running[0] = start(STAGES);
     }
     place.wait(&mut running, || false);
-    // Dead letters make it end with 3.
-    assert_eq!(running.remove(0).wait().unwrap().code(), Some(3), "{}", place.logs());
-    let (begun, poisoned) = (Instant::now(), MESSAGES.div_ceil(97));
-    while out.read() < MESSAGES - poisoned {
-        assert!(begun.elapsed() < PATIENCE, "{} of {MESSAGES}", out.counts.len());
-    }
-    while out.read_on() {}
-    assert_eq!(told_repeats(&out.counts), 0, "exactly once");
-    let mut dead = Topic::new(&kafka.servers(), "dead");
+    // Dead letters make it end with 3; the last process may have had none to write.
+    assert!(matches!(running.remove(0).wait().unwrap().code(), Some(0 | 3)), "{}", place.logs());
+    let mut dead = topic(&kafka, "dead");
     dead.number = |letter| {
         let payload: Value = serde_json::from_str(letter["payload"].as_str().unwrap()).unwrap();
         payload["n"].as_u64()
     };
-    while dead.read() < poisoned {
-        assert!(begun.elapsed() < PATIENCE, "{} of {poisoned} dead letters", dead.counts.len());
-    }
+    read_all(&mut [&mut out, &mut dead], &orders);
     assert!(dead.counts.keys().all(|n| n % 97 == 0), "only poison: {:?}", dead.counts);
-    assert_eq!(told_repeats(&dead.counts), 0, "exactly once");
+    assert!(out.counts.keys().all(|n| n % 97 != 0), "no poison: {:?}", out.counts);
+    let mut all = out.counts;
+    all.extend(dead.counts);
+    assert!(all == orders, "exactly once: more than once came {}", repeated(&all));
 }
 
 /// An output that only the broker refuses is known when its transaction fails, others in it too. Its message
@@ -399,7 +466,8 @@ fn an_output_that_is_too_large_becomes_a_dead_letter_and_the_others_arrive() {
 /// Some outputs are too large for the broker's topic, and one for the client.
 fn too_large(guarantee: &str) {
     const MESSAGES: usize = 200;
-    let kafka = Kafka::start();
+    // Nobody kills it; what is at least once comes once as long as it is there.
+    let kafka = Kafka::start_steady();
     let place = Place::new(
         MESSAGES,
         &"  orders:
@@ -426,78 +494,28 @@ stages:
         place.wait(&mut running, || false);
         assert_eq!(running.remove(0).wait().unwrap().code(), Some(code), "{}", place.logs());
     }
-    let mut out = Topic::new(&kafka.servers(), "narrow");
-    let mut dead = Topic::new(&kafka.servers(), "dead");
+    let mut out = topic(&kafka, "narrow");
+    let mut dead = topic(&kafka, "dead");
     dead.number = |letter| {
         assert_eq!(letter["cause"]["kind"], "too_large");
         let payload: Value = serde_json::from_str(letter["payload"].as_str().unwrap()).unwrap();
         payload["n"].as_u64()
     };
-    let begun = Instant::now();
-    while out.read() < MESSAGES - 4 || dead.read() < 4 {
-        assert!(begun.elapsed() < PATIENCE, "{} and {}", out.counts.len(), dead.counts.len());
-    }
-    while out.read_on() || dead.read_on() {}
+    let orders = put(&kafka, MESSAGES);
+    read_all(&mut [&mut out, &mut dead], &orders);
     assert_eq!(dead.counts.keys().copied().collect::<Vec<_>>(), [7, 57, 107, 157]);
-    assert!(out.counts.values().chain(dead.counts.values()).all(|times| *times == 1));
+    assert_eq!(out.counts.len(), MESSAGES - 4);
+    let mut all = out.counts;
+    all.extend(dead.counts);
+    assert!(all == orders, "once each: more than once came {}", repeated(&all));
 }
 
 /// A topic `narrow` that takes records of some 2,000 bytes at most.
 fn make_narrow(servers: &str) {
-    let admin: AdminClient<_> =
-        ClientConfig::new().set("bootstrap.servers", servers).create().unwrap();
     let new = NewTopic::new("narrow", PARTITIONS, TopicReplication::Fixed(1));
     let new = new.set("max.message.bytes", "2000");
-    let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let made = runtime.block_on(admin.create_topics([&new], &options)).unwrap();
-    made.into_iter().for_each(|one| drop(one.unwrap()));
-}
-
-/// A topic, read as far as it is committed.
-struct Topic {
-    client: BaseConsumer,
-    counts: BTreeMap<usize, usize>,
-    /// The number in a record.
-    number: fn(&Value) -> Option<u64>,
-}
-
-impl Topic {
-    fn new(servers: &str, topic: &str) -> Self {
-        let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", servers).set("group.id", "reader");
-        let client: BaseConsumer =
-            config.set("isolation.level", "read_committed").create().unwrap();
-        // Not as a member of a group, which might give out something twice.
-        let mut all = TopicPartitionList::new();
-        all.add_partition_range(topic, 0, PARTITIONS - 1);
-        all.set_all_offsets(Offset::Beginning).unwrap();
-        client.assign(&all).unwrap();
-        Self { client, counts: BTreeMap::new(), number: |value| value["n"].as_u64() }
-    }
-
-    /// Takes in a record, if one comes soon; says whether it did.
-    fn read_on(&mut self) -> bool {
-        match self.client.poll(Duration::from_millis(500)) {
-            Some(Ok(record)) => {
-                let bytes = record.payload().unwrap();
-                let value: Value = serde_json::from_slice(bytes).unwrap();
-                let n = (self.number)(&value).unwrap() as usize;
-                *self.counts.entry(n).or_default() += 1;
-                true
-            }
-            // The broker may be away.
-            Some(Err(_)) => true,
-            None => false,
-        }
-    }
-
-    /// Takes in what is there; says how many numbers have come by now.
-    fn read(&mut self) -> usize {
-        let begun = Instant::now();
-        while begun.elapsed() < Duration::from_millis(100) && self.read_on() {}
-        self.counts.len()
-    }
+    runtime.block_on(make_topic(servers, &new));
 }
 
 #[test]

@@ -7,6 +7,8 @@
     reason = "a test that stops says where"
 )]
 
+#[path = "common/topics.rs"]
+mod topics;
 #[path = "common/watched.rs"]
 mod watched;
 
@@ -85,11 +87,8 @@ fn config(kafka: &Kafka) -> ClientConfig {
 }
 
 async fn make_topic(kafka: &Kafka) {
-    let admin: AdminClient<DefaultClientContext> = config(kafka).create().unwrap();
-    let new = [NewTopic::new("orders", 1, TopicReplication::Fixed(1))];
-    let options = AdminOptions::new().operation_timeout(Some(PATIENCE));
-    let made = admin.create_topics(&new, &options).await.unwrap();
-    made.into_iter().for_each(|one| drop(one.unwrap()));
+    let new = NewTopic::new("orders", 1, TopicReplication::Fixed(1));
+    topics::make_topic(&kafka.servers(), &new).await;
 }
 
 /// Deletes it, and waits until the broker does not know it.

@@ -75,8 +75,10 @@ stages:
 fn brigade(directory: &Path, server: &Redis, stage: &str) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
     command.current_dir(directory).args(["run", "p.yaml", "--until-idle", "--stage", stage]);
-    command.env("REDIS_URL", server.url()).env("RUST_LOG", "error");
-    command.stderr(Stdio::null()).spawn().unwrap()
+    command.env("REDIS_URL", server.url()).env("RUST_LOG", "info");
+    let log = directory.join(format!("{stage}.log"));
+    let log = fs::OpenOptions::new().create(true).append(true).open(log).unwrap();
+    command.stderr(log).spawn().unwrap()
 }
 
 /// How often each number is in the output.
@@ -98,8 +100,17 @@ fn over_streams_processes_and_the_server_are_killed_and_nothing_is_lost() {
 
 #[test]
 fn over_rsmq_processes_and_the_server_are_killed_and_nothing_is_lost() {
-    // What a dead process held is visible again after this.
-    kill_everything("rsmq, vt: 2s");
+    // What a dead process held is visible again after this; what a live one has has to be renewed within it.
+    kill_everything("rsmq, vt: 10s");
+}
+
+/// Waits while something is so; fails where that does not end.
+fn wait_while(mut is_so: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while is_so() {
+        assert!(begun.elapsed() < Duration::from_secs(180), "it does not go on");
+        std::thread::park_timeout(Duration::from_millis(5));
+    }
 }
 
 fn kill_everything(kind: &str) {
@@ -114,16 +125,19 @@ fn kill_everything(kind: &str) {
         STAGES.iter().map(|stage| brigade(directory, &server, stage)).collect();
     let mut random = fastrand::Rng::with_seed(7);
     let length = || fs::metadata(directory.join("out.jsonl")).map_or(0, |file| file.len());
-    let (begun, mut done) = (Instant::now(), Blows::default());
+    let mut done = Blows::default();
+    let runs = |running: &mut Vec<Child>| {
+        running.iter_mut().any(|child| child.try_wait().unwrap().is_none())
+    };
     for kill in 0..KILLS {
         // The next death comes when so much more is done, or when all is.
         let until = length() + random.u64(800..2400) * LINE;
-        while length() < until && running.iter_mut().any(|c| c.try_wait().unwrap().is_none()) {
-            assert!(begun.elapsed() < Duration::from_secs(180), "it does not go on");
-            std::thread::park_timeout(Duration::from_millis(5));
-        }
+        wait_while(|| {
+            done.look();
+            length() < until && runs(&mut running)
+        });
         // One that starts after all have finished would wait for a run of the others.
-        if running.iter_mut().all(|child| child.try_wait().unwrap().is_some()) {
+        if !runs(&mut running) {
             println!("{kind}: done after {kill} of {KILLS} deaths");
             break;
         }
@@ -135,9 +149,25 @@ fn kill_everything(kind: &str) {
                 running[at].kill().unwrap();
                 running[at].wait().unwrap();
             });
+            // It may have been the end of a run, which one that starts alone would begin anew, and wait for others.
+            let text = fs::read_to_string(directory.join("out.jsonl")).unwrap_or_default();
+            if text.lines().count() >= MESSAGES {
+                for (stage, child) in STAGES.iter().zip(&mut running) {
+                    done.kill(stage, || {
+                        child.kill().unwrap();
+                        child.wait().unwrap();
+                    });
+                }
+                running = vec![brigade(directory, &server, &STAGES.join(","))];
+                break;
+            }
             running[at] = brigade(directory, &server, STAGES[at]);
         }
     }
+    wait_while(|| {
+        done.look();
+        runs(&mut running)
+    });
     for child in &mut running {
         assert!(child.wait().unwrap().success());
     }
@@ -145,13 +175,17 @@ fn kill_everything(kind: &str) {
     let missing: Vec<usize> = (0..MESSAGES).filter(|n| !counts.contains_key(n)).collect();
     assert!(missing.is_empty(), "{} are missing, as {:?}", missing.len(), &missing[..1]);
     println!("{kind}: {MESSAGES} messages over {}", done.told());
+    for stage in STAGES {
+        let log = fs::read_to_string(directory.join(format!("{stage}.log"))).unwrap_or_default();
+        println!("{kind} {stage}:\n{log}");
+    }
     let out = fs::read_to_string(directory.join("out.jsonl")).unwrap();
     done.account(&STAGES, &out, IN_FLIGHT);
 }
 
 #[test]
 fn from_stream_to_stream_nothing_is_lost_or_twice_though_everything_is_killed() {
-    once("redis_stream", |connection, queue| {
+    once("redis_stream", ["XLEN", "bills"], |connection, queue| {
         let entries: Vec<(String, Vec<(String, String)>)> =
             redis::cmd("XRANGE").arg(queue).arg("-").arg("+").query(connection).unwrap();
         let payload = |fields: Vec<(String, String)>| {
@@ -163,7 +197,7 @@ fn from_stream_to_stream_nothing_is_lost_or_twice_though_everything_is_killed() 
 
 #[test]
 fn from_rsmq_to_rsmq_nothing_is_lost_or_twice_though_everything_is_killed() {
-    once("rsmq, vt: 2s", |connection, queue| {
+    once("rsmq, vt: 2s", ["ZCARD", "rsmq:bills"], |connection, queue| {
         let ids: Vec<String> = redis::cmd("ZRANGE")
             .arg(format!("rsmq:{queue}"))
             .arg(0)
@@ -177,8 +211,13 @@ fn from_rsmq_to_rsmq_nothing_is_lost_or_twice_though_everything_is_killed() {
     });
 }
 
-/// Kills the stage and the server while messages go from one queue to another on it.
-fn once(kind: &str, payloads: impl Fn(&mut redis::Connection, &str) -> Vec<String>) {
+/// Kills the stage and the server while messages go from one queue to another on it. `length` asks how many are on
+/// the other one.
+fn once(
+    kind: &str,
+    length: [&str; 2],
+    payloads: impl Fn(&mut redis::Connection, &str) -> Vec<String>,
+) {
     let directory = tempfile::tempdir().unwrap();
     let directory = directory.path();
     let server = Redis::start();
@@ -190,17 +229,12 @@ fn once(kind: &str, payloads: impl Fn(&mut redis::Connection, &str) -> Vec<Strin
     let connect = || redis::Client::open(server.url()).unwrap().get_connection().unwrap();
     let mut random = fastrand::Rng::with_seed(11);
     let mut running = brigade(directory, &server, "bill");
-    let begun = Instant::now();
     for kill in 0..KILLS {
         let mut connection = connect();
-        let before = payloads(&mut connection, "bills").len();
-        let until = before + random.usize(500..3000);
-        while payloads(&mut connection, "bills").len() < until
-            && running.try_wait().unwrap().is_none()
-        {
-            assert!(begun.elapsed() < Duration::from_secs(180), "it does not go on");
-            std::thread::park_timeout(Duration::from_millis(2));
-        }
+        let mut there =
+            || -> usize { redis::cmd(length[0]).arg(length[1]).query(&mut connection).unwrap() };
+        let until = there() + random.usize(500..3000);
+        wait_while(|| there() < until && running.try_wait().unwrap().is_none());
         if kill % 3 == 2 {
             server.restart();
         } else {
@@ -264,15 +298,13 @@ stages:
     assert!(held.len() > 1, "it held more than what went through");
     (50..100).for_each(|n| put(&mut connection, n));
     fs::write(directory.join("p.yaml"), yaml.replace("THROTTLE", "")).unwrap();
-    let begun = Instant::now();
     assert!(brigade(directory, &server, "bill").wait().unwrap().success());
-    // Elsewhere it would be dead for others after 12 s at the earliest.
-    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     let text = fs::read_to_string(directory.join("out.jsonl")).unwrap();
     let number =
         |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["n"].as_u64();
     let mut came: Vec<u64> = text.lines().filter_map(number).collect();
-    // The one that went through may come again.
+    // The one that went through may come again. Elsewhere those that were held would be the last: who held them would
+    // be dead for others after 12 s at the earliest.
     came.dedup();
     assert_eq!(came, (0..100).collect::<Vec<u64>>(), "{} were held", held.len());
 }
@@ -337,10 +369,20 @@ fn watched(yaml: &str, server: &Redis) -> Watched {
     Watched::start(yaml, &["--until-idle"], &[("REDIS_URL", url)])
 }
 
+/// How many messages come within ten seconds: long enough to do something to the server meanwhile.
+const FLOW: usize = 5000;
+
+/// The pipeline with messages that come for so long.
+fn flowing() -> String {
+    let flow = format!(
+        "in: {{ type: generator, count: {FLOW}, rate: 500, template: {{ n: '{{{{seq}}}}' }} }}"
+    );
+    YAML.replace("in: { type: file, path: in.jsonl }", &flow)
+}
+
 #[test]
 fn a_pipeline_goes_on_when_the_server_is_mended() {
-    let endless = "in: { type: generator, count: 1000, rate: 500, template: { n: '{{seq}}' } }";
-    let yaml = YAML.replace("in: { type: file, path: in.jsonl }", endless);
+    let yaml = flowing();
     for (kind, key) in [("redis_stream", "orders"), ("rsmq", "rsmq:orders:Q")] {
         let server = Redis::start();
         let client = redis::Client::open(server.url()).unwrap();
@@ -369,22 +411,20 @@ fn a_pipeline_goes_on_when_the_server_is_mended() {
         running.wait_for_output(1);
         run(&[&format!("RENAME {key} away"), &format!("SET {key} text")]);
         running.wait_for("remove that key");
-        run(&[&format!("RENAME away {key}")]);
-        run(&["ACL SETUSER bob -evalsha"]);
+        run(&[&format!("RENAME away {key}"), "ACL SETUSER bob -evalsha"]);
         running.wait_for("lacks the command `evalsha`");
         run(&["ACL SETUSER bob resetpass >other +@all", "CLIENT KILL USER bob"]);
         running.wait_for("check user and password in `url`");
         run(&["ACL SETUSER bob >secret"]);
         let told = running.told();
-        assert_eq!(running.end(), (Some(0), 1000), "{kind}: {told}");
+        assert_eq!(running.end(), (Some(0), FLOW), "{kind}: {told}");
     }
 }
 
 /// What was in it is gone with it; what comes after that is handled.
 #[test]
 fn a_queue_that_is_deleted_while_it_is_used_is_told_and_made_again() {
-    let endless = "in: { type: generator, count: 1000, rate: 500, template: { n: '{{seq}}' } }";
-    let yaml = YAML.replace("in: { type: file, path: in.jsonl }", endless);
+    let yaml = flowing();
     let (stream, rsmq) = (&["orders"][..], &["rsmq:orders", "rsmq:orders:Q"][..]);
     for (kind, keys) in [("redis_stream", stream), ("rsmq", rsmq)] {
         let server = Redis::start();
@@ -402,7 +442,8 @@ fn a_queue_that_is_deleted_while_it_is_used_is_told_and_made_again() {
         let line = line.unwrap_or_else(|| panic!("{kind}: it is not told: {told}"));
         assert!(line.contains("orders") && line.contains(keys[0]), "{kind}: {line}");
         let out = fs::read_to_string(running.path("out.jsonl")).unwrap();
-        assert!(out.contains("\"n\":999"), "{kind}: the last one came: {told}");
+        let last = format!("\"n\":{},", FLOW - 1);
+        assert!(out.contains(&last), "{kind}: the last one came: {told}");
     }
 }
 

@@ -21,13 +21,13 @@ use brigade::connector::{
 };
 use brigade::prelude::*;
 use brigade::state::{StateStore, StoreOp};
-use brigade::{Memory, MemoryState, Message, Pipeline, Supervisor};
+use brigade::{Memory, MemoryState, Message, Pipeline, StageState, Supervisor};
 use brigade_testkit::{Like, LikeConnector, LikeConsumer, LikeProducer, LikeStore, paused};
 use common::{World, eventually};
 use tokio::sync::Semaphore;
 
 /// How long what has to come may take.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(180);
 
 /// What happened, one word each.
 type Log = Arc<Mutex<Vec<&'static str>>>;
@@ -171,7 +171,13 @@ async fn a_line_ends_from_its_input_to_its_state() {
     let pipeline = Pipeline::new(topology, &registry).unwrap().state(state);
     let running = Supervisor::new().add(pipeline).start().await.unwrap();
     eventually("messages are in flight", async || called.load(SeqCst) > 0).await;
+    let watcher = running.watcher();
     let draining = tokio::spawn(running.drain());
+    // From here on none of its consumers asks for more, whenever its lane hears of that.
+    eventually("it is drained", async || {
+        watcher.status().await[0].stages[0].state == StageState::Draining
+    })
+    .await;
     // As long as nothing is done nothing is closed.
     tokio::time::timeout(Duration::from_millis(300), std::future::pending::<()>())
         .await

@@ -267,7 +267,11 @@ async fn also_the_books_of_a_stop_in_the_middle_close() {
     let trial = setup.start().await.unwrap();
     trial.send("in", numbered(0..10));
     let stage = async || trial.status().await.stage("first").unwrap().clone();
-    eventually("it is blocked", async || stage().await.blocked).await;
+    let all_wait = async || {
+        let first = stage().await;
+        first.blocked && first.received == 10
+    };
+    eventually("it is blocked, and has them all", all_wait).await;
     let stopped = trial.stop(Duration::from_millis(10)).await;
     let first = stopped[0].status.stage("first").unwrap();
     let outcomes = (first.acked, first.requeued + first.released, first.in_flight);
@@ -299,6 +303,13 @@ stages:
 
 // Actors that die.
 
+/// Kills an actor of the first stage. A lane that has not begun yet has none, nor has one whose actor is about to
+/// come back from the last time.
+async fn crash(trial: &Trial, actor: &'static str) {
+    let crash = async || trial.running().crash("first", actor).await.is_ok();
+    eventually("there is one to kill", crash).await;
+}
+
 #[tokio::test]
 async fn an_actor_that_dies_is_started_again_and_what_it_held_is_handled_again() {
     for actor in ["worker", "consumer", "producer"] {
@@ -308,9 +319,7 @@ async fn an_actor_that_dies_is_started_again_and_what_it_held_is_handled_again()
         let trial = trial(&yaml).start().await.unwrap();
         for round in 0..3 {
             trial.send("in", numbered(round * 1000..(round + 1) * 1000));
-            // It may be about to come back from the last time.
-            let crash = async || trial.running().crash("first", actor).await.is_ok();
-            eventually("there is one to kill", crash).await;
+            crash(&trial, actor).await;
         }
         trial.settle().await.unwrap();
         let mut out = sorted(numbers(&trial, "out"));
@@ -324,7 +333,7 @@ async fn an_actor_that_dies_is_started_again_and_what_it_held_is_handled_again()
 #[tokio::test]
 async fn an_actor_that_dies_disturbs_no_other_stage() {
     let trial = sent(trial(&two("")), 10).await;
-    trial.running().crash("first", "worker").await.unwrap();
+    crash(&trial, "worker").await;
     eventually("it is back", async || trial.status().await.is_ready()).await;
     trial.send("in", numbered(10..20));
     trial.settle().await.unwrap();
@@ -369,7 +378,7 @@ async fn what_a_consumer_held_whose_stage_has_failed_is_kept_from_nobody() {
     let trial = trial_with(&yaml, registry).start().await.unwrap();
     trial.send("in", numbered(0..10));
     eventually("some are in flight", async || trial.outputs("in").len() < 10).await;
-    trial.running().crash("first", "consumer").await.unwrap();
+    crash(&trial, "consumer").await;
     eventually("they are back", async || trial.outputs("in").len() == 10).await;
     let status = trial.status().await;
     assert_eq!(status.stage("first").unwrap().state, StageState::Failed);
@@ -378,14 +387,37 @@ async fn what_a_consumer_held_whose_stage_has_failed_is_kept_from_nobody() {
 
 // The end.
 
+/// Has the component `wait`, which passes nothing on before a gate is closed.
+fn registry_that_waits(open: &Arc<Semaphore>) -> Registry {
+    let wait = Arc::clone(open);
+    brigade::registry().component("wait", async move |raw: Raw| {
+        drop(wait.acquire().await);
+        Ok::<_, Failure>(raw)
+    })
+}
+
+/// As [`two`] with this component in the first stage.
+fn trial_that_waits(open: &Arc<Semaphore>) -> TrialSetup {
+    let yaml = two("").replacen("component: pass", "component: wait", 1);
+    trial_with(&yaml, registry_that_waits(open))
+}
+
 #[tokio::test]
 async fn a_drain_lets_what_is_in_flight_finish() {
-    let slow = Fault::Slow(Duration::from_millis(30));
-    let trial = trial_of_async("").fault("first", 1..=1, slow).start().await.unwrap();
+    let open = Arc::new(Semaphore::new(0));
+    let trial = trial_that_waits(&open).start().await.unwrap();
     trial.send("in", numbered(0..1));
     let in_flight = async || trial.status().await.stage("first").unwrap().in_flight;
     eventually("it is in flight", async || in_flight().await == 1).await;
-    let (memory, stopped) = trial.end_with_queues().await;
+    let watcher = trial.running().watcher();
+    let ending = tokio::spawn(trial.end_with_queues());
+    eventually("it is drained", async || {
+        let status = watcher.status().await.remove(0);
+        status.stage("first").unwrap().state == StageState::Draining
+    })
+    .await;
+    open.close();
+    let (memory, stopped) = ending.await.unwrap();
     assert_eq!(stopped[0].given_back, 0);
     let left = memory.messages("test", "mid").len() + memory.messages("test", "out").len();
     assert_eq!(left, 1, "its output is on a queue");
@@ -393,16 +425,18 @@ async fn a_drain_lets_what_is_in_flight_finish() {
 
 #[tokio::test]
 async fn a_drain_takes_nothing_more_from_the_queues() {
+    // More than minutes of work: however late the drain comes, it is not all done.
+    const ALL: u64 = 20_000;
     let slow = Fault::Slow(Duration::from_millis(20));
-    let setup = trial_of_async("max_in_flight: { messages: 1 }").fault("first", 1..=100, slow);
+    let setup = trial_of_async("max_in_flight: { messages: 1 }").fault("first", 1..=ALL, slow);
     let trial = setup.start().await.unwrap();
-    trial.send("in", numbered(0..100));
+    trial.send("in", numbered(0..ALL));
     let received = async || trial.status().await.stage("first").unwrap().received;
     eventually("one has come", async || received().await > 0).await;
     let (memory, stopped) = trial.end_with_queues().await;
     let stage = stopped[0].status.stage("first").unwrap();
-    assert!(stage.received < 100, "{} came", stage.received);
-    assert_eq!(memory.messages("test", "in").len() as u64, 100 - stage.acked);
+    assert!(stage.received < ALL, "{} came", stage.received);
+    assert_eq!(memory.messages("test", "in").len() as u64, ALL - stage.acked);
 }
 
 #[tokio::test]
@@ -410,11 +444,7 @@ async fn an_actor_that_dies_in_a_drain_is_started_again_to_finish_what_is_in_fli
     for actor in ["worker", "producer"] {
         let restart = "restart: { min: 500ms, max: 500ms }\nqueues:";
         let open = Arc::new(Semaphore::new(0));
-        let wait = Arc::clone(&open);
-        let registry = brigade::registry().component("wait", async move |raw: Raw| {
-            drop(wait.acquire().await);
-            Ok::<_, Failure>(raw)
-        });
+        let registry = registry_that_waits(&open);
         let yaml = two("workers: 1").replace("queues:", restart);
         let yaml = yaml.replacen("component: pass", "component: wait", 1);
         let topology = World::new().load(&yaml, &registry);
@@ -424,7 +454,7 @@ async fn an_actor_that_dies_in_a_drain_is_started_again_to_finish_what_is_in_fli
         let in_flight = async || trial.status().await.stage("first").unwrap().in_flight;
         // One it works on, one is on its desk.
         eventually("some wait for the worker", async || in_flight().await > 2).await;
-        trial.running().crash("first", actor).await.unwrap();
+        crash(&trial, actor).await;
         open.close();
         // It comes back while the stage is drained: nothing is pulled meanwhile.
         let (memory, stopped) = trial.end_with_queues().await;

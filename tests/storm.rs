@@ -8,6 +8,9 @@
     reason = "a test that stops says where"
 )]
 
+#[path = "common/topics.rs"]
+mod topics;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -17,24 +20,25 @@ use std::time::{Duration, Instant};
 
 use brigade_testkit::servers::Kafka;
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, NewTopic, TopicReplication};
+use rdkafka::admin::{NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::Message as _;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use topics::make_topic;
 
 const KEYS: u64 = 50;
 const PARTITIONS: i32 = 8;
 /// How many members there are at most.
 const MEMBERS_MAX: usize = 4;
 /// Within this long after the storm everything that came is handled.
-const CALM: Duration = Duration::from_secs(60);
+const CALM: Duration = Duration::from_secs(180);
 
 const PIPELINE: &str = "
 pipeline: storm
 state: state
 queues:
   in: { type: kafka, config: &kafka {
-    bootstrap.servers: '${BROKERS}', session.timeout.ms: 2000, heartbeat.interval.ms: 300,
+    bootstrap.servers: '${BROKERS}', session.timeout.ms: 10000, heartbeat.interval.ms: 300,
     reconnect.backoff.max.ms: 500 } }
   out: { type: kafka, config: *kafka }
 stages:
@@ -149,17 +153,15 @@ impl Drop for Storm {
 }
 
 fn make_topics(servers: &str) {
-    let mut config = ClientConfig::new();
-    let admin: AdminClient<_> = config.set("bootstrap.servers", servers).create().unwrap();
     // By the broker's clock: a record may be made before its process is stopped, and written after.
     let topic = |name| {
         let topic = NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(1));
         topic.set("message.timestamp.type", "LogAppendTime")
     };
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let (topics, options) = ([topic("in"), topic("out")], Default::default());
-    let made = runtime.block_on(admin.create_topics(&topics, &options));
-    assert!(made.unwrap().iter().all(Result::is_ok));
+    for name in ["in", "out"] {
+        runtime.block_on(make_topic(servers, &topic(name)));
+    }
 }
 
 /// Puts messages on `in` until it is told to stop; says how many, before they are there.
@@ -180,7 +182,7 @@ fn feed(servers: &str, stop: &AtomicBool, sent: &AtomicU64) {
         producer.poll(Duration::from_millis(5));
         std::thread::park_timeout(Duration::from_millis(5));
     }
-    producer.flush(Duration::from_secs(30)).unwrap();
+    producer.flush(CALM).unwrap();
 }
 
 /// Reads `out`.
@@ -320,7 +322,8 @@ fn members_join_leave_are_killed_and_stopped_and_nothing_is_lost_or_out_of_order
         reader.read();
         let part = begun.elapsed().as_secs_f64() / length().as_secs_f64();
         stopped.go_on(part, &storm, &reader, &sent);
-        if begun.elapsed() >= Duration::from_secs(changes) {
+        // Each death costs the group a session; beyond the storm it has time to hand out what the dead had.
+        if begun.elapsed() < length() && begun.elapsed() >= Duration::from_secs(changes) {
             changes += 1;
             storm.change();
         }

@@ -39,7 +39,9 @@ fn metrics_are_those_of_the_documentation_and_tell_what_happens() {
         assert_eq!(run.ask("HEAD", path), (200, String::new()), "{path}");
     }
     let acked = "brigade_messages_acked_total{pipeline=\"watched\",stage=\"copy\"}";
-    let text = run.until("/metrics", |_, body| value(body, acked) > 100.0);
+    // A queue that does not answer in time is left out.
+    let bytes = "brigade_queue_bytes{pipeline=\"watched\",stage=\"copy\",queue=\"kept\"}";
+    let text = run.until("/metrics", |_, body| value(body, acked) > 100.0 && body.contains(bytes));
     let dead = "brigade_dead_letters_total{pipeline=\"watched\",stage=\"sort\",cause=\"rejected\"}";
     assert!(value(&text, dead) > 0.0, "{text}");
     let lost = "brigade_unaccounted_messages{pipeline=\"watched\",stage=\"sort\"}";
@@ -57,18 +59,22 @@ fn what_the_metrics_tell_adds_up() {
     let run = Run::start(YAML);
     let outputs =
         "brigade_outputs_total{pipeline=\"watched\",stage=\"sort\",input=\"in\",output=\"kept\"}";
-    let text = run.until("/metrics", |_, body| value(body, outputs) > 500.0);
-    let of = |name: &str, labels: &str| value(&text, &format!("{name}{{{labels}}}"));
     let copy = "pipeline=\"watched\",stage=\"copy\"";
+    let value_of = |text: &str, name: &str| value(text, &format!("{name}{{{copy}}}"));
+    // 2,000 messages a second leave it idle, and one came not long ago: but for a machine that stood still.
+    let text = run.until("/metrics", |_, body| {
+        value(body, outputs) > 500.0
+            && value_of(body, "brigade_idle_milliseconds_total")
+                > value_of(body, "brigade_busy_milliseconds_total")
+            && value_of(body, "brigade_last_message_age_seconds") < 10.0
+    });
+    let of = |name: &str, labels: &str| value(&text, &format!("{name}{{{labels}}}"));
     let acked = of("brigade_messages_acked_total", copy);
     assert!(of("brigade_settle_seconds_count", copy) >= acked, "{text}");
     assert!(of("brigade_age_seconds_count", copy) >= acked, "{text}");
     assert!(of("brigade_age_seconds_sum", copy) > 0.0, "{text}");
     assert!(of("brigade_pulls_total", copy) > 0.0, "{text}");
-    let idle = of("brigade_idle_milliseconds_total", copy);
-    let busy = of("brigade_busy_milliseconds_total", copy);
-    assert!(idle > busy, "2,000 messages a second leave it idle: {idle} ms, {busy} ms busy");
-    assert!(of("brigade_last_message_age_seconds", copy) < 10.0, "{text}");
+    assert!(text.contains(&format!("brigade_last_message_age_seconds{{{copy}}}")), "{text}");
     let kept = "pipeline=\"watched\",queue=\"kept\",operation=\"ack\"";
     assert!(of("brigade_queue_seconds_count", kept) > 0.0, "{text}");
     let bytes = "brigade_queue_bytes{pipeline=\"watched\",stage=\"copy\",queue=\"kept\"}";
@@ -99,7 +105,8 @@ fn the_names_of_volley_are_those_of_the_documentation() {
     let run = Run::start(&yaml);
     let produced =
         "messages_produced_count_total{volley_app=\"sort\",source=\"in\",destination=\"kept\"}";
-    let text = run.until("/metrics", |_, body| value(body, produced) > 100.0);
+    // What is consumed is looked at a little earlier: a tenth of so many is more than comes meanwhile.
+    let text = run.until("/metrics", |_, body| value(body, produced) > 1000.0);
     let consumed = "messages_consumed_count_total{volley_app=\"sort\",status=\"success\"}";
     assert!(value(&text, consumed) > value(&text, produced), "a tenth is rejected: {text}");
     let cycle = "process_time_seconds_count{volley_app=\"sort\",process_name=\"cycle\"}";
@@ -130,15 +137,15 @@ fn a_stage_that_is_not_running_makes_the_process_unready_and_says_why() {
 
 #[test]
 fn each_stage_tells_its_counts_from_time_to_time() {
-    let mut run = Run::start(YAML);
+    let run = Run::start(YAML);
     let stats = |stage: &'static str| {
         move |line: &String| {
             line.contains("STATS") && line.contains(&format!("stage=\"{stage}\""))
                 || line.contains("STATS") && line.contains(&format!("stage={stage}"))
         }
     };
-    assert!(run.lines.by_ref().map(Result::unwrap).any(|line| stats("sort")(&line)));
-    assert!(run.lines.by_ref().map(Result::unwrap).any(|line| stats("copy")(&line)));
+    assert!(run.lines.iter().any(|line| stats("sort")(&line)));
+    assert!(run.lines.iter().any(|line| stats("copy")(&line)));
 }
 
 #[test]
@@ -197,7 +204,7 @@ fn a_signal_stops_a_run_that_is_idle() {
         assert!(begun.elapsed() < Duration::from_secs(180), "it does not end");
         std::thread::park_timeout(Duration::from_millis(10));
     }
-    let said: Vec<String> = run.lines.by_ref().map(Result::unwrap).collect();
+    let said: Vec<String> = run.lines.iter().collect();
     assert_eq!(run.child.wait().unwrap().code(), Some(0), "{said:?}");
     let books = "the books close: 0 messages received, each has an outcome";
     assert!(said.iter().any(|line| line == books), "{said:?}");

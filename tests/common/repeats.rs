@@ -16,17 +16,34 @@ const AFTERMATH: f64 = 60.0;
 /// What was done to a process or a server, and when, in seconds since 1970.
 struct Blow {
     what: String,
-    /// The stage whose process it hit; `None`: a server, and so all of them.
+    /// The stage whose process it hit; `None`: a server or the machine, and so all of them.
     stage: Option<&'static str>,
     begun: f64,
     ended: f64,
 }
 
+/// For how many seconds who looks again and again may not have come to it at most. Longer is a stall, of the whole
+/// machine perhaps: what processes have in hand may be taken from them meanwhile, as from dead ones.
+const TURN_MAX: f64 = 1.0;
+
 /// All that was done, in order.
 #[derive(Default)]
-pub(crate) struct Blows(Vec<Blow>);
+pub(crate) struct Blows {
+    all: Vec<Blow>,
+    /// When its test last looked how far things are, if nothing was done since.
+    looked: Option<f64>,
+}
 
 impl Blows {
+    /// To be called by a test each time that it looks how far things are: notes where the machine stood still
+    /// since the last time.
+    pub(crate) fn look(&mut self) {
+        let ended = now();
+        if let Some(begun) = self.looked.replace(ended).filter(|begun| ended - begun > TURN_MAX) {
+            self.all.push(Blow { what: "a stall".to_owned(), stage: None, begun, ended });
+        }
+    }
+
     /// Kills the process of a stage, by a function that waits for its end.
     pub(crate) fn kill(&mut self, stage: &'static str, kill: impl FnOnce()) {
         self.strike(format!("the kill of `{stage}`"), Some(stage), kill);
@@ -40,20 +57,21 @@ impl Blows {
     fn strike(&mut self, what: String, stage: Option<&'static str>, strike: impl FnOnce()) {
         let begun = now();
         strike();
-        self.0.push(Blow { what, stage, begun, ended: now() });
+        self.all.push(Blow { what, stage, begun, ended: now() });
+        self.looked = None;
     }
 
     /// How many of which kind there were.
     pub(crate) fn told(&self) -> String {
-        let kills = self.0.iter().filter(|blow| blow.stage.is_some()).count();
-        format!("{kills} kills and {} restarts of servers", self.0.len() - kills)
+        let kills = self.all.iter().filter(|blow| blow.stage.is_some()).count();
+        format!("{kills} kills and {} restarts of servers or stalls", self.all.len() - kills)
     }
 
     /// Which blow made a stage handle something again: the first that hit it after it had done so before.
     /// What a restart leaves behind, as a group that is shared out anew, may come a while later.
     fn cause(&self, stage: &str, before: f64, again: f64) -> Option<usize> {
         let hits = |blow: &Blow| blow.begun <= again && blow.stage.is_none_or(|of| of == stage);
-        let hits = self.0.iter().enumerate().filter(|(_, blow)| hits(blow));
+        let hits = self.all.iter().enumerate().filter(|(_, blow)| hits(blow));
         let late = |blow: &Blow| blow.stage.is_none() && again <= blow.ended + AFTERMATH;
         let last = hits.clone().rfind(|(_, blow)| late(blow));
         hits.clone().find(|(_, blow)| blow.ended >= before).or(last).map(|(at, _)| at)
@@ -68,13 +86,22 @@ impl Blows {
             let times: Vec<f64> = times.iter().map(|bits| f64::from_bits(*bits)).collect();
             for pair in times.windows(2) {
                 let cause = self.cause(stages[*stage], pair[0], pair[1]);
-                let cause = cause.unwrap_or_else(|| panic!("{n} came again, and nothing was done"));
+                let cause = cause.unwrap_or_else(|| {
+                    let blow = |blow: &Blow| {
+                        format!("{} from {} to {}", blow.what, blow.begun, blow.ended)
+                    };
+                    let done = self.all.iter().map(blow).collect::<Vec<_>>().join("; ");
+                    let stage = stages[*stage];
+                    panic!(
+                        "{n} came again at `{stage}`, and nothing was done: at {times:?}; {done}"
+                    )
+                });
                 repeats.entry((cause, stages[*stage])).or_default().push(*n);
             }
         }
         for ((cause, stage), numbers) in &mut repeats {
             numbers.sort_unstable();
-            let (blow, count) = (&self.0[*cause].what, numbers.len());
+            let (blow, count) = (&self.all[*cause].what, numbers.len());
             println!("by {blow}, {count} again at `{stage}`: {}", ranges(numbers));
             assert!(count <= in_flight, "more than `{stage}` has in flight");
         }

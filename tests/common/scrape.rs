@@ -4,7 +4,8 @@
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -12,7 +13,9 @@ const PATIENCE: Duration = Duration::from_secs(180);
 /// A run that is killed at the end of its test.
 pub(crate) struct Run {
     pub(crate) child: Child,
-    pub(crate) lines: std::io::Lines<BufReader<ChildStderr>>,
+    /// What it says on standard error after where its metrics are. They are read whether or not a test looks at them:
+    /// it would wait for who reads none.
+    pub(crate) lines: mpsc::Receiver<String>,
     address: String,
     _directory: tempfile::TempDir,
 }
@@ -30,8 +33,12 @@ impl Run {
         command.current_dir(directory.path()).args(["run", "p.yaml"]).env_remove("RUST_LOG");
         command.envs(variables.iter().cloned());
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
-        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let line = lines.by_ref().map(Result::unwrap).find(|line| line.contains("metrics at"));
+        let (sender, lines) = mpsc::channel();
+        let said = BufReader::new(child.stderr.take().unwrap()).lines();
+        std::thread::spawn(move || {
+            said.map_while(Result::ok).try_for_each(|line| sender.send(line))
+        });
+        let line = lines.iter().find(|line| line.contains("metrics at"));
         let line = line.expect("it says where its metrics are");
         let (_, address) = line.split_once("http://").unwrap();
         let address = address.trim_end_matches("/metrics").to_owned();

@@ -165,7 +165,7 @@ fn as_nobody(place: &Place) -> Command {
         fs::copy(env!("CARGO_BIN_EXE_brigade"), &brigade).unwrap();
     }
     let mut command = Command::new("timeout");
-    command.args(["--foreground", "120", "setpriv", "--reuid=65534", "--regid=65534"]);
+    command.args(["--foreground", "180", "setpriv", "--reuid=65534", "--regid=65534"]);
     command.args(["--clear-groups", "--"]).arg(brigade).args(["run", "p.yaml", "--until-idle"]);
     command.current_dir(place.path("")).env_remove("RUST_LOG");
     command
