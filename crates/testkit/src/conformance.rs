@@ -138,7 +138,8 @@ pub async fn a_failed_attempt_comes_again_after_its_delay(fixture: &Fixture) {
     fail(&consumer, vec![attempt(&taken[0], DELAY)]).await;
     ack(&consumer, &taken[1..]).await;
     let again = take_all(&consumer, 1).await;
-    assert!(begun.elapsed() >= DELAY - Duration::from_millis(5), "{:?}", begun.elapsed());
+    let after = begun.elapsed();
+    assert!(after >= DELAY - Duration::from_millis(5), "it came after {after:?}");
     assert_eq!((number(&again[0]), again[0].attempts), (0, 1));
     ack(&consumer, &again).await;
     expect_nothing(&consumer).await;

@@ -402,7 +402,7 @@ mod tests {
         let op = StoreOp::Put { space: "s".into(), key: "k".into(), value: "v".into() };
         let acked = consumer.ack(vec![taken[0].receipt], vec![op]).await.unwrap();
         assert_eq!((acked.fenced.len(), held(&consumer)), (1, 0));
-        let again = tokio::time::timeout(Duration::from_secs(20), consumer.consume(WANT));
+        let again = tokio::time::timeout(Duration::from_secs(180), consumer.consume(WANT));
         assert_eq!(again.await.expect("the suspect is handed out").unwrap().len(), 1);
     }
 

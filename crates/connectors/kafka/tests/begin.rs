@@ -12,32 +12,22 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use brigade_core::connector::{
-    Connector as _, Consumer, Incoming, Lag, Outgoing, PartitionLag, Produced, QueueSpec, Want,
-};
+use brigade_core::connector::{Consumer, Lag, Outgoing, PartitionLag, Produced, QueueSpec, Want};
 use brigade_core::{Message, MessageId};
-use brigade_kafka::Kafka as Connector;
 use brigade_testkit::servers::Kafka;
-use common::{PATIENCE, ack, consumer, env, number, patiently, producer, put, queue, take, with};
+use common::{
+    PATIENCE, ack, admin, consumer, lag, number, patiently, producer, put, queue, take, take_all,
+    with,
+};
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use serde_json::json;
-
-/// Takes exactly so many; they have to come.
-async fn take_all(consumer: &Arc<dyn Consumer>, n: usize) -> Vec<Incoming> {
-    let (begun, mut all) = (Instant::now(), Vec::new());
-    while all.len() < n && begun.elapsed() < PATIENCE {
-        all.extend(take(consumer, n - all.len()).await);
-    }
-    assert_eq!(all.len(), n);
-    all
-}
 
 /// Waits until the consumer has partitions and nothing waits for it.
 async fn is_at_the_end(consumer: &Arc<dyn Consumer>) {
     let begun = Instant::now();
     loop {
-        let lag = consumer.lag().await.unwrap();
+        let lag = lag(consumer).await;
         if lag.in_flight == Some(0) && lag.ready == Some(0) {
             return;
         }
@@ -65,13 +55,13 @@ async fn what_waits_is_told_of_each_partition() {
         let part = |(at, n): (usize, u64)| (format!("{topic}/{at}"), n);
         counts.into_iter().enumerate().map(part).collect::<BTreeMap<_, _>>()
     };
-    let admin = Connector.admin(&queue, &env()).await.unwrap();
+    let admin = admin(&queue).await;
     let status = patiently(async || admin.status().await).await;
     assert_eq!(waiting(status[0].lag.clone()), is([3, 0, 1]), "to who is no member");
-    let member = consumer(&queue).await.unwrap();
+    let member = consumer(&queue).await;
     let taken = take_all(&member, 4).await;
     ack(&member, &taken[..3]).await;
-    let lag = patiently(async || member.lag().await).await;
+    let lag = lag(&member).await;
     assert_eq!((lag.ready, lag.in_flight), (Some(0), Some(1)));
     assert_eq!(waiting(lag), is([0, 0, 0]), "what is in flight does not wait");
 }
@@ -82,12 +72,12 @@ async fn a_group_that_begins_at_the_end_begins_there_once() {
     let queue = with(&queue(2, &Kafka::shared().servers()), "auto.offset.reset", "latest");
     let producer = producer(&queue).await;
     put(&producer, 0..20).await;
-    let first = consumer(&queue).await.unwrap();
+    let first = consumer(&queue).await;
     is_at_the_end(&first).await;
     first.shutdown().await.unwrap();
     drop(first);
     put(&producer, 20..40).await;
-    let second = consumer(&queue).await.unwrap();
+    let second = consumer(&queue).await;
     let taken = take_all(&second, 20).await;
     assert_eq!(taken.iter().map(number).collect::<BTreeSet<_>>(), (20..40).collect());
     ack(&second, &taken).await;
@@ -111,7 +101,7 @@ async fn delete_before(queue: &QueueSpec, offset: i64) {
 async fn a_group_whose_commit_was_deleted_begins_behind_what_it_has_resolved() {
     let queue = with(&queue(1, &Kafka::shared().servers()), "auto.offset.reset", "latest");
     let producer = producer(&queue).await;
-    let first = consumer(&queue).await.unwrap();
+    let first = consumer(&queue).await;
     is_at_the_end(&first).await;
     put(&producer, 0..20).await;
     let taken = take_all(&first, 20).await;
@@ -120,7 +110,7 @@ async fn a_group_whose_commit_was_deleted_begins_behind_what_it_has_resolved() {
     drop(first);
     delete_before(&queue, 10).await;
     put(&producer, 20..30).await;
-    let second = consumer(&queue).await.unwrap();
+    let second = consumer(&queue).await;
     let taken = take_all(&second, 10).await;
     assert_eq!(taken.iter().map(number).collect::<Vec<_>>(), (20..30).collect::<Vec<_>>());
     put(&producer, 30..60).await;
@@ -138,16 +128,15 @@ async fn what_waits_in_topics_that_an_expression_finds_is_told_over_all_members(
     settings.retain(|key, _| key != "create");
     let topic = settings.remove("topic").unwrap();
     settings.insert("topics".to_owned(), json!([format!("^{}$", topic.as_str().unwrap())]));
-    let first = consumer(&found).await.unwrap();
-    let told = patiently(async || first.lag().await).await;
+    let first = consumer(&found).await;
+    let told = lag(&first).await;
     assert_eq!((told.ready, told.in_flight), (Some(50), Some(0)));
-    let second = consumer(&found).await.unwrap();
-    let third = consumer(&found).await.unwrap();
+    let second = consumer(&found).await;
+    let third = consumer(&found).await;
     let begun = Instant::now();
     // Two of the three have a partition each in the end, and know of the other's.
     loop {
-        let [one, two, three] =
-            [&first, &second, &third].map(|member| patiently(async || member.lag().await));
+        let [one, two, three] = [&first, &second, &third].map(lag);
         let all = [one.await, two.await, three.await];
         if all.iter().all(|lag| lag.in_flight.is_none() || lag.ready.is_none()) {
             assert!(all.iter().all(|lag| lag.ready.is_none_or(|ready| ready == 50)), "{all:?}");
@@ -166,7 +155,7 @@ async fn each_topic_that_is_named_is_made() {
     let settings = both.settings.as_object_mut().unwrap();
     settings.remove("topic");
     settings.insert("topics".to_owned(), json!(names));
-    let member = consumer(&both).await.unwrap();
+    let member = consumer(&both).await;
     for name in names {
         let mut one = queue.clone();
         one.settings["topic"] = name.into();
@@ -180,7 +169,7 @@ async fn each_topic_that_is_named_is_made() {
 #[tokio::test]
 async fn a_group_that_may_begin_nowhere_is_told_for_good() {
     let queue = with(&queue(1, &Kafka::shared().servers()), "auto.offset.reset", "error");
-    let member = patiently(async || consumer(&queue).await).await;
+    let member = consumer(&queue).await;
     let want = Want { messages: 1, bytes: usize::MAX };
     let error = loop {
         let told = tokio::time::timeout(PATIENCE, member.consume(want)).await.unwrap();
@@ -195,13 +184,16 @@ async fn a_group_that_may_begin_nowhere_is_told_for_good() {
 #[tokio::test]
 async fn the_end_of_a_partition_is_no_trouble() {
     let queue = with(&queue(3, &Kafka::shared().servers()), "enable.partition.eof", true);
-    put(&producer(&queue).await, 0..10).await;
-    let member = consumer(&queue).await.unwrap();
+    let producer = producer(&queue).await;
+    put(&producer, 0..10).await;
+    let member = consumer(&queue).await;
     let taken = take_all(&member, 10).await;
     ack(&member, &taken).await;
     let consumed = member.consume(Want { messages: 1, bytes: usize::MAX });
     let moment = std::time::Duration::from_secs(2);
     assert!(tokio::time::timeout(moment, consumed).await.is_err(), "nothing comes, and no error");
+    put(&producer, 10..11).await;
+    assert_eq!(number(&take_all(&member, 1).await[0]), 10, "the partition goes on");
 }
 
 /// `brigade queues put` puts such messages. Outputs' ids are made of theirs, so they may not be the same.
@@ -212,10 +204,10 @@ async fn messages_without_ids_get_different_ones() {
     let batch: Vec<Outgoing> = (0..10).map(|n| Message::new(n.to_string()).into()).collect();
     let outcomes = producer.produce(&batch).await.unwrap();
     assert!(outcomes.iter().all(|outcome| matches!(outcome, Produced::Confirmed)));
-    let admin = Connector.admin(&queue, &env()).await.unwrap();
+    let admin = admin(&queue).await;
     let peeked = patiently(async || admin.peek(0, 10).await).await;
     let peeked: BTreeSet<MessageId> = peeked.iter().map(|peeked| peeked.message.id).collect();
     assert!(peeked.len() == 10 && !peeked.contains(&MessageId::default()), "{peeked:?}");
-    let taken = take_all(&consumer(&queue).await.unwrap(), 10).await;
+    let taken = take_all(&consumer(&queue).await, 10).await;
     assert_eq!(taken.iter().map(|one| one.message.id).collect::<BTreeSet<_>>(), peeked);
 }

@@ -48,9 +48,9 @@ fn cut_off(change: impl FnOnce(&mut QueueSpec)) -> Fixture {
     fixture(queue).disturb(move || door.cut(3))
 }
 
-/// On a server of its own, which is killed and started again in use.
+/// On a server of its own, which is killed and started again in use. While it is not, it stays what clients know of.
 fn killed(change: impl FnOnce(&mut QueueSpec)) -> Fixture {
-    let server = Arc::new(Kafka::start());
+    let server = Arc::new(Kafka::start_steady());
     let mut queue = queue(&server.servers());
     change(&mut queue);
     let victim = Arc::clone(&server);

@@ -8,6 +8,8 @@
     reason = "a test that stops says where"
 )]
 
+mod common;
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -20,10 +22,9 @@ use brigade_core::{Message, MessageId, Timestamp};
 use brigade_memory::MemoryState;
 use brigade_redis::{RedisStreams, Rsmq};
 use brigade_testkit::servers::{Redis, RsmqClient};
+use common::{PATIENCE, again, patient};
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
-
-const PATIENCE: Duration = Duration::from_secs(180);
 
 fn env() -> ConnectorEnv {
     ConnectorEnv { state: MemoryState::new() }
@@ -38,12 +39,12 @@ fn jobs(server: &Redis, more: Value) -> QueueSpec {
 }
 
 async fn producer(queue: &QueueSpec) -> Arc<dyn Producer> {
-    Rsmq.producer(queue, &env()).await.unwrap()
+    again(async || Rsmq.producer(queue, &env()).await).await
 }
 
 async fn consumer(queue: &QueueSpec) -> Arc<dyn Consumer> {
     let reader = Reader { stage: "test".into(), group: "".into(), order: Order::None };
-    Rsmq.consumer(queue, &reader, &env()).await.unwrap()
+    again(async || Rsmq.consumer(queue, &reader, &env()).await).await
 }
 
 async fn send(producer: &Arc<dyn Producer>, bodies: &[String]) {
@@ -173,7 +174,7 @@ async fn both_directions(server: &Redis, mut client: Client) {
 
 async fn connection(server: &Redis) -> redis::aio::MultiplexedConnection {
     let client = redis::Client::open(server.url()).unwrap();
-    client.get_multiplexed_async_connection().await.unwrap()
+    client.get_multiplexed_async_connection_with_config(&patient()).await.unwrap()
 }
 
 async fn fields(server: &Redis) -> Vec<String> {
@@ -204,9 +205,9 @@ async fn streams_are_shared_with_the_python_client() {
     let group = json!({ "args": ["orders", "py", "0"], "mkstream": true });
     assert_eq!(call("xgroup_create", group), true);
     let queue = QueueSpec::new("shop", "orders", json!({ "url": server.url() }));
-    let producer = RedisStreams.producer(&queue, &env()).await.unwrap();
+    let producer = again(async || RedisStreams.producer(&queue, &env()).await).await;
     let reader = Reader { stage: "test".into(), group: "".into(), order: Order::None };
-    let consumer = RedisStreams.consumer(&queue, &reader, &env()).await.unwrap();
+    let consumer = again(async || RedisStreams.consumer(&queue, &reader, &env()).await).await;
     let mut message = Message::new("größer 日本語\n").with_id(MessageId(ID)).with_key("k");
     message.event_time = Some(Timestamp(1_700_000_000_123));
     message.headers.push("trace", Some("a:b".into()));
@@ -360,7 +361,7 @@ async fn who_made_a_queue_does_not_decide_how_it_is_used() {
     assert!(matches!(outcomes[0], Produced::Rejected(_)), "its own `maxsize`: {outcomes:?}");
     // One that Brigade makes has the file's settings.
     client.call("deleteQueue", json!({}));
-    Rsmq.producer(&queue, &env()).await.unwrap();
+    again(async || Rsmq.producer(&queue, &env()).await).await;
     assert_eq!((client.attribute("vt"), client.attribute("maxsize")), (500, 1024));
     let long = json!({ "qname": "jobs", "message": "x".repeat(1500) });
     let error = client.inner.call("sendMessage", long).unwrap_err();

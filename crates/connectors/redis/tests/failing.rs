@@ -14,7 +14,7 @@ use std::time::Duration;
 use brigade_core::connector::{Connector, ConnectorError, Consumer, Failed, FailedReason, Receipt};
 use brigade_redis::{RedisStreams, Rsmq};
 use brigade_testkit::servers::Redis;
-use common::{WANT, ask, connect, env, numbered, open, put, queue, reader};
+use common::{WANT, again, ask, connect, env, numbered, open, put, queue, reader};
 use redis::Connection;
 use serde_json::json;
 
@@ -115,7 +115,7 @@ async fn what_waits_without_a_time_comes_when_a_consumer_is_opened() {
     assert_eq!(first.on_fail(vec![later]).await.unwrap().fenced, []);
     let pending: Vec<(String, String, u64, u64)> = ask(&mut beside, "XPENDING shop shop - + 10");
     ask::<redis::Value>(&mut beside, &format!("XCLAIM shop shop ~delayed 0 {}", pending[1].0));
-    let next = RedisStreams.consumer(&queue, &reader(), &env()).await.unwrap();
+    let next = again(async || RedisStreams.consumer(&queue, &reader(), &env()).await).await;
     let again = take(&*next, 1).await;
     assert_eq!((again.len(), again[0].0.position), (1, taken[1].0.position));
     let lag = next.lag().await.unwrap();

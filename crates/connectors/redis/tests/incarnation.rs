@@ -17,7 +17,7 @@ use brigade_core::connector::{
 };
 use brigade_redis::RedisStreams;
 use brigade_testkit::servers::Redis;
-use common::{WANT, ask, connect, env, queue, reader};
+use common::{WANT, again, ask, connect, env, queue, reader};
 use serde_json::json;
 
 /// The stream `shop`, read by some stages.
@@ -28,7 +28,7 @@ fn read_by(url: &str, stages: &[&str]) -> QueueSpec {
 
 async fn stage(queue: &QueueSpec, name: &str) -> Arc<dyn Consumer> {
     let reader = Reader { stage: name.into(), group: name.into(), order: Order::None };
-    RedisStreams.consumer(queue, &reader, &env()).await.unwrap()
+    again(async || RedisStreams.consumer(queue, &reader, &env()).await).await
 }
 
 /// What comes next. Errors are passed over, as of a stream that somebody has deleted.
@@ -75,7 +75,8 @@ async fn an_entry_has_one_id_however_the_address_is_written_and_whichever_stage_
     here.shutdown().await.unwrap();
     let after = stage(&read_by(&there, &["a", "b"]), "a").await;
     assert_eq!(ids(&next(&*after).await), ids(&first));
-    let admin = RedisStreams.admin(&read_by(&there, &["a", "b"]), &env()).await.unwrap();
+    let admin =
+        again(async || RedisStreams.admin(&read_by(&there, &["a", "b"]), &env()).await).await;
     assert_eq!(admin.peek(0, 1).await.unwrap()[0].message.id, first[0].message.id);
 }
 
@@ -141,19 +142,19 @@ async fn a_stream_is_read_though_its_incarnation_is_gone_and_there_is_no_room() 
     for n in 1..=2 {
         ask::<String>(&mut other, &format!("XADD shop * payload {n}"));
     }
-    let a = RedisStreams.consumer(&queue, &reader(), &env()).await.unwrap();
+    let a = again(async || RedisStreams.consumer(&queue, &reader(), &env()).await).await;
     let taken = next(&*a).await;
     put_back(&*a, &taken[1..]).await;
     ask::<()>(&mut other, "DEL {shop}:brigade:incarnation");
     ask::<()>(&mut other, "CONFIG SET maxmemory 1");
-    let again = next(&*a).await;
-    assert!(again.iter().all(|one| !ids(&taken).contains(&one.message.id)));
+    let renamed = next(&*a).await;
+    assert!(renamed.iter().all(|one| !ids(&taken).contains(&one.message.id)));
     // As after an upgrade, when nothing is kept yet.
     ask::<()>(&mut other, "CONFIG SET maxmemory 0");
     a.shutdown().await.unwrap();
     ask::<()>(&mut other, "DEL {shop}:brigade:incarnation");
     ask::<()>(&mut other, "CONFIG SET maxmemory 1");
-    let b = RedisStreams.consumer(&queue, &reader(), &env()).await.unwrap();
+    let b = again(async || RedisStreams.consumer(&queue, &reader(), &env()).await).await;
     let mut left = 2;
     while left > 0 {
         let taken = next(&*b).await;
@@ -204,7 +205,7 @@ async fn what_a_stage_keeps_that_never_runs_goes_with_its_group() {
     assert_eq!(ask::<usize>(&mut other, "XLEN shop"), MANY);
     first.shutdown().await.unwrap();
     let alone = queue("shop", json!({ "url": server.url(), "group": "shop.count" }));
-    let last = RedisStreams.consumer(&alone, &reader(), &env()).await.unwrap();
+    let last = again(async || RedisStreams.consumer(&alone, &reader(), &env()).await).await;
     ask::<()>(&mut other, "XGROUP DESTROY shop shop.never");
     let gone = tokio::time::timeout(Duration::from_secs(180), async {
         // Redis removes as many as it keeps together.

@@ -15,7 +15,7 @@ use std::time::Duration;
 use brigade_core::connector::{Connector, Produced, Producer, Want};
 use brigade_redis::{RedisStreams, Rsmq};
 use brigade_testkit::servers::Redis;
-use common::{WANT, ask, connect, env, numbered, open, put, queue, reader};
+use common::{WANT, again, ask, connect, env, numbered, open, put, queue, reader};
 use serde_json::json;
 
 async fn is_put_at_once(producer: &dyn Producer, n: usize) -> bool {
@@ -45,7 +45,7 @@ fn a_lane_that_keeps_its_thread(
 async fn others_put_while_a_lane_keeps_its_thread(connector: &dyn Connector, count: &str) {
     let server = Redis::start();
     let queue = queue("shop", json!({ "url": server.url() }));
-    let producer = connector.producer(&queue, &env()).await.unwrap();
+    let producer = again(async || connector.producer(&queue, &env()).await).await;
     // As after a connection that broke: the next to ask makes another.
     let mut beside = connect(&server);
     ask::<u64>(&mut beside, "CLIENT KILL TYPE normal SKIPME yes");
@@ -69,20 +69,20 @@ async fn a_lane_that_keeps_its_thread_doubles_nothing_on_rsmq() {
 }
 
 /// For how long a received message of RSMQ is hidden from others.
-const VT: Duration = Duration::from_secs(8);
+const VT: Duration = Duration::from_secs(20);
 
 /// What a lane that works on one message has received, and nobody asked for yet, too.
 #[tokio::test]
 async fn what_rsmq_handed_out_stays_hidden_for_as_long_as_a_call_takes() {
     let server = Redis::start();
-    let queue = queue("shop", json!({ "url": server.url(), "vt": "8s" }));
+    let queue = queue("shop", json!({ "url": server.url(), "vt": "20s" }));
     let (producer, other) = open(&Rsmq, &queue).await;
     producer.produce(&[numbered(1), numbered(2), numbered(3)]).await.unwrap();
     let ((holds, is_held), (go_on, waits)) = (mpsc::channel(), mpsc::channel::<()>());
     let lane = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let consumer = Rsmq.consumer(&queue, &reader(), &env()).await.unwrap();
+            let consumer = again(async || Rsmq.consumer(&queue, &reader(), &env()).await).await;
             let one = Want { messages: 10, bytes: 1 };
             let mut receipts = vec![consumer.consume(one).await.unwrap()[0].receipt];
             holds.send(()).unwrap();
@@ -94,7 +94,8 @@ async fn what_rsmq_handed_out_stays_hidden_for_as_long_as_a_call_takes() {
         })
     });
     is_held.recv().unwrap();
-    let taken = tokio::time::timeout(VT * 3, other.consume(WANT)).await;
+    let longer = VT + Duration::from_secs(5);
+    let taken = tokio::time::timeout(longer, again(|| other.consume(WANT))).await;
     go_on.send(()).unwrap();
     assert!(taken.is_err(), "others received what is worked on");
     assert_eq!(lane.join().unwrap(), 0, "leases were lost");
@@ -105,7 +106,7 @@ async fn what_became_anothers_before_it_was_asked_for_is_not_handed_out() {
     let server = Redis::start();
     let mut beside = connect(&server);
     ask::<()>(&mut beside, "ACL SETUSER bob reset on >secret ~* &* +@all");
-    let settings = |url: &str| queue("shop", json!({ "url": url, "vt": "8s" }));
+    let settings = |url: &str| queue("shop", json!({ "url": url, "vt": "20s" }));
     let bobs = settings(&server.url().replace("//", "//bob:secret@"));
     let (producer, consumer) = open(&Rsmq, &bobs).await;
     producer.produce(&[numbered(1), numbered(2), numbered(3)]).await.unwrap();

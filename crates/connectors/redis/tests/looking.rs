@@ -11,7 +11,7 @@ mod common;
 use brigade_core::connector::{Connector, QueueSpec};
 use brigade_redis::{RedisStreams, Rsmq};
 use brigade_testkit::servers::Redis;
-use common::{ask, connect, env, numbered, open, queue};
+use common::{again, ask, connect, env, numbered, open, queue};
 use serde_json::json;
 
 #[tokio::test]
@@ -20,7 +20,7 @@ async fn a_queue_that_is_not_there_is_empty_and_only_made_by_what_is_put() {
         let (server, name) = (Redis::start(), connector.type_name());
         let mut other = connect(&server);
         let queue = queue("s", json!({ "url": server.url() }));
-        let admin = connector.admin(&queue, &env()).await.unwrap();
+        let admin = again(async || connector.admin(&queue, &env()).await).await;
         assert_eq!(admin.status().await.unwrap()[0].lag.ready, Some(0), "{name}");
         assert_eq!(admin.peek(0, 10).await.unwrap().len(), 0, "{name}");
         assert!(admin.get(1).await.unwrap().is_none(), "{name}");
@@ -51,7 +51,7 @@ async fn a_stream_of_others_gets_no_group() {
     // Read here, by one stage or two of which one has begun, or only written, as dead letters are.
     for groups in [vec![], vec!["".into()], vec!["a".into(), "b".into()]] {
         let queue = QueueSpec { groups, ..queue("s", json!({ "url": server.url() })) };
-        let admin = RedisStreams.admin(&queue, &env()).await.unwrap();
+        let admin = again(async || RedisStreams.admin(&queue, &env()).await).await;
         let there = admin.peek(0, 10).await.unwrap();
         for status in admin.status().await.unwrap() {
             assert_eq!(status.lag.ready, Some(there.len() as u64), "{:?}", queue.groups);
@@ -67,7 +67,7 @@ async fn a_stream_of_others_gets_no_group() {
     let _: redis::Value = ask(&mut other, "XREADGROUP GROUP shop.a m COUNT 1 NOACK STREAMS s >");
     let groups = vec!["a".into(), "b".into()];
     let queue = QueueSpec { groups, ..queue("s", json!({ "url": server.url() })) };
-    let admin = RedisStreams.admin(&queue, &env()).await.unwrap();
+    let admin = again(async || RedisStreams.admin(&queue, &env()).await).await;
     assert_eq!(admin.peek(0, 10).await.unwrap().len(), 2);
     assert_eq!(admin.purge().await.unwrap(), 2);
     assert_eq!(ask::<usize>(&mut other, "XLEN s"), 0);
@@ -88,7 +88,7 @@ async fn what_others_pipelines_work_on_is_left_alone() {
         ask::<redis::Value>(&mut other, read);
         ask::<redis::Value>(&mut other, "XCLAIM s theirs ~delayed 0 2-0");
         let queue = QueueSpec { groups, ..queue("s", json!({ "url": server.url() })) };
-        let admin = RedisStreams.admin(&queue, &env()).await.unwrap();
+        let admin = again(async || RedisStreams.admin(&queue, &env()).await).await;
         let there = admin.peek(0, 10).await.unwrap();
         let holders: Vec<_> = there.iter().map(|one| one.holder.as_deref()).collect();
         assert_eq!(holders, [Some(&b"m"[..]), Some(&b"~delayed"[..]), None, None]);
@@ -124,7 +124,7 @@ async fn what_waits_is_counted_though_some_was_deleted_unread() {
             let read = format!("XREADGROUP GROUP {group} m COUNT 2 STREAMS s >");
             ask::<redis::Value>(&mut other, &read);
         }
-        let admin = RedisStreams.admin(&queue, &env()).await.unwrap();
+        let admin = again(async || RedisStreams.admin(&queue, &env()).await).await;
         ask::<u64>(&mut other, "XDEL s 1100-0");
         for status in admin.status().await.unwrap() {
             assert_eq!(status.lag.ready, Some(1000), "as far as is counted");

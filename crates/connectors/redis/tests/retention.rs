@@ -6,6 +6,8 @@
     reason = "a test that stops says where"
 )]
 
+mod common;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +20,7 @@ use brigade_core::{Message, MessageId};
 use brigade_memory::MemoryState;
 use brigade_redis::RedisStreams;
 use brigade_testkit::servers::Redis;
+use common::again;
 use redis::Connection;
 use serde_json::{Value, json};
 
@@ -44,7 +47,7 @@ fn queue(server: &Redis, groups: &[&str], retention: Value) -> QueueSpec {
 
 async fn open(queue: &QueueSpec, group: &str) -> Arc<dyn Consumer> {
     let reader = Reader { stage: "test".into(), group: group.into(), order: Order::None };
-    RedisStreams.consumer(queue, &reader, &env()).await.unwrap()
+    again(async || RedisStreams.consumer(queue, &reader, &env()).await).await
 }
 
 fn numbered(n: usize) -> Outgoing {
@@ -110,7 +113,7 @@ async fn whatever_is_put_taken_and_acked_only_what_is_acked_goes_and_not_much_st
         // With a single group acked entries would be deleted at once.
         let groups = &GROUPS[..1 + seed as usize % 2];
         let queue = queue(&server, groups, json!({ "messages": MESSAGES }));
-        let producer = RedisStreams.producer(&queue, &env()).await.unwrap();
+        let producer = again(async || RedisStreams.producer(&queue, &env()).await).await;
         let mut takers = Vec::new();
         for group in groups {
             let consumer = open(&queue, group).await;
@@ -160,10 +163,11 @@ async fn whatever_is_put_taken_and_acked_only_what_is_acked_goes_and_not_much_st
 async fn acked_entries_stay_until_they_are_too_old() {
     let (server, mut connection) = start();
     let queue = queue(&server, &[""], json!({ "age": "2s" }));
-    let producer = RedisStreams.producer(&queue, &env()).await.unwrap();
+    let producer = again(async || RedisStreams.producer(&queue, &env()).await).await;
     let consumer = open(&queue, "").await;
-    producer.produce(&(0..40).map(numbered).collect::<Vec<_>>()).await.unwrap();
+    // The entries' times are told by the server, before it answers.
     let begun = tokio::time::Instant::now();
+    producer.produce(&(0..40).map(numbered).collect::<Vec<_>>()).await.unwrap();
     let (mut seen, mut last) = (0, None);
     while seen < 40 {
         let mut taken = consumer.consume(WANT).await.unwrap();
@@ -177,7 +181,7 @@ async fn acked_entries_stay_until_they_are_too_old() {
     let stayed = there(&mut connection).len();
     assert!(stayed == 40 || begun.elapsed() > Duration::from_secs(1), "{stayed}");
     // Acked ones are history: who looks into the queue sees what is not.
-    let admin = RedisStreams.admin(&queue, &env()).await.unwrap();
+    let admin = again(async || RedisStreams.admin(&queue, &env()).await).await;
     assert_eq!(admin.peek(0, 100).await.unwrap().len(), 1);
     assert_eq!(admin.status().await.unwrap()[0].lag.ready, Some(0));
     // They go while nothing comes, up to the one that is not acked.
@@ -210,7 +214,7 @@ async fn what_another_group_or_a_retention_left_behind_goes() {
             "group" => plain.clone(),
             _ => queue(&server, &[""], json!({ "messages": 1000 })),
         };
-        let producer = RedisStreams.producer(&before, &env()).await.unwrap();
+        let producer = again(async || RedisStreams.producer(&before, &env()).await).await;
         producer.produce(&(0..40).map(numbered).collect::<Vec<_>>()).await.unwrap();
         let mut group = |what: &str| {
             let mut asked = redis::cmd("XGROUP");
@@ -234,7 +238,7 @@ async fn what_another_group_or_a_retention_left_behind_goes() {
         }
         assert_eq!(there(&mut connection).len(), 40, "{left_by}");
         producer.produce(&[numbered(40), numbered(41), numbered(42)]).await.unwrap();
-        let admin = RedisStreams.admin(&plain, &env()).await.unwrap();
+        let admin = again(async || RedisStreams.admin(&plain, &env()).await).await;
         assert_eq!(admin.status().await.unwrap()[0].lag.ready, Some(3), "{left_by}");
         let consumer = open(&plain, "").await;
         let want = Want { messages: 1, ..WANT };
@@ -260,7 +264,7 @@ async fn what_another_group_or_a_retention_left_behind_goes() {
 async fn a_stream_that_no_group_reads_is_bounded_by_who_puts() {
     let (server, mut connection) = start();
     let queue = queue(&server, &[], json!({ "messages": 100 }));
-    let producer = RedisStreams.producer(&queue, &env()).await.unwrap();
+    let producer = again(async || RedisStreams.producer(&queue, &env()).await).await;
     for from in (0..10_000).step_by(250) {
         producer.produce(&(from..from + 250).map(numbered).collect::<Vec<_>>()).await.unwrap();
         let there = there(&mut connection).len();
@@ -273,7 +277,7 @@ async fn a_stream_that_no_group_reads_is_bounded_by_who_puts() {
 async fn what_a_group_was_set_back_to_stays() {
     let (server, mut connection) = start();
     let queue = queue(&server, &[""], json!({ "messages": 1 }));
-    let producer = RedisStreams.producer(&queue, &env()).await.unwrap();
+    let producer = again(async || RedisStreams.producer(&queue, &env()).await).await;
     let mut ask = |command: &str| -> redis::Value {
         let mut words = command.split(' ');
         let mut asked = redis::cmd(words.next().unwrap());

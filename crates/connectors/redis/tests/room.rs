@@ -14,7 +14,7 @@ use brigade_core::connector::{Connector, ConnectorError, Outgoing, Produced, Pro
 use brigade_core::{Message, MessageId};
 use brigade_redis::{RedisStreams, Rsmq};
 use brigade_testkit::servers::Redis;
-use common::{WANT, ask, connect, env, numbered, open, queue};
+use common::{WANT, again, ask, connect, env, numbered, open, queue};
 use redis::Connection;
 use serde_json::json;
 
@@ -100,7 +100,7 @@ async fn of_a_batch_larger_than_the_room_each_message_is_on_rsmq_once() {
     let server = Redis::start();
     let mut beside = connect(&server);
     let queue = queue("shop", json!({ "url": server.url() }));
-    let producer = Rsmq.producer(&queue, &env()).await.unwrap();
+    let producer = again(async || Rsmq.producer(&queue, &env()).await).await;
     leave_room(&mut beside, 15 << 20);
     let batch = (0..MESSAGES).map(|n| long(n, 60_000)).collect();
     let (left, why) = put(&*producer, batch).await;
@@ -118,7 +118,7 @@ async fn messages_that_cannot_be_delayed_double_no_others() {
     let server = Redis::start();
     let mut beside = connect(&server);
     let queue = queue("shop", json!({ "url": server.url() }));
-    let producer = RedisStreams.producer(&queue, &env()).await.unwrap();
+    let producer = again(async || RedisStreams.producer(&queue, &env()).await).await;
     ask::<()>(&mut beside, "SET {shop}:brigade:later text");
     let delay = Some(Duration::from_secs(600));
     let delayed = |n| Outgoing { delay, ..numbered(n) };
@@ -141,7 +141,7 @@ async fn of_a_batch_whose_answers_are_lost_only_the_error_is_told() {
     {
         let server = Redis::start();
         let queue = queue("shop", json!({ "url": server.url() }));
-        let producer = connector.producer(&queue, &env()).await.unwrap();
+        let producer = again(async || connector.producer(&queue, &env()).await).await;
         assert!(put(&*producer, vec![numbered(1)]).await.0.is_empty());
         server.kill();
         let batch = [2, 3].map(|n| Outgoing { delay, ..numbered(n) });

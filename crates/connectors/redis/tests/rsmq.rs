@@ -11,7 +11,7 @@ mod common;
 use brigade_core::connector::Connector;
 use brigade_redis::Rsmq;
 use brigade_testkit::servers::Redis;
-use common::{WANT, ask, connect, env, numbered, open, put, queue};
+use common::{WANT, again, ask, connect, env, numbered, open, put, queue};
 use serde_json::json;
 
 /// It is received, looked at and removed as others are, and holds up none of them.
@@ -21,7 +21,7 @@ async fn an_id_that_is_no_text_is_one_like_others() {
     let mut other = connect(&server);
     let queue = queue("shop", json!({ "url": server.url() }));
     let (producer, consumer) = open(&Rsmq, &queue).await;
-    let admin = Rsmq.admin(&queue, &env()).await.unwrap();
+    let admin = again(async || Rsmq.admin(&queue, &env()).await).await;
     let mut send = || {
         let id = b"\xff\xfe";
         redis::cmd("ZADD").arg("rsmq:shop").arg(0).arg(id).exec(&mut other).unwrap();

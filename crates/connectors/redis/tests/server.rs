@@ -17,7 +17,7 @@ use brigade_core::connector::{
 };
 use brigade_redis::{RedisStreams, Rsmq};
 use brigade_testkit::servers::{MASTER, Redis, RedisCluster, RedisSentinel};
-use common::{WANT, env, numbered, open, put, queue, reader};
+use common::{PATIENCE, WANT, again, env, numbered, open, patient, put, queue, reader, told};
 use serde_json::{Value, json};
 
 fn number(incoming: &Incoming) -> usize {
@@ -28,30 +28,13 @@ fn number(incoming: &Incoming) -> usize {
 async fn drain(consumer: &dyn Consumer, many: usize) -> BTreeSet<usize> {
     let mut seen = BTreeSet::new();
     while seen.len() < many {
-        let taken = again(|| consumer.consume(WANT)).await;
+        let taken = tokio::time::timeout(PATIENCE, again(|| consumer.consume(WANT))).await;
+        let taken = taken.unwrap_or_else(|_| panic!("{} of {many} came", seen.len()));
         seen.extend(taken.iter().map(number));
         let receipts: Vec<_> = taken.iter().map(|incoming| incoming.receipt).collect();
         again(|| consumer.ack(receipts.clone(), Vec::new())).await;
     }
     seen
-}
-
-/// Tries again for as long as the server is away, as the runtime does.
-async fn again<T, F>(ask: impl Fn() -> F) -> T
-where
-    F: Future<Output = Result<T, brigade_core::connector::ConnectorError>>,
-{
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(180);
-    let mut pause = tokio::time::interval(Duration::from_millis(50));
-    loop {
-        match ask().await {
-            Ok(answer) => return answer,
-            Err(error) if error.is_transient() && tokio::time::Instant::now() < deadline => {
-                pause.tick().await;
-            }
-            Err(error) => panic!("{error}"),
-        }
-    }
 }
 
 #[tokio::test]
@@ -63,27 +46,33 @@ async fn over_tls_a_user_with_few_rights_works_with_streams_and_rsmq() {
     for (connector, place) in users {
         let queue = queue("shop", place.clone());
         assert_eq!(connector.check(&queue).len(), 0);
-        connector.reach(&queue, &env()).await.unwrap();
+        again(async || connector.reach(&queue, &env()).await).await;
         let (producer, consumer) = open(connector, &queue).await;
         producer.produce(&(0..10).map(numbered).collect::<Vec<_>>()).await.unwrap();
         assert_eq!(drain(&*consumer, 10).await.len(), 10);
     }
-    let told = |error: brigade_core::connector::ConnectorError| {
+    let without_secret = |error: brigade_core::connector::ConnectorError| {
         assert!(!error.to_string().contains("secret"), "{error}");
         (error.is_transient(), error.to_string())
     };
     // A key that the user may not touch.
     let foreign = queue("other", place.clone());
-    let (transient, text) = told(RedisStreams.producer(&foreign, &env()).await.err().unwrap());
-    let error = RedisStreams.consumer(&foreign, &reader(), &env()).await.err().unwrap();
-    assert!(told(error).0, "rights can be given while it waits");
+    let error = told("user", async || RedisStreams.producer(&foreign, &env()).await).await;
+    let (transient, text) = without_secret(error);
+    let error =
+        told("user", async || RedisStreams.consumer(&foreign, &reader(), &env()).await).await;
+    assert!(without_secret(error).0, "rights can be given while it waits");
     assert!(transient && text.contains("`other`") && text.contains("user"), "{text}");
+    let reached = async |settings: Value, part: &str| {
+        let queue = queue("shop", settings);
+        told(part, async || RedisStreams.reach(&queue, &env()).await).await
+    };
     // A wrong password, an authority that is not trusted, no TLS where TLS is spoken.
     let wrong = json!({ "url": server.url().replace("secret", "guess"), "tls": place["tls"] });
-    let error = RedisStreams.reach(&queue("shop", wrong), &env()).await.unwrap_err();
+    let error = reached(wrong, "password").await;
     assert!(error.is_transient() && error.to_string().contains("password"), "{error}");
     let untrusted = json!({ "url": server.url() });
-    let error = RedisStreams.reach(&queue("shop", untrusted), &env()).await.unwrap_err();
+    let error = reached(untrusted, "certificate").await;
     assert!(error.to_string().contains("certificate"), "{error}");
     let plain = json!({ "url": server.url().replace("rediss", "redis") });
     assert!(RedisStreams.reach(&queue("shop", plain), &env()).await.is_err());
@@ -128,8 +117,8 @@ async fn when_the_master_dies_the_sentinels_new_one_is_used() {
 /// was put, and no more than a moment of it.
 #[tokio::test]
 async fn what_is_lost_with_a_master_is_a_moments_last_messages() {
-    const MOMENT: Duration = Duration::from_millis(500);
-    const UNTIL_DEATH: Duration = Duration::from_secs(2);
+    const MOMENT: Duration = Duration::from_secs(4);
+    const UNTIL_DEATH: Duration = Duration::from_secs(10);
     let servers = Arc::new(RedisSentinel::start());
     let place = json!({ "url": servers.url(), "sentinel": { "master": MASTER } });
     let (producer, consumer) = open(&RedisStreams, &queue("shop", place)).await;
@@ -140,21 +129,26 @@ async fn what_is_lost_with_a_master_is_a_moments_last_messages() {
             failing = Some(tokio::task::spawn_blocking(move || servers.fail_over()));
         }
         let batch: Vec<Outgoing> = (0..10).map(|n| numbered(confirmed.len() + n)).collect();
-        let Ok(outcomes) = producer.produce(&batch).await else { break };
-        if !outcomes.iter().all(|outcome| matches!(outcome, Produced::Confirmed)) {
-            break;
+        match put(&*producer, &batch).await {
+            Ok(()) => confirmed.extend([Instant::now(); 10]),
+            Err(_) if failing.is_some() => break,
+            // It lives, and was slow: the same once more.
+            Err(error) => assert!(error.is_transient() && begun.elapsed() < PATIENCE, "{error}"),
         }
-        confirmed.extend([Instant::now(); 10]);
     }
     failing.expect("it dies while messages are put").await.unwrap();
-    let mut there = BTreeSet::new();
+    let (mut there, mut taken, begun) = (BTreeSet::new(), 0, Instant::now());
+    // Nothing is acked: what is there is read when all of it is in flight.
     loop {
-        let taken = tokio::time::timeout(2 * UNTIL_DEATH, consumer.consume(WANT)).await;
-        match taken {
-            Ok(Ok(taken)) => there.extend(taken.iter().map(number)),
-            // The connection to the dead master.
-            Ok(Err(error)) => assert!(error.is_transient(), "{error}"),
-            Err(_) => break,
+        let lag = again(|| consumer.lag()).await;
+        if lag.ready == Some(0) && lag.in_flight.is_some_and(|held| held <= taken) {
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{taken} of {lag:?}");
+        let next = again(|| consumer.consume(WANT));
+        if let Ok(next) = tokio::time::timeout(Duration::from_secs(1), next).await {
+            taken += next.len() as u64;
+            there.extend(next.iter().map(number));
         }
     }
     let lost: Vec<usize> = (0..confirmed.len()).filter(|n| !there.contains(n)).collect();
@@ -241,10 +235,9 @@ async fn a_node_of_a_cluster_that_does_not_answer_is_not_waited_for_for_ever() {
         let early = tokio::time::timeout(Duration::from_millis(50), &mut waiting).await;
         assert!(early.is_err(), "it reads");
         signal("-STOP");
-        let patience = Duration::from_secs(20);
         let (read, written) = tokio::join!(
-            tokio::time::timeout(patience, &mut waiting),
-            tokio::time::timeout(patience, async {
+            tokio::time::timeout(PATIENCE, &mut waiting),
+            tokio::time::timeout(PATIENCE, async {
                 let batch = [numbered(0)];
                 put(&*producer, &batch).await
             })
@@ -266,13 +259,13 @@ async fn with_several_groups_what_all_are_past_is_trimmed_and_nothing_else() {
     let server = Redis::start();
     let mut queue = queue("shop", json!({ "url": server.url() }));
     queue.groups = vec!["one".into(), "two".into()];
-    let producer = RedisStreams.producer(&queue, &env()).await.unwrap();
+    let producer = again(async || RedisStreams.producer(&queue, &env()).await).await;
     let batch: Vec<Outgoing> = (0..MANY).map(numbered).collect();
     producer.produce(&batch).await.unwrap();
     let reader =
         |group: &str| Reader { stage: group.into(), group: group.into(), order: Order::None };
-    let one = RedisStreams.consumer(&queue, &reader("one"), &env()).await.unwrap();
-    let two = RedisStreams.consumer(&queue, &reader("two"), &env()).await.unwrap();
+    let one = again(async || RedisStreams.consumer(&queue, &reader("one"), &env()).await).await;
+    let two = again(async || RedisStreams.consumer(&queue, &reader("two"), &env()).await).await;
     let mut connection = redis::Client::open(server.url()).unwrap().get_connection().unwrap();
     let mut length = || redis::cmd("XLEN").arg("shop").query::<usize>(&mut connection).unwrap();
     assert_eq!(drain(&*one, MANY).await.len(), MANY);
@@ -290,12 +283,12 @@ async fn a_key_of_another_kind_is_told_before_and_during_a_run() {
     redis::cmd("SET").arg("rsmq:shop").arg("text").exec(&mut connection).unwrap();
     let queue = queue("shop", json!({ "url": server.url() }));
     for connector in [&RedisStreams as &dyn Connector, &Rsmq] {
-        let error = connector.reach(&queue, &env()).await.unwrap_err();
+        let error = told("has a string", async || connector.reach(&queue, &env()).await).await;
         assert!(!error.is_transient(), "{error}");
         let text = error.to_string();
         assert!(text.contains("`shop`") && text.contains("has a string"), "{text}");
     }
-    let error = RedisStreams.producer(&queue, &env()).await.err().unwrap();
+    let error = told("change `stream`", async || RedisStreams.producer(&queue, &env()).await).await;
     assert!(error.is_transient() && error.to_string().contains("change `stream`"), "{error}");
 }
 
@@ -323,7 +316,7 @@ async fn queues_are_looked_into_filled_and_emptied_but_for_what_somebody_works_o
     for connector in [&RedisStreams as &dyn Connector, &Rsmq] {
         let name = connector.type_name();
         let queue = queue(name, json!({ "url": server.url() }));
-        let admin = connector.admin(&queue, &env()).await.unwrap();
+        let admin = again(async || connector.admin(&queue, &env()).await).await;
         admin.put((0..20).map(numbered).collect()).await.unwrap();
         let status = admin.status().await.unwrap();
         assert_eq!((status.len(), status[0].lag.ready), (1, Some(20)), "{name}");
@@ -389,21 +382,26 @@ async fn a_realtime_queue_hears_of_what_is_sent() {
     while listeners() == 0 {
         tokio::task::yield_now().await;
     }
-    let mut quick = 0;
-    for n in 0..10 {
-        let waiting = consumer.consume(WANT);
-        tokio::pin!(waiting);
-        // The queue is empty: it waits now.
-        let early = tokio::time::timeout(Duration::from_millis(20), &mut waiting).await;
-        assert!(early.is_err());
-        producer.produce(&[numbered(n)]).await.unwrap();
-        let sent = tokio::time::Instant::now();
-        let taken = waiting.await.unwrap();
-        quick += usize::from(sent.elapsed() < Duration::from_millis(500));
-        consumer.ack(vec![taken[0].receipt], Vec::new()).await.unwrap();
+    let mut rounds = Vec::new();
+    // Without hearing of it, an empty queue is looked into once a second here: a message in two is as quick by chance,
+    // and a round in a hundred. A machine that is busy makes some slow that it hears of.
+    while rounds.last().is_none_or(|quick| *quick < 9) {
+        assert!(rounds.len() < 5, "so many of 10 came at once: {rounds:?}");
+        let mut quick = 0;
+        for n in 0..10 {
+            let waiting = consumer.consume(WANT);
+            tokio::pin!(waiting);
+            // The queue is empty: it waits now.
+            let early = tokio::time::timeout(Duration::from_millis(20), &mut waiting).await;
+            assert!(early.is_err());
+            producer.produce(&[numbered(n)]).await.unwrap();
+            let sent = tokio::time::Instant::now();
+            let taken = waiting.await.unwrap();
+            quick += usize::from(sent.elapsed() < Duration::from_millis(500));
+            consumer.ack(vec![taken[0].receipt], Vec::new()).await.unwrap();
+        }
+        rounds.push(quick);
     }
-    // Without hearing of it, an empty queue is looked into once a second here.
-    assert!(quick >= 8, "{quick} of 10 came at once");
 }
 
 #[tokio::test]
@@ -415,8 +413,9 @@ async fn an_output_that_cannot_be_put_leaves_its_input_where_it_is() {
         let (input, good) = (format!("{name}-in"), format!("{name}-good"));
         let at = |name: &str| queue(name, json!({ "url": server.url() }));
         let (producer, consumer) = open(connector, &at(&input)).await;
-        let outputs = connector.producer(&at(&good), &env()).await.unwrap();
-        let broken = connector.producer(&at(&format!("{name}-bad")), &env()).await.unwrap();
+        let outputs = again(async || connector.producer(&at(&good), &env()).await).await;
+        let broken =
+            again(async || connector.producer(&at(&format!("{name}-bad")), &env()).await).await;
         // Somebody puts another kind of value at the key of one output.
         let key = |name: &str| {
             if connector.type_name() == "rsmq" { format!("rsmq:{name}") } else { name.to_owned() }
@@ -430,7 +429,7 @@ async fn an_output_that_cannot_be_put_leaves_its_input_where_it_is() {
         ops.extend(broken.stage(&[numbered(2)]).await.unwrap().ops);
         let error = consumer.ack(vec![taken[0].receipt], ops).await.unwrap_err();
         assert!(error.is_transient() && error.to_string().contains(&bad), "{name}: {error}");
-        let admin = connector.admin(&at(&good), &env()).await.unwrap();
+        let admin = again(async || connector.admin(&at(&good), &env()).await).await;
         assert_eq!(admin.peek(0, 10).await.unwrap().len(), 0, "{name}: nothing of it is put");
         // It still stands, and can be acked with what can be put.
         let ops = outputs.stage(&[numbered(1)]).await.unwrap().ops;
@@ -454,7 +453,8 @@ async fn a_server_that_has_no_room_is_told_and_waited_for() {
         let place = directory.path().display().to_string();
         let server = Redis::start_with(&["--enable-protected-configs", "yes"]);
         let admin = redis::Client::open(server.url()).unwrap();
-        let mut admin = admin.get_multiplexed_async_connection().await.unwrap();
+        let patient = patient();
+        let mut admin = admin.get_multiplexed_async_connection_with_config(&patient).await.unwrap();
         let mut config = async |name: &str, value: &str| {
             let set = redis::cmd("CONFIG").arg("SET").arg(name).arg(value).clone();
             set.query_async::<()>(&mut admin).await.unwrap();
@@ -563,17 +563,22 @@ async fn a_connection_that_is_being_made_holds_nobody_up() {
         server.kill();
         // Somebody who takes connections and says nothing.
         let silent = std::net::TcpListener::bind(("127.0.0.1", server.port())).unwrap();
-        let half = || tokio::time::timeout(Duration::from_millis(100), consumer.lag());
-        while half().await.is_ok() {}
-        let mut left_alone = Box::pin(consumer.lag());
-        let begun = tokio::time::timeout(Duration::from_millis(100), &mut left_alone).await;
-        assert!(begun.is_err(), "it connects");
+        let begun = Instant::now();
+        let left_alone = loop {
+            let mut asking = Box::pin(consumer.lag());
+            let half = tokio::time::timeout(Duration::from_millis(100), &mut asking).await;
+            if half.is_err() {
+                break asking;
+            }
+            assert!(begun.elapsed() < PATIENCE, "it connects to nobody");
+        };
         drop(silent);
         server.restart();
         let receipts = [held[0].receipt];
         let acked = again(|| consumer.ack(receipts.to_vec(), Vec::new()));
-        let acked = tokio::time::timeout(Duration::from_secs(180), acked).await;
+        let acked = tokio::time::timeout(PATIENCE, acked).await;
         let acked = acked.expect("it is not held up");
+        drop(left_alone);
         assert_eq!(acked.fenced, [], "{}", connector.type_name());
     }
 }

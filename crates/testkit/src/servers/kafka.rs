@@ -37,6 +37,10 @@ pub struct Kafka {
 const SESSION: u16 = 1000;
 /// Kafka's own.
 const STEADY_SESSION: u16 = 9000;
+/// Of one that nobody kills: nobody waits for the end of its session, and no machine stands still for as long.
+const SHARED_SESSION: u16 = 60_000;
+/// Kafka's own, for sessions of some seconds.
+const HEARTBEAT_MAX: u16 = 2000;
 
 impl Kafka {
     /// Starts one and waits until it listens.
@@ -65,12 +69,13 @@ impl Kafka {
     }
 
     /// Starts one that also listens for TLS and for SASL over TLS: PLAIN and SCRAM-SHA-256 with the user
-    /// `alice` and the password `secret`, and OAUTHBEARER with tokens that nobody signed.
+    /// `alice` and the password `secret`, and OAUTHBEARER with tokens that nobody signed. It is a
+    /// [steady](Kafka::start_steady) one.
     ///
     /// # Panics
     /// As [`start`](Kafka::start); or `openssl` is not installed.
     pub fn start_secured() -> Self {
-        Self::start_with(Some((free_port(), free_port())), None, SESSION)
+        Self::start_with(Some((free_port(), free_port())), None, STEADY_SESSION)
     }
 
     fn start_with(secured: Option<(u16, u16)>, records: Option<&Path>, session: u16) -> Self {
@@ -98,13 +103,13 @@ impl Kafka {
         kafka
     }
 
-    /// The one that all tests of a process share, for those that do not kill it. It is a
-    /// [steady](Kafka::start_steady) one: a broker that takes itself for gone is named to nobody, and
+    /// The one that all tests of a process share, for those that do not kill it. It is even
+    /// [steadier](Kafka::start_steady): a broker that takes itself for gone is named to nobody, and
     /// clients that no supervisor makes anew do not come back from that.
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Kafka> = OnceLock::new();
         used("kafka");
-        SHARED.get_or_init(Self::start_steady)
+        SHARED.get_or_init(|| Self::start_with(None, None, SHARED_SESSION))
     }
 
     /// Its address, as `bootstrap.servers` takes it.
@@ -179,7 +184,10 @@ impl Kafka {
         self.kill();
         let mut server = self.java();
         server.arg("kafka.Kafka").arg(self.path("server.properties"));
-        let listens = || TcpStream::connect(("127.0.0.1", self.port)).is_ok();
+        let secured = self.secured.into_iter().flat_map(<[u16; 2]>::from);
+        let ports: Vec<u16> = secured.chain([self.port]).collect();
+        let connects = |port: &u16| TcpStream::connect(("127.0.0.1", *port)).is_ok();
+        let listens = || ports.iter().all(connects);
         self.keeper.start(&server, "-KILL", &self.path("server.log"), listens);
     }
 
@@ -195,7 +203,7 @@ impl Kafka {
 
     fn settings(&self, controller: u16) -> String {
         let (port, logs, session) = (self.port, &self.records, self.session);
-        let heartbeat = session / 5;
+        let heartbeat = HEARTBEAT_MAX.min(session / 5);
         let pem = self.path("server.pem");
         let listen = |(tls, sasl)| {
             format!(
@@ -239,7 +247,7 @@ impl Kafka {
              group.consumer.min.heartbeat.interval.ms=200\n\
              group.consumer.heartbeat.interval.ms=200\n\
              group.consumer.min.session.timeout.ms=1000\n\
-             group.consumer.session.timeout.ms=8000\n",
+             group.consumer.session.timeout.ms=60000\n",
             logs.display()
         )
     }

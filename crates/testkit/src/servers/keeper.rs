@@ -7,8 +7,11 @@ use std::time::Instant;
 use super::{LOOK, PATIENCE};
 
 /// Runs until its standard input ends, also when the test that holds the other end is killed; then ends
-/// the server with the signal that stands first.
-const SCRIPT: &str = r#"signal=$1; shift; "$@" & server=$!; read -r _; kill "$signal" $server; wait $server 2>/dev/null"#;
+/// the server with the signal that stands first. Ends with the server, too, if that ends by itself. What runs beside
+/// gets no input but by another number.
+const SCRIPT: &str = r#"signal=$1; shift; exec 3<&0; "$@" 3<&- & server=$!
+{ read -r _ <&3; kill "$signal" $server; } & end=$!
+wait $server; kill $end 2>/dev/null"#;
 
 /// A server's process, which never outlives its test.
 #[derive(Debug, Default)]
@@ -18,7 +21,7 @@ impl Keeper {
     /// Starts a server, which writes to this log, and waits until it is ready.
     ///
     /// # Panics
-    /// It is not ready within three minutes.
+    /// It ends, or is not ready within three minutes.
     pub(super) fn start(
         &self,
         server: &Command,
@@ -34,12 +37,19 @@ impl Keeper {
         *self.child() = Some(keeper.spawn().expect("there is a shell"));
         let begun = Instant::now();
         while !ready() {
-            if begun.elapsed() > PATIENCE {
+            // Another may have its port, for one.
+            let ended = self.has_ended();
+            if ended || begun.elapsed() > PATIENCE {
                 let log = std::fs::read_to_string(log).unwrap_or_default();
-                panic!("the server does not answer:\n{log}");
+                panic!("the server {}:\n{log}", if ended { "ended" } else { "does not answer" });
             }
             std::thread::sleep(LOOK);
         }
+    }
+
+    fn has_ended(&self) -> bool {
+        let mut keeper = self.child();
+        keeper.as_mut().is_some_and(|keeper| matches!(keeper.try_wait(), Ok(Some(_))))
     }
 
     /// Ends the server, if it runs.

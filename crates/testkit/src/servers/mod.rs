@@ -1,11 +1,13 @@
 //! Real servers for tests, each on a port and in a directory of its own, to be killed and started
 //! again.
 
+use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::Write as _;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 mod asyncapi;
@@ -41,13 +43,35 @@ const PORTS: std::ops::Range<u16> = 15_000..30_000;
 /// listens there too.
 const PORTS_OF_NODES: std::ops::Range<u16> = 15_000..22_700;
 
+/// How far the second port of a node is from its first.
+const NODE_BUS: u16 = 10_000;
+
 fn free_port() -> u16 {
-    free_port_in(PORTS)
+    free_port_of(PORTS, &[0])
 }
 
-fn free_port_in(ports: std::ops::Range<u16>) -> u16 {
-    let free = |port: &u16| TcpListener::bind(("127.0.0.1", *port)).is_ok();
-    std::iter::repeat_with(|| fastrand::u16(ports.clone())).find(free).expect("it tries for ever")
+/// One for a node of a Redis Cluster.
+fn free_port_of_node() -> u16 {
+    free_port_of(PORTS_OF_NODES, &[0, NODE_BUS])
+}
+
+/// One where all ports so much higher are free, too. No port is answered twice: a server binds its own only
+/// some time later, and again whenever it is started anew, so that in between it looks free. Against other
+/// processes, which do the same, it helps that each goes on from a place of its own.
+fn free_port_of(ports: std::ops::Range<u16>, higher: &[u16]) -> u16 {
+    static TAKEN: Mutex<(Option<u16>, BTreeSet<u16>)> = Mutex::new((None, BTreeSet::new()));
+    let (at, taken) = &mut *TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_free =
+        |port: u16| !taken.contains(&port) && TcpListener::bind(("127.0.0.1", port)).is_ok();
+    let at = at.get_or_insert_with(|| fastrand::u16(..));
+    loop {
+        *at = at.wrapping_add(1);
+        let first = ports.start + *at % (ports.end - ports.start);
+        if higher.iter().all(|higher| is_free(first + higher)) {
+            taken.extend(higher.iter().map(|higher| first + higher));
+            return first;
+        }
+    }
 }
 
 /// Notes which test uses a server, in the file that `BRIGADE_SERVERS_USED` names, if it does: what

@@ -33,7 +33,7 @@ impl Redis {
     /// Starts one and waits until it answers.
     ///
     /// # Panics
-    /// It is not installed, or does not answer within 30 s.
+    /// It is not installed, ends, or does not answer within three minutes.
     pub fn start() -> Self {
         Self::start_with(&[])
     }
@@ -155,6 +155,9 @@ impl Redis {
         *self.child() = Some(server.expect("redis-server is installed"));
         let begun = Instant::now();
         while !self.answers() {
+            // Another may have its port, for one.
+            let ended = self.child().as_mut().map(|child| child.try_wait());
+            assert!(!matches!(ended, Some(Ok(Some(_)))), "the server ended: {ended:?}");
             assert!(begun.elapsed() < PATIENCE, "the server does not answer");
             std::thread::sleep(LOOK);
         }

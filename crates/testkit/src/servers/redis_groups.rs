@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use super::redis::Redis;
-use super::{LOOK, PATIENCE, PORTS_OF_NODES, free_port, free_port_in, used};
+use super::{LOOK, PATIENCE, free_port, free_port_of_node, used};
 
 /// A master, a replica, and a Sentinel that watches them.
 #[derive(Debug)]
@@ -18,6 +18,9 @@ pub struct RedisSentinel {
 
 /// What the Sentinel calls its master.
 pub const MASTER: &str = "shop";
+/// For how many milliseconds a master has to be silent to be taken for dead: longer than one that lives stands still on
+/// a busy machine or waits for its disk.
+const DOWN_AFTER: u32 = 10_000;
 
 impl RedisSentinel {
     /// Starts them, and waits until the Sentinel knows both servers.
@@ -33,7 +36,7 @@ impl RedisSentinel {
         let port = free_port();
         let settings = format!(
             "port {port}\nsentinel monitor {MASTER} {of} 1\n\
-             sentinel down-after-milliseconds {MASTER} 1000\n\
+             sentinel down-after-milliseconds {MASTER} {DOWN_AFTER}\n\
              sentinel failover-timeout {MASTER} 5000\n"
         );
         let path = directory.path().join("sentinel.conf");
@@ -106,8 +109,7 @@ impl RedisCluster {
     /// `redis-server` or `redis-cli` is not installed, or the Cluster does not come to be.
     pub fn start() -> Self {
         used("redis, cluster");
-        let port = || free_port_in(PORTS_OF_NODES);
-        let server = |_| Redis::start_at(port(), &["--cluster-enabled", "yes"]);
+        let server = |_| Redis::start_at(free_port_of_node(), &["--cluster-enabled", "yes"]);
         let cluster = Self { servers: [0, 1, 2].map(server) };
         let addresses = cluster.servers.each_ref().map(|s| format!("127.0.0.1:{}", s.port()));
         let mut make = Command::new("redis-cli");

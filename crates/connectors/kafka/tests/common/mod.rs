@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use brigade_core::Message;
 use brigade_core::connector::{
-    Connector as _, ConnectorEnv, ConnectorError, Consumer, Incoming, Order, Outgoing, Produced,
-    Producer, QueueSpec, Reader, Receipt, Want,
+    Connector as _, ConnectorEnv, ConnectorError, Consumer, Incoming, Lag, Order, Outgoing,
+    Produced, Producer, QueueAdmin, QueueSpec, Reader, Receipt, Want,
 };
 use brigade_core::state::StoreOp;
 use brigade_kafka::Kafka as Connector;
@@ -28,7 +28,8 @@ pub(crate) fn queue(partitions: u32, servers: &str) -> QueueSpec {
         "revoke_within": "10s",
         "config": {
             "bootstrap.servers": servers,
-            "session.timeout.ms": 8000,
+            // Nobody waits for its end, and a machine that stands still for a while takes nothing from a member.
+            "session.timeout.ms": 60_000,
             "heartbeat.interval.ms": 200,
         },
     });
@@ -53,9 +54,22 @@ pub(crate) fn env() -> ConnectorEnv {
     ConnectorEnv { state: MemoryState::new() }
 }
 
-pub(crate) async fn consumer(queue: &QueueSpec) -> Result<Arc<dyn Consumer>, ConnectorError> {
+pub(crate) async fn consumer(queue: &QueueSpec) -> Arc<dyn Consumer> {
+    patiently(async || try_consumer(queue).await).await
+}
+
+/// For those who want to know why it cannot be opened.
+pub(crate) async fn try_consumer(queue: &QueueSpec) -> Result<Arc<dyn Consumer>, ConnectorError> {
     let reader = Reader { stage: "suite".into(), group: "".into(), order: Order::None };
     Connector.consumer(queue, &reader, &env()).await
+}
+
+pub(crate) async fn admin(queue: &QueueSpec) -> Arc<dyn QueueAdmin> {
+    patiently(async || Connector.admin(queue, &env()).await).await
+}
+
+pub(crate) async fn lag(member: &Arc<dyn Consumer>) -> Lag {
+    patiently(async || member.lag().await).await
 }
 
 pub(crate) async fn producer(queue: &QueueSpec) -> Arc<dyn Producer> {
@@ -108,6 +122,16 @@ pub(crate) async fn take(consumer: &Arc<dyn Consumer>, max: usize) -> Vec<Incomi
         Err(error) if error.is_transient() => Vec::new(),
         taken => taken.unwrap(),
     }
+}
+
+/// Takes exactly so many; they have to come.
+pub(crate) async fn take_all(consumer: &Arc<dyn Consumer>, n: usize) -> Vec<Incoming> {
+    let (begun, mut all) = (Instant::now(), Vec::new());
+    while all.len() < n && begun.elapsed() < PATIENCE {
+        all.extend(take(consumer, n - all.len()).await);
+    }
+    assert_eq!(all.len(), n);
+    all
 }
 
 pub(crate) async fn ack(consumer: &Arc<dyn Consumer>, taken: &[Incoming]) -> usize {
