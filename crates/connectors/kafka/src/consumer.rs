@@ -101,7 +101,11 @@ impl KafkaConsumer {
         let beats = self.shared.beats();
         let why = if beats.polled.elapsed() >= *stall_after {
             "the consumer's thread does not poll any more"
-        } else if beats.came.elapsed() >= *stall_after && self.is_starved().await? {
+        } else if beats.came.elapsed() >= *stall_after
+            && self.is_starved().await?
+            // What came while the broker was asked is what it told of.
+            && self.shared.beats().came.elapsed() >= *stall_after
+        {
             "the broker has records, and none comes"
         } else {
             return Ok(());
