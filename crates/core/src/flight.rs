@@ -32,7 +32,7 @@ struct Entry {
     end: End,
 }
 
-/// When a message's processing began, to compute how long it took.
+/// When a message was queued and received, to compute how long it took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Since {
     /// When it was put on its queue, if the queue knows.
@@ -63,7 +63,7 @@ pub struct Finished {
     pub slot: Slot,
     /// What is needed to ack it.
     pub receipt: Receipt,
-    /// When its processing began.
+    /// When it was queued and received.
     pub since: Option<Since>,
     /// How it ended.
     pub end: End,
