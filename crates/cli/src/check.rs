@@ -37,7 +37,7 @@ impl Check {
         }
     }
 
-    /// Asks all queues at once, so that several that are away do not add up.
+    /// Queries all queues concurrently, so that the delays of several that are away do not add up.
     async fn reach(&self, topology: Topology, registry: &Registry) -> anyhow::Result<Exit> {
         let opened = Opened::of(self.file.with_code(topology, registry)?).await?;
         let queues = &opened.pipeline.topology().queues;

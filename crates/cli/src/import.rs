@@ -1,4 +1,4 @@
-//! Pipeline files out of other systems' files.
+//! Pipeline files converted from other systems' files.
 
 mod checked;
 mod engines;
@@ -67,7 +67,7 @@ impl Import {
     }
 }
 
-/// What the pipeline is called where nobody says it.
+/// The default name of the pipeline.
 fn directory_of(file: &std::path::Path) -> String {
     let whole = file.canonicalize().unwrap_or_default();
     let directory = whole.parent().and_then(|parent| parent.file_name());

@@ -1,5 +1,5 @@
 //! The `brigade` command, for the program of that name and for users' own programs, which get it
-//! with `brigade::main!`. One file a command.
+//! with `brigade::main!`. One file per command.
 
 mod absent;
 mod asyncapi;
@@ -66,9 +66,9 @@ pub fn main(registry: Registry) -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
-            // Help and version are no errors; clap knows where each goes.
+            // Help and version are not errors; clap knows where each goes.
             let code = u8::try_from(error.exit_code()).unwrap_or(Exit::Usage as u8);
-            // Help that cannot be printed was not given.
+            // If help cannot be printed, the command has failed.
             return match error.print() {
                 Err(_) if code == 0 => ExitCode::from(Exit::Usage as u8),
                 _ => ExitCode::from(code),

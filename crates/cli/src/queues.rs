@@ -170,7 +170,7 @@ async fn put(
         let message = match message(line, queue, codec, key, entry.as_ref()) {
             Ok(message) => message,
             Err(why) => {
-                // Those before it are put all the same, whichever batches they fell in.
+                // The lines before it are put anyway, whichever batches they are in.
                 putting.put().await?;
                 let before = putting.lines;
                 anyhow::bail!("line {} {why}; the {before} before it were put", before + 1);
@@ -189,7 +189,7 @@ async fn put(
     Ok(Exit::Done)
 }
 
-/// The next line, without what ends it; nothing at the end.
+/// The next line, without its line ending; `None` at the end.
 fn next_line(lines: &mut impl BufRead) -> Option<std::io::Result<Vec<u8>>> {
     let mut line = Vec::new();
     match lines.read_until(b'\n', &mut line) {
@@ -202,7 +202,7 @@ fn next_line(lines: &mut impl BufRead) -> Option<std::io::Result<Vec<u8>>> {
     }
 }
 
-/// A line as a message, as a stage would put it on the queue; or why it cannot be.
+/// A line as a message, as a stage would put it on the queue; or why that is impossible.
 fn message(
     line: std::io::Result<Vec<u8>>,
     queue: &str,
@@ -237,7 +237,7 @@ struct Putting<'q> {
 }
 
 impl Putting<'_> {
-    /// Puts the batch; where the queue does not take all of it, tells what it took.
+    /// Puts the batch; if the queue does not take all of it, the error says what it took.
     async fn put(&mut self) -> anyhow::Result<()> {
         let batch = std::mem::take(&mut self.batch);
         if batch.is_empty() {

@@ -153,7 +153,7 @@ struct Plan<'p> {
 }
 
 impl<'p> Plan<'p> {
-    /// Reads a test file and the pipeline beside it, and holds one against the other.
+    /// Reads a test file and the pipeline beside it, and checks one against the other.
     fn read(path: &'p Path, registry: &Registry) -> Result<Self, Diagnostics> {
         let document = Document::<TestFile>::read(path, "the test file")?;
         let file = document.value();
@@ -168,8 +168,8 @@ impl<'p> Plan<'p> {
     }
 }
 
-/// Tells of names that the pipeline does not have, and of messages that are none: a case with such
-/// tests nothing.
+/// Reports names that the pipeline does not have, and values that are not messages: a case with
+/// those tests nothing.
 fn checked(mut document: Document<TestFile>, topology: &Topology) -> Result<TestFile, Diagnostics> {
     let queues: Vec<&str> = topology.queues.keys().map(|name| &**name).collect();
     let stages: Vec<&str> = topology.stages.keys().map(|name| &**name).collect();
@@ -212,7 +212,7 @@ fn checked(mut document: Document<TestFile>, topology: &Topology) -> Result<Test
     document.finish()
 }
 
-/// What is wrong with a case: nothing, or line by line.
+/// What is wrong with a case, line by line; empty if it passes.
 async fn run_case(plan: &Plan<'_>, case: &Case, registry: &Registry) -> Vec<String> {
     let trial = match start(plan, registry).await {
         Ok(trial) => trial,
@@ -229,7 +229,7 @@ async fn run_case(plan: &Plan<'_>, case: &Case, registry: &Registry) -> Vec<Stri
         }
     }
     let timeout = case.timeout.map_or(TIMEOUT, |timeout| timeout.0);
-    // Also comes back when a stage has failed, which is told, or expected, in the end.
+    // Also returns when a stage has failed; whether that was expected is checked at the end.
     let idle = tokio::time::timeout(timeout, trial.running().until_idle(None)).await;
     match &idle {
         Ok(Ok(())) => {}
@@ -238,7 +238,7 @@ async fn run_case(plan: &Plan<'_>, case: &Case, registry: &Registry) -> Vec<Stri
     }
     check_outputs(&trial, &plan.topology, case, &mut wrong).await;
     check_dead_letters(&trial, case, &mut wrong).await;
-    // What was not done in its time would not be done in a drain without a deadline either.
+    // What was not done in time would not be done in a drain without a deadline either.
     let deadline = if idle.is_ok() { timeout } else { Duration::ZERO };
     check_end(&trial.stop(deadline).await, case, &mut wrong);
     wrong
@@ -248,7 +248,7 @@ async fn start(plan: &Plan<'_>, registry: &Registry) -> anyhow::Result<Trial> {
     Ok(Trial::start(Pipeline::new(plan.topology.clone(), registry)?).await?)
 }
 
-/// A message as a test file has it: a payload, or an object with `raw` or `payload`.
+/// A message as written in a test file: a payload, or an object with `raw` or `payload`.
 fn message(value: &Value) -> Result<Message, String> {
     let Some(keys) = value.as_object().filter(|keys| is_message(keys)) else {
         return Ok(Message::new(value.to_string()));
@@ -291,7 +291,7 @@ fn payload(message: &Message) -> Value {
 }
 
 async fn check_outputs(trial: &Trial, topology: &Topology, case: &Case, wrong: &mut Vec<String>) {
-    // What came to a queue that a stage reads is told by the stage's outcomes.
+    // For a queue that a stage reads, the stage's outcomes show what came to it.
     let unread = topology.queues.iter().filter(|(_, queue)| queue.spec.groups.is_empty());
     let mut queues: Vec<&str> = unread.map(|(name, _)| &**name).collect();
     queues.extend(case.expect.outputs.keys().map(String::as_str));
@@ -301,7 +301,7 @@ async fn check_outputs(trial: &Trial, topology: &Topology, case: &Case, wrong: &
         let expected = case.expect.outputs.get(queue);
         let mut got = trial.outputs(queue);
         if expected.is_none() {
-            // They are told by stage.
+            // They are reported by stage.
             got.retain(|message| !is_dead_letter(message, queue, topology));
         }
         let (expected, got) = (expected.cloned().unwrap_or_default(), got.iter().map(payload));
@@ -332,7 +332,7 @@ fn is_dead_letter(message: &Message, queue: &str, topology: &Topology) -> bool {
     stage.is_some_and(|stage| stage.dead_letter.as_deref() == Some(queue))
 }
 
-/// Tells of stages that failed, or did not though they should, and of messages that have vanished.
+/// Reports stages that failed, or should have but did not, and messages that have vanished.
 fn check_end(stopped: &[Stopped], case: &Case, wrong: &mut Vec<String>) {
     let failed = || stopped.iter().flat_map(|stopped| &stopped.failed);
     for (stage, why) in failed() {
@@ -355,7 +355,7 @@ fn check_end(stopped: &[Stopped], case: &Case, wrong: &mut Vec<String>) {
     }
 }
 
-/// Tells what of two lists is only in one of them.
+/// Reports what is in only one of two lists.
 fn compare(
     place: &str,
     expected: Vec<Value>,
