@@ -22,19 +22,19 @@ const VERSION: &str = "3.0.0";
 pub(crate) struct AsyncApi {
     #[command(flatten)]
     file: FileArguments,
-    /// The version of the document: that of your messages.
+    /// The version of the document, which is that of your messages.
     #[arg(long, default_value = "1.0.0")]
     api_version: String,
-    /// How it is written; JSON is YAML too.
+    /// The layout; JSON is also valid YAML.
     #[arg(long, value_enum, default_value = "pretty")]
     format: Form,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Form {
-    /// Over several lines.
+    /// On several lines.
     Pretty,
-    /// In one line.
+    /// On one line.
     Compact,
 }
 

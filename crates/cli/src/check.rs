@@ -14,7 +14,7 @@ use crate::common::{FileArguments, Opened, complain, print};
 pub(crate) struct Check {
     #[command(flatten)]
     file: FileArguments,
-    /// Also ask every queue whether it can be reached; nothing is taken from any.
+    /// Also check that every queue can be reached; no messages are taken.
     #[arg(long)]
     connect: bool,
 }

@@ -18,7 +18,7 @@ use crate::absent::Absent;
 pub(crate) struct FileArguments {
     /// The pipeline file: .yaml, .toml or .json.
     pub(crate) file: PathBuf,
-    /// Set a key, as in `--set stages.check.workers=4`; may stand several times.
+    /// Set a key, as in `--set stages.check.workers=4`; may be given several times.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// The directory of the pipeline's state, whatever the file says.

@@ -13,7 +13,7 @@ use clap::{Args, Subcommand};
 use crate::Exit;
 use crate::common::{FileArguments, Opened, print, table};
 
-/// Look at dead letters, and send them back.
+/// Inspect dead letters, and send them back.
 #[derive(Debug, Args)]
 pub(crate) struct DeadLetters {
     #[command(subcommand)]
@@ -26,22 +26,22 @@ enum Command {
     List {
         #[command(flatten)]
         choice: Choice,
-        /// How many, of each queue.
+        /// How many to list per queue.
         #[arg(long, default_value_t = 100)]
         limit: u64,
     },
-    /// Show one, whole.
+    /// Show one in full.
     Show {
         #[command(flatten)]
         choice: Choice,
         /// Its number, as `list` shows it.
         number: u64,
     },
-    /// Send dead letters back to the stage that gave them up.
+    /// Send dead letters back to the stage that gave up on them.
     Redrive {
         #[command(flatten)]
         choice: Choice,
-        /// Their numbers; without any, all of them.
+        /// Their numbers; if none are given, all of them.
         numbers: Vec<u64>,
     },
     /// Delete dead letters.

@@ -34,13 +34,13 @@ enum Command {
         #[arg(long, default_value_t = 10)]
         limit: u64,
     },
-    /// Put the lines of standard input on a queue, a message each.
+    /// Put the lines of standard input on a queue, one message per line.
     Put {
         #[command(flatten)]
         file: FileArguments,
         /// The queue.
         queue: String,
-        /// The key of the messages that have none at the queue's `key`.
+        /// The key for messages that have none at the queue's `key`.
         #[arg(long)]
         key: Option<String>,
     },
@@ -50,10 +50,10 @@ enum Command {
         file: FileArguments,
         /// The queue.
         queue: String,
-        /// The messages' positions, as `peek` shows them; without any: all.
+        /// The messages' positions, as `peek` shows them; if none are given, all of them.
         positions: Vec<u64>,
     },
-    /// Delete every message of a queue that nobody works on.
+    /// Delete every message of a queue that is not being worked on.
     Purge {
         #[command(flatten)]
         file: FileArguments,

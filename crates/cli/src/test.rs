@@ -17,10 +17,10 @@ use crate::common::{complain, print};
 
 /// Run the cases of test files: messages that are sent to a pipeline, and what is expected of it.
 ///
-/// A case has a pipeline of its own, with memory in the place of each queue.
+/// Each case has a pipeline of its own, with memory in place of each queue.
 #[derive(Debug, Args)]
 pub(crate) struct Test {
-    /// The test files, as `orders.test.yaml`; also .toml and .json.
+    /// The test files, such as `orders.test.yaml`; also .toml and .json.
     #[arg(required = true)]
     files: Vec<PathBuf>,
     /// Only cases whose name contains this.
@@ -32,9 +32,9 @@ pub(crate) struct Test {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct TestFile {
-    /// The pipeline file, beside the test file.
+    /// The pipeline file, relative to the test file.
     pipeline: PathBuf,
-    /// Variables for the pipeline file, over those of the environment.
+    /// Variables for the pipeline file, overriding those of the environment.
     #[serde(default)]
     env: BTreeMap<String, String>,
     cases: Vec<Case>,
@@ -55,25 +55,26 @@ struct Case {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Expect {
-    /// Payloads by queue, each as it is; a queue that nobody reads and that is not here stays empty.
+    /// Payloads by queue, in full; a queue that no stage reads and that is not listed must stay
+    /// empty.
     #[serde(default)]
     outputs: BTreeMap<String, Vec<Value>>,
-    /// Whether outputs come in this order. Default: in any.
+    /// Whether outputs must come in this order. Default: any order.
     #[serde(default)]
     ordered: bool,
-    /// Dead letters by stage; a stage that is not here has none.
+    /// Dead letters by stage; a stage that is not listed must have none.
     #[serde(default)]
     dead_letters: BTreeMap<String, Vec<ExpectedLetter>>,
     /// How many messages of a stage came to an outcome, by stage.
     #[serde(default)]
     outcomes: BTreeMap<String, Outcomes>,
-    /// Stages that fail, as by `on_exhausted: halt`, each with a part of why; no other does. The case ends
-    /// when one fails, with what is left undone.
+    /// Stages that fail, as with `on_exhausted: halt`, each with a part of the reason; no other may
+    /// fail. The case ends when one fails, with whatever is left undone.
     #[serde(default)]
     failed: BTreeMap<String, String>,
 }
 
-/// Outcomes of a stage; what is not here may be any number.
+/// Outcomes of a stage; a missing one may be any number.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Outcomes {
@@ -83,12 +84,12 @@ struct Outcomes {
     failed_attempts: Option<u64>,
 }
 
-/// What is expected of a dead letter; what is not here may be anything.
+/// What is expected of a dead letter; a missing key may have any value.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ExpectedLetter {
     cause: Option<CauseKind>,
-    /// A part of what the cause says.
+    /// A part of the cause's message.
     message: Option<String>,
     attempts: Option<u32>,
     payload: Option<Value>,

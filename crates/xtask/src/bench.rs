@@ -15,15 +15,15 @@ const PAGE: &str = "docs/src/benchmarks.md";
 /// The rows that are measured without the Kafka client in the program.
 const IDLE: [&str; 2] = ["idle, memory", "idle, processor"];
 
-/// Measure every row of the table, beside loops written by hand.
+/// Measure every row of the table, next to hand-written loops.
 #[derive(Debug, Args)]
 pub(crate) struct Bench {
     /// Only rows whose names contain one of these; the others stay as they were measured before.
     rows: Vec<String>,
-    /// Leave the rows on Kafka out.
+    /// Leave out the rows on Kafka.
     #[arg(long)]
     without_kafka: bool,
-    /// Leave the rows beside other systems out; they need Go, Python 3.11 and Rust 1.95 to be built.
+    /// Leave out the rows on other systems, which need Go, Python 3.11 and Rust 1.95 to be built.
     #[arg(long)]
     without_peers: bool,
 }

@@ -21,7 +21,7 @@ pub(crate) struct Fuzz {
     /// How long each target runs.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// Only this target; may stand several times.
+    /// Only this target; may be given several times.
     #[arg(long, value_name = "NAME")]
     target: Vec<String>,
 }

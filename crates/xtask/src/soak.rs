@@ -26,19 +26,19 @@ const CRASHES: [&str; 3] = ["from_kafka", "exactly_once", "members_join"];
 /// A line of the log is cut off at this length: it has room for all ranges of repeated messages.
 const LINE_MAX: usize = 50_000;
 
-/// Do for a long time to processes and brokers all that happens to them.
+/// Disturb processes and brokers in every way for a long time.
 #[derive(Debug, Args)]
 pub(crate) struct Soak {
-    /// How long messages come to the two processes, in minutes.
+    /// How long messages are sent to the two processes, in minutes.
     #[arg(long, default_value_t = 30)]
     minutes: u64,
     /// The same seed makes the same messages and the same choices.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Where the log goes.
+    /// Where to write the log.
     #[arg(long, default_value = "docs/soak.log")]
     log: PathBuf,
-    /// Go without a part: `processes`, `brokers` or `fuzz`.
+    /// Leave out a part: `processes`, `brokers` or `fuzz`.
     #[arg(long, value_name = "NAME")]
     without: Vec<String>,
 }

@@ -15,11 +15,11 @@ use crate::needs::NEEDS;
 use crate::test::servers::Counts;
 use crate::test::shown::Outcomes;
 
-/// Run every test. What is missing for them is installed first, on Debian as root.
+/// Run every test. What they need and is missing is installed first, on Debian as root.
 #[derive(Debug, Args)]
 pub(crate) struct Test {
-    /// Go without something that tests need; it then stands in the last line. `missing` is all that is not
-    /// there and cannot be installed.
+    /// Leave out something that tests need; the last line then says so. `missing` leaves out
+    /// everything that is missing and cannot be installed.
     #[arg(long, value_name = "NAME")]
     without: Vec<String>,
 }
