@@ -1,3 +1,5 @@
+//! `brigade check`: checks a pipeline file without running it.
+
 use std::sync::Arc;
 
 use brigade_core::connector::ConnectorEnv;

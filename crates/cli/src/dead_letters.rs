@@ -1,3 +1,5 @@
+//! `brigade dead-letters`: lists, shows, redrives and deletes dead letters.
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,3 +1,5 @@
+//! `brigade queues`: lists queues, shows, puts, releases and purges their messages.
+
 use std::io::{BufRead, BufReader};
 use std::sync::Arc;
 

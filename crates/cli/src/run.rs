@@ -1,3 +1,5 @@
+//! `brigade run`: runs a pipeline until it is stopped or idle.
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 

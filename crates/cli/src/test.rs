@@ -1,3 +1,5 @@
+//! `brigade test`: runs the cases of test files.
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -195,7 +195,7 @@ pub(crate) fn read_value(delivery: &mut Delivery) -> Result<(), Cause> {
     Ok(())
 }
 
-/// Parses the payload once; the result is kept for whoever needs it next.
+/// Parses the payload once; the result is kept for later use.
 fn parse(delivery: &mut Delivery) -> Result<&Value, Cause> {
     if !matches!(delivery.parsed, Some(Parsed::Json(_))) {
         let value = decoded(&delivery.message, delivery.codec)

@@ -187,7 +187,7 @@ impl Lint<'_> {
     /// Direct edges may not form a circle: nothing would ever be resolved.
     fn direct_circle(&mut self, name: &Arc<str>, stages: &Stages) {
         if self.findings.has("name_twice", &path(&["stages", name])) {
-            return; // It may be the queue that is meant.
+            return; // The queue of that name may be meant.
         }
         let up = |stage: &Arc<str>| match stages.get(stage).map(|stage| &stage.inputs) {
             Some(Inputs::Direct(up)) => Some(Arc::clone(up)),

@@ -237,7 +237,7 @@ impl Lint<'_> {
         let (name, catalog) = (&stage.component.name, self.catalog);
         let at = ["stages", &stage.name, "component"];
         if name.is_empty() {
-            return (None, false); // It was told that there is none, or several.
+            return (None, false); // Already reported: no component, or several.
         }
         match catalog.component(name) {
             None => {
