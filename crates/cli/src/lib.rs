@@ -49,7 +49,7 @@ enum Command {
     Asyncapi(asyncapi::AsyncApi),
     /// Draw a pipeline.
     Graph(graph::Graph),
-    /// Write a pipeline file out of another system's file.
+    /// Convert another system's file to a pipeline file.
     Import(import::Import),
     /// Print the JSON Schema of pipeline files, for editors; or the reference of their keys.
     Schema(schema::Schema),
@@ -57,7 +57,7 @@ enum Command {
     Test(test::Test),
     /// Look into queues.
     Queues(queues::Queues),
-    /// Look at dead letters, and send them back.
+    /// Inspect dead letters, and send them back.
     DeadLetters(dead_letters::DeadLetters),
 }
 

@@ -362,8 +362,8 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
     /// Makes the message at this position the next to be handed out, since nothing before it in its
     /// partition is left; returns whether it is ready.
     pub fn put_first(&mut self, position: u64) -> bool {
-        // It may be waiting behind the first message of its key, from another partition, or be moved
-        // ahead of that one.
+        // It may be waiting behind the first message of its key, from another partition, or be
+        // moved ahead of that one.
         let behind = self.busy.values().flat_map(|busy| &busy.behind);
         let found = self.ready.iter().chain(behind).find(|item| item.position == position);
         let key = found.and_then(|item| item.message.key.clone());

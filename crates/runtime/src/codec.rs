@@ -13,7 +13,8 @@ const DEPTH_MAX: usize = 128;
 /// Decodes a payload to a value.
 ///
 /// # Errors
-/// It is not written in that codec, holds what JSON cannot express, is nested too deep, or is followed by something else.
+/// It is not written in that codec, holds what JSON cannot express, is nested too deep, or is
+/// followed by something else.
 pub(crate) fn decode(codec: Codec, payload: &[u8]) -> Result<Value, String> {
     match codec {
         Codec::Json => serde_json::from_slice(payload)

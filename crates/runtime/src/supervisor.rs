@@ -401,7 +401,8 @@ impl Running {
     /// queue is away by then, that includes waiting for it.
     ///
     /// # Errors
-    /// There is no such stage, it is not running, its order allows only one worker, or it has failed.
+    /// There is no such stage, it is not running, its order allows only one worker, or it has
+    /// failed.
     pub async fn scale(&self, stage: &str, workers: usize) -> Result<(), CommandError> {
         let (tree, stage) = self.find(stage)?;
         tree.order(|reply| Command::Scale { stage, workers, reply }).await

@@ -223,8 +223,8 @@ impl Tree {
         }
         if let Some(line) = self.lines.get_mut(&root) {
             line.halt();
-            // An actor that died last can no longer close its connection: without this, what it held
-            // would be unavailable to others as long as the rest runs.
+            // An actor that died last can no longer close its connection: without this, what it
+            // held would be unavailable to others as long as the rest runs.
             actix::spawn(line.close_deserted());
         }
         self.tell_who_waits(root, Err(error));

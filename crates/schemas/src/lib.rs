@@ -1,4 +1,5 @@
-//! Payloads whose schemas are in a registry that speaks Confluent's HTTP API: Avro, Protobuf and JSON.
+//! Payloads whose schemas are in a registry that speaks Confluent's HTTP API: Avro, Protobuf and
+//! JSON.
 //!
 //! # On the wire
 //!

@@ -238,7 +238,8 @@ impl Trial {
     /// Waits until nothing is left to do, including retries.
     ///
     /// # Errors
-    /// The pipeline has stopped, or a stage has failed: then what is left is not done. To allow for that, use [`running`](Trial::running) and [`Running::until_idle`].
+    /// The pipeline has stopped, or a stage has failed: then what is left is not done. To allow for
+    /// that, use [`running`](Trial::running) and [`Running::until_idle`].
     pub async fn settle(&self) -> Result<(), CommandError> {
         self.running.until_idle(None).await?;
         let stages = self.running.status().await.into_iter().flat_map(|pipeline| pipeline.stages);

@@ -70,7 +70,8 @@ pub struct Listening {
 /// metrics are lost, and nothing is running if the address is not available.
 ///
 /// # Errors
-/// The address is taken or does not belong to this machine, or the program has installed another recorder of the `metrics` crate.
+/// The address is taken or does not belong to this machine, or the program has installed another
+/// recorder of the `metrics` crate.
 pub fn listen(address: SocketAddr) -> Result<Listening, ServeError> {
     let recorder = crate::recorder()?.clone();
     let bound = TcpListener::bind(address).and_then(|bound| Ok((bound.local_addr()?, bound)));

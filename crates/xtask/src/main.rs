@@ -1,4 +1,5 @@
-//! The project's scripts: `cargo xtask test`, `install`, `bench`, `soak`, `fuzz`, `docs` and `tidy`.
+//! The project's scripts: `cargo xtask test`, `install`, `bench`, `soak`, `fuzz`, `docs` and
+//! `tidy`.
 
 mod bench;
 mod docs;

@@ -141,7 +141,8 @@ impl Store {
     /// already has it open, the options of the first opening apply.
     ///
     /// # Errors
-    /// The directory cannot be created or written, is on a network file system, or holds a file that is damaged, newer, or not Brigade's.
+    /// The directory cannot be created or written, is on a network file system, or holds a file
+    /// that is damaged, newer, or not Brigade's.
     pub fn open(directory: &Path, options: Options) -> Result<Arc<Self>, ConnectorError> {
         let io = |error: std::io::Error| {
             ConnectorError::permanent(format!(

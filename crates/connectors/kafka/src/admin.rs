@@ -150,7 +150,8 @@ impl Desk {
         Ok(partitions)
     }
 
-    /// Passes the records of a partition to `show`, starting at an offset, until it returns `false`.
+    /// Passes the records of a partition to `show`, starting at an offset, until it returns
+    /// `false`.
     fn read(
         &self,
         group: &Group,

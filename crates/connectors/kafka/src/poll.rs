@@ -336,7 +336,7 @@ pub(crate) fn run(shared: &Arc<Shared>, client: Arc<Client>) {
         if has_room {
             shared.rest(&client);
         }
-        // Where there is no room nothing is meant to come.
+        // Without room nothing is expected to come.
         shared.beat(!has_room);
         match client.poll(POLL) {
             Some(Ok(first)) => take_over(shared, &client, first, &mut shelf),

@@ -339,7 +339,8 @@ pub trait QueueAdmin: Send + Sync {
     /// all. Returns how many.
     ///
     /// # Errors
-    /// The queue could not be queried. The default implementation returns an error, for queues that cannot park.
+    /// The queue could not be queried. The default implementation returns an error, for queues that
+    /// cannot park.
     async fn release(&self, positions: Option<&[u64]>) -> Result<u64, ConnectorError> {
         let _ = positions;
         Err(ConnectorError::unsupported("queues of this type park no messages"))
