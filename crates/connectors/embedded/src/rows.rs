@@ -246,8 +246,9 @@ fn first_time(
     Ok(old > 0 && insert.execute(params![queue, mid, now_ms()])? > 0)
 }
 
-/// Forgets ids that are too old or too many: at most `FORGET_MAX` at a time, or `new` if that is
-/// more, so that a batch with `new` new ids does not wait long for it.
+/// Forgets ids that are too many, at most `FORGET_MAX` at a time, or else those that are too old,
+/// checking at most `new` or `FORGET_LOOK` ids, whichever is more. So a batch with `new` new ids does
+/// not wait long for it.
 fn forget_seen(db: &Connection, queue: i64, dedup: Dedup, new: u64) -> rusqlite::Result<()> {
     const FORGET_MAX: u64 = 5000;
     let seen: u64 = db

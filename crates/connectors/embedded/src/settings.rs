@@ -30,7 +30,7 @@ pub(crate) struct Dedup {
     /// How long. Default: 1h.
     #[serde(rename = "for", default = "an_hour")]
     pub(crate) period: Period,
-    /// How many, the youngest first. Default: 1,000,000.
+    /// How many, keeping the youngest. Default: 1,000,000.
     #[serde(default = "a_million")]
     #[schemars(range(min = 1))]
     pub(crate) max: u64,

@@ -7,8 +7,8 @@
 
 use std::time::{Duration, Instant};
 
-/// How long at most ordinary messages wait for what is in flight to end, and then for suspects; and
-/// how long their own turn lasts before they wait for suspects again.
+/// The longest that ordinary messages wait for what is in flight to end, and again for suspects
+/// after that; and how long their own turn lasts before they wait for suspects again.
 const QUIET_MAX: Duration = Duration::from_secs(5);
 
 /// What a claim may take now.
