@@ -1,4 +1,4 @@
-//! The state of a pipeline that has never run: looking at it makes none.
+//! The state of a pipeline that has never run: looking at it does not create one.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,7 +8,7 @@ use brigade_core::connector::{ConnectorError, Consumer, Producer, QueueAdmin, Qu
 use brigade_core::state::{StateLock, StateStore, StoreId, StoreOp};
 use bytes::Bytes;
 
-/// Nothing is in it, and nothing can be put there.
+/// An empty state that nothing can be written to.
 pub(crate) struct Absent {
     /// Where the state would be.
     pub(crate) directory: PathBuf,
@@ -46,7 +46,7 @@ impl StateStore for Absent {
     }
 
     async fn lock(&self, _: &str) -> Result<Option<StateLock>, ConnectorError> {
-        // Nobody else has what is not there.
+        // Nobody else can hold a lock in a state that does not exist.
         Ok(Some(StateLock::new(())))
     }
 

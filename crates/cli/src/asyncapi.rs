@@ -22,19 +22,19 @@ const VERSION: &str = "3.0.0";
 pub(crate) struct AsyncApi {
     #[command(flatten)]
     file: FileArguments,
-    /// The version of the document: that of your messages.
+    /// The version of the document, which is that of your messages.
     #[arg(long, default_value = "1.0.0")]
     api_version: String,
-    /// How it is written; JSON is YAML too.
+    /// The layout; JSON is also valid YAML.
     #[arg(long, value_enum, default_value = "pretty")]
     format: Form,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Form {
-    /// Over several lines.
+    /// On several lines.
     Pretty,
-    /// In one line.
+    /// On one line.
     Compact,
 }
 
@@ -54,7 +54,8 @@ impl AsyncApi {
     }
 }
 
-/// The document. Names are letters, digits, `.`, `-` and `_`, as the specification wants its keys.
+/// The document. Names consist of letters, digits, `.`, `-` and `_`, as the specification requires
+/// of keys.
 fn document(topology: &Topology, place: impl Fn(&Queue) -> QueuePlace, version: &str) -> Value {
     let (mut channels, mut servers, mut messages) = (Map::new(), Map::new(), Map::new());
     let mut channels_of = BTreeMap::new();
@@ -68,7 +69,7 @@ fn document(topology: &Topology, place: impl Fn(&Queue) -> QueuePlace, version: 
                 json!({ "$ref": format!("#/servers/{key}") })
             })
             .collect();
-        // What a pattern finds has no address of its own.
+        // What a pattern matches has no address of its own.
         let known = names.iter().map(|own| (own, json!(own)));
         let addresses: Vec<_> =
             known.chain(patterns.iter().map(|own| (own, Value::Null))).collect();
@@ -109,7 +110,8 @@ fn document(topology: &Topology, place: impl Fn(&Queue) -> QueuePlace, version: 
     document
 }
 
-/// Enters a value under a key that the specification takes; under another where that is something else's.
+/// Adds a value under a key that the specification accepts, or under a numbered one if that key has
+/// a different value.
 fn enter(map: &mut Map<String, Value>, key: &str, value: Value) -> String {
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
     let plain: String = key.chars().map(|c| if fits(c) { c } else { '-' }).collect();
@@ -156,7 +158,8 @@ fn content_type(queue: &Queue) -> &'static str {
     }
 }
 
-/// What is written with a registry, as far as the file tells: the rest only the registry knows.
+/// The content type of payloads written with a registry, as far as the file tells: only the
+/// registry knows the rest.
 fn registered_type(registry: &SchemaRegistry) -> &'static str {
     let file = registry.register.as_deref().map(Path::new).and_then(Path::extension);
     match file.and_then(|end| end.to_str()) {
@@ -171,7 +174,7 @@ fn registered_type(registry: &SchemaRegistry) -> &'static str {
 /// The channels of each queue.
 type Channels = BTreeMap<String, Vec<String>>;
 
-/// What a stage does with a queue: an operation for each of its channels.
+/// What a stage does with a queue: one operation per channel of the queue.
 fn operations(
     action: &str,
     stage: &str,

@@ -1,3 +1,5 @@
+//! `brigade check`: checks a pipeline file without running it.
+
 use std::sync::Arc;
 
 use brigade_core::connector::ConnectorEnv;
@@ -14,7 +16,7 @@ use crate::common::{FileArguments, Opened, complain, print};
 pub(crate) struct Check {
     #[command(flatten)]
     file: FileArguments,
-    /// Also ask every queue whether it can be reached; nothing is taken from any.
+    /// Also check that every queue can be reached; no messages are taken.
     #[arg(long)]
     connect: bool,
 }
@@ -37,7 +39,7 @@ impl Check {
         }
     }
 
-    /// Asks all queues at once, so that several that are away do not add up.
+    /// Queries all queues concurrently, so that the delays of several that are away do not add up.
     async fn reach(&self, topology: Topology, registry: &Registry) -> anyhow::Result<Exit> {
         let opened = Opened::of(self.file.with_code(topology, registry)?).await?;
         let queues = &opened.pipeline.topology().queues;

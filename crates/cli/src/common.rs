@@ -13,12 +13,12 @@ use comfy_table::{Table, TableStyle};
 
 use crate::absent::Absent;
 
-/// A pipeline file, and what is laid over it.
+/// A pipeline file, and what overrides its keys.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct FileArguments {
     /// The pipeline file: .yaml, .toml or .json.
     pub(crate) file: PathBuf,
-    /// Set a key, as in `--set stages.check.workers=4`; may stand several times.
+    /// Set a key, as in `--set stages.check.workers=4`; may be given several times.
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     /// The directory of the pipeline's state, whatever the file says.
@@ -27,7 +27,7 @@ pub(crate) struct FileArguments {
 }
 
 impl FileArguments {
-    /// Loads and checks the file; what looks wrong is printed.
+    /// Loads and checks the file; warnings are printed.
     pub(crate) fn load(&self, registry: &Registry) -> anyhow::Result<Loaded> {
         let overrides = Overrides { sets: self.set.clone(), ..Overrides::from_env() };
         let loaded = PipelineFile::load(&self.file, &overrides, registry)?;
@@ -42,7 +42,7 @@ impl FileArguments {
         self.with_code(self.load(registry)?.topology, registry)
     }
 
-    /// The pipeline of what was loaded.
+    /// The pipeline of a loaded file.
     pub(crate) fn with_code(
         &self,
         topology: Topology,
@@ -55,12 +55,12 @@ impl FileArguments {
         })
     }
 
-    /// The pipeline, and its state opened, made if it is not there.
+    /// The pipeline, with its state opened, created if it does not exist.
     pub(crate) async fn open(&self, registry: &Registry) -> anyhow::Result<Opened> {
         Opened::of(self.pipeline(registry)?).await
     }
 
-    /// The same for what needs messages that are there: a state that is not is not made.
+    /// The same for commands that need existing messages: a missing state is not created.
     pub(crate) async fn look(&self, registry: &Registry) -> anyhow::Result<Opened> {
         let pipeline = self.pipeline(registry)?;
         let directory = pipeline.state_directory()?;
@@ -81,14 +81,14 @@ impl FileArguments {
     }
 }
 
-/// A pipeline whose queues are looked into.
+/// A pipeline whose queues are inspected.
 pub(crate) struct Opened {
     pub(crate) pipeline: Pipeline,
     pub(crate) state: Arc<dyn StateStore>,
 }
 
 impl Opened {
-    /// Opens a pipeline's state, made if it is not there.
+    /// Opens a pipeline's state, created if it does not exist.
     pub(crate) async fn of(pipeline: Pipeline) -> anyhow::Result<Self> {
         let state = pipeline.open_state().await?;
         Ok(Self { pipeline, state })
@@ -129,7 +129,7 @@ impl Opened {
         Ok(self.state.queue_admin(&spec).await?)
     }
 
-    /// The queues that the state keeps, or will, beside those of the file.
+    /// The queues that the state keeps, or will keep, in addition to those of the file.
     async fn kept_names(&self) -> anyhow::Result<Vec<String>> {
         let topology = self.pipeline.topology();
         let stages = topology.stages.values();
@@ -145,13 +145,13 @@ impl Opened {
         Ok(names)
     }
 
-    /// Ends what was opened.
+    /// Closes what was opened.
     pub(crate) async fn close(self) -> anyhow::Result<()> {
         Ok(self.state.shutdown().await?)
     }
 }
 
-/// Prints to standard output; a reader that went away is no error, a full disk is.
+/// Prints to standard output; a reader that went away is not an error, a full disk is.
 pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     let printed = out.write_all(text.as_bytes()).and_then(|()| out.write_all(b"\n"));
@@ -163,13 +163,13 @@ pub(crate) fn print(text: &str) -> anyhow::Result<()> {
     }
 }
 
-/// Says something beside the output, as far as anybody can hear it.
+/// Prints a note to standard error; if nobody can read it, that is ignored.
 pub(crate) fn say(text: &str) {
     let mut err = std::io::stderr().lock();
     let _ = err.write_all(text.as_bytes()).and_then(|()| err.write_all(b"\n"));
 }
 
-/// Says what went wrong, with everything that caused it.
+/// Prints an error with its whole chain of causes.
 pub(crate) fn complain(error: &anyhow::Error) {
     let text = format!("{error:#}");
     match text.starts_with("error") {

@@ -1,3 +1,5 @@
+//! `brigade dead-letters`: lists, shows, redrives and deletes dead letters.
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +15,7 @@ use clap::{Args, Subcommand};
 use crate::Exit;
 use crate::common::{FileArguments, Opened, print, table};
 
-/// Look at dead letters, and send them back.
+/// Inspect dead letters, and send them back.
 #[derive(Debug, Args)]
 pub(crate) struct DeadLetters {
     #[command(subcommand)]
@@ -26,22 +28,22 @@ enum Command {
     List {
         #[command(flatten)]
         choice: Choice,
-        /// How many, of each queue.
+        /// How many to list per queue.
         #[arg(long, default_value_t = 100)]
         limit: u64,
     },
-    /// Show one, whole.
+    /// Show one in full.
     Show {
         #[command(flatten)]
         choice: Choice,
         /// Its number, as `list` shows it.
         number: u64,
     },
-    /// Send dead letters back to the stage that gave them up.
+    /// Send dead letters back to the stage that gave up on them.
     Redrive {
         #[command(flatten)]
         choice: Choice,
-        /// Their numbers; without any, all of them.
+        /// Their numbers; if none are given, all of them.
         numbers: Vec<u64>,
     },
     /// Delete dead letters.
@@ -64,7 +66,7 @@ struct Choice {
     stage: Option<String>,
 }
 
-/// A queue of dead letters, and whose are meant.
+/// A queue of dead letters, and which of them are meant.
 struct Letters {
     name: String,
     queue: Arc<dyn QueueAdmin>,
@@ -72,9 +74,9 @@ struct Letters {
     stage: Option<String>,
 }
 
-/// How many are looked at and sent back at once.
+/// How many are inspected and sent back at once.
 const BATCH: u64 = 500;
-/// How often it is looked whether another command is done.
+/// How often it is checked whether another command is done.
 const LOOK: Duration = Duration::from_millis(100);
 
 impl DeadLetters {
@@ -93,7 +95,7 @@ impl DeadLetters {
             Command::Redrive { numbers, .. } => {
                 let _alone = alone(&opened).await?;
                 let sent = redrive(&opened, registry, &letters, numbers).await?;
-                // It was told of each why it stays.
+                // For each one it was reported why it stays.
                 anyhow::ensure!(
                     sent > 0 || numbers.is_empty(),
                     "nothing was sent back: each that was named stays"
@@ -117,8 +119,8 @@ impl DeadLetters {
     }
 }
 
-/// What is held while letters are sent back or deleted: two commands that did so at the same time would
-/// send back the same ones.
+/// The lock that is held while letters are sent back or deleted: two commands doing so at the same
+/// time would send back the same ones.
 async fn alone(opened: &Opened) -> anyhow::Result<StateLock> {
     let mut told = false;
     loop {
@@ -137,7 +139,8 @@ async fn alone(opened: &Opened) -> anyhow::Result<StateLock> {
 }
 
 impl Letters {
-    /// The dead letter that a message is, if it is meant. What is none is anybody's.
+    /// The dead letter in a message, if it is one of those meant. What cannot be read belongs to no
+    /// stage.
     fn meant(&self, peeked: &Peeked) -> Option<anyhow::Result<DeadLetter>> {
         match letter(peeked) {
             Ok(letter) => {
@@ -148,7 +151,7 @@ impl Letters {
         }
     }
 
-    /// How many messages there are, whosever they are.
+    /// How many messages there are, of any stage.
     async fn count(&self) -> anyhow::Result<u64> {
         let status = self.queue.status().await?;
         let known = status.iter().map(|QueueStatus { lag, .. }| {
@@ -175,10 +178,10 @@ fn letters_counted(count: u64) -> String {
     }
 }
 
-/// The queues of dead letters that can be looked into; of others it is told why they cannot.
+/// The queues of dead letters that can be inspected; for the others it is reported why they cannot.
 ///
 /// # Errors
-/// All are of types that cannot.
+/// None of their types can be inspected.
 async fn find(
     opened: &Opened,
     registry: &Registry,
@@ -221,7 +224,7 @@ async fn find(
     Ok(letters)
 }
 
-/// If a queue is of a type that nobody can look into: so, and what to do.
+/// A text that says so, and what to do, if the type of a queue cannot be inspected.
 fn shut(error: &anyhow::Error) -> Option<String> {
     let why = error.downcast_ref::<ConnectorError>()?;
     (why.kind() == ErrorKind::Unsupported).then(|| {
@@ -285,11 +288,11 @@ async fn show(letters: &[Letters], number: u64) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Those with these numbers, of each queue; all of them have to be there, and each in one queue only: every
-/// store counts its own, and the others were not meant.
+/// The letters with these numbers, by queue; all must exist, and each in one queue only: every
+/// store counts its own, so a number in several queues is ambiguous.
 async fn chosen(letters: &[Letters], numbers: &[u64]) -> anyhow::Result<Vec<Vec<Peeked>>> {
     let mut chosen: Vec<Vec<Peeked>> = letters.iter().map(|_| Vec::new()).collect();
-    // One that is named twice goes back once.
+    // A number given twice counts once.
     let numbers: BTreeSet<u64> = numbers.iter().copied().collect();
     for number in numbers {
         let mut queues: Vec<String> = Vec::new();
@@ -312,8 +315,8 @@ async fn chosen(letters: &[Letters], numbers: &[u64]) -> anyhow::Result<Vec<Vec<
     Ok(chosen)
 }
 
-/// Sends back those with these numbers, or all that are there now: what is given up meanwhile may be the
-/// same again. Says how many.
+/// Sends back those with these numbers, or all that are there now: letters added meanwhile may be
+/// the same ones again. Returns how many.
 async fn redrive(
     opened: &Opened,
     registry: &Registry,
@@ -342,12 +345,13 @@ async fn redrive(
     Ok(sent)
 }
 
-/// The copies of letters on a queue that several stages read, which is one for each. As many of a message as
-/// one stage has are sent back.
+/// The copies of letters on a queue that several stages read, which has one for each of them. For
+/// each message, as many letters are sent back as one stage has.
 struct Copies {
-    /// Whether there are any: of other queues nothing is kept.
+    /// Whether there are copies: for other queues nothing is recorded.
     several: bool,
-    /// How many of a stage's message each group has had, by the group; and how many were sent.
+    /// For a message of a stage: how many letters each group has had so far, and how many were
+    /// sent.
     seen: HashMap<(MessageId, String), (HashMap<String, u64>, u64)>,
 }
 
@@ -357,7 +361,7 @@ impl Copies {
         Ok(Self { several, seen: HashMap::new() })
     }
 
-    /// Whether a letter is the copy of one that was sent back, for another reader.
+    /// Whether a letter is a copy, for another reader, of one that was sent back.
     fn has(&mut self, group: &str, letter: &DeadLetter) -> bool {
         if !self.several {
             return false;
@@ -382,7 +386,7 @@ struct Gone {
 }
 
 /// Puts dead letters on the redrive queues of their stages, then deletes them: after a crash in
-/// between one is there twice, with the same message id.
+/// between, one exists twice, with the same message id.
 async fn send_back(
     opened: &Opened,
     registry: &Registry,
@@ -412,7 +416,7 @@ async fn send_back(
     Ok(all)
 }
 
-/// A dead letter whose stage can take it: others stay where they are.
+/// A dead letter that its stage can take; others stay where they are.
 fn fit_to_go_back(
     peeked: &Peeked,
     letter: DeadLetter,

@@ -1,3 +1,5 @@
+//! `brigade graph`: draws a pipeline.
+
 use brigade_pipeline::GraphFormat;
 use brigade_runtime::Registry;
 use clap::{Args, ValueEnum};

@@ -1,4 +1,4 @@
-//! Pipeline files out of other systems' files.
+//! Pipeline files converted from other systems' files.
 
 mod checked;
 mod engines;
@@ -16,7 +16,7 @@ use clap::{Args, Subcommand};
 use crate::Exit;
 use crate::common::{print, say};
 
-/// Write a pipeline file out of another system's file.
+/// Convert another system's file to a pipeline file.
 #[derive(Debug, Args)]
 pub(crate) struct Import {
     #[command(subcommand)]
@@ -25,11 +25,12 @@ pub(crate) struct Import {
 
 #[derive(Debug, Subcommand)]
 enum From {
-    /// Out of Volley's queues, both the list of 0.x and the mapping with profiles of 1.x.
+    /// Convert Volley's queues, in either form: the list of 0.x and the mapping with profiles of
+    /// 1.x.
     Volley {
-        /// Volley's file of queues, as `volley_config.yml`.
+        /// Volley's file of queues, such as `volley_config.yml`.
         file: PathBuf,
-        /// Python files with its engines; each engine becomes a stage.
+        /// Python files with Volley engines; each engine becomes a stage.
         engines: Vec<PathBuf>,
         /// The pipeline's name. Default: the name of the file's directory.
         #[arg(long)]
@@ -67,7 +68,7 @@ impl Import {
     }
 }
 
-/// What the pipeline is called where nobody says it.
+/// The default name of the pipeline.
 fn directory_of(file: &std::path::Path) -> String {
     let whole = file.canonicalize().unwrap_or_default();
     let directory = whole.parent().and_then(|parent| parent.file_name());

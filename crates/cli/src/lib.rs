@@ -1,5 +1,5 @@
 //! The `brigade` command, for the program of that name and for users' own programs, which get it
-//! with `brigade::main!`. One file a command.
+//! with `brigade::main!`. One file per command.
 
 mod absent;
 mod asyncapi;
@@ -49,7 +49,7 @@ enum Command {
     Asyncapi(asyncapi::AsyncApi),
     /// Draw a pipeline.
     Graph(graph::Graph),
-    /// Write a pipeline file out of another system's file.
+    /// Convert another system's file to a pipeline file.
     Import(import::Import),
     /// Print the JSON Schema of pipeline files, for editors; or the reference of their keys.
     Schema(schema::Schema),
@@ -57,7 +57,7 @@ enum Command {
     Test(test::Test),
     /// Look into queues.
     Queues(queues::Queues),
-    /// Look at dead letters, and send them back.
+    /// Inspect dead letters, and send them back.
     DeadLetters(dead_letters::DeadLetters),
 }
 
@@ -66,9 +66,9 @@ pub fn main(registry: Registry) -> ExitCode {
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
-            // Help and version are no errors; clap knows where each goes.
+            // Help and version are not errors; clap knows where each goes.
             let code = u8::try_from(error.exit_code()).unwrap_or(Exit::Usage as u8);
-            // Help that cannot be printed was not given.
+            // If help cannot be printed, the command has failed.
             return match error.print() {
                 Err(_) if code == 0 => ExitCode::from(Exit::Usage as u8),
                 _ => ExitCode::from(code),

@@ -1,4 +1,4 @@
-//! Log lines on standard error, one line each, and out of the way of the progress line.
+//! Log lines on standard error, one line each, without disturbing the progress line.
 
 use std::io::{self, IsTerminal, Write};
 
@@ -8,7 +8,7 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::progress::Progress;
 
-/// Sets up logging; `RUST_LOG` goes before the file's level.
+/// Sets up logging; `RUST_LOG` takes precedence over the file's level.
 pub(crate) fn set_up(
     format: LogFormat,
     level: Option<&str>,
@@ -26,7 +26,7 @@ pub(crate) fn set_up(
         )
     })?;
     let lines = Lines { progress: progress.clone() };
-    // What it says of a line that cannot be written it says on standard error, which is just that.
+    // It would report a line that cannot be written on standard error, which is the very place.
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(lines);
     let lines = lines.log_internal_errors(false);
     let set = match format {
@@ -54,8 +54,8 @@ impl<'a> MakeWriter<'a> for Lines {
 struct Line<'a>(&'a Progress);
 
 impl Write for Line<'_> {
-    /// Takes one event as a whole: that is how `tracing-subscriber` writes it. A line that standard
-    /// error does not take is gone: the pipeline goes on without its log.
+    /// Takes one whole event per call, which is how `tracing-subscriber` writes. A line that
+    /// standard error does not take is dropped: the pipeline goes on without its log.
     fn write(&mut self, event: &[u8]) -> io::Result<usize> {
         let line = one_line(event);
         let _ = self.0.aside(|| io::stderr().lock().write_all(&line));
@@ -67,8 +67,8 @@ impl Write for Line<'_> {
     }
 }
 
-/// The same with line breaks within it written as `\n` and `\r`: what comes from outside, such as
-/// the text of a component's error, could else forge a line.
+/// The event on one line, with line breaks within it written as `\n` and `\r`: text from outside,
+/// such as a component's error, could otherwise forge a line.
 fn one_line(event: &[u8]) -> Vec<u8> {
     let text = event.strip_suffix(b"\n").unwrap_or(event);
     let mut line = Vec::with_capacity(event.len() + 1);

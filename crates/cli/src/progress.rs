@@ -1,4 +1,4 @@
-//! The line that tells, on a terminal, how far a run is.
+//! The line that shows, on a terminal, the progress of a run.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use brigade_runtime::{PipelineStatus, QueueDepth, Watcher};
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressStyle};
 
-/// How often the line is written anew.
+/// How often the line is redrawn.
 const EVERY: Duration = Duration::from_millis(500);
-/// Over how many of those the rate is taken.
+/// How many of those intervals the rate is computed over.
 const RATES: usize = 6;
 
-/// A line at the bottom of the terminal; nothing where standard error is none.
+/// A line at the bottom of the terminal; nothing if standard error is not one.
 #[derive(Clone)]
 pub(crate) struct Progress(ProgressBar);
 
@@ -27,12 +27,12 @@ impl Progress {
         Self(bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner())))
     }
 
-    /// Writes something else while the line is away.
+    /// Writes something else while the line is hidden.
     pub(crate) fn aside<T>(&self, write: impl FnOnce() -> T) -> T {
         self.0.suspend(write)
     }
 
-    /// Tells from time to time how far the pipelines are, until it is dropped.
+    /// Shows the progress of the pipelines periodically, until it is dropped.
     pub(crate) async fn tell(self, watcher: Watcher, finite: bool) {
         if self.0.is_hidden() {
             return;
@@ -52,19 +52,19 @@ impl Progress {
         }
     }
 
-    /// Takes the line away.
+    /// Removes the line.
     pub(crate) fn end(&self) {
         self.0.finish_and_clear();
     }
 }
 
-/// Messages that have come to an outcome, in all stages together.
+/// Messages that have come to an outcome, summed over all stages.
 fn done(pipelines: &[PipelineStatus]) -> u64 {
     let stages = pipelines.iter().flat_map(|pipeline| &pipeline.stages);
     stages.map(|s| s.acked + s.filtered + s.dead_lettered + s.discarded).sum()
 }
 
-/// Outcomes a second.
+/// Outcomes per second.
 fn rate(seen: &[(Instant, u64)]) -> f64 {
     match (seen.first(), seen.last()) {
         (Some((from, before)), Some((to, now))) if to > from => {
@@ -74,7 +74,7 @@ fn rate(seen: &[(Instant, u64)]) -> f64 {
     }
 }
 
-/// What still waits, if every queue knows.
+/// How many messages still wait, if every queue knows.
 fn left(depths: &[QueueDepth]) -> Option<u64> {
     let waiting = |depth: &QueueDepth| {
         Some(depth.lag.ready? + depth.lag.delayed.unwrap_or(0) + depth.lag.in_flight.unwrap_or(0))
@@ -90,7 +90,7 @@ fn line(pipelines: &[PipelineStatus], rate: f64, left: Option<u64>) -> String {
     let mut line = format!("{} done, {}/s", HumanCount(done(pipelines)), HumanCount(rate as u64));
     let mut add = |count: u64, what: &str| {
         if count > 0 {
-            // A string takes whatever is written to it.
+            // Writing to a string cannot fail.
             let _ = write!(line, ", {} {what}", HumanCount(count));
         }
     };

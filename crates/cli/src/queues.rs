@@ -1,3 +1,5 @@
+//! `brigade queues`: lists queues, shows, puts, releases and purges their messages.
+
 use std::io::{BufRead, BufReader};
 use std::sync::Arc;
 
@@ -34,13 +36,13 @@ enum Command {
         #[arg(long, default_value_t = 10)]
         limit: u64,
     },
-    /// Put the lines of standard input on a queue, a message each.
+    /// Put the lines of standard input on a queue, one message per line.
     Put {
         #[command(flatten)]
         file: FileArguments,
         /// The queue.
         queue: String,
-        /// The key of the messages that have none at the queue's `key`.
+        /// The key for messages that have none at the queue's `key`.
         #[arg(long)]
         key: Option<String>,
     },
@@ -50,10 +52,10 @@ enum Command {
         file: FileArguments,
         /// The queue.
         queue: String,
-        /// The messages' positions, as `peek` shows them; without any: all.
+        /// The messages' positions, as `peek` shows them; if none are given, all of them.
         positions: Vec<u64>,
     },
-    /// Delete every message of a queue that nobody works on.
+    /// Delete every message of a queue that is not being worked on.
     Purge {
         #[command(flatten)]
         file: FileArguments,
@@ -170,7 +172,7 @@ async fn put(
         let message = match message(line, queue, codec, key, entry.as_ref()) {
             Ok(message) => message,
             Err(why) => {
-                // Those before it are put all the same, whichever batches they fell in.
+                // The lines before it are put anyway, whichever batches they are in.
                 putting.put().await?;
                 let before = putting.lines;
                 anyhow::bail!("line {} {why}; the {before} before it were put", before + 1);
@@ -189,7 +191,7 @@ async fn put(
     Ok(Exit::Done)
 }
 
-/// The next line, without what ends it; nothing at the end.
+/// The next line, without its line ending; `None` at the end.
 fn next_line(lines: &mut impl BufRead) -> Option<std::io::Result<Vec<u8>>> {
     let mut line = Vec::new();
     match lines.read_until(b'\n', &mut line) {
@@ -202,7 +204,7 @@ fn next_line(lines: &mut impl BufRead) -> Option<std::io::Result<Vec<u8>>> {
     }
 }
 
-/// A line as a message, as a stage would put it on the queue; or why it cannot be.
+/// A line as a message, as a stage would put it on the queue; or why that is impossible.
 fn message(
     line: std::io::Result<Vec<u8>>,
     queue: &str,
@@ -237,7 +239,7 @@ struct Putting<'q> {
 }
 
 impl Putting<'_> {
-    /// Puts the batch; where the queue does not take all of it, tells what it took.
+    /// Puts the batch; if the queue does not take all of it, the error says what it took.
     async fn put(&mut self) -> anyhow::Result<()> {
         let batch = std::mem::take(&mut self.batch);
         if batch.is_empty() {

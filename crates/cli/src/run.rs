@@ -1,3 +1,5 @@
+//! `brigade run`: runs a pipeline until it is stopped or idle.
+
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
@@ -35,13 +37,13 @@ pub(crate) struct Run {
 enum Ending {
     Idle,
     Signal,
-    /// It cannot be told whether anything is left to do.
+    /// It cannot be determined whether anything is left to do.
     Failed,
 }
 
 impl Run {
     pub(crate) async fn run(&self, registry: &Registry) -> anyhow::Result<Exit> {
-        // Before all else: who is told to end while it begins drains too.
+        // First of all: a run that is told to end while it starts drains too.
         let mut signals = signals()?;
         let mut pipeline = self.file.pipeline(registry)?;
         if !self.stage.is_empty() {
@@ -129,7 +131,7 @@ impl Run {
     }
 }
 
-/// Tells each stage's counts from time to time.
+/// Logs each stage's counts periodically.
 async fn tell_stats(watcher: Watcher, every: Duration) {
     loop {
         tokio::time::sleep(every).await;
@@ -168,7 +170,7 @@ fn exit(stopped: &[Stopped], ending: &Ending) -> Exit {
     }
 }
 
-/// Tells what each stage did.
+/// Prints what each stage did.
 fn summary(pipelines: &[Stopped]) {
     let header = [
         "stage",
@@ -208,7 +210,8 @@ fn summary(pipelines: &[Stopped]) {
     }
     for stage in stages() {
         let messages = stage.without_outcome();
-        // What is stuck in a component has none yet, and an actor that died may have counted twice.
+        // A message stuck in a component has no outcome yet, and an actor that died may have
+        // counted twice.
         if messages != 0 && stage.in_flight == 0 && stage.restarts == 0 {
             say(&format!(
                 "error: stage `{}`: {messages} messages have no outcome; please report it",
@@ -224,7 +227,7 @@ fn summary(pipelines: &[Stopped]) {
     }
 }
 
-/// What a stage put on which queues.
+/// How much a stage put on which queues.
 fn outputs(stage: &StageStatus) -> String {
     let mut queues: BTreeMap<&str, u64> = BTreeMap::new();
     for outputs in &stage.outputs {
@@ -235,8 +238,8 @@ fn outputs(stage: &StageStatus) -> String {
     each.join(", ")
 }
 
-/// What comes so soon after the first signal is the same one: who stops a program may tell it and its
-/// process group, as `timeout` does.
+/// A signal this soon after the first is the same one: a program and its process group may both be
+/// signalled, as `timeout` does.
 const SAME_SIGNAL: Duration = Duration::from_millis(200);
 
 /// Signals as messages: the first drains, the second aborts.

@@ -1,3 +1,5 @@
+//! `brigade schema`: prints the JSON Schema of pipeline files, or the reference of their keys.
+
 use brigade_pipeline::reference;
 use brigade_runtime::Registry;
 use clap::{Args, ValueEnum};

@@ -1,3 +1,5 @@
+//! `brigade test`: runs the cases of test files.
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,10 +19,10 @@ use crate::common::{complain, print};
 
 /// Run the cases of test files: messages that are sent to a pipeline, and what is expected of it.
 ///
-/// A case has a pipeline of its own, with memory in the place of each queue.
+/// Each case has a pipeline of its own, with memory in place of each queue.
 #[derive(Debug, Args)]
 pub(crate) struct Test {
-    /// The test files, as `orders.test.yaml`; also .toml and .json.
+    /// The test files, such as `orders.test.yaml`; also .toml and .json.
     #[arg(required = true)]
     files: Vec<PathBuf>,
     /// Only cases whose name contains this.
@@ -32,9 +34,9 @@ pub(crate) struct Test {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct TestFile {
-    /// The pipeline file, beside the test file.
+    /// The pipeline file, relative to the test file.
     pipeline: PathBuf,
-    /// Variables for the pipeline file, over those of the environment.
+    /// Variables for the pipeline file, overriding those of the environment.
     #[serde(default)]
     env: BTreeMap<String, String>,
     cases: Vec<Case>,
@@ -55,25 +57,26 @@ struct Case {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Expect {
-    /// Payloads by queue, each as it is; a queue that nobody reads and that is not here stays empty.
+    /// Payloads by queue, in full; a queue that no stage reads and that is not listed must stay
+    /// empty.
     #[serde(default)]
     outputs: BTreeMap<String, Vec<Value>>,
-    /// Whether outputs come in this order. Default: in any.
+    /// Whether outputs must come in this order. Default: any order.
     #[serde(default)]
     ordered: bool,
-    /// Dead letters by stage; a stage that is not here has none.
+    /// Dead letters by stage; a stage that is not listed must have none.
     #[serde(default)]
     dead_letters: BTreeMap<String, Vec<ExpectedLetter>>,
     /// How many messages of a stage came to an outcome, by stage.
     #[serde(default)]
     outcomes: BTreeMap<String, Outcomes>,
-    /// Stages that fail, as by `on_exhausted: halt`, each with a part of why; no other does. The case ends
-    /// when one fails, with what is left undone.
+    /// Stages that fail, as with `on_exhausted: halt`, each with a part of the reason; no other may
+    /// fail. The case ends when one fails, with whatever is left undone.
     #[serde(default)]
     failed: BTreeMap<String, String>,
 }
 
-/// Outcomes of a stage; what is not here may be any number.
+/// Outcomes of a stage; a missing one may be any number.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Outcomes {
@@ -83,12 +86,12 @@ struct Outcomes {
     failed_attempts: Option<u64>,
 }
 
-/// What is expected of a dead letter; what is not here may be anything.
+/// What is expected of a dead letter; a missing key may have any value.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct ExpectedLetter {
     cause: Option<CauseKind>,
-    /// A part of what the cause says.
+    /// A part of the cause's message.
     message: Option<String>,
     attempts: Option<u32>,
     payload: Option<Value>,
@@ -153,7 +156,7 @@ struct Plan<'p> {
 }
 
 impl<'p> Plan<'p> {
-    /// Reads a test file and the pipeline beside it, and holds one against the other.
+    /// Reads a test file and the pipeline beside it, and checks one against the other.
     fn read(path: &'p Path, registry: &Registry) -> Result<Self, Diagnostics> {
         let document = Document::<TestFile>::read(path, "the test file")?;
         let file = document.value();
@@ -168,8 +171,8 @@ impl<'p> Plan<'p> {
     }
 }
 
-/// Tells of names that the pipeline does not have, and of messages that are none: a case with such
-/// tests nothing.
+/// Reports names that the pipeline does not have, and values that are not messages: a case with
+/// those tests nothing.
 fn checked(mut document: Document<TestFile>, topology: &Topology) -> Result<TestFile, Diagnostics> {
     let queues: Vec<&str> = topology.queues.keys().map(|name| &**name).collect();
     let stages: Vec<&str> = topology.stages.keys().map(|name| &**name).collect();
@@ -212,7 +215,7 @@ fn checked(mut document: Document<TestFile>, topology: &Topology) -> Result<Test
     document.finish()
 }
 
-/// What is wrong with a case: nothing, or line by line.
+/// What is wrong with a case, line by line; empty if it passes.
 async fn run_case(plan: &Plan<'_>, case: &Case, registry: &Registry) -> Vec<String> {
     let trial = match start(plan, registry).await {
         Ok(trial) => trial,
@@ -229,7 +232,7 @@ async fn run_case(plan: &Plan<'_>, case: &Case, registry: &Registry) -> Vec<Stri
         }
     }
     let timeout = case.timeout.map_or(TIMEOUT, |timeout| timeout.0);
-    // Also comes back when a stage has failed, which is told, or expected, in the end.
+    // Also returns when a stage has failed; whether that was expected is checked at the end.
     let idle = tokio::time::timeout(timeout, trial.running().until_idle(None)).await;
     match &idle {
         Ok(Ok(())) => {}
@@ -238,7 +241,7 @@ async fn run_case(plan: &Plan<'_>, case: &Case, registry: &Registry) -> Vec<Stri
     }
     check_outputs(&trial, &plan.topology, case, &mut wrong).await;
     check_dead_letters(&trial, case, &mut wrong).await;
-    // What was not done in its time would not be done in a drain without a deadline either.
+    // What was not done in time would not be done in a drain without a deadline either.
     let deadline = if idle.is_ok() { timeout } else { Duration::ZERO };
     check_end(&trial.stop(deadline).await, case, &mut wrong);
     wrong
@@ -248,7 +251,7 @@ async fn start(plan: &Plan<'_>, registry: &Registry) -> anyhow::Result<Trial> {
     Ok(Trial::start(Pipeline::new(plan.topology.clone(), registry)?).await?)
 }
 
-/// A message as a test file has it: a payload, or an object with `raw` or `payload`.
+/// A message as written in a test file: a payload, or an object with `raw` or `payload`.
 fn message(value: &Value) -> Result<Message, String> {
     let Some(keys) = value.as_object().filter(|keys| is_message(keys)) else {
         return Ok(Message::new(value.to_string()));
@@ -291,7 +294,7 @@ fn payload(message: &Message) -> Value {
 }
 
 async fn check_outputs(trial: &Trial, topology: &Topology, case: &Case, wrong: &mut Vec<String>) {
-    // What came to a queue that a stage reads is told by the stage's outcomes.
+    // For a queue that a stage reads, the stage's outcomes show what came to it.
     let unread = topology.queues.iter().filter(|(_, queue)| queue.spec.groups.is_empty());
     let mut queues: Vec<&str> = unread.map(|(name, _)| &**name).collect();
     queues.extend(case.expect.outputs.keys().map(String::as_str));
@@ -301,7 +304,7 @@ async fn check_outputs(trial: &Trial, topology: &Topology, case: &Case, wrong: &
         let expected = case.expect.outputs.get(queue);
         let mut got = trial.outputs(queue);
         if expected.is_none() {
-            // They are told by stage.
+            // They are reported by stage.
             got.retain(|message| !is_dead_letter(message, queue, topology));
         }
         let (expected, got) = (expected.cloned().unwrap_or_default(), got.iter().map(payload));
@@ -332,7 +335,7 @@ fn is_dead_letter(message: &Message, queue: &str, topology: &Topology) -> bool {
     stage.is_some_and(|stage| stage.dead_letter.as_deref() == Some(queue))
 }
 
-/// Tells of stages that failed, or did not though they should, and of messages that have vanished.
+/// Reports stages that failed, or should have but did not, and messages that have vanished.
 fn check_end(stopped: &[Stopped], case: &Case, wrong: &mut Vec<String>) {
     let failed = || stopped.iter().flat_map(|stopped| &stopped.failed);
     for (stage, why) in failed() {
@@ -355,7 +358,7 @@ fn check_end(stopped: &[Stopped], case: &Case, wrong: &mut Vec<String>) {
     }
 }
 
-/// Tells what of two lists is only in one of them.
+/// Reports what is in only one of two lists.
 fn compare(
     place: &str,
     expected: Vec<Value>,

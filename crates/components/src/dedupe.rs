@@ -1,3 +1,5 @@
+//! The component `dedupe`.
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -20,9 +22,9 @@ use crate::jq::input;
 use crate::key::{find, key_of};
 use crate::shared::{forward, one_way, reject, schema, settings};
 
-/// `dedupe`: drops messages whose key was seen before. What was seen is kept in the state, written
-/// together with the ack, so it survives a restart; a message that is handled again after a crash is
-/// no duplicate of itself.
+/// `dedupe`: drops messages whose key was seen before. The keys seen are kept in the state, written
+/// together with the ack, so they survive a restart; a message that is handled again after a crash
+/// is not a duplicate of itself.
 ///
 /// ```yaml
 /// component: { dedupe: { key: id, for: 1h } }
@@ -34,7 +36,7 @@ pub struct Dedupe;
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Settings {
-    /// Where the key stands in the message.
+    /// Path of the key in the message.
     key: String,
     /// How long a key is remembered.
     #[serde(default = "an_hour", rename = "for")]
@@ -56,17 +58,18 @@ fn a_million() -> usize {
 /// The message that brought a key, and when.
 type Sighting = (MessageId, Timestamp);
 
-/// What was seen: the keys with their last sightings, and the keys by age.
+/// The keys with their last sightings, and the keys by age.
 #[derive(Default)]
 struct Seen {
     keys: HashMap<String, Sighting>,
-    /// Each key once for each time that was remembered of it, of which only the last counts.
+    /// A key once per remembered time; only its latest entry counts.
     by_age: VecDeque<(String, Timestamp)>,
-    /// What was seen before this process began is among them.
+    /// Whether it includes what was seen before this process started.
     is_filled: bool,
 }
 
-/// How many keys are forgotten with one message, so that none has to wait for a great cleaning.
+/// At most this many keys are forgotten per message, so that no message has to wait for a large
+/// cleanup.
 const FORGET_MAX: usize = 4;
 
 #[derive(Clone)]
@@ -112,8 +115,8 @@ impl Deduping {
     async fn check(&self, key: String, cx: &Context) -> Result<Emit, HandleError> {
         let now = Timestamp::from(SystemTime::now());
         let before = self.lock().keys.get(&key).copied();
-        // What was seen here does not count if its message became a dead letter; what another process has
-        // seen does.
+        // What was seen here does not count if its message became a dead letter; what another
+        // process has seen does.
         let known = kept(&key, cx).await?;
         if known.is_some_and(|known| self.is_of_another(known, cx.id(), now)) {
             return Ok(Emit::none());
@@ -124,8 +127,8 @@ impl Deduping {
         let emit = Emit::from(forward(cx.message(), None));
         let mut emit = emit.put_state(key, encode_seen(cx.id(), now));
         for (key, own) in forgotten {
-            // What another process has seen since is for that one to forget; what cannot be read now, for
-            // the next start.
+            // If another process has seen the key since, that process forgets it; what cannot be
+            // read now is left to the next start.
             if kept(&key, cx).await.is_ok_and(|kept| kept == Some(own)) {
                 emit = emit.delete_state(key);
             }
@@ -137,13 +140,15 @@ impl Deduping {
         now.since(at) < self.period
     }
 
-    /// Whether a sighting makes a message a duplicate: the message itself, handled again, is none.
+    /// Whether a sighting makes a message a duplicate; the message itself, handled again, does not
+    /// count.
     fn is_of_another(&self, (id, at): Sighting, own: MessageId, now: Timestamp) -> bool {
         id != own && self.is_fresh(at, now)
     }
 
-    /// Remembers a key; answers with a few that are forgotten for it, as they are too old or too many. None
-    /// if another worker has seen it while the state was asked, before which it was known as this.
+    /// Remembers a key; returns a few keys that are forgotten in exchange, as they are too old or
+    /// too many. `None` if another worker has seen the key while the state was read; `before` is
+    /// the sighting known until then.
     fn remember(
         &self,
         key: &str,
@@ -175,7 +180,7 @@ impl Deduping {
         Some(forgotten)
     }
 
-    /// Takes over what was seen before this process began, so that it is forgotten in its turn.
+    /// Loads what was seen before this process started, so that it is forgotten in turn.
     async fn fill(&self, stage: &StageContext) -> Result<(), BoxError> {
         let Some(state) = stage.state.as_ref().filter(|_| !self.lock().is_filled) else {
             return Ok(());
@@ -202,7 +207,7 @@ impl Deduping {
     }
 }
 
-/// What the state has of a key.
+/// The sighting of a key in the state.
 async fn kept(key: &str, cx: &Context) -> Result<Option<Sighting>, HandleError> {
     let kept = cx.load_state(key).await;
     let kept = kept.map_err(|error| HandleError::Failed(Failure::retry(error)))?;
@@ -286,7 +291,7 @@ mod tests {
         assert!(key("{\"id\":null,\"n\":12345678901234567890}").is_err());
     }
 
-    /// One of several processes with the stage, on one state.
+    /// One of several processes running the stage on one state.
     struct Process {
         dedupe: Deduping,
         stage: Arc<StageContext>,
@@ -307,7 +312,7 @@ mod tests {
             Self { dedupe, stage: Arc::new(stage) }
         }
 
-        /// Whether a message with a key passes; what it writes is in the state by then.
+        /// Whether a message with a key passes; what it writes is in the state afterwards.
         async fn passes(&self, key: &str, id: u128) -> bool {
             let message = Message::new("{}").with_id(MessageId(id));
             let cx = Context::new(Arc::clone(&self.stage), message);
@@ -327,7 +332,7 @@ mod tests {
         }
     }
 
-    /// Longer than the period goes by.
+    /// Makes more than the period go by.
     async fn later(processes: &[&Process]) {
         let before = |at: Timestamp| Timestamp(at.0 - 2 * 3600 * 1000);
         for process in processes {

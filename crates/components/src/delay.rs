@@ -1,3 +1,5 @@
+//! The component `delay`.
+
 use std::time::{Duration, SystemTime};
 
 use brigade_core::Period;
@@ -12,8 +14,8 @@ use serde_json::Value;
 
 use crate::shared::{Inline, Inlined, forward, json, one_way, reject, schema, settings};
 
-/// `delay`: passes messages on so that they are handed out only after a while, or at a time that
-/// stands in them. Its outputs are queues that can delay.
+/// `delay`: passes messages on so that they are handed out only after a while, or at a time given
+/// in them. Its outputs must be queues that can delay.
 ///
 /// ```yaml
 /// component: { delay: { for: 5m } }

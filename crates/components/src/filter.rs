@@ -1,3 +1,5 @@
+//! The component `filter`.
+
 use brigade_core::component::{
     AnyComponent, ComponentFactory, Context, Emit, HandleError, Parsed, StageSite,
 };
@@ -7,8 +9,8 @@ use serde_json::Value;
 use crate::jq::{Expression, input};
 use crate::shared::{Inline, Inlined, forward, one_way};
 
-/// `filter`: keeps the messages of which a jq expression is true; the others are filtered. What is
-/// neither true nor false is rejected.
+/// `filter`: keeps messages for which a jq expression is true and filters those for which it is
+/// false. A message for which it is neither is rejected.
 ///
 /// ```yaml
 /// component: { filter: ".delay > 15" }

@@ -13,10 +13,10 @@ use serde::Deserialize;
 
 use crate::shared::{decode, reject};
 
-/// The most values one expression may make of one message.
+/// The most values that one expression may make from one message.
 pub(crate) const VALUES_MAX: usize = 10_000;
 
-/// How deeply JSON may be nested that is read again: as deeply as `serde_json` reads.
+/// The deepest nesting of JSON that can be read back: as deep as `serde_json` reads.
 const DEPTH_MAX: usize = 127;
 
 /// What would end the process, or put its environment into messages.
@@ -43,7 +43,7 @@ impl Expression {
             let wrong = errors.first().map(|(_, error)| wrong(error)).unwrap_or_default();
             format!("`{text}` is no jq expression: {wrong}")
         })?;
-        // Their values would have to be given with each message.
+        // Their values would have to be supplied with each message.
         load::import(&modules, |_| Err("it imports a file: name it in a `lookup`".to_owned()))
             .map_err(|errors| {
                 let wrong = errors.first().map(|(_, error)| wrong(error)).unwrap_or_default();
@@ -58,7 +58,7 @@ impl Expression {
         Ok(Self { filter: Arc::new(filter), text: text.into() })
     }
 
-    /// What the expression makes of a value.
+    /// Runs the expression on a value.
     pub(crate) fn run(&self, input: Val) -> Result<Vec<Val>, HandleError> {
         let context = Ctx::<JustLut<Val>>::new(&self.filter.lut, Vars::new([]));
         let mut values = Vec::new();
@@ -73,7 +73,7 @@ impl Expression {
         Ok(values)
     }
 
-    /// Whether the expression is true of a value.
+    /// Whether the expression is true for a value.
     pub(crate) fn test(&self, input: Val) -> Result<bool, HandleError> {
         match self.run(input)?.as_slice() {
             [Val::Bool(verdict)] => Ok(*verdict),
@@ -86,13 +86,13 @@ impl Expression {
     }
 }
 
-/// Writes a value as JSON, which values of jq need not be.
+/// Encodes a value as JSON; not every jq value has a JSON form.
 pub(crate) fn json(value: &Val) -> Result<String, HandleError> {
     let unfit = |what: String| reject(format!("makes what JSON has not: {what}"));
     no_json(value, 0).map_or_else(|| Ok(value.to_string()), |what| Err(unfit(what)))
 }
 
-/// What of a value JSON has not, if anything.
+/// What in a value has no JSON form, if anything.
 fn no_json(value: &Val, depth: usize) -> Option<String> {
     let is_text = |bytes: &[u8]| std::str::from_utf8(bytes).is_ok();
     match value {
@@ -111,11 +111,11 @@ fn no_json(value: &Val, depth: usize) -> Option<String> {
     }
 }
 
-/// The payload as a value of jq.
+/// The payload as a jq value.
 pub(crate) fn input(parsed: Option<Parsed>, cx: &Context) -> Result<Val, HandleError> {
     let wrong = |what: String| decode(DecodeError::new(format!("the payload is no JSON: {what}")));
     match (parsed, &cx.message().payload) {
-        // Other codecs hold no number that 64 bits do not, and are no JSON text.
+        // Other codecs have no numbers beyond 64 bits, and are not JSON text.
         (_, Some(bytes)) if cx.codec().is_json() && has_long_number(bytes) => {
             read(bytes).map_err(wrong)
         }
@@ -127,22 +127,22 @@ pub(crate) fn input(parsed: Option<Parsed>, cx: &Context) -> Result<Val, HandleE
     }
 }
 
-/// Reads JSON, with all digits of its numbers.
+/// Parses JSON, with all digits of its numbers.
 pub(crate) fn read(bytes: &[u8]) -> Result<Val, String> {
     with_all_digits(serde_json::from_slice(bytes).map_err(|error| error.to_string())?, bytes)
 }
 
-/// A value that was read from this JSON, or what reads all digits of its numbers.
+/// The value parsed from this JSON, or, if needed, one parsed with all digits of its numbers.
 fn with_all_digits(value: Val, bytes: &[u8]) -> Result<Val, String> {
     match has_long_number(bytes) {
         false => Ok(value),
-        // What reads numbers exactly takes more than JSON, nested as deeply as the stack goes: what is no
-        // JSON was found by then.
+        // The exact parser accepts more than JSON, and nests as deep as the stack allows; text that
+        // is not JSON has been refused by now.
         true => jaq_json::read::parse_single(bytes).map_err(|error| error.to_string()),
     }
 }
 
-/// Reads any number of values that stand one behind the other, each when it is asked for, up to what is no JSON.
+/// Parses any number of consecutive values, each on demand, up to text that is not JSON.
 fn read_many(bytes: Bytes) -> impl Iterator<Item = Result<Val, String>> {
     let mut rest = Some(bytes);
     std::iter::from_fn(move || {
@@ -160,8 +160,8 @@ fn read_many(bytes: Bytes) -> impl Iterator<Item = Result<Val, String>> {
 
 const FROM_JSON: &str = "fromjson";
 
-/// `fromjson`, which reads as deep as a payload may be: jaq's own goes as deep as the text, and ends the
-/// process.
+/// `fromjson`, which nests as deep as a payload may; jaq's own nests as deep as the text, which can
+/// end the process.
 fn from_json() -> Fun<JustLut<Val>> {
     native::run((FROM_JSON, native::v(0), |(_, value)| {
         let text = match value.try_as_utf8_bytes_owned() {
@@ -173,9 +173,9 @@ fn from_json() -> Fun<JustLut<Val>> {
     }))
 }
 
-/// Whether there may be a number that 64 bits do not hold exactly.
+/// Whether there may be a number that 64 bits cannot hold exactly.
 fn has_long_number(bytes: &[u8]) -> bool {
-    /// So many digits are exact in any case.
+    /// This many digits are always exact.
     const EXACT: usize = 15;
     let mut run = 0;
     bytes.iter().any(|byte| {
@@ -188,7 +188,7 @@ fn has_long_number(bytes: &[u8]) -> bool {
     })
 }
 
-/// What is wrong with an expression: what was expected, and what stands there.
+/// What is wrong with an expression: what was expected, and what was found.
 fn wrong(error: &load::Error<&str>) -> String {
     const SHOWN_MAX: usize = 40;
     let (expected, rest) = match error {

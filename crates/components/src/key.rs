@@ -1,11 +1,11 @@
-//! A value of a payload as a key: of a table's row, or of what was seen.
+//! A value of a payload as a key, of a table's row or of a message seen before.
 
 use std::fmt::Write;
 
 use brigade_core::field::FieldPath;
 use jaq_json::{Num, Val};
 
-/// What stands at a path of a payload, if anything does.
+/// The value at a path of a payload, if there is one.
 pub(crate) fn find<'v>(path: &FieldPath, payload: &'v Val) -> Option<&'v Val> {
     path.names().try_fold(payload, |value, name| match value {
         Val::Arr(items) => items.get(name.parse::<usize>().ok()?),
@@ -14,8 +14,8 @@ pub(crate) fn find<'v>(path: &FieldPath, payload: &'v Val) -> Option<&'v Val> {
     })
 }
 
-/// A value as a key: a text as it is, anything else as JSON, with the names of objects in order and a number by its
-/// value, however it is written and however many digits it has.
+/// A value as a key: a text as it is, anything else as JSON, with the names in objects sorted, and
+/// a number by its value, however it is written and however many digits it has.
 pub(crate) fn key_of(value: &Val) -> String {
     match value {
         Val::TStr(text) => String::from_utf8_lossy(text).into_owned(),
@@ -58,7 +58,7 @@ fn write_json(value: &Val, key: &mut String) {
     }
 }
 
-/// A number by its value: `1`, `1.0` and `10e-1` are one text.
+/// A number by its value: `1`, `1.0` and `10e-1` give the same text.
 fn number_text(number: &Num) -> String {
     match number {
         Num::Int(number) => plain(&number.to_string()),
@@ -69,14 +69,14 @@ fn number_text(number: &Num) -> String {
     }
 }
 
-/// One text for a number of JSON. Its digits without zeros around them; then where the point stands: among
-/// them, or so near that it can be written with zeros, or by an exponent.
+/// The canonical text of a JSON number: its digits without leading or trailing zeros, with the
+/// decimal point among them, or padded with zeros if it is close, or else with an exponent.
 fn plain(text: &str) -> String {
     /// The most digits of a number that is written without an exponent.
     const DIGITS_MAX: i64 = 40;
     let (sign, text) = text.strip_prefix('-').map_or(("", text), |rest| ("-", rest));
     let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
-    // What is beyond 64 bits is beyond what anybody counts.
+    // Exponents beyond 64 bits are beyond any practical use.
     let exponent: i64 = exponent.parse().unwrap_or(match exponent.starts_with('-') {
         true => i64::MIN / 4,
         false => i64::MAX / 4,
@@ -133,7 +133,7 @@ mod tests {
         for group in groups {
             for text in group {
                 assert_eq!(key(text), key(group[0]), "{text}");
-                // A long number beside it has all of the payload read with all digits.
+                // A long number next to it makes the whole payload be parsed with all digits.
                 let beside = format!("[{text},1700000000000000000.5]");
                 assert_eq!(key(&beside), format!("[{},1700000000000000000.5]", key(group[0])));
             }

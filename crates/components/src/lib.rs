@@ -1,12 +1,12 @@
-//! The components that need no code: named in a pipeline file, with their settings.
+//! Components that need no code: named in a pipeline file, with their settings.
 //!
 //! ```yaml
 //! stages:
 //!   fresh: { component: { filter: ".delay > 15" }, input: flights, outputs: [late] }
 //! ```
 //!
-//! [`Pass`], [`Log`], [`Filter`], [`Map`], [`Route`], [`Lookup`], [`Dedupe`] and [`Delay`]; expressions
-//! are jq's, by the `jaq` crates.
+//! [`Pass`], [`Log`], [`Filter`], [`Map`], [`Route`], [`Lookup`], [`Dedupe`] and [`Delay`];
+//! expressions are in jq, as implemented by the `jaq` crates.
 
 mod dedupe;
 mod delay;

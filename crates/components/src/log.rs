@@ -1,3 +1,5 @@
+//! The component `log`.
+
 use brigade_core::component::{
     AnyComponent, ComponentFactory, Context, Emit, HandleError, Parsed, StageSite,
 };
@@ -8,7 +10,7 @@ use serde_json::Value;
 
 use crate::shared::{Inline, Inlined, forward, one_way_if_any, schema, settings};
 
-/// `log`: writes a line to the log for each message and passes it on, if the stage has outputs.
+/// `log`: writes a log line for each message and passes it on, if the stage has outputs.
 #[derive(Debug, Clone, Copy)]
 pub struct Log;
 
@@ -16,15 +18,15 @@ pub struct Log;
 #[derive(Debug, Clone, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 struct Settings {
-    /// How important it is.
+    /// The level of the line.
     level: Level,
-    /// A text for the line. Default: `message`.
+    /// The text of the line. Default: `message`.
     message: Option<String>,
-    /// Whether the payload's beginning stands in the line.
+    /// Whether the line includes the beginning of the payload.
     payload: bool,
 }
 
-/// How important a line is.
+/// The level of a line.
 #[derive(Debug, Clone, Copy, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 enum Level {
@@ -34,7 +36,7 @@ enum Level {
     Warn,
 }
 
-/// The most of a payload that stands in a line, in bytes.
+/// The most of a payload that a line includes, in bytes.
 const PAYLOAD_MAX: usize = 1024;
 
 #[derive(Clone)]

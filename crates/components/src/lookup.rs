@@ -1,3 +1,5 @@
+//! The component `lookup`.
+
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -41,7 +43,7 @@ pub struct Lookup;
 struct Settings {
     /// The table: `.csv` with a header line, anything else JSON Lines.
     file: String,
-    /// The table's column that is searched; its values are distinct.
+    /// The column of the table that is searched; its values are distinct.
     key: String,
     /// What is looked up for each message.
     #[serde(rename = "match")]
@@ -58,9 +60,9 @@ struct Settings {
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Match {
-    /// Where the key stands in the message.
+    /// Path of the key in the message.
     field: String,
-    /// The fields to add, each with the table's column.
+    /// The fields to add, each with its column in the table.
     add: IndexMap<String, String>,
 }
 
@@ -158,7 +160,7 @@ impl Looking {
         for record in reader.records().take(ROWS_MAX + 1) {
             let record = record?;
             let at = record.position().map_or(0, csv::Position::byte);
-            // Empty lines before a record count as its beginning.
+            // Empty lines before a record count as part of it.
             let mut begin = usize::try_from(at)?;
             while matches!(text.get(begin), Some(b'\r' | b'\n')) {
                 begin += 1;

@@ -1,3 +1,5 @@
+//! The component `map`.
+
 use brigade_core::component::{
     AnyComponent, ComponentFactory, Context, Emit, Emitted, HandleError, Parsed, StageSite,
 };
@@ -9,8 +11,8 @@ use serde_json::Value;
 use crate::jq::{Expression, input, json};
 use crate::shared::{Inline, Inlined, one_way, reject, schema};
 
-/// `map`: what a jq expression makes of each message. Every value becomes a message; none means
-/// filtered. At most 10,000 values, and 64 MiB, a message.
+/// `map`: applies a jq expression to each message. Every resulting value becomes a message; none
+/// means filtered. At most 10,000 values, and 64 MiB, per message.
 ///
 /// ```yaml
 /// component: { map: ". + { total: (.price * .count) }" }
@@ -29,13 +31,14 @@ enum Settings {
     Keyed(Keyed),
 }
 
-/// A `map` that sets the key too.
+/// A `map` that also sets the key.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Keyed {
     /// What each message becomes.
     jq: String,
-    /// The key of what it becomes: a text, evaluated on each value that `jq` makes. Null, or no value: none.
+    /// The key of what it becomes: a text, evaluated on each value that `jq` makes. Null, or no
+    /// value: no key.
     #[serde(default)]
     key: Option<String>,
 }
@@ -88,7 +91,7 @@ impl Inline for Mapping {
             }
             let mut output = Emitted::json(payload);
             if let Some(key) = &self.key {
-                // As for a queue's `key`, null is none.
+                // Like for a queue's `key`, null means no key.
                 let key = key.run(value)?.into_iter().next().and_then(|key| match key {
                     jaq_json::Val::Null => None,
                     jaq_json::Val::TStr(text) => Some(text.to_vec().into()),

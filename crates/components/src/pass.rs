@@ -1,3 +1,5 @@
+//! The component `pass`.
+
 use brigade_core::component::{
     AnyComponent, ComponentFactory, Context, Emit, HandleError, Parsed, StageSite,
 };
@@ -6,8 +8,8 @@ use serde_json::Value;
 
 use crate::shared::{Inline, Inlined, forward, one_way};
 
-/// `pass`: messages as they are, byte for byte. For stages that only check a schema, split a
-/// pipeline, or fan out with `copy`.
+/// `pass`: passes messages on unchanged, byte for byte. For stages that only check a schema, split
+/// a pipeline, or fan out with `copy`.
 #[derive(Debug, Clone, Copy)]
 pub struct Pass;
 

@@ -1,3 +1,5 @@
+//! The component `route`.
+
 use brigade_core::component::{
     AnyComponent, ComponentFactory, Context, Emit, HandleError, Parsed, StageSite,
 };
@@ -9,8 +11,9 @@ use serde_json::Value;
 use crate::jq::{Expression, input};
 use crate::shared::{Inline, Inlined, forward, reject, schema};
 
-/// `route`: to one of several outputs, by jq expressions; the first rule that is true decides. A
-/// message for which none is true is rejected; end with a rule without `when` to take the rest.
+/// `route`: sends each message to one of several outputs, by jq expressions; the first rule that is
+/// true decides. A message for which none is true is rejected; end with a rule without `when` to
+/// catch the rest.
 ///
 /// ```yaml
 /// component: { route: [{ when: ".delay > 15", to: late }, { to: on_time }] }

@@ -1,4 +1,4 @@
-//! What the components share.
+//! Helpers shared by the components.
 
 use brigade_core::component::{
     AnyComponent, Context, DecodeError, Emit, Emitted, HandleError, Handling, Input, Kind, Parsed,
@@ -10,7 +10,7 @@ use futures_util::future::LocalBoxFuture;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-/// A component that runs inline and keeps nothing.
+/// A component that runs inline and keeps no state.
 pub(crate) trait Inline: Clone + Send + 'static {
     /// Handles one message.
     fn handle(&mut self, parsed: Option<Parsed>, cx: &Context) -> Result<Emit, HandleError>;
@@ -46,7 +46,7 @@ impl<C: Inline> AnyComponent for Inlined<C> {
     }
 }
 
-/// Reads settings into their type; a component without settings is the same as one with none.
+/// Parses settings into their type; no settings are the same as empty ones.
 pub(crate) fn settings<T: DeserializeOwned>(settings: &Value) -> Result<T, Vec<Problem>> {
     let settings = match settings {
         Value::Null => Value::Object(serde_json::Map::new()),
@@ -55,7 +55,7 @@ pub(crate) fn settings<T: DeserializeOwned>(settings: &Value) -> Result<T, Vec<P
     serde_json::from_value(settings).map_err(|error| vec![Problem::whole(error.to_string())])
 }
 
-/// What is wrong with the outputs of a stage whose component has one way out and names none.
+/// What is wrong with the outputs of a stage whose component emits to one output without naming it.
 pub(crate) fn one_way(component: &str, site: &StageSite) -> Result<(), Vec<Problem>> {
     if !site.outputs.is_empty() {
         return one_way_if_any(component, site);
@@ -67,7 +67,7 @@ pub(crate) fn one_way(component: &str, site: &StageSite) -> Result<(), Vec<Probl
     Err(vec![Problem::whole(message).help("name a queue in `outputs`, or end with `log`")])
 }
 
-/// The same of one that may end there.
+/// The same for a component that may have no output at all.
 pub(crate) fn one_way_if_any(component: &str, site: &StageSite) -> Result<(), Vec<Problem>> {
     if site.outputs.len() <= 1 || site.copy {
         return Ok(());
@@ -90,7 +90,7 @@ pub(crate) fn reject(why: impl Into<String>) -> HandleError {
     HandleError::Failed(Failure::reject(why.into()))
 }
 
-/// The message as it is, for the output of this name or for the only one.
+/// The message unchanged, for the output with this name or for the only one.
 pub(crate) fn forward(message: &Message, output: Option<&str>) -> Emitted {
     let emitted = Emitted::new(message.payload.clone());
     match output {

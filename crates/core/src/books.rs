@@ -1,24 +1,24 @@
-//! The books: every message that came is somewhere, or went.
+//! The books: every message that came in is either held somewhere or has left.
 //!
-//! Each party that holds messages keeps a [`Page`]: what came, what went, and what it holds, the last
-//! counted from what is really there. The three have to agree. [`Books`] looks at all pages again
-//! and again and tells what stays wrong.
+//! Each party that holds messages keeps a [`Page`]: what came, what went, and what it holds, the
+//! last counted from what is really there. The three have to agree. [`Books`] checks all pages
+//! again and again and reports lasting differences.
 
 use std::collections::BTreeMap;
 
-/// What came to a party, what went from it, and what it holds, at one moment.
+/// What came to a party, what left it, and what it holds, at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Page {
     /// Messages that came.
     pub came: u64,
-    /// Messages that went, whichever way.
+    /// Messages that left, whichever way.
     pub went: u64,
-    /// Messages that are there, counted from what is there.
+    /// Messages that are held, counted from what is there.
     pub held: u64,
 }
 
 impl Page {
-    /// How many messages have vanished (more than zero) or went without having come (less).
+    /// How many messages have vanished (positive) or left without having come (negative).
     ///
     /// ```
     /// use brigade_core::books::Page;
@@ -30,11 +30,11 @@ impl Page {
     }
 }
 
-/// Looks at pages again and again.
+/// Checks pages repeatedly.
 ///
-/// A page may be read while a message is between two of its counts, so a difference counts only when
-/// it is there, with the same sign, at several closings in a row; the smallest of them is what is
-/// missing for certain.
+/// A page may be read while a message is between two of its counts, so a difference counts only
+/// when it appears with the same sign at several closings in a row; the smallest of them is what is
+/// certainly missing.
 #[derive(Debug)]
 pub struct Books<K> {
     /// The differences at the last closings, oldest first.
@@ -51,8 +51,8 @@ impl<K> Default for Books<K> {
 }
 
 impl<K: Ord + Clone> Books<K> {
-    /// Closes the books over these pages, and tells what does not add up. A party that is not among
-    /// the pages any more is forgotten.
+    /// Closes the books over these pages and returns what does not add up. A party that is no
+    /// longer among the pages is forgotten.
     pub fn close(&mut self, pages: impl IntoIterator<Item = (K, Page)>) -> Vec<(K, i64)> {
         let (mut now, mut wrong) = (BTreeMap::new(), Vec::new());
         for (key, page) in pages {
@@ -107,7 +107,7 @@ mod tests {
     }
 
     proptest! {
-        /// Differences that come and go are not told; told is never more than what was there each
+        /// Differences that come and go are not reported, and never more than what was there each
         /// time.
         #[test]
         fn only_what_stays_is_told(differences in prop::collection::vec(-3_i64..4, 1..50)) {

@@ -1,34 +1,36 @@
+//! The codecs of payloads, and a check for integers that JSON numbers cannot hold.
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What the payloads of a queue are written in.
+/// The encoding of a queue's payloads.
 ///
-/// Within Brigade a payload that is read as a value is JSON; the runtime reads and writes the other
-/// codecs where a queue begins and ends.
+/// Within Brigade a payload that is read as a value is JSON; the runtime converts from and to the
+/// other codecs where messages enter and leave a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Codec {
     /// JSON.
     #[default]
     Json,
-    /// MessagePack. What JSON cannot say (binary data, keys that are no texts, integers beyond 64
-    /// bits) does not decode.
+    /// MessagePack. What JSON cannot express (binary data, map keys that are not strings, integers
+    /// beyond 64 bits) does not decode.
     Messagepack,
     /// CBOR, with the same limits.
     Cbor,
-    /// UTF-8 text: for those who read values, a JSON string.
+    /// UTF-8 text; components that read values get a JSON string.
     Text,
     /// Bytes that are never read as a value.
     Bytes,
 }
 
 impl Codec {
-    /// Whether nothing has to be done for it.
+    /// Whether no conversion is needed.
     pub fn is_json(&self) -> bool {
         *self == Self::Json
     }
 
-    /// The word for it in files and headers.
+    /// Its name in files and headers.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Json => "json",
@@ -39,7 +41,7 @@ impl Codec {
         }
     }
 
-    /// The codec of this name.
+    /// The codec with this name.
     ///
     /// ```
     /// use brigade_core::Codec;
@@ -52,8 +54,8 @@ impl Codec {
     }
 }
 
-/// The first integer in JSON that is beyond 64 bits, as its digits stand there: as a number it would lose some of them.
-/// None also where it is no JSON at all.
+/// The first integer in a JSON text that is beyond 64 bits, as its digits are written: as a number
+/// it would lose some of them. `None` also if the bytes are not JSON.
 ///
 /// ```
 /// use brigade_core::long_integer;
@@ -81,7 +83,7 @@ pub fn long_integer(json: &[u8]) -> Option<&str> {
     None
 }
 
-/// What stands behind the text that has begun.
+/// What follows the string that has begun.
 fn behind_text(mut rest: &[u8]) -> &[u8] {
     loop {
         rest = match rest {
@@ -94,7 +96,7 @@ fn behind_text(mut rest: &[u8]) -> &[u8] {
 }
 
 fn is_long(number: &[u8]) -> bool {
-    /// So many digits always fit.
+    /// This many digits always fit.
     const FIT: usize = 18;
     let digits = number.strip_prefix(b"-").unwrap_or(number);
     if digits.len() <= FIT || !digits.iter().all(u8::is_ascii_digit) {

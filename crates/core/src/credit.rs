@@ -1,5 +1,5 @@
-//! Credit: how many more messages and bytes downstream will take. It, not the size of a mailbox,
-//! bounds memory.
+//! Credit: how many more messages and bytes downstream will take. Credit, rather than the size of a
+//! mailbox, bounds memory.
 
 use crate::connector::Want;
 
@@ -8,15 +8,16 @@ use crate::connector::Want;
 pub struct Credit {
     /// At most this many messages.
     pub messages: usize,
-    /// At most this many bytes; one message larger than that goes alone.
+    /// At most this many bytes; a larger message goes alone.
     pub bytes: usize,
 }
 
 impl Credit {
-    /// What may be asked for while so much is in flight; `None` is nothing.
+    /// What may be pulled while `messages` and `bytes` are in flight; `None` means nothing.
     ///
-    /// Waits until at least a quarter of the messages' credit is free (or nothing is in flight),
-    /// so that a queue is asked for batches and not for every single message that is settled.
+    /// Returns `None` until enough of the messages' credit is free: a quarter of it, or `batch_max`
+    /// if that is less. So queues are asked for batches and not for every single message that is
+    /// settled.
     pub fn want(&self, messages: usize, bytes: usize, batch_max: usize) -> Option<Want> {
         let free = self.messages.saturating_sub(messages);
         let worthwhile = free >= batch_max.min(self.messages.div_ceil(4)).max(1);

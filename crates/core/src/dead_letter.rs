@@ -1,3 +1,5 @@
+//! Dead letters, and their JSON form on a queue.
+
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
@@ -13,7 +15,7 @@ use crate::{Codec, Headers, Message, MessageId, Timestamp};
 pub struct DeadLetter {
     /// The message as the stage got it.
     pub message: Message,
-    /// What its payload is written in.
+    /// The encoding of its payload.
     pub codec: Codec,
     /// Why it was given up on.
     pub cause: Cause,
@@ -21,9 +23,10 @@ pub struct DeadLetter {
     pub pipeline: String,
     /// The stage that gave it up.
     pub stage: String,
-    /// The queue it came from; of what was redriven, the one before it was given up on first.
+    /// The queue it came from; for a redriven message, the one it came from before it was first
+    /// given up on.
     pub queue: String,
-    /// Where it stood there, for people.
+    /// Its position there, in readable form.
     pub position: String,
     /// How many attempts failed.
     pub attempts: u32,
@@ -31,7 +34,7 @@ pub struct DeadLetter {
     pub first_at: Timestamp,
     /// When it was given up on.
     pub last_at: Timestamp,
-    /// If the payload is only the beginning of what stood in the queue.
+    /// Set if the payload is only the beginning of what was in the queue.
     pub truncated: Option<Truncated>,
 }
 
@@ -53,7 +56,7 @@ impl Cause {
         Self { kind, message: message.into(), chain: Vec::new() }
     }
 
-    /// An error and everything that caused it, at most 16 deep.
+    /// A cause made of an error and its chain of causes, at most 16 deep.
     pub fn of(kind: CauseKind, error: &(dyn std::error::Error + 'static)) -> Self {
         const DEPTH_MAX: usize = 16;
         let chain = std::iter::successors(error.source(), |inner| inner.source());
@@ -69,7 +72,7 @@ impl Cause {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum CauseKind {
-    /// The component said that it will never go better.
+    /// The component rejected it: retrying would not help.
     Rejected,
     /// The component's attempts are used up.
     Error,
@@ -77,8 +80,8 @@ pub enum CauseKind {
     Panic,
     /// The component took longer than the stage's `timeout` on its last attempt.
     Timeout,
-    /// It may be what ends whoever handles it: processes died of it, or it was handed out again and again
-    /// without an outcome.
+    /// It may be crashing the process that handles it: processes died of it, or it was handed out
+    /// again and again without an outcome.
     Crash,
     /// The payload could not be decoded.
     Decode,
@@ -88,15 +91,15 @@ pub enum CauseKind {
     TooLarge,
     /// The message is older than the stage's `expire`.
     Expired,
-    /// An output does not fit the schema of its queue, went to no declared output, or asks for a delay
-    /// where nothing can delay.
+    /// An output does not fit the schema of its queue, went to no declared output, or asks for a
+    /// delay where delays are not supported.
     Output,
     /// A queue refused an output for good.
     Refused,
 }
 
 impl CauseKind {
-    /// The word for it in files, labels and logs.
+    /// Its name in files, labels and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Rejected => "rejected",
@@ -114,12 +117,12 @@ impl CauseKind {
     }
 }
 
-/// What is known of a message whose payload was not kept whole.
+/// What is known about a message whose payload was not kept whole.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Truncated {
-    /// The length of the whole, in bytes.
+    /// The length of the whole payload, in bytes.
     pub bytes: u64,
-    /// The XXH3-128 of the whole, as 32 hexadecimal digits.
+    /// The XXH3-128 of the whole payload, as 32 hexadecimal digits.
     pub xxh3: String,
     /// Where it begins in the file it came from.
     pub from: u64,
@@ -130,13 +133,13 @@ pub struct Truncated {
 /// Bytes that are not a dead letter.
 #[derive(Debug, thiserror::Error)]
 pub enum DeadLetterError {
-    /// Not JSON, or not the object that a dead letter is.
+    /// Not JSON, or not a dead letter's object.
     #[error("not a dead letter: {0}")]
     Json(#[from] serde_json::Error),
     /// A version that this program does not know.
     #[error("a dead letter of version {0}; this program knows version 1")]
     Version(u32),
-    /// Text that should be base64, or an id that is none.
+    /// Text that should be base64, or an invalid id.
     #[error("not a dead letter: `{field}`: {message}")]
     Field {
         /// The field.
@@ -147,13 +150,13 @@ pub enum DeadLetterError {
 }
 
 const VERSION: u32 = 1;
-/// What a redriven message's payload is written in, if not in JSON.
+/// The codec of a redriven message's payload, unless it is JSON.
 const CODEC_HEADER: &str = "brigade-codec";
 /// The queue that a redriven message came from.
 const QUEUE_HEADER: &str = "brigade-queue";
 
-/// The form on the wire. Bytes that are UTF-8 stand as text, others as base64 in a field of the
-/// same name with `_base64`.
+/// The form on the wire. Bytes that are UTF-8 are written as text, others as base64 in a field of
+/// the same name with `_base64`.
 #[derive(Serialize, Deserialize)]
 struct Wire {
     version: u32,
@@ -216,7 +219,7 @@ fn decode(base64: &str, field: &'static str) -> Result<Bytes, DeadLetterError> {
 }
 
 impl DeadLetter {
-    /// The JSON object that stands for it on a queue:
+    /// The JSON object that represents it on a queue:
     ///
     /// ```json
     /// {"version":1, "payload":"<text>", "key":null, "headers":[],
@@ -226,11 +229,11 @@ impl DeadLetter {
     ///  "pipeline":"flights", "event_time":null, "truncated":null}
     /// ```
     ///
-    /// Of a queue with another `codec` than JSON there is `"codec"` too.
+    /// If the queue has another `codec` than JSON, there is also `"codec"`.
     ///
-    /// A payload that is not UTF-8 stands as `payload_base64`, a null payload as neither. A key or a
-    /// header's value that is not UTF-8 stands as `{"base64":"..."}`. Times are milliseconds since
-    /// 1970.
+    /// A payload that is not UTF-8 is written as `payload_base64`; a null payload has neither
+    /// field. A key or a header's value that is not UTF-8 is written as `{"base64":"..."}`. Times
+    /// are milliseconds since 1970.
     pub fn to_json(&self) -> Bytes {
         let payload = match &self.message.payload {
             None => Bin::default(),
@@ -263,26 +266,26 @@ impl DeadLetter {
         serde_json::to_vec(&wire).expect("strings and numbers always encode").into()
     }
 
-    /// The message as it goes back to its stage: the queue that it came from and what it is written in go
-    /// along as headers, behind its own.
+    /// The message as it goes back to its stage: two headers, after its own, carry the queue it
+    /// came from and its codec.
     pub fn into_redrive(self) -> Message {
         let message = self.message.with_header(QUEUE_HEADER, self.queue);
         message.with_header(CODEC_HEADER, self.codec.as_str())
     }
 
-    /// Takes the header off a message that goes back to its stage which says what it is written in: JSON, if
-    /// it has none.
+    /// Removes the header that carries the codec from a message that was redriven to its stage.
+    /// JSON if there is none.
     pub fn take_codec(message: &mut Message) -> Codec {
         take_last(message, CODEC_HEADER, Codec::of_name).unwrap_or_default()
     }
 
-    /// Takes the header off a message that goes back to its stage which names the queue that it came from.
-    /// Messages that older programs sent back have none.
+    /// Removes the header that names the queue a redriven message came from. Messages redriven by
+    /// older programs have none.
     pub fn take_queue(message: &mut Message) -> Option<String> {
         take_last(message, QUEUE_HEADER, |name| Some(name.to_owned()))
     }
 
-    /// Reads what [`to_json`](DeadLetter::to_json) wrote.
+    /// Parses what [`to_json`](DeadLetter::to_json) wrote.
     ///
     /// # Errors
     /// The bytes are not a dead letter, or one of a later version.
@@ -331,7 +334,7 @@ impl DeadLetter {
     }
 }
 
-/// Takes the last header of a name off, if it can be read: those before it are the message's own.
+/// Removes the last header of a name, if it can be read: earlier ones are the message's own.
 fn take_last<T>(
     message: &mut Message,
     header: &str,
@@ -385,7 +388,7 @@ mod tests {
             prop_assert_eq!(DeadLetter::from_json(&letter.to_json()).unwrap(), letter);
         }
 
-        /// Also one that has such headers already.
+        /// Messages that already have such headers are included.
         #[test]
         fn what_goes_back_to_its_stage_comes_as_it_was(
             own in prop::collection::vec((0_u8..3, any::<Option<String>>()), 0..5),

@@ -1,8 +1,8 @@
 //! Deliveries: the duty to resolve a message, and what resolving it means.
 //!
-//! A [`Delivery`] is one handing-over of a message by a consumer. Its [`Guard`] tells the
+//! A [`Delivery`] is one handing-over of a message by a consumer. Its [`Guard`] informs the
 //! [`Origin`] how it ended, exactly once; a guard that is dropped (a panic, a lost mailbox, a dead
-//! actor) says [`Resolution::Dropped`]. Losing a message takes a deliberate act.
+//! actor) reports [`Resolution::Dropped`]. Losing a message takes a deliberate act.
 
 use std::cell::Cell;
 use std::fmt;
@@ -19,8 +19,8 @@ use crate::{Cause, Codec, Message, Timestamp};
 
 /// A message on its way through a stage, with the duty to resolve it.
 ///
-/// It goes through several mailboxes and lists, so it is as small as a pointer; and it goes on to
-/// the next stage of a direct edge without being built again.
+/// It passes through several mailboxes and lists, so it is the size of a pointer; and over a direct
+/// edge it goes on to the next stage without being rebuilt.
 #[derive(Debug, Default)]
 pub struct Delivery(Box<Parts>);
 
@@ -29,9 +29,10 @@ pub struct Delivery(Box<Parts>);
 pub struct Parts {
     /// The message.
     pub message: Message,
-    /// What its payload stands for, if somebody has that already.
+    /// Its payload already decoded, if available.
     pub parsed: Option<Parsed>,
-    /// Which handing-over it is of its stage's consumers, counted from 1 over all of their lives.
+    /// The number of this handing-over by its stage's consumers, counted from 1 over all their
+    /// lives.
     pub number: u64,
     /// How many attempts of this stage have failed.
     pub attempts: u32,
@@ -39,26 +40,26 @@ pub struct Parts {
     pub redeliveries: u32,
     /// The queue it came from, by its number in the topology.
     pub input: u16,
-    /// The queue whose message it is, by its number: `input`, or of what was redriven the queue that it came
-    /// from before it was given up on.
+    /// The number of the queue whose message it is: `input`, or for a redriven message the queue it
+    /// came from before it was given up on.
     pub belongs_to: u16,
-    /// What its payload is written in.
+    /// The encoding of its payload.
     pub codec: Codec,
-    /// What the consumer knows it by.
+    /// What identifies it to its consumer.
     pub receipt: Receipt,
     /// When it was put on its queue.
     pub enqueued_at: Option<Timestamp>,
     /// When its first attempt failed.
     pub first_failed_at: Option<Timestamp>,
-    /// Why no component may see it.
+    /// Why it must not reach a component.
     pub defect: Option<Box<Defect>>,
-    /// The duty.
+    /// The duty to resolve it.
     pub guard: Guard,
 }
 
 /// The duty to resolve one delivery; dropping it resolves it as [`Resolution::Dropped`].
 ///
-/// The default is no duty at all.
+/// The default carries no duty.
 #[derive(Default)]
 pub struct Guard {
     origin: Option<Arc<Origin>>,
@@ -66,7 +67,7 @@ pub struct Guard {
     slot: Option<Slot>,
 }
 
-/// A delivery's place in its consumer's list of what is in flight.
+/// A delivery's slot in its consumer's list of what is in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Slot(pub u32);
 
@@ -75,9 +76,9 @@ pub struct Slot(pub u32);
 pub enum Resolution {
     /// The component is done with it. Nothing emitted means filtered, on purpose.
     Done(Done),
-    /// A failed attempt, to be put back on the queue and tried again later.
+    /// A failed attempt: put back on the queue and retried later.
     Requeued(Box<Requeued>),
-    /// Given up on, to be kept as a dead letter.
+    /// Given up on and kept as a dead letter.
     DeadLettered(Box<GivenUp>),
     /// Given up on by policy, kept nowhere.
     Discarded,
@@ -94,7 +95,7 @@ pub struct Requeued {
     pub attempts: u32,
     /// What went wrong.
     pub error: String,
-    /// When it is to be tried again.
+    /// When it is retried.
     pub again: Again,
 }
 
@@ -103,11 +104,11 @@ pub struct Requeued {
 pub enum Again {
     /// After this long.
     After(Duration),
-    /// When somebody releases it; what comes after it of its key waits behind it.
+    /// When somebody releases it; later messages with its key wait behind it.
     Parked,
 }
 
-/// What a component made of a message.
+/// What became of a message in a component.
 #[derive(Debug, Default)]
 pub struct Done {
     /// How many deliveries over direct edges it became; they share its slot.
@@ -116,12 +117,12 @@ pub struct Done {
     pub made: Option<Box<Made>>,
 }
 
-/// What one stage made of a message, to be written when the message is settled.
+/// What became of a message in one stage, to be written when the message is settled.
 #[derive(Debug, Default)]
 pub struct Made {
     /// The stage, by its number in the topology.
     pub stage: u16,
-    /// The message itself, since an output may still be refused. It has no duty any more.
+    /// The message itself, since an output may still be refused. It carries no duty any more.
     pub delivery: Delivery,
     /// Outputs to queues.
     pub outputs: Outputs,
@@ -137,15 +138,15 @@ pub type Outputs = SmallVec<[(u16, Outgoing); 1]>;
 pub struct GivenUp {
     /// The stage, by its number in the topology.
     pub stage: u16,
-    /// The message. It has no duty any more.
+    /// The message. It carries no duty any more.
     pub delivery: Delivery,
     /// Why.
     pub cause: Cause,
-    /// What is known of the message if it is not whole.
+    /// What is known about the message if it is not whole.
     pub truncated: Option<crate::Truncated>,
 }
 
-/// A resolution, and of what.
+/// A resolution, and the delivery it belongs to.
 #[derive(Debug)]
 pub struct Resolved {
     /// Which delivery.
@@ -154,24 +155,24 @@ pub struct Resolved {
     pub resolution: Resolution,
 }
 
-/// Where deliveries come from, and where their resolutions go: one for each life of a consumer
-/// actor, outside of it, so that nothing is lost with the actor.
+/// Where deliveries come from, and where their resolutions go: one per life of a consumer actor,
+/// kept outside the actor so that nothing is lost with it.
 pub struct Origin {
     /// What the consumer has not taken yet.
     resolved: Mutex<Vec<Resolved>>,
-    /// Nobody will take it any more; set under the lock.
+    /// Set, under the lock, when nobody will take resolutions any more.
     closed: AtomicBool,
     handed_out: HandedOut,
     locate: Locate,
     wake: Box<dyn Fn() + Send + Sync>,
 }
 
-/// How many handings-over a stage's consumers have had in all their lives, so that what is handed out later
-/// has a greater number, whichever of them has it.
+/// Counts what a stage's consumers have handed out in all their lives, so that later handings-over
+/// have greater numbers, whichever consumer makes them.
 #[derive(Debug, Clone, Default)]
 pub struct HandedOut(Arc<AtomicU64>);
 
-/// What one pull of a consumer's becomes: so many deliveries, numbered at once.
+/// The deliveries made from one pull of a consumer, numbered together.
 #[derive(Debug)]
 pub struct HandingOut<'a> {
     origin: &'a Arc<Origin>,
@@ -183,19 +184,19 @@ thread_local! {
     static ENDED_HERE: Cell<u64> = const { Cell::new(0) };
 }
 
-/// How many deliveries have been resolved on this thread, whoever did it: what the books of a worker
-/// go by, since they are to notice one that nobody resolved.
+/// How many deliveries have been resolved on this thread, by any code. A worker's books use it,
+/// since they have to notice a delivery that nobody resolved.
 pub fn ended_here() -> u64 {
     ENDED_HERE.get()
 }
 
-/// Tells where a message stands, for people.
+/// Returns a message's position in readable form.
 pub type Locate = Arc<dyn Fn(Receipt) -> String + Send + Sync>;
 
 impl Origin {
-    /// An origin that counts on from `handed_out`, and calls `wake` when there is something to
-    /// [take](Origin::take) and there was nothing before. `wake` must not panic and not block: it runs in
-    /// destructors.
+    /// An origin that continues counting from `handed_out`, and calls `wake` when there is
+    /// something to [take](Origin::take) and there was nothing before. `wake` must neither panic
+    /// nor block: it runs in destructors.
     pub fn new(
         handed_out: HandedOut,
         locate: Locate,
@@ -205,7 +206,7 @@ impl Origin {
         Arc::new(Self { resolved, closed, handed_out, locate, wake: Box::new(wake) })
     }
 
-    /// So many messages are handed out.
+    /// Announces that `n` messages are handed out.
     pub fn hand_out(self: &Arc<Self>, n: usize) -> HandingOut<'_> {
         let n = n as u64;
         let next = self.handed_out.0.fetch_add(n, Ordering::Relaxed) + 1;
@@ -216,19 +217,19 @@ impl Origin {
         Guard { origin: Some(Arc::clone(self)), slot: Some(slot) }
     }
 
-    /// Everything resolved since the last call, oldest first, into an empty vector.
+    /// Moves everything resolved since the last call, oldest first, into an empty vector.
     pub fn take(&self, into: &mut Vec<Resolved>) {
         debug_assert!(into.is_empty(), "the vector would be lost");
         std::mem::swap(&mut *self.lock(), into);
     }
 
-    /// The consumer's life is over: what becomes of its messages from now on is dropped at once, and with
-    /// it what they wrote, since another life hands them out again.
+    /// Ends the consumer's life: from now on resolutions of its messages are dropped at once, with
+    /// what those messages wrote, since another life hands them out again.
     pub fn close(&self) {
         let mut resolved = self.lock();
         self.closed.store(true, Ordering::Relaxed);
         let left = std::mem::take(&mut *resolved);
-        // Outside of the lock, as it may hold anything.
+        // Outside the lock, as it may hold anything.
         drop(resolved);
         drop(left);
     }
@@ -237,7 +238,7 @@ impl Origin {
         ENDED_HERE.set(ENDED_HERE.get().wrapping_add(1));
         let mut resolved = self.lock();
         if self.closed.load(Ordering::Relaxed) {
-            // Outside of the lock, as it may hold anything.
+            // Outside the lock, as it may hold anything.
             drop(resolved);
             return drop(resolution);
         }
@@ -250,7 +251,7 @@ impl Origin {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Resolved>> {
-        // A poisoned lock is harmless here: a push is all that is ever done under it.
+        // A poisoned lock is harmless: the only thing ever done under it is a push.
         self.resolved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -262,11 +263,11 @@ impl fmt::Debug for Origin {
 }
 
 impl HandingOut<'_> {
-    /// The number of the next of these handings-over, and the duty to resolve what is in `slot`.
+    /// The number of the next handing-over, and the duty to resolve what is in `slot`.
     ///
     /// # Panics
     ///
-    /// When there are more of them than were counted.
+    /// When called more often than was announced.
     pub fn next(&mut self, slot: Slot) -> (u64, Guard) {
         assert!(self.next < self.past, "more is handed out than was said");
         let number = self.next;
@@ -276,15 +277,15 @@ impl HandingOut<'_> {
 }
 
 impl Guard {
-    /// Says how the delivery ended.
+    /// Reports how the delivery ended.
     pub fn resolve(mut self, resolution: Resolution) {
         if let (Some(origin), Some(slot)) = (&self.origin, self.slot.take()) {
             origin.resolve(slot, resolution);
         }
     }
 
-    /// A guard for one of the `children` that [`Done`] announces. Made before the parent's is
-    /// resolved, so that its slot cannot end early.
+    /// A guard for one of the `children` that [`Done`] announces. It must be made before the
+    /// parent's guard is resolved, so that their slot cannot end early.
     pub fn child(&self) -> Guard {
         match (&self.origin, self.slot) {
             (Some(origin), Some(slot)) => origin.guard(slot),
@@ -308,12 +309,12 @@ impl fmt::Debug for Guard {
 }
 
 impl Delivery {
-    /// Says how it ended.
+    /// Reports how it ended.
     pub fn resolve(mut self, resolution: Resolution) {
         std::mem::take(&mut self.guard).resolve(resolution);
     }
 
-    /// The component of this stage is done with it.
+    /// Reports that the component of this stage is done with it.
     pub fn done(mut self, stage: u16, outputs: Outputs, written: Written, children: u32) {
         let guard = std::mem::take(&mut self.guard);
         let writes_nothing = outputs.is_empty() && written.writes.is_empty();
@@ -322,33 +323,33 @@ impl Delivery {
         guard.resolve(Resolution::Done(Done { children, made }));
     }
 
-    /// This stage gives up on it.
+    /// Reports that this stage gives up on it.
     pub fn give_up(mut self, stage: u16, cause: Cause, truncated: Option<crate::Truncated>) {
         let guard = std::mem::take(&mut self.guard);
         let given_up = GivenUp { stage, delivery: self, cause, truncated };
         guard.resolve(Resolution::DeadLettered(Box::new(given_up)));
     }
 
-    /// Whether its consumer's life is over, so that it is handed out again and nobody takes what becomes
-    /// of it here.
+    /// Whether its consumer's life is over, so that the message is handed out again and this
+    /// delivery's result is not used.
     pub fn is_deserted(&self) -> bool {
         self.guard.origin.as_ref().is_some_and(|origin| origin.closed.load(Ordering::Relaxed))
     }
 
-    /// The number of the last handing-over so far of its stage's consumers.
+    /// The number of the last handing-over so far by its stage's consumers.
     pub fn last_number(&self) -> u64 {
         self.guard.origin.as_ref().map_or(0, |origin| origin.handed_out.0.load(Ordering::Relaxed))
     }
 
-    /// Begins anew in the next stage: it is another message there, with attempts of its own, and
-    /// the same duty.
+    /// Starts over in the next stage: there it is a new message, with attempts of its own and the
+    /// same duty.
     pub fn go_on(&mut self, parsed: Option<Parsed>) {
         self.parsed = parsed;
         self.attempts = 0;
         self.first_failed_at = None;
     }
 
-    /// A delivery of what this one became, one of the `children` that [`Done`] announces.
+    /// A delivery made from this one: one of the `children` that [`Done`] announces.
     #[must_use]
     pub fn child(&self, message: Message, parsed: Option<Parsed>) -> Self {
         let Parts { redeliveries, input, belongs_to, codec, receipt, enqueued_at, .. } = *self.0;
@@ -368,7 +369,7 @@ impl Delivery {
         parts.into()
     }
 
-    /// The same message without the duty, for a call that may be given up on.
+    /// The same message without the duty, for a call that may be abandoned.
     #[must_use]
     pub fn copy_without_duty(&self) -> Self {
         let Parts {
@@ -400,7 +401,7 @@ impl Delivery {
         parts.into()
     }
 
-    /// Where the message, or the root that it was made of, stands, for people.
+    /// The position of the message, or of the root it was made from, in readable form.
     pub fn locate(&self) -> String {
         self.guard.origin.as_ref().map_or_else(String::new, |origin| (origin.locate)(self.receipt))
     }
@@ -511,8 +512,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whoever holds the guards, on however many threads, and however each ends: one resolution a
-        /// guard.
+        /// Whoever holds the guards, on any number of threads, and however each ends: one
+        /// resolution per guard.
         #[test]
         fn every_guard_resolves_once(
             ends in prop::collection::vec(0_u8..4, 1..60), threads in 1_usize..4,

@@ -1,9 +1,11 @@
+//! [`Failure`]: why a component could not handle a message.
+
 use std::time::Duration;
 
 /// Any error.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Why a component could not handle a message, and so what happens to it next.
+/// Why a component could not handle a message, which decides what happens to it next.
 ///
 /// Deliberately not a `std::error::Error`, so that `?` lifts any error into [`Failure::Retry`].
 ///
@@ -20,29 +22,29 @@ pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 /// ```
 #[derive(Debug)]
 pub enum Failure {
-    /// May go better the next time: tried again by the stage's `retry`.
+    /// May succeed next time: retried by the stage's `retry`.
     Retry {
         /// What went wrong.
         error: BoxError,
-        /// When to try again; without it the stage's back-off decides.
+        /// When to try again; `None` leaves it to the stage's back-off.
         after: Option<Duration>,
     },
-    /// Will never go better: a dead letter now, whatever the stage's `on_exhausted` says.
+    /// Will never succeed: becomes a dead letter now, whatever the stage's `on_exhausted` says.
     Reject(BoxError),
 }
 
 impl Failure {
-    /// Give up on this message now; it becomes a dead letter.
+    /// Gives up on this message now; it becomes a dead letter.
     pub fn reject(why: impl Into<BoxError>) -> Self {
         Self::Reject(why.into())
     }
 
-    /// Try again by the stage's `retry`.
+    /// Asks for another attempt, by the stage's `retry`.
     pub fn retry(why: impl Into<BoxError>) -> Self {
         Self::Retry { error: why.into(), after: None }
     }
 
-    /// Try again after this long, a hundred years at most; it counts as an attempt.
+    /// Asks for another attempt after this long, at most a hundred years; it counts as an attempt.
     pub fn retry_after(after: Duration, why: impl Into<BoxError>) -> Self {
         Self::Retry { error: why.into(), after: Some(after) }
     }

@@ -1,4 +1,4 @@
-//! Field paths: where in a JSON payload a key or an event time stands.
+//! Field paths: where in a JSON payload a key or an event time is found.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -33,7 +33,7 @@ impl FieldPath {
         self.0.iter().map(AsRef::as_ref)
     }
 
-    /// What stands there, if anything does.
+    /// The value at the path, if there is one.
     pub fn find<'v>(&self, payload: &'v Value) -> Option<&'v Value> {
         self.0.iter().try_fold(payload, |value, name| match value {
             Value::Array(items) => items.get(name.parse::<usize>().ok()?),
@@ -41,9 +41,9 @@ impl FieldPath {
         })
     }
 
-    /// What stands there as the bytes of a key: a string as it is, anything else as JSON. A number is written as
-    /// a 64-bit integer or float, so that `1` and `1.0` are two keys, and integers beyond 64 bits that are close to
-    /// each other are one.
+    /// The value at the path as the bytes of a key: a string as it is, anything else as JSON. A
+    /// number is written as a 64-bit integer or float, so that `1` and `1.0` are different keys,
+    /// while close integers beyond 64 bits may be the same key.
     ///
     /// ```
     /// use brigade_core::field::FieldPath;
@@ -61,8 +61,8 @@ impl FieldPath {
         }
     }
 
-    /// What stands there as a time: milliseconds since 1970 (a whole number), or RFC 3339 with a zone, of
-    /// which what is finer than a millisecond is left out.
+    /// The value at the path as a time: milliseconds since 1970 (a whole number), or RFC 3339 with
+    /// a time zone, truncated to milliseconds.
     ///
     /// ```
     /// use brigade_core::{Timestamp, field::FieldPath};
@@ -81,18 +81,18 @@ impl FieldPath {
     }
 }
 
-/// A number that is only written as a fraction, as `1.0`.
+/// A whole number that is written as a fraction, such as `1.0`.
 fn whole(number: f64) -> Option<i64> {
-    /// Below this every whole number has its own float.
+    /// Below this every whole number is exact as a float.
     const EXACT: f64 = (1_u64 << 53) as f64;
     #[expect(clippy::cast_possible_truncation, reason = "it is whole and small enough")]
     (number.fract() == 0.0 && number.abs() < EXACT).then_some(number as i64)
 }
 
-/// A time, also one that is too far away to be told apart in time zones: the end of the year 9999 is often
-/// written for never.
+/// A time, including one too far away for time zone arithmetic: the end of the year 9999 is often
+/// used for "never".
 fn rfc_3339(text: &str) -> Option<Timestamp> {
-    /// So many digits of a fraction are read.
+    /// At most this many fractional digits are read.
     const DIGITS: usize = 9;
     let (before, after) = text.split_once('.').unwrap_or((text, ""));
     let digits = after.bytes().take_while(u8::is_ascii_digit).count();

@@ -1,5 +1,5 @@
-//! What a consumer has handed out: which message waits for how many resolutions, and what becomes
-//! of it when the last is in.
+//! What a consumer has handed out: how many resolutions each message still waits for, and what
+//! becomes of it once the last has arrived.
 
 use std::time::Instant;
 
@@ -12,8 +12,8 @@ use crate::delivery::{Done, GivenUp, Made, Requeued, Resolution, Resolved, Slot}
 /// A consumer's messages in flight: handed out and not yet settled.
 ///
 /// A message may become several deliveries over direct edges; it ends when the last of them is
-/// resolved. If any of them was given back or lost, all of it is given back: nothing it emitted
-/// leaves, and it runs again from its root.
+/// resolved. If any of them was given back or lost, the whole message is given back: nothing it
+/// emitted leaves, and it runs again from its root.
 #[derive(Debug, Default)]
 pub struct Flights {
     entries: Vec<Entry>,
@@ -32,12 +32,12 @@ struct Entry {
     end: End,
 }
 
-/// Since when a message is under way, to tell how long it took.
+/// When a message was queued and received, to compute how long it took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Since {
     /// When it was put on its queue, if the queue knows.
     pub enqueued_at: Option<Timestamp>,
-    /// When the consumer had it.
+    /// When the consumer received it.
     pub received: Instant,
 }
 
@@ -46,7 +46,7 @@ pub struct Since {
 pub struct End {
     /// What the stages made of it, parent before child.
     pub done: SmallVec<[Box<Made>; 1]>,
-    /// What stages gave up on: it, or its descendants.
+    /// What stages gave up on: the message or its descendants.
     pub given_up: Vec<Box<GivenUp>>,
     /// Whether it was given up on without being kept.
     pub discarded: bool,
@@ -59,26 +59,26 @@ pub struct End {
 /// A message whose last delivery is resolved.
 #[derive(Debug)]
 pub struct Finished {
-    /// Its slot, taken until it is [settled](Flights::settled).
+    /// Its slot, occupied until it is [settled](Flights::settled).
     pub slot: Slot,
-    /// What acks it.
+    /// What is needed to ack it.
     pub receipt: Receipt,
-    /// Since when it was under way.
+    /// When it was queued and received.
     pub since: Option<Since>,
     /// How it ended.
     pub end: End,
 }
 
 impl Finished {
-    /// Whether something is written to the state of a stage when it is settled.
+    /// Whether settling it writes to the state of a stage.
     pub fn writes(&self) -> bool {
         self.end.done.iter().any(|made| !made.written.writes.is_empty())
     }
 }
 
 impl Flights {
-    /// A message of this size is handed out, as one delivery. `since` comes back with it when it is
-    /// finished.
+    /// Records a message of this size as handed out, as one delivery. `since` is returned with it
+    /// when it is finished.
     pub fn hand_out(&mut self, receipt: Receipt, bytes: usize, since: Option<Since>) -> Slot {
         let slot = self.free.pop().unwrap_or_else(|| {
             let next = u32::try_from(self.entries.len()).expect("credit is far below 2^32");
@@ -93,7 +93,7 @@ impl Flights {
         slot
     }
 
-    /// A delivery is resolved; answers with the message if it was its last.
+    /// Records a resolution; returns the message if it was its last.
     pub fn resolve(&mut self, resolved: Resolved) -> Option<Finished> {
         let Resolved { slot, resolution } = resolved;
         let entry = &mut self.entries[slot.0 as usize];
@@ -124,7 +124,7 @@ impl Flights {
         Some(Finished { slot, receipt, since, end })
     }
 
-    /// A finished message is settled: its slot and its credit are free.
+    /// Records that a finished message is settled: its slot and its credit are free.
     pub fn settled(&mut self, slot: Slot) {
         let entry = &mut self.entries[slot.0 as usize];
         debug_assert_eq!(entry.open, 0, "only what is finished is settled");
@@ -135,17 +135,17 @@ impl Flights {
         }
     }
 
-    /// Deliveries and finished messages that are not settled, descendants counted.
+    /// Deliveries and finished messages that are not settled, including descendants.
     pub fn messages(&self) -> usize {
         self.messages
     }
 
-    /// Their bytes, outputs that wait to be settled counted.
+    /// Their bytes, including outputs that wait to be settled.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Messages handed out by the consumer and not settled, descendants not counted.
+    /// Messages handed out by the consumer and not settled, without descendants.
     pub fn roots(&self) -> usize {
         self.entries.len() - self.free.len()
     }
@@ -155,7 +155,7 @@ impl Flights {
         self.messages == 0
     }
 
-    /// What acks the messages in flight, to extend their leases.
+    /// The receipts of the messages in flight, to extend their leases.
     pub fn receipts(&self) -> Vec<Receipt> {
         self.entries.iter().filter_map(|entry| entry.receipt).collect()
     }
@@ -197,8 +197,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the tree of descendants and the order of their resolutions: one end a message,
-        /// after as many resolutions as there were deliveries, and nothing is left in the counts.
+        /// For any tree of descendants and any order of resolutions: one end per message, after as
+        /// many resolutions as there were deliveries, and the counts return to zero.
         #[test]
         fn counts_come_back_to_zero(children in prop::collection::vec(0_u32..4, 1..200)) {
             let mut flights = Flights::default();

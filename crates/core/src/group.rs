@@ -1,5 +1,5 @@
-//! What a connector keeps of one group of one queue in memory: what is ready, delayed, behind its
-//! key, and handed out.
+//! What a connector holds in memory for one group of a queue: messages that are ready, delayed,
+//! waiting behind their key, or handed out.
 
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -13,7 +13,7 @@ use crate::connector::{Defect, Failed, FailedReason, Incoming, Order, Receipt, W
 use crate::retry::DELAY_MAX;
 use crate::{Message, Timestamp};
 
-/// The messages of one group, by their positions. A pure state machine: time (`T`) is an argument.
+/// The messages of one group, by position. A pure state machine: time (`T`) is an argument.
 ///
 /// ```
 /// use brigade_core::connector::{Order, Want};
@@ -29,17 +29,17 @@ use crate::{Message, Timestamp};
 #[derive(Debug)]
 pub struct Group<T> {
     ready: VecDeque<Box<Item>>,
-    /// By time; the number tells those of one instant apart.
+    /// By time; the number separates messages with the same time.
     delayed: BTreeMap<(T, u64), Box<Item>>,
     /// By position, with the fence of the handing-over.
     leased: FxHashMap<u64, Lease>,
-    /// In the order of keys: those that are handed out, wait to be tried again, or have more than one message
-    /// that comes next.
+    /// When ordered by key: the keys with messages that are handed out or wait to be retried, or
+    /// with more than one message to come next.
     busy: HashMap<Bytes, Busy>,
     next: u64,
     fence: u64,
     behind: usize,
-    /// How many messages hold the whole queue while they wait to be tried again.
+    /// How many messages block the whole queue while they wait to be retried.
     holding_queue: usize,
     bytes: u64,
     /// No more will be put: a consumer of an empty group is at its end.
@@ -63,7 +63,7 @@ impl<T> Default for Group<T> {
     }
 }
 
-/// A message that is stored. It goes from list to list several times, and so in a box.
+/// A stored message. It moves between lists several times, hence boxed.
 #[derive(Debug)]
 struct Item {
     position: u64,
@@ -73,9 +73,9 @@ struct Item {
     attempts: u32,
     redeliveries: u32,
     defect: Option<Box<Defect>>,
-    /// It holds its key while it waits to be tried again.
+    /// It blocks its key while it waits to be retried.
     holds_key: bool,
-    /// It holds the whole queue while it waits to be tried again.
+    /// It blocks the whole queue while it waits to be retried.
     holds_queue: bool,
 }
 
@@ -97,7 +97,7 @@ impl Item {
 #[derive(Debug)]
 struct Lease {
     fence: u64,
-    /// Which consumer holds it.
+    /// The consumer that holds it.
     holder: u64,
     item: Box<Item>,
     order: Order,
@@ -105,18 +105,20 @@ struct Lease {
 
 #[derive(Debug, Default)]
 struct Busy {
-    /// How many are handed out or wait to be tried again. When there are none, the first of what waited
-    /// behind them is ready, and the rest follows it from here: a long line of one key is not moved each time.
+    /// How many are handed out or wait to be retried. When there are none, the first message
+    /// waiting behind them is ready, and the rest follow it from here: a long line of one key is
+    /// not moved each time.
     count: usize,
-    /// The fence at the beginning of the [`Group::take`] that handed out the last: more may come along in that.
+    /// The fence at the start of the [`Group::take`] that handed out the last one: that call may
+    /// take more of them.
     since: u64,
-    /// Where the first stands that is ready, while there are none.
+    /// The position of the first one that is ready, while none is out.
     first: u64,
     behind: VecDeque<Box<Item>>,
 }
 
 impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
-    /// A message comes in behind all others; with a time it is not handed out before it.
+    /// Adds a message behind all others; with a time it is not handed out earlier than that.
     pub fn put(&mut self, message: Message, at: Option<T>) {
         let position = self.next;
         self.next += 1;
@@ -124,8 +126,8 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
         self.store(item, at);
     }
 
-    /// A message comes in behind all others, at the position of its receipt; with a time it is not
-    /// handed out before it. A group has messages that were [put](Group::put) or such, not both.
+    /// Adds a message behind all others, at the position of its receipt; with a time it is not
+    /// handed out earlier than that. Do not mix [`put`](Group::put) and `put_at` in one group.
     pub fn put_at(&mut self, incoming: Incoming, at: Option<T>) {
         let mut item = self.item(incoming.receipt.position, incoming.message);
         item.attempts = incoming.attempts;
@@ -167,7 +169,7 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
         }
         let max = if one_at_a_time { 1 } else { want.messages };
         if order != Order::Key {
-            // Of who read it by key before.
+            // Left by a reader that used order by key.
             self.free_keys(|_| true).iter().for_each(|key| self.put_in_line(key));
         }
         let there = self.ready.len() + self.behind;
@@ -177,7 +179,7 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
             let Some(item) = self.pop(follows.take()) else { break };
             if let (Order::Key, Some(key)) = (order, &item.message.key) {
                 let busy = busy_of(&mut self.busy, key);
-                // A key that became busy in this call has its next messages come along.
+                // If a key became busy in this call, its next messages are taken along.
                 if busy.count > 0 && busy.since != begun {
                     busy.behind.push_back(item);
                     self.behind += 1;
@@ -192,7 +194,7 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
         taken
     }
 
-    /// What comes next: of a key's line, if there is one, or what is ready.
+    /// The next message: from a key's line, if a key is given, otherwise from what is ready.
     fn pop(&mut self, of: Option<Bytes>) -> Option<Box<Item>> {
         let busy = of.and_then(|key| self.busy.get_mut(&key));
         match busy.and_then(|busy| busy.behind.pop_front()) {
@@ -211,19 +213,19 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
         incoming
     }
 
-    /// Whether a handing-over still stands.
+    /// Whether a handing-over is still valid.
     pub fn stands(&self, receipt: Receipt) -> bool {
         self.leased.get(&receipt.position).is_some_and(|lease| lease.fence == receipt.fence)
     }
 
-    /// A message that is handed out, as it was.
+    /// The message of a handing-over, as it was handed out.
     pub fn held(&self, receipt: Receipt) -> Option<Incoming> {
         let lease = self.leased.get(&receipt.position);
         let lease = lease.filter(|lease| lease.fence == receipt.fence)?;
         Some(lease.item.handed_out(lease.fence))
     }
 
-    /// A message is done; says whether its handing-over still stood.
+    /// Removes a message that is done; returns whether its handing-over was still valid.
     pub fn done(&mut self, receipt: Receipt) -> bool {
         let Some(lease) = self.end(receipt) else { return false };
         self.bytes -= lease.item.message.size() as u64;
@@ -231,7 +233,7 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
         true
     }
 
-    /// A message goes back.
+    /// Puts a failed message back; returns whether its handing-over was still valid.
     pub fn fail(&mut self, failed: &Failed, now: T) -> bool {
         let Some(mut lease) = self.end(failed.receipt) else { return false };
         match failed.reason.attempts() {
@@ -256,13 +258,13 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
         true
     }
 
-    /// Everything that a consumer holds goes back, in its place.
+    /// Puts everything that a consumer holds back in its place.
     pub fn give_back(&mut self, holder: u64, now: T) {
         let held = self.leased.iter().filter(|(_, lease)| lease.holder == holder);
         let mut held: Vec<Receipt> = held
             .map(|(position, lease)| Receipt { position: *position, fence: lease.fence })
             .collect();
-        // The last first, since each goes to the front.
+        // In descending order, since each goes to the front.
         held.sort_unstable_by(|a, b| b.cmp(a));
         for receipt in held {
             let (reason, delay) = (FailedReason::Released, Duration::ZERO);
@@ -270,7 +272,8 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
         }
     }
 
-    /// Forgets the messages at the positions that `gone` says: they are somebody else's now.
+    /// Forgets the messages at positions for which `gone` holds: they belong to another consumer
+    /// now.
     pub fn withdraw(&mut self, gone: impl Fn(u64) -> bool) {
         self.withdraw_waiting(&gone);
         let held: Vec<Receipt> = (self.leased.iter())
@@ -282,7 +285,7 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
         }
     }
 
-    /// The same, but those that are handed out stay so.
+    /// The same, but messages that are handed out are kept.
     pub fn withdraw_waiting(&mut self, gone: impl Fn(u64) -> bool) {
         let left = |item: &Item| gone(item.position);
         let mut bytes = 0;
@@ -315,13 +318,14 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
         }
     }
 
-    /// The keys of which none is handed out and more than one comes next, those that are `so`.
+    /// The keys for which `so` holds, of those with none handed out and more than one to come next.
     fn free_keys(&self, so: impl Fn(&Busy) -> bool) -> Vec<Bytes> {
         let free = self.busy.iter().filter(|(_, busy)| busy.count == 0 && so(busy));
         free.map(|(key, _)| key.clone()).collect()
     }
 
-    /// What follows the first of a free key stands behind it, as what has no key would.
+    /// Moves what follows the first message of a free key directly behind it, as if they had no
+    /// key.
     fn put_in_line(&mut self, key: &Bytes) {
         let Some(Busy { first, behind, .. }) = self.busy.remove(key) else { return };
         self.behind -= behind.len();
@@ -337,7 +341,7 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
         }
     }
 
-    /// Messages whose time has come are ready.
+    /// Makes messages ready whose time has come.
     pub fn wake(&mut self, now: T) {
         while let Some(entry) = self.delayed.first_entry() {
             if entry.key().0 > now {
@@ -355,10 +359,11 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
         }
     }
 
-    /// The message at this position, of which nothing before it in its partition is left, is handed out next;
-    /// says whether it is ready.
+    /// Makes the message at this position the next to be handed out, since nothing before it in its
+    /// partition is left; returns whether it is ready.
     pub fn put_first(&mut self, position: u64) -> bool {
-        // It may stand behind the first of its key, from another partition, or be put before that.
+        // It may be waiting behind the first message of its key, from another partition, or be
+        // moved ahead of that one.
         let behind = self.busy.values().flat_map(|busy| &busy.behind);
         let found = self.ready.iter().chain(behind).find(|item| item.position == position);
         let key = found.and_then(|item| item.message.key.clone());
@@ -377,21 +382,23 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
         self.delayed.first_key_value().map(|((at, _), _)| *at)
     }
 
-    /// A message goes back in its place: before all later ones, and behind the earlier ones that went back before it.
+    /// Puts a message back in its place: before all later ones, and behind earlier ones that were
+    /// put back before.
     fn put_back(&mut self, item: Box<Item>) {
         let at = self.ready.iter().position(|other| other.position > item.position);
         self.ready.insert(at.unwrap_or(self.ready.len()), item);
     }
 
-    /// A message of a busy key goes back in its place, and all of the key to the front if it is free.
+    /// Puts a message of a busy key back in its place; if the key is free, its line moves to the
+    /// front.
     fn put_key_back(&mut self, item: Box<Item>) {
         let key = item.message.key.clone();
         let Some((key, busy)) = key.and_then(|key| self.busy.get_mut(&key).map(|busy| (key, busy)))
         else {
             return self.ready.push_front(item);
         };
-        // Not a search by halves: of several partitions what waits is in no order as a whole, and within each
-        // only what has been handed out before comes back, so that this is its place there.
+        // No binary search: messages from several partitions are in no overall order, and within a
+        // partition only what has been handed out before comes back, so this is its place there.
         let at = busy.behind.iter().position(|other| other.position > item.position);
         busy.behind.insert(at.unwrap_or(busy.behind.len()), item);
         self.behind += 1;
@@ -404,7 +411,7 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
         }
     }
 
-    /// One message less of a key that is handed out.
+    /// One message of a key less is handed out.
     fn free(&mut self, key: &Bytes) {
         let Some(busy) = self.busy.get_mut(key) else { return };
         busy.count -= 1;
@@ -413,7 +420,7 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
         }
     }
 
-    /// The first of what waits behind a key that is free is ready.
+    /// Makes the first message that waits behind a free key ready.
     fn put_first_of(&mut self, key: &Bytes) {
         let Some(busy) = self.busy.get_mut(key) else { return };
         if let Some(first) = busy.behind.pop_front() {
@@ -426,41 +433,41 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
         }
     }
 
-    /// The bytes of all that is stored, as [`Message::size`] counts them.
+    /// The bytes of all stored messages, as [`Message::size`] counts them.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// How many messages at the positions that `of` says are handed out.
+    /// How many messages at positions for which `of` holds are handed out.
     pub fn held_at(&self, of: impl Fn(u64) -> bool) -> usize {
         self.leased.keys().filter(|position| of(**position)).count()
     }
 
-    /// How many messages at the positions that `of` says are stored, handed out or not.
+    /// How many messages at positions for which `of` holds are stored, handed out or not.
     pub fn stored_at(&self, of: impl Fn(u64) -> bool) -> usize {
         let behind = self.busy.values().flat_map(|busy| &busy.behind);
         let waiting = self.ready.iter().chain(behind).chain(self.delayed.values());
         waiting.filter(|item| of(item.position)).count() + self.held_at(of)
     }
 
-    /// The positions of the messages that wait for their time, and their bytes.
+    /// The positions and sizes in bytes of the delayed messages.
     pub fn delayed(&self) -> impl Iterator<Item = (u64, u64)> {
         self.delayed.values().map(|item| (item.position, item.message.size() as u64))
     }
 
-    /// Messages stored, handed out or not.
+    /// How many messages are stored, handed out or not.
     pub fn stored(&self) -> usize {
         self.ready.len() + self.behind + self.delayed.len() + self.leased.len()
     }
 
-    /// Messages that could be handed out but for others of their key, that are delayed, and that are
-    /// handed out.
+    /// How many messages are ready (including those that only wait for others of their key),
+    /// delayed, and handed out.
     pub fn counts(&self) -> (u64, u64, u64) {
         let ready = self.ready.len() + self.behind;
         (ready as u64, self.delayed.len() as u64, self.leased.len() as u64)
     }
 
-    /// Copies of what is stored and not handed out.
+    /// Copies of the messages that are stored and not handed out.
     pub fn messages(&self) -> Vec<Message> {
         let behind = self.busy.values().flat_map(|busy| &busy.behind);
         let mut items: Vec<&Box<Item>> =
@@ -469,7 +476,7 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
         items.into_iter().map(|item| item.message.clone()).collect()
     }
 
-    /// Removes what is stored and not handed out, and answers with it.
+    /// Removes and returns the messages that are stored and not handed out.
     pub fn drain(&mut self) -> Vec<Message> {
         let messages = self.messages();
         self.withdraw_waiting(|_| true);
@@ -477,7 +484,7 @@ impl<T: Copy + Ord + Add<Duration, Output = T>> Group<T> {
     }
 }
 
-/// What is busy of a key, from now on if it was not.
+/// The entry of a busy key, created if it was not busy.
 fn busy_of<'b>(all: &'b mut HashMap<Bytes, Busy>, key: &Bytes) -> &'b mut Busy {
     if !all.contains_key(key) {
         all.insert(key.clone(), Busy::default());

@@ -1,3 +1,5 @@
+//! Ids of messages, and how they are derived.
+
 use std::fmt;
 use std::str::FromStr;
 
@@ -6,7 +8,7 @@ use twox_hash::XxHash3_128;
 
 /// A message's identity: 128 bits, printed as 32 hexadecimal digits.
 ///
-/// Ids are derived, never drawn: the same input, handled again after a crash, gives outputs with
+/// Ids are derived, never random: the same input, handled again after a crash, gives outputs with
 /// the same ids, so a store that is able to can write each once.
 ///
 /// ```
@@ -21,25 +23,25 @@ pub struct MessageId(pub u128);
 
 /// Which life of a queue a position belongs to.
 ///
-/// A position (a row number, an offset, a byte) can come again when a queue is deleted and made
-/// anew; together with the incarnation it never does.
+/// A position (a row number, an offset, a byte) can recur when a queue is deleted and recreated;
+/// together with the incarnation it never does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct IncarnationId(pub u128);
 
 impl IncarnationId {
-    /// The incarnation that is told by these bytes: a file's fingerprint, a store's random id.
+    /// The incarnation identified by these bytes: a file's fingerprint, a store's random id.
     pub fn of(bytes: &[u8]) -> Self {
         Self(XxHash3_128::oneshot(bytes))
     }
 }
 
-/// Which parts an id was derived from: written first into the hashed bytes, so that ids of
-/// different kinds cannot meet.
+/// What an id was derived from: the first of the hashed bytes, so that ids of different kinds
+/// cannot collide.
 const ROOT: u8 = 0;
 const OUTPUT: u8 = 1;
 
 impl MessageId {
-    /// The id of a message that no stage made: the queue's incarnation and its position there.
+    /// The id of a message that no stage made, from the queue's incarnation and its position there.
     pub fn root(incarnation: IncarnationId, position: u64) -> Self {
         let mut bytes = [0_u8; 25];
         bytes[0] = ROOT;
@@ -56,7 +58,7 @@ impl MessageId {
     pub fn output(self, stage: &str, output: &str, index: u32) -> Self {
         const PARENT: usize = 1 + 16;
         let length = PARENT + 4 + stage.len() + 4 + output.len() + 4;
-        // Each output of each stage has one: names are short, and this stays on the stack.
+        // Computed for every output of every stage: names are short, and this stays on the stack.
         let mut bytes: SmallVec<[u8; 128]> = smallvec![0; length];
         bytes[0] = OUTPUT;
         bytes[1..PARENT].copy_from_slice(&self.0.to_le_bytes());
@@ -76,7 +78,8 @@ impl MessageId {
 impl fmt::Display for MessageId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
-        // Outputs carry their ids as text, and the standard library takes ten times as long for 128 bits.
+        // Outputs carry their ids as text, and the standard library takes ten times as long for 128
+        // bits.
         let mut text = [0; 32];
         for (pair, byte) in text.chunks_exact_mut(2).zip(self.0.to_be_bytes()) {
             pair[0] = DIGITS[usize::from(byte >> 4)];

@@ -1,8 +1,8 @@
 //! The vocabulary of Brigade and every decision it makes, pure.
 //!
 //! This crate does no IO, reads no clock and spawns nothing: time and randomness are arguments.
-//! Connectors and components depend on it and on nothing else of the project; the runtime turns
-//! its decisions into actors.
+//! Connectors and components depend on no other crate of the project; the runtime turns its
+//! decisions into actors.
 //!
 //! Reading order: [`Message`], the [`component`] API, the [`connector`] contract, [`state`], then
 //! the machines that decide: [`delivery`], [`flight`], [`group`], [`retry`], [`order`], [`credit`],

@@ -1,3 +1,5 @@
+//! Messages, their headers and timestamps.
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -10,13 +12,13 @@ use crate::MessageId;
 pub struct Message {
     /// Derived from where the message comes from: see [`MessageId`].
     pub id: MessageId,
-    /// What messages that belong together share; `order: key` goes by it.
+    /// Shared by messages that belong together; `order: key` keeps their order.
     pub key: Option<Bytes>,
     /// Names and values, in order.
     pub headers: Headers,
     /// `None` is a tombstone (Kafka), which is not the same as empty.
     pub payload: Option<Bytes>,
-    /// When what the message tells of took place.
+    /// When the event that the message describes took place.
     pub event_time: Option<Timestamp>,
 }
 
@@ -43,15 +45,15 @@ impl Message {
         Self { key: Some(key.into()), ..self }
     }
 
-    /// The same message with one header more.
+    /// The same message with one more header.
     #[must_use]
     pub fn with_header(mut self, name: &str, value: impl Into<Bytes>) -> Self {
         self.headers.push(name, Some(value.into()));
         self
     }
 
-    /// What the message counts for where bytes are limited: payload, key and headers, and a flat
-    /// 64 for what goes around them, so that a million empty messages are not free.
+    /// The message's size where bytes are limited: payload, key and headers, plus a flat 64 for
+    /// overhead, so that a million empty messages are not free.
     pub fn size(&self) -> usize {
         const AROUND: usize = 64;
         let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
@@ -59,7 +61,7 @@ impl Message {
     }
 }
 
-/// A message's headers: ordered, several values a name, values may be null.
+/// A message's headers: ordered; names may repeat, values may be null.
 ///
 /// Cloning shares them; [`push`](Headers::push) copies them first if they are shared.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -74,13 +76,13 @@ impl Headers {
         Self(None)
     }
 
-    /// Adds one at the end; a name may come again.
+    /// Appends a header; names may repeat.
     pub fn push(&mut self, name: &str, value: Option<Bytes>) {
         let list = self.0.get_or_insert_with(Arc::default);
         Arc::make_mut(list).push((name.into(), value));
     }
 
-    /// The first value of that name; `Some(None)` is a header whose value is null.
+    /// The first value with that name; `Some(None)` is a header whose value is null.
     pub fn get(&self, name: &str) -> Option<Option<&Bytes>> {
         self.iter().find(|(have, _)| *have == name).map(|(_, value)| value)
     }
@@ -136,7 +138,7 @@ impl Timestamp {
         Self(self.0.saturating_add(i64::try_from(period.as_millis()).unwrap_or(i64::MAX)))
     }
 
-    /// How long after `earlier` this is; zero when it is not after it.
+    /// The time since `earlier`; zero if this is not later.
     pub fn since(self, earlier: Self) -> std::time::Duration {
         let ms = self.0.saturating_sub(earlier.0).max(0);
         std::time::Duration::from_millis(ms.unsigned_abs())

@@ -9,15 +9,15 @@ use twox_hash::XxHash3_128;
 pub use crate::connector::Order;
 use crate::delivery::Slot;
 
-/// Which of `workers` a key belongs to; the same for as long as their number is.
+/// The one of `workers` that a key belongs to; it stays the same as long as their number does.
 pub fn shard(key: &[u8], workers: usize) -> usize {
     let hash = XxHash3_128::oneshot(key);
     usize::try_from(hash % workers.max(1) as u128).expect("less than a usize")
 }
 
-/// Holds back messages behind one that is being retried: of its key, or, in queue order, all.
+/// Holds back messages behind one that is being retried: those of its key, or, in queue order, all.
 ///
-/// A worker asks it before it handles a message and tells it when a retry begins and ends.
+/// A worker asks it before handling a message and reports when a retry begins and ends.
 #[derive(Debug)]
 pub struct Gate<T> {
     order: Order,
@@ -61,7 +61,7 @@ impl<T> Gate<T> {
         }
     }
 
-    /// A message of this key is about to be retried: what comes later waits.
+    /// A message of this key is about to be retried: later ones wait.
     pub fn block(&mut self, key: Option<&Bytes>) {
         if let Some(group) = self.group(key) {
             self.blocked.entry(group).or_default();
@@ -81,19 +81,19 @@ impl<T> Gate<T> {
         self.waiting
     }
 
-    /// Takes out everything that waits, to give it back.
+    /// Removes everything that waits, to give it back.
     pub fn take_all(&mut self) -> Vec<T> {
         self.waiting = 0;
         self.blocked.drain().flat_map(|(_, behind)| behind).collect()
     }
 }
 
-/// What a consumer has out with each of its workers, by key, on a queue that does not keep a key busy
-/// itself: it hands out more of a key before the last of it is resolved.
+/// What a consumer has outstanding with each of its workers, by key, for a queue that does not keep
+/// a key busy itself: it hands out further messages of a key before the previous one is resolved.
 ///
-/// When a worker has died, what it had comes again; but what has been handed out meanwhile of the same keys
-/// may not go before it. So until all that was meant for the worker is back, nothing more is pulled, and
-/// nothing of it goes to the next worker.
+/// When a worker dies, what it had comes again; but messages of the same keys that were handed out
+/// in the meantime must not overtake it. So until everything meant for the worker is back, nothing
+/// more is pulled, and none of it goes to the worker's next life.
 #[derive(Debug)]
 pub struct Lines {
     lines: Vec<Line>,
@@ -103,19 +103,19 @@ pub struct Lines {
 
 #[derive(Debug)]
 struct Line {
-    /// Which life of the worker it is for.
+    /// The life of the worker it is for.
     life: u64,
-    /// How many messages of it are not settled.
+    /// How many of its messages are not settled.
     out: usize,
 }
 
 impl Lines {
-    /// A line for each worker, by the lives that they live now.
+    /// One line per worker, with the workers' current lives.
     pub fn new(lives: impl Iterator<Item = u64>) -> Self {
         Self { lines: lives.map(|life| Line { life, out: 0 }).collect(), of: Vec::new() }
     }
 
-    /// A message stands in this line from now on.
+    /// Adds a message to this line.
     pub fn hand_out(&mut self, slot: Slot, line: usize) {
         let slot = slot.0 as usize;
         if self.of.len() <= slot {
@@ -125,18 +125,18 @@ impl Lines {
         self.lines[line].out += 1;
     }
 
-    /// A message is settled, or given back.
+    /// Removes a message that was settled or given back.
     pub fn settled(&mut self, slot: Slot) {
         self.lines[self.of[slot.0 as usize]].out -= 1;
     }
 
-    /// The life of a worker that its line is for; no later one may have what stands there.
+    /// The worker's life that its line is for; no later life may get the messages in it.
     pub fn life(&self, line: usize) -> u64 {
         self.lines[line].life
     }
 
-    /// Looks at the lives of the workers. Whether nothing may be pulled: one of them has died, and not all
-    /// that was meant for it is back.
+    /// Checks the workers' lives. Returns whether pulling must wait: a worker has died, and not
+    /// everything meant for it is back.
     pub fn wait(&mut self, lives: impl Iterator<Item = u64>) -> bool {
         let mut wait = false;
         for (line, life) in self.lines.iter_mut().zip(lives) {

@@ -1,4 +1,4 @@
-//! The restart budget: how often, and how soon, what died comes back.
+//! The restart budget: how often, and how soon, what died is restarted.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use crate::retry::doubled;
 pub struct RestartPolicy {
     /// At most this many restarts in `period`.
     pub max_restarts: u32,
-    /// The time in which restarts count.
+    /// The time during which restarts count.
     pub period: Duration,
     /// The back-off before the first restart.
     pub min: Duration,
@@ -21,7 +21,7 @@ pub struct RestartPolicy {
 /// What to do about a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Restart {
-    /// Start it again after this long.
+    /// Restart it after this long.
     After(Duration),
     /// The budget is used up: it has failed.
     GiveUp,
@@ -31,7 +31,7 @@ pub enum Restart {
 #[derive(Debug, Clone)]
 pub struct RestartBudget {
     policy: RestartPolicy,
-    /// When the restarts within the last period were. At most `max_restarts` of them.
+    /// The times of the restarts within the last period. At most `max_restarts` of them.
     recent: VecDeque<Instant>,
 }
 
@@ -41,8 +41,8 @@ impl RestartBudget {
         Self { policy, recent: VecDeque::new() }
     }
 
-    /// Something failed now. The back-off doubles with every restart in the period; failures
-    /// further apart than the period start from the beginning.
+    /// Records a failure. The back-off doubles with every restart in the period; failures further
+    /// apart than the period start from the beginning.
     pub fn failed(&mut self, now: Instant) -> Restart {
         while self.recent.front().is_some_and(|at| now.duration_since(*at) >= self.policy.period) {
             self.recent.pop_front();

@@ -5,7 +5,7 @@ use std::time::Duration;
 /// A stage's retry policy. Back-off doubles from `min` to `max`, with jitter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetryPolicy {
-    /// How often a message is tried in all, at least once.
+    /// How often a message is tried in total, at least once.
     pub attempts: u32,
     /// The back-off after the first failed attempt.
     pub min: Duration,
@@ -13,12 +13,12 @@ pub struct RetryPolicy {
     pub max: Duration,
 }
 
-/// Back-offs up to this long wait in process, on the message's credit; longer ones go back to a
-/// queue that can delay, so that they neither hold credit nor are forgotten at a crash.
+/// Back-offs up to this long wait in process, using the message's credit; longer ones go back to a
+/// queue that can delay, so that they do not hold credit and are not forgotten in a crash.
 pub const IN_PROCESS_MAX: Duration = Duration::from_secs(1);
 
-/// The longest that a message is delayed: a hundred years. A component may ask for any length, and clocks
-/// come to an end.
+/// The longest delay of a message: a hundred years. A component may ask for any length, and clocks
+/// have a limit.
 pub const DELAY_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// Where a failed message can wait.
@@ -37,13 +37,13 @@ pub enum Retry {
     InProcess(Duration),
     /// Put it back on its queue, to be handed out after this long.
     InQueue(Duration),
-    /// It has used up its attempts.
+    /// Its attempts are used up.
     Exhausted,
 }
 
 impl RetryPolicy {
-    /// Decides after the `failed`th attempt failed. `asked` is the delay the component asked for;
-    /// `random` is uniform in 0..1.
+    /// Decides what happens after the `failed`th attempt failed. `asked` is the delay the component
+    /// asked for; `random` is uniform in 0..1.
     ///
     /// The jitter is "equal jitter": half of the back-off is fixed, half is random, so that
     /// messages that failed together do not come back together, and none comes back at once.

@@ -1,5 +1,5 @@
-//! The port to what must survive: positions, lengths, windows, and the queues Brigade keeps for
-//! itself (dead letters, redrives).
+//! The port to what must survive: positions, lengths, windows, and the queues that Brigade keeps
+//! for itself (dead letters, redrives).
 
 use std::any::Any;
 use std::fmt;
@@ -26,40 +26,41 @@ pub trait StateStore: Send + Sync {
     /// The store could not be read.
     async fn load(&self, space: &str, key: &str) -> Result<Option<Bytes>, ConnectorError>;
 
-    /// All keys of a space that begin so, with their values, by key.
+    /// All keys of a space that begin with `prefix`, with their values, by key.
     ///
     /// # Errors
     /// The store could not be read.
     async fn scan(&self, space: &str, prefix: &str)
     -> Result<Vec<(String, Bytes)>, ConnectorError>;
 
-    /// Does all of it, durably, or nothing.
+    /// Performs all of it, durably, or nothing.
     ///
     /// # Errors
-    /// Nothing was done, unless the error is transient: then it may have been, and doing it again
-    /// is harmless for puts and deletes, and for messages within the queue's memory of ids.
+    /// Nothing was done, unless the error is transient: then it may have been, and repeating it is
+    /// harmless for puts and deletes, and for messages as long as the queue remembers their ids.
     async fn commit(&self, ops: Vec<StoreOp>) -> Result<(), ConnectorError>;
 
-    /// The same for what one message became, which cannot be done in parts: a queue that is empty
-    /// takes all of it, also if that is more than its limit.
+    /// The same for what one message became, which cannot be split: an empty queue takes all of it,
+    /// even if that exceeds its limit.
     ///
     /// # Errors
-    /// As for [`commit`](StateStore::commit).
+    /// See [`commit`](StateStore::commit).
     async fn commit_of_one(&self, ops: Vec<StoreOp>) -> Result<(), ConnectorError> {
         self.commit(ops).await
     }
 
-    /// Takes a name for oneself, over all that have this store open in whatever process, until what is
-    /// given back is dropped or the process ends; `None` if another has it.
+    /// Acquires the exclusive lock `name` across all processes that have this store open. It is
+    /// held until the returned guard is dropped or the process ends; `None` if another holder has
+    /// it.
     ///
     /// # Errors
-    /// It cannot be known whether another has it.
+    /// Whether another holder has it cannot be determined.
     async fn lock(&self, name: &str) -> Result<Option<StateLock>, ConnectorError>;
 
     /// Opens a consumer of a queue that lives in this store.
     ///
     /// # Errors
-    /// As for [`Connector::consumer`](crate::connector::Connector::consumer).
+    /// See [`Connector::consumer`](crate::connector::Connector::consumer).
     async fn queue_consumer(
         &self,
         queue: &QueueSpec,
@@ -69,35 +70,35 @@ pub trait StateStore: Send + Sync {
     /// Opens a producer of a queue that lives in this store.
     ///
     /// # Errors
-    /// As for [`Connector::producer`](crate::connector::Connector::producer).
+    /// See [`Connector::producer`](crate::connector::Connector::producer).
     async fn queue_producer(&self, queue: &QueueSpec) -> Result<Arc<dyn Producer>, ConnectorError>;
 
-    /// Opens a queue that lives in this store for people.
+    /// Opens a queue that lives in this store for administration.
     ///
     /// # Errors
-    /// As for [`Connector::admin`](crate::connector::Connector::admin).
+    /// See [`Connector::admin`](crate::connector::Connector::admin).
     async fn queue_admin(&self, queue: &QueueSpec) -> Result<Arc<dyn QueueAdmin>, ConnectorError>;
 
-    /// The names of the queues of a pipeline that hold messages in this store.
+    /// The names of a pipeline's queues that hold messages in this store.
     ///
     /// # Errors
     /// The store could not be read.
     async fn queue_names(&self, pipeline: &str) -> Result<Vec<String>, ConnectorError>;
 
-    /// Closes it; everything opened from it is unusable then. What another has opened apart from it stays
-    /// usable, though it is the same store. May be called twice.
+    /// Closes it; everything opened from it is unusable afterwards. Separately opened handles of
+    /// the same store stay usable. May be called twice.
     ///
     /// # Errors
     /// Something could not be written; what was committed stays.
     async fn shutdown(&self) -> Result<(), ConnectorError>;
 }
 
-/// Which store something lives in: two that are equal share transactions.
+/// Identifies a store: two that are equal share transactions.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct StoreId(Arc<str>);
 
 impl StoreId {
-    /// The store with this name: its kind and what tells it from others of the kind.
+    /// The store with this name: its kind and what distinguishes it from others of that kind.
     pub fn new(name: impl AsRef<str>) -> Self {
         Self(name.as_ref().into())
     }
@@ -109,13 +110,13 @@ impl fmt::Debug for StoreId {
     }
 }
 
-/// A name that nobody else has while this lives; see [`StateStore::lock`].
+/// Holds a lock for as long as it lives; see [`StateStore::lock`].
 pub struct StateLock {
     _held: Box<dyn Any + Send + Sync>,
 }
 
 impl StateLock {
-    /// The lock, as something that lets go of it when it is dropped.
+    /// A lock that is released by dropping `held`.
     pub fn new(held: impl Send + Sync + 'static) -> Self {
         Self { _held: Box::new(held) }
     }
@@ -127,21 +128,22 @@ impl fmt::Debug for StateLock {
     }
 }
 
-/// How far a reader has read a queue that keeps no account of its readers, as a file.
+/// How far a reader has read a queue that does not track its readers, such as a file.
 #[derive(Debug)]
 pub struct KeptPositions {
     /// Where they are in the state.
     pub space: Arc<str>,
-    /// As long as it is held nobody else reads the queue for the same group.
+    /// While it is held, nobody else reads the queue for the same group.
     pub lock: StateLock,
     /// What is kept there, by key.
     pub kept: Vec<(String, Bytes)>,
 }
 
 impl KeptPositions {
-    /// Takes the positions of a queue's reader. It has one reader at a time for each group, over all processes
-    /// that use the state. One of several stages that begin to read what one has read goes on where that one
-    /// was; a stage that is the only reader again goes on where it was itself.
+    /// Acquires the positions of a queue's reader. There is one reader at a time per group, over
+    /// all processes that use the state. When several stages start to read what a single one has
+    /// read, each continues where that one was; a stage that is the only reader again continues
+    /// where it was itself.
     ///
     /// # Errors
     /// Another process has them, which is transient; or the state cannot be read.
@@ -151,7 +153,7 @@ impl KeptPositions {
         queue: &QueueSpec,
         reader: &Reader,
     ) -> Result<Self, ConnectorError> {
-        // Stages of one process that begin together wait for each other.
+        // Stages of one process that start together wait for each other.
         static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
         let _one_at_a_time = ONE_AT_A_TIME.lock().await;
         let space = |group: &str| -> Arc<str> {
@@ -168,7 +170,7 @@ impl KeptPositions {
         if taken.is_empty() {
             return Ok(Self { space: own, lock, kept });
         }
-        // Who reads by an older pipeline file goes on until it stops.
+        // A reader from an older pipeline file continues until it stops.
         let _other_lock = lock_position(state, queue, &other).await?;
         let taken = state.scan(&other, "").await?;
         let mut ops = Vec::new();
@@ -177,7 +179,7 @@ impl KeptPositions {
         }
         for (key, value) in taken.clone() {
             ops.push(StoreOp::Put { space: Arc::clone(&own), key: key.clone(), value });
-            // The others that begin with it take it, too.
+            // Other stages that start with it take it, too.
             if is_alone {
                 ops.push(StoreOp::Delete { space: Arc::clone(&other), key });
             }
@@ -194,7 +196,7 @@ impl KeptPositions {
     }
 }
 
-/// Takes the positions that are kept in a space.
+/// Acquires the positions that are kept in a space.
 async fn lock_position(
     state: &dyn StateStore,
     queue: &QueueSpec,
@@ -214,16 +216,16 @@ async fn lock_position(
 pub enum StoreOp {
     /// Sets a key.
     Put {
-        /// Who keeps the key: `file/position`, `stage/finished`.
+        /// The owner of the key: `file/position`, `stage/finished`.
         space: Arc<str>,
         /// The key.
         key: String,
         /// Its value.
         value: Bytes,
     },
-    /// Removes a key; one that is not there is no error.
+    /// Removes a key; a missing key is not an error.
     Delete {
-        /// Who keeps the key.
+        /// The owner of the key.
         space: Arc<str>,
         /// The key.
         key: String,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 /// The token bucket as in RFC 2697, with time as an argument.
 #[derive(Debug, Clone)]
 pub struct TokenBucket {
-    /// The time one token takes to come back.
+    /// The time it takes to regain one token.
     per_token: Duration,
     burst: u32,
     /// When the bucket will be full again.
@@ -20,7 +20,7 @@ impl TokenBucket {
         Self { per_token: per / rate.max(1), burst: burst.max(1), full_at: None }
     }
 
-    /// Takes one token, or says how long to wait for it.
+    /// Takes one token, or returns how long to wait for it.
     ///
     /// # Errors
     /// There is no token; nothing was taken.
@@ -31,7 +31,7 @@ impl TokenBucket {
         if missing > capacity {
             return Err(missing - capacity);
         }
-        // Beyond what the clock can tell nobody waits long enough to see whether it is right.
+        // Beyond the clock's range, nobody waits long enough to notice whether this is right.
         let Some(full_at) = full_at.checked_add(self.per_token) else {
             return Err(self.per_token);
         };

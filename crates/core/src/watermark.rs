@@ -22,11 +22,12 @@ use serde::{Deserialize, Serialize};
 pub struct Watermark {
     /// Everything below is resolved.
     low: u64,
-    /// Resolved ranges above `low`: first to past-the-last. They neither touch nor overlap.
+    /// Resolved ranges above `low`: first position to one past the last. They neither touch nor
+    /// overlap.
     beyond: BTreeMap<u64, u64>,
 }
 
-/// What was read, before it is known to be possible.
+/// The serialised form as read, before validation.
 #[derive(Deserialize)]
 struct Wire {
     low: u64,
@@ -39,7 +40,7 @@ impl TryFrom<Wire> for Watermark {
     fn try_from(Wire { low, beyond }: Wire) -> Result<Self, Self::Error> {
         let mut free = low;
         for (first, past) in &beyond {
-            // A free position stands before each range.
+            // An unresolved position precedes each range.
             if *first <= free || past <= first {
                 return Err("ranges of resolved positions that overlap, touch or are empty");
             }
@@ -53,7 +54,7 @@ impl TryFrom<Wire> for Watermark {
 }
 
 impl Watermark {
-    /// The largest position there can be: far beyond any queue, and safe to count on from.
+    /// The largest possible position: far beyond any queue, with room to keep counting.
     pub const POSITION_MAX: u64 = u64::MAX >> 1;
 
     /// Everything below this position is resolved.
@@ -61,14 +62,15 @@ impl Watermark {
         Self { low, beyond: BTreeMap::new() }
     }
 
-    /// This position is resolved. Once more is harmless.
+    /// Marks this position as resolved. Repeating it is harmless.
     pub fn resolve(&mut self, position: u64) {
         if !self.is_resolved(position) {
             self.resolve_range(position, position + 1);
         }
     }
 
-    /// The positions from `first` to before `past` are resolved, or do not exist.
+    /// Marks the positions from `first` up to, but not including, `past` as resolved or
+    /// nonexistent.
     pub fn resolve_range(&mut self, first: u64, past: u64) {
         if first >= past || past <= self.low {
             return;
@@ -87,8 +89,8 @@ impl Watermark {
         }
     }
 
-    /// The ranges that are resolved beyond the smallest unresolved position: first and past the last
-    /// of each, in order.
+    /// The ranges that are resolved beyond the smallest unresolved position: the first position and
+    /// one past the last of each, in order.
     pub fn beyond(&self) -> impl Iterator<Item = (u64, u64)> {
         self.beyond.iter().map(|(first, past)| (*first, *past))
     }

@@ -4,10 +4,10 @@ use proc_macro::TokenStream;
 use quote::quote;
 use syn::{DeriveInput, Path, parse_macro_input, parse_quote};
 
-/// Lets a component answer a type: its value goes out as JSON. The type also needs
+/// Lets a component return a type: its value is emitted as JSON. The type also needs
 /// `serde::Serialize`.
 ///
-/// `#[brigade(crate = "path")]` names another root than `::brigade`, for crates that re-export it.
+/// `#[brigade(crate = "path")]` sets a root other than `::brigade`, for crates that re-export it.
 #[proc_macro_derive(Output, attributes(brigade))]
 pub fn output(item: TokenStream) -> TokenStream {
     let input = parse_macro_input!(item as DeriveInput);

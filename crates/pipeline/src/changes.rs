@@ -1,4 +1,4 @@
-//! What a changed file means for messages that are stored already.
+//! What a changed file means for messages that are already stored.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,14 +23,15 @@ struct QueuePrint {
     type_name: String,
     groups: Vec<String>,
     schema: Option<Value>,
-    /// Where the key stands, empty if it stands nowhere. Who wrote version 1 at first did not tell.
+    /// Path of the key, empty if there is none. The first programs that wrote version 1 left it
+    /// out.
     #[serde(default)]
     key: Option<String>,
 }
 
 const VERSION: u32 = 1;
 
-/// What has to be remembered of a pipeline to tell at the next start what has changed.
+/// What has to be remembered of a pipeline to detect changes at the next start.
 pub(crate) fn fingerprint(
     queues: &IndexMap<Arc<str>, Queue>,
     stages: &IndexMap<Arc<str>, Stage>,
@@ -53,7 +54,7 @@ pub(crate) fn fingerprint(
     serde_json::to_value(print).expect("names and numbers always encode")
 }
 
-/// What has changed between two starts that concerns stored messages, a sentence each.
+/// What has changed between two starts that concerns stored messages, one sentence each.
 pub fn changes(before: &Value, now: &Value) -> Vec<String> {
     let read = |value: &Value| serde_json::from_value::<Fingerprint>(value.clone()).ok();
     let (Some(before), Some(now)) = (read(before), read(now)) else { return Vec::new() };
@@ -101,7 +102,7 @@ pub fn changes(before: &Value, now: &Value) -> Vec<String> {
     said
 }
 
-/// What to say when a queue's key stands elsewhere than before, if that is known.
+/// A message if the path of a queue's key has changed, as far as that is known.
 fn other_key(name: &str, old: Option<&str>, new: Option<&str>) -> Option<String> {
     let (old, new) = old.zip(new).filter(|(old, new)| old != new)?;
     let told = |key: &str| match key {
@@ -138,7 +139,7 @@ mod tests {
         assert!(told[0].contains("was none and is `customer.id` now"), "{told:?}");
         assert!(said(json!("a"), json!(""))[0].contains("was `a` and is none now"));
         assert!(said(json!("a"), json!("a")).is_empty());
-        // It was not remembered by the program that wrote this.
+        // The program that wrote this did not remember it.
         assert!(said(Value::Null, json!("a")).is_empty());
     }
 }

@@ -1,5 +1,5 @@
-//! Texts whose type was not written by hand: from `${VARIABLES}` and the environment. And whole numbers
-//! that are written as others are.
+//! Texts whose type was not written by hand: those from `${VARIABLES}` and the environment. And
+//! whole numbers written with a point or an exponent.
 
 use jsonschema::error::ValidationErrorKind;
 use jsonschema::{ValidationError, Validator};
@@ -9,7 +9,7 @@ use crate::diagnostic::{Findings, Severity};
 use crate::node::{Node, NodeValue, Origin, plain};
 use crate::schema::{of_the_type, steps};
 
-/// Gives loose texts the type that the schema expects, where they can be read so.
+/// Converts loose texts to the type that the schema expects, where they can be parsed as such.
 pub(crate) fn coerce(node: &mut Node, validator: &Validator) {
     let value = node.to_json();
     let errors: Vec<ValidationError<'_>> = validator.iter_errors(&value).collect();
@@ -25,7 +25,8 @@ pub(crate) fn coerce(node: &mut Node, validator: &Validator) {
     make_whole(node, validator);
 }
 
-/// Where something is of a wrong type. Of a value that may have several forms it is the one that was meant.
+/// Finds where the type is wrong. For a value that may have several forms, the form that was meant
+/// counts.
 fn wrong_types(errors: &[ValidationError<'_>], node: &Node, found: &mut Vec<Vec<String>>) {
     for error in errors {
         match error.kind() {
@@ -45,7 +46,7 @@ fn wrong_types(errors: &[ValidationError<'_>], node: &Node, found: &mut Vec<Vec<
     }
 }
 
-/// Whether nothing is wrong but the types of loose texts.
+/// Whether the types of loose texts are all that is wrong.
 fn only_loose(errors: &[ValidationError<'_>], node: &Node) -> bool {
     errors.iter().all(|error| {
         let path = steps(error.instance_path().as_str());
@@ -62,8 +63,8 @@ fn only_loose(errors: &[ValidationError<'_>], node: &Node) -> bool {
     })
 }
 
-/// Makes `1e3` and `10.0` whole numbers where the schema expects such: it takes them for whole, the
-/// types behind it do not.
+/// Turns `1e3` and `10.0` into whole numbers where the schema expects those: the schema accepts
+/// them as whole, but the Rust types do not.
 fn make_whole(node: &mut Node, validator: &Validator) {
     let mut written = Vec::new();
     fractions(node, &mut Vec::new(), &mut written);
@@ -78,7 +79,7 @@ fn make_whole(node: &mut Node, validator: &Validator) {
         };
         let mut other = value.clone();
         let Some(place) = other.pointer_mut(&pointer) else { continue };
-        // What takes no half expects a whole number.
+        // If one half does not fit, a whole number is expected.
         *place = 0.5.into();
         let half = fits(&other);
         *other.pointer_mut(&pointer).expect("it was there") = Value::Number(whole.clone());
@@ -91,7 +92,7 @@ fn make_whole(node: &mut Node, validator: &Validator) {
     }
 }
 
-/// The numbers that are written with a point or an exponent and are whole: where, and which.
+/// The numbers that are written with a point or an exponent and are whole: their paths and values.
 fn fractions(node: &Node, path: &mut Vec<String>, found: &mut Vec<(Vec<String>, Number)>) {
     let mut below = |step: String, child: &Node| {
         path.push(step);
@@ -110,23 +111,24 @@ fn fractions(node: &Node, path: &mut Vec<String>, found: &mut Vec<(Vec<String>, 
     }
 }
 
-/// A number with a point or an exponent as the whole number that it is.
+/// A number with a point or an exponent, as the whole number that it is.
 fn whole(number: &Number) -> Option<Number> {
     let float = number.as_f64().filter(|float| number.is_f64() && float.fract() == 0.0)?;
-    // Without its exponent it is read as any other.
+    // Without its exponent it parses like any other.
     let text = format!("{float:.0}");
     text.parse::<i64>().map(Number::from).or_else(|_| text.parse::<u64>().map(Number::from)).ok()
 }
 
-/// A step of a JSON pointer.
+/// Escapes a step of a JSON pointer.
 fn escaped(step: &str) -> String {
     step.replace('~', "~0").replace('/', "~1")
 }
 
-/// Answers with a variable's value, if it is set, or with what is wrong with it.
+/// Returns a variable's value, if it is set, or what is wrong with it.
 type Lookup<'a> = dyn Fn(&str) -> Result<Option<String>, String> + 'a;
 
-/// Puts variables into the string leaves of a tree: `${NAME}`, `${NAME:-default}`; `$$` is a `$`.
+/// Substitutes variables in the string leaves of a tree: `${NAME}`, `${NAME:-default}`; `$$` is a
+/// `$`.
 pub(crate) fn substitute(
     node: &mut Node,
     path: &mut Vec<String>,
@@ -134,7 +136,7 @@ pub(crate) fn substitute(
     findings: &mut Findings,
 ) {
     match &mut node.value {
-        // A variable that sets a key is laid over as it is: there may be a secret in it.
+        // A variable that sets a key is taken verbatim: it may contain a secret.
         NodeValue::Text(_) if matches!(node.origin, Origin::Variable(_)) => {}
         NodeValue::Text(text) if text.contains('$') => match expand(text, lookup) {
             Ok((expanded, loose)) => {
@@ -165,7 +167,7 @@ pub(crate) fn substitute(
     }
 }
 
-/// A text with its variables put in, and whether there were any.
+/// A text with its variables substituted, and whether there were any.
 fn expand(text: &str, lookup: &Lookup<'_>) -> Result<(String, bool), (String, String)> {
     let (mut expanded, mut rest, mut any) = (String::new(), text, false);
     while let Some(at) = rest.find('$') {

@@ -1,13 +1,15 @@
+//! What is wrong with a file, and where: [`Diagnostic`] and [`Diagnostics`].
+
 use std::fmt;
 
 use crate::node::Origin;
 
-/// One thing that is wrong, or that looks so.
+/// One thing that is wrong, or that looks wrong.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Diagnostic {
-    /// Whether the file is refused for it.
+    /// Whether it makes the file be refused.
     pub severity: Severity,
-    /// A short word for the kind, which does not change.
+    /// A short, stable word for the kind.
     pub code: &'static str,
     /// What is wrong and what was expected.
     pub message: String,
@@ -24,7 +26,7 @@ pub struct Diagnostic {
 pub enum Severity {
     /// The file is refused.
     Error,
-    /// It runs, but not as somebody may think.
+    /// The file runs, but perhaps not as intended.
     Warning,
 }
 
@@ -49,7 +51,7 @@ impl fmt::Display for Diagnostic {
 #[derive(Clone, PartialEq, Eq)]
 pub struct Diagnostics(pub Vec<Diagnostic>);
 
-/// As for people: this is what `main` and `unwrap` show of an error.
+/// Formatted for people: this is how `main` and `unwrap` show an error.
 impl fmt::Debug for Diagnostics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "\n{self}")
@@ -105,7 +107,7 @@ impl Findings {
     }
 }
 
-/// Advice with the nearest right spelling, or with all that there is to choose from.
+/// Advice with the closest correct spelling, or with all available names.
 pub(crate) fn did_you_mean<'n>(
     wrong: &str,
     right: impl IntoIterator<Item = &'n str>,
@@ -115,7 +117,7 @@ pub(crate) fn did_you_mean<'n>(
     let right: Vec<&str> = right.into_iter().collect();
     let score = |name: &str| {
         let (wrong, name) = (wrong.to_lowercase(), name.to_lowercase());
-        // Two letters that changed places make a short word look like another.
+        // Two swapped letters make a short word look like a different one.
         match strsim::damerau_levenshtein(&wrong, &name) {
             0 | 1 => 1.0,
             _ => strsim::jaro_winkler(&wrong, &name),

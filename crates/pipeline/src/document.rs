@@ -1,4 +1,4 @@
-//! Other files than pipelines', read with the same care.
+//! Files other than pipeline files, read with the same care.
 
 use std::path::Path;
 
@@ -10,8 +10,8 @@ use crate::load::{decode, text_of};
 use crate::node::{Node, NodeValue};
 use crate::schema::{schema_of, validate};
 
-/// A YAML, TOML or JSON file that was read into a type, and knows where its values stand. No
-/// variables are put in and nothing is laid over it.
+/// A YAML, TOML or JSON file that was parsed into a type, and knows where its values are. Variables
+/// are not substituted, and nothing overrides its keys.
 #[derive(Debug)]
 pub struct Document<T> {
     value: T,
@@ -20,10 +20,10 @@ pub struct Document<T> {
 }
 
 impl<T: DeserializeOwned + JsonSchema> Document<T> {
-    /// Reads a file; `what` names it for messages: "the test file".
+    /// Reads a file; `what` names it in messages: "the test file".
     ///
     /// # Errors
-    /// It cannot be read or parsed, or does not fit the type: all that is wrong with it.
+    /// It cannot be read or parsed, or does not fit the type: everything that is wrong with it.
     pub fn read(path: &Path, what: &str) -> Result<Self, Diagnostics> {
         let (name, format, text) = text_of(path)?;
         let mut findings = Findings::default();
@@ -44,18 +44,18 @@ impl<T: DeserializeOwned + JsonSchema> Document<T> {
         }
     }
 
-    /// What was read.
+    /// The parsed value.
     pub fn value(&self) -> &T {
         &self.value
     }
 
-    /// Tells that something at a path is wrong.
+    /// Reports that something at a path is wrong.
     pub fn wrong(&mut self, path: &[String], message: String) {
         let origin = &self.root.nearest(path).origin;
         self.findings.add(Severity::Error, "wrong_value", origin, path, message);
     }
 
-    /// Tells that the key at the end of a path is the name of nothing that there is.
+    /// Reports that the key at the end of a path is not the name of anything known.
     pub fn unknown<'n>(
         &mut self,
         path: &[String],
@@ -69,10 +69,10 @@ impl<T: DeserializeOwned + JsonSchema> Document<T> {
             did_you_mean(name, known);
     }
 
-    /// What was read, if nothing was told.
+    /// The parsed value, if nothing was reported.
     ///
     /// # Errors
-    /// All that was told.
+    /// Everything that was reported.
     pub fn finish(self) -> Result<T, Diagnostics> {
         match self.findings.has_errors() {
             true => Err(Diagnostics(self.findings.into_sorted())),

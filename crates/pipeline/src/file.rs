@@ -8,31 +8,31 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// A pipeline file, decoded and not yet checked.
+/// A pipeline file, parsed but not yet checked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PipelineFile {
     /// The pipeline's name, a label in logs, metrics and the state.
     pub pipeline: String,
     /// The directory where the pipeline keeps what must survive: embedded queues, file positions,
-    /// dead letters. A relative path starts at the working directory, as all paths of data do.
+    /// dead letters. A relative path starts at the working directory, like all paths of data.
     /// Default: the user's state directory.
     #[serde(default)]
     pub state: Option<String>,
-    /// Threads that carry the pipeline. Default: the number of cores.
+    /// Threads that the pipeline runs on. Default: the number of cores.
     #[serde(default)]
     #[schemars(range(min = 1, max = 256))]
     pub lanes: Option<u16>,
-    /// How often, and how soon, what died is started again.
+    /// How often, and how soon, what died is restarted.
     #[serde(default)]
     pub restart: RestartKeys,
-    /// How long a stop waits for what is in flight; what is late is given back.
+    /// How long a stop waits for what is in flight; what is not done by then is given back.
     #[serde(default = "defaults::stop_deadline")]
     pub stop_deadline: Period,
     /// Logging.
     #[serde(default)]
     pub log: LogKeys,
-    /// Where metrics and health can be asked for, as in `127.0.0.1:9090`. Default: nowhere.
+    /// The address at which metrics and health are served, as in `127.0.0.1:9090`. Default: none.
     #[serde(default)]
     pub metrics: Option<MetricsChoice>,
     /// The queues, by name.
@@ -49,7 +49,7 @@ pub struct PipelineFile {
 pub struct RestartKeys {
     /// At most this many restarts in `period`; beyond it the stage is `failed`.
     pub max_restarts: u32,
-    /// The time in which restarts count.
+    /// The time during which restarts count.
     pub period: Period,
     /// The back-off before the first restart.
     pub min: Period,
@@ -61,9 +61,9 @@ pub struct RestartKeys {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogKeys {
-    /// For people, or one JSON object a line.
+    /// For people, or one JSON object per line.
     pub format: LogFormat,
-    /// How often each stage tells its counts in a line. Default: 1m; 0s is never.
+    /// How often each stage logs its counts in a line. Default: 1m; 0s means never.
     pub stats: Option<Period>,
     /// What is logged: `info`, or directives as in `info,brigade=debug`. Default: `info`.
     pub level: Option<String>,
@@ -76,22 +76,22 @@ pub enum LogFormat {
     /// For people.
     #[default]
     Human,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Where metrics can be asked for: an address, or a mapping with more.
+/// Where metrics are served: an address, or a mapping with more keys.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(untagged)]
 #[schemars(extend("expected" = "an address as in `127.0.0.1:9090`, or a mapping with `address`"))]
 pub enum MetricsChoice {
     /// An IP address and a port.
     Address(String),
-    /// An address, and what else is to be said.
+    /// An address and more keys.
     Keys(MetricsKeys),
 }
 
-/// Where metrics can be asked for, and under which names.
+/// Where metrics are served, and under which names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MetricsKeys {
@@ -124,39 +124,39 @@ pub enum MetricNames {
     /// Brigade's own.
     #[default]
     Brigade,
-    /// Those of Volley 1.x, for dashboards that were made for it.
+    /// Those of Volley 1.x, for existing dashboards.
     Volley,
 }
 
 /// The keys that every queue has, whatever its type.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct QueueKeys {
-    /// The queue's type: which connector it belongs to.
+    /// The queue's type: the connector it belongs to.
     #[serde(rename = "type")]
     pub kind: String,
-    /// What payloads are written in. Components read and write values whatever it is; what they emit
-    /// as bytes is taken to be in the codec that it came in. Dead letters are JSON.
+    /// The encoding of payloads. Components read and write values whatever it is; what they emit as
+    /// bytes is taken to be in the codec of their input. Dead letters are JSON.
     #[serde(default)]
     pub codec: Codec,
-    /// A schema registry (Confluent's HTTP API) that payloads are read and written with: Avro, Protobuf or
-    /// JSON, as it says. In between they are JSON.
+    /// A schema registry (Confluent's HTTP API) that payloads are decoded and encoded with: Avro,
+    /// Protobuf or JSON, as the schema says. In between they are JSON.
     #[serde(default)]
     pub registry: Option<SchemaRegistry>,
-    /// What payloads must fit: a JSON Schema, the path of a file with one (relative to the pipeline
-    /// file), or the name of a registered Rust type.
+    /// What payloads must conform to: a JSON Schema, the path of a file with one (relative to the
+    /// pipeline file), or the name of a registered Rust type.
     #[serde(default)]
     pub schema: Option<SchemaChoice>,
-    /// Where a message's key stands in its payload: `customer.id`. It goes before the key that the message has
-    /// already. A number is taken as a 64-bit integer or float and written as JSON: `1` and `1.0` are two keys.
-    /// Default: the key that the message has.
+    /// Path of a message's key in its payload: `customer.id`. It takes precedence over the key that
+    /// the message already has. A number is taken as a 64-bit integer or float and written as JSON:
+    /// `1` and `1.0` are different keys. Default: the key that the message has.
     #[serde(default)]
     pub key: Option<String>,
-    /// Where a message's event time stands in its payload: milliseconds since 1970, or RFC 3339. It goes
-    /// before the one that the message has already; where nothing stands that can be read as a time, that
-    /// one stays.
+    /// Path of a message's event time in its payload: milliseconds since 1970, or RFC 3339. It
+    /// takes precedence over the event time that the message already has, which is kept if nothing
+    /// at the path can be read as a time.
     #[serde(default)]
     pub event_time: Option<String>,
-    /// What is asked of the queue.
+    /// The guarantee required of the queue.
     #[serde(default)]
     pub guarantee: Guarantee,
     /// How much it may hold.
@@ -179,11 +179,11 @@ pub enum SchemaChoice {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct StageKeys {
-    /// The component: its name, or its name with its settings.
+    /// The component: its name, or its name with settings.
     pub component: ComponentKeys,
     /// What it reads: a queue, another stage (a direct edge), or several queues.
     pub input: InputKeys,
-    /// The queues it writes. Stages that name this one as their input are outputs too.
+    /// The queues it writes. Stages that name this one as their input also count as outputs.
     #[serde(default)]
     pub outputs: Vec<String>,
     /// Whether a value that names no output goes to all of them.
@@ -193,37 +193,39 @@ pub struct StageKeys {
     #[serde(default = "defaults::workers")]
     #[schemars(range(min = 1, max = 1024))]
     pub workers: u16,
-    /// How much may be delivered and unresolved at once, in one process. Its inputs share it, each on as
-    /// many lanes as read it; one message each may have at least.
+    /// How many messages and bytes may be delivered and unresolved at once, in one process. The
+    /// stage's inputs share this, each over as many lanes as read it; each may always have at least
+    /// one message.
     #[serde(default)]
     pub max_in_flight: InFlightKeys,
     /// In which order messages are handled.
     #[serde(default)]
     pub order: Order,
-    /// For batch components: how many messages make a batch, and how long it waits for them.
+    /// For batch components: how many messages make a batch, and how long it waits to fill.
     #[serde(default)]
     pub batch: Option<BatchKeys>,
-    /// How often and how soon a failed message is tried again.
+    /// How often and how soon a failed message is retried.
     #[serde(default)]
     pub retry: RetryKeys,
     /// How long one attempt may take. Default: no limit.
     #[serde(default)]
     pub timeout: Option<Period>,
-    /// How many messages pass in a time. Default: no limit.
+    /// How many messages may pass in a given time. Default: no limit.
     #[serde(default)]
     pub throttle: Option<ThrottleKeys>,
-    /// How old a message may be, by its event time or else by its time on the queue, where the queue knows that:
-    /// files, generators and memory queues do not. A message with neither time never expires. Default: any.
+    /// How old a message may be, by its event time or else by the time at which it was put on the
+    /// queue, if the queue knows that: files, generators and memory queues do not. A message with
+    /// neither time never expires. Default: any age.
     #[serde(default)]
     pub expire: Option<ExpireKeys>,
     /// The queue of its dead letters. Default: they are kept in the state.
     #[serde(default)]
     pub dead_letter: Option<String>,
-    /// What happens to a message that has used up its attempts. One that the component rejects becomes a dead
-    /// letter whatever this says.
+    /// What happens to a message that has used up its attempts. A message that the component
+    /// rejects always becomes a dead letter.
     #[serde(default)]
     pub on_exhausted: Exhausted,
-    /// Whether the component blocks its thread: then it has threads of its own.
+    /// Whether the component blocks its thread: if so, it has threads of its own.
     #[serde(default)]
     pub blocking: bool,
     /// How many threads of blocking calls that took longer than `timeout` may be left behind before
@@ -265,19 +267,20 @@ pub enum InputKeys {
 pub struct ServedKeys {
     /// The queues.
     pub queues: Vec<String>,
-    /// Whether a queue is asked only while those before it are empty. Default: all are served alike.
+    /// Whether a queue is read only while those before it are empty. Default: all are served
+    /// equally.
     #[serde(default)]
     pub priority: bool,
 }
 
-/// How much may be in flight.
+/// How many messages and bytes may be in flight.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct InFlightKeys {
     /// Messages.
     #[schemars(range(min = 1, max = 1_000_000))]
     pub messages: u32,
-    /// Bytes; a message larger than that goes alone.
+    /// Bytes; a larger message goes alone.
     pub bytes: ByteSize,
 }
 
@@ -288,7 +291,7 @@ pub struct BatchKeys {
     /// At most this many messages.
     #[schemars(range(min = 1, max = 100_000))]
     pub size: u32,
-    /// How long a batch waits to be full.
+    /// How long a batch waits to fill.
     pub age: Period,
 }
 
@@ -296,10 +299,10 @@ pub struct BatchKeys {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetryKeys {
-    /// How often a message is tried in all.
+    /// How often a message is tried in total.
     #[schemars(range(min = 1))]
     pub attempts: u32,
-    /// The back-off after the first failed attempt; it doubles after each, with jitter.
+    /// The back-off after the first failed attempt; it doubles after each further one, with jitter.
     pub min: Period,
     /// The longest back-off.
     pub max: Period,
@@ -312,7 +315,7 @@ pub struct ThrottleKeys {
     /// This many messages in `per`, over all workers of this process.
     #[schemars(range(min = 1))]
     pub rate: u32,
-    /// The time that `rate` is for.
+    /// The period that `rate` applies to.
     #[serde(default = "defaults::second")]
     pub per: Period,
     /// At most this many at once.
@@ -328,7 +331,7 @@ pub struct ThrottleKeys {
 pub enum ExpireKeys {
     /// An age; older messages become dead letters.
     After(Period),
-    /// An age, and what then.
+    /// An age and an action.
     Then(ExpireThen),
 }
 
@@ -350,7 +353,7 @@ pub enum Expiry {
     /// It becomes a dead letter.
     #[default]
     DeadLetter,
-    /// It is thrown away.
+    /// It is dropped.
     Discard,
 }
 
@@ -361,11 +364,11 @@ pub enum Exhausted {
     /// It becomes a dead letter.
     #[default]
     DeadLetter,
-    /// It stays in its queue, and what comes after it of its key waits behind it, until somebody
+    /// It stays in its queue, and later messages with its key wait behind it, until somebody
     /// releases it (`brigade queues release`); other keys go on. Needs `order: key` and a queue
-    /// that can park. One that was redriven becomes a dead letter.
+    /// that can park. A redriven message becomes a dead letter.
     Park,
-    /// It is thrown away.
+    /// It is dropped.
     Discard,
     /// The stage fails; the message goes back to its queue.
     Halt,

@@ -1,4 +1,4 @@
-//! YAML, TOML and JSON into one tree.
+//! YAML, TOML and JSON, parsed into one kind of tree.
 
 mod json;
 mod toml;
@@ -24,7 +24,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// By a file's extension: `.yaml`, `.yml`, `.toml`, `.json`.
+    /// The format for a file's extension: `.yaml`, `.yml`, `.toml`, `.json`.
     pub fn of(path: &Path) -> Option<Self> {
         match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
             "yaml" | "yml" => Some(Self::Yaml),
@@ -86,7 +86,7 @@ pub(crate) struct Places<'t> {
     text: &'t str,
     /// Where lines begin, in bytes.
     lines: Vec<usize>,
-    /// The last place that was asked for, in bytes, and how many characters its line has before it.
+    /// The last place queried, in bytes, and the number of characters before it in its line.
     last: Cell<(usize, usize)>,
 }
 
@@ -101,7 +101,7 @@ impl<'t> Places<'t> {
         let byte = byte.min(self.text.len());
         let line = self.lines.partition_point(|start| *start <= byte).max(1);
         let start = self.lines[line - 1];
-        // Lines may be long, and places are asked for one after the other.
+        // Lines may be long, and places are queried one after the other.
         let last = self.last.get();
         let (from, before) = if (start..=byte).contains(&last.0) { last } else { (start, 0) };
         let Some(since) = self.text.get(from..byte) else { return self.at(line, 1) };

@@ -53,7 +53,8 @@ impl Topology {
         edges
     }
 
-    /// Numbers for nodes, since names may hold characters that a drawing's language does not take.
+    /// Numbers for nodes, since names may contain characters that the drawing language does not
+    /// accept.
     fn number(&self, name: &str) -> usize {
         let queue = self.queues.get_index_of(name);
         let stage = self.stages.get_index_of(name).map(|at| at + self.queues.len());

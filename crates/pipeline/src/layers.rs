@@ -1,4 +1,4 @@
-//! What is laid over the file: the environment, then `--set`.
+//! What overrides the file: the environment, then `--set`.
 
 use config::{Config, Environment, ValueKind};
 
@@ -7,13 +7,13 @@ use crate::format::Format;
 use crate::load::Overrides;
 use crate::node::{Entry, Node, NodeValue, Origin};
 
-/// The environment variables that set keys begin with this; steps are joined by two underscores:
+/// Environment variables that set keys begin with this; steps are joined by two underscores:
 /// `BRIGADE__STAGES__CHECK__WORKERS=4`.
 const PREFIX: &str = "BRIGADE";
 
-/// Lays the environment over a tree. Names are matched without regard to case, since variables are
-/// written in capitals; a name that matches nothing becomes a new key, in lower case. Values are taken as they are:
-/// what a `$` means is the business of whoever sets the variable.
+/// Applies the environment to a tree. Names are matched case-insensitively, since variables are
+/// written in capitals; a name that matches nothing becomes a new key, in lower case. Values are
+/// taken verbatim: a `$` in them is left to whoever sets the variable.
 pub(crate) fn lay_environment(root: &mut Node, overrides: &Overrides, findings: &mut Findings) {
     let prefix = format!("{PREFIX}__");
     for variable in overrides.no_unicode.iter().filter(|name| name.starts_with(&prefix)) {
@@ -23,7 +23,7 @@ pub(crate) fn lay_environment(root: &mut Node, overrides: &Overrides, findings: 
     }
     let ours = overrides.variables.iter().filter(|(name, _)| name.starts_with(&prefix));
     for (variable, value) in ours {
-        // `config` takes the name apart, so that it means the same as in other programs that use it.
+        // `config` splits the name, so that it means the same as in other programs that use it.
         let one = [(variable.clone(), value.clone())].into_iter().collect();
         let environment = Environment::with_prefix(PREFIX)
             .prefix_separator("__")
@@ -49,7 +49,7 @@ fn lay(node: &mut Node, layer: &ValueKind, origin: &Origin, loosely: bool) {
     }
 }
 
-/// Lays `key.path=value` over a tree; the value is read as YAML.
+/// Applies `key.path=value` to a tree; the value is parsed as YAML.
 pub(crate) fn lay_set(root: &mut Node, set: &str, findings: &mut Findings) {
     let origin = Origin::Set(set.to_owned());
     let Some((path, text)) = set.split_once('=') else {
@@ -78,7 +78,7 @@ pub(crate) fn lay_set(root: &mut Node, set: &str, findings: &mut Findings) {
     *node = value;
 }
 
-/// Splits at dots, but not inside of quotes: `queues."a.b".limit`.
+/// Splits at dots, except inside quotes: `queues."a.b".limit`.
 fn split_path(path: &str) -> Vec<String> {
     let (mut steps, mut quoted) = (vec![String::new()], false);
     for c in path.chars() {
@@ -105,7 +105,7 @@ fn rebase(node: &mut Node, origin: &Origin) {
     }
 }
 
-/// The child of that name, made if it is not there.
+/// The child with that name, created if it does not exist.
 fn child_of<'n>(node: &'n mut Node, key: &str, origin: &Origin, loosely: bool) -> &'n mut Node {
     if let NodeValue::List(items) = &node.value
         && key.parse::<usize>().is_ok_and(|at| at < items.len())
@@ -118,7 +118,7 @@ fn child_of<'n>(node: &'n mut Node, key: &str, origin: &Origin, loosely: bool) -
     let NodeValue::Map(entries) = &mut node.value else { unreachable!("it was made one") };
     let like =
         |entry: &Entry| loosely && entry.key.replace(['-', '.'], "_").eq_ignore_ascii_case(key);
-    // The name as it is goes before one that is like it.
+    // An exact match takes precedence over a similar name.
     let same = entries.iter().rposition(|entry| entry.key == key);
     let at = same.or_else(|| entries.iter().rposition(like)).unwrap_or_else(|| {
         let node = Node::new(NodeValue::Null, origin.clone());

@@ -1,12 +1,13 @@
 //! The pipeline file: parsed, checked, and made into a [`Topology`].
 //!
 //! A file in YAML, TOML or JSON becomes one tree of nodes that know where they came from; the
-//! environment and `--set` are laid over it; `${VARIABLES}` are put in; the tree is held against the
-//! JSON Schema that is generated from the types in [`mod@file`]; and the names in it are resolved. What
-//! is wrong is told all at once, each with its place, its key and the nearest right spelling.
+//! environment and `--set` override its keys; `${VARIABLES}` are substituted; the tree is validated
+//! against the JSON Schema that is generated from the types in [`mod@file`]; and the names in it
+//! are resolved. Everything that is wrong is reported at once, each with its position, its key and
+//! the closest correct spelling.
 //!
-//! Types follow the steps: [`PipelineFile`] is decoded but not checked, [`Topology`] is checked and
-//! can run.
+//! The types follow these steps: [`PipelineFile`] is decoded but not checked, [`Topology`] is
+//! checked and can run.
 
 pub mod file;
 pub mod reference;

@@ -1,4 +1,5 @@
-//! The meaning of a file: names resolved, wishes held against what queues and components can do.
+//! The meaning of a file: names are resolved, and requirements compared with what queues and
+//! components can do.
 
 mod queues;
 mod rules;
@@ -25,9 +26,9 @@ pub(crate) use stages::check_settings;
 /// How far a check goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Depth {
-    /// Names only: other things may look wrong because of what is left out.
+    /// Names only: the rest may look wrong because of what is left out.
     Names,
-    /// All there is.
+    /// Everything.
     All,
 }
 
@@ -36,13 +37,13 @@ pub(crate) struct Lint<'l> {
     root: &'l Node,
     catalog: &'l dyn Catalog,
     directory: &'l Path,
-    /// Stages whose components' settings were found wrong, and told, before.
+    /// Stages whose components' settings were already found wrong and reported.
     unsettled: &'l BTreeSet<String>,
     depth: Depth,
     findings: &'l mut Findings,
 }
 
-/// Checks a file's meaning. Goes as far as it can, so that everything wrong is told at once.
+/// Checks a file's meaning. Goes as far as it can, so that everything wrong is reported at once.
 pub(crate) fn lint(
     root: &mut Node,
     file: Option<&PipelineFile>,
@@ -56,7 +57,7 @@ pub(crate) fn lint(
     let mut lint = Lint { root, catalog, directory, unsettled, depth, findings };
     let count = |kind| lint.root.child(kind).map_or(0, |node| node.entries().len());
     if let Some(message) = too_many(count("queues"), count("stages")) {
-        // What else is wrong with so many is not looked for.
+        // With too many of them, nothing else is checked.
         let help = Some("make several pipelines of it".to_owned());
         lint.error("too_many", &["stages"], message, help);
         return None;
@@ -120,11 +121,11 @@ fn topology(
     }
 }
 
-/// The most queues of a pipeline, those that the state keeps for its stages (dead letters, redrives) among
-/// them.
+/// The most queues of a pipeline, including those that the state keeps for its stages (dead
+/// letters, redrives).
 const QUEUES_MAX: usize = 1 << 16;
 
-/// Why a pipeline has more queues and stages than can be numbered, if it has.
+/// An error text if a pipeline has more queues and stages than can be numbered.
 fn too_many(queues: usize, stages: usize) -> Option<String> {
     (queues + 2 * stages > QUEUES_MAX).then(|| {
         format!(
@@ -134,7 +135,7 @@ fn too_many(queues: usize, stages: usize) -> Option<String> {
     })
 }
 
-/// How often stages tell their counts where the file does not say.
+/// How often stages log their counts if the file does not say.
 const STATS: std::time::Duration = std::time::Duration::from_secs(60);
 
 /// The stages, each with those that write what it reads.
@@ -196,8 +197,9 @@ impl Lint<'_> {
         }
     }
 
-    /// Words that name no level, and targets without one that look like such a word: to the logger that is a
-    /// target, and all others are silent. The logger itself reads the rest.
+    /// Reports words that are not levels, and bare targets that look like a misspelt level: the
+    /// logger would take those as targets and silence all others. The logger itself parses the
+    /// rest.
     fn log_level(&mut self, file: &PipelineFile) {
         const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
         let directives = file.log.level.as_deref().unwrap_or_default().split(',').map(str::trim);
@@ -220,7 +222,7 @@ impl Lint<'_> {
         }
     }
 
-    /// A length of time that means the opposite of what it looks like if it is nothing.
+    /// Refuses a zero length of time where zero would mean the opposite of what it seems to.
     fn not_zero(&mut self, at: &[&str], period: Option<Period>, help: &str) {
         if period.is_some_and(|period| period.0.is_zero()) {
             let message = format!("`{}`: expected more than 0s", at.join("."));
@@ -228,7 +230,7 @@ impl Lint<'_> {
         }
     }
 
-    /// A back-off whose ends stand in the keys `min` and `max`.
+    /// Checks a back-off whose limits are in the keys `min` and `max`.
     fn back_off(&mut self, at: &[&str], min: Period, max: Period) {
         if min > max {
             let message = format!("the back-off begins at {min} but ends at {max}");
@@ -282,7 +284,7 @@ impl Lint<'_> {
         }
     }
 
-    /// Tells of a name that is nowhere declared.
+    /// Reports a name that is not declared anywhere.
     fn unknown(&mut self, what: &str, at: &[&str], name: &str, known: &[&str]) {
         let help = did_you_mean(name, known.iter().copied());
         let help = match (what, help) {

@@ -23,21 +23,21 @@ pub trait Catalog {
     fn connector(&self, type_name: &str) -> Option<&dyn Connector>;
     /// The queue types there are.
     fn connector_types(&self) -> Vec<&str>;
-    /// A component.
+    /// The component with this name.
     fn component(&self, name: &str) -> Option<CatalogComponent<'_>>;
     /// The components there are.
     fn component_names(&self) -> Vec<&str>;
-    /// Those that the user wrote: code without a stage is worth a warning.
+    /// Those that the user wrote, for which a warning is given if no stage uses them.
     fn user_components(&self) -> Vec<&str>;
     /// The JSON Schema of a registered Rust type.
     fn schema(&self, name: &str) -> Option<&Value>;
-    /// What opens schema registries, if anything does.
+    /// What opens schema registries, if supported.
     fn formats(&self) -> Option<&dyn Formats> {
         None
     }
 }
 
-/// A component as the catalog has it.
+/// A component in the catalog.
 #[expect(missing_debug_implementations, reason = "components have none")]
 pub enum CatalogComponent<'c> {
     /// Code.
@@ -46,14 +46,14 @@ pub enum CatalogComponent<'c> {
     Factory(&'c dyn ComponentFactory),
 }
 
-/// What is laid over a file, and where its variables come from.
+/// What overrides a file's keys, and where its variables come from.
 #[derive(Debug, Clone, Default)]
 pub struct Overrides {
     /// Environment variables: names and values.
     pub variables: Vec<(String, String)>,
-    /// `key.path=value`, each.
+    /// Overrides of the form `key.path=value`.
     pub sets: Vec<String>,
-    /// Names of variables whose values are no Unicode: using one is an error.
+    /// Names of variables whose values are not Unicode: using one is an error.
     pub no_unicode: Vec<String>,
 }
 
@@ -62,7 +62,7 @@ impl Overrides {
     pub fn from_env() -> Self {
         let mut overrides = Self::default();
         for (name, value) in std::env::vars_os() {
-            // No file can name a variable whose name is no Unicode.
+            // No file can name a variable whose name is not Unicode.
             let Ok(name) = name.into_string() else { continue };
             match value.into_string() {
                 Ok(value) => overrides.variables.push((name, value)),
@@ -87,7 +87,7 @@ impl Overrides {
 pub struct Loaded {
     /// Its graph.
     pub topology: Topology,
-    /// What looks wrong, though it is not.
+    /// What looks wrong but does not prevent running.
     pub warnings: Vec<Diagnostic>,
 }
 
@@ -110,10 +110,10 @@ impl PipelineFile {
     }
 }
 
-/// Reads a YAML, TOML or JSON file as it is: no variables, no layers, no checks but of its syntax.
+/// Parses a YAML, TOML or JSON file as it is: no variables, no overrides, no checks except syntax.
 ///
 /// # Errors
-/// It cannot be read or parsed, or a key stands twice.
+/// It cannot be read or parsed, or has a duplicate key.
 pub fn read(path: &Path) -> Result<Value, Diagnostics> {
     let (name, format, text) = text_of(path)?;
     let mut findings = Findings::default();
@@ -160,7 +160,7 @@ fn not_unicode(name: &str, error: &std::string::FromUtf8Error) -> Diagnostics {
     Diagnostics(findings.into_sorted())
 }
 
-/// Checks a text as a file of this name in this directory.
+/// Checks a text as if it were a file with this name in this directory.
 ///
 /// # Errors
 /// Everything that is wrong with it.
@@ -179,7 +179,7 @@ pub fn load_str(
     match topology {
         Some(topology) if !wrong => Ok(Loaded { topology, warnings: found }),
         _ => {
-            // What only looks wrong may look so because of what is.
+            // What only looks wrong may do so because of the errors.
             found.retain(|finding| finding.severity == Severity::Error);
             Err(Diagnostics(found))
         }
@@ -222,14 +222,14 @@ fn check(
         let file: Option<PipelineFile> = decode(&root, findings);
         return lint(&mut root, file.as_ref(), &settled, Depth::All, directory, catalog, findings);
     }
-    // So that wrong names are told too, what was told of is left out.
+    // To report wrong names as well, what was already reported is left out.
     let rest = without_wrong(&file_schema(), &root);
     let file: Option<PipelineFile> = rest.and_then(|rest| decode(&rest, &mut Findings::default()));
     lint(&mut root, file.as_ref(), &settled, Depth::Names, directory, catalog, findings)
 }
 
-/// A key without a value is a key that is not there (`stages:` with nothing under it), except inside
-/// of free-form values, which are left alone: some keys of queues and stages, which stand two steps down.
+/// Treats a key without a value as missing (`stages:` with nothing under it), except inside
+/// free-form values, which are left alone: certain keys of queues and stages, two steps down.
 fn drop_nulls(node: &mut Node, depth: usize) {
     let free_form = |key: &str| depth == 2 && matches!(key, "schema" | "component" | "template");
     if let NodeValue::Map(entries) = &mut node.value {
@@ -242,7 +242,7 @@ fn drop_nulls(node: &mut Node, depth: usize) {
     }
 }
 
-/// Makes the type of what was read; tells what does not fit.
+/// Converts what was read to a type; reports what does not fit.
 pub(crate) fn decode<T: DeserializeOwned>(root: &Node, findings: &mut Findings) -> Option<T> {
     match serde_path_to_error::deserialize(root.to_json()) {
         Ok(value) => Some(value),

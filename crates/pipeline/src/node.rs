@@ -20,9 +20,9 @@ pub enum Origin {
     },
     /// From an environment variable.
     Variable(String),
-    /// From a `--set`, as it was given.
+    /// From a `--set`, as given.
     Set(String),
-    /// From the choice of stages that are to run here.
+    /// From the choice of stages that run here.
     Stages,
 }
 
@@ -31,7 +31,7 @@ impl fmt::Display for Origin {
         match self {
             Self::File { file, line, column } => write!(f, "{file}:{line}:{column}"),
             Self::Variable(name) => write!(f, "environment variable {name}"),
-            // What it was set to may be a secret.
+            // The value may be a secret.
             Self::Set(text) => write!(f, "--set {}", text.split('=').next().unwrap_or_default()),
             Self::Stages => f.write_str("--stage"),
         }
@@ -46,7 +46,7 @@ pub(crate) struct Node {
     /// A text whose type was not written by hand (a variable's value): it becomes a number or a
     /// boolean where one is expected.
     pub(crate) loose: bool,
-    /// What stood in the file before variables were put in.
+    /// The text in the file before variables were substituted.
     pub(crate) written: Option<Arc<str>>,
 }
 
@@ -60,7 +60,7 @@ pub(crate) enum NodeValue {
     Map(Vec<Entry>),
 }
 
-/// A key, where it stands, and its value.
+/// A key, its position, and its value.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) key: String,
@@ -73,7 +73,7 @@ impl Node {
         Self { value, origin, loose: false, written: None }
     }
 
-    /// The value as JSON; a key that comes twice has its last value.
+    /// The value as JSON; a duplicate key has its last value.
     pub(crate) fn to_json(&self) -> Value {
         match &self.value {
             NodeValue::Null => Value::Null,
@@ -102,7 +102,7 @@ impl Node {
         }
     }
 
-    /// One step down: a key, or a list's place.
+    /// One step down: a key, or an index in a list.
     pub(crate) fn child(&self, step: &str) -> Option<&Self> {
         match &self.value {
             NodeValue::Map(_) => self.entry(step).map(|entry| &entry.node),
@@ -137,14 +137,14 @@ impl Node {
         path.iter().try_fold(self, |node, step| node.child_mut(step))
     }
 
-    /// Where the key at the end of a path stands, or the nearest thing above it.
+    /// The position of the key at the end of a path, or of the nearest thing above it.
     pub(crate) fn key_origin(&self, path: &[String]) -> &Origin {
         let Some((last, above)) = path.split_last() else { return &self.origin };
         let parent = self.nearest(above);
         parent.entry(last).map_or(&self.nearest(path).origin, |entry| &entry.origin)
     }
 
-    /// What kind of value it is, for people.
+    /// What kind of value it is, in readable form.
     pub(crate) fn kind(&self) -> String {
         let kind = self.plain_kind();
         match &self.written {
@@ -165,7 +165,7 @@ impl Node {
     }
 }
 
-/// The first characters of a text, escaped, for messages; the password of an address is left out.
+/// The first characters of a text, escaped, for messages; the password in a URL is left out.
 pub(crate) fn shortened(text: &str) -> String {
     const SHOWN_MAX: usize = 40;
     let text = &without_password(text);
@@ -176,11 +176,11 @@ pub(crate) fn shortened(text: &str) -> String {
     shown
 }
 
-/// An address with `***` in the place of its password; any other text as it is.
+/// A URL with `***` in place of its password; any other text unchanged.
 fn without_password(text: &str) -> Cow<'_, str> {
     let parts = || {
         let (scheme, rest) = text.split_once("://")?;
-        // A password may hold an `@` itself.
+        // A password may itself contain an `@`.
         let (user, host) = rest.rsplit_once('@')?;
         let (user, _) = user.split_once(':')?;
         Some(format!("{scheme}://{user}:***@{host}"))
@@ -188,7 +188,7 @@ fn without_password(text: &str) -> Cow<'_, str> {
     parts().map_or(Cow::Borrowed(text), Cow::Owned)
 }
 
-/// A plain word as YAML's core schema takes it: null, a boolean, a number, or text.
+/// A plain word as YAML's core schema reads it: null, a boolean, a number, or text.
 pub(crate) fn plain(text: &str) -> NodeValue {
     match text {
         "" | "~" | "null" | "Null" | "NULL" => return NodeValue::Null,

@@ -1,6 +1,7 @@
-//! The reference pages of the documentation, out of the schemas that files are held against.
+//! The reference pages of the documentation, generated from the schemas that files are validated
+//! against.
 //!
-//! Parts that another page shows stand between mdBook's anchors.
+//! Parts that are included in other pages are enclosed in mdBook's anchors.
 
 use std::fmt::Write;
 
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 use crate::load::{Catalog, CatalogComponent};
 use crate::schema::{file_schema, queue_schema, schema_of};
 
-/// How the units of `core` tell what is expected; the page says it once.
+/// How the units of `core` describe what is expected; the page says it once.
 const PERIOD: &str = "a length of time such as `200ms`";
 const SIZE: &str = "a number of bytes";
 
@@ -22,8 +23,8 @@ struct Row {
     meaning: String,
 }
 
-/// Every key of a pipeline file, in Markdown: those of the file, of every queue, of every stage, and
-/// of each queue type and component that this program knows.
+/// Every key of a pipeline file, in Markdown: those of the file, of every queue, of every stage,
+/// and of each queue type and component that this program knows.
 pub fn keys(catalog: &dyn Catalog) -> String {
     let file = file_schema();
     let mut page = String::from(
@@ -59,7 +60,7 @@ pub fn keys(catalog: &dyn Catalog) -> String {
     page
 }
 
-/// What queues of each type can do, in Markdown: as their connectors declare it.
+/// What queues of each type can do, in Markdown, as their connectors declare it.
 pub fn features(catalog: &dyn Catalog) -> String {
     let kinds: Vec<(&str, Value)> = (catalog.connector_types().into_iter())
         .filter_map(|kind| {
@@ -112,7 +113,7 @@ fn cell(value: &Value) -> String {
     }
 }
 
-/// Settings that have a value for each key that is required, and no other.
+/// Settings that have a value for each required key, and no other keys.
 fn fewest(schema: &Value) -> Value {
     let required = schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str);
     let value = |key: &str| match schema["properties"][key]["type"].as_str() {
@@ -157,7 +158,7 @@ fn section(page: &mut String, title: &str, anchor: &str, schema: &Value, without
     let _ = writeln!(page, "<!-- ANCHOR_END: {anchor} -->\n");
 }
 
-/// Where the keys of a setting stand if it has several forms, and a sentence that says so.
+/// Where the keys of a setting with several forms are, and a sentence that says so.
 fn object<'s>(root: &'s Value, schema: &'s Value) -> (Option<String>, &'s Value) {
     if let Some(items) = schema.get("items") {
         return (Some("A list; each item has:".to_owned()), resolve(root, items));
@@ -226,7 +227,7 @@ fn resolve<'s>(root: &'s Value, schema: &'s Value) -> &'s Value {
     name.and_then(|name| root["$defs"].get(name)).unwrap_or(schema)
 }
 
-/// What a value looks like, in words.
+/// A value's type, in words.
 fn words(root: &Value, schema: &Value) -> String {
     if let Some(expected) = schema["expected"].as_str() {
         let short = [(PERIOD, "a time, as `30s`"), (SIZE, "a size, as `16MiB`")];

@@ -1,4 +1,5 @@
-//! The JSON Schema of pipeline files, out of the Rust types, and holding a file against it.
+//! The JSON Schema of pipeline files, generated from the Rust types, and validation of files
+//! against it.
 
 use jsonschema::ValidationError;
 use jsonschema::error::{TypeKind, ValidationErrorKind};
@@ -39,7 +40,7 @@ pub fn json_schema(catalog: &dyn Catalog) -> Value {
     schema
 }
 
-/// The schema of the file as a whole; queues are held against schemas of their own.
+/// The schema of the file as a whole; queues are validated against schemas of their own.
 pub(crate) fn file_schema() -> Value {
     schema_of::<PipelineFile>()
 }
@@ -61,9 +62,9 @@ pub(crate) fn queue_schema(catalog: &dyn Catalog, kind: &str) -> Option<Value> {
     Some(schema)
 }
 
-/// A schema with its definitions put where they are used, so that everything wrong has a place in it.
+/// A schema with its definitions inlined, so that every error has a place in it.
 pub(crate) fn inlined(mut schema: Value) -> Value {
-    /// Definitions that use themselves stay as they are beyond this.
+    /// Recursive definitions stay as they are beyond this depth.
     const DEPTH_MAX: usize = 16;
     fn put(value: &mut Value, definitions: &Value, depth: usize) {
         let named = |value: &Value| {
@@ -96,8 +97,8 @@ pub(crate) fn schema_of<T: schemars::JsonSchema>() -> Value {
     settings.into_generator().into_root_schema_for::<T>().to_value()
 }
 
-/// A schema in which whole numbers have the bounds of the types that they are read into: schemars names
-/// those types as formats, and nobody else looks at them.
+/// A schema in which whole numbers have the bounds of their Rust types: schemars names those types
+/// as formats, which nothing else looks at.
 fn bounded(mut schema: Value) -> Value {
     fn bound(value: &mut Value) {
         let format = value.get("format").and_then(Value::as_str);
@@ -126,8 +127,8 @@ fn bounded(mut schema: Value) -> Value {
     schema
 }
 
-/// Holds the node at a path against a schema. Texts that came from variables become numbers or
-/// booleans where those are expected. `what` names the thing for messages: "queue `in`"; the file as
+/// Validates the node at a path against a schema. Texts that came from variables become numbers or
+/// booleans where those are expected. `what` names the thing in messages: "queue `in`"; the file as
 /// a whole needs no name.
 pub(crate) fn validate(
     schema: &Value,
@@ -151,9 +152,9 @@ pub(crate) fn validate(
     valid
 }
 
-/// A copy in which what does not fit the schema is left out; none if something is missing.
+/// A copy without what does not fit the schema; `None` if something is missing.
 pub(crate) fn without_wrong(schema: &Value, root: &Node) -> Option<Node> {
-    /// What is left out may uncover more.
+    /// Leaving things out may uncover more errors.
     const ROUNDS: usize = 3;
     let schema = &bounded(schema.clone());
     let validator = jsonschema::validator_for(schema).expect("our own schemas are valid");
@@ -175,7 +176,7 @@ pub(crate) fn without_wrong(schema: &Value, root: &Node) -> Option<Node> {
         if wrong.is_empty() {
             return Some(rest);
         }
-        // Later items of a list first, so that places stay what they are.
+        // Later items of a list first, so that the remaining positions stay valid.
         wrong.sort_by(|a, b| (b.len(), b).cmp(&(a.len(), a)));
         wrong.dedup();
         for path in wrong {
@@ -233,7 +234,7 @@ fn tell(
             let words = expected(schema, error);
             let expected = words.map_or_else(|| type_names(kind), str::to_owned);
             let message = format!("{inside}: expected {expected}, found {}", node.kind());
-            // Where words say what is expected, quotes alone would not help.
+            // If there are words for what is expected, quotes alone would not help.
             let help = words.is_none().then(|| help_for_type(schema, error, kind, node)).flatten();
             findings.add(Severity::Error, "wrong_type", &node.origin, &path, message).help = help;
         }
@@ -253,7 +254,7 @@ fn tell(
     }
 }
 
-/// What a value is called: by its keys, and by what it is a part of.
+/// How messages refer to a value: by its keys, and by what it is part of.
 fn inside(below: &[String], what: &str) -> String {
     match (below.is_empty(), what) {
         (true, "") => "the pipeline".to_owned(),
@@ -270,7 +271,7 @@ fn missing_key(key: &str, root: &Node, path: &[String], inside: &str, findings: 
     findings.add(Severity::Error, "missing_key", origin, path, message).help = help;
 }
 
-/// Tells of keys that nobody knows, each at its own place.
+/// Reports unknown keys, each at its own position.
 fn unknown_keys(
     unexpected: &[String],
     known: &[&str],
@@ -288,7 +289,7 @@ fn unknown_keys(
     }
 }
 
-/// The errors of the one alternative that is of the value's type: the others were not meant.
+/// The errors of the only alternative of the value's type: the others were not meant.
 pub(crate) fn of_the_type<'e>(
     error: &ValidationError<'_>,
     context: &'e [Vec<ValidationError<'static>>],
@@ -304,7 +305,7 @@ pub(crate) fn of_the_type<'e>(
     Some(meant)
 }
 
-/// The errors of the alternative that was meant, where they tell more than the words of the whole.
+/// The errors of the alternative that was meant, if they say more than the words for the whole.
 fn meant<'e>(
     schema: &Value,
     error: &ValidationError<'_>,
@@ -319,12 +320,12 @@ fn meant<'e>(
         );
         keys || error.instance_path().as_str() != here
     };
-    // The words of the whole tell more than those of one of its parts.
+    // The words for the whole say more than those for one of its parts.
     let told = expected(schema, error).is_none() || meant.iter().any(precise);
     told.then_some(meant.as_slice())
 }
 
-/// What is expected where none of several alternatives is of the value's type.
+/// What is expected if none of several alternatives is of the value's type.
 fn alternatives(
     schema: &Value,
     error: &ValidationError<'_>,
@@ -351,8 +352,8 @@ fn alternatives(
     }
 }
 
-/// Advice for a stage or queue that only the environment or a `--set` knows: it was meant for one of
-/// the file's.
+/// Advice for a stage or queue that only the environment or a `--set` names: one of the file's was
+/// probably meant.
 pub(crate) fn newly_named(root: &Node, path: &[String], origin: &Origin) -> Option<String> {
     let [kind, name] = path else { return None };
     if matches!(origin, Origin::File { .. }) {
@@ -364,7 +365,7 @@ pub(crate) fn newly_named(root: &Node, path: &[String], origin: &Origin) -> Opti
     Some(format!("the file has no `{name}` among its {kind}; {help}"))
 }
 
-/// Advice for a value of another type than is expected.
+/// Advice for a value of the wrong type.
 fn help_for_type(
     schema: &Value,
     error: &ValidationError<'_>,
@@ -374,7 +375,7 @@ fn help_for_type(
     as_text_or_list(kind, node).or_else(|| keys_of_mapping(schema, error))
 }
 
-/// Advice for a number where a text is expected, and for one value where a list is.
+/// Advice for a number where a text is expected, and for a single value where a list is expected.
 fn as_text_or_list(kind: &TypeKind, node: &Node) -> Option<String> {
     let wants = |wanted: &str| match kind {
         TypeKind::Single(kind) => kind.to_string() == wanted,
@@ -388,7 +389,7 @@ fn as_text_or_list(kind: &TypeKind, node: &Node) -> Option<String> {
             Some(format!("write it in quotes: `\"{bool}\"`"))
         }
         NodeValue::Text(text) if wants("array") => Some(match &node.origin {
-            // The text of a variable is one value, whatever is in it.
+            // The text of a variable is a single value, whatever it contains.
             Origin::Variable(name) => format!(
                 "a variable sets one value: name a place of the file's list, as in `{name}__0`, or set the \
                  list with `--set`"
@@ -399,7 +400,7 @@ fn as_text_or_list(kind: &TypeKind, node: &Node) -> Option<String> {
     }
 }
 
-/// Advice for what is no mapping where one with known keys is expected.
+/// Advice for a value that should be a mapping with known keys.
 fn keys_of_mapping(schema: &Value, error: &ValidationError<'_>) -> Option<String> {
     let keys = sibling(schema, error, "properties")?.as_object()?;
     let keys: Vec<String> = keys.keys().map(|key| format!("`{key}`")).collect();
@@ -423,12 +424,12 @@ fn constants(schema: &Value, error: &ValidationError<'_>) -> Option<Vec<String>>
     options.iter().map(text).collect()
 }
 
-/// What the schema itself says is expected, in words: a keyword of our own.
+/// What the schema itself says is expected, in words: a keyword of Brigade's own.
 fn expected<'s>(schema: &'s Value, error: &ValidationError<'_>) -> Option<&'s str> {
     sibling(schema, error, "expected").and_then(Value::as_str)
 }
 
-/// Another keyword of the schema that an error is about.
+/// Another keyword of the schema that an error refers to.
 fn sibling<'s>(schema: &'s Value, error: &ValidationError<'_>, keyword: &str) -> Option<&'s Value> {
     let path = error.schema_path().as_str();
     let (parent, _) = path.rsplit_once('/')?;

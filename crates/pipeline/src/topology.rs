@@ -18,7 +18,7 @@ use crate::diagnostic::{Diagnostic, Diagnostics, Severity, did_you_mean};
 use crate::file::{Exhausted, Expiry, LogFormat, MetricNames};
 use crate::node::Origin;
 
-/// A pipeline that was checked: every name in it is there, and every wish can be met.
+/// A pipeline that was checked: every name in it exists, and every requirement can be met.
 #[derive(Debug, Clone)]
 pub struct Topology {
     /// Its name.
@@ -37,9 +37,9 @@ pub struct Topology {
     pub log_format: LogFormat,
     /// What is logged.
     pub log_level: Option<String>,
-    /// How often each stage tells its counts, if it does.
+    /// How often each stage logs its counts, if it does.
     pub log_stats: Option<Duration>,
-    /// Where metrics and health can be asked for.
+    /// Where metrics and health are served.
     pub metrics: Option<SocketAddr>,
     /// Under which names.
     pub metric_names: MetricNames,
@@ -49,7 +49,7 @@ pub struct Topology {
     pub stages: IndexMap<Arc<str>, Stage>,
     /// All stages of the file, each with those that write what it reads.
     pub upstream: BTreeMap<Arc<str>, Vec<Arc<str>>>,
-    /// What has to be remembered of the whole file to tell at the next start what has
+    /// What has to be remembered of the whole file to detect at the next start what has
     /// [changed](crate::changes).
     pub fingerprint: Value,
 }
@@ -61,11 +61,11 @@ pub struct Queue {
     pub spec: QueueSpec,
     /// Its type.
     pub type_name: String,
-    /// What payloads are written in.
+    /// The encoding of payloads.
     pub codec: Codec,
-    /// What payloads must fit.
+    /// The schema that payloads must conform to.
     pub schema: Option<Arc<Value>>,
-    /// Where a message's event time stands in its payload.
+    /// Path of a message's event time in its payload.
     pub event_time: Option<FieldPath>,
     /// What it can do.
     pub features: Features,
@@ -90,7 +90,7 @@ pub struct Stage {
     pub copy: bool,
     /// Workers.
     pub workers: usize,
-    /// How much may be in flight.
+    /// How many messages and bytes may be in flight.
     pub max_in_flight: MaxInFlight,
     /// In which order messages are handled.
     pub order: Order,
@@ -100,17 +100,17 @@ pub struct Stage {
     pub retry: RetryPolicy,
     /// How long one attempt may take.
     pub timeout: Option<Duration>,
-    /// How many messages pass in a time.
+    /// How many messages may pass in a given time.
     pub throttle: Option<Throttle>,
     /// How old a message may be.
     pub expire: Option<Expire>,
-    /// The queue of its dead letters, if it is not the state.
+    /// The queue of its dead letters; `None` if the state keeps them.
     pub dead_letter: Option<Arc<str>>,
     /// What happens when attempts are used up.
     pub on_exhausted: Exhausted,
     /// Whether the component blocks.
     pub blocking: bool,
-    /// How many threads may be left behind.
+    /// How many threads of blocking calls may be left behind.
     pub stuck_limit: usize,
     /// Values for the component.
     pub env: BTreeMap<String, String>,
@@ -132,14 +132,14 @@ pub enum Inputs {
     Queues {
         /// Their names.
         names: Vec<Arc<str>>,
-        /// Whether a queue is asked only while those before it are empty.
+        /// Whether a queue is read only while those before it are empty.
         priority: bool,
     },
-    /// Another stage, without a queue between.
+    /// Another stage, without a queue in between.
     Direct(Arc<str>),
 }
 
-/// How much may be in flight.
+/// How many messages and bytes may be in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MaxInFlight {
     /// Messages.
@@ -153,7 +153,7 @@ pub struct MaxInFlight {
 pub struct Batch {
     /// At most this many messages.
     pub size: usize,
-    /// How long it waits to be full.
+    /// How long it waits to fill.
     pub age: Duration,
 }
 
@@ -162,7 +162,7 @@ pub struct Batch {
 pub struct Throttle {
     /// This many messages in `per`.
     pub rate: u32,
-    /// The time.
+    /// The period.
     pub per: Duration,
     /// At most this many at once.
     pub burst: u32,
@@ -173,7 +173,7 @@ pub struct Throttle {
 pub struct Expire {
     /// The age.
     pub after: Duration,
-    /// What then.
+    /// What happens to older messages.
     pub then: Expiry,
 }
 
@@ -186,15 +186,15 @@ impl Stage {
         }
     }
 
-    /// Whether outputs or dead letters of it go to a queue.
+    /// Whether its outputs or dead letters go to a queue.
     pub(crate) fn writes(&self, queue: &str) -> bool {
         self.outputs.iter().chain(&self.dead_letter).any(|name| **name == *queue)
     }
 }
 
 impl Topology {
-    /// Only these stages and the queues they use; the others run in other processes. Queues keep
-    /// the groups of the whole file.
+    /// Restricts the topology to these stages and the queues they use; the others run in other
+    /// processes. Queues keep the groups of the whole file.
     ///
     /// # Errors
     /// There is no such stage, or a direct edge or a queue that is not durable would be cut.
@@ -241,8 +241,8 @@ impl Topology {
         Ok(split)
     }
 
-    /// The queues that are not durable and have a reader and a writer of which only one is here: each
-    /// with its type and the names of two such.
+    /// The queues that are not durable and have a reader and a writer only one of which is here:
+    /// each with its type and the names of one such pair.
     fn cut_in_memory(&self, here: &dyn Fn(&str) -> bool) -> Vec<[&str; 4]> {
         let mut cut = Vec::new();
         for (name, queue) in self.queues.iter().filter(|(_, queue)| !queue.features.durable) {

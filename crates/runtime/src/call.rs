@@ -1,4 +1,4 @@
-//! Calls of components: whatever happens in their code is theirs.
+//! Calls of components, which contain whatever happens in their code.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -27,8 +27,8 @@ pub(crate) async fn call(
     }
 }
 
-/// As [`call`], from outside of this runtime, so that a function that blocks may have one of its own:
-/// one cannot be begun within another.
+/// Like [`call`], but from outside this runtime, so that a blocking function may have a runtime of
+/// its own: runtimes cannot be nested.
 pub(crate) fn call_blocking(
     runtime: &Runtime,
     component: &mut dyn AnyComponent,
@@ -36,7 +36,7 @@ pub(crate) fn call_blocking(
     cx: &Context,
 ) -> Attempt {
     let handle = || {
-        // What it spawns finds this runtime all the same.
+        // What it spawns finds this runtime nevertheless.
         let _entered = runtime.enter();
         component.handle(parsed, cx)
     };
@@ -52,15 +52,15 @@ pub(crate) fn call_blocking(
     }
 }
 
-/// Drops what is the component's; a panic by that says nothing new.
+/// Drops a value of the component's; a panic in that says nothing new.
 pub(crate) fn drop_quietly(value: impl Sized) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
-        // It may do so again.
+        // Dropping the panic may panic again.
         std::mem::forget(panic);
     }
 }
 
-/// A component's error as the cause of a failure. Its words are the component's code too.
+/// A component's error as the cause of a failure. Formatting it runs the component's code too.
 pub(crate) fn cause_of(kind: CauseKind, error: BoxError) -> Cause {
     let told = catch_unwind(AssertUnwindSafe(|| Cause::of(kind, error.as_ref())));
     drop_quietly(error);
@@ -69,7 +69,7 @@ pub(crate) fn cause_of(kind: CauseKind, error: BoxError) -> Cause {
     })
 }
 
-/// What a panic said.
+/// The text of a panic.
 pub(crate) fn panic_text(panic: Box<dyn Any + Send>) -> String {
     let text = if let Some(text) = panic.downcast_ref::<&str>() {
         (*text).to_owned()

@@ -1,4 +1,4 @@
-//! Payloads from and to what a queue's `codec` says. The structured form is JSON.
+//! Conversion of payloads from and to a queue's `codec`. The structured form is JSON.
 
 use std::io::Cursor;
 
@@ -7,14 +7,14 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::Value;
 
-/// How deep values may be nested, as with JSON.
+/// The deepest nesting of values, as for JSON.
 const DEPTH_MAX: usize = 128;
 
-/// Reads a payload as a value.
+/// Decodes a payload to a value.
 ///
 /// # Errors
-/// It is not written in that codec, holds what JSON cannot say, is nested too deep, or has something
-/// behind it.
+/// It is not written in that codec, holds what JSON cannot express, is nested too deep, or is
+/// followed by something else.
 pub(crate) fn decode(codec: Codec, payload: &[u8]) -> Result<Value, String> {
     match codec {
         Codec::Json => serde_json::from_slice(payload)
@@ -49,10 +49,10 @@ fn whole(value: Value, left: u64) -> Result<Value, String> {
     }
 }
 
-/// Writes a value as a payload.
+/// Encodes a value as a payload.
 ///
 /// # Errors
-/// That codec cannot say it.
+/// That codec cannot express it.
 pub(crate) fn encode(codec: Codec, value: &Value) -> Result<Bytes, String> {
     let wrong = |error: &dyn std::fmt::Display| format!("not to be written: {error}");
     let bytes = match (codec, value) {
@@ -72,11 +72,11 @@ pub(crate) fn encode(codec: Codec, value: &Value) -> Result<Bytes, String> {
     Ok(bytes.into())
 }
 
-/// Turns a payload that is written in one codec into another. Bytes stay what they are, whatever the
-/// other side is.
+/// Converts a payload from one codec to another. Bytes stay as they are, whatever the other side
+/// is.
 ///
 /// # Errors
-/// As [`decode`] and [`encode`]; or an integer would become another one.
+/// See [`decode`] and [`encode`]; also if an integer would change its value.
 pub(crate) fn transcode(from: Codec, to: Codec, payload: &Bytes) -> Result<Bytes, String> {
     if from == to || from == Codec::Bytes || to == Codec::Bytes {
         return Ok(payload.clone());
@@ -140,7 +140,7 @@ mod tests {
                 let mut payload = encode(codec, &value).unwrap().to_vec();
                 payload.extend(vec![b'1'; more]);
                 let read = decode(codec, &payload);
-                // One digit more is another number in JSON.
+                // One more digit is a different number in JSON.
                 prop_assert!(read.is_err() || codec == Codec::Json && value.is_number());
             }
         }
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn what_json_cannot_say_does_not_decode() {
-        // Binary data, a number as a key, an array that claims four thousand million elements.
+        // Binary data, a number as a key, an array that claims four billion elements.
         let messagepack: [&[u8]; 3] = [&[0xc4, 1, 7], &[0x81, 1, 2], &[0xdd, 255, 255, 255, 255]];
         for payload in messagepack {
             assert!(decode(Codec::Messagepack, payload).is_err(), "{payload:?}");

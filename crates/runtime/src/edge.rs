@@ -10,20 +10,21 @@ use serde_json::Value;
 use crate::codec;
 use crate::plan::{QueuePlace, QueuePlan, StagePlan};
 
-/// At most this many of a payload's violations of its schema are told.
+/// How many of a payload's schema violations are reported at most.
 const VIOLATIONS_MAX: usize = 5;
-/// And so many bytes of each: they tell the value as well, which may be the whole payload.
+/// How many bytes of each are reported at most: a violation includes the value, which may be the
+/// whole payload.
 const VIOLATION_BYTES_MAX: usize = 200;
 
-/// The way onto a queue for messages that no stage puts there.
+/// Checks messages that are put on a queue from outside its pipeline's stages.
 pub struct Entry(pub(crate) QueuePlan);
 
 impl Entry {
-    /// Checks a message whose payload is in the queue's codec, and fills in what the queue's `key` and
-    /// `event_time` say, as for the outputs of stages.
+    /// Checks a message whose payload is in the queue's codec, and fills in what the queue's `key`
+    /// and `event_time` define, as for the outputs of stages.
     ///
     /// # Errors
-    /// It does not belong on the queue, and why.
+    /// Why it does not belong on the queue.
     pub fn receive(&self, message: &mut Message) -> Result<(), Cause> {
         self.0.read_output(message, self.0.codec)
     }
@@ -37,7 +38,8 @@ impl std::fmt::Debug for Entry {
 
 impl QueuePlan {
     /// Checks a delivery that came from this queue, and fills in what the queue's `key` and
-    /// `event_time` say: what stands in the payload goes before what the message has already.
+    /// `event_time` define: values in the payload take precedence over those that the message
+    /// already has.
     fn receive(&self, delivery: &mut Delivery) -> Result<(), Cause> {
         self.read_key(delivery)?;
         self.hold_to_schema(delivery)
@@ -45,7 +47,7 @@ impl QueuePlan {
 
     /// The same without the key.
     fn hold_to_schema(&self, delivery: &mut Delivery) -> Result<(), Cause> {
-        // A tombstone says that something is gone: it has nothing in it.
+        // A tombstone says that something is gone: it has no contents.
         let wants = self.schema.is_some() || self.event_time.is_some();
         if !wants || delivery.message.payload.is_none() {
             return Ok(());
@@ -60,8 +62,8 @@ impl QueuePlan {
         Ok(())
     }
 
-    /// Fills in the key that the queue's `key` names; without it in the payload the message's own
-    /// stays, as a tombstone's does.
+    /// Fills in the key that the queue's `key` names; if the payload has none, or is a tombstone,
+    /// the message keeps its own.
     pub(crate) fn read_key(&self, delivery: &mut Delivery) -> Result<(), Cause> {
         let Some(path) = &self.spec.key else { return Ok(()) };
         if delivery.message.payload.is_some()
@@ -72,8 +74,8 @@ impl QueuePlan {
         Ok(())
     }
 
-    /// Checks a message that is to go on this queue, fills in what the queue's `key` and `event_time`
-    /// say, and writes its payload, which is in the codec `from`, in the queue's own.
+    /// Checks a message that is to go on this queue, fills in what the queue's `key` and
+    /// `event_time` define, and converts its payload from the codec `from` to the queue's own.
     pub(crate) fn send(&self, message: &mut Message, from: Codec) -> Result<(), Cause> {
         self.read_output(message, from)?;
         if let Some(payload) = message.payload.as_ref().filter(|_| from != self.codec) {
@@ -132,7 +134,8 @@ impl QueuePlan {
     }
 }
 
-/// The beginning of a text, of so many bytes or, within a character, a few less; how much is cut off is told.
+/// The beginning of a text, at most this many bytes and never within a character; it says how much
+/// is cut off.
 pub(crate) fn shortened(mut text: String, bytes_max: usize) -> String {
     if text.len() > bytes_max {
         let whole = (0..=bytes_max).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
@@ -152,7 +155,7 @@ fn decoded(message: &Message, from: Codec) -> Result<Value, String> {
     }
 }
 
-/// What was redriven belongs to the queue that it came from before, as its header says.
+/// A redriven message belongs to the queue it came from originally, as its header says.
 pub(crate) fn take_home(stage: &StagePlan, queues: &[Arc<QueuePlan>], delivery: &mut Delivery) {
     let input = &queues[usize::from(delivery.input)];
     let sent_back = matches!(input.place, QueuePlace::State)
@@ -166,8 +169,8 @@ pub(crate) fn take_home(stage: &StagePlan, queues: &[Arc<QueuePlan>], delivery: 
     }
 }
 
-/// Holds a delivery against what its queue asks for of what comes to this stage. One that was redriven
-/// has its key already, by which it was dealt; and a queue that the stage does not read any more asks for
+/// Checks a delivery against what its queue requires of messages to this stage. A redriven one
+/// already has its key, by which it was dealt; and a queue that the stage no longer reads requires
 /// nothing.
 pub(crate) fn receive(
     stage: &StagePlan,
@@ -183,7 +186,7 @@ pub(crate) fn receive(
     }
 }
 
-/// Reads the payload for the component, if it is not JSON: that components read themselves.
+/// Decodes the payload for the component, unless it is JSON, which components decode themselves.
 pub(crate) fn read_value(delivery: &mut Delivery) -> Result<(), Cause> {
     let reads = !matches!(delivery.codec, Codec::Json | Codec::Bytes);
     if reads && delivery.parsed.is_none() && delivery.message.payload.is_some() {
@@ -192,7 +195,7 @@ pub(crate) fn read_value(delivery: &mut Delivery) -> Result<(), Cause> {
     Ok(())
 }
 
-/// Parses the payload once; whoever needs it next finds it parsed.
+/// Parses the payload once; the result is kept for later use.
 fn parse(delivery: &mut Delivery) -> Result<&Value, Cause> {
     if !matches!(delivery.parsed, Some(Parsed::Json(_))) {
         let value = decoded(&delivery.message, delivery.codec)

@@ -7,20 +7,20 @@ use tokio::sync::broadcast;
 use crate::plan::StagePlan;
 use crate::status::StageState;
 
-/// Events kept for a reader that is slow; older ones are skipped, and counted.
+/// How many events are kept for a slow reader; older ones are skipped, and counted.
 const EVENTS_MAX: usize = 1024;
 
 /// Something that happened.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub enum Event {
-    /// A stage is in another state now.
+    /// A stage has changed its state.
     State {
         /// The pipeline.
         pipeline: String,
         /// The stage.
         stage: String,
-        /// Its state from now on.
+        /// Its new state.
         state: StageState,
         /// Why, if it has failed.
         error: Option<String>,
@@ -38,7 +38,7 @@ pub enum Event {
         /// The error's own words.
         message: String,
     },
-    /// An actor died and is started again.
+    /// An actor died and is being restarted.
     Restart {
         /// The pipeline.
         pipeline: String,
@@ -54,7 +54,7 @@ pub enum Event {
 pub struct Events(broadcast::Receiver<Event>);
 
 impl Events {
-    /// Waits for the next event; `None` when the pipelines have stopped. A reader that falls more
+    /// Waits for the next event; `None` once the pipelines have stopped. A reader that falls more
     /// than 1,024 events behind misses the oldest.
     pub async fn next(&mut self) -> Option<Event> {
         loop {
@@ -67,7 +67,7 @@ impl Events {
     }
 }
 
-/// Where the actors tell what happens. Nobody has to listen.
+/// Where the actors report what happens. Listeners are optional.
 #[derive(Debug, Clone)]
 pub(crate) struct EventSender(broadcast::Sender<Event>);
 
@@ -81,7 +81,7 @@ impl EventSender {
     }
 
     pub(crate) fn send(&self, event: Event) {
-        // An error only says that nobody listens.
+        // An error only means that nobody listens.
         let _ = self.0.send(event);
     }
 

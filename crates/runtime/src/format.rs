@@ -1,5 +1,5 @@
-//! Queues whose payloads' schemas are in a registry: around the connector's consumers and producers,
-//! payloads are read and written.
+//! Queues with a schema registry: wraps the connector's consumers and producers to decode and
+//! encode payloads.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -97,7 +97,8 @@ impl Connector for Formatted {
 struct FormattedConsumer {
     inner: Arc<dyn Consumer>,
     format: Arc<dyn Format>,
-    /// Taken from the queue, and not handed out: the registry was away, or nobody waited any more.
+    /// Taken from the queue but not handed out: the registry was away, or the caller had stopped
+    /// waiting.
     unread: Mutex<VecDeque<Incoming>>,
 }
 
@@ -106,7 +107,7 @@ impl FormattedConsumer {
         self.unread.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The first that are unread, as many as are wanted.
+    /// The first of the unread messages, as many as are wanted.
     fn peek(&self, want: Want) -> Vec<Incoming> {
         let (mut peeked, mut bytes) = (Vec::new(), 0);
         for incoming in self.unread().iter().take(want.messages) {
@@ -149,7 +150,7 @@ impl Consumer for FormattedConsumer {
             }
             self.unread().extend(taken);
         }
-        // They leave the line when all are read: whoever waits may be gone before.
+        // They leave the line once all are decoded: the caller may stop waiting before that.
         let mut taken = self.peek(want);
         for incoming in &mut taken {
             self.read(incoming).await?;
@@ -200,15 +201,15 @@ impl Consumer for FormattedConsumer {
 struct FormattedProducer {
     inner: Arc<dyn Producer>,
     format: Arc<dyn Format>,
-    /// What it is called in errors.
+    /// Its name in errors.
     queue: Arc<str>,
     kind: &'static str,
 }
 
-/// A batch, with what can be written of it.
+/// A batch, with the part of it that can be encoded.
 struct Written {
     batch: Vec<Outgoing>,
-    /// The places that these have in the batch as it came.
+    /// The indices of these in the original batch.
     places: Vec<usize>,
     rejected: Vec<(usize, Rejected)>,
 }
@@ -287,7 +288,7 @@ mod tests {
     use brigade_core::connector::ErrorKind;
     use bytes::Bytes;
 
-    /// Payloads as they are, but for those that are empty.
+    /// Passes payloads through, except empty ones.
     struct Plain;
 
     #[async_trait]
@@ -301,7 +302,8 @@ mod tests {
         }
     }
 
-    /// Confirms so many more or fewer than it was given; rejects these places when it prepares a batch.
+    /// Confirms this many more (or fewer) than it was given; rejects these indices when it stages a
+    /// batch.
     struct Confirms(isize, &'static [usize]);
 
     #[async_trait]

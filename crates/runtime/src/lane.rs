@@ -1,5 +1,5 @@
-//! Lanes: one arbiter, one thread, one whole pipeline of actors. In a test whose time is stopped they are
-//! all on the test's thread.
+//! Lanes: one arbiter, one thread, one whole pipeline of actors. In a test with paused time they
+//! all run on the test's thread.
 
 use std::future::Future;
 
@@ -9,9 +9,9 @@ use tokio::sync::oneshot;
 /// A thread that actors live on.
 #[derive(Clone)]
 pub(crate) enum Lane {
-    /// One of its own.
+    /// Its own.
     Arbiter(ArbiterHandle),
-    /// That of the supervisor, who asks.
+    /// The supervisor's, which is the caller's.
     Here,
 }
 
@@ -59,8 +59,8 @@ impl Drop for Lanes {
 }
 
 impl Lane {
-    /// Runs a future that may not leave its thread, and waits for its answer; `None` when the lane
-    /// has stopped or the future panicked.
+    /// Runs a future that must stay on the lane's thread, and waits for its result; `None` if the
+    /// lane has stopped or the future panicked.
     pub(crate) async fn run<F, Fut, T>(&self, make: F) -> Option<T>
     where
         F: FnOnce() -> Fut + Send + 'static,
@@ -70,17 +70,17 @@ impl Lane {
         let (reply, answer) = oneshot::channel();
         self.spawn(move || {
             actix_rt::spawn(async move {
-                // Who asked may have given up waiting.
+                // The caller may have given up waiting.
                 let _ = reply.send(make().await);
             });
         });
         answer.await.ok()
     }
 
-    /// Runs a function on the lane, whenever it comes to it.
+    /// Runs a function on the lane, as soon as the lane gets to it.
     pub(crate) fn spawn(&self, make: impl FnOnce() + Send + 'static) {
         match self {
-            // One that has stopped drops it.
+            // A stopped lane drops it.
             Self::Arbiter(arbiter) => {
                 arbiter.spawn_fn(make);
             }

@@ -1,9 +1,10 @@
 //! The actors and the supervisor: what turns a checked pipeline file into a running pipeline.
 //!
-//! This is the only crate that names actix actors. Reading order: [`Supervisor`] and [`Running`],
-//! the way in; [`Pipeline`] and [`Registry`], what is started; then, inside, `plan` (what the actors
-//! read), `tree` (the actor that supervises), `actors` (consumer, worker, producer), `runner` (how
-//! one message is handled) and `actors::settler` (how its outcome becomes durable).
+//! This is the only crate that names the actor framework. Reading order: [`Supervisor`] and
+//! [`Running`], the way in; [`Pipeline`] and [`Registry`], what is started; then, inside, `plan`
+//! (what the actors read), `tree` (the actor that supervises), `actors` (consumer, worker,
+//! producer), `runner` (how one message is handled) and `actors::settler` (how its outcome becomes
+//! durable).
 
 mod supervisor;
 

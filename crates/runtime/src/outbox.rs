@@ -4,8 +4,8 @@ use brigade_core::delivery::Delivery;
 
 use crate::pool::CHUNK_MAX;
 
-/// Deliveries over direct edges, by the stage they go to: sent together, since one mailbox message a
-/// delivery costs more than many components do.
+/// Deliveries over direct edges, by the stage they go to: sent together, since one mailbox message
+/// per delivery costs more than many components do.
 #[derive(Default)]
 pub(crate) struct Outbox {
     waiting: Vec<(u16, Vec<Delivery>)>,
@@ -14,12 +14,12 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
-    /// Whether as much waits as one mailbox message takes.
+    /// Whether a stage's deliveries fill one mailbox message.
     pub(crate) fn is_full(&self) -> bool {
         self.waiting.iter().any(|(_, deliveries)| deliveries.len() >= CHUNK_MAX)
     }
 
-    /// One more for a stage.
+    /// Adds a delivery for a stage.
     pub(crate) fn push(&mut self, stage: u16, delivery: Delivery) {
         match self.waiting.iter_mut().find(|(have, _)| *have == stage) {
             Some((_, waiting)) => {
@@ -32,7 +32,7 @@ impl Outbox {
         }
     }
 
-    /// All that waits, by the stage it goes to.
+    /// Removes all that waits, by the stage it goes to.
     pub(crate) fn take(&mut self) -> impl Iterator<Item = (u16, Vec<Delivery>)> {
         let filled = self.waiting.iter_mut().filter(|(_, waiting)| !waiting.is_empty());
         filled.map(|(stage, waiting)| (*stage, std::mem::take(waiting)))

@@ -40,7 +40,7 @@ pub struct StartError {
 }
 
 impl StartError {
-    /// With this explanation.
+    /// An error with this explanation.
     pub fn new(message: impl Into<String>) -> Self {
         Self { message: message.into(), source: None }
     }
@@ -52,13 +52,13 @@ impl StartError {
 pub enum LoadError {
     /// The file is wrong.
     File(#[from] Diagnostics),
-    /// Its code is not there.
+    /// The code it names is missing.
     Code(#[from] StartError),
 }
 
 impl Pipeline {
-    /// Reads and checks a pipeline file, with the environment of this process; warnings go to the
-    /// log.
+    /// Reads and checks a pipeline file, with this process's environment overriding its keys;
+    /// warnings are logged.
     ///
     /// # Errors
     /// Everything that is wrong with it.
@@ -67,9 +67,9 @@ impl Pipeline {
         Self::loaded(PipelineFile::load(path.as_ref(), &overrides, registry)?, registry)
     }
 
-    /// The same for a text in YAML that a program has in itself. Paths in it are against the current
-    /// directory, and no environment is laid over it; errors call it `<yaml>`. What is to be laid over it,
-    /// and other formats, [`load_str`] takes.
+    /// The same for YAML text embedded in a program. Paths in it are relative to the current
+    /// directory, and the environment overrides nothing; errors call it `<yaml>`. Use [`load_str`]
+    /// for overrides and other formats.
     ///
     /// ```
     /// use brigade_runtime::{Pipeline, Registry};
@@ -91,10 +91,10 @@ impl Pipeline {
         Ok(Self::new(loaded.topology, registry)?)
     }
 
-    /// A topology that was checked against this registry.
+    /// A pipeline from a topology that was checked against this registry.
     ///
     /// # Errors
-    /// The registry is not the one it was checked against: something is not there.
+    /// The registry is not the one it was checked against: something is missing.
     pub fn new(topology: Topology, registry: &Registry) -> Result<Self, StartError> {
         let mut components = BTreeMap::new();
         for stage in topology.stages.values() {
@@ -122,7 +122,7 @@ impl Pipeline {
         &self.topology
     }
 
-    /// Only these stages; the others run in other processes.
+    /// Restricts the pipeline to these stages; the others run in other processes.
     ///
     /// # Errors
     /// There is no such stage, or a direct edge or a queue that is not durable would be cut.
@@ -142,10 +142,11 @@ impl Pipeline {
         Self { state: Some(state), ..self }
     }
 
-    /// Where its state is kept: as told, as the file says, or in the user's state directory.
+    /// Where its state is kept: the directory set in code, the one in the file, or the user's state
+    /// directory.
     ///
     /// # Errors
-    /// Nothing says where, and there is no user's state directory.
+    /// No directory is set, and there is no user's state directory.
     pub fn state_directory(&self) -> Result<PathBuf, StartError> {
         if let Some(path) = self.state_path.clone().or_else(|| self.topology.state.clone()) {
             return Ok(path);
@@ -162,7 +163,7 @@ impl Pipeline {
         Ok(base.join("brigade").join(self.name()))
     }
 
-    /// Puts something around a stage's component, for trying it.
+    /// Wraps a stage's component, for trials.
     ///
     /// # Errors
     /// There is no such stage.
@@ -178,7 +179,8 @@ impl Pipeline {
         Ok(self)
     }
 
-    /// Has retries and restarts wait for a millisecond at most, whatever the file says, for trying it.
+    /// Limits the waits of retries and restarts to a millisecond, whatever the file says, for
+    /// trials.
     #[must_use]
     pub fn without_back_off(mut self) -> Self {
         const NEXT_TO_NOTHING: Duration = Duration::from_millis(1);
@@ -190,8 +192,8 @@ impl Pipeline {
         self
     }
 
-    /// Puts all its queues on this connector, whatever the file says, for trying it. Settings and
-    /// limits of the queues are left out, payloads are JSON; schemas, keys and event times stay.
+    /// Puts all its queues on this connector, whatever the file says, for trials. Settings and
+    /// limits of the queues are dropped, payloads are JSON; schemas, keys and event times are kept.
     #[must_use]
     pub fn on(mut self, connector: Arc<dyn Connector>) -> Self {
         let kind = connector.type_name();
@@ -207,8 +209,8 @@ impl Pipeline {
         self
     }
 
-    /// The way onto a queue of the file for messages that no stage puts there; none where their payloads
-    /// are in a format of a schema registry.
+    /// What checks messages for a queue of the file that no stage puts there; `None` if the queue's
+    /// payloads are in a format of a schema registry.
     ///
     /// # Errors
     /// Its schema is wrong.
@@ -250,8 +252,7 @@ impl fmt::Debug for Pipeline {
     }
 }
 
-/// Says what has changed since the last start that concerns stored messages, and remembers how it
-/// is now.
+/// Logs changes since the last start that concern stored messages, and saves the present topology.
 async fn report_changes(topology: &Topology, state: &dyn StateStore) -> Result<(), StartError> {
     const SPACE: &str = "topology";
     let wrong = |error| StartError {
@@ -277,14 +278,14 @@ async fn report_changes(topology: &Topology, state: &dyn StateStore) -> Result<(
     state.commit(vec![put]).await.map_err(|e| wrong(e.into()))
 }
 
-/// Resolves names to numbers and compiles what is compiled once.
+/// Resolves names to numbers and compiles what is compiled only once.
 struct Planner {
     topology: Topology,
     components: BTreeMap<Arc<str>, Box<dyn AnyComponent>>,
     connectors: BTreeMap<String, Arc<dyn Connector>>,
     state: Arc<dyn StateStore>,
     queues: Vec<Arc<QueuePlan>>,
-    /// The names of all queues, by number.
+    /// The names of all queues, indexed by number.
     names: Arc<[Arc<str>]>,
 }
 
@@ -421,7 +422,7 @@ fn declared(queue: &Queue, connector: Arc<dyn Connector>) -> Result<QueuePlan, S
     })
 }
 
-/// A stage's component, made anew.
+/// A new instance of a stage's component.
 fn component(
     stage: &Stage,
     topology: &Topology,
@@ -455,7 +456,7 @@ fn kept_queue(kind: &str, stage: &str) -> String {
     format!("~{kind}.{stage}")
 }
 
-/// The queue of a stage's dead letters where the file names none.
+/// The queue of a stage's dead letters if the file names none.
 pub fn dead_letter_queue(stage: &str) -> String {
     kept_queue(DEAD, stage)
 }

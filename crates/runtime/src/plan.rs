@@ -1,5 +1,5 @@
-//! The plan: a checked topology with its code, connectors and compiled schemas; what the actors
-//! read and never change.
+//! The plan: a checked topology with its code, connectors and compiled schemas. The actors read it
+//! and never change it.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,8 +30,8 @@ pub(crate) struct Plan {
     pub(crate) restart: RestartPolicy,
     pub(crate) stop_deadline: Duration,
     pub(crate) env: ConnectorEnv,
-    /// All stages of the file, those of other processes too, each with the stages that write what
-    /// it reads.
+    /// All stages of the file, including those of other processes, each with the stages that write
+    /// what it reads.
     pub(crate) all_stages: BTreeMap<Arc<str>, Vec<Arc<str>>>,
 }
 
@@ -41,22 +41,22 @@ pub(crate) struct QueuePlan {
     pub(crate) spec: QueueSpec,
     pub(crate) place: QueuePlace,
     pub(crate) features: Features,
-    /// What its payloads are written in.
+    /// The encoding of its payloads.
     pub(crate) codec: Codec,
     pub(crate) schema: Option<jsonschema::Validator>,
     pub(crate) event_time: Option<FieldPath>,
     pub(crate) times: QueueTimings,
 }
 
-/// How long it takes to work with a queue.
+/// How long operations on a queue take.
 pub(crate) struct QueueTimings {
-    /// From asking for messages until some came.
+    /// From requesting messages until some came.
     pub(crate) read: Timing,
     /// Putting a batch on it, confirmed.
     pub(crate) write: Timing,
     /// Acking a batch, with everything that is written along with it.
     pub(crate) ack: Timing,
-    /// Messages that were put on it and confirmed; those that it did not take, at each try.
+    /// Messages that were put on it and confirmed; those that it did not take, counted at each try.
     pub(crate) written: Counter,
     pub(crate) failed: Counter,
 }
@@ -69,11 +69,11 @@ impl QueueTimings {
     }
 }
 
-/// Who keeps a queue.
+/// What keeps a queue.
 pub(crate) enum QueuePlace {
     /// A connector, as the pipeline file says.
     Connector(Arc<dyn Connector>),
-    /// The state: dead letters and redrives that the file names no queue for.
+    /// The state: dead letters and redrives for which the file names no queue.
     State,
 }
 
@@ -88,7 +88,7 @@ impl QueuePlace {
 }
 
 impl QueuePlan {
-    /// The group in which a stage reads it: its own name only if there are several readers.
+    /// The group in which a stage reads it: the stage's own name only if there are several readers.
     pub(crate) fn group_of(&self, stage: &StagePlan) -> Arc<str> {
         let own = self.spec.groups.iter().find(|group| ***group == *stage.name);
         own.cloned().unwrap_or_else(|| "".into())
@@ -102,9 +102,10 @@ pub(crate) struct StagePlan {
     /// What every lane's template is cloned from.
     component: Mutex<Box<dyn AnyComponent>>,
     pub(crate) context: Arc<StageContext>,
-    /// The queues it reads, the redrive queue last; a stage fed directly reads only that.
+    /// The queues it reads, the redrive queue last; for a stage fed directly, only the redrive
+    /// queue.
     pub(crate) inputs: Vec<u16>,
-    /// Whether an earlier input goes before a later one.
+    /// Whether an earlier input has priority over a later one.
     pub(crate) priority: bool,
     /// The stage that feeds it directly.
     pub(crate) upstream: Option<u16>,
@@ -114,7 +115,8 @@ pub(crate) struct StagePlan {
     pub(crate) credit: Credit,
     /// Counts what its consumers hand out, for as long as the pipeline runs.
     pub(crate) handed_out: HandedOut,
-    /// Told when somebody is through with storing what the stages of the line that begins here wrote.
+    /// Notified when a settlement is done storing what the stages of the line that begins here
+    /// wrote.
     pub(crate) stored: Notify,
     pub(crate) order: Order,
     pub(crate) batch: Option<(usize, Duration)>,
@@ -129,7 +131,7 @@ pub(crate) struct StagePlan {
     pub(crate) blocking: bool,
     pub(crate) stuck_limit: usize,
     pub(crate) stats: StageStats,
-    /// How long a message takes in the component; a recorder that the program installed has it.
+    /// How long a message takes in the component, for a metrics recorder installed by the program.
     call_seconds: metrics::Histogram,
     /// From receiving a message until it is settled.
     settle_seconds: metrics::Histogram,
@@ -215,20 +217,20 @@ impl StagePlan {
         }
     }
 
-    /// So many messages were handled in this time, one after the other.
+    /// Records that `n` messages were handled in this time, one after the other.
     pub(crate) fn handled(&self, n: usize, took: Duration) {
         self.stats.busy_ns.add_time(took);
         self.call_seconds.record_many(took.as_secs_f64() / n.max(1) as f64, n.max(1));
     }
 
-    /// So many messages came, together.
+    /// Records that `n` messages came together.
     pub(crate) fn came(&self, n: usize) {
         self.stats.received.add(n);
         self.stats.pulls.add(1);
         self.stats.last_message.set(u64::try_from(now().0).unwrap_or(0));
     }
 
-    /// These messages are settled. Those that came together are counted together.
+    /// Records that these messages are settled. Those that came together are counted together.
     pub(crate) fn settled(&self, since: &[Since]) {
         let (at, time) = (Instant::now(), now());
         self.stats.settled.add(since.len());
@@ -245,13 +247,13 @@ impl StagePlan {
         }
     }
 
-    /// A copy of the component as it was registered, before any `init`.
+    /// A copy of the component as registered, before any `init`.
     pub(crate) fn component(&self) -> Box<dyn AnyComponent> {
         self.component.lock().unwrap_or_else(PoisonError::into_inner).fresh()
     }
 }
 
-/// A stage's place in the plan: names resolved to numbers.
+/// A stage's connections in the plan, with names resolved to numbers.
 pub(crate) struct StageEdges {
     pub(crate) index: u16,
     pub(crate) inputs: Vec<u16>,
@@ -267,7 +269,7 @@ impl Plan {
         self.all_stages.get(stage).map_or(&[], Vec::as_slice)
     }
 
-    /// The stages fed by this one over direct edges, downwards, itself first.
+    /// The stages fed by this one over direct edges, in downstream order, itself first.
     pub(crate) fn line(&self, root: u16) -> Vec<u16> {
         let mut line = vec![root];
         let mut next = 0;

@@ -14,8 +14,8 @@ use brigade_core::order::shard;
 
 use crate::actors::{Desk, Halt, Work, Worker};
 
-/// The most deliveries that a worker takes from its desk, or sends over a direct edge, at once: 64 cost 0.1 us
-/// each, and more gains little.
+/// The most deliveries that a worker takes from its desk, or sends over a direct edge, at once:
+/// with 64, each costs 0.1 us, and more gains little.
 pub(crate) const CHUNK_MAX: usize = 64;
 
 /// How much work one chunk should be, so that a lane's actors take turns.
@@ -29,29 +29,29 @@ pub(crate) struct Pool {
 /// The way to one worker.
 pub(crate) struct Port {
     pub(crate) lane: usize,
-    /// Its place among the stage's workers.
+    /// Its index among the stage's workers.
     pub(crate) index: usize,
     addr: ArcSwapOption<Addr<Worker>>,
     /// What was sent while no actor was there. Bounded by the senders' credit.
     held: Mutex<Vec<Delivery>>,
     /// Deliveries sent and not yet handled, retries that wait not counted.
     queued: AtomicUsize,
-    /// A consumer has found no room here, and is to be told when there is some.
+    /// Set when a consumer found no room here and is to be notified when there is some.
     wanted: AtomicBool,
     mail: Mail,
-    /// What the worker works off, while there is one.
+    /// The worker's desk, while there is a worker.
     desk: ArcSwapOption<Desk>,
     /// How many workers have died here; it grows under the lock of `held`.
     deaths: AtomicU64,
-    /// No worker is to be there any more.
+    /// Set when there must not be a worker any more.
     closed: AtomicBool,
     #[cfg(feature = "sabotage")]
     pub(crate) sabotage: crate::sabotage::Sabotage,
-    /// How long one message takes, as a moving average, in nanoseconds; 0 is not known.
+    /// How long one message takes, as a moving average, in nanoseconds; 0 if unknown.
     pace_ns: AtomicU64,
 }
 
-/// What went the way to a worker.
+/// What was sent to a worker.
 #[derive(Default)]
 struct Mail {
     sent: AtomicU64,
@@ -66,7 +66,7 @@ impl Pool {
         Arc::new(Self { ports: ArcSwap::from_pointee(ports) })
     }
 
-    /// Other workers from now on; nothing may be in flight in the stage.
+    /// Replaces the workers; nothing may be in flight in the stage.
     pub(crate) fn replace(&self, ports: Vec<Arc<Port>>) {
         self.ports.store(Arc::new(ports));
     }
@@ -75,8 +75,8 @@ impl Pool {
         self.ports.load_full()
     }
 
-    /// Sends a delivery that came over a direct edge: by key where order is asked for, otherwise to
-    /// the worker that has least to do, those on the sender's lane first.
+    /// Sends a delivery that came over a direct edge: by key if the stage has an order, otherwise
+    /// to the worker with the least to do, those on the sender's lane first.
     pub(crate) fn send_direct(&self, order: Order, lane: usize, deliveries: Vec<Delivery>) {
         let ports = self.ports.load();
         match order {
@@ -107,8 +107,8 @@ impl Pool {
     }
 }
 
-/// The worker that is done first, in steps of a chunk's time: a message that stays on its lane is
-/// cheaper than one that waits a little less.
+/// The worker that is done first, in steps of a chunk's time: staying on its lane is worth more to
+/// a message than waiting a little less.
 fn least_busy(ports: &[Arc<Port>], lane: usize) -> &Arc<Port> {
     let cost = |port: &&Arc<Port>| (port.chunks(), port.lane != lane, port.queued());
     ports.iter().min_by_key(cost).expect("a stage has at least one worker")
@@ -133,16 +133,17 @@ impl Port {
         })
     }
 
-    /// Which life the worker lives, or will when it is back.
+    /// The worker's current life, or its next one while it is down.
     pub(crate) fn life(&self) -> u64 {
         self.deaths.load(Ordering::SeqCst)
     }
 
-    /// Hands deliveries to the worker, or keeps them until it is back. Those that are for one life of it go
-    /// to no later one: they are given back.
+    /// Hands deliveries to the worker, or keeps them until it is back. Those for one of its lives
+    /// never go to a later one: they are given back.
     pub(crate) fn send(self: &Arc<Self>, life: Option<u64>, deliveries: Vec<Delivery>) {
         let is_over = || life.is_some_and(|life| life != self.life());
-        // Looked up before its life: whoever is there has that one, or is dead when they come.
+        // Loaded before checking its life: the worker loaded has that life, or is dead when they
+        // arrive.
         let addr = self.addr.load();
         if is_over() {
             return;
@@ -161,7 +162,7 @@ impl Port {
                 }
                 held.extend(deliveries);
                 drop(held);
-                // The worker may have come up between the look and the push.
+                // The worker may have come up between the check and the push.
                 if let Some(addr) = &*self.addr.load() {
                     let held = std::mem::take(&mut *self.held());
                     addr.do_send(Work::new(held, Arc::clone(self)));
@@ -178,7 +179,7 @@ impl Port {
         deliveries
     }
 
-    /// A worker is there: it gets what was sent meanwhile.
+    /// Records that a worker is up; returns what was sent meanwhile.
     pub(crate) fn up(&self, addr: Addr<Worker>, desk: Arc<Desk>) -> Vec<Delivery> {
         self.addr.store(Some(Arc::new(addr)));
         self.desk.store(Some(desk));
@@ -188,10 +189,11 @@ impl Port {
         held
     }
 
-    /// The worker is gone, and with it what was sent to it. To be told twice does no harm.
+    /// Records that the worker is gone, and with it what was sent to it. Repeating this is
+    /// harmless.
     pub(crate) fn down(&self) {
         let mut held = self.held();
-        // What was sent since then is for the next.
+        // What was sent since then is for the next one.
         if self.addr.swap(None).is_none() {
             return;
         }
@@ -202,7 +204,7 @@ impl Port {
         self.lose(lost);
     }
 
-    /// Ends the worker, also one that is not up yet.
+    /// Ends the worker, even one that is not up yet.
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::SeqCst);
         if let Some(addr) = self.addr() {
@@ -210,23 +212,23 @@ impl Port {
         }
     }
 
-    /// Whether the worker is to end; it looks once it is up.
+    /// Whether the worker has to end; it checks this once it is up.
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst)
     }
 
-    /// So many are put in the worker's mailbox.
+    /// Records that `n` deliveries were put in the worker's mailbox.
     pub(crate) fn posted(&self, n: usize) {
         self.mail.posted.fetch_add(n as u64, Ordering::Relaxed);
     }
 
-    /// So many came out of the mailbox.
+    /// Records that `n` deliveries came out of the mailbox.
     pub(crate) fn arrived(&self, n: usize) {
         self.mail.arrived.fetch_add(n as u64, Ordering::Relaxed);
         self.mail.posted.fetch_sub(n as u64, Ordering::Relaxed);
     }
 
-    /// So many went down with the mailbox; their guards give them back.
+    /// Records that `n` deliveries were lost with the mailbox; their guards give them back.
     pub(crate) fn lost(&self, n: usize) {
         if n > 0 {
             self.mail.lost.fetch_add(n as u64, Ordering::Relaxed);
@@ -234,7 +236,7 @@ impl Port {
         }
     }
 
-    /// The books of the way to the worker.
+    /// The page in the books for the way to the worker.
     pub(crate) fn page(&self) -> Page {
         let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
         let mail = &self.mail;
@@ -242,7 +244,7 @@ impl Port {
         Page { came: load(&mail.sent), went: load(&mail.arrived) + load(&mail.lost), held }
     }
 
-    /// The books of the worker, if there is one.
+    /// The worker's page in the books, if there is a worker.
     pub(crate) fn worker_page(&self) -> Option<Page> {
         self.desk.load().as_ref().map(|desk| desk.page())
     }
@@ -252,25 +254,26 @@ impl Port {
         self.addr.load_full()
     }
 
-    /// Drops what waits for a worker that will not come: it is given back.
+    /// Drops what waits for a worker that will not come, which gives it back.
     pub(crate) fn give_back(&self) {
         let held = std::mem::take(&mut *self.held());
         self.lose(held);
     }
 
-    /// These go nowhere: their guards give them back.
+    /// Drops these deliveries; their guards give them back.
     fn lose(&self, deliveries: Vec<Delivery>) {
         self.mail.lost.fetch_add(deliveries.len() as u64, Ordering::Relaxed);
         drop(deliveries);
     }
 
-    /// Deliveries wait for room here. Whoever says so has to look for room once more: what was handled
-    /// before is not told.
+    /// Records that deliveries wait for room here. The caller has to check for room once more: room
+    /// freed earlier is not reported.
     pub(crate) fn want_room(&self) {
         self.wanted.store(true, Ordering::SeqCst);
     }
 
-    /// So many deliveries were handled, in this time; says whether somebody waits for their room.
+    /// Records that `n` deliveries were handled in this time; returns whether a consumer waits for
+    /// room.
     #[must_use]
     pub(crate) fn handled(&self, n: usize, took: Duration) -> bool {
         let each = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX) / n.max(1) as u64;
@@ -281,10 +284,11 @@ impl Port {
         self.freed(n)
     }
 
-    /// So many deliveries wait here no more; says whether somebody waits for their room.
+    /// Records that `n` deliveries no longer wait here; returns whether a consumer waits for room.
     #[must_use]
     pub(crate) fn freed(&self, n: usize) -> bool {
-        // At least none: a worker that is given up on may still say so when another counts from the start.
+        // Never below zero: a worker that was given up on may still report after another started
+        // counting.
         let fewer = |queued: usize| Some(queued.saturating_sub(n));
         let _ = self.queued.fetch_update(Ordering::SeqCst, Ordering::Relaxed, fewer);
         self.wanted.swap(false, Ordering::SeqCst)
@@ -299,13 +303,13 @@ impl Port {
         self.queued() / self.ahead(usize::MAX)
     }
 
-    /// How many messages make one chunk: few where each takes long, so that a worker does not sit
-    /// on work that another could do.
+    /// How many messages make one chunk: few if each takes long, so that a worker does not sit on
+    /// work that another could do.
     pub(crate) fn chunk(&self) -> usize {
         self.ahead(CHUNK_MAX)
     }
 
-    /// How many messages the worker does in a chunk's time, at most so many.
+    /// How many messages the worker does in a chunk's time, at most `max`.
     pub(crate) fn ahead(&self, max: usize) -> usize {
         let chunk_ns = u64::try_from(CHUNK_TIME.as_nanos()).expect("a few milliseconds");
         match self.pace_ns.load(Ordering::Relaxed) {

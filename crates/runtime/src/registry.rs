@@ -15,7 +15,8 @@ use crate::format::Formatted;
 
 /// What a program can name in its pipeline files.
 ///
-/// The facade's `brigade::registry()` has everything that the program was built with; add your own.
+/// The facade's `brigade::registry()` contains everything that the program was built with; add your
+/// own.
 ///
 /// ```
 /// use brigade_runtime::Registry;
@@ -39,13 +40,13 @@ pub type OpenState = Arc<
 >;
 
 impl Registry {
-    /// Nothing.
+    /// An empty registry.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A component, under the name that stages use for it: a function or a value, see
-    /// [`brigade_core::component`]. A later one of the same name takes the place of an earlier one.
+    /// Adds a component, a function or a value, under the name that stages use for it; see
+    /// [`brigade_core::component`]. A later one with the same name replaces an earlier one.
     #[must_use]
     pub fn component<M>(
         mut self,
@@ -56,47 +57,47 @@ impl Registry {
         self
     }
 
-    /// A component that is made from settings in the pipeline file.
+    /// Adds a component that is made from settings in the pipeline file.
     #[must_use]
     pub fn factory(mut self, factory: Box<dyn ComponentFactory>) -> Self {
         self.factories.insert(factory.name(), factory);
         self
     }
 
-    /// A connector.
+    /// Adds a connector.
     #[must_use]
     pub fn connector(mut self, connector: Arc<dyn Connector>) -> Self {
         self.connectors.insert(connector.type_name(), connector);
         self
     }
 
-    /// A JSON Schema, under the name that queues use for it in `schema:`.
+    /// Adds a JSON Schema, under the name that queues use for it in `schema:`.
     #[must_use]
     pub fn schema(mut self, name: impl Into<String>, schema: serde_json::Value) -> Self {
         self.schemas.insert(name.into(), schema);
         self
     }
 
-    /// The JSON Schema of a Rust type, under the name that queues use for it in `schema:`.
+    /// Adds the JSON Schema of a Rust type, under the name that queues use for it in `schema:`.
     #[must_use]
     pub fn schema_of<T: schemars::JsonSchema>(self, name: impl Into<String>) -> Self {
         let schema = schemars::schema_for!(T);
         self.schema(name, schema.to_value())
     }
 
-    /// What opens the schema registries that queues name.
+    /// Sets what opens the schema registries that queues name.
     #[must_use]
     pub fn formats(self, formats: Arc<dyn Formats>) -> Self {
         Self { formats: Some(formats), ..self }
     }
 
-    /// What keeps the pipelines' state.
+    /// Sets what opens the pipelines' state.
     #[must_use]
     pub fn state(self, open: OpenState) -> Self {
         Self { state: Some(open), ..self }
     }
 
-    /// What opens the state, if anything was given.
+    /// What opens the state, if it was set.
     pub(crate) fn open_state(&self) -> Option<&OpenState> {
         self.state.as_ref()
     }

@@ -32,13 +32,13 @@ pub(crate) struct Runner {
     pub(crate) component: Box<dyn AnyComponent>,
     /// Deliveries over direct edges that are not sent yet.
     pub(crate) outbox: Outbox,
-    /// The context of one call after the other.
+    /// The context, reused for one call after the other.
     context: Context,
     /// Calls that are not counted yet: counters are shared with other lanes.
     calls: usize,
-    /// Deliveries that have ended here or gone on, and that the books do not have yet.
+    /// Deliveries that have ended or gone on here and are not in the books yet.
     went: u64,
-    /// How long it waited for the stage's throttle since that was asked for.
+    /// How long it has waited for the stage's throttle since this was last taken.
     throttled: Duration,
 }
 
@@ -49,7 +49,7 @@ pub(crate) struct RunnerSite {
     /// The pools of the stages fed directly, by number; empty for others.
     pub(crate) downstream: Vec<(u16, Order, Arc<Pool>)>,
     pub(crate) report: Report,
-    /// The consumers that deal to this stage, to be told when there is a worker again.
+    /// The consumers that deal to this stage, notified when a worker is back or has room.
     pub(crate) listeners: Mutex<Vec<Arc<Notify>>>,
 }
 
@@ -57,11 +57,11 @@ pub(crate) struct RunnerSite {
 pub(crate) enum Step {
     /// It is resolved.
     Resolved,
-    /// It is to be tried again after this long.
+    /// It is retried after this long.
     Retry(Delivery, Duration),
     /// It is resolved, and its key is parked.
     Parked(Parked),
-    /// It goes back, and so does everything that its worker has: the stage fails.
+    /// It goes back, together with everything that its worker has: the stage fails.
     Halted,
 }
 
@@ -71,7 +71,7 @@ pub(crate) struct Parked {
     pub(crate) key: Option<Bytes>,
     /// The queue it came from.
     pub(crate) input: u16,
-    /// The last handing-over by then of its stage's consumers.
+    /// The number of the last handing-over by its stage's consumers at that point.
     pub(crate) last: u64,
 }
 
@@ -88,9 +88,9 @@ fn park(delivery: Delivery, error: String) -> Step {
 
 /// How one attempt went.
 pub(crate) enum Attempt {
-    /// The component answered.
+    /// The component returned a result.
     Answered(Result<Emit, HandleError>),
-    /// It panicked; it is to be rebuilt before the next message.
+    /// It panicked; it must be rebuilt before the next message.
     Panicked(String),
     /// It took longer than the stage's `timeout`.
     TimedOut(Duration),
@@ -103,7 +103,7 @@ impl Runner {
         Self { site, component, outbox, context, calls: 0, went: 0, throttled }
     }
 
-    /// Handles one delivery as far as it goes now.
+    /// Handles one delivery as far as possible now.
     pub(crate) async fn handle(&mut self, delivery: Delivery, template: &Template) -> Step {
         let mut delivery = match self.admit(delivery) {
             Ok(admitted) => admitted,
@@ -148,12 +148,12 @@ impl Runner {
         step
     }
 
-    /// What has ended here or gone on since the last time.
+    /// Returns and resets how many have ended or gone on here.
     pub(crate) fn take_went(&mut self) -> u64 {
         std::mem::take(&mut self.went)
     }
 
-    /// Waits until the stage's throttle lets one message more pass.
+    /// Waits until the stage's throttle lets another message pass.
     pub(crate) async fn throttle(&mut self) {
         if self.site.stage.throttle.is_some() {
             let begun = Instant::now();
@@ -162,12 +162,12 @@ impl Runner {
         }
     }
 
-    /// How long it waited for the throttle since the last time.
+    /// Returns and resets how long it waited for the throttle.
     pub(crate) fn take_throttled(&mut self) -> Duration {
         std::mem::take(&mut self.throttled)
     }
 
-    /// Handles a batch, one answer for each.
+    /// Handles a batch, with one result per message.
     pub(crate) async fn handle_batch(
         &mut self,
         deliveries: Vec<Delivery>,
@@ -241,17 +241,18 @@ impl Runner {
 }
 
 impl RunnerSite {
-    /// This consumer deals to the stage.
+    /// Adds a consumer that deals to the stage.
     pub(crate) fn listen(&self, consumer: Arc<Notify>) {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(consumer);
     }
 
-    /// The consumers deal to other workers from now on, and will say so again.
+    /// Forgets the consumers: from now on they deal to other workers, and register again.
     pub(crate) fn forget_listeners(&self) {
         self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// A worker is there that was not, or has room: what waited for it can be dealt.
+    /// Notifies the consumers that a worker is back, or has room, so that they can deal what waited
+    /// for it.
     pub(crate) fn tell_listeners(&self) {
         let listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
         listeners.iter().for_each(|listener| listener.notify_one());
@@ -293,7 +294,7 @@ impl RunnerSite {
         })
     }
 
-    /// Waits until the stage's throttle lets one message more pass.
+    /// Waits until the stage's throttle lets another message pass.
     async fn throttle(&self) {
         let Some(bucket) = &self.stage.throttle else { return };
         loop {
@@ -308,7 +309,7 @@ impl RunnerSite {
         }
     }
 
-    /// A future's answer, unless the stage's timeout comes first.
+    /// The result of a future; `None` if the stage's timeout comes first.
     async fn in_time<T>(&self, future: impl Future<Output = T>) -> Option<T> {
         match self.stage.timeout {
             None => Some(future.await),
@@ -369,8 +370,8 @@ impl RunnerSite {
         }
     }
 
-    /// Where a failed delivery can wait: in its queue only if it stands for itself there, and if
-    /// its place in the order does not matter.
+    /// Where a failed delivery can wait: in its queue only if it is a message of its own there, and
+    /// if its place in the order does not matter.
     fn waiting(&self, delivery: &Delivery) -> Waiting {
         let delays = self.queues[usize::from(delivery.input)].features.retry_delay;
         let free = self.stage.order == Order::None && self.stage.upstream.is_none();
@@ -379,7 +380,7 @@ impl RunnerSite {
 
     fn exhausted(&self, delivery: Delivery, cause: Cause) -> Step {
         match self.stage.on_exhausted {
-            // What was redriven does not come from the queue where its key stands.
+            // A redriven message does not come from the queue that has its key.
             Exhausted::Park if self.queues[usize::from(delivery.input)].features.park => {
                 park(delivery, cause.message)
             }
@@ -408,7 +409,7 @@ impl RunnerSite {
         Step::Resolved
     }
 
-    /// Sends what the component emitted on its way.
+    /// Sends off what the component emitted.
     fn done(&self, delivery: Delivery, emit: Emit, outbox: &mut Outbox) -> Step {
         let (emitted, writes) = match emit.into_parts() {
             Ok(parts) => parts,
@@ -426,7 +427,7 @@ impl RunnerSite {
         self.fan_out(delivery, emitted, writes, outbox)
     }
 
-    /// The usual way over a direct edge: one message becomes one, and takes its duty along.
+    /// The usual case over a direct edge: one message becomes one, which takes over its duty.
     fn go_on(
         &self,
         mut delivery: Delivery,
@@ -481,7 +482,7 @@ impl RunnerSite {
         }
     }
 
-    /// Finds the way of each output and makes its message.
+    /// Finds where each output goes and makes its message.
     fn route(&self, delivery: &Delivery, emitted: SmallVec<[Emitted; 1]>) -> Result<Routed, Cause> {
         let (mut outputs, mut direct) = (Outputs::new(), Vec::new());
         let mut index = 0;
@@ -489,7 +490,7 @@ impl RunnerSite {
             let targets = self.targets(&output)?;
             for (at, (name, target)) in targets.iter().enumerate() {
                 self.can_delay(&output, name, *target)?;
-                // Only what goes several ways is shared.
+                // Only payloads that go several ways are shared.
                 let payload = match at + 1 == targets.len() {
                     true => output.payload.take(),
                     false => output.payload.clone(),
@@ -510,7 +511,7 @@ impl RunnerSite {
         Ok((outputs, direct))
     }
 
-    /// Refuses a delay where nothing can wait: the output would be handed out at once.
+    /// Refuses a delay where nothing can wait, since the output would be handed out at once.
     fn can_delay(&self, output: &Emitted, name: &str, target: Target) -> Result<(), Cause> {
         let Some(delay) = output.delay().filter(|_| output.is_delayed()) else { return Ok(()) };
         let what = match target {
@@ -558,8 +559,7 @@ impl RunnerSite {
     }
 }
 
-/// What the outputs of one message have become: for queues, and for stages fed directly, with what
-/// they are written in.
+/// The outputs of one message: for queues, and for stages fed directly, with their codec.
 type Routed = (Outputs, Vec<(u16, Message, Codec)>);
 
 /// What a lane's workers are cloned from: the component after its `init`.

@@ -1,4 +1,4 @@
-//! Defects on purpose, for the test that the books find them. Not in a program that is meant to work.
+//! Deliberate defects, to test that the books find them. Not for production programs.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -9,7 +9,7 @@ pub(crate) const ACK_TWICE: u8 = 2;
 /// A delivery does not arrive at its worker.
 pub(crate) const LOSE: u8 = 3;
 
-/// A defect that a stage is to have, once.
+/// A defect that a stage shows, once.
 #[derive(Debug, Default)]
 pub(crate) struct Sabotage(AtomicU8);
 
@@ -18,7 +18,7 @@ impl Sabotage {
         self.0.store(defect, Ordering::Relaxed);
     }
 
-    /// Whether it is now.
+    /// Whether this defect strikes now.
     pub(crate) fn strike(&self, defect: u8) -> bool {
         self.0.compare_exchange(defect, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }

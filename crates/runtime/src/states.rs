@@ -6,15 +6,15 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use brigade_core::connector::ConnectorError;
 use brigade_core::state::StateStore;
 
-/// How many pipelines use a state. By the object and not by its store: who opens the same store apart has
-/// one of its own, and shuts down that.
+/// How many pipelines use a state. Counted by object rather than by store: a separate handle of the
+/// same store is counted, and shut down, by itself.
 static USED: LazyLock<Mutex<HashMap<usize, usize>>> = LazyLock::new(Mutex::default);
 
 fn used() -> MutexGuard<'static, HashMap<usize, usize>> {
     USED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Tells states apart for as long as they are used.
+/// Identifies a state for as long as it is in use.
 fn identity(state: &Arc<dyn StateStore>) -> usize {
     Arc::as_ptr(state).cast::<()>().addr()
 }
@@ -28,7 +28,7 @@ impl UsedState {
         Self(state)
     }
 
-    /// Shuts the state down, if nobody else uses it.
+    /// Shuts the state down, unless another pipeline uses it.
     pub(crate) async fn end(self) -> Result<(), ConnectorError> {
         let state = Arc::clone(&self.0);
         drop(self);

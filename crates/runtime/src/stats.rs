@@ -1,11 +1,11 @@
-//! Counters of a stage, kept by its actors and read by anybody.
+//! Counters of a stage, kept by its actors and readable by everyone.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// One stage's counters since the start. Atomic, relaxed: each is right by itself.
+/// One stage's counters since the start. Atomic, relaxed: each is correct on its own.
 #[derive(Debug, Default)]
 pub(crate) struct StageStats {
     pub(crate) received: Counter,
@@ -17,15 +17,15 @@ pub(crate) struct StageStats {
     pub(crate) causes: Mutex<BTreeMap<&'static str, u64>>,
     /// Outputs by the queue their root came from and the queue they went to.
     pub(crate) outputs: Mutex<BTreeMap<(u16, u16), u64>>,
-    /// The time that components took, in nanoseconds, all workers together.
+    /// Total time spent in components, in nanoseconds, summed over all workers.
     pub(crate) busy_ns: Counter,
-    /// The time that workers waited for something to do, in nanoseconds, all together.
+    /// Total time that workers waited for something to do, in nanoseconds, summed over all workers.
     pub(crate) idle_ns: Counter,
-    /// Answers of its queues with messages.
+    /// Results of its queues that contained messages.
     pub(crate) pulls: Counter,
-    /// When the last message came, in milliseconds since 1970; 0 is never.
+    /// When the last message came, in milliseconds since 1970; 0 if none has.
     pub(crate) last_message: Counter,
-    /// Messages that were settled, and the time from receiving to settling them, all together.
+    /// Messages that were settled, and the total time from receiving to settling them.
     pub(crate) settled: Counter,
     pub(crate) settled_ns: Counter,
     pub(crate) discarded: Counter,
@@ -41,20 +41,20 @@ pub(crate) struct StageStats {
     pub(crate) blocked: Blocked,
 }
 
-/// How many wait for something that takes nothing, and how long any of them did in all.
+/// How many wait for something that takes nothing, and for how long in total any of them did.
 #[derive(Debug, Default)]
 pub(crate) struct Blocked {
-    /// How many there are, and since when there are any.
+    /// How many are waiting, and since when there have been any.
     now: Mutex<(usize, Option<Instant>)>,
     ns: Counter,
 }
 
-/// One of those that are blocked, until it is dropped.
+/// One blocked waiter, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Waiting<'b>(&'b Blocked);
 
 impl Blocked {
-    /// One more waits.
+    /// Records another waiter.
     pub(crate) fn wait(&self) -> Waiting<'_> {
         let mut now = self.lock();
         now.0 += 1;
@@ -62,7 +62,7 @@ impl Blocked {
         Waiting(self)
     }
 
-    /// How many wait.
+    /// How many are waiting.
     pub(crate) fn count(&self) -> usize {
         self.lock().0
     }
@@ -71,7 +71,7 @@ impl Blocked {
         self.count() > 0
     }
 
-    /// How long it was, until now if it is.
+    /// For how long any waited, including a wait that is not over.
     pub(crate) fn time(&self) -> Duration {
         let since = self.lock().1;
         self.ns.time() + since.map_or(Duration::ZERO, |since| since.elapsed())
@@ -144,7 +144,7 @@ impl Timing {
         Self { count: Counter::default(), ns: Counter::default(), seconds }
     }
 
-    /// It was done once, begun then.
+    /// Records one operation that began at `begun`.
     pub(crate) fn done_since(&self, begun: Instant) {
         let took = begun.elapsed();
         self.count.add(1);

@@ -1,4 +1,4 @@
-//! How a running pipeline is: states and counts.
+//! The status of a running pipeline: states and counts.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,13 +16,13 @@ use crate::plan::{QueuePlace, QueuePlan, StagePlan};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StageState {
-    /// Connections and `init` are under way, or will be tried again.
+    /// Connections are being opened or `init` is running, or both will be retried.
     Starting,
     /// Messages flow.
     Running,
     /// Nothing is pulled; what is in flight goes on.
     Paused,
-    /// Nothing is pulled any more; what is in flight is being resolved.
+    /// Nothing more is pulled; what is in flight is being resolved.
     Draining,
     /// It has ended.
     Stopped,
@@ -50,13 +50,14 @@ pub struct PipelineStatus {
     pub pipeline: String,
     /// Its stages, in the file's order.
     pub stages: Vec<StageStatus>,
-    /// How long it takes to work with its queues.
+    /// How long operations on its queues take.
     pub queues: Vec<QueueTimes>,
-    /// What the books say has vanished or came from nowhere: nothing, unless Brigade has a defect.
+    /// What has vanished or appeared from nowhere according to the books: empty, unless Brigade has
+    /// a defect.
     pub unaccounted: Vec<Unaccounted>,
 }
 
-/// How much waits for a stage in one of its queues.
+/// How many messages wait for a stage in one of its queues.
 #[derive(Debug, Clone)]
 pub struct QueueDepth {
     /// The pipeline.
@@ -65,16 +66,16 @@ pub struct QueueDepth {
     pub queue: String,
     /// The stage that reads it.
     pub stage: String,
-    /// How much.
+    /// How many.
     pub lag: Lag,
 }
 
-/// How often something was done, and how long that took in all.
+/// How often something was done, and how long it took in total.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Times {
     /// How often.
     pub count: u64,
-    /// How long, all together.
+    /// The total time.
     pub time: Duration,
 }
 
@@ -84,14 +85,14 @@ impl From<(u64, Duration)> for Times {
     }
 }
 
-/// How long it takes to work with a queue.
+/// How long operations on a queue take.
 #[derive(Debug, Clone, Serialize)]
 pub struct QueueTimes {
     /// The queue.
     pub queue: String,
     /// Its type; empty for one that the state keeps for a stage.
     pub kind: &'static str,
-    /// Answers with messages; the waiting for them counts.
+    /// Results that contained messages; the time includes waiting for them.
     pub reads: Times,
     /// Batches put on it and confirmed.
     pub writes: Times,
@@ -99,7 +100,7 @@ pub struct QueueTimes {
     pub written: u64,
     /// Messages that it did not take, each time they were tried.
     pub failed: u64,
-    /// Batches acked, with everything that is written along with the ack.
+    /// Acked batches, with everything that is written along with the ack.
     pub acks: Times,
 }
 
@@ -124,7 +125,7 @@ impl QueueTimes {
 /// Outputs of a stage on their way from one queue to another.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Outputs {
-    /// The queue that the message came from, or its root over direct edges.
+    /// The queue that the message came from; over direct edges, the one its root came from.
     pub input: String,
     /// The queue that it went to.
     pub output: String,
@@ -139,7 +140,7 @@ pub struct Unaccounted {
     pub stage: String,
     /// Where in it: a consumer, an edge, a worker.
     pub place: String,
-    /// How many have vanished, or, below zero, went without having come.
+    /// How many have vanished, or, if negative, left without having come.
     pub messages: i64,
 }
 
@@ -149,16 +150,16 @@ impl PipelineStatus {
         self.stages.iter().all(|stage| stage.state == StageState::Running)
     }
 
-    /// Whether the books close: nothing has vanished, nothing is in flight, and every message that came has an
-    /// outcome. Of a pipeline that runs that is a matter of the moment, and an actor that died may have
-    /// counted a message twice.
+    /// Whether the books close: nothing has vanished, nothing is in flight, and every message that
+    /// came has an outcome. For a running pipeline this depends on the moment, and an actor that
+    /// died may have counted a message twice.
     pub fn closes(&self) -> bool {
         let has_outcomes =
             |stage: &StageStatus| stage.in_flight == 0 && stage.without_outcome() == 0;
         self.unaccounted.is_empty() && self.stages.iter().all(has_outcomes)
     }
 
-    /// The stage of this name.
+    /// The stage with this name.
     pub fn stage(&self, name: &str) -> Option<&StageStatus> {
         self.stages.iter().find(|stage| stage.stage == name)
     }
@@ -179,7 +180,7 @@ pub struct StageStatus {
     pub received: u64,
     /// Messages done, their outputs confirmed.
     pub acked: u64,
-    /// Messages done that became nothing, on purpose.
+    /// Messages done without output, on purpose.
     pub filtered: u64,
     /// Messages put back on their queue after a failed attempt.
     pub requeued: u64,
@@ -191,23 +192,23 @@ pub struct StageStatus {
     pub discarded: u64,
     /// Messages given back undecided.
     pub released: u64,
-    /// Messages delivered and unresolved, descendants over direct edges counted.
+    /// Messages delivered and unresolved, including descendants over direct edges.
     pub in_flight: u64,
     /// Outputs to queues.
     pub outputs: Vec<Outputs>,
     /// Calls of the component.
     pub calls: u64,
-    /// The time that its components took, all workers together.
+    /// Total time spent in its components, summed over all workers.
     pub busy: Duration,
-    /// The time that its workers waited for something to do, all together.
+    /// Total time that its workers waited for something to do, summed over all workers.
     pub idle: Duration,
     /// The time that outputs waited for a queue that did not take them.
     pub blocked_for: Duration,
-    /// Answers of its queues with messages.
+    /// Results of its queues that contained messages.
     pub pulls: u64,
     /// How long ago its last message came.
     pub last_message: Option<Duration>,
-    /// Messages settled, and the time from receiving to settling them.
+    /// Messages settled, and the total time from receiving to settling them.
     pub settled: Times,
     /// Attempts that failed.
     pub failed_attempts: u64,
@@ -215,7 +216,7 @@ pub struct StageStatus {
     pub panics: u64,
     /// Attempts that took too long.
     pub timeouts: u64,
-    /// Actors started again, and starts tried again.
+    /// Restarts of actors, and retries of starts.
     pub restarts: u64,
     /// Threads of blocking calls that were given up on and still run.
     pub stuck_threads: u64,
@@ -224,7 +225,7 @@ pub struct StageStatus {
 }
 
 impl StageStatus {
-    /// How many messages it received beyond those that have an outcome; below zero, some have two.
+    /// How many received messages do not have an outcome; if negative, some have two.
     pub fn without_outcome(&self) -> i128 {
         let outcomes = [
             self.acked,
@@ -294,7 +295,7 @@ fn outputs(stage: &StagePlan, queues: &[Arc<QueuePlan>]) -> Vec<Outputs> {
 /// How a run ended.
 #[derive(Debug, Clone)]
 pub struct Stopped {
-    /// How it was at the end.
+    /// The status at the end.
     pub status: PipelineStatus,
     /// Stages that failed, with the reason.
     pub failed: Vec<(String, String)>,

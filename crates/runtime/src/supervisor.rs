@@ -18,8 +18,8 @@ use crate::states::UsedState;
 use crate::status::{PipelineStatus, QueueDepth, Stopped};
 use crate::tree::{Command, Tree};
 
-/// Starts pipelines, in threads of its own, so that it can be embedded in any program: one with a
-/// tokio or actix runtime, another, or none.
+/// Starts pipelines, on threads of its own, so that it can be embedded in any program: one with a
+/// tokio or actix runtime, another runtime, or none.
 ///
 /// ```no_run
 /// # async fn example(pipeline: brigade_runtime::Pipeline) -> Result<(), brigade_runtime::StartError> {
@@ -35,10 +35,10 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// A supervisor of no pipelines yet.
+    /// A supervisor without pipelines.
     ///
-    /// A program with `panic = "abort"` does not compile with it: then a component's panic could not
-    /// be kept from ending the program.
+    /// A program with `panic = "abort"` does not compile with it, since a component's panic would
+    /// then end the program.
     pub fn new() -> Self {
         const {
             assert!(
@@ -49,7 +49,7 @@ impl Supervisor {
         Self::default()
     }
 
-    /// One pipeline more.
+    /// Adds a pipeline.
     #[must_use]
     #[expect(clippy::should_implement_trait, reason = "pipelines are added to a supervisor")]
     pub fn add(mut self, pipeline: Pipeline) -> Self {
@@ -57,10 +57,11 @@ impl Supervisor {
         self
     }
 
-    /// Starts all pipelines. Comes back when their actors are being started: connections and
-    /// `init` may still be under way, see [`Running::status`].
+    /// Starts all pipelines. Returns while their actors are being started: connections and `init`
+    /// may still be under way, see [`Running::status`].
     ///
-    /// A call that is dropped before starts nothing, or stops at once what it has started.
+    /// If the call is dropped before it returns, nothing is started, or what was started is stopped
+    /// at once.
     ///
     /// # Errors
     /// No pipeline was added, two have the same name, or a pipeline's state cannot be opened.
@@ -79,8 +80,8 @@ impl Supervisor {
         launched.running().await
     }
 
-    /// As [`start`](Supervisor::start), in the calling thread's `LocalSet`, so that a test can stop
-    /// the time of everything. For the testkit.
+    /// Like [`start`](Supervisor::start), but in the calling thread's `LocalSet`, so that a test
+    /// can pause time for everything. For the testkit.
     #[doc(hidden)]
     pub async fn start_here(self) -> Result<Running, StartError> {
         let (launch, alive, launched) = self.launch(Home::Here)?;
@@ -91,7 +92,7 @@ impl Supervisor {
         launched.running().await
     }
 
-    /// What to run, what to drop when all actors have gone, and what is known of it meanwhile.
+    /// What to run, what to drop when all actors are gone, and the owner's handle.
     fn launch(self, home: Home) -> Result<(Launch, oneshot::Sender<()>, Launched), StartError> {
         let mut names: Vec<&str> = self.pipelines.iter().map(Pipeline::name).collect();
         if names.is_empty() {
@@ -111,7 +112,7 @@ impl Supervisor {
     }
 }
 
-/// How long the end waits for what still blocks a thread.
+/// How long shutting down waits for what still blocks a thread.
 const BLOCKED: Duration = Duration::from_secs(2);
 
 /// What the supervisor is about to do.
@@ -124,14 +125,14 @@ struct Launch {
 }
 
 impl Launch {
-    /// Supervises, with actors that are gone when this ends, and not later: one that is dropped before it
-    /// has started starts then, and needs the runtime for that.
+    /// Supervises. All actors are gone when this ends, and not later: dropping an actor that has
+    /// not started starts it, which needs the runtime.
     async fn run(self) {
         LocalSet::new().run_until(self.supervise()).await;
     }
 }
 
-/// What the supervisor's owner has of it.
+/// What the supervisor's owner keeps.
 struct Launched {
     started: oneshot::Receiver<Result<Vec<TreeHandle>, StartError>>,
     stop: oneshot::Sender<()>,
@@ -148,24 +149,24 @@ impl Launched {
     }
 }
 
-/// Drops the runtime, which waits for whatever blocks a thread of it, as a question to a server that is away. Who
-/// waits for the end waits for that no longer than [`BLOCKED`].
+/// Drops the runtime, which waits for whatever blocks one of its threads, such as a request to a
+/// server that is away. Callers that wait for the end wait no longer than [`BLOCKED`] for that.
 fn let_go(system: SystemRunner, alive: oneshot::Sender<()>) {
     let (gone, is_gone) = std::sync::mpsc::channel::<()>();
     let tell = move || {
-        // Nothing is ever sent: it is gone, or it takes too long.
+        // Nothing is ever sent: the runtime is gone, or it takes too long.
         let _ = is_gone.recv_timeout(BLOCKED);
         drop(alive);
     };
-    // Without a thread it is told at once.
+    // If no thread can be started, the end is reported at once.
     let _ = std::thread::Builder::new().name("brigade-end".to_owned()).spawn(tell);
     drop(system);
     drop(gone);
 }
 
-/// Threads of actors panic where they can open nothing: better to say so before they begin.
+/// Actor threads panic if they cannot open file handles: better to report that before they start.
 fn room_for_threads(threads: usize) -> Result<(), StartError> {
-    /// What one opens: for its timers and wake-ups, and for signals.
+    /// What one thread opens: for its timers and wake-ups, and for signals.
     const HANDLES: usize = 6;
     let open = |_| std::fs::File::open("/dev/null");
     let opened: std::io::Result<Vec<_>> = (0..threads * HANDLES).map(open).collect();
@@ -194,14 +195,14 @@ impl Launch {
                 }
                 Err(error) => {
                     stop_at_once(&trees).await;
-                    // Who started is waiting for exactly this.
+                    // The caller of `start` is waiting for exactly this.
                     let _ = ready.send(Err(error));
                     return;
                 }
             }
         }
         match ready.send(Ok(trees)) {
-            // Nobody waits any more for what has started.
+            // The caller no longer waits for what has started.
             Err(Ok(trees)) => stop_at_once(&trees).await,
             // Ends by a message, or when the handle is dropped.
             _ => drop(stopped.await),
@@ -214,7 +215,7 @@ impl Launch {
     }
 }
 
-/// Ends pipelines that nobody has a handle of.
+/// Ends pipelines for which there is no handle.
 async fn stop_at_once(trees: &[TreeHandle]) {
     for tree in trees {
         tree.ask(|reply| Command::Stop { deadline: Some(Duration::ZERO), reply }).await;
@@ -237,7 +238,7 @@ impl TreeHandle {
         answer.await.ok()
     }
 
-    /// Asks for something that may be refused.
+    /// Sends a request that may be refused.
     async fn order(
         &self,
         command: impl FnOnce(oneshot::Sender<Result<(), String>>) -> Command,
@@ -256,30 +257,30 @@ pub struct Running {
     trees: Vec<TreeHandle>,
     events: EventSender,
     stop: oneshot::Sender<()>,
-    /// Hears that the supervisor has ended.
+    /// Completes when the supervisor has ended.
     ended: oneshot::Receiver<()>,
 }
 
-/// Why something that was asked of a running pipeline was not done.
+/// Why a request to a running pipeline was not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct CommandError(String);
 
 impl CommandError {
-    /// With this explanation.
+    /// An error with this explanation.
     pub fn new(message: impl Into<String>) -> Self {
         Self(message.into())
     }
 }
 
-/// Looks at running pipelines, for as long as they run and no longer; cheap to clone.
+/// Observes running pipelines without keeping them running; cheap to clone.
 #[derive(Clone)]
 pub struct Watcher {
     trees: Vec<TreeHandle>,
 }
 
 impl Watcher {
-    /// How the pipelines are now; those that have stopped are left out.
+    /// The current status of the pipelines; those that have stopped are left out.
     pub async fn status(&self) -> Vec<PipelineStatus> {
         let mut all = Vec::with_capacity(self.trees.len());
         for tree in &self.trees {
@@ -294,7 +295,7 @@ impl Watcher {
         all.len() == self.trees.len() && all.iter().all(PipelineStatus::is_ready)
     }
 
-    /// How much waits in the queues that the stages here read.
+    /// How many messages wait in the queues that the stages in this process read.
     pub async fn depths(&self) -> Vec<QueueDepth> {
         let depths = self.trees.iter().map(|tree| tree.ask(Command::Depths));
         join_all(depths).await.into_iter().flatten().flatten().collect()
@@ -309,7 +310,7 @@ impl fmt::Debug for Watcher {
 }
 
 impl Running {
-    /// How the pipelines are now.
+    /// The current status of the pipelines.
     pub async fn status(&self) -> Vec<PipelineStatus> {
         self.watcher().status().await
     }
@@ -319,25 +320,26 @@ impl Running {
         self.watcher().is_ready().await
     }
 
-    /// What looks at the pipelines from elsewhere, such as a metrics endpoint.
+    /// Observes the pipelines from elsewhere, such as a metrics endpoint.
     pub fn watcher(&self) -> Watcher {
         Watcher { trees: self.trees.clone() }
     }
 
-    /// What happens from now on.
+    /// The events from now on.
     pub fn events(&self) -> Events {
         self.events.subscribe()
     }
 
-    /// A producer of a queue that the pipeline file declares, for the program's own messages. Queues
-    /// are named `queue` or, where several pipelines run, `pipeline/queue`. Their `schema` and `key`
-    /// are not looked at here.
+    /// A producer for a queue that the pipeline file declares, for the program's own messages.
+    /// Queues are named `queue` or, if several pipelines run, `pipeline/queue`. Their `schema` and
+    /// `key` are not applied here.
     ///
     /// # Errors
     /// There is no such queue, or it cannot be opened.
     ///
     /// # Panics
-    /// Outside of a Tokio runtime, where the queue's connector needs one: the producer works for who calls it.
+    /// Outside a Tokio runtime, if the queue's connector needs one: the producer runs on the
+    /// caller's runtime.
     pub async fn producer(&self, queue: &str) -> Result<Arc<dyn Producer>, CommandError> {
         let (tree, name) = self.find(queue)?;
         let declared = tree.plan.queues.iter().find(|queue| *queue.spec.name == *name);
@@ -354,8 +356,8 @@ impl Running {
     }
 
     /// Stops pulling for a stage; what is in flight goes on. A stage that is fed directly is paused
-    /// together with the stages that it is joined to. Stages are named `stage` or, where several
-    /// pipelines run, `pipeline/stage`.
+    /// together with the stages it is joined to. Stages are named `stage` or, if several pipelines
+    /// run, `pipeline/stage`.
     ///
     /// # Errors
     /// There is no such stage, or it is not running.
@@ -364,7 +366,7 @@ impl Running {
         tree.order(|reply| Command::Pause { stage, reply }).await
     }
 
-    /// As [`pause`](Running::pause), and waits until nothing of the stage is in flight.
+    /// Like [`pause`](Running::pause), but waits until nothing of the stage is in flight.
     ///
     /// # Errors
     /// There is no such stage, or it is not running.
@@ -373,8 +375,9 @@ impl Running {
         tree.order(|reply| Command::Drain { stage, reply }).await
     }
 
-    /// Stops pulling for a stage, waits until nothing of it is in flight, at most for so long, gives
-    /// back the rest, and ends its actors. [`resume`](Running::resume) starts it again.
+    /// Stops pulling for a stage, waits until nothing of it is in flight (at most until the
+    /// deadline), gives back the rest, and ends its actors. [`resume`](Running::resume) starts it
+    /// again.
     ///
     /// # Errors
     /// There is no such stage, or it is not running.
@@ -387,7 +390,7 @@ impl Running {
         tree.order(|reply| Command::End { stage, deadline, reply }).await
     }
 
-    /// Pulls again for a stage that was paused or drained; starts one that was stopped.
+    /// Resumes pulling for a stage that was paused or drained; starts one that was stopped.
     ///
     /// # Errors
     /// There is no such stage, or it is starting, draining or failed.
@@ -396,25 +399,27 @@ impl Running {
         tree.order(|reply| Command::Resume { stage, reply }).await
     }
 
-    /// Gives a stage another number of workers, 1 to 1,024. Its line pulls nothing until what is in
-    /// flight is resolved, so that keys stay in order. Comes back when the new workers are there; a queue
-    /// that is away by then is waited for.
+    /// Changes a stage's number of workers, 1 to 1,024. Its line pulls nothing until what is in
+    /// flight is resolved, so that keys stay in order. Returns once the new workers are there; if a
+    /// queue is away by then, that includes waiting for it.
     ///
     /// # Errors
-    /// There is no such stage, it is not running, its order allows only one worker, or it has failed.
+    /// There is no such stage, it is not running, its order allows only one worker, or it has
+    /// failed.
     pub async fn scale(&self, stage: &str, workers: usize) -> Result<(), CommandError> {
         let (tree, stage) = self.find(stage)?;
         tree.order(|reply| Command::Scale { stage, workers, reply }).await
     }
 
-    /// Waits until nothing is left to do: finite inputs are at their end, queues are empty for every
-    /// process, nothing is in flight, and every stage upstream, in whichever process, has finished.
-    /// `quiet` is for queues that cannot tell whether they are empty: how long nothing may have
-    /// come. Also comes back when a stage has failed. A stage that was stopped is not waited for, whatever is
-    /// on its queues; one that is paused is.
+    /// Waits until nothing is left to do: finite inputs are at their end, queues are empty for
+    /// every process, nothing is in flight, and every upstream stage, in whichever process, has
+    /// finished. `quiet` is for queues that cannot tell whether they are empty: they count as empty
+    /// when nothing has come for this long. Also returns when a stage has failed. A stage that was
+    /// stopped is not waited for, whatever is on its queues; one that is paused is.
     ///
     /// # Errors
-    /// A queue cannot tell, and no `quiet` is given; or the state cannot be read.
+    /// A queue cannot tell whether it is empty, and no `quiet` is given; or the state cannot be
+    /// read.
     pub async fn until_idle(&self, quiet: Option<Duration>) -> Result<(), CommandError> {
         for tree in &self.trees {
             tree.order(|reply| Command::Idle { quiet, reply }).await?;
@@ -422,20 +427,21 @@ impl Running {
         Ok(())
     }
 
-    /// Stops pulling, resolves everything in flight however long it takes, flushes, and ends. What still blocks a
-    /// thread 2 s later, as a question to a server that does not answer, may outlive this.
+    /// Stops pulling, resolves everything in flight however long it takes, flushes, and ends. What
+    /// still blocks a thread 2 s later, such as a request to a server that does not answer, may
+    /// outlive this call.
     pub async fn drain(self) -> Vec<Stopped> {
         self.end(|_| None).await
     }
 
-    /// As [`drain`](Running::drain), but gives back what is not resolved by the deadline: the
-    /// pipeline's `stop_deadline` unless another is given.
+    /// Like [`drain`](Running::drain), but gives back what is not resolved by the deadline: by
+    /// default the pipeline's `stop_deadline`.
     pub async fn stop(self, deadline: Option<Duration>) -> Vec<Stopped> {
         self.end(|own| Some(deadline.unwrap_or(own))).await
     }
 
-    /// Kills an actor of a stage, as if by a defect of Brigade's: `worker`, `consumer` or
-    /// `producer`. For tests.
+    /// Kills an actor of a stage, as if by a defect in Brigade: `worker`, `consumer` or `producer`.
+    /// For tests.
     ///
     /// # Errors
     /// There is no such stage or actor.
@@ -445,7 +451,8 @@ impl Running {
         tree.order(|reply| Command::Crash { stage, actor, reply }).await
     }
 
-    /// Has a stage do something wrong, once: `leak`, `ack_twice` or `lose`. For the test of the books.
+    /// Makes a stage do something wrong, once: `leak`, `ack_twice` or `lose`. For testing the
+    /// books.
     ///
     /// # Errors
     /// There is no such stage or defect.

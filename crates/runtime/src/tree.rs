@@ -1,4 +1,4 @@
-//! The actor that only starts, watches, restarts and stops: a pipeline's supervisor.
+//! A pipeline's supervisor: the actor that only starts, watches, restarts and stops others.
 
 mod books;
 mod command;
@@ -24,11 +24,11 @@ use crate::status::{PipelineStatus, QueueTimes, StageState, StageStatus, Unaccou
 pub(crate) use command::Command;
 use line::{Line, Producers};
 
-/// What the actors tell their supervisor.
+/// What the actors report to their supervisor.
 #[derive(Message)]
 #[rtype(result = "()")]
 enum Told {
-    /// An actor has ended, and was not meant to.
+    /// An actor has ended unexpectedly.
     Died { who: Who, life: u64 },
     /// A stage cannot go on.
     Failed { stage: u16, error: String },
@@ -37,7 +37,7 @@ enum Told {
 /// An actor, by what it does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Who {
-    /// The worker of this number, of a stage.
+    /// The worker with this number, of a stage.
     Worker { stage: u16, index: usize },
     /// The consumer of a queue for a stage, on a lane.
     Consumer { stage: u16, queue: u16, lane: usize },
@@ -46,7 +46,7 @@ pub(crate) enum Who {
 }
 
 impl Who {
-    /// The stage that it works for, or a producer's line begins with.
+    /// The stage it works for; for a producer, the first stage of its line.
     fn stage(self) -> u16 {
         match self {
             Self::Worker { stage, .. }
@@ -61,7 +61,7 @@ impl Who {
 pub(crate) struct Report(Addr<Tree>);
 
 impl Report {
-    /// The stage cannot go on.
+    /// Reports that the stage cannot go on.
     pub(crate) fn failed(&self, stage: u16, error: String) {
         self.0.do_send(Told::Failed { stage, error });
     }
@@ -72,17 +72,17 @@ impl Report {
     }
 }
 
-/// In each actor: tells the supervisor when it has ended, whatever happened.
+/// In each actor: informs the supervisor when it has ended, whatever happened.
 pub(crate) struct Exit {
     report: Report,
     who: Who,
-    /// Which life of this actor; a late word of an earlier one is ignored.
+    /// The life of the actor; late reports from an earlier one are ignored.
     life: u64,
     expected: bool,
 }
 
 impl Exit {
-    /// The actor ends by itself; there is nothing to tell.
+    /// The actor ends by itself; there is nothing to report.
     pub(crate) fn expected(&mut self) {
         self.expected = true;
     }
@@ -115,16 +115,16 @@ pub(crate) struct Tree {
     /// Actors that died while the line they belong to was not in `lines`.
     early_deaths: Vec<(Who, u64)>,
     lives: Arc<AtomicU64>,
-    /// Lines whose number of workers is being changed, by their roots, with what was asked of them
-    /// meanwhile. They are not in `lines` then.
+    /// Lines whose number of workers is being changed, by their roots, with commands deferred until
+    /// that is done. They are not in `lines` during that time.
     scaling: HashMap<u16, Vec<Command>>,
-    /// Actors that were to be started again while their line's workers were being changed.
+    /// Actors that were to be restarted while their line's workers were being changed.
     late_revivals: Vec<(Who, u64)>,
-    /// Who waits for a line to start, by its root.
+    /// Callers that wait for a line to start, by its root.
     awaited: HashMap<u16, command::Reply>,
     books: Books<(u16, books::Party)>,
     unaccounted: Vec<Unaccounted>,
-    /// Nothing more is begun; what is in flight is waited for.
+    /// Nothing new is started; what is in flight is waited for.
     stopping: bool,
     /// Nothing is waited for any more.
     closing: bool,
@@ -191,8 +191,8 @@ impl Tree {
         std::iter::successors(Some(stage), upstream).last().expect("the stage itself")
     }
 
-    /// Whether an actor that has died is started again: while what is in flight is waited for, who handles it
-    /// and who puts what became of it.
+    /// Whether an actor that has died is restarted: while what is in flight is waited for, only
+    /// actors that handle it or put its outputs are.
     fn is_needed(&self, who: Who) -> bool {
         match who {
             Who::Consumer { .. } => !self.stopping,
@@ -200,12 +200,13 @@ impl Tree {
         }
     }
 
-    /// Asks the stage's budget whether, and when, something is started again.
+    /// Asks the stage's budget whether, and when, something is restarted.
     fn ask_budget(&mut self, stage: u16) -> Restart {
         self.stages[usize::from(stage)].budget.failed(Instant::now().into_std())
     }
 
-    /// A stage has failed, and with it everything that is joined to it without a queue between.
+    /// Marks a stage as failed, and with it everything that is joined to it without a queue
+    /// in between.
     fn fail(&mut self, stage: u16, error: String) {
         let root = self.root_of(stage);
         if self.stages[usize::from(stage)].state == StageState::Failed {
@@ -222,16 +223,17 @@ impl Tree {
         }
         if let Some(line) = self.lines.get_mut(&root) {
             line.halt();
-            // Who died last closes nothing: what it held would be kept from others as long as the rest runs.
+            // An actor that died last can no longer close its connection: without this, what it
+            // held would be unavailable to others as long as the rest runs.
             actix::spawn(line.close_deserted());
         }
         self.tell_who_waits(root, Err(error));
     }
 
-    /// Tells who waits for a line to start that it has, or never will.
+    /// Notifies the caller that waits for a line to start that it has, or never will.
     fn tell_who_waits(&mut self, root: u16, answer: Result<(), String>) {
         if let Some(reply) = self.awaited.remove(&root) {
-            // Who asked may be gone.
+            // The caller may be gone.
             let _ = reply.send(answer);
         }
     }
@@ -258,7 +260,7 @@ impl Tree {
         let state = self.stages[usize::from(stage)].state;
         let failed = state == StageState::Failed;
         if !failed && !self.lines.contains_key(&root) {
-            // Of a line that was stopped there is nobody to be started again.
+            // A stopped line has no actors to restart.
             if state != StageState::Stopped {
                 self.early_deaths.push((who, life));
             }
@@ -266,7 +268,7 @@ impl Tree {
         }
         let current = self.lines.get(&root).is_some_and(|line| line.is_current(who, life));
         if failed && let Some(line) = self.lines.get(&root) {
-            // What it held is kept from nobody any longer.
+            // Makes what it held available to others.
             actix::spawn(line.close_deserted());
         }
         if failed || !current || !self.is_needed(who) {

@@ -1,15 +1,16 @@
-//! Avro payloads, read as JSON and written from it by their schemas.
+//! Avro payloads, converted to and from JSON according to their schemas.
 //!
-//! `apache-avro` reads the schemas. What it does with values is made for reading with another schema, and would
-//! change what a component put out (an object of several records' fields is the first of them, a name that the
-//! schema has not is dropped, a text is a decimal's bytes), takes twice the time for each union that values are
-//! nested in, reads what is cut short as nulls, and has no limit for how deep a payload goes. So the bytes are read
-//! and written here.
+//! `apache-avro` parses the schemas. Its handling of values is made for reading with another
+//! schema, and would change what a component emitted (an object with the fields of several records
+//! becomes the first of them, a name that is not in the schema is dropped, a text becomes a
+//! decimal's bytes), doubles its time with each union that values are nested in, reads truncated
+//! input as nulls, and does not limit the depth of a payload. So the bytes are read and written
+//! here.
 //!
 //! # As JSON
 //!
-//! `bytes`, `fixed` and `duration` are lists of numbers, decimals and UUIDs texts, times and dates numbers. A value of
-//! a union is the value alone. What is no number (NaN) or has no end is null.
+//! `bytes`, `fixed` and `duration` are lists of numbers, decimals and UUIDs are texts, times and
+//! dates are numbers. A value of a union is just the value. NaN and infinities are null.
 
 mod read;
 mod write;
@@ -20,19 +21,19 @@ use apache_avro::Schema;
 use apache_avro::schema::{FixedSchema, InnerDecimalSchema, Name, UuidSchema};
 use serde_json::Value;
 
-/// How deep values may be nested in records, lists and maps, as in JSON.
+/// The deepest nesting of values in records, lists and maps, as for JSON.
 const DEPTH_MAX: usize = 127;
-/// The bytes of a decimal, at most: more than two thousand digits.
+/// The most bytes of a decimal: more than two thousand digits.
 const DECIMAL_MAX: usize = 1024;
 
-/// A schema, with what it refers to.
+/// A schema, with everything it refers to.
 #[derive(Debug)]
 pub(crate) struct Avro {
     types: Vec<Type>,
     root: usize,
 }
 
-/// One type; the numbers are places among a schema's types.
+/// One type; the numbers are indices of the schema's types.
 #[derive(Debug)]
 enum Type {
     Null,
@@ -54,7 +55,7 @@ enum Type {
 
 #[derive(Debug, Clone, Copy)]
 enum Length {
-    /// It stands before the bytes.
+    /// The length precedes the bytes.
     Told,
     Always(usize),
 }
@@ -73,10 +74,11 @@ struct Field {
 }
 
 impl Avro {
-    /// Reads a schema. `references` are the texts of all that it refers to, directly or not.
+    /// Parses a schema. `references` are the texts of all schemas that it refers to, directly or
+    /// indirectly.
     ///
     /// # Errors
-    /// One of them is no schema, or something is missing: what.
+    /// One of them is not a schema, or something is missing; the error says what.
     pub(crate) fn parse(text: &str, references: &[String]) -> Result<Self, String> {
         let parsed = Schema::parse_str_with_list(text, references);
         let (schema, others) = parsed.map_err(|error| error.to_string())?;
@@ -86,7 +88,7 @@ impl Avro {
                 parts.others.insert(name.clone(), other);
             }
         }
-        // What is defined within one of them may be meant by its name alone.
+        // A type defined within one of them may be referred to by name only.
         for other in &others {
             if name_of(other).is_some_and(|name| !parts.names.contains_key(name)) {
                 parts.add(other)?;
@@ -97,17 +99,17 @@ impl Avro {
     }
 }
 
-/// What a schema is taken apart into.
+/// The parts of a schema while it is taken apart.
 struct Parts<'s> {
     types: Vec<Type>,
-    /// Named types that have a place.
+    /// Named types that have an index.
     names: HashMap<Name, usize>,
     /// Named types of other schemas.
     others: HashMap<Name, &'s Schema>,
 }
 
 impl<'s> Parts<'s> {
-    /// The place of a type, which may refer to itself.
+    /// The index of a type, which may refer to itself.
     fn add(&mut self, schema: &'s Schema) -> Result<usize, String> {
         if let Schema::Ref { name } = schema {
             return self.named(name);

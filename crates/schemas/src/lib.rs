@@ -1,15 +1,17 @@
-//! Payloads whose schemas are in a registry that speaks Confluent's HTTP API: Avro, Protobuf and JSON.
+//! Payloads whose schemas are in a registry that speaks Confluent's HTTP API: Avro, Protobuf and
+//! JSON.
 //!
 //! # On the wire
 //!
-//! A zero byte, the schema's id (32 bits, the most significant byte first), for Protobuf the message's
-//! place in its file, then the payload: what the serialisers of other languages write and read.
+//! A zero byte, the schema's id (32 bits, the most significant byte first), for Protobuf the
+//! message's index in its file, then the payload: what the serialisers of other languages write and
+//! read.
 //!
 //! # As JSON
 //!
-//! Avro's `bytes`, `fixed` and durations are lists of numbers, its decimals (`"12.50"`) and UUIDs texts, its times and
-//! dates numbers. Protobuf's fields have the names of the schema, 64-bit integers are numbers, and fields without
-//! a value have their default.
+//! Avro's `bytes`, `fixed` and durations are lists of numbers, its decimals (`"12.50"`) and UUIDs
+//! are texts, its times and dates are numbers. Protobuf's fields have the names of the schema,
+//! 64-bit integers are numbers, and fields without a value have their default.
 
 mod avro;
 mod registered;
@@ -26,7 +28,7 @@ use brigade_core::connector::{
 use crate::registered::{Registered, Writer};
 use crate::registry::{Registry, type_of};
 
-/// Opens queues' registries.
+/// Opens the registries of queues.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct SchemaRegistries;
 
@@ -38,7 +40,7 @@ impl Formats for SchemaRegistries {
             let problem = Problem::at("url", "it is no address of a schema registry");
             problems.push(problem.help("write `http://host:8081`, or `https:`"));
         }
-        // The address stands in errors and dead letters.
+        // The URL appears in errors and dead letters.
         if registry.url.split('/').nth(2).is_some_and(|host| host.contains('@')) {
             let problem = Problem::at("url", "the address has a user in it");
             problems.push(problem.help("write `user` and `password` beside `url`"));

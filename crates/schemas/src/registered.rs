@@ -18,12 +18,12 @@ use serde_json::Value;
 use crate::avro::Avro;
 use crate::registry::{Answer, Registry, is_missing, is_of_the_registry};
 
-/// What stands before a payload: a zero byte and the schema's id.
+/// What precedes a payload: a zero byte and the schema's id.
 const PREFIX: usize = 5;
-/// So many schemas are kept. A topic has a few, or some hundreds where each of many types has its versions; and as each
-/// takes some 10 to 100 KB, all of them take some 100 MB at most.
+/// The most schemas that are kept. A topic has a few, or some hundreds if each of many types has
+/// its versions; and as each takes some 10 to 100 KB, all of them take some 100 MB at most.
 const SCHEMAS_MAX: usize = 1000;
-/// How integers, names and defaults of Protobuf are told in JSON.
+/// How integers, names and defaults of Protobuf appear in JSON.
 const PROTOBUF: SerializeOptions = SerializeOptions::new()
     .stringify_64_bit_integers(false)
     .use_proto_field_name(true)
@@ -32,17 +32,17 @@ const PROTOBUF: SerializeOptions = SerializeOptions::new()
 pub(crate) struct Registered {
     registry: Registry,
     protobuf: ProtoDecoder,
-    /// By their ids: what a registry has under an id stays what it is.
+    /// By id: the schema under an id never changes in a registry.
     known: Mutex<HashMap<u32, Arc<Schema>>>,
     writer: Option<Writer>,
 }
 
-/// What payloads are read with.
+/// What payloads are decoded with.
 enum Schema {
     Avro(Avro),
     Protobuf,
     Json,
-    /// Why nothing that is written with it can be read.
+    /// Why payloads written with it cannot be read.
     Unreadable(String),
 }
 
@@ -83,7 +83,7 @@ impl Registered {
     async fn read_protobuf(&self, payload: &Bytes) -> Answer<Bytes> {
         match self.protobuf.decode(Some(payload)).await {
             Ok(value) => Ok(json_of(value)),
-            // It would answer with the error for ever, whatever the registry says later.
+            // It would return the error for ever, whatever the registry says later.
             Err(error) if is_missing(&error) => {
                 self.protobuf.remove_errors_from_cache();
                 Ok(Err(self.registry.told(&error)))
@@ -97,7 +97,7 @@ impl Registered {
     }
 }
 
-/// A schema with all that it refers to, parsed; the innermost error is that it never will be.
+/// A schema with everything it refers to, parsed; the innermost error is a permanent one.
 async fn avro_of(registry: &Registry, found: RegisteredSchema) -> Answer<Result<Avro, String>> {
     let (id, text) = (found.id, found.schema.clone());
     Ok(registry.references(found).await?.map(|references| {
@@ -134,7 +134,8 @@ fn with_prefix(id: u32, payload: &[u8]) -> Bytes {
     [&[0][..], &id.to_be_bytes(), payload].concat().into()
 }
 
-/// What payloads are written with: the schema that was the subject's latest when the queue was opened.
+/// What payloads are encoded with: the schema that was the subject's latest when the queue was
+/// opened.
 pub(crate) enum Writer {
     Avro(u32, Avro),
     /// With the message's full name.
@@ -143,7 +144,7 @@ pub(crate) enum Writer {
 }
 
 impl Writer {
-    /// Opens what the keys name, as far as nothing but a payload can be wrong from then on.
+    /// Opens what the keys name, so that from then on only a payload can be wrong.
     pub(crate) async fn open(
         registry: &Registry,
         keys: &SchemaRegistry,
@@ -194,9 +195,9 @@ async fn protobuf(registry: &Registry, id: u32, message: &str) -> Result<Writer,
     )))
 }
 
-/// The full names of the messages at the top of a schema, if it can be read.
+/// The full names of the top-level messages of a schema, if it can be read.
 async fn messages(registry: &Registry, id: u32) -> Option<String> {
-    // Only reading gives away what a schema has: an empty message, which is the first one.
+    // Only decoding reveals what a schema contains: an empty message, which is the first one.
     let first = with_prefix(id, &[0]);
     let decoder = ProtoDecoder::new(registry.settings());
     let read = decoder.decode_with_context(Some(&first)).await.ok()??;
@@ -233,7 +234,7 @@ impl Format for Registered {
             Ok(value) => value,
             Err(error) => return Ok(Err(format!("the output is no JSON: {error}"))),
         };
-        // JSON goes out with all its digits.
+        // JSON is emitted with all its digits.
         if !matches!(writer, Writer::Json(_))
             && let Some(number) = long_integer(json)
         {
@@ -250,7 +251,7 @@ impl Format for Registered {
                 let strategy = self.registry.strategy();
                 match encoder.encode_json(&value, message, &strategy).await {
                     Ok(payload) => Ok(Ok(payload.into())),
-                    // It knows its schema since it was opened.
+                    // Its schema has been known since it was opened.
                     Err(error) => Ok(Err(in_words(error))),
                 }
             }

@@ -1,4 +1,4 @@
-//! Asks a registry for schemas, and tells what its answers say of a payload.
+//! Queries a registry for schemas, and interprets what its answers mean for a payload.
 
 use std::collections::HashSet;
 use std::error::Error as _;
@@ -18,12 +18,12 @@ use schema_registry_converter::schema_registry_common::{
 
 /// How long the registry may take to answer.
 const ASK: Duration = Duration::from_secs(10);
-/// A schema that refers to more than these, directly or not, is taken for a mistake: real ones refer to some tens, and
-/// each is asked for by itself.
+/// The most schemas that one schema may refer to, directly or indirectly; more are taken for a
+/// mistake: real ones refer to some tens, and each is requested separately.
 const REFERENCES_MAX: usize = 1000;
 
-/// What was asked for; the inner error is what makes the payload one that is not to be read. The outer one is that
-/// nobody knows yet.
+/// The result of a query; the inner error makes the payload unreadable, the outer one means that
+/// this is not known yet.
 pub(crate) type Answer<T> = Result<Result<T, String>, ConnectorError>;
 
 /// A queue's registry.
@@ -54,17 +54,17 @@ impl Registry {
         &self.queue
     }
 
-    /// What outputs are written with.
+    /// The subject that outputs are written with.
     pub(crate) fn subject(&self) -> &str {
         &self.subject
     }
 
-    /// How the client that asks for itself asks.
+    /// The settings for the client library, which makes requests of its own.
     pub(crate) fn settings(&self) -> SrSettings {
         self.settings.clone()
     }
 
-    /// The only strategy that takes a subject as it is.
+    /// The only strategy that uses a subject verbatim.
     pub(crate) fn strategy(&self) -> SubjectNameStrategy {
         SubjectNameStrategy::RecordNameStrategy(self.subject.clone())
     }
@@ -73,14 +73,15 @@ impl Registry {
         told(&self.queue, &self.url, error)
     }
 
-    /// Somebody may start the registry, mend the password, or register the schema.
+    /// Transient, since somebody may start the registry, correct the password, or register the
+    /// schema.
     pub(crate) fn transient(&self, error: &SRCError, advice: &str) -> ConnectorError {
         ConnectorError::transient(format!("{}{advice}", self.told(error)))
     }
 
-    /// Asks for a schema, whether it is there or not: only a registry knows.
+    /// Requests a schema that may or may not exist: only a registry can answer either way.
     pub(crate) async fn reach(&self) -> Result<(), ConnectorError> {
-        /// Who asks may not see this one, and others nevertheless.
+        /// The user may be denied this schema but allowed others.
         const DENIED: u32 = 40_301;
         match get_schema_by_id(1, &self.settings).await {
             Err(error) if !is_missing(&error) && code_of(&error) != Some(DENIED) => {
@@ -94,7 +95,7 @@ impl Registry {
         }
     }
 
-    /// Registers what a file says under the subject.
+    /// Registers a file's schema under the subject.
     pub(crate) async fn register(&self, file: &str) -> Result<(), ConnectorError> {
         let Self { queue, subject, .. } = self;
         let schema_type = type_of(Path::new(file)).map_err(ConnectorError::permanent)?;
@@ -132,17 +133,17 @@ impl Registry {
         }
     }
 
-    /// The texts of all schemas that one refers to, directly or not, those that others refer to first.
+    /// The texts of all schemas that one refers to, directly or indirectly, in order of dependency.
     pub(crate) async fn references(&self, schema: RegisteredSchema) -> Answer<Vec<String>> {
         enum Step {
             Ask(RegisteredReference),
-            /// All that this text refers to stands before it.
+            /// Everything that this text refers to precedes it.
             Take(String),
         }
         let asked =
             |references: Vec<RegisteredReference>| references.into_iter().rev().map(Step::Ask);
         let mut steps: Vec<Step> = asked(schema.references).collect();
-        // Two may refer to the same, also by another name, and it is defined once.
+        // Two schemas may refer to the same one, even under another name, and it is defined once.
         let (mut names, mut places, mut texts) = (HashSet::new(), HashSet::new(), Vec::new());
         while let Some(step) = steps.pop() {
             let reference = match step {
@@ -165,7 +166,7 @@ impl Registry {
                     steps.push(Step::Take(found.schema));
                     steps.extend(asked(found.references));
                 }
-                // The schema was found: one that it refers to is not there, and may come back.
+                // The schema was found, but one that it refers to is missing and may come back.
                 Err(error) if is_missing(&error) => {
                     let RegisteredReference { name, subject, version, .. } = &reference;
                     let told = self.told(&error);
@@ -183,7 +184,7 @@ fn told(queue: &str, url: &str, error: &SRCError) -> String {
     format!("queue `{queue}`, schema registry at {url}: {}{cause}", error.error)
 }
 
-/// What a schema's file is a schema of.
+/// The type of schema in a schema's file.
 pub(crate) fn type_of(file: &Path) -> Result<SchemaType, String> {
     match file.extension().and_then(|extension| extension.to_str()) {
         Some("avsc") => Ok(SchemaType::Avro),
@@ -193,27 +194,27 @@ pub(crate) fn type_of(file: &Path) -> Result<SchemaType, String> {
     }
 }
 
-/// Whether the registry says that it has no such thing. Anything that stands before it, or an address that is not a
-/// registry's, answers 404 as well: that says nothing of schemas.
+/// Whether the registry says that it has no such thing. A proxy in front of it, or a URL that is
+/// not a registry's, answers 404 as well, which says nothing about schemas.
 pub(crate) fn is_missing(error: &SRCError) -> bool {
-    /// The registry's codes for a subject, a version and a schema that are not there.
+    /// The registry's codes for a missing subject, version and schema.
     const MISSING: [u32; 3] = [40_401, 40_402, 40_403];
     code_of(error).is_some_and(|code| MISSING.contains(&code))
 }
 
-/// Whether the answer is that there is no such thing, whoever gave it.
+/// Whether the answer is "not found", whoever gave it.
 fn is_not_found(error: &SRCError) -> bool {
     innermost(error).error.contains("status 404")
 }
 
-/// The registry's own code for what went wrong; 0 in an answer that is not a registry's.
+/// The registry's own code for what went wrong; 0 if the answer is not a registry's.
 fn code_of(error: &SRCError) -> Option<u32> {
     let answer = innermost(error).source()?.downcast_ref::<RawError>()?;
     Some(answer.error_code)
 }
 
-/// Whether the registry did not give what it was asked for, so that nobody knows what is wrong with the payload: it is
-/// away, refuses who asks or is overburdened, or its answer was cut short.
+/// Whether the registry did not answer the request, so that it is unknown what is wrong with the
+/// payload: it is away, refuses the user or is overloaded, or its answer was truncated.
 pub(crate) fn is_of_the_registry(error: &SRCError) -> bool {
     const ANSWERS: [&str; 2] =
         ["HTTP request to schema registry failed", "could not parse to RawRegisteredSchema"];
@@ -221,7 +222,7 @@ pub(crate) fn is_of_the_registry(error: &SRCError) -> bool {
     error.retriable || ANSWERS.iter().any(|answer| error.error.starts_with(answer))
 }
 
-/// What went wrong with a schema that the one asked for refers to is told within another error.
+/// An error with a schema that the requested one refers to is nested in another error.
 fn innermost(error: &SRCError) -> &SRCError {
     let within = error.source().and_then(|within| within.downcast_ref::<SRCError>());
     within.map_or(error, innermost)

@@ -1,3 +1,5 @@
+//! Tests of one component: [`Driven`] calls it with messages and returns its results.
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -10,9 +12,9 @@ use brigade_core::state::{StateStore as _, StoreOp};
 use brigade_core::{BoxError, Message};
 use brigade_memory::MemoryState;
 
-/// One component, driven by hand: call it with messages, and look at what it answers. It decodes,
-/// encodes, and keeps its state as it does in a stage; nothing else of a stage is there, so that a
-/// panic is the test's.
+/// One component, driven by hand: call it with messages, and look at its results. It decodes,
+/// encodes, and keeps its state as it does in a stage; nothing else of a stage is present, so a
+/// panic of the component is a panic of the test.
 ///
 /// ```
 /// use brigade_core::component::{Component, Context, Emit};
@@ -49,10 +51,10 @@ pub struct Driven {
 }
 
 impl Driven {
-    /// The component, its `init` done.
+    /// Wraps a component and runs its `init`.
     ///
     /// # Errors
-    /// That of its `init`.
+    /// The error of its `init`.
     pub async fn new<M>(component: impl IntoComponent<M>) -> Result<Self, BoxError> {
         let (mut component, state) = (component.into_any(), MemoryState::new());
         let stage =
@@ -66,7 +68,7 @@ impl Driven {
     /// Handles a message for the first time.
     ///
     /// # Errors
-    /// It does not decode, the component failed, or its answer does not encode.
+    /// It does not decode, the component failed, or its result does not encode.
     pub async fn handle(&mut self, message: Message) -> Result<Vec<Emitted>, HandleError> {
         self.attempt(message, 1).await
     }
@@ -74,7 +76,7 @@ impl Driven {
     /// Handles a message that has failed before: `attempt` is the number of this attempt, from 1.
     ///
     /// # Errors
-    /// As [`handle`](Driven::handle).
+    /// See [`handle`](Driven::handle).
     pub async fn attempt(
         &mut self,
         message: Message,
@@ -95,7 +97,7 @@ impl Driven {
         Ok(outputs.into_vec())
     }
 
-    /// Handles messages as one batch; one answer for each, in their order.
+    /// Handles messages as one batch; returns one result per message, in their order.
     pub async fn handle_batch(
         &mut self,
         messages: impl IntoIterator<Item = Message>,

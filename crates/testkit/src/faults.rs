@@ -1,4 +1,4 @@
-//! Faults at given points of a trial: calls of components that go wrong, queues that take nothing.
+//! Faults at chosen points of a trial: component calls that go wrong, queues that take nothing.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -20,16 +20,16 @@ use futures_util::future::LocalBoxFuture;
 use crate::kept::Kept;
 use crate::like::{Like, LikeConnector, LikeConsumer, LikeProducer};
 
-/// What a call of a component does instead of its work, or before it.
+/// What a component call does instead of its work, or before it.
 #[derive(Debug, Clone)]
 pub enum Fault {
     /// It panics.
     Panic,
-    /// It fails, and may be tried again.
+    /// It fails, and may be retried.
     Error(String),
     /// It fails for good.
     Reject(String),
-    /// It takes so much longer, and then does its work.
+    /// It takes this much longer, and then does its work.
     Slow(Duration),
 }
 
@@ -121,7 +121,7 @@ impl AnyComponent for Faulty {
     }
 }
 
-/// Memory queues some of which take nothing for a while, or stall.
+/// Memory queues, some of which take nothing for a while, or stall.
 pub(crate) struct Unsteady {
     pub(crate) memory: Memory,
     /// Queues, and which batches they do not take, counted from 1.
@@ -131,7 +131,8 @@ pub(crate) struct Unsteady {
     pub(crate) kept: Arc<Kept>,
 }
 
-/// A queue, which of its pulls stall, counted from 1 over all its consumers, and how many there were.
+/// A queue, which of its pulls stall (counted from 1 over all its consumers), and how many pulls
+/// there were.
 pub(crate) type Stalls = (String, RangeInclusive<u64>, Arc<AtomicU64>);
 
 #[async_trait]
@@ -177,7 +178,7 @@ struct UnsteadyConsumer {
     queue: Arc<str>,
     stalls: RangeInclusive<u64>,
     pulls: Arc<AtomicU64>,
-    /// Then it can be asked nothing any more, as one whose connection is gone.
+    /// Once set, it answers nothing any more, like a consumer whose connection is gone.
     closed: AtomicBool,
 }
 

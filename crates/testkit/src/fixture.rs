@@ -1,3 +1,5 @@
+//! A connector under test, [`Fixture`], and helpers that the properties of the suite share.
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,7 +12,7 @@ use brigade_core::{Message, MessageId};
 
 /// How long anything that has to come may take.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(180);
-/// How long nothing has to come for the suite to believe that nothing does.
+/// How long nothing must come before the suite concludes that nothing will.
 const QUIET: Duration = Duration::from_millis(300);
 
 /// A connector, and a fresh, empty queue of it.
@@ -23,14 +25,13 @@ pub struct Fixture {
     keep: Vec<Box<dyn std::any::Any + Send + Sync>>,
 }
 
-/// Breaks or restarts what is behind a connector: cuts it off, fills it, locks it, kills its server. It
-/// is called again and again while the queue is in use, on a thread of its own, and returns when the
-/// backend is on its way to be well again.
+/// Breaks or restarts a connector's backend: cuts it off, fills it, locks it, kills its server. It
+/// is called repeatedly while the queue is in use, on a thread of its own, and returns when the
+/// backend has started to recover.
 pub type Disturb = Arc<dyn Fn() + Send + Sync>;
 
 impl Fixture {
-    /// A connector with what it works with, and a queue whose name and settings name something
-    /// fresh.
+    /// A connector, its environment, and a queue whose name and settings refer to something fresh.
     pub fn new(connector: Arc<dyn Connector>, env: ConnectorEnv, queue: QueueSpec) -> Self {
         Self { connector, env, queue, disturb: None, keep: Vec::new() }
     }
@@ -42,7 +43,7 @@ impl Fixture {
         self
     }
 
-    /// With a way to disturb the backend.
+    /// Adds a way to disturb the backend.
     #[must_use]
     pub fn disturb(self, disturb: impl Fn() + Send + Sync + 'static) -> Self {
         Self { disturb: Some(Arc::new(disturb)), ..self }
@@ -69,7 +70,7 @@ impl Fixture {
         patiently(async || self.connector.producer(&self.queue, &self.env).await).await
     }
 
-    /// Puts messages on the queue; all have to be confirmed.
+    /// Puts messages on the queue; all must be confirmed.
     pub(crate) async fn put(&self, messages: Vec<Message>) {
         let producer = self.producer().await;
         let batch: Vec<Outgoing> = messages.into_iter().map(Outgoing::from).collect();
@@ -84,12 +85,12 @@ impl Fixture {
     }
 }
 
-/// Asks something of a good queue; a backend that is away is waited for, as the runtime does.
+/// Calls a working queue; a backend that is away is waited for, as the runtime does.
 pub(crate) async fn patiently<T>(ask: impl AsyncFn() -> Result<T, ConnectorError>) -> T {
     again(ask).await.0
 }
 
-/// The same; says how often it asked, too.
+/// The same; also returns how often it called.
 pub(crate) async fn again<T>(ask: impl AsyncFn() -> Result<T, ConnectorError>) -> (T, u32) {
     let (begun, mut tries) = (Instant::now(), 1);
     loop {
@@ -115,7 +116,7 @@ pub(crate) fn numbered(n: u64) -> Message {
     Message::new(format!("{{\"n\":{n}}}")).with_id(id).with_key(format!("k{}", n % 7))
 }
 
-/// Which number a message has.
+/// The number of a message.
 pub(crate) fn number(incoming: &Incoming) -> u64 {
     let payload = incoming.message.payload.as_deref().expect("it was put with a payload");
     let text = std::str::from_utf8(payload).expect("it was put as text");
@@ -123,7 +124,7 @@ pub(crate) fn number(incoming: &Incoming) -> u64 {
     digits.parse().expect("it was put with a number")
 }
 
-/// Asks for messages. A connection that breaks meanwhile is no answer: the runtime asks again, too.
+/// Requests messages. If the connection breaks, it tries again, as the runtime does.
 pub(crate) async fn consume(consumer: &Arc<dyn Consumer>, want: Want) -> Vec<Incoming> {
     loop {
         match consumer.consume(want).await {
@@ -134,12 +135,12 @@ pub(crate) async fn consume(consumer: &Arc<dyn Consumer>, want: Want) -> Vec<Inc
     }
 }
 
-/// Takes at least one message; it has to come.
+/// Takes at least one message, which must come.
 pub(crate) async fn take(consumer: &Arc<dyn Consumer>, max: usize) -> VecDeque<Incoming> {
     take_wanted(consumer, Want { messages: max, bytes: usize::MAX }).await
 }
 
-/// The same, with a bound for the bytes.
+/// The same, with a limit on bytes.
 pub(crate) async fn take_wanted(consumer: &Arc<dyn Consumer>, want: Want) -> VecDeque<Incoming> {
     let taken = tokio::time::timeout(PATIENCE, consume(consumer, want)).await;
     let taken = taken.expect("a message comes");
@@ -149,7 +150,7 @@ pub(crate) async fn take_wanted(consumer: &Arc<dyn Consumer>, want: Want) -> Vec
     taken.into()
 }
 
-/// Takes exactly so many messages.
+/// Takes exactly `n` messages.
 pub(crate) async fn take_all(consumer: &Arc<dyn Consumer>, n: usize) -> Vec<Incoming> {
     let mut all = Vec::new();
     while all.len() < n {
@@ -160,7 +161,7 @@ pub(crate) async fn take_all(consumer: &Arc<dyn Consumer>, n: usize) -> Vec<Inco
     all
 }
 
-/// Nothing more comes, or the end does.
+/// Checks that no message comes; the end may.
 pub(crate) async fn expect_nothing(consumer: &Arc<dyn Consumer>) {
     let want = Want { messages: 10, bytes: usize::MAX };
     if let Ok(taken) = tokio::time::timeout(QUIET, consume(consumer, want)).await {
@@ -168,7 +169,7 @@ pub(crate) async fn expect_nothing(consumer: &Arc<dyn Consumer>) {
     }
 }
 
-/// Acks messages; every receipt has to stand.
+/// Acks messages; every receipt must be valid.
 pub(crate) async fn ack(consumer: &Arc<dyn Consumer>, messages: &[Incoming]) {
     let receipts: Vec<Receipt> = messages.iter().map(|incoming| incoming.receipt).collect();
     let acked = patiently(async || consumer.ack(receipts.clone(), Vec::new()).await).await;

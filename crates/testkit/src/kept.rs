@@ -1,4 +1,4 @@
-//! Dead letters of a trial as they were put, whoever has read them since.
+//! The dead letters of a trial as they were put, whatever has read them since.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,22 +9,22 @@ use brigade_core::connector::{ConnectorError, Outgoing, Produced, Producer};
 
 use crate::like::{Like, LikeProducer};
 
-/// How many dead letters of a queue are kept: as many as a memory queue holds that nobody reads.
+/// How many dead letters of a queue are kept: as many as a memory queue holds if nothing reads it.
 const KEPT_MAX: usize = 100_000;
 
-/// The dead letters that were put on the queues that stages name for them. A queue of dead letters may be
-/// read by a stage, so that what is left on it tells nothing.
+/// The dead letters that were put on the queues that stages name for them. A stage may read a queue
+/// of dead letters, so what is left on it proves nothing.
 #[derive(Debug)]
 pub(crate) struct Kept(Mutex<BTreeMap<String, Vec<DeadLetter>>>);
 
 impl Kept {
-    /// For these queues.
+    /// Keeps the dead letters of these queues.
     pub(crate) fn of(queues: impl IntoIterator<Item = String>) -> Arc<Self> {
         let queues = queues.into_iter().map(|queue| (queue, Vec::new()));
         Arc::new(Self(Mutex::new(queues.collect())))
     }
 
-    /// What was put on a queue, in the order in which it came there.
+    /// What was put on a queue, in order of arrival.
     pub(crate) fn letters(&self, queue: &str) -> Vec<DeadLetter> {
         self.queues().get(queue).cloned().unwrap_or_default()
     }
@@ -33,7 +33,8 @@ impl Kept {
         self.queues().get(queue).map_or(0, Vec::len)
     }
 
-    /// A producer of a queue that keeps what the queue takes; of another queue the producer as it is.
+    /// A producer that keeps what its queue takes, if this is one of the queues; otherwise the
+    /// producer unchanged.
     pub(crate) fn keeping(
         self: &Arc<Self>,
         queue: &str,
@@ -73,7 +74,7 @@ impl LikeProducer for Keeping {
         let produced = self.inner.produce(batch).await?;
         let taken = batch.iter().zip(&produced);
         let taken = taken.filter(|(_, produced)| matches!(produced, Produced::Confirmed));
-        // What is no dead letter is an output, and stands on the queue.
+        // Anything that is not a dead letter is an output, and is on the queue.
         let letters = taken.filter_map(|(outgoing, _)| {
             DeadLetter::from_json(outgoing.message.payload.as_deref()?).ok()
         });

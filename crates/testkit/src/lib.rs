@@ -1,13 +1,14 @@
-//! For tests: [`Driven`] drives one component, [`Trial`] a whole pipeline on memory queues, in [`paused`] with
-//! its time stopped, and the conformance suite tests a connector, also one of your own, with one call.
+//! For tests: [`Driven`] drives one component; [`Trial`] runs a whole pipeline on memory queues,
+//! and in [`paused`] with paused time; and the conformance suite tests a connector, including one
+//! of your own, with one call.
 //!
 //! ```ignore
 //! brigade_testkit::conformance!(|| async { my_fixture() });
 //! ```
 //!
-//! A [`Fixture`] says how to make queues; the suite reads the connector's declared
-//! [`Features`](brigade_core::connector::Features) and tests each of them, and what every connector
-//! has to do. See [`mod@conformance`].
+//! A [`Fixture`] defines how to make queues; the suite reads the connector's declared
+//! [`Features`](brigade_core::connector::Features) and tests each of them, as well as what every
+//! connector has to do. See [`mod@conformance`].
 
 #[cfg(feature = "connectors")]
 pub mod conformance;
@@ -31,8 +32,8 @@ pub use like::{Like, LikeConnector, LikeConsumer, LikeProducer, LikeStore};
 pub use paused::paused;
 pub use trial::{Trial, TrialSetup};
 
-/// One test for each property of the suite; the argument is a function that makes a
-/// [`Fixture`](crate::Fixture). The caller depends on tokio with `macros` and `rt`.
+/// Defines one test per property of the suite; the argument is a function that makes a
+/// [`Fixture`](crate::Fixture). The caller's crate must depend on tokio with `macros` and `rt`.
 #[cfg(feature = "connectors")]
 #[macro_export]
 macro_rules! conformance {

@@ -1,4 +1,4 @@
-//! Connectors that are like another but for what a test wants otherwise.
+//! Connectors that behave like another one, except where a test overrides them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +13,8 @@ use brigade_core::state::{StateLock, StateStore, StoreId, StoreOp};
 use bytes::Bytes;
 use serde_json::Value;
 
-/// Is a [`Connector`], [`Consumer`], [`Producer`] or [`StateStore`] if its content is [like](LikeConnector)
-/// one.
+/// Is a [`Connector`], [`Consumer`], [`Producer`] or [`StateStore`] if its content implements the
+/// corresponding trait such as [`LikeConnector`].
 ///
 /// ```
 /// use std::sync::Arc;
@@ -43,21 +43,21 @@ use serde_json::Value;
 #[derive(Debug, Clone, Default)]
 pub struct Like<T>(pub T);
 
-/// What a connector does otherwise than another; what is not said it does as that.
+/// What a connector does differently from an inner one, to which everything else is delegated.
 #[async_trait]
 pub trait LikeConnector: Send + Sync {
-    /// The other.
+    /// The inner connector.
     fn inner(&self) -> &dyn Connector;
 
-    /// The `type:` of its queues. By default the other's, which it then stands for.
+    /// The `type:` of its queues. Default: the inner connector's, which it then replaces.
     fn type_name(&self) -> &'static str {
         self.inner().type_name()
     }
 
-    /// As [`Connector::consumer`].
+    /// See [`Connector::consumer`].
     ///
     /// # Errors
-    /// As there.
+    /// See there.
     async fn consumer(
         &self,
         queue: &QueueSpec,
@@ -67,10 +67,10 @@ pub trait LikeConnector: Send + Sync {
         self.inner().consumer(queue, reader, env).await
     }
 
-    /// As [`Connector::producer`].
+    /// See [`Connector::producer`].
     ///
     /// # Errors
-    /// As there.
+    /// See there.
     async fn producer(
         &self,
         queue: &QueueSpec,
@@ -140,24 +140,24 @@ impl<T: LikeConnector> Connector for Like<T> {
     }
 }
 
-/// What a consumer does otherwise than another; what is not said it does as that.
+/// What a consumer does differently from an inner one, to which everything else is delegated.
 #[async_trait]
 pub trait LikeConsumer: Send + Sync {
-    /// The other.
+    /// The inner consumer.
     fn inner(&self) -> &dyn Consumer;
 
-    /// As [`Consumer::consume`].
+    /// See [`Consumer::consume`].
     ///
     /// # Errors
-    /// As there.
+    /// See there.
     async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
         self.inner().consume(want).await
     }
 
-    /// As [`Consumer::ack`].
+    /// See [`Consumer::ack`].
     ///
     /// # Errors
-    /// As there.
+    /// See there.
     async fn ack(
         &self,
         receipts: Vec<Receipt>,
@@ -166,39 +166,39 @@ pub trait LikeConsumer: Send + Sync {
         self.inner().ack(receipts, ops).await
     }
 
-    /// As [`Consumer::on_fail`].
+    /// See [`Consumer::on_fail`].
     ///
     /// # Errors
-    /// As there.
+    /// See there.
     async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
         self.inner().on_fail(failed).await
     }
 
-    /// As [`Consumer::lease`].
+    /// See [`Consumer::lease`].
     fn lease(&self) -> Option<Duration> {
         self.inner().lease()
     }
 
-    /// As [`Consumer::extend`].
+    /// See [`Consumer::extend`].
     ///
     /// # Errors
-    /// As there.
+    /// See there.
     async fn extend(&self, receipts: &[Receipt]) -> Result<(), ConnectorError> {
         self.inner().extend(receipts).await
     }
 
-    /// As [`Consumer::lag`].
+    /// See [`Consumer::lag`].
     ///
     /// # Errors
-    /// As there.
+    /// See there.
     async fn lag(&self) -> Result<Lag, ConnectorError> {
         self.inner().lag().await
     }
 
-    /// As [`Consumer::shutdown`].
+    /// See [`Consumer::shutdown`].
     ///
     /// # Errors
-    /// As there.
+    /// See there.
     async fn shutdown(&self) -> Result<(), ConnectorError> {
         self.inner().shutdown().await
     }
@@ -251,32 +251,32 @@ impl<T: LikeConsumer> Consumer for Like<T> {
     }
 }
 
-/// What a producer does otherwise than another; what is not said it does as that.
+/// What a producer does differently from an inner one, to which everything else is delegated.
 #[async_trait]
 pub trait LikeProducer: Send + Sync {
-    /// The other.
+    /// The inner producer.
     fn inner(&self) -> &dyn Producer;
 
-    /// As [`Producer::produce`].
+    /// See [`Producer::produce`].
     ///
     /// # Errors
-    /// As there.
+    /// See there.
     async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
         self.inner().produce(batch).await
     }
 
-    /// As [`Producer::flush`].
+    /// See [`Producer::flush`].
     ///
     /// # Errors
-    /// As there.
+    /// See there.
     async fn flush(&self) -> Result<(), ConnectorError> {
         self.inner().flush().await
     }
 
-    /// As [`Producer::shutdown`].
+    /// See [`Producer::shutdown`].
     ///
     /// # Errors
-    /// As there.
+    /// See there.
     async fn shutdown(&self) -> Result<(), ConnectorError> {
         self.inner().shutdown().await
     }
@@ -313,32 +313,32 @@ impl<T: LikeProducer> Producer for Like<T> {
     }
 }
 
-/// What a store of state does otherwise than another; what is not said it does as that.
+/// What a state store does differently from an inner one, to which everything else is delegated.
 #[async_trait]
 pub trait LikeStore: Send + Sync {
-    /// The other.
+    /// The inner store.
     fn inner(&self) -> &dyn StateStore;
 
-    /// As [`StateStore::commit`].
+    /// See [`StateStore::commit`].
     ///
     /// # Errors
-    /// As there.
+    /// See there.
     async fn commit(&self, ops: Vec<StoreOp>) -> Result<(), ConnectorError> {
         self.inner().commit(ops).await
     }
 
-    /// As [`StateStore::commit_of_one`].
+    /// See [`StateStore::commit_of_one`].
     ///
     /// # Errors
-    /// As there.
+    /// See there.
     async fn commit_of_one(&self, ops: Vec<StoreOp>) -> Result<(), ConnectorError> {
         self.inner().commit_of_one(ops).await
     }
 
-    /// As [`StateStore::shutdown`].
+    /// See [`StateStore::shutdown`].
     ///
     /// # Errors
-    /// As there.
+    /// See there.
     async fn shutdown(&self) -> Result<(), ConnectorError> {
         self.inner().shutdown().await
     }

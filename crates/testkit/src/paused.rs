@@ -1,4 +1,4 @@
-//! Time that is stopped.
+//! Paused time.
 
 use std::cell::Cell;
 use std::future::Future;
@@ -10,19 +10,20 @@ thread_local! {
     static PAUSED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether trials that this thread starts have stopped time.
+/// Whether trials started by this thread have paused time.
 pub(crate) fn is() -> bool {
     PAUSED.get()
 }
 
-/// Runs a test in which no wait takes time: when all that is left to do is to wait, the clock jumps to
-/// where the first wait ends. Back-offs, delays, batch ages, throttles, timeouts, expiry and the test's own
-/// `tokio::time::sleep` are as long as the file says, in the right order, and over at once; looking at a
-/// pipeline now and then costs an hour some seconds.
+/// Runs a test in which waiting takes no time: when nothing is left to do but wait, the clock jumps
+/// to the end of the first wait. Back-offs, delays, batch ages, throttles, timeouts, expiry and the
+/// test's own `tokio::time::sleep` are as long as the file says and end in the right order, but are
+/// over at once; since a pipeline is also checked periodically, a simulated hour takes some
+/// seconds.
 ///
-/// For this the pipelines of a [`Trial`](crate::Trial) run on the test's own thread, lanes and all. What has
-/// a thread of its own knows nothing of it, and the clock jumps while that works: components with
-/// `blocking: true`, `tokio::task::spawn_blocking` excepted.
+/// To make this possible, the pipelines of a [`Trial`](crate::Trial) run on the test's own thread,
+/// including all lanes. Code on its own threads is not affected, and the clock jumps while it
+/// works: components with `blocking: true`, for example, but not `tokio::task::spawn_blocking`.
 ///
 /// ```no_run
 /// # fn trial(pipeline: brigade_runtime::Pipeline) -> Result<(), Box<dyn std::error::Error>> {
@@ -42,7 +43,7 @@ pub(crate) fn is() -> bool {
 /// ```
 ///
 /// # Panics
-/// When it is called in a runtime, and when the test panics.
+/// When called within a runtime, and when the test panics.
 pub fn paused<T>(test: impl Future<Output = T>) -> T {
     let runtime = Builder::new_current_thread().enable_all().start_paused(true).build();
     let runtime = runtime.expect("a runtime needs a few file handles");
@@ -50,7 +51,7 @@ pub fn paused<T>(test: impl Future<Output = T>) -> T {
     LocalSet::new().block_on(&runtime, test)
 }
 
-/// Sets it back, also after a panic.
+/// Resets it, even after a panic.
 struct Paused;
 
 impl Paused {

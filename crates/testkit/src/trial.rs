@@ -1,3 +1,6 @@
+//! Tests of whole pipelines: [`Trial`] runs one on memory queues, with faults that [`TrialSetup`]
+//! plans.
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -16,10 +19,10 @@ use crate::kept::Kept;
 use crate::like::Like;
 use crate::paused;
 
-/// How often it is looked whether a pipeline has started.
+/// How often it is checked whether a pipeline has started.
 const LOOK: Duration = Duration::from_millis(1);
 
-/// A whole pipeline on memory queues: send it messages, and look at what it made of them.
+/// A whole pipeline on memory queues: send it messages, and look at what becomes of them.
 ///
 /// ```no_run
 /// # async fn trial(pipeline: brigade_runtime::Pipeline) -> Result<(), Box<dyn std::error::Error>> {
@@ -38,7 +41,7 @@ pub struct Trial {
     pipeline: String,
     /// The dead letters that were put on declared queues.
     kept: Arc<Kept>,
-    /// The dead-letter queue that each stage's file names, if it names one.
+    /// The dead-letter queue that the file names for each stage, if any.
     declared: Vec<(String, Option<String>)>,
     /// The queues of the pipeline.
     queues: Vec<String>,
@@ -54,43 +57,43 @@ pub struct TrialSetup {
 }
 
 impl TrialSetup {
-    /// These calls of a stage's component go wrong, counted from 1 over all its workers; a retry is a
-    /// call too, and a batch is one.
+    /// Makes these calls of a stage's component go wrong, counted from 1 over all its workers; a
+    /// retry is a call too, and a batch is one call.
     #[must_use]
     pub fn fault(mut self, stage: &str, calls: RangeInclusive<u64>, fault: Fault) -> Self {
         self.faults.entry(stage.to_owned()).or_default().push((calls, fault));
         self
     }
 
-    /// A queue does not take these batches of outputs, counted from 1; each try is one.
+    /// Makes a queue refuse these batches of outputs, counted from 1; each attempt counts.
     #[must_use]
     pub fn outage(mut self, queue: &str, batches: RangeInclusive<u64>) -> Self {
         self.outages.push((queue.to_owned(), batches));
         self
     }
 
-    /// These pulls from a queue, counted from 1, fail as those of a consumer that does not get on: its
-    /// connection has to be opened again.
+    /// Makes these pulls from a queue, counted from 1, fail like those of a stalled consumer, whose
+    /// connection has to be reopened.
     #[must_use]
     pub fn stall(mut self, queue: &str, pulls: RangeInclusive<u64>) -> Self {
         self.stalls.push((queue.to_owned(), pulls, Arc::default()));
         self
     }
 
-    /// Back-offs before retries and restarts take a millisecond, whatever the file says; delays of
-    /// messages and timeouts stay as they are. For trials on lanes that are threads; in
+    /// Shortens back-offs before retries and restarts to a millisecond, whatever the file says;
+    /// delays of messages and timeouts are unchanged. For trials whose lanes are threads; with
     /// [`paused`](crate::paused()) time no wait takes any time.
     #[must_use]
     pub fn without_back_off(self) -> Self {
         Self { pipeline: self.pipeline.without_back_off(), ..self }
     }
 
-    /// Starts the pipeline with a memory queue in the place of each of its queues, and waits until it
-    /// runs. Schemas, keys and event times stay; settings and limits of the queues do not.
+    /// Starts the pipeline with a memory queue in place of each of its queues, and waits until it
+    /// runs. Schemas, keys and event times are kept; settings and limits of the queues are not.
     ///
     /// # Errors
-    /// It does not start, a stage fails before it runs, a fault is planned for no stage, an outage for a
-    /// queue that no stage writes, or a stall for one that no stage reads.
+    /// It does not start, a stage fails before it runs, a fault is planned for an unknown stage, an
+    /// outage for a queue that no stage writes, or a stall for one that no stage reads.
     pub async fn start(self) -> Result<Trial, StartError> {
         let Self { mut pipeline, faults, outages, stalls } = self;
         can_come(&pipeline, &outages, &stalls)?;
@@ -122,7 +125,7 @@ impl fmt::Debug for TrialSetup {
     }
 }
 
-/// Tells of faults that cannot come: a trial with such would show nothing.
+/// Reports faults that cannot happen: a trial with those would show nothing.
 fn can_come(
     pipeline: &Pipeline,
     outages: &[(String, RangeInclusive<u64>)],
@@ -149,13 +152,13 @@ fn can_come(
     Ok(())
 }
 
-/// Names in a sentence.
+/// Names, listed as in a sentence.
 fn listed<'n>(names: impl Iterator<Item = &'n str>) -> String {
     let names: Vec<String> = names.map(|name| format!("`{name}`")).collect();
     if names.is_empty() { "none".to_owned() } else { names.join(", ") }
 }
 
-/// The dead-letter queue that each stage's file names, if it names one.
+/// The dead-letter queue that the file names for each stage, if any.
 fn declared(pipeline: &Pipeline) -> Vec<(String, Option<String>)> {
     let stages = pipeline.topology().stages.values();
     let declared = stages.map(|stage| {
@@ -200,10 +203,10 @@ impl Trial {
         TrialSetup { pipeline, faults: BTreeMap::new(), outages: Vec::new(), stalls: Vec::new() }
     }
 
-    /// As [`of`](Trial::of) without faults, and started.
+    /// Starts a trial without faults; see [`of`](Trial::of).
     ///
     /// # Errors
-    /// As [`TrialSetup::start`].
+    /// See [`TrialSetup::start`].
     pub async fn start(pipeline: Pipeline) -> Result<Self, StartError> {
         Self::of(pipeline).start().await
     }
@@ -211,18 +214,18 @@ impl Trial {
     /// Puts messages on a queue.
     ///
     /// # Panics
-    /// The pipeline has no such queue.
+    /// If the pipeline has no such queue.
     #[track_caller]
     pub fn send(&self, queue: &str, messages: impl IntoIterator<Item = Message>) {
         self.assert_queue(queue);
         self.memory.put(&self.pipeline, queue, messages);
     }
 
-    /// Waits until nothing is left to do: retries too.
+    /// Waits until nothing is left to do, including retries.
     ///
     /// # Errors
-    /// The pipeline has stopped, or a stage has failed: what is left is not done then. Who wants that uses
-    /// [`running`](Trial::running) and [`Running::until_idle`].
+    /// The pipeline has stopped, or a stage has failed: then what is left is not done. To allow for
+    /// that, use [`running`](Trial::running) and [`Running::until_idle`].
     pub async fn settle(&self) -> Result<(), CommandError> {
         self.running.until_idle(None).await?;
         let stages = self.running.status().await.into_iter().flat_map(|pipeline| pipeline.stages);
@@ -235,10 +238,11 @@ impl Trial {
         }
     }
 
-    /// As [`settle`](Trial::settle), for so long; says whether it came to that.
+    /// Like [`settle`](Trial::settle), but for at most `period`; returns whether it settled in that
+    /// time.
     ///
     /// # Errors
-    /// As there.
+    /// See there.
     pub async fn settle_within(&self, period: Duration) -> Result<bool, CommandError> {
         match tokio::time::timeout(period, self.settle()).await {
             Ok(settled) => settled.map(|()| true),
@@ -246,21 +250,22 @@ impl Trial {
         }
     }
 
-    /// What is on a queue, in the order in which it came there.
+    /// What is on a queue, in order of arrival.
     ///
     /// # Panics
-    /// The pipeline has no such queue.
+    /// If the pipeline has no such queue.
     #[track_caller]
     pub fn outputs(&self, queue: &str) -> Vec<Message> {
         self.assert_queue(queue);
         self.memory.messages(&self.pipeline, queue)
     }
 
-    /// The dead letters of a stage, also those that another stage has read. Those of stages that share a
-    /// dead-letter queue are told apart. Of a declared queue at most 100,000 are kept: it takes no more then.
+    /// The dead letters of a stage, including those that another stage has read. Stages that share
+    /// a dead-letter queue get only their own. For a declared queue at most 100,000 are kept: it
+    /// takes no more then.
     ///
     /// # Panics
-    /// The pipeline has no such stage.
+    /// If the pipeline has no such stage.
     #[track_caller]
     pub fn dead_letters(&self, stage: &str) -> Vec<DeadLetter> {
         let declared = self.declared.iter().find(|(name, _)| name == stage);
@@ -293,7 +298,7 @@ impl Trial {
         self.queues.iter().map(String::as_str)
     }
 
-    /// How the pipeline is now.
+    /// The current status of the pipeline.
     pub async fn status(&self) -> PipelineStatus {
         self.running.status().await.remove(0)
     }
@@ -313,12 +318,12 @@ impl Trial {
         self.running.stop(Some(deadline)).await
     }
 
-    /// As [`end`](Trial::end), and leaves the queues to be looked into.
+    /// Like [`end`](Trial::end), but also returns the queues, for inspection.
     pub async fn end_with_queues(self) -> (Memory, Vec<Stopped>) {
         (self.memory.clone(), self.end().await)
     }
 
-    /// As [`stop`](Trial::stop), and leaves the queues to be looked into.
+    /// Like [`stop`](Trial::stop), but also returns the queues, for inspection.
     pub async fn stop_with_queues(self, deadline: Duration) -> (Memory, Vec<Stopped>) {
         (self.memory.clone(), self.stop(deadline).await)
     }

@@ -1,8 +1,8 @@
 //! Metrics and health of running pipelines, over HTTP.
 //!
 //! `/metrics` is in the text format of Prometheus; the names are in `docs/src/metrics.md`.
-//! `/health/live` answers 200 as long as the program does; `/health/ready` answers 200 when every
-//! stage is running, and else 503 with the stages that are not.
+//! `/health/live` answers 200 as long as the program responds; `/health/ready` answers 200 when
+//! every stage is running, otherwise 503 with the stages that are not.
 
 mod names;
 mod server;

@@ -1,4 +1,5 @@
-//! What is told, and under which names. `docs/src/metrics.md` lists them; a test holds the two together.
+//! What is measured, and under which names. `docs/src/metrics.md` lists them; a test compares the
+//! two.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -7,7 +8,7 @@ use metrics::{
     Gauge, Label, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
 };
 
-/// A counter's name, what it means, and where it stands in the status.
+/// A counter's name, its meaning, and where to find it in the status.
 type Count = (&'static str, &'static str, fn(&StageStatus) -> u64);
 
 /// The counters of a stage.
@@ -49,10 +50,10 @@ const SETTLE: &str = "brigade_settle_seconds";
 const MESSAGE_AGE: &str = "brigade_age_seconds";
 const QUEUE: &str = "brigade_queue_seconds";
 
-/// Of so many partitions of one queue it is told what waits there.
+/// The most partitions of a queue whose depths are published.
 const PARTITIONS_MAX: usize = 1000;
 
-/// Tells the recorder what the metrics mean.
+/// Describes the metrics to the recorder.
 pub(crate) fn describe() {
     for (name, text, _) in COUNTERS {
         describe_counter!(name, text);
@@ -137,13 +138,14 @@ pub(crate) fn publish(pipeline: &PipelineStatus) {
     }
 }
 
-/// What was told of the depths of queues at the last time.
+/// The gauges of queue depths that were published last time.
 #[derive(Debug, Default)]
 pub(crate) struct Depths(Mutex<Vec<Gauge>>);
 
 impl Depths {
-    /// Puts the depths of queues into the metrics, as far as they are known. What was told and is not known
-    /// any more, as of a queue that cannot be asked, is no number: the last one would look like one of now.
+    /// Publishes the depths of queues in the metrics, as far as they are known. A depth that was
+    /// published and is not known any more, such as that of a queue that cannot be queried, becomes
+    /// NaN: the last value would look current.
     pub(crate) fn publish(&self, depths: &[QueueDepth]) {
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         told.drain(..).for_each(|gauge| gauge.set(f64::NAN));

@@ -12,7 +12,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::{names, volley};
 
-/// Connections at once; more wait.
+/// The most connections at once; more wait.
 const CONNECTIONS_MAX: usize = 64;
 /// How long a client may take for its request.
 const REQUEST_MAX: Duration = Duration::from_secs(5);
@@ -41,7 +41,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Where it listens: the port that was taken, if 0 was asked for.
+    /// The address it listens on, with the actual port if 0 was requested.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
@@ -49,7 +49,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // The future only waits for the server to have ended, as does joining the thread.
+        // The future only waits for the server to end, as joining the thread does.
         drop(self.handle.stop(false));
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -65,13 +65,13 @@ pub struct Listening {
     recorder: PrometheusHandle,
 }
 
-/// Takes an address, port 0 for a free one, and installs the recorder that keeps the metrics, the
-/// components' own among them. To be called before pipelines are started, so that none of theirs is lost,
-/// and that nothing runs if the address cannot be had.
+/// Binds an address, with port 0 for a free port, and installs the recorder that keeps the metrics,
+/// including the components' own. Call it before pipelines are started, so that none of their
+/// metrics are lost, and nothing is running if the address is not available.
 ///
 /// # Errors
-/// The address is taken or not of this machine, or the program has installed another recorder of the
-/// `metrics` crate.
+/// The address is taken or does not belong to this machine, or the program has installed another
+/// recorder of the `metrics` crate.
 pub fn listen(address: SocketAddr) -> Result<Listening, ServeError> {
     let recorder = crate::recorder()?.clone();
     let bound = TcpListener::bind(address).and_then(|bound| Ok((bound.local_addr()?, bound)));
@@ -83,7 +83,7 @@ impl Listening {
     /// Serves the metrics, under these names, and the health of pipelines.
     ///
     /// # Errors
-    /// The system gives no thread, or the server nothing to serve with.
+    /// No thread can be started, or the server cannot be set up.
     pub fn serve(self, watcher: Watcher, names: Names) -> Result<Server, ServeError> {
         let Self { listener, address, recorder } = self;
         let (ready, started) = std::sync::mpsc::channel();
@@ -147,7 +147,7 @@ async fn metrics(site: web::Data<Site>) -> impl Responder {
     HttpResponse::Ok().content_type("text/plain; version=0.0.4; charset=utf-8").body(text)
 }
 
-/// What components count themselves.
+/// The text without what components count themselves.
 fn without_own(text: &str) -> String {
     let own = |line: &&str| {
         let line = line.trim_start_matches("# HELP ").trim_start_matches("# TYPE ");

@@ -1,20 +1,20 @@
-//! The names of Volley 1.x, for dashboards that were made for it: `metrics: { names: volley }`.
+//! The names of Volley 1.x, for existing dashboards: `metrics: { names: volley }`.
 //!
-//! Written as text and not through the recorder, which knows no summaries without quantiles.
+//! Written as text rather than through the recorder, which has no summaries without quantiles.
 
 use std::fmt::{self, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use brigade_runtime::{PipelineStatus, StageState, StageStatus, Times};
 
-/// The types of queues whose times are told as those of Redis.
+/// The types of queues whose times are reported as those of Redis.
 const REDIS: [&str; 2] = ["redis_stream", "rsmq"];
 
 /// The exposition of these pipelines. `since` is when the counts began.
 pub(crate) fn text(pipelines: &[PipelineStatus], since: SystemTime) -> String {
     let since = since.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     let mut page = Page { text: String::new(), since };
-    // A string takes whatever is written to it.
+    // Writing to a string cannot fail.
     let _ = page.write(pipelines);
     page.text
 }
@@ -164,7 +164,7 @@ fn unreadable(stage: &StageStatus) -> u64 {
     ["decode", "schema"].iter().filter_map(|cause| stage.causes.get(cause)).sum()
 }
 
-/// A label's value as the text format wants it.
+/// A label's value, escaped for the text format.
 fn escaped(value: &str) -> String {
     value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n")
 }

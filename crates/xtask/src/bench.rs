@@ -1,4 +1,4 @@
-//! The table of benchmarks: runs `benches/table`, and writes what it measured for the documentation.
+//! The table of benchmarks: runs `benches/table`, and writes the results for the documentation.
 
 use std::ffi::OsStr;
 use std::fmt::Write as _;
@@ -12,18 +12,18 @@ use serde_json::{Value, json};
 
 const JSON: &str = "docs/src/benchmarks.json";
 const PAGE: &str = "docs/src/benchmarks.md";
-/// The rows that are measured without the client of Kafka in the program.
+/// The rows that are measured without the Kafka client in the program.
 const IDLE: [&str; 2] = ["idle, memory", "idle, processor"];
 
-/// Measure every row of the table, beside loops written by hand.
+/// Measure every row of the table, next to hand-written loops.
 #[derive(Debug, Args)]
 pub(crate) struct Bench {
     /// Only rows whose names contain one of these; the others stay as they were measured before.
     rows: Vec<String>,
-    /// Leave the rows on Kafka out.
+    /// Leave out the rows on Kafka.
     #[arg(long)]
     without_kafka: bool,
-    /// Leave the rows beside other systems out; they need Go, Python 3.11 and Rust 1.95 to be built.
+    /// Leave out the rows on other systems, which need Go, Python 3.11 and Rust 1.95 to be built.
     #[arg(long)]
     without_peers: bool,
 }
@@ -43,7 +43,7 @@ impl Bench {
             rows.extend(measure(&[], &self.rows, peers.as_deref())?);
         } else {
             rows.extend(measure(&["--features", "real-kafka"], &self.rows, peers.as_deref())?);
-            // What a build with the features of most has.
+            // Most rows are measured in a build with these features.
             if self.rows.is_empty() || !idle.is_empty() {
                 let rows_of_idle = if idle.is_empty() { IDLE.to_vec() } else { idle };
                 rows.extend(measure(&[], &rows_of_idle, None)?);
@@ -60,7 +60,7 @@ impl Bench {
         fs::write(PAGE, page(&all)).context(PAGE)
     }
 
-    /// What was typed.
+    /// The command as it was typed.
     fn command(&self) -> String {
         let mut command = "cargo xtask bench".to_owned();
         for (flag, given) in
@@ -77,7 +77,7 @@ impl Bench {
     }
 }
 
-/// Refuses to put rows beside those of another machine.
+/// Refuses to combine rows with those of another machine.
 fn is_of(before: &Value, machine: &Value) -> anyhow::Result<()> {
     for what in ["processor", "cores"].into_iter().filter(|_| !before.is_null()) {
         let (was, is) = (&before["machine"][what], &machine[what]);
@@ -89,7 +89,7 @@ fn is_of(before: &Value, machine: &Value) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The rows of before with those of this run, each with what is to know of the run that measured it.
+/// The previous rows with those of this run, each with the details of the run that measured it.
 fn merged(before: &Value, rows: Vec<Value>, machine: &Value, run: &Value) -> Value {
     let mut table = before["rows"].as_array().cloned().unwrap_or_default();
     for mut row in rows {
@@ -104,7 +104,7 @@ fn merged(before: &Value, rows: Vec<Value>, machine: &Value, run: &Value) -> Val
     json!({ "machine": machine, "rows": table })
 }
 
-/// Runs the table with these features, and these rows of it.
+/// Measures these rows of the table, built with these features.
 fn measure(
     features: &[&str],
     rows: &[impl AsRef<OsStr>],
@@ -121,7 +121,7 @@ fn measure(
     Ok(rows.filter(|row: &Value| row["name"].is_string()).collect())
 }
 
-/// Builds the other systems that Brigade is measured beside; answers with where their programs are.
+/// Builds the other systems that Brigade is compared with; returns the directory of their programs.
 fn build_peers() -> anyhow::Result<PathBuf> {
     let target = std::env::var("CARGO_TARGET_DIR").unwrap_or_else(|_| "target".to_owned());
     let peers = std::path::absolute(target)?.join("peers");
@@ -144,7 +144,7 @@ fn build_peers() -> anyhow::Result<PathBuf> {
     Ok(peers)
 }
 
-/// What a program prints.
+/// The output of a program.
 fn says(program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program).args(arguments).output().ok();
     let text = output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned());

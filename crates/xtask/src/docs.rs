@@ -1,5 +1,5 @@
-//! The pages of the documentation that are generated from the code, and what others take over from
-//! files.
+//! The pages of the documentation that are generated from the code, and the parts included from
+//! other files.
 
 mod include;
 
@@ -8,11 +8,11 @@ use std::process::Command;
 
 use anyhow::{Context, ensure};
 
-/// The pages, and what `brigade schema` calls them.
+/// The pages, and their names for `brigade schema`.
 const PAGES: [(&str, &str); 2] =
     [("keys", "docs/src/reference/keys.md"), ("features", "docs/src/reference/features.md")];
 
-/// Writes them, for a program with every connector there is.
+/// Writes them, for a program with every connector.
 pub(crate) fn run() -> anyhow::Result<()> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     for (format, page) in PAGES {

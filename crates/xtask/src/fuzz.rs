@@ -1,4 +1,4 @@
-//! Fuzzing of what reads what others wrote: `fuzz/README.md` tells what is needed.
+//! Fuzzing of code that reads foreign input; `fuzz/README.md` says what is needed.
 
 use std::path::Path;
 use std::process::Command;
@@ -6,13 +6,13 @@ use std::process::Command;
 use anyhow::{Context, ensure};
 use clap::Args;
 
-/// What is fuzzed: the programs in `fuzz/fuzz_targets`.
+/// The fuzz targets: the programs in `fuzz/fuzz_targets`.
 const TARGETS: [&str; 4] = ["pipeline_file", "state", "lines", "dead_letter"];
 
-/// The largest input that is tried.
+/// The largest input, in bytes.
 const LENGTH_MAX: u32 = 8192;
 
-/// The most memory one may take, in MiB, the sanitizer's own among it.
+/// The most memory that one target may take, in MiB, including the sanitizer's own.
 const MEMORY_MAX: u32 = 2048;
 
 /// Fuzz each target for a while.
@@ -21,13 +21,13 @@ pub(crate) struct Fuzz {
     /// How long each target runs.
     #[arg(long, default_value_t = 60)]
     seconds: u64,
-    /// Only this target; may stand several times.
+    /// Only this target; may be given several times.
     #[arg(long, value_name = "NAME")]
     target: Vec<String>,
 }
 
 impl Fuzz {
-    /// Fuzzes each target for so many seconds.
+    /// Fuzzes each target for this many seconds.
     pub(crate) fn all(seconds: u64) -> anyhow::Result<()> {
         Self { seconds, target: Vec::new() }.run()
     }
@@ -45,11 +45,11 @@ impl Fuzz {
     }
 
     fn fuzz(&self, target: &str) -> anyhow::Result<()> {
-        // What is found stays out of the tree; what it begins with is in it.
+        // Findings are kept out of the tree; initial inputs are in it.
         let corpus = Path::new("fuzz/corpus").join(target);
         std::fs::create_dir_all(&corpus)
             .with_context(|| format!("cannot make {}", corpus.display()))?;
-        // `cargo` of this toolchain would not see the other one.
+        // This toolchain's `cargo` would not find the other toolchain.
         let mut command = Command::new("rustup");
         command.args(["run", "nightly", "cargo", "fuzz", "run", target]);
         command.arg(corpus).arg(Path::new("fuzz/seeds").join(target)).arg("--");

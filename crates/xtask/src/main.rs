@@ -1,4 +1,5 @@
-//! The project's scripts: `cargo xtask test`, `install`, `bench`, `soak`, `fuzz`, `docs` and `tidy`.
+//! The project's scripts: `cargo xtask test`, `install`, `bench`, `soak`, `fuzz`, `docs` and
+//! `tidy`.
 
 mod bench;
 mod docs;
@@ -21,17 +22,17 @@ struct Arguments {
 enum Command {
     /// Run every test: units, pipelines, crashes, documentation, and the rules of the tree.
     Test(test::Test),
-    /// Install what tests need and is not there, on Debian as root.
+    /// Install what tests need and is missing, on Debian as root.
     Install,
-    /// Measure, beside loops written by hand, and write the table.
+    /// Measure, next to hand-written loops, and write the table.
     Bench(bench::Bench),
-    /// Do for a long time to processes and brokers all that happens to them; and fuzz.
+    /// Disturb processes and brokers in every way for a long time; and fuzz.
     Soak(soak::Soak),
     /// Check the rules of the tree.
     Tidy,
     /// Write the pages of the documentation that are generated.
     Docs,
-    /// Feed what reads what others wrote.
+    /// Fuzz the code that reads foreign input.
     Fuzz(fuzz::Fuzz),
 }
 

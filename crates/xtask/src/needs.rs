@@ -1,4 +1,4 @@
-//! What tests need beside Rust and a C compiler: whether it is there, and installing it.
+//! What tests need besides Rust and a C compiler: whether it is there, and installing it.
 
 use std::fmt;
 use std::process::Command;
@@ -69,13 +69,13 @@ pub(crate) const NEEDS: [Need; 7] = [
 /// Something that tests need.
 pub(crate) struct Need {
     pub(crate) name: &'static str,
-    /// The feature that the tests stand behind.
+    /// The feature that enables the tests.
     pub(crate) feature: &'static str,
-    /// What is there of it, for the report.
+    /// What is available of it, for the report.
     there: fn() -> Option<String>,
-    /// What to say if it is not there.
+    /// What to report if it is missing.
     missing: &'static str,
-    /// What Debian calls it.
+    /// Its Debian packages.
     packages: &'static [&'static str],
 }
 
@@ -90,7 +90,7 @@ impl fmt::Display for Need {
 }
 
 impl Need {
-    /// What is there of it; if it is not there it is installed, where that can be done.
+    /// What is available of it; if it is missing, it is installed where that is possible.
     pub(crate) fn find_or_install(&self) -> Option<String> {
         (self.there)().or_else(|| {
             install(self.packages)?;
@@ -121,12 +121,12 @@ fn install(packages: &[&str]) -> Option<()> {
         ]);
         apt.args(arguments).status().is_ok_and(|status| status.success())
     };
-    // Lists that cannot be refreshed may still do.
+    // Package lists that cannot be refreshed may still do.
     let _ = apt(&["update"]);
     apt(&[&["install", "-y", "--no-install-recommends"], packages].concat()).then_some(())
 }
 
-/// Installs what is not there; says what there is, and what could not be had.
+/// Installs what is missing; prints what there is, and what could not be installed.
 #[expect(clippy::print_stdout, reason = "a script's output")]
 pub(crate) fn install_all() -> anyhow::Result<()> {
     let mut missing = Vec::new();
@@ -140,7 +140,7 @@ pub(crate) fn install_all() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What a program that is installed says of its version.
+/// What an installed program reports as its version.
 fn says(program: &str, arguments: &str) -> Option<String> {
     let output = Command::new(program).args(arguments.split(' ')).output().ok()?;
     let text = [output.stdout, output.stderr].concat();
@@ -148,7 +148,7 @@ fn says(program: &str, arguments: &str) -> Option<String> {
 }
 
 fn redis() -> Option<String> {
-    // The test of TLS makes certificates.
+    // The TLS test makes certificates.
     says("openssl", "version")?;
     let text = says("redis-server", "--version")?;
     let version = text.split(' ').find_map(|word| word.strip_prefix("v="))?;
@@ -160,7 +160,7 @@ fn kafka() -> Option<String> {
     says("mvn", "--version")?;
     says("openssl", "version")?;
     says("pkg-config", "--exists openssl")?;
-    // Its client's build asks for both.
+    // Building its client requires both.
     says("make", "--version")?;
     says("c++", "--version")?;
     let java = java.split('"').nth(1).unwrap_or("?");
@@ -205,7 +205,7 @@ fn asyncapi_parser() -> Option<String> {
     Some(format!("@asyncapi/parser {version}, on Node {}", says("node", "--version")?.trim()))
 }
 
-/// Mounts something and takes it away again.
+/// Mounts something and unmounts it again.
 fn mounts() -> Option<String> {
     let directory = std::env::temp_dir().join(format!("brigade-mount-{}", std::process::id()));
     std::fs::create_dir(&directory).ok()?;

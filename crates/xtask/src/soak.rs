@@ -1,5 +1,5 @@
-//! The long runs: two processes over embedded queues that everything is done to, the broker tests with
-//! their full figures, and fuzzing. Their log is kept in the documentation.
+//! The long runs: two processes over embedded queues that are disturbed in every way, the broker
+//! tests at full scale, and fuzzing. Their log is kept in the documentation.
 
 mod course;
 
@@ -17,28 +17,28 @@ use crate::fuzz::Fuzz;
 const PARTS: [&str; 3] = ["processes", "brokers", "fuzz"];
 /// How long each target is fuzzed, in seconds.
 const FUZZED: u64 = 60;
-/// The tests whose figures are larger here, and what of their output is told.
+/// The tests that run at a larger scale here, and which of their output is logged.
 const BROKERS: [&str; 6] =
     ["--test", "kafka", "--test", "storm", "--features", "real-kafka,real-redis"];
 const PROGRAMS: [&str; 5] =
     ["build", "--example", "unreliable", "--features", "real-kafka,real-redis"];
 const CRASHES: [&str; 3] = ["from_kafka", "exactly_once", "members_join"];
-/// A line of the log is cut off there: it has room for all ranges of what came more than once.
+/// A line of the log is cut off at this length: it has room for all ranges of repeated messages.
 const LINE_MAX: usize = 50_000;
 
-/// Do for a long time to processes and brokers all that happens to them.
+/// Disturb processes and brokers in every way for a long time.
 #[derive(Debug, Args)]
 pub(crate) struct Soak {
-    /// How long messages come to the two processes, in minutes.
+    /// How long messages are sent to the two processes, in minutes.
     #[arg(long, default_value_t = 30)]
     minutes: u64,
     /// The same seed makes the same messages and the same choices.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Where the log goes.
+    /// Where to write the log.
     #[arg(long, default_value = "docs/soak.log")]
     log: PathBuf,
-    /// Go without a part: `processes`, `brokers` or `fuzz`.
+    /// Leave out a part: `processes`, `brokers` or `fuzz`.
     #[arg(long, value_name = "NAME")]
     without: Vec<String>,
 }
@@ -75,10 +75,10 @@ impl Soak {
     }
 }
 
-/// Runs the tests of brokers with their full figures.
+/// Runs the broker tests at full scale.
 fn brokers() -> anyhow::Result<(String, anyhow::Result<()>)> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
-    // What the tests run as processes, with the same features.
+    // The programs that the tests run as processes, built with the same features.
     let built = Command::new(&cargo).args(PROGRAMS).status().context("cargo cannot be run")?;
     ensure!(built.success(), "the tests' program does not build");
     let mut tests = Command::new(cargo);

@@ -1,4 +1,4 @@
-//! Every test there is, and what was real in them.
+//! Runs all tests, and reports which servers in them were real.
 
 mod servers;
 mod shown;
@@ -15,16 +15,16 @@ use crate::needs::NEEDS;
 use crate::test::servers::Counts;
 use crate::test::shown::Outcomes;
 
-/// Run every test. What is missing for them is installed first, on Debian as root.
+/// Run every test. What they need and is missing is installed first, on Debian as root.
 #[derive(Debug, Args)]
 pub(crate) struct Test {
-    /// Go without something that tests need; it then stands in the last line. `missing` is all that is not
-    /// there and cannot be installed.
+    /// Leave out something that tests need; the last line then says so. `missing` leaves out
+    /// everything that is missing and cannot be installed.
     #[arg(long, value_name = "NAME")]
     without: Vec<String>,
 }
 
-/// What `--without` takes for all that is not there.
+/// The value of `--without` for everything that is missing.
 const MISSING: &str = "missing";
 
 impl Test {
@@ -53,12 +53,12 @@ impl Test {
                 None if is_wanted => bail!("{need}, or go `--without {}`", need.name),
                 None => {}
             }
-            // A feature for real servers brings that with it which speaks to them.
+            // A feature for a real server also enables the code that talks to it.
             off.extend([need.feature, need.feature.trim_start_matches("real-")].map(str::to_owned));
         }
         let features = features.join(",");
         let used = std::env::temp_dir().join(format!("brigade-servers-{}", std::process::id()));
-        // The crash tests kill the real command, so it has to be there.
+        // The crash tests kill the real command, so it must exist.
         cargo(&["build", "--bin", "brigade", "--features", &features], &used)?;
         let mut test = vec!["test", "--workspace", "--features", &features, "--no-fail-fast"];
         // What they build, C or not, may lack what it needs.
@@ -69,7 +69,7 @@ impl Test {
         let mut outcomes = Outcomes::default();
         let passed = cargo_test(&test, &used, &mut outcomes);
         let counts = Counts::read(&used);
-        // It was this run's; nobody else reads it.
+        // It belonged to this run; nothing else reads it.
         let _ = std::fs::remove_file(&used);
         let page = std::fs::read_to_string(shown::PAGE)
             .with_context(|| format!("cannot read {}", shown::PAGE))?;
@@ -86,7 +86,7 @@ impl Test {
     }
 }
 
-/// A cargo whose tests note in the file `used` which servers they start.
+/// A cargo command whose tests record in the file `used` which servers they start.
 fn command(arguments: &[&str], used: &Path) -> Command {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let mut cargo = Command::new(cargo);
@@ -100,7 +100,7 @@ fn cargo(arguments: &[&str], used: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Runs tests, prints what they print, and reads how each ended.
+/// Runs tests, passes on their output, and reads how each test ended.
 fn cargo_test(arguments: &[&str], used: &Path, outcomes: &mut Outcomes) -> anyhow::Result<()> {
     let mut cargo = command(arguments, used);
     let mut child = cargo.stdout(Stdio::piped()).spawn().context("cargo cannot be run")?;

@@ -8,11 +8,11 @@ use serde_json::Value;
 
 /// The longest file.
 const LINES_MAX: usize = 600;
-/// The longest function, and the longest of tests and benchmarks, which tell a story.
+/// The longest function, and the longest for tests and benchmarks, which tell a story.
 const FUNCTION_MAX: usize = 60;
 const STORY_MAX: usize = 80;
-/// What a crate may depend on, of the project's own; the root, `brigade`, on everything, and those that
-/// are not here, as connectors, on the core alone.
+/// Which of the project's crates a crate may depend on; the root, `brigade`, may depend on all, and
+/// those not listed, such as connectors, only on the core.
 const ARROWS: [(&str, &[&str]); 7] = [
     ("brigade-core", &[]),
     ("brigade-macros", &[]),
@@ -32,7 +32,7 @@ const ARROWS: [(&str, &[&str]); 7] = [
     ),
 ];
 
-/// Holds the tree against its rules; tells everything that is wrong.
+/// Checks the tree against its rules; reports everything that is wrong.
 pub(crate) fn run() -> anyhow::Result<()> {
     let mut wrong = Vec::new();
     for path in rust_files()? {
@@ -72,7 +72,7 @@ fn name(value: &Value) -> String {
     value["name"].as_str().unwrap_or_default().to_owned()
 }
 
-/// Tests that need a server are not run where nobody asks for it.
+/// Tests that need a server must not run unless asked for.
 fn servers(packages: &[Value], wrong: &mut Vec<String>) -> anyhow::Result<()> {
     for target in packages.iter().flat_map(|package| list(&package["targets"])) {
         let path = target["src_path"].as_str().unwrap_or_default();
@@ -86,7 +86,7 @@ fn servers(packages: &[Value], wrong: &mut Vec<String>) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Which crate knows which.
+/// Which crate depends on which.
 fn arrows(packages: &[Value], wrong: &mut Vec<String>) {
     for package in packages.iter().filter(|package| name(package) != "brigade") {
         let package_name = name(package);
@@ -102,7 +102,7 @@ fn arrows(packages: &[Value], wrong: &mut Vec<String>) {
     }
 }
 
-/// How long functions are, by the indentation that rustfmt gives them.
+/// The length of functions, by the indentation that rustfmt gives them.
 fn functions(path: &Path, text: &str, wrong: &mut Vec<String>) {
     let lines: Vec<&str> = text.lines().collect();
     let story = path
@@ -161,7 +161,7 @@ fn check(path: &Path, text: &str, wrong: &mut Vec<String>) {
         if line.contains(&open) || line.contains(&stub) {
             tell("something was left open");
         }
-        // The web framework is not the actors.
+        // The web framework is not the actor framework.
         if line.replace("actix_web", "").replace("actix-web", "").contains("actix")
             && within("crates")
             && !within("crates/runtime")
@@ -183,8 +183,9 @@ fn check(path: &Path, text: &str, wrong: &mut Vec<String>) {
     }
 }
 
-/// Queues have consumers and producers here. An error's cause has the other word in code, so that counts only in
-/// comments and in the names of types; and the other systems that are measured have their own words.
+/// Queues have consumers and producers here. In code, an error's cause uses the other word, so that
+/// word counts only in comments and in the names of types; and the other systems that are measured
+/// have their own words.
 fn names_queues_otherwise(path: &Path, line: &str) -> bool {
     let [output, input] = [["si", "nk"], ["sou", "rce"]].map(|parts| parts.concat());
     let capital = |word: &str| word[..1].to_uppercase() + &word[1..];
@@ -197,11 +198,11 @@ fn names_queues_otherwise(path: &Path, line: &str) -> bool {
         || words.any(|word| word.trim_end_matches('s') == input)
 }
 
-/// How long may be waited at most until something is looked at again, in milliseconds.
+/// The longest wait between two checks of something, in milliseconds.
 const LOOK_MAX: u32 = 50;
 
-/// Whether a line waits for a time, and not for something. Parking for a moment is how programs outside are
-/// looked at again and again.
+/// Whether a line waits for a time rather than for something. Parking for a moment is how external
+/// programs are polled.
 fn is_fixed_wait(line: &str) -> bool {
     let Some((_, time)) = line.split_once("park_timeout(") else { return line.contains("sleep(") };
     let moment =

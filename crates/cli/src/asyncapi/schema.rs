@@ -1,5 +1,5 @@
-//! A JSON Schema as a part of a larger document. There a reference is one into the whole document, so
-//! those of the schema have to tell where in it the schema stands.
+//! A JSON Schema as a part of a larger document. A reference there points into the whole document,
+//! so those of the schema have to include the schema's position in it.
 
 use serde_json::{Value, json};
 
@@ -9,7 +9,7 @@ const BY_NAME: [&str; 5] =
 /// Keys whose values are data, whatever they look like.
 const DATA: [&str; 4] = ["const", "enum", "default", "examples"];
 
-/// What a schema is by its `$schema`, as AsyncAPI calls it.
+/// The format of a schema according to its `$schema`, as AsyncAPI names it.
 pub(super) fn format_of(schema: &Value) -> String {
     let dialect = schema.get("$schema").and_then(Value::as_str).unwrap_or_default();
     let versions = ["draft-04", "draft-06", "draft-07"];
@@ -21,7 +21,7 @@ pub(super) fn format_of(schema: &Value) -> String {
     format!("application/schema+json;version={version}")
 }
 
-/// The schema as it stands at this pointer (`#/components/...`) of a document.
+/// The schema as it appears at this pointer (`#/components/...`) of a document.
 pub(super) fn embedded(schema: &Value, at: &str) -> Value {
     let mut named = Named::default();
     named.collect(schema, at, at);
@@ -30,17 +30,17 @@ pub(super) fn embedded(schema: &Value, at: &str) -> Value {
     schema
 }
 
-/// What references may name, with where it stands in the document.
+/// What references may name, with its pointer in the document.
 #[derive(Default)]
 struct Named {
     /// Schemas with an `$id`.
     ids: Vec<(String, String)>,
-    /// Anchors, by where the schema stands that they belong to.
+    /// Anchors, each with the pointer of the schema it belongs to.
     anchors: Vec<(String, String, String)>,
 }
 
 impl Named {
-    /// `base` is where the nearest schema with an `$id` stands.
+    /// `base` is the pointer of the nearest schema with an `$id`.
     fn collect(&mut self, schema: &Value, at: &str, base: &str) {
         let id = schema.get("$id").and_then(Value::as_str).unwrap_or_default();
         // Before 2019 an anchor was an `$id`.
@@ -59,7 +59,7 @@ impl Named {
         }
     }
 
-    /// Where a reference leads, if it is into the schema.
+    /// The target of a reference, if it is within the schema.
     fn place(&self, reference: &str, base: &str) -> Option<String> {
         let (file, fragment) = reference.split_once('#').unwrap_or((reference, ""));
         let mut ids = self.ids.iter();
@@ -80,7 +80,7 @@ impl Named {
     }
 }
 
-/// The schemas directly below one, with the steps of a pointer that lead to them.
+/// The schemas directly below one, with the pointer steps that lead to them.
 fn below(schema: &Value) -> Vec<(String, &Value)> {
     let mut found = Vec::new();
     for (key, value) in schema.as_object().into_iter().flatten() {
@@ -101,7 +101,7 @@ fn below(schema: &Value) -> Vec<(String, &Value)> {
     found
 }
 
-/// A key as a step of a pointer within an address.
+/// A key as a step of a pointer within a URL.
 fn escaped(key: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._$".contains(&byte);
     let mut escaped = String::new();
@@ -138,7 +138,7 @@ fn rewrite(schema: &mut Value, base: &str, named: &Named) {
             one => rewrite(one, base, named),
         }
     }
-    // Some readers put what is referred to in the place of all that stands beside the reference.
+    // Some readers replace everything next to a reference by what it refers to.
     let has_definitions = keys.contains_key("$defs") || keys.contains_key("definitions");
     if has_definitions && keys.get("$ref").is_some_and(Value::is_string) {
         let reference = keys.remove("$ref");

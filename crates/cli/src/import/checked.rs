@@ -1,4 +1,4 @@
-//! What was imported is held against the rules of pipeline files before it is written.
+//! What was imported is checked against the rules of pipeline files before it is written.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,11 +9,11 @@ use serde_json::{Value, json};
 
 use super::secrets::Secrets;
 
-/// What is kept of Kafka's properties though it cannot be held against the rules here: files that may be
-/// there where the pipeline runs.
+/// Kafka properties that are kept although they cannot be checked here: files that may exist where
+/// the pipeline runs.
 const FILE: &str = ".location";
 
-/// The rules, and what the environment will say.
+/// The rules, and the environment that will apply.
 pub(super) struct Rules<'r> {
     registry: &'r Registry,
     variables: Vec<(String, String)>,
@@ -25,7 +25,7 @@ impl<'r> Rules<'r> {
         Self { registry, variables: secrets.names().map(secret).collect() }
     }
 
-    /// What is wrong with a file of these queues and stages, whose components are not there yet.
+    /// What is wrong with a file of these queues and stages, whose components do not exist yet.
     fn wrong(
         &self,
         queues: &BTreeMap<String, Value>,
@@ -45,7 +45,7 @@ impl<'r> Rules<'r> {
         loaded.map_or_else(|wrong| wrong.0, |_| Vec::new())
     }
 
-    /// Leaves out of a queue what is wrong with it. Answers nothing if nothing is left.
+    /// Removes from a queue what is wrong with it. Returns `None` if nothing is left.
     pub(super) fn queue(
         &self,
         name: &str,
@@ -72,7 +72,7 @@ impl<'r> Rules<'r> {
                 note(format!("not checked: {message}"));
                 return Some(queue);
             }
-            // Without what it is called elsewhere it would be another queue.
+            // Without its name in the other system it would be a different queue.
             let is_where = ["topic", "topics", "queue", "url"].iter().any(|of| {
                 key.strip_prefix(of).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
             });
@@ -84,7 +84,7 @@ impl<'r> Rules<'r> {
         }
     }
 
-    /// What is wrong with all of it together, where its queues alone are right.
+    /// What is wrong with the whole, if its queues alone are right.
     pub(super) fn all(
         &self,
         queues: &BTreeMap<String, Value>,
@@ -94,7 +94,7 @@ impl<'r> Rules<'r> {
             let kind = queue["type"].as_str().unwrap_or_default();
             self.registry.connector_of(kind).is_some()
         };
-        // One of a type that this program lacks was told of already.
+        // A queue of a type that this program lacks was already reported.
         if stages.is_empty() || !queues.values().all(is_known) {
             return Vec::new();
         }
@@ -103,7 +103,7 @@ impl<'r> Rules<'r> {
     }
 }
 
-/// A queue with what its environment will say, and without what is only there.
+/// A queue with what its environment will provide, and without what exists only there.
 fn complete(queue: &Value) -> Value {
     let (mut queue, missing) = (queue.clone(), missing_files(queue));
     if queue["type"] == "kafka" {
@@ -123,17 +123,17 @@ fn complete(queue: &Value) -> Value {
     queue
 }
 
-/// The properties that name files which are not on this machine.
+/// The properties that name files which do not exist on this machine.
 fn missing_files(queue: &Value) -> Vec<String> {
     let config = queue.get("config").and_then(Value::as_object);
-    // `probe` is no file: wherever the system has it.
+    // `probe` is not a file: it means wherever the system has it.
     let is_there = |path: &str| path == "probe" || Path::new(path).exists();
     let is_missing = |value: &Value| value.as_str().is_some_and(|path| !is_there(path));
     let files = config.into_iter().flatten().filter(|(name, _)| name.ends_with(FILE));
     files.filter(|(_, path)| is_missing(path)).map(|(name, _)| name.clone()).collect()
 }
 
-/// Takes a key out: of the queue, or of a mapping in it.
+/// Removes a key from the queue, or from a mapping in it.
 fn remove(queue: &mut Value, key: &str) -> bool {
     let Some(keys) = queue.as_object_mut() else { return false };
     if keys.shift_remove(key).is_some() {

@@ -1,5 +1,5 @@
-//! Volley's engines, found in Python files by their calls of `Engine(...)`: what stands there as
-//! texts and lists of texts. A program that computes them is not run.
+//! Volley's engines, found in Python files by their calls of `Engine(...)`: their literal texts and
+//! lists of texts. A program that computes them is not run.
 
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ use super::python::Python;
 /// An engine: one component between queues.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Engine {
-    /// Where it stands, for people.
+    /// Its position, in readable form.
     pub(super) place: String,
     /// The function that it decorates, or its `app_name`.
     pub(super) name: String,
@@ -20,7 +20,7 @@ pub(super) struct Engine {
 /// Finds the engines of a file.
 ///
 /// # Errors
-/// One names no input queue in a way that can be read.
+/// An engine's input queue cannot be read from the file.
 pub(super) fn find(file: &str, text: &str) -> anyhow::Result<Vec<Engine>> {
     const CALL: &str = "Engine(";
     let python = Python::new(text);
@@ -45,7 +45,7 @@ pub(super) fn find(file: &str, text: &str) -> anyhow::Result<Vec<Engine>> {
             Some(variable) => of_variable(&code[end..], variable),
             None => decorated(&code[end..]),
         };
-        // Where there is no other engine it can only be its function.
+        // If there is no other engine, it can only be this one's function.
         let name = name.or_else(|| decorated(&code[end..]).filter(|_| calls.len() == 1));
         let name = name.map(str::to_owned);
         let name = name.or_else(|| texts("app_name").into_iter().next());
@@ -60,14 +60,14 @@ pub(super) fn find(file: &str, text: &str) -> anyhow::Result<Vec<Engine>> {
     Ok(engines)
 }
 
-/// Whether what stands before `Engine(` lets it be a call of that: not the end of another name, and not
-/// the definition of a class or function.
+/// Whether the text before `Engine(` makes it a call of `Engine`: not the end of another name, and
+/// not the definition of a class or function.
 fn is_call(before: &str) -> bool {
     let is_whole = !before.ends_with(|c: char| c.is_alphanumeric() || c == '_');
     is_whole && !matches!(before.split_whitespace().next_back(), Some("class" | "def"))
 }
 
-/// How much stands before the bracket that closes what is open, or the comma that ends a value.
+/// The length up to the bracket that closes what is open, or to the comma that ends a value.
 fn past_of(code: &str, is_value: bool) -> usize {
     let mut open = 0_usize;
     for (at, c) in code.char_indices() {
@@ -82,7 +82,7 @@ fn past_of(code: &str, is_value: bool) -> usize {
     code.len()
 }
 
-/// Where that stands which follows `name=`, up to the comma that ends it.
+/// The range of what follows `name=`, up to the comma that ends it.
 fn argument(arguments: &str, name: &str) -> Option<Range<usize>> {
     let begin = arguments.match_indices(name).find_map(|(at, _)| {
         let own = !arguments[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
@@ -92,7 +92,7 @@ fn argument(arguments: &str, name: &str) -> Option<Range<usize>> {
     Some(begin..begin + past_of(&arguments[begin..], true))
 }
 
-/// The variable, without what it is in, that gets the value whose call begins behind this.
+/// The variable, without its owner, that is assigned the value whose call begins after this.
 fn variable(before: &str) -> Option<&str> {
     let target = before.trim_end_matches(|c| is_word(c) || c == '.').trim_end();
     let target = target.strip_suffix('=')?.trim_end();
@@ -205,7 +205,7 @@ def sixth(m): ...
         assert_eq!(names, ["first", "second", "third", "fourth", "fifth", "sixth", "sixth"]);
     }
 
-    /// What Python does not run is no engine, and ends no call.
+    /// What Python does not run is not an engine, and does not end a call.
     #[test]
     fn comments_docstrings_and_classes_are_no_engines() {
         let text = r##"

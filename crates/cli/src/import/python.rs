@@ -1,13 +1,13 @@
-//! As much of Python as it takes to tell calls from comments and texts.
+//! As much of Python as is needed to distinguish calls from comments and strings.
 
 use std::ops::Range;
 
-/// A file of Python, and what of it is code.
+/// A Python file, and which parts of it are code.
 pub(super) struct Python<'t> {
     text: &'t str,
-    /// As long as the text and with its lines; comments and what stands between quotes are blank.
+    /// Has the same length and lines as the text; comments and the contents of strings are blank.
     code: String,
-    /// What stands between quotes.
+    /// The contents of strings.
     strings: Vec<Range<usize>>,
 }
 
@@ -29,7 +29,7 @@ impl<'t> Python<'t> {
         python
     }
 
-    /// Has everything up to there be no code.
+    /// Marks everything up to `end` as not code.
     fn blank(&mut self, end: usize) {
         let bytes = self.text[self.code.len()..end].bytes();
         self.code.extend(bytes.map(|byte| if byte == b'\n' { '\n' } else { ' ' }));
@@ -41,7 +41,7 @@ impl<'t> Python<'t> {
         self.code.push_str(quote);
         self.blank(end);
         self.strings.push(inner..end);
-        // One that nothing ends ends with the line or the file.
+        // An unterminated string ends with the line or the file.
         if self.text[end..].starts_with(quote) {
             self.code.push_str(quote);
         }
@@ -51,14 +51,15 @@ impl<'t> Python<'t> {
         &self.code
     }
 
-    /// The texts that stand in this part.
+    /// The strings within this part.
     pub(super) fn texts(&self, part: Range<usize>) -> Vec<String> {
         let within = self.strings.iter().filter(|string| part.contains(&string.start));
         within.map(|string| self.text[string.clone()].to_owned()).collect()
     }
 }
 
-/// How much stands before the quote that ends a text. After a backslash none does, in raw texts too.
+/// The length up to the quote that ends a string. A quote after a backslash does not end it, even
+/// in raw strings.
 fn length(text: &str, quote: &str) -> usize {
     let mut chars = text.char_indices();
     while let Some((at, c)) = chars.next() {

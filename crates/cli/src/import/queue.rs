@@ -1,15 +1,15 @@
-//! One of Volley's queues in Brigade's words. Each of its keys is carried over, or there is a note.
+//! One of Volley's queues in Brigade's terms. Each of its keys is carried over, or there is a note.
 
 use serde_json::{Map, Value, json};
 
 use super::secrets::Secrets;
 
-/// What stands for "any model" in Volley.
+/// The names for "any model" in Volley.
 const ANY_MODEL: [&str; 2] = ["GenericMessage", "ComponentMessage"];
 /// What RSMQ takes as a visibility timeout, in seconds.
 const VT: std::ops::RangeInclusive<f64> = 1.0..=9_999_999.0;
 
-/// What of a Kafka queue's `config` has no place here, and why.
+/// Keys of a Kafka queue's `config` that do not apply here, and why.
 const NOT_FOR_KAFKA: [(&str, &str); 13] = [
     ("poll_interval", "Brigade polls by itself"),
     ("poll_interval_seconds", "Brigade polls by itself"),
@@ -26,7 +26,7 @@ const NOT_FOR_KAFKA: [(&str, &str); 13] = [
     ("enable.idempotence", "it is always on"),
 ];
 
-/// A queue that is being translated; what was translated is taken out of its keys.
+/// A queue that is being translated; keys that were translated are removed.
 pub(super) struct Queue<'q> {
     pub(super) alias: &'q str,
     pub(super) keys: Map<String, Value>,
@@ -43,7 +43,7 @@ impl Queue<'_> {
         self.keys.get(key).and_then(Value::as_str)
     }
 
-    /// The queue in Brigade's words; nothing if Brigade has no such queues.
+    /// The queue in Brigade's terms; `None` if Brigade has no such queues.
     pub(super) fn translate(mut self, place: &str) -> anyhow::Result<Option<Value>> {
         let Some(value) = self.text("value").map(literal) else {
             anyhow::bail!("{place}: queue `{}` has no `value`", self.alias);
@@ -86,7 +86,7 @@ impl Queue<'_> {
         Ok(Some(Value::Object(queue)))
     }
 
-    /// `type` of the list, or what the profile or the classes say.
+    /// `type` of the list, or what the profile or the classes imply.
     fn kind(&self) -> String {
         if let Some(kind) = self.text("type") {
             return kind.to_lowercase();
@@ -147,7 +147,7 @@ impl Queue<'_> {
         queue
     }
 
-    /// The variable that stands for what nobody should read in a file.
+    /// The variable that replaces a value which must not be readable in a file.
     fn secret(&mut self, of: &str, key: &str, value: &str) -> String {
         let short = key.strip_prefix("sasl.").unwrap_or(key);
         self.secrets.variable(&format!("{of}_{short}"), value)
@@ -191,7 +191,7 @@ impl Queue<'_> {
         queue
     }
 
-    /// The server, where the file says anything of it.
+    /// The server, if the file says anything about it.
     fn server(
         &mut self,
         queue: &mut Map<String, Value>,
@@ -236,7 +236,7 @@ impl Queue<'_> {
             None if user.is_empty() => String::new(),
             None => format!("{user}@"),
         };
-        // Where Volley takes its host from the environment.
+        // Volley takes a missing host from the environment.
         let host = host.map_or_else(|| "${REDIS_HOST:-127.0.0.1}".to_owned(), |host| plain(&host));
         let port = port.map_or_else(|| "6379".to_owned(), |port| plain(&port));
         let database = database.map(|db| format!("/{}", plain(&db))).unwrap_or_default();
@@ -262,7 +262,7 @@ impl Queue<'_> {
         queue.insert("vt".to_owned(), format!("{whole}s").into());
     }
 
-    /// The codec, where it is not JSON.
+    /// The codec, if it is not JSON.
     fn codec(&mut self) -> Option<&'static str> {
         let profile = self.text("profile").unwrap_or_default().to_owned();
         let serializer = match self.keys.remove("serializer") {
@@ -293,7 +293,7 @@ impl Queue<'_> {
         codec
     }
 
-    /// What is in Python: models, and classes that stand for Volley's.
+    /// What refers to Python: models, and classes that stand for Volley's.
     fn python(&mut self) {
         for key in ["data_model", "schema"] {
             let Some(Value::String(model)) = self.keys.remove(key) else { continue };
@@ -329,17 +329,17 @@ fn is_disabled(class: &str) -> bool {
     ["none", "disabled"].iter().any(|word| class.eq_ignore_ascii_case(word))
 }
 
-/// A text as a pipeline file has it, where `$` begins a variable.
+/// A text as written in a pipeline file, where `$` begins a variable.
 fn literal(text: &str) -> String {
     text.replace('$', "$$")
 }
 
-/// A value as a text of a pipeline file.
+/// A value as text in a pipeline file.
 fn plain(value: &Value) -> String {
     value.as_str().map_or_else(|| value.to_string(), literal)
 }
 
-/// A user's name as a part of an address.
+/// A user's name as a part of a URL.
 fn escaped(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~$".contains(&byte);
     text.bytes().fold(String::new(), |mut all, byte| {

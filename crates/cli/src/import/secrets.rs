@@ -1,13 +1,13 @@
-//! What must not stand in a file: each is a variable of the environment there.
+//! What must not appear in a file: each becomes an environment variable there.
 
 use std::collections::BTreeMap;
 
-/// The variables, and what they stand for.
+/// The variables, and their values.
 #[derive(Debug, Default)]
 pub(super) struct Secrets(BTreeMap<String, String>);
 
 impl Secrets {
-    /// The variable for a value; another where its name stands for another value already.
+    /// The variable for a value; a different name if this one already has another value.
     pub(super) fn variable(&mut self, name: &str, value: &str) -> String {
         let fits = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_uppercase() } else { '_' };
         let plain: String = name.chars().map(fits).collect();

@@ -11,16 +11,16 @@ use super::engines::Engine;
 use super::queue::Queue;
 use super::secrets::Secrets;
 
-/// A pipeline file, and what it does not say that the other file did.
+/// A pipeline file, and notes on what could not be carried over from the other file.
 pub(super) struct Imported {
     pub(super) text: String,
     pub(super) notes: Vec<String>,
 }
 
-/// Translates; `place` is the file, for people.
+/// Translates; `place` names the file in messages.
 ///
 /// # Errors
-/// It is no file of Volley, or one of its queues lacks what it needs.
+/// It is not a file of Volley's, or one of its queues lacks something it needs.
 pub(super) fn import(
     place: &str,
     config: &Value,
@@ -67,7 +67,7 @@ pub(super) fn import(
     Ok(Imported { text: write(place, pipeline, &queues, &stages, &notes), notes })
 }
 
-/// The file with YAML's merge keys (`<<`) done: what a mapping says itself goes before.
+/// The file with YAML's merge keys (`<<`) applied: a mapping's own keys take precedence.
 fn merged(value: &Value) -> Value {
     match value {
         Value::Array(items) => items.iter().map(merged).collect(),
@@ -98,7 +98,7 @@ fn free(name: &str, is_taken: impl Fn(&String) -> bool) -> String {
     names.find(|name| !is_taken(name)).unwrap_or_else(|| name.to_owned())
 }
 
-/// The queues by their aliases, of either form.
+/// The queues by their aliases, in either form.
 fn entries(place: &str, config: &Value) -> anyhow::Result<Vec<(String, Map<String, Value>)>> {
     let keys = |alias: &str, keys: &Value| match keys {
         Value::Object(keys) => Ok(keys.clone()),
@@ -121,13 +121,13 @@ fn entries(place: &str, config: &Value) -> anyhow::Result<Vec<(String, Map<Strin
     }
 }
 
-/// A name that pipeline files take.
+/// A name that pipeline files accept.
 fn name(alias: &str) -> String {
     let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
     alias.chars().map(|c| if fits(c) { c } else { '-' }).collect()
 }
 
-/// Stages out of engines.
+/// The stages made from engines.
 fn stages(
     engines: &[Engine],
     queues: &BTreeMap<String, Value>,
@@ -175,7 +175,7 @@ fn stages(
     Ok(stages)
 }
 
-/// The pipeline file. What is JSON is YAML too.
+/// The pipeline file. JSON is valid YAML.
 fn write(
     place: &str,
     pipeline: &str,
@@ -188,7 +188,7 @@ fn write(
         text += "#\n# Not carried over:\n";
     }
     for note in notes {
-        // A string takes whatever is written to it.
+        // Writing to a string cannot fail.
         let _ = writeln!(text, "# - {}", one_line(note));
     }
     let _ = writeln!(text, "pipeline: {}", written(&name(pipeline)));
@@ -204,7 +204,7 @@ fn write(
     text
 }
 
-/// A name as YAML takes it for a text: without quotes only where nobody could take it for something else.
+/// A name as YAML reads it as text: unquoted only if it cannot be taken for anything else.
 fn written(name: &str) -> String {
     let is_word = name.starts_with(|c: char| c.is_ascii_alphabetic());
     let is_value = ["true", "false", "null"].iter().any(|value| name.eq_ignore_ascii_case(value));

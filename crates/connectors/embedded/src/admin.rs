@@ -1,3 +1,5 @@
+//! Administration of embedded queues: inspecting, deleting, releasing.
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -13,7 +15,7 @@ use crate::rows::{MESSAGE, Target, delete_rows, message, now_ms};
 use crate::store::Store;
 use crate::thread::{Requests, Work};
 
-/// An embedded queue as people look at it.
+/// Administration of an embedded queue.
 pub(crate) struct EmbeddedAdmin {
     requests: Requests,
     target: Arc<Target>,
@@ -67,13 +69,13 @@ fn select(rest: &str) -> String {
     )
 }
 
-/// The row of a position; those that are greater than any row's have none.
+/// The row id of a position; positions beyond any row id have none.
 fn row_id(position: u64) -> Option<i64> {
     i64::try_from(position).ok()
 }
 
-/// Rows that nobody works on; with the position as a condition among others SQLite would go over all of them for
-/// each.
+/// Rows that are not being worked on. With an optional position in the condition, SQLite would scan
+/// all of them for each one.
 const DELETE_ALL: &str = "DELETE FROM messages WHERE queue = ?1 AND state != 2
   RETURNING size, order_key";
 const DELETE_ONE: &str = "DELETE FROM messages WHERE queue = ?1 AND state != 2 AND id = ?2
@@ -86,7 +88,7 @@ const RELEASE_ONE: &str =
     "UPDATE messages SET state = 0, attempts = 0, error = NULL, visible_at = ?3
   WHERE queue = ?1 AND state = 4 AND id = ?2";
 
-/// Deletes the rows of a queue that nobody works on, all or one.
+/// Deletes the rows of a queue that are not being worked on, all or one.
 fn delete(work: &mut Work<'_>, target: &Target, only: Option<i64>) -> rusqlite::Result<u64> {
     let mut deleted = 0;
     for (queue, _) in groups(work, target)? {
@@ -98,7 +100,7 @@ fn delete(work: &mut Work<'_>, target: &Target, only: Option<i64>) -> rusqlite::
     Ok(deleted)
 }
 
-/// Lets parked rows be handed out again, for the queue's `retention` from now on.
+/// Lets parked rows be handed out again; the queue's `retention` starts over for them.
 fn release(work: &mut Work<'_>, queue: i64, only: Option<&[u64]>) -> rusqlite::Result<u64> {
     let (mut released, now) = (0, now_ms());
     match only {
@@ -194,7 +196,7 @@ mod tests {
     use super::*;
     use crate::settings::Sync;
 
-    /// A store with a queue of so many messages in one state.
+    /// A store with a queue of `messages` messages in one state.
     fn store(directory: &tempfile::TempDir, messages: i64, state: i64) -> Connection {
         let path = directory.path().join("a.db");
         let db = crate::schema::open(&path, Sync::Normal).expect("a store");
@@ -205,7 +207,7 @@ mod tests {
         db
     }
 
-    /// Many are deleted or released one by one: each must not cost more where there are more.
+    /// Many are deleted or released one by one: none must cost more because there are more rows.
     #[test]
     fn one_is_found_by_its_position_and_not_by_looking_at_all() {
         const STEPS_MAX: i32 = 200;

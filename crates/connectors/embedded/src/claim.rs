@@ -13,7 +13,7 @@ use crate::schema::{BEHIND, READY};
 use crate::suspects::{Quarantine, Seen, Turn};
 use crate::thread::Work;
 
-/// The leases of this process, as its thread knows them without asking the file.
+/// The leases of this process, as its thread knows them without reading the file.
 #[derive(Debug, Default)]
 pub(crate) struct Leases {
     /// By row.
@@ -29,19 +29,19 @@ struct Lease {
 }
 
 impl Leases {
-    /// Whether claims wait for suspects, so that each resolved lease is worth a look.
+    /// Whether claims wait for suspects, which makes each resolved lease worth a check.
     pub(crate) fn in_quarantine(&self) -> bool {
         self.quarantine.is_on()
     }
 
-    /// A lease has ended, by whomever; a later one of the same row stays.
+    /// Records that a lease has ended, whoever ended it; a later lease of the same row stays.
     pub(crate) fn forget(&mut self, receipt: Receipt) {
         if self.held.get(&receipt.position).is_some_and(|lease| lease.fence == receipt.fence) {
             self.held.remove(&receipt.position);
         }
     }
 
-    /// Reads them again from the file, after a transaction was lost.
+    /// Reloads them from the file, after a transaction was lost.
     pub(crate) fn reload(&mut self, db: &Connection, holder: i64) {
         let read = || -> rusqlite::Result<HashMap<u64, Lease>> {
             let sql = "SELECT id, queue, fence, suspect FROM messages
@@ -75,16 +75,16 @@ fn first_suspect(db: &Connection, queue: i64) -> rusqlite::Result<Option<u64>> {
     db.prepare_cached(sql)?.query_row([queue], |row| row.get(0)).optional()
 }
 
-/// What a claim gave.
+/// The result of a claim.
 #[derive(Debug)]
 pub(crate) struct Claimed {
     pub(crate) messages: Vec<Incoming>,
-    /// If it gave nothing: when it is worth to ask again though nobody says so, in milliseconds
-    /// since 1970.
+    /// If it is empty: when it is worth claiming again without being woken, in milliseconds since
+    /// 1970.
     pub(crate) again_at: Option<i64>,
 }
 
-/// How long a claim waits that suspects keep from the queue, in milliseconds.
+/// How long a claim waits when suspects block the queue, in milliseconds.
 const QUARANTINE_LOOK_MS: i64 = 20;
 
 /// Claims rows of a queue.
@@ -140,7 +140,7 @@ fn lease_ordinary(
     lease(work, queue, &rows, reader)
 }
 
-/// Delayed rows whose time has come are ready.
+/// Makes delayed rows ready whose time has come.
 fn wake_delayed(db: &Connection, queue: i64) -> rusqlite::Result<()> {
     let sql = "UPDATE messages SET state = 0 WHERE queue = ?1 AND state = 1 AND visible_at <= ?2";
     db.prepare_cached(sql)?.execute(params![queue, now_ms()])?;
@@ -152,8 +152,8 @@ fn next_delayed(db: &Connection, queue: i64) -> rusqlite::Result<Option<i64>> {
     db.prepare_cached(sql)?.query_row([queue], |row| row.get(0))
 }
 
-/// The numbers of the first ready rows, as many as are wanted, at least one; and what is left of the
-/// bytes that are wanted.
+/// The ids of the first ready rows, as many as wanted, but at least one; and what is left of the
+/// wanted bytes.
 fn ready(db: &Connection, queue: i64, want: Want) -> rusqlite::Result<(Vec<u64>, usize)> {
     let sql = "SELECT id, size FROM messages WHERE queue = ?1 AND state = 0 AND suspect = 0
                ORDER BY id LIMIT ?2";
@@ -175,7 +175,7 @@ fn size_of(row: &Row<'_>) -> rusqlite::Result<(u64, usize)> {
     Ok((row.get(0)?, row.get(1)?))
 }
 
-/// The first ready rows, each with what follows it in its key. What is ready is the first of its
+/// The first ready rows, each with those that follow it in its key. A ready row is the first of its
 /// key, so a lease on a run keeps the key from everybody else.
 fn runs(db: &Connection, queue: i64, want: Want) -> rusqlite::Result<Vec<u64>> {
     let (heads, mut left_bytes) = ready(db, queue, want)?;
@@ -200,7 +200,7 @@ fn runs(db: &Connection, queue: i64, want: Want) -> rusqlite::Result<Vec<u64>> {
             }
             let (state, suspect, delayed): (i64, bool, bool) =
                 (row.get(2)?, row.get(3)?, row.get(4)?);
-            // A row that waits for its time keeps those behind it.
+            // A delayed row blocks those behind it.
             if state != BEHIND || suspect || delayed {
                 break;
             }
@@ -211,10 +211,10 @@ fn runs(db: &Connection, queue: i64, want: Want) -> rusqlite::Result<Vec<u64>> {
     Ok(taken)
 }
 
-/// The first row of the queue, if it is ready: in queue order whatever is first keeps the rest.
+/// The first row of the queue, if it is ready: in queue order, any other first row blocks the rest.
 fn head(db: &Connection, queue: i64) -> rusqlite::Result<Vec<u64>> {
     let mut first: Option<(u64, i64)> = None;
-    // The index is by state and row, so the first of each state is at hand.
+    // The index is by state and row, so the first row of each state is found directly.
     let sql = "SELECT id FROM messages WHERE queue = ?1 AND state = ?2 ORDER BY id LIMIT 1";
     for state in 0..=3_i64 {
         let row = db.prepare_cached(sql)?.query_row([queue, state], |row| row.get(0)).optional()?;
@@ -227,8 +227,8 @@ fn head(db: &Connection, queue: i64) -> rusqlite::Result<Vec<u64>> {
     Ok(first.filter(|(_, state)| *state == READY).map(|(id, _)| id).into_iter().collect())
 }
 
-/// Leases the first ready rows, and reads them: one statement for all, as they are all there is up
-/// to the last of them.
+/// Leases the first ready rows, and reads them: a single update leases them all, since they include
+/// every ready row up to the last of them.
 fn lease_first(
     work: &mut Work<'_>,
     queue: i64,
@@ -272,7 +272,7 @@ fn lease(
 ) -> rusqlite::Result<Vec<Incoming>> {
     let sql = format!("SELECT {COLUMNS} FROM messages WHERE id = ?1");
     let mut read = work.db.prepare_cached(&sql)?;
-    // An update that answers with the row takes three times as long: it fills a table.
+    // An update with `RETURNING` takes three times as long: it fills a table.
     let sql = "UPDATE messages SET state = 2, holder = ?2, fence = fence + 1 WHERE id = ?1";
     let mut update = work.db.prepare_cached(sql)?;
     let mut messages = Vec::with_capacity(rows.len());
@@ -286,13 +286,13 @@ fn lease(
     Ok(messages)
 }
 
-/// The columns that [`Reader::read`] reads, in its order: the fence is what it will be.
+/// The columns that [`Reader::read`] reads, in its order; the fence is its new value.
 const COLUMNS: &str = "id, mid, key, headers, event_time, payload, fence + 1, attempts,
   redeliveries, enqueued_at, first_failed_at, crashes, suspect";
-/// The column after those.
+/// The index of the column after those.
 const SIZE: usize = 13;
 
-/// Makes messages out of rows.
+/// Makes messages from rows.
 #[derive(Clone, Copy)]
 struct Reader {
     incarnation: IncarnationId,
@@ -300,7 +300,7 @@ struct Reader {
 }
 
 impl Reader {
-    /// A message with what is known of it, and whether it is a suspect.
+    /// A message with what is known about it, and whether it is a suspect.
     fn read(self, row: &Row<'_>) -> rusqlite::Result<(Incoming, bool)> {
         let receipt = Receipt { position: row.get(0)?, fence: row.get(6)? };
         let (message, unreadable) = message(row, self.incarnation)?;

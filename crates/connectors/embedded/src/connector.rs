@@ -1,3 +1,5 @@
+//! The connector of embedded queues, and their features.
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -146,7 +148,7 @@ mod tests {
 
     use super::*;
 
-    /// The first that is opened decides for the store: what the other wants would not hold.
+    /// The first one opened decides for the store: what the other one requires would not hold.
     #[test]
     fn two_queues_of_one_store_have_one_sync() {
         let conflict = |one: Value, other: Value| {

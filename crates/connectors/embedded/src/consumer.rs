@@ -1,3 +1,5 @@
+//! The consumer of embedded queues: claims rows, acks them and gives them back.
+
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,7 +24,7 @@ use crate::settings::Settings;
 use crate::store::{Store, Targets, apply};
 use crate::thread::{Requests, Work};
 
-/// How long a consumer waits for a word before it looks by itself, in case one was lost.
+/// How long a consumer waits for a notification before it checks by itself, in case one was lost.
 const LOOK_MAX: Duration = Duration::from_secs(5);
 
 /// Takes messages from an embedded queue.
@@ -79,7 +81,7 @@ impl EmbeddedConsumer {
         })
     }
 
-    /// Claims in a task of its own, so that a claim whose asker is gone is given back and not
+    /// Claims in a task of its own, so that a claim whose caller is gone is given back and not
     /// forgotten.
     async fn claim(&self, want: Want) -> Result<Claimed, ConnectorError> {
         let (queue, order, incarnation) = (self.queue, self.order, self.incarnation);
@@ -116,12 +118,13 @@ impl EmbeddedConsumer {
     }
 }
 
-/// What was claimed and has not reached who asked: given back if it never does.
+/// A claim that has not reached its caller: given back if it never does.
 struct ClaimedGuard {
     claimed: Option<Claimed>,
     queue: i64,
     requests: Requests,
-    /// What was undone need not be given back, and somebody else may have it by now.
+    /// A claim that was rolled back need not be given back, and somebody else may have its rows by
+    /// now.
     committed: Arc<AtomicBool>,
 }
 
@@ -139,12 +142,12 @@ impl Drop for ClaimedGuard {
     }
 }
 
-/// A claim that nobody saw did not happen.
+/// Undoes a claim that nobody saw, as if it had not happened.
 fn undo(work: &mut Work<'_>, queue: i64, receipts: &[Receipt]) -> rusqlite::Result<()> {
     put_back(work, queue, receipts, 0)
 }
 
-/// Nobody decided on these: they can be handed out again at once.
+/// Gives back rows undecided: they can be handed out again at once.
 fn release(work: &mut Work<'_>, queue: i64, receipts: &[Receipt]) -> rusqlite::Result<()> {
     put_back(work, queue, receipts, 1)
 }
@@ -175,7 +178,7 @@ fn put_back(
     Ok(())
 }
 
-/// Has a queue keep its keys in order from now on, or no longer.
+/// Makes a queue keep the order of keys from now on, or stop doing so.
 fn set_key_order(work: &mut Work<'_>, queue: i64, ordered: bool) -> rusqlite::Result<()> {
     let sql = "SELECT key_order FROM queues WHERE id = ?1";
     let before: bool = work.db.prepare_cached(sql)?.query_row([queue], |row| row.get(0))?;
@@ -185,7 +188,7 @@ fn set_key_order(work: &mut Work<'_>, queue: i64, ordered: bool) -> rusqlite::Re
     Ok(())
 }
 
-/// Puts the rows of a queue in the order of their keys, or in none.
+/// Arranges the rows of a queue in the order of their keys, or drops that order.
 pub(crate) fn arrange(work: &mut Work<'_>, queue: i64, ordered: bool) -> rusqlite::Result<()> {
     work.db.execute("UPDATE queues SET key_order = ?2 WHERE id = ?1", params![queue, ordered])?;
     if ordered {
@@ -198,7 +201,7 @@ pub(crate) fn arrange(work: &mut Work<'_>, queue: i64, ordered: bool) -> rusqlit
             [queue],
         )?;
     } else {
-        // What was parked or waited behind another nobody could take before.
+        // Rows that were parked or waited behind another could not be taken before.
         work.db.execute(
             "UPDATE messages SET order_key = NULL,
                state = CASE WHEN state NOT IN (3, 4) THEN state
@@ -244,7 +247,7 @@ fn fail(work: &mut Work<'_>, queue: i64, failed: &Failed) -> rusqlite::Result<bo
     Ok(row.is_some())
 }
 
-/// Parks a row: it stays the first of its key, and nobody is handed it.
+/// Parks a row: it stays the first of its key, and is not handed out.
 fn park(
     work: &mut Work<'_>,
     queue: i64,
@@ -269,7 +272,7 @@ impl Consumer for EmbeddedConsumer {
 
     async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
         loop {
-            // Listening begins before the look, so that no word between the two is missed.
+            // Listening begins before the check, so that no notification in between is missed.
             let visible = self.visible.notified();
             tokio::pin!(visible);
             visible.as_mut().enable();
@@ -296,7 +299,7 @@ impl Consumer for EmbeddedConsumer {
         let (own, writes) = (receipts.clone(), !ops.is_empty());
         let acked = self.requests.ask(move |work| {
             let (leased, fenced) = leased(work, queue, &rows)?;
-            // All or nothing: with a lost lease what the others became is not written either.
+            // All or nothing: with a lost lease, what became of the others is not written either.
             let undone = !fenced.is_empty() && !ops.is_empty();
             if !undone {
                 delete_leased(work, queue, &leased)?;
@@ -347,7 +350,7 @@ impl Consumer for EmbeddedConsumer {
     }
 
     async fn shutdown(&self) -> Result<(), ConnectorError> {
-        // A store that is closed has given back everything.
+        // A closed store has given back everything.
         self.give_back().await.unwrap_or(Ok(()))
     }
 }
@@ -367,7 +370,7 @@ mod tests {
 
     const WANT: Want = Want { messages: 1, bytes: usize::MAX };
 
-    /// What is taken from a consumer by somebody who believed its process dead.
+    /// Takes a row from a consumer, as another process does that believes it dead.
     fn fence(directory: &tempfile::TempDir, row: u64, suspect: bool) {
         let db = rusqlite::Connection::open(directory.path().join("brigade.db")).unwrap();
         let sql = "UPDATE messages SET state = 0, holder = 0, fence = fence + 1, suspect = ?2
@@ -393,7 +396,7 @@ mod tests {
         consumer.held.lock().unwrap().len()
     }
 
-    /// Else it would count as in flight for ever, and a suspect waits until nothing is.
+    /// It would otherwise count as in flight for ever, and a suspect waits until nothing is.
     #[tokio::test]
     async fn a_lease_that_was_lost_does_not_keep_a_suspect_waiting() {
         let (directory, _producer, consumer) = opened(1).await;

@@ -7,11 +7,11 @@ use brigade_core::Headers;
 use bytes::Bytes;
 
 const VERSION: u8 = 1;
-/// The header that keeps the bytes of headers that cannot be read.
+/// The header that keeps the bytes of unreadable headers.
 const UNREAD: &str = "brigade-headers";
 const NULL: u32 = u32::MAX;
 
-/// Encodes headers; none is no bytes.
+/// Encodes headers; no headers give no bytes.
 pub(crate) fn encode(headers: &Headers) -> Option<Vec<u8>> {
     if headers.is_empty() {
         return None;
@@ -31,7 +31,7 @@ fn put(bytes: &mut Vec<u8>, part: Option<&[u8]>) {
     bytes.extend_from_slice(part.unwrap_or_default());
 }
 
-/// Why bytes are no headers.
+/// Why bytes are not headers.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Unreadable {
     Version(u8),
@@ -51,7 +51,8 @@ impl fmt::Display for Unreadable {
     }
 }
 
-/// Reads what a row has: what cannot be decoded is one header then, so that it is not lost.
+/// Reads a row's headers: bytes that cannot be decoded become a single header, so that they are not
+/// lost.
 pub(crate) fn read(bytes: Option<&[u8]>) -> (Headers, Option<Unreadable>) {
     let Some(bytes) = bytes else { return (Headers::new(), None) };
     match decode(bytes) {

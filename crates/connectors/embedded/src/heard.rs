@@ -1,42 +1,42 @@
 //! Signs of life: which other processes have been silent for too long.
 //!
-//! A process writes a sign of life into the store every few seconds. What counts is whether another's changes,
-//! and not what the clock on the wall says of it: that clock is set, and whoever goes by it takes all
-//! others for silent then. Only time in which this process could write its own signs counts: while the
-//! store is locked or its disk is full, nobody can.
+//! A process writes a sign of life into the store every few seconds. What counts is whether another
+//! process's sign changes, not the wall-clock time in it: that clock may be set, which would make
+//! all others look silent. Only time in which this process could write its own signs counts: while
+//! the store is locked or its disk is full, nobody can.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// The most time that one sign of life stands for. They come every five seconds; one that comes much
-/// later could not be written before, or this process stood still.
+/// The most time that one sign of life stands for. Signs come every five seconds; one that comes
+/// much later could not be written before, or this process was suspended.
 const SIGN_MAX: Duration = Duration::from_secs(10);
 
-/// What this process has heard of others.
+/// What this process has seen of others.
 #[derive(Debug)]
 pub(crate) struct Heard {
     /// When this process last wrote a sign of its own.
     signed: Instant,
-    /// The time in which it could.
+    /// The time during which it could.
     time: Duration,
-    /// The last signs of others, and at what `time` each was seen first.
+    /// The last signs of others, and the value of `time` when each was first seen.
     others: HashMap<i64, (i64, Duration)>,
 }
 
 impl Heard {
-    /// A process that enters writes its first sign.
+    /// For a process that enters and thereby writes its first sign.
     pub(crate) fn new(now: Instant) -> Self {
         Self { signed: now, time: Duration::ZERO, others: HashMap::new() }
     }
 
-    /// This process has written a sign of its own.
+    /// Records that this process has written a sign of its own.
     pub(crate) fn signed(&mut self, now: Instant) {
         self.time += now.saturating_duration_since(self.signed).min(SIGN_MAX);
         self.signed = now;
     }
 
-    /// Which of these holders, each with its last sign, have been silent for longer than this. Those that are
-    /// not among them any more are forgotten.
+    /// Which of these holders, each with its last sign, have been silent for longer than `limit`.
+    /// Holders that are no longer among them are forgotten.
     pub(crate) fn silent(&mut self, signs: &[(i64, i64)], limit: Duration) -> Vec<i64> {
         let before = std::mem::take(&mut self.others);
         let mut silent = Vec::new();
@@ -60,8 +60,8 @@ mod tests {
     const EVERY: Duration = Duration::from_secs(5);
     const OTHER: i64 = 7;
 
-    /// So many signs of life of this process, one each so often; says whether the other, whose signs are
-    /// these, was silent after the last.
+    /// Records `signs` signs of life of this process, one per `every`; returns whether the other,
+    /// whose signs are given by `sign`, was silent after the last.
     fn after(heard: &mut Heard, signs: u32, every: Duration, sign: impl Fn(u32) -> i64) -> bool {
         let begun = heard.signed;
         let mut silent = Vec::new();
@@ -78,7 +78,7 @@ mod tests {
         assert!(heard.silent(&[(OTHER, 0)], MINUTE).is_empty(), "at the first look nobody is");
         assert!(!after(&mut heard, 12, EVERY, |_| 0), "not longer than a minute");
         assert!(after(&mut heard, 1, EVERY, |_| 0));
-        // That others freed what it had is written as a sign of its own.
+        // When others free what it had, that is written as a sign of its own.
         assert!(!after(&mut heard, 13, EVERY, |_| 1));
         assert!(after(&mut heard, 1, EVERY, |_| 1));
     }

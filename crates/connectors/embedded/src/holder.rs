@@ -1,8 +1,8 @@
 //! Holders: the processes that have a store open, and what becomes of their leases.
 //!
-//! A holder is a row, and a file beside the database on which the process holds an
-//! operating-system lock for as long as it lives. Whoever can take that lock knows that the holder
-//! is dead, at once and without a clock.
+//! A holder is a row, and a file beside the database on which the process holds an operating-system
+//! lock for as long as it lives. A process that can take that lock knows that the holder is dead,
+//! at once and without a clock.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::net::UdpSocket;
@@ -47,7 +47,8 @@ impl Holder {
         let path = directory.join(&name);
         let lock = OpenOptions::new().write(true).create_new(true).open(&path).map_err(io)?;
         let entered = lock_and_bind(&lock).map_err(io).and_then(|socket| {
-            // The row comes after the lock, so that nobody takes a holder for dead that is being born.
+            // The row comes after the lock, so that a holder that is being created is not taken for
+            // dead.
             let port = socket.local_addr().map_err(io)?.port();
             let sql = "INSERT INTO holders (lock, port, pid, seen_at) VALUES (?1, ?2, ?3, ?4)";
             let values = params![name, port, std::process::id(), now_ms()];
@@ -62,7 +63,7 @@ impl Holder {
         Ok(Self { id, directory, name, _lock: lock, socket, heard })
     }
 
-    /// Says that this process lives; enters it again if others had taken it for dead.
+    /// Writes a sign of life of this process; enters it again if others had taken it for dead.
     pub(crate) fn seen(&mut self, db: &Connection, now: Instant) {
         let sql = "INSERT INTO holders (id, lock, port, pid, seen_at) VALUES (?1, ?2, ?3, ?4, ?5)
                    ON CONFLICT (id) DO UPDATE SET seen_at = excluded.seen_at";
@@ -74,8 +75,8 @@ impl Holder {
         }
     }
 
-    /// Tells the other processes that something was written. A byte that is lost costs little: they
-    /// look by themselves several times a second.
+    /// Notifies the other processes that something was written. A lost byte costs little: they
+    /// check by themselves several times a second.
     pub(crate) fn wake_others(&self, db: &Connection) {
         let ports = || -> rusqlite::Result<Vec<u16>> {
             let mut others = db.prepare_cached("SELECT port FROM holders WHERE id != ?1")?;
@@ -86,7 +87,8 @@ impl Holder {
         }
     }
 
-    /// Frees the leases of holders that are dead, or that gave no sign of life for so long.
+    /// Frees the leases of holders that are dead, or that gave no sign of life for longer than
+    /// `lease`.
     pub(crate) fn free_the_dead(
         &mut self,
         db: &mut Connection,
@@ -104,7 +106,7 @@ impl Holder {
             }
             freed += free(db, &other, dead)?;
             if dead {
-                // The file goes last: while it is there, somebody else may still do this.
+                // The file goes last: while it exists, another process can still do this.
                 let _ = std::fs::remove_file(&path);
             }
         }
@@ -123,7 +125,7 @@ impl Holder {
     /// Leaves: nothing is held any more.
     pub(crate) fn leave(&self, db: &Connection) {
         let left = || -> rusqlite::Result<()> {
-            // Consumers have given back what they held; this is for those that were forgotten.
+            // Consumers have given back what they held; this covers any that were forgotten.
             let sql = "UPDATE messages SET holder = 0, suspect = 0,
                          visible_at = CASE WHEN order_key IS NULL THEN max(visible_at, ?2)
                                            ELSE enqueued_at END,
@@ -144,7 +146,7 @@ impl Holder {
     }
 }
 
-/// Locks a holder's file, and opens what others wake it by.
+/// Locks a holder's file, and opens the socket that others wake it by.
 fn lock_and_bind(lock: &File) -> std::io::Result<UdpSocket> {
     lock.try_lock().map_err(|error| match error {
         TryLockError::Error(error) => error,
@@ -155,23 +157,24 @@ fn lock_and_bind(lock: &File) -> std::io::Result<UdpSocket> {
 
 /// Whether nobody holds the lock.
 fn is_dead(path: &Path) -> bool {
-    // To lock it is enough to read it: another user may have made it.
+    // Read access is enough to lock it: another user may have created it.
     match File::open(path) {
         Ok(file) => file.try_lock().is_ok(),
         Err(error) => error.kind() == std::io::ErrorKind::NotFound,
     }
 }
 
-/// A message is suspect once it was in flight at so many deaths: one alone may be anybody's, and to
-/// hand out everything singly after each would take long.
+/// A message is suspect once it was in flight at this many deaths: a single one may have any cause,
+/// and handing out everything singly after each death would take long.
 const SUSPECT_DEATHS: i64 = 2;
 
-/// Frees a holder's leases. If it is dead, what was in flight may be suspect, and what was in flight
-/// alone has crashed; one that is only silent may have been stopped for a while.
+/// Frees a holder's leases. If it is dead, what was in flight may be suspect, and what was in
+/// flight alone has crashed; a holder that is only silent may have been suspended for a while.
 fn free(db: &mut Connection, other: &Other, dead: bool) -> rusqlite::Result<usize> {
     let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
     let holder = other.id;
-    // It may have given one, or somebody else have freed what it had, while this waited for its turn.
+    // It may have given a sign, or somebody else may have freed what it had, while this waited for
+    // the transaction.
     let sql = "SELECT 1 FROM holders WHERE id = ?1 AND seen_at = ?2";
     if !dead && !transaction.prepare_cached(sql)?.exists([holder, other.seen_at])? {
         return Ok(0);
@@ -199,7 +202,8 @@ fn free(db: &mut Connection, other: &Other, dead: bool) -> rusqlite::Result<usiz
     if dead {
         transaction.execute("DELETE FROM holders WHERE id = ?1", [holder])?;
     } else {
-        // It stays, for it may claim before it says that it lives: what nobody holds nobody frees.
+        // The holder's row stays, since it may claim before it gives a sign of life: leases without
+        // a holder would never be freed.
         let sql = "UPDATE holders SET seen_at = ?2 WHERE id = ?1";
         transaction.execute(sql, [holder, now_ms()])?;
     }
@@ -238,7 +242,7 @@ mod tests {
         db.execute("UPDATE holders SET seen_at = 0 WHERE id = ?1", [holder.id]).expect("it is old");
     }
 
-    /// A holder looks, and looks again when it has given a sign of life after some time.
+    /// A holder checks, and checks again after it has given a sign of life some time later.
     fn look_twice(me: &mut Holder, db: &mut Connection, now: &mut Instant) -> [usize; 2] {
         let first = me.free_the_dead(db, LEASE).expect("it looks");
         *now += LEASE + Duration::from_millis(1);
@@ -246,8 +250,8 @@ mod tests {
         [first, me.free_the_dead(db, LEASE).expect("it looks")]
     }
 
-    /// It may take more before it says that it lives, as one that was stopped for a while: nobody else would
-    /// free that when it dies.
+    /// It may claim more before it gives a sign of life, like one that was suspended for a while:
+    /// nobody else would free that when it dies.
     #[test]
     fn who_is_silent_and_lives_loses_its_leases_and_has_not_died() {
         for says_so in [true, false] {
@@ -271,7 +275,7 @@ mod tests {
         }
     }
 
-    /// By the clock on the wall it was not heard of for very long when that is set forward.
+    /// When the wall clock is set forward, a process looks as if it had been silent for very long.
     #[test]
     fn who_lives_keeps_its_leases_when_the_clock_is_set_forward() {
         let directory = tempfile::tempdir().expect("a directory");
@@ -299,7 +303,7 @@ mod tests {
         assert_eq!(free(&mut db, &silent[0], false).expect("it looks"), 0, "somebody did");
     }
 
-    /// A file that another user made may be read alone; for root that makes no difference.
+    /// A file that another user created may be read-only; for root that makes no difference.
     #[test]
     fn who_died_is_known_by_a_file_that_may_only_be_read() {
         let directory = tempfile::tempdir().expect("a directory");
@@ -314,7 +318,7 @@ mod tests {
         assert!(is_dead(&path));
     }
 
-    /// Each try to open a store on a full disk would leave a file.
+    /// Each attempt to open a store on a full disk would leave a file.
     #[test]
     fn who_cannot_enter_leaves_no_file() {
         let directory = tempfile::tempdir().expect("a directory");

@@ -1,4 +1,4 @@
-//! How much a queue holds: asked for again and again while data flows, so it costs next to nothing.
+//! How much a queue holds: queried again and again while data flows, so it costs next to nothing.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use crate::rows::now_ms;
 use crate::schema::{DELAYED, LEASED};
 use crate::thread::Work;
 
-/// What is parked and what waits behind it, by the indexes of parked rows and of keys: what is ready is not
-/// looked at. Of a key some may be handed out still.
+/// Parked rows and those that wait behind them, found by the indexes of parked rows and of keys;
+/// ready rows are not scanned. Some rows of such a key may still be handed out.
 const PARKED: &str = "SELECT
   (SELECT count(*) FROM messages INDEXED BY parked
    WHERE queue = ?1 AND state = 4 AND order_key IS NULL)
@@ -20,9 +20,9 @@ const PARKED: &str = "SELECT
        WHERE m.queue = ?1 AND m.order_key = parked.order_key AND m.state = 2)), 0)
   FROM (SELECT DISTINCT order_key FROM messages
         WHERE queue = ?1 AND state = 4 AND order_key IS NOT NULL) AS parked";
-/// The rows of a state.
+/// The rows in a state.
 const OF_STATE: &str = "SELECT count(*) FROM messages WHERE queue = ?1 AND state = ?2";
-/// When the first that is ready was put.
+/// When the first ready row was put.
 const OLDEST: &str = "SELECT enqueued_at FROM messages WHERE queue = ?1 AND state = 0
   ORDER BY id LIMIT 1";
 
@@ -63,7 +63,7 @@ mod tests {
         crate::schema::open(&directory.path().join("a.db"), Sync::Normal).expect("a store")
     }
 
-    /// Puts so many rows of one state and key.
+    /// Puts `rows` rows of one state and key.
     fn put(db: &Connection, rows: usize, state: i64, key: Option<&str>) {
         let sql = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?4)
                    INSERT INTO messages (queue, state, visible_at, order_key, enqueued_at, size, mid)
@@ -71,7 +71,7 @@ mod tests {
         assert_eq!(db.execute(sql, params![QUEUE, state, key, rows]).expect("rows"), rows);
     }
 
-    /// What a statement answers, and in how many of SQLite's steps.
+    /// The result of a statement, and the number of SQLite steps it took.
     fn asked(db: &Connection, sql: &str) -> (u64, i32) {
         let mut statement = db.prepare(sql).expect("a statement");
         let answer = statement.query_row([QUEUE], |row| row.get(0)).expect("an answer");
@@ -94,7 +94,7 @@ mod tests {
         assert!(parked == 5 && steps < STEPS_MAX, "{parked} parked, {steps} steps");
     }
 
-    /// Of a run that somebody has, the first may be parked before the others are given back.
+    /// The first row of a leased run may be parked before the others are given back.
     #[test]
     fn what_is_handed_out_does_not_count_as_parked_too() {
         let directory = tempfile::tempdir().expect("a directory");

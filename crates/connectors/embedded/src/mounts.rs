@@ -1,5 +1,5 @@
-//! Where a directory lies: SQLite's locks, and the memory that its processes share, do not work over a
-//! network.
+//! Which file system a directory is on: SQLite's locks, and the memory that its processes share, do
+//! not work over a network.
 
 use std::path::{Path, PathBuf};
 
@@ -28,7 +28,7 @@ const NETWORK: [&str; 22] = [
     "vboxsf",
     "wekafs",
 ];
-/// What a program serves may come from anywhere. These are known to have it from a disk of the machine.
+/// A FUSE program may serve files from anywhere. These are known to serve them from a local disk.
 const LOCAL: [&str; 10] = [
     "fuse.bindfs",
     "fuse.cryfs",
@@ -42,16 +42,17 @@ const LOCAL: [&str; 10] = [
     "fuse.unionfs-fuse",
 ];
 
-/// What is mounted where, of which a directory is not known to be on this machine alone.
+/// A mount that is not known to be on this machine alone.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Network {
     pub(crate) place: PathBuf,
     pub(crate) kind: String,
 }
 
-/// The network file system that a directory is on, as `/proc/self/mounts` tells.
+/// The network file system that a directory is on, according to `/proc/self/mounts`.
 pub(crate) fn network(mounts: &[u8], directory: &Path) -> Option<Network> {
-    // Names that are no text are compared as they are shown: what stands for their bytes is the same.
+    // Names that are not Unicode are compared as displayed: the replacement of their bytes is the
+    // same.
     let directory = PathBuf::from(directory.to_string_lossy().into_owned());
     let mounts = String::from_utf8_lossy(mounts);
     let mounts = mounts.lines().filter_map(|line| {
@@ -59,14 +60,15 @@ pub(crate) fn network(mounts: &[u8], directory: &Path) -> Option<Network> {
         Some((PathBuf::from(unescaped(fields.next()?)), fields.next()?))
     });
     let holding = mounts.filter(|(place, _)| directory.starts_with(place));
-    // Of several at one place the last covers the others.
+    // The last of several mounts at one place covers the others.
     let (place, kind) = holding.max_by_key(|(place, _)| place.as_os_str().len())?;
     let served = kind == "fuse" || kind.starts_with("fuse.");
     let network = NETWORK.contains(&kind) || served && !LOCAL.contains(&kind);
     network.then(|| Network { place, kind: kind.to_owned() })
 }
 
-/// A field as it was: blanks, tabs, line breaks and backslashes are written as `\` and three octal digits.
+/// Unescapes a field: blanks, tabs, line breaks and backslashes are written as `\` and three octal
+/// digits.
 fn unescaped(field: &str) -> String {
     let mut parts = field.split('\\');
     let mut text = parts.next().unwrap_or_default().to_owned();

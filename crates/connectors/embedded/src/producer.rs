@@ -1,3 +1,5 @@
+//! The producer of embedded queues.
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -42,7 +44,7 @@ impl EmbeddedProducer {
         self.target.limit.when_full == WhenFull::Refuse
     }
 
-    /// What the queue never takes, by its place.
+    /// The messages that the queue never takes, by index.
     fn never(&self, batch: &[Outgoing]) -> Vec<(usize, Rejected)> {
         let Target { limit, name, .. } = &*self.target;
         let never = |(at, outgoing): (usize, &Outgoing)| {
@@ -70,7 +72,7 @@ impl EmbeddedProducer {
             }
             Err(_) => {}
         }
-        // The whole does not fit: as many as do, one after the other.
+        // The whole batch does not fit: puts as many as do, one after the other.
         for outgoing in batch {
             let (one, target) = ([outgoing.clone()], Arc::clone(&self.target));
             let put =
@@ -83,7 +85,8 @@ impl EmbeddedProducer {
                 Err(error) => {
                     let (told, left) = (error.to_string(), batch.len() - outcomes.len() - 1);
                     outcomes.push(Produced::Failed(error));
-                    // To put what comes after it would change the order: it comes again with this one.
+                    // Putting later messages would change the order: they are retried together with
+                    // this one.
                     let after = || Produced::Failed(ConnectorError::transient(told.as_str()));
                     outcomes.extend(std::iter::repeat_with(after).take(left));
                     return Ok(outcomes);
@@ -107,7 +110,7 @@ impl Producer for EmbeddedProducer {
             return self.put(batch).await;
         }
         let mut outcomes = self.put(&without(batch, &never)).await?;
-        // The first place first: then each is where it was.
+        // In ascending order, so that each lands at its original index.
         for (at, why) in never {
             outcomes.insert(at, Produced::Rejected(why));
         }
@@ -116,8 +119,9 @@ impl Producer for EmbeddedProducer {
 
     async fn stage(&self, batch: &[Outgoing]) -> Result<Staged, ConnectorError> {
         let mut rejected = self.never(batch);
-        // What a full queue refuses has to be known before the transaction. If there is less room by
-        // then, the transaction fails, and this is asked again. What was refused is staged again without.
+        // What a full queue refuses must be known before the transaction. If there is less room by
+        // then, the transaction fails, and this is called again. The rest is staged again without
+        // what was refused.
         if rejected.is_empty() && self.refuses() && !batch.is_empty() {
             let (owned, target) = (batch.to_vec(), Arc::clone(&self.target));
             let full = self.requests.ask(move |work| without_room(work, &target, &owned)).await?;
@@ -138,13 +142,13 @@ impl Producer for EmbeddedProducer {
     }
 }
 
-/// A batch but for what is refused, whose places are in order.
+/// A batch without the refused messages, whose indices are sorted.
 fn without(batch: &[Outgoing], refused: &[(usize, Rejected)]) -> Vec<Outgoing> {
     let taken = |(at, _): &(usize, &Outgoing)| refused.binary_search_by_key(at, |r| r.0).is_err();
     batch.iter().enumerate().filter(taken).map(|(_, outgoing)| outgoing.clone()).collect()
 }
 
-/// What there is no room for.
+/// A message for which there is no room.
 fn refused(message: String) -> Rejected {
     Rejected { kind: CauseKind::Refused, message }
 }

@@ -1,4 +1,4 @@
-//! What becomes of a queue's messages when other stages read it than before.
+//! What becomes of a queue's messages when its set of readers changes.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,17 +11,17 @@ use crate::consumer::arrange;
 use crate::rows::{now_ms, queue_id};
 use crate::thread::Work;
 
-/// Who reads a queue, by the file of this process.
+/// The stages that read a queue, according to this process's pipeline file.
 pub(crate) struct Readers {
     pub(crate) pipeline: Arc<str>,
     pub(crate) name: Arc<str>,
     /// The groups that read it.
     groups: Vec<Arc<str>>,
-    /// The group that is opened, the stage of it, and its order.
+    /// The group that is opened, its stage, and its order.
     pub(crate) group: Arc<str>,
     stage: Arc<str>,
     order: Order,
-    /// The groups of which it was told that messages wait in them.
+    /// The groups for which waiting messages were already logged.
     told: Mutex<BTreeSet<i64>>,
 }
 
@@ -29,25 +29,25 @@ pub(crate) struct Readers {
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 struct Remembered {
-    /// The stages that read it, by the file of who opened it last.
+    /// The stages that read it, according to the file of the process that opened it last.
     readers: Vec<String>,
-    /// What is a stage's own of that which the only reader has before it.
+    /// The part of the only reader's messages that belongs to one stage alone.
     own: Option<Own>,
 }
 
-/// What a stage had before it while others read the queue too, and took along when it became the only
+/// What a stage had waiting while others read the queue too, and took along when it became the only
 /// reader.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Own {
     stage: String,
-    /// The greatest row of it. All that the group has up to it is.
+    /// The greatest row of it. Everything in the group up to that row belongs to it.
     up_to: i64,
-    /// The others, who had it as well, each in its group.
+    /// The other stages, which had these messages as well, each in its group.
     others: Vec<String>,
 }
 
 impl Own {
-    /// The row after which a group is to get what the only reader has.
+    /// The row after which a group gets what the only reader has.
     fn after(&self, group: &str) -> i64 {
         if self.others.iter().any(|other| other == group) { self.up_to } else { 0 }
     }
@@ -70,12 +70,12 @@ impl Readers {
         self.order == Order::Key
     }
 
-    /// When the queue is opened: these read it from now on, and get what is there for others. `id` is the
-    /// number of the group that is opened.
+    /// When the queue is opened: the present stages read it from now on, and get what is waiting
+    /// for others. `id` is the number of the group that is opened.
     pub(crate) fn begin(&self, work: &mut Work<'_>, id: i64) -> rusqlite::Result<()> {
         let before = self.remembered(work)?;
         let mut now = Remembered { readers: self.stages(), ..before.clone() };
-        // Another stage is the only reader: all that it has before it is its own.
+        // Another stage is the only reader: everything waiting for it is its own.
         if self.group.is_empty() {
             now.own.take_if(|own| *own.stage != *self.stage);
         }
@@ -83,14 +83,15 @@ impl Readers {
         if now == before { Ok(()) } else { self.remember(work, &now) }
     }
 
-    /// When there is nothing to be taken: what a process with an older file has put, for others, since the
-    /// queue was opened. Says whether there may be something now.
+    /// When there is nothing to be taken: handles what a process with an older file has put, for
+    /// other readers, since the queue was opened. Returns whether there may be something now.
     pub(crate) fn look(&self, work: &mut Work<'_>, id: i64) -> rusqlite::Result<bool> {
         if self.left_behind(work)?.is_empty() {
             return Ok(false);
         }
         let before = self.remembered(work)?;
-        // Who reads it by another file, and began later, decides: else both took it from each other.
+        // The process that started last, with its file, decides: otherwise two would take it from
+        // each other.
         if before.readers != self.stages() {
             return Ok(false);
         }
@@ -102,8 +103,8 @@ impl Readers {
         Ok(moved)
     }
 
-    /// Gives those that read it what is there for others that do not, or tells of it, once. Says whether
-    /// there was something to give.
+    /// Gives the present readers what is waiting for stages that no longer read the queue, or logs
+    /// it, once. Returns whether there was something to give.
     fn settle(
         &self,
         work: &mut Work<'_>,
@@ -133,8 +134,8 @@ impl Readers {
                 self.share_out(work, &left, remembered)?;
                 moved = true;
             } else if self.order != Order::Queue || !is_worked_on(work, id)? {
-                // It is older than what is worked on, which comes to its end first where the order is the
-                // queue's.
+                // It is older than what is being worked on, which finishes first if the order is
+                // the queue's.
                 self.take_over(work, id, &left, remembered)?;
                 moved = true;
             }
@@ -142,12 +143,12 @@ impl Readers {
         Ok(moved)
     }
 
-    /// Whether it was not told of yet.
+    /// Whether it was not logged yet.
     fn is_new(&self, left: &Left) -> bool {
         self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(left.id)
     }
 
-    /// The stages that read it, whatever their order in the file.
+    /// The stages that read it, independent of their order in the file.
     fn stages(&self) -> Vec<String> {
         if self.group.is_empty() {
             return vec![self.stage.to_string()];
@@ -162,7 +163,7 @@ impl Readers {
         let mut value = work.db.prepare_cached(sql)?;
         let value: Option<Vec<u8>> =
             value.query_row([self.entry()], |row| row.get(0)).optional()?;
-        // What another version wrote is as good as nothing: messages may be handed out twice then.
+        // Data written by another version is ignored: messages may be handed out twice then.
         Ok(value.and_then(|value| serde_json::from_slice(&value).ok()).unwrap_or_default())
     }
 
@@ -177,7 +178,7 @@ impl Readers {
         format!("readers of {}/{}", self.pipeline, self.name)
     }
 
-    /// The stages that ever read the queue beside this one.
+    /// The other stages that ever read the queue.
     fn other_groups(&self, work: &Work<'_>) -> rusqlite::Result<Vec<String>> {
         let sql = "SELECT grp FROM queues WHERE pipeline = ?1 AND name = ?2 AND grp NOT IN ('', ?3)
                    ORDER BY grp";
@@ -187,7 +188,7 @@ impl Readers {
         groups.collect()
     }
 
-    /// The groups of the queue that have messages and are none of those that read it.
+    /// The groups of the queue that have messages but no reader any more.
     fn left_behind(&self, work: &Work<'_>) -> rusqlite::Result<Vec<Left>> {
         let sql = "SELECT id, grp, messages FROM queues WHERE pipeline = ?1 AND name = ?2";
         let mut known = work.db.prepare_cached(sql)?;
@@ -200,8 +201,8 @@ impl Readers {
         Ok(known)
     }
 
-    /// What the only reader of the queue had before it goes to each of those that there are now; but what
-    /// others had too they do not get again.
+    /// Copies what waited for the only reader to each of the present readers; but they do not get
+    /// again what they had as well.
     fn share_out(
         &self,
         work: &mut Work<'_>,
@@ -222,8 +223,8 @@ impl Readers {
             let last: Option<i64> =
                 work.db.prepare_cached(sql)?.query_row([to], |row| row.get(0))?;
             work.db.prepare_cached(COPY)?.execute([to, left.id, after])?;
-            // At once, as its reader may be at work in another process; one that opens it later has it as it
-            // wants it.
+            // Arranged at once, as the group's reader may be at work in another process; a reader
+            // that opens it later arranges it as it wants.
             match last {
                 Some(last) => join_in(work, to, last)?,
                 None => {
@@ -244,7 +245,7 @@ impl Readers {
         Ok(())
     }
 
-    /// What the stage had before it while others read the queue too is its own when it is the only
+    /// What a stage had waiting while others read the queue too becomes its own when it is the only
     /// reader.
     fn take_over(
         &self,
@@ -260,8 +261,8 @@ impl Readers {
         let sql = "SELECT min(id) FROM messages WHERE queue = ?1 AND id > ?2";
         let mut of_all = work.db.prepare_cached(sql)?;
         let of_all: Option<i64> = of_all.query_row([id, known], |row| row.get(0))?;
-        // What was put for all readers must not be taken for its own: a part of that which is after it may
-        // be handed out twice, and nothing is withheld.
+        // What was put for all readers must not be taken for its own: what comes after that may be
+        // handed out twice, but nothing is withheld.
         let up_to = greatest.unwrap_or(0).min(of_all.map_or(i64::MAX, |first| first - 1));
         remembered.own = Some(Own {
             stage: self.stage.to_string(),
@@ -273,8 +274,8 @@ impl Readers {
             .execute([id, left.id])?;
         count_in(work, id, left.id)?;
         count_out(work, left.id)?;
-        // Its keys are put in order anew, with what is there already. What is worked on keeps its key, though
-        // it is younger.
+        // Its keys are arranged again, together with what is already there. What is being worked on
+        // keeps its key, even if it is younger.
         arrange(work, id, self.ordered())?;
         let sql =
             "UPDATE messages SET state = 3 WHERE queue = ?1 AND state IN (0, 1) AND order_key IN
@@ -289,8 +290,8 @@ impl Readers {
     }
 }
 
-/// Puts the rows after one in the order that their queue has. It may hold many before them, and this may be done for
-/// each message that an older process puts.
+/// Arranges the rows after `last` in the order of their queue. There may be many rows before them,
+/// and this may run for each message that an older process puts.
 fn join_in(work: &mut Work<'_>, queue: i64, last: i64) -> rusqlite::Result<()> {
     let sql = "SELECT key_order FROM queues WHERE id = ?1";
     if work.db.prepare_cached(sql)?.query_row([queue], |row| row.get(0))? {
@@ -302,7 +303,7 @@ fn join_in(work: &mut Work<'_>, queue: i64, last: i64) -> rusqlite::Result<()> {
                        AND other.order_key = messages.order_key AND other.id < messages.id)";
         work.db.prepare_cached(sql)?.execute([queue, last])?;
     } else {
-        // What was parked is so with the order of keys only.
+        // Parked rows exist only with the order of keys.
         let sql = "UPDATE messages SET state = 0, visible_at = max(visible_at, ?3)
                    WHERE queue = ?1 AND id > ?2 AND state = 4";
         work.db.prepare_cached(sql)?.execute([queue, last, now_ms()])?;
@@ -311,20 +312,20 @@ fn join_in(work: &mut Work<'_>, queue: i64, last: i64) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// A group that is not read any more, with messages.
+/// A group that is no longer read, with messages.
 struct Left {
     id: i64,
     group: String,
     messages: u64,
 }
 
-/// Whether somebody still works on messages of a group.
+/// Whether messages of a group are still being worked on.
 fn is_worked_on(work: &Work<'_>, queue: i64) -> rusqlite::Result<bool> {
     let leased = "SELECT 1 FROM messages WHERE queue = ?1 AND state = 2 LIMIT 1";
     work.db.prepare_cached(leased)?.exists([queue])
 }
 
-/// What one group holds is another's from now on.
+/// Adds one group's counts to another's, which takes over its rows.
 fn count_in(work: &Work<'_>, to: i64, from: i64) -> rusqlite::Result<()> {
     let sql = "UPDATE queues SET messages = messages + (SELECT messages FROM queues WHERE id = ?2),
                  bytes = bytes + (SELECT bytes FROM queues WHERE id = ?2) WHERE id = ?1";

@@ -31,7 +31,7 @@ pub(crate) struct Target {
     pub(crate) settings: Settings,
 }
 
-/// The number of a queue's group, entered if it is new.
+/// The number of a queue's group, which is entered if it is new.
 pub(crate) fn queue_id(
     db: &Connection,
     pipeline: &str,
@@ -48,24 +48,24 @@ pub(crate) fn queue_id(
     Ok(db.last_insert_rowid())
 }
 
-/// What a batch was made of.
+/// What a batch was made from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MadeOf {
-    /// Of one message, and it is put with its ack: it cannot be put in parts.
+    /// From one message, and it is put with its ack: it cannot be put in parts.
     One,
-    /// Of any: what is too much for a queue may come in smaller parts.
+    /// From any messages: what is too much for a queue may come in smaller parts.
     Any,
 }
 
 impl MadeOf {
-    /// What was made of so many messages, in the transaction of their acks.
+    /// Made from `messages` messages, in the transaction of their acks.
     pub(crate) fn acked(messages: usize) -> Self {
         if messages == 1 { Self::One } else { Self::Any }
     }
 }
 
-/// Puts messages on a queue, for each of its groups. With a full queue nothing is put; one that is
-/// empty takes all that one message became, else it would be too full for that for ever.
+/// Puts messages on a queue, for each of its groups. If the queue is full nothing is put; an empty
+/// one takes everything that one message became, since otherwise it could never take it.
 pub(crate) fn enqueue(
     work: &mut Work<'_>,
     target: &Target,
@@ -107,15 +107,15 @@ pub(crate) fn enqueue(
     Ok(())
 }
 
-/// What a group of a queue holds.
+/// How much a group of a queue holds.
 struct Held {
     queue: i64,
     messages: u64,
     bytes: u64,
 }
 
-/// Those of a batch, by their places, that a queue has no room for when the others are put on it; and
-/// what is to be said of each.
+/// The messages of a batch, by index, for which a queue has no room once the others are on it; and
+/// the error text for each.
 pub(crate) fn without_room(
     work: &mut Work<'_>,
     target: &Target,
@@ -166,13 +166,13 @@ pub(crate) fn without_room(
     Ok(without)
 }
 
-/// When an id has to be put to be remembered now.
+/// Ids put before this time are no longer remembered.
 fn remembered_since(dedup: Dedup) -> i64 {
     now_ms().saturating_sub(millis(dedup.period))
 }
 
-/// The groups by which a queue with `dedup` was read before, and that remember ids still: what was put
-/// for them was put on the queue.
+/// The former groups of a queue with `dedup` that still remember ids: what was put for them was put
+/// on the queue.
 fn former_groups(db: &Connection, target: &Target) -> rusqlite::Result<Vec<i64>> {
     if target.settings.dedup.is_none() {
         return Ok(Vec::new());
@@ -187,7 +187,7 @@ fn former_groups(db: &Connection, target: &Target) -> rusqlite::Result<Vec<i64>>
     Ok(groups.into_iter().map(|(queue, _)| queue).collect())
 }
 
-/// Whether a message of this id was put on one of these, and is remembered.
+/// Whether a message with this id was put in one of these groups, and is remembered.
 fn was_seen(
     db: &Connection,
     queues: &[i64],
@@ -204,7 +204,7 @@ fn was_seen(
     Ok(false)
 }
 
-/// Those of a batch that were not put before.
+/// The messages of a batch that were not put before.
 fn first_times<'b>(
     db: &Connection,
     (queue, former): (i64, &[i64]),
@@ -221,8 +221,8 @@ fn first_times<'b>(
     Ok(Cow::Owned(new))
 }
 
-/// Remembers a message's id; says whether it was not remembered before. One without an id is
-/// always new.
+/// Remembers a message's id; returns whether it was not remembered before. A message without an id
+/// is always new.
 fn first_time(
     db: &Connection,
     queue: i64,
@@ -240,14 +240,15 @@ fn first_time(
         db.prepare_cached("UPDATE queues SET seen = seen + 1 WHERE id = ?1")?.execute([queue])?;
         return Ok(true);
     }
-    // One that is too old may be there still; as a new one it is the youngest.
+    // One that is too old may still be there; entered again, it is the youngest.
     let old = "DELETE FROM seen WHERE queue = ?1 AND mid = ?2 AND at < ?3";
     let old = db.prepare_cached(old)?.execute(params![queue, mid, remembered_since(dedup)])?;
     Ok(old > 0 && insert.execute(params![queue, mid, now_ms()])? > 0)
 }
 
-/// Forgets ids that are too old or too many, at most so many at a time, so that a batch of which so
-/// many are new does not wait long for it.
+/// Forgets ids that are too many, at most `FORGET_MAX` at a time, or else those that are too old,
+/// checking at most `new` or `FORGET_LOOK` ids, whichever is more. So a batch with `new` new ids does
+/// not wait long for it.
 fn forget_seen(db: &Connection, queue: i64, dedup: Dedup, new: u64) -> rusqlite::Result<()> {
     const FORGET_MAX: u64 = 5000;
     let seen: u64 = db
@@ -259,7 +260,7 @@ fn forget_seen(db: &Connection, queue: i64, dedup: Dedup, new: u64) -> rusqlite:
     let mut gone = db.prepare_cached(oldest)?.execute(params![queue, too_many])?;
     let old = "DELETE FROM seen WHERE n IN
                (SELECT n FROM seen WHERE queue = ?1 ORDER BY n LIMIT ?2) AND at < ?3";
-    // What was forgotten for its number tells that there is more than enough young ones.
+    // If some were forgotten because of their number, there are more than enough young ones.
     if gone == 0 {
         let values = params![queue, new.max(FORGET_LOOK), remembered_since(dedup)];
         gone += db.prepare_cached(old)?.execute(values)?;
@@ -269,32 +270,34 @@ fn forget_seen(db: &Connection, queue: i64, dedup: Dedup, new: u64) -> rusqlite:
     Ok(())
 }
 
-/// How many of the oldest ids are looked at with each batch, at least: as many as it has new ones, so
-/// that they do not become ever more.
+/// How many of the oldest ids are checked with each batch, at least: otherwise as many as it has
+/// new ones, so that their number does not keep growing.
 const FORGET_LOOK: u64 = 200;
 
-/// Removes what could be taken for longer than the queue's `retention`, and nobody did.
+/// Removes messages that could have been taken for longer than the queue's `retention`, but were
+/// not.
 pub(crate) fn expire(
     work: &mut Work<'_>,
     queue: i64,
     name: &str,
     retention: Period,
 ) -> rusqlite::Result<()> {
-    /// How many are looked at from the first on that has to go.
+    /// How many are checked, starting at the first that has to go.
     const LOOK: u64 = 1000;
     let before = now_ms().saturating_sub(millis(retention));
     let Some(from) = old_row(work.db, queue, before)? else { return Ok(()) };
     let sql = "DELETE FROM messages WHERE id IN (SELECT id FROM messages
                  WHERE queue = ?1 AND state = 0 AND id >= ?2 ORDER BY id LIMIT ?3) AND visible_at < ?4
                RETURNING size, order_key";
-    // What waited behind them nobody took either, so it stays as old as it is.
+    // Rows waiting behind them were not taken either, so they keep their age.
     let gone = delete_rows(work, queue, sql, params![queue, from, LOOK, before], 0)?;
     tracing::info!(queue = name, gone, ?retention, "removed what nobody took for so long");
     Ok(())
 }
 
-/// A row that could be taken since before this time, if one is at hand: the first that is ready, or one of a
-/// few from anywhere. What was given back lately stands before what nobody took, and is not old itself.
+/// A row that could have been taken since before this time, if one is found cheaply: the first
+/// ready row, or one of a few random ones. Rows given back recently come before rows never taken,
+/// and are not old themselves.
 fn old_row(db: &Connection, queue: i64, before: i64) -> rusqlite::Result<Option<i64>> {
     const FEW: i64 = 16;
     let sql = "SELECT (SELECT min(id) FROM messages WHERE queue = ?1 AND state = 0),
@@ -316,8 +319,9 @@ fn old_row(db: &Connection, queue: i64, before: i64) -> rusqlite::Result<Option<
     Ok(None)
 }
 
-/// Deletes what a statement names, which answers with `size, order_key`; what waited behind it of
-/// its keys is ready then, `since` as for [`promote`]. Says how many there were.
+/// Deletes the rows selected by a statement, which returns `size, order_key`; rows that waited
+/// behind them in their keys become ready, with `since` as for [`promote`]. Returns how many were
+/// deleted.
 pub(crate) fn delete_rows(
     work: &mut Work<'_>,
     queue: i64,
@@ -342,7 +346,7 @@ fn millis(period: Period) -> i64 {
     i64::try_from(period.0.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// The cause of an error that says that a queue is full, to tell it from all else that may pass.
+/// Marks an error as "the queue is full", to distinguish it from other transient ones.
 #[derive(Debug)]
 struct Full;
 
@@ -409,8 +413,8 @@ fn insert(db: &Connection, queue: i64, ordered: bool, batch: &[Outgoing]) -> rus
 /// The columns that [`message`] reads, in its order.
 pub(crate) const MESSAGE: &str = "id, mid, key, headers, event_time, payload";
 
-/// Reads a message, and what is wrong with its headers. One that was put without an id has one by
-/// its row.
+/// Reads a message, and what is wrong with its headers. One that was put without an id gets one
+/// from its row.
 pub(crate) fn message(
     row: &Row<'_>,
     incarnation: IncarnationId,
@@ -437,7 +441,7 @@ pub(crate) struct Leased {
     key: Option<Vec<u8>>,
 }
 
-/// Finds rows by their numbers and fences; answers also with those whose fence is another by now.
+/// Finds rows by their numbers and fences; also returns those whose fence has changed.
 pub(crate) fn leased(
     work: &Work<'_>,
     queue: i64,
@@ -457,13 +461,13 @@ pub(crate) fn leased(
     Ok((leased, fenced))
 }
 
-/// Rows are done: they go.
+/// Deletes rows that are done.
 pub(crate) fn delete_leased(
     work: &mut Work<'_>,
     queue: i64,
     rows: &[Leased],
 ) -> rusqlite::Result<()> {
-    // A deletion that answers with what it deletes takes three times as long: it fills a table.
+    // A deletion with `RETURNING` takes three times as long: it fills a table.
     let mut delete = work.db.prepare_cached("DELETE FROM messages WHERE id = ?1")?;
     for row in rows {
         delete.execute([row.id])?;
@@ -479,9 +483,9 @@ pub(crate) fn delete_leased(
     Ok(())
 }
 
-/// Makes the first row of a key ready if none of the key is handed out; says whether it did. It counts as
-/// one that could be taken since then at the earliest. A row behind another has in `visible_at` the end of its
-/// delay, or when it was put: a clock that was set back makes no delay of that.
+/// Makes the first row of a key ready if none of the key is handed out; returns whether it did. It
+/// counts as available since `since` at the earliest. For a row behind another, `visible_at` is the
+/// end of its delay, or when it was put: a clock that was set back does not turn that into a delay.
 pub(crate) fn promote(
     db: &Connection,
     queue: i64,
@@ -504,7 +508,7 @@ pub(crate) fn promote(
     Ok(true)
 }
 
-/// Makes the first rows of keys ready whose rows were leased and wait behind others now.
+/// Makes the first rows of keys ready whose rows were leased and now wait behind others.
 pub(crate) fn promote_freed(
     db: &Connection,
     freed: &BTreeSet<(i64, Option<Vec<u8>>)>,

@@ -1,4 +1,4 @@
-//! The file: its tables, its version, and refusing what is none.
+//! The file: its tables and version, and refusal of files that are not Brigade's.
 
 use std::fs::{File, TryLockError};
 use std::io::Write;
@@ -12,29 +12,29 @@ use rustix::io::Errno;
 
 use crate::settings::Sync;
 
-/// "Brgd", so that tools can tell the file.
+/// "Brgd", so that tools can recognize the file.
 const APPLICATION_ID: i32 = 0x4272_6764;
 /// The version of the tables.
 const VERSION: i32 = 1;
 /// How long a writer waits for other processes, in steps of a millisecond.
 const BUSY_MAX: Duration = Duration::from_secs(10);
-/// How long the log stays when all of it is in the file: several times what it is when it is put there.
+/// The size to which the log is truncated once all of it is in the file: several times the size at
+/// which it is transferred.
 const LOG_KEPT_MAX: u64 = 32 << 20;
 /// Files up to this size are checked as a whole when they are opened.
 const CHECKED_MAX: u64 = 64 << 20;
 
 /// The states of a row. `READY` can be handed out; `DELAYED` waits for its time; `LEASED` is handed
-/// out; `BEHIND` waits for an earlier row of its key: it is delayed besides if its `visible_at` is to come
-/// and later than it was put. 4 is parked: it waits for somebody to release it.
+/// out; `BEHIND` waits for an earlier row of its key; it is also delayed if its `visible_at` is in
+/// the future and later than when it was put. 4 is parked: it waits for somebody to release it.
 pub(crate) const READY: i64 = 0;
 pub(crate) const DELAYED: i64 = 1;
 pub(crate) const LEASED: i64 = 2;
 pub(crate) const BEHIND: i64 = 3;
 
-/// One row of `messages` for each message and group. Row numbers are never used again: they are
-/// positions. `order_key` is the key where the queue is read in the order of keys, and null
-/// elsewhere, so that only such queues pay for that index. `seen` holds the ids that a queue with
-/// `dedup` remembers.
+/// One row of `messages` per message and group. Row numbers are never reused: they are positions.
+/// `order_key` is the key if the queue is read in the order of keys, and null otherwise, so that
+/// only such queues pay for that index. `seen` holds the ids that a queue with `dedup` remembers.
 const TABLES: &str = "
 CREATE TABLE meta (name TEXT PRIMARY KEY, value BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE state (
@@ -72,17 +72,17 @@ CREATE INDEX parked ON messages (queue, order_key) WHERE state = 4;
 CREATE INDEX suspects ON messages (queue, id) WHERE suspect = 1;
 ";
 
-/// Opens the file, makes its tables, or upgrades them.
+/// Opens the file, and creates or upgrades its tables.
 pub(crate) fn open(path: &Path, sync: Sync) -> Result<Connection, ConnectorError> {
     let wrong = |error: rusqlite::Error| failed(path, error);
     let _alone = alone(path);
-    // It is looked for before the database, which another process may be making.
+    // Checked before the database, which another process may be creating.
     let made = path.with_extension("made").exists();
     let length = std::fs::metadata(path).map_or(0, |metadata| metadata.len());
     if made && length == 0 {
         return Err(lost(path));
     }
-    // One thread uses it, so that it needs no lock of its own.
+    // One thread uses it, so it needs no lock of its own.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE
         | OpenFlags::SQLITE_OPEN_CREATE
         | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -111,7 +111,7 @@ pub(crate) fn open(path: &Path, sync: Sync) -> Result<Connection, ConnectorError
     Ok(connection)
 }
 
-/// Notes beside the database that it was made: one that is empty or away is not a new one then.
+/// Records beside the database that it was created: an empty or missing one is not a new one then.
 fn mark(path: &Path) -> std::io::Result<()> {
     let mut mark = File::create(path.with_extension("made"))?;
     mark.write_all(b"Beside this file is a database. To begin with none, delete the directory.\n")?;
@@ -119,7 +119,7 @@ fn mark(path: &Path) -> std::io::Result<()> {
     File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
 
-/// The database was made once, and nothing is in it or it is not there.
+/// The database was created once, and is now empty or missing.
 fn lost(path: &Path) -> ConnectorError {
     let how = if path.exists() { "is empty" } else { "is not there" };
     let directory = path.parent().unwrap_or(path).display();
@@ -131,8 +131,8 @@ fn lost(path: &Path) -> ConnectorError {
     ))
 }
 
-/// Lets one process at a time open the file: two that make it at the same moment, each in the middle
-/// of setting its journal mode, would wait for each other. Without the lock it is only slower.
+/// Lets one process at a time open the file: two that create it at the same moment, each while
+/// setting its journal mode, would wait for each other. Without the lock this is only slower.
 fn alone(path: &Path) -> Option<File> {
     let lock = File::create(path.with_extension("opening")).ok()?;
     for tries in 0.. {
@@ -195,7 +195,7 @@ fn check(connection: &Connection, path: &Path) -> Result<(), ConnectorError> {
     }
 }
 
-/// What went wrong, for people, and whether it may go better later.
+/// What went wrong, in readable form, and whether it may work later.
 pub(crate) fn failed(path: &Path, error: rusqlite::Error) -> ConnectorError {
     let place = path.display();
     let code = error.sqlite_error_code();
@@ -225,13 +225,14 @@ pub(crate) fn failed(path: &Path, error: rusqlite::Error) -> ConnectorError {
 }
 
 /// Which of the database's files cannot be written, and why: SQLite does not say, the operating
-/// system does. They are not opened for that: whoever closes one drops all locks that its process has on it.
+/// system does. They are not opened for this: closing one drops all locks that the process has on
+/// it.
 fn unwritable(path: &Path) -> Option<(String, String)> {
     let directory = path.parent().unwrap_or(Path::new("."));
     ["", "-wal", "-shm"].iter().find_map(|end| {
         let file = format!("{}{end}", path.display());
         let access = match access(&file, Access::READ_OK | Access::WRITE_OK) {
-            // SQLite makes it.
+            // SQLite creates it.
             Err(Errno::NOENT) => access(directory, Access::WRITE_OK | Access::EXEC_OK),
             other => other,
         };
@@ -282,7 +283,7 @@ mod tests {
         }
     }
 
-    /// SQLite leaves the log as long as it ever was, until the last process ends.
+    /// SQLite otherwise leaves the log at its greatest length, until the last process ends.
     #[test]
     fn the_log_gets_short_again_after_a_long_transaction() {
         const LONG: i64 = 48 << 20;
@@ -296,12 +297,13 @@ mod tests {
         };
         put(LONG);
         assert!(log() > LONG.unsigned_abs());
-        // What is in the log is in the file by now; the next that is written begins the log anew.
+        // What is in the log is in the file by now; the next write starts the log from the
+        // beginning.
         put(1);
         assert!(log() <= LOG_KEPT_MAX, "{}", log());
     }
 
-    /// To open the database and close it again would drop this process's locks on it.
+    /// Opening the database and closing it again would drop this process's locks on it.
     #[test]
     fn what_cannot_be_written_is_told_without_opening_the_database() {
         let directory = tempfile::tempdir().expect("a directory");

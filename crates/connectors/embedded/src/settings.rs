@@ -1,3 +1,5 @@
+//! The keys of embedded queues, and the options of stores.
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,25 +12,25 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Settings {
-    /// The directory of another store than the pipeline's state.
+    /// The directory of a store other than the pipeline's state.
     pub(crate) path: Option<PathBuf>,
     /// When a write counts as done, for the store at `path`. Default: `full`.
     pub(crate) sync: Option<Sync>,
-    /// Stores a message once that is put again with the same id. Default: every time.
+    /// Stores a message only once if it is put again with the same id. Default: every time.
     pub(crate) dedup: Option<Dedup>,
-    /// Messages that could be taken for so long, and nobody did, are removed when the queue is written or
-    /// opened. Default: never.
+    /// Messages that could have been taken for this long, but were not, are removed when the queue
+    /// is written or opened. Default: never.
     pub(crate) retention: Option<Period>,
 }
 
-/// Which ids a queue remembers: as long as both hold.
+/// Which ids a queue remembers: those within both limits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Dedup {
-    /// For so long. Default: 1h.
+    /// How long. Default: 1h.
     #[serde(rename = "for", default = "an_hour")]
     pub(crate) period: Period,
-    /// So many, the youngest. Default: 1,000,000.
+    /// How many, keeping the youngest. Default: 1,000,000.
     #[serde(default = "a_million")]
     #[schemars(range(min = 1))]
     pub(crate) max: u64,
@@ -46,16 +48,16 @@ fn a_million() -> u64 {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Sync {
-    /// When the disk has it: survives the loss of power.
+    /// When the disk has it: survives a power failure.
     #[default]
     Full,
-    /// When the operating system has it: survives the death of the process; the loss of power may
+    /// When the operating system has it: survives the death of the process; a power failure may
     /// cost the last moments, but not the file.
     Normal,
 }
 
 impl Sync {
-    /// As in a pipeline file.
+    /// The value in a pipeline file.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Full => "full",
@@ -69,9 +71,9 @@ impl Sync {
 pub struct Options {
     /// When a write counts as done.
     pub sync: Sync,
-    /// A process that gave no sign of life for so long is taken for stopped, and its leases are freed
-    /// though it still lives. It gives one every 5 s; the clock on the wall does not matter, and time in
-    /// which the store could not be written does not count. Default: 60 s.
+    /// A process that gave no sign of life for this long is taken for stopped, and its leases are
+    /// freed even if it still lives. It gives one every 5 s; the wall clock does not matter, and
+    /// time in which the store could not be written does not count. Default: 60 s.
     pub lease: Duration,
     /// How often a message may be alone in flight while its process dies before it is given up on.
     /// Default: 5.

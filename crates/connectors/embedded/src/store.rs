@@ -1,3 +1,5 @@
+//! [`Store`]: one file of embedded queues and state, and its handles in this process.
+
 use std::collections::HashMap;
 use std::fmt;
 use std::fs::{File, TryLockError};
@@ -26,18 +28,18 @@ use crate::thread::{Fault, Requests, StoreThread, Work};
 
 /// The database's name in the state's directory.
 const FILE: &str = "brigade.db";
-/// Where the holders' locks are, in the state's directory.
+/// The directory of the holders' locks, in the state's directory.
 const HOLDERS: &str = "holders";
-/// Where the locks of names are.
+/// The directory of the locks taken by name.
 const LOCKS: &str = "locks";
 
-/// One file of embedded queues and state. A process that opens it several times uses it together, and it
-/// stays open until the last of them is shut down or dropped.
+/// One file of embedded queues and state. All handles that a process opens share it, and it stays
+/// open until the last of them is shut down or dropped.
 pub struct Store {
     /// Consumers and producers keep the store open.
     me: Weak<Store>,
     file: Arc<OpenFile>,
-    /// Whether this one is shut down.
+    /// Whether this handle is shut down.
     shut: AtomicBool,
 }
 
@@ -54,9 +56,10 @@ struct OpenFile {
 }
 
 struct Used {
-    /// How many stores use the file and are not shut down. Once it is none, the file is done with.
+    /// How many stores use the file and are not shut down. Once there are none, the file is closed
+    /// for good.
     stores: usize,
-    /// Until then.
+    /// Present until then.
     thread: Option<JoinHandle<()>>,
 }
 
@@ -64,7 +67,7 @@ struct Used {
 #[derive(Default)]
 pub(crate) struct Targets(Mutex<HashMap<Arc<str>, Arc<Target>>>);
 
-/// What is open in this process, by the directories.
+/// What is open in this process, by directory.
 static OPEN: LazyLock<Mutex<HashMap<PathBuf, Weak<OpenFile>>>> = LazyLock::new(Mutex::default);
 
 impl OpenFile {
@@ -117,7 +120,7 @@ impl OpenFile {
         self.used.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Enters one more store that uses it, if it is not done with.
+    /// Registers another store that uses the file, unless it is closed for good.
     fn enter(&self) -> bool {
         let mut used = self.used();
         let open = used.stores > 0;
@@ -125,7 +128,7 @@ impl OpenFile {
         open
     }
 
-    /// A store does not use it any more: the last has its thread to stop.
+    /// Unregisters a store; the last one gets the thread, to stop it.
     fn leave(&self) -> Option<JoinHandle<()>> {
         let mut used = self.used();
         used.stores -= 1;
@@ -134,12 +137,12 @@ impl OpenFile {
 }
 
 impl Store {
-    /// Opens the store in this directory, made if it is not there. Where this process has it open, the
-    /// options are those of who opened it first.
+    /// Opens the store in this directory, which is created if it does not exist. If this process
+    /// already has it open, the options of the first opening apply.
     ///
     /// # Errors
-    /// The directory cannot be made or written, lies on a network file system, or holds a file that
-    /// is damaged, newer, or not Brigade's.
+    /// The directory cannot be created or written, is on a network file system, or holds a file
+    /// that is damaged, newer, or not Brigade's.
     pub fn open(directory: &Path, options: Options) -> Result<Arc<Self>, ConnectorError> {
         let io = |error: std::io::Error| {
             ConnectorError::permanent(format!(
@@ -162,17 +165,17 @@ impl Store {
         Ok(Self::of(file))
     }
 
-    /// A store that is entered.
+    /// A store that is registered.
     fn of(file: Arc<OpenFile>) -> Arc<Self> {
         let shut = AtomicBool::new(false);
         Arc::new_cyclic(|me| Self { me: Weak::clone(me), file, shut })
     }
 
-    /// The same on a thread that may block: the disk may be slow, and another process may keep the file locked
-    /// for long.
+    /// The same on a thread that may block: the disk may be slow, and another process may keep the
+    /// file locked for long.
     ///
     /// # Errors
-    /// As for [`open`](Store::open).
+    /// See [`open`](Store::open).
     pub async fn open_aside(
         directory: PathBuf,
         options: Options,
@@ -185,12 +188,12 @@ impl Store {
         })?
     }
 
-    /// What keeps the store open.
+    /// A handle that keeps the store open.
     pub(crate) fn hold(&self) -> Arc<Self> {
         self.me.upgrade().expect("who calls this holds it")
     }
 
-    /// Ends its use of the file. The thread is for the last to stop.
+    /// Ends its use of the file. The last user gets the thread, to stop it.
     fn leave(&self) -> Option<JoinHandle<()>> {
         if self.shut.swap(true, Ordering::Relaxed) { None } else { self.file.leave() }
     }
@@ -207,7 +210,7 @@ impl Store {
         self.file.incarnation
     }
 
-    /// Enters a queue that is going to be written; answers with the name for its operations.
+    /// Registers a queue that is going to be written; returns its name for operations.
     pub(crate) fn enter(
         &self,
         queue: &QueueSpec,
@@ -265,14 +268,14 @@ impl Targets {
     }
 }
 
-/// An operation, with its queue; neighbours for one queue are one.
+/// An operation, with its queue; adjacent ones for one queue are combined.
 pub(crate) enum Op {
     Put { space: Arc<str>, key: String, value: Bytes },
     Delete { space: Arc<str>, key: String },
     Enqueue { name: Arc<str>, target: Arc<Target>, batch: Vec<brigade_core::connector::Outgoing> },
 }
 
-/// Does operations within the transaction.
+/// Performs operations within the transaction.
 pub(crate) fn apply(work: &mut Work<'_>, ops: &[Op], of: MadeOf) -> Result<(), Fault> {
     for op in ops {
         match op {
@@ -291,7 +294,7 @@ pub(crate) fn apply(work: &mut Work<'_>, ops: &[Op], of: MadeOf) -> Result<(), F
     Ok(())
 }
 
-/// A thread that waits for other processes' bytes; it ends soon after the store does.
+/// Starts a thread that waits for other processes' bytes; it ends soon after the store does.
 fn listen(directory: &Path, holder: &Holder, requests: Requests) -> Result<(), ConnectorError> {
     let wrong = |error: std::io::Error| {
         let place = directory.display();
@@ -317,12 +320,12 @@ fn listen(directory: &Path, holder: &Holder, requests: Requests) -> Result<(), C
     Ok(())
 }
 
-/// Locks a file, which is made if it is not there.
+/// Locks a file, which is created if it does not exist.
 fn lock(path: &Path) -> Result<File, TryLockError> {
     if let Some(directory) = path.parent() {
         std::fs::create_dir_all(directory).map_err(TryLockError::Error)?;
     }
-    // To lock it is enough to read it: another user may have made it.
+    // Read access is enough to lock it: another user may have created it.
     let file = File::open(path).or_else(|error| match error.kind() {
         std::io::ErrorKind::NotFound => File::options().create(true).append(true).open(path),
         _ => Err(error),
@@ -394,7 +397,7 @@ impl StateStore for Store {
     }
 
     async fn lock(&self, name: &str) -> Result<Option<StateLock>, ConnectorError> {
-        // The file stays: to remove it would take it from who has just opened it.
+        // The file stays: removing it could take it from a process that has just opened it.
         let IncarnationId(hash) = IncarnationId::of(name.as_bytes());
         let path = self.file.directory.join(LOCKS).join(format!("{hash:032x}.lock"));
         match lock(&path) {

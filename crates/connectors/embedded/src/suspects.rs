@@ -1,13 +1,14 @@
 //! Suspects: messages that were in flight when their process died.
 //!
-//! Any of them may be what killed it. Each is handed out alone, so that the next death tells: only a
-//! message that was *alone* in flight counts a crash. Others wait meanwhile, for a bounded time: after
-//! it both take turns, however many suspects there are and however long each takes.
+//! Any of them may be what killed it. Each is handed out alone, so that the next death is
+//! conclusive: only a message that was *alone* in flight counts a crash. Others wait meanwhile, for
+//! a bounded time: after that both take turns, however many suspects there are and however long
+//! each takes.
 
 use std::time::{Duration, Instant};
 
-/// How long ordinary messages wait for what is in flight to end, and then for suspects, each at most;
-/// and how long they have their turn before they wait for suspects again.
+/// The longest that ordinary messages wait for what is in flight to end, and again for suspects
+/// after that; and how long their own turn lasts before they wait for suspects again.
 const QUIET_MAX: Duration = Duration::from_secs(5);
 
 /// What a claim may take now.
@@ -15,7 +16,7 @@ const QUIET_MAX: Duration = Duration::from_secs(5);
 pub(crate) enum Turn {
     /// Ordinary messages.
     Ordinary,
-    /// Ordinary messages; one suspect if there are none.
+    /// Ordinary messages, or one suspect if there are none.
     OrdinaryElseSuspect,
     /// One suspect.
     Suspect,
@@ -23,7 +24,7 @@ pub(crate) enum Turn {
     Wait,
 }
 
-/// What a process knows of suspects and of its own leases, when it decides about a claim on one queue.
+/// What a process knows about suspects and its own leases when it decides on a claim on one queue.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Seen {
     /// Whether suspects wait in the store.
@@ -38,7 +39,7 @@ pub(crate) struct Seen {
     pub(crate) suspect: bool,
 }
 
-/// Whose time it is.
+/// Whose turn it is.
 #[derive(Debug, Default)]
 pub(crate) struct Quarantine {
     phase: Phase,
@@ -49,14 +50,16 @@ enum Phase {
     /// There are no suspects.
     #[default]
     Off,
-    /// Ordinary messages wait: since when, and whether a suspect was handed out since.
+    /// Ordinary messages wait: since when, and whether a suspect was handed out in that time.
     Quiet { since: Instant, begun: bool },
-    /// Ordinary messages are handed out: since when, and whether a suspect was in the quiet before.
+    /// Ordinary messages are handed out: since when, and whether a suspect was handed out in the
+    /// preceding quiet.
     Open { since: Instant, begun: bool },
 }
 
 impl Phase {
-    /// The phase at this time; the turn of ordinary messages ends only when somebody asks for suspects.
+    /// The phase at this time; the turn of ordinary messages ends only when suspects are waiting in
+    /// the queue being claimed.
     fn at(self, now: Instant, here: bool) -> Self {
         let over = |since: Instant| now.duration_since(since) >= QUIET_MAX;
         match self {
@@ -71,12 +74,12 @@ impl Phase {
 }
 
 impl Quarantine {
-    /// Whether anybody waits for suspects.
+    /// Whether suspects are being waited for.
     pub(crate) fn is_on(&self) -> bool {
         !matches!(self.phase, Phase::Off)
     }
 
-    /// Decides about a claim on one queue.
+    /// Decides on a claim on one queue.
     pub(crate) fn turn(&mut self, now: Instant, seen: Seen) -> Turn {
         if !seen.waiting && !seen.suspect {
             self.phase = Phase::Off;
@@ -86,14 +89,15 @@ impl Quarantine {
         let alone = seen.here && seen.leases == 0;
         match self.phase {
             Phase::Quiet { since, begun } if alone => {
-                // The first has the quiet time for itself, however long it took to become quiet.
+                // The first suspect has the whole quiet time to itself, however long it took to
+                // become quiet.
                 let since = if begun { since } else { now };
                 self.phase = Phase::Quiet { since, begun: true };
                 Turn::Suspect
             }
             Phase::Quiet { .. } => Turn::Wait,
-            // It did not become quiet. What else may be had is to be alone in this queue, and after as
-            // long again not even that.
+            // It did not become quiet. The next best is that the suspect is alone in this queue,
+            // and, after as long again, not even that.
             Phase::Open { since, begun: false }
                 if seen.here && (seen.own == 0 || now.duration_since(since) >= QUIET_MAX) =>
             {
@@ -153,7 +157,7 @@ mod tests {
             prop_assert_ne!(quarantine.turn(now + QUIET_MAX, seen), Turn::Wait);
         }
 
-        /// However many suspects there are, and whatever is in flight at each claim.
+        /// For any number of suspects, and any number of messages in flight at each claim.
         #[test]
         fn suspects_and_others_both_have_their_turn(
             claims in prop::collection::vec((1_u64..1000, 0_usize..3, 0_usize..3), 100..400),

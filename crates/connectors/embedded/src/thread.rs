@@ -1,4 +1,4 @@
-//! The thread of a store: group commit, the watch over other processes, and waking.
+//! The thread of a store: group commit, checking other processes, and waking.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -17,9 +17,9 @@ use crate::settings::Options;
 
 /// The most requests in one transaction.
 const GROUP_MAX: usize = 256;
-/// How often other processes are looked at while nothing is to be done.
+/// How often other processes are checked while there is nothing to do.
 const LOOK: Duration = Duration::from_millis(200);
-/// How often this process says that it lives.
+/// How often this process gives a sign of life.
 const SEEN: Duration = Duration::from_secs(5);
 
 /// What a request works with.
@@ -28,28 +28,29 @@ pub(crate) struct Work<'w> {
     pub(crate) holder: i64,
     pub(crate) leases: &'w mut Leases,
     pub(crate) options: &'w Options,
-    /// Set when rows have become visible, so that others are told after the commit.
+    /// Set when rows have become visible, so that others are notified after the commit.
     pub(crate) woke: bool,
-    /// Whether the transaction is committed: for what has to tell, later, if it took place.
+    /// Whether the transaction is committed, for code that has to know that later.
     pub(crate) committed: Arc<AtomicBool>,
 }
 
 /// Something to be done in a transaction, answered after its commit.
 trait Job: Send {
-    /// Says whether the transaction may go on: not when it failed with part of it done.
+    /// Returns whether the transaction may go on, which it may not after a failure with part of the
+    /// job done.
     fn run(&mut self, work: &mut Work<'_>) -> bool;
-    /// Says whether it has to be done again later.
+    /// Returns whether it has to be done again later.
     fn answer(&mut self, committed: Result<(), ConnectorError>) -> bool;
 }
 
 /// When a request is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wanted {
-    /// Once, whether anybody waits for its answer or not.
+    /// Once, whether or not anybody waits for its answer.
     Once,
-    /// If somebody still waits for its answer when its turn comes.
+    /// Only if somebody still waits for its answer when its turn comes.
     WhileAwaited,
-    /// Again and again until it is done.
+    /// Repeatedly, until it succeeds.
     UntilDone,
 }
 
@@ -57,7 +58,7 @@ struct Request<F, T> {
     run: F,
     wanted: Wanted,
     result: Option<Result<T, ConnectorError>>,
-    /// Until it is answered, once.
+    /// Present until it is answered.
     reply: Option<oneshot::Sender<Result<T, ConnectorError>>>,
     path: Arc<PathBuf>,
 }
@@ -99,7 +100,7 @@ where
             {
                 tracing::warn!(%error, "messages are not given back yet; it is tried until they are");
             }
-            // Who asked may have gone; what was committed stands.
+            // The caller may be gone; what was committed stands.
             let _ = reply.send(result);
         }
         again
@@ -128,15 +129,15 @@ enum Told {
     Job(Box<dyn Job>),
     /// Another process has written.
     Wake,
-    /// Only to see whether somebody listens.
+    /// Only sent to see whether the thread is listening.
     Nothing,
     Stop,
 }
 
-/// The way to a store's thread.
+/// The handle for sending requests to a store's thread.
 ///
-/// The channel itself has no bound; each consumer, producer and settlement waits for its answer, so
-/// there are never more requests than those times the few each has under way.
+/// The channel itself is unbounded; each consumer, producer and settlement waits for its answers,
+/// so the number of requests is at most their number times the few each has pending.
 #[derive(Clone)]
 pub(crate) struct Requests {
     sender: Sender<Told>,
@@ -149,7 +150,7 @@ impl Requests {
         (Self { sender, path: Arc::new(path) }, Inbox(receiver))
     }
 
-    /// Does something in the next transaction. It may be undone and done again.
+    /// Does something in the next transaction. It may be rolled back and done again.
     pub(crate) async fn ask<T: Send + 'static>(
         &self,
         run: impl FnMut(&mut Work<'_>) -> Result<T, Fault> + Send + 'static,
@@ -158,7 +159,7 @@ impl Requests {
         answer.await.unwrap_or_else(|_| Err(self.closed()))
     }
 
-    /// Sends a request whose answer nobody has to wait for.
+    /// Sends a request whose answer need not be waited for.
     pub(crate) fn send<T: Send + 'static>(
         &self,
         run: impl FnMut(&mut Work<'_>) -> Result<T, Fault> + Send + 'static,
@@ -166,9 +167,9 @@ impl Requests {
         self.enter(run, Wanted::Once)
     }
 
-    /// Sends a request that nobody else will make again. If it fails it is answered so, and then tried
-    /// at each look until it is committed or the store is closed. It gives back leases, so there are
-    /// never more of them than leases.
+    /// Sends a request that nobody else will repeat. If it fails, the error is returned, and it is
+    /// retried at each check until it is committed or the store is closed. It gives back leases, so
+    /// there are never more of these requests than leases.
     pub(crate) fn send_owed<T: Send + 'static>(
         &self,
         run: impl FnMut(&mut Work<'_>) -> Result<T, Fault> + Send + 'static,
@@ -184,12 +185,13 @@ impl Requests {
         let (reply, answer) = oneshot::channel();
         let path = Arc::clone(&self.path);
         let request = Request { run, wanted, result: None, reply: Some(reply), path };
-        // If the thread has ended, the reply is dropped, which says so.
+        // If the thread has ended, the reply is dropped, which signals that.
         let _ = self.sender.send(Told::Job(Box::new(request)));
         answer
     }
 
-    /// Looks something up in the next transaction. If who asked has gone when its turn comes, that is not done.
+    /// Looks something up in the next transaction. Skipped if the caller is gone when its turn
+    /// comes.
     pub(crate) fn look<T: Send + 'static>(
         &self,
         run: impl FnMut(&mut Work<'_>) -> Result<T, Fault> + Send + 'static,
@@ -198,7 +200,7 @@ impl Requests {
         async move { answer.await.unwrap_or(Err(closed)) }
     }
 
-    /// Has consumers look again; says whether the store is still open.
+    /// Makes consumers check again; returns whether the store is still open.
     pub(crate) fn wake(&self) -> bool {
         self.sender.send(Told::Wake).is_ok()
     }
@@ -224,16 +226,16 @@ pub(crate) struct StoreThread {
     pub(crate) holder: Holder,
     pub(crate) options: Options,
     pub(crate) path: PathBuf,
-    /// Tells consumers to look again.
+    /// Notifies consumers to check again.
     pub(crate) visible: Arc<Notify>,
 }
 
-/// How a group of jobs went.
+/// The result of a group of jobs.
 enum Transacted {
     Committed {
         woke: bool,
     },
-    /// One of them failed part-way, so that nothing was kept.
+    /// One of them failed part-way, so nothing was kept.
     Undone,
 }
 
@@ -285,15 +287,15 @@ impl StoreThread {
             }
         }
         self.holder.leave(&self.db);
-        // What is in the log goes into the file, so that a copy of the file is whole.
+        // The log is transferred into the file, so that a copy of the file is complete.
         let _ = self.db.pragma_update(None, "wal_checkpoint", "TRUNCATE");
     }
 
-    /// Does a group of jobs in one transaction, commits once, and answers all. Gives back those that
+    /// Does a group of jobs in one transaction, commits once, and answers all. Returns those that
     /// have to be done again later.
     ///
-    /// When one of them fails part-way, everything is undone and each is done by itself: that is
-    /// rare, and a savepoint for each would copy every page that they change.
+    /// When one of them fails part-way, everything is rolled back and each is done by itself: that
+    /// is rare, and a savepoint for each would copy every page that they change.
     fn commit(&mut self, mut jobs: Vec<Box<dyn Job>>, leases: &mut Leases) -> Vec<Box<dyn Job>> {
         let transacted = self.transact(&mut jobs, leases);
         if matches!(transacted, Ok(Transacted::Undone)) {
@@ -306,7 +308,7 @@ impl StoreThread {
         let failed = transacted.err().map(|error| failed(&self.path, error));
         jobs.retain_mut(|job| job.answer(failed.clone().map_or(Ok(()), Err)));
         if failed.is_some() {
-            // What was claimed in it was not; what was held before still is.
+            // Claims made in it did not happen; what was held before still is.
             leases.reload(&self.db, self.holder.id);
         } else if woke {
             self.visible.notify_waiters();
@@ -338,7 +340,7 @@ impl StoreThread {
         Ok(Transacted::Committed { woke })
     }
 
-    /// Changes when another process has written.
+    /// A number that changes when another process has written.
     fn data_version(&self) -> i64 {
         self.db.pragma_query_value(None, "data_version", |row| row.get(0)).unwrap_or(0)
     }
@@ -366,8 +368,8 @@ mod tests {
     use super::*;
     use crate::{Options, Store};
 
-    /// Who asks how much is there gives up after some seconds and asks again: else ever more questions would wait
-    /// where the store is slow.
+    /// A caller that asks for the depth gives up after some seconds and asks again: otherwise more
+    /// and more queries would queue up while the store is slow.
     #[tokio::test]
     async fn what_nobody_wants_to_know_any_more_is_not_looked_up() {
         let directory = tempfile::tempdir().expect("a directory");

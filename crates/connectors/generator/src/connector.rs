@@ -1,3 +1,5 @@
+//! The connector of generated messages, and its keys.
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -12,7 +14,7 @@ use serde_json::Value;
 use crate::consumer::GeneratorConsumer;
 use crate::template;
 
-/// The connector of generated messages, type `generator`. Reading only.
+/// The connector of generated messages, type `generator`. It can only be read.
 ///
 /// ```yaml
 /// orders: { type: generator, count: 1000, rate: 100, template: { id: "{{seq}}", total: "{{int 1 500}}" } }
@@ -24,14 +26,14 @@ pub struct Generator;
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Settings {
-    /// What each message is: JSON whose texts may hold `{{seq}}`, `{{int 1 100}}`, `{{float 0 1}}`,
-    /// `{{pick a b c}}` and `{{hex 16}}`. Default: `{ seq: "{{seq}}" }`.
+    /// The template of each message: JSON whose texts may contain `{{seq}}`, `{{int 1 100}}`,
+    /// `{{float 0 1}}`, `{{pick a b c}}` and `{{hex 16}}`. Default: `{ seq: "{{seq}}" }`.
     #[serde(default = "sequence")]
     pub(crate) template: Value,
     /// How many messages. Default: no end.
     #[serde(default)]
     pub(crate) count: Option<u64>,
-    /// How many a second. Default: as fast as they are taken.
+    /// How many per second. Default: as fast as they are taken.
     #[serde(default)]
     #[schemars(range(min = 1))]
     pub(crate) rate: Option<u32>,

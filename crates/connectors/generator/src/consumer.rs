@@ -1,3 +1,5 @@
+//! The consumer of generated messages: makes them, and keeps its position in the state.
+
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -16,7 +18,7 @@ use tokio::sync::Notify;
 use crate::connector::{Settings, features};
 use crate::template::render;
 
-/// Makes messages, and resumes where it was left.
+/// Makes messages, and resumes where it left off.
 pub(crate) struct GeneratorConsumer {
     name: Arc<str>,
     settings: Settings,
@@ -25,11 +27,12 @@ pub(crate) struct GeneratorConsumer {
     incarnation: IncarnationId,
     shared: Mutex<Shared>,
     changed: Notify,
-    /// One ack writes at a time: each writes the position as a whole.
+    /// One ack writes at a time: each writes the whole position.
     acking: tokio::sync::Mutex<()>,
-    /// When what is put back without a delay may be handed out again: in its place, whenever that was.
+    /// The time at which messages put back without a delay are due: the same for all of them, so
+    /// that they come back in their places.
     opened: Instant,
-    /// Keeps others from making the same messages for the same group.
+    /// Keeps other consumers from making the same messages for the same group.
     lock: Mutex<Option<StateLock>>,
 }
 
@@ -60,7 +63,7 @@ impl GeneratorConsumer {
         let resolved = kept.map(|(_, bytes)| serde_json::from_slice(&bytes)).transpose();
         let resolved: Watermark =
             resolved.map_err(|error| unreadable(queue, &error))?.unwrap_or_default();
-        // A burst of a tenth of a second, so that messages come in batches.
+        // A burst of a tenth of a second's messages, so that they come in batches.
         let bucket = |rate: u32| TokenBucket::new(rate, Duration::from_secs(1), rate.div_ceil(10));
         let what = format!("{}/{}/{}", queue.pipeline, queue.name, settings.seed);
         let shared = Shared {
@@ -97,7 +100,8 @@ impl GeneratorConsumer {
         incoming
     }
 
-    /// The number of the message that comes next, or until when to wait for it, if there is anything to wait for.
+    /// The number of the next message; otherwise sets how long to wait for one, if there is
+    /// anything to wait for.
     fn next(&self, shared: &mut Shared, now: Instant, until: &mut Option<Instant>) -> Option<u64> {
         let due = shared.returned.first_key_value().map(|((at, n), ())| (*at, *n));
         if let Some((at, n)) = due.filter(|(at, _)| *at <= now) {
@@ -228,15 +232,15 @@ impl Consumer for GeneratorConsumer {
     async fn shutdown(&self) -> Result<(), ConnectorError> {
         self.shared().closed = true;
         self.changed.notify_one();
-        // Another process may take over, but not before an ack that is under way is written: the
-        // state does what it is asked in order.
+        // Another process may take over, but not before a pending ack is written: the state handles
+        // requests in order.
         self.state.load(&self.space, POSITION).await?;
         drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
         Ok(())
     }
 }
 
-/// A position that was kept and cannot be read: to begin again would make everything twice.
+/// An error for a stored position that cannot be read: starting over would make everything twice.
 fn unreadable(queue: &QueueSpec, error: &serde_json::Error) -> ConnectorError {
     ConnectorError::permanent(format!(
         "queue `{}`: the state keeps a position that this program cannot read ({error}): use the \

@@ -1,5 +1,5 @@
-//! Messages out of nothing, for trying things out and for benchmarks: seeded, so that the same file
-//! makes the same messages; limited in rate and number. See [`Generator`].
+//! Generated messages, for experiments and benchmarks: seeded, so that the same file makes the same
+//! messages; limited in rate and number. See [`Generator`].
 
 mod connector;
 mod consumer;

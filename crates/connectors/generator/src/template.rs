@@ -1,12 +1,12 @@
-//! Templates: JSON in which texts may hold placeholders.
+//! Templates: JSON in which texts may contain placeholders.
 
 use fastrand::Rng;
 use serde_json::Value;
 
-/// How many digits a placeholder may ask for.
+/// The most digits that a placeholder may ask for.
 const DIGITS_MAX: usize = 1024;
 
-/// Makes the `n`th message of a seed: it depends on nothing else.
+/// Makes the `n`th message of a seed; it depends on nothing else.
 pub(crate) fn render(template: &Value, seed: u64, n: u64) -> Value {
     let mut random = Rng::with_seed(seed ^ n.wrapping_mul(0x9E37_79B9_7F4A_7C15));
     fill(template, n, &mut random)
@@ -24,7 +24,8 @@ fn fill(template: &Value, n: u64, random: &mut Rng) -> Value {
     }
 }
 
-/// A text with its placeholders filled in; one that is nothing but a placeholder takes its type.
+/// A text with its placeholders filled in; one that consists of a single placeholder takes its
+/// type.
 fn text_of(text: &str, n: u64, random: &mut Rng) -> Value {
     if let Some(inside) = text.strip_prefix("{{").and_then(|rest| rest.strip_suffix("}}"))
         && !inside.contains("{{")
@@ -50,7 +51,7 @@ fn text_of(text: &str, n: u64, random: &mut Rng) -> Value {
     Value::String(filled)
 }
 
-/// What stands for a placeholder; `None` if there is no such one.
+/// The value for a placeholder; `None` if there is no such placeholder.
 fn place(inside: &str, n: u64, random: &mut Rng) -> Option<Value> {
     let mut words = inside.split_whitespace();
     let name = words.next()?;
@@ -76,7 +77,7 @@ fn place(inside: &str, n: u64, random: &mut Rng) -> Option<Value> {
     }
 }
 
-/// What to write instead of a placeholder that means nothing.
+/// What to write instead of an invalid placeholder.
 pub(crate) fn help(inside: &str) -> String {
     match inside.split_whitespace().next() {
         Some("seq") => "`seq` stands alone".to_owned(),
@@ -94,7 +95,7 @@ pub(crate) fn help(inside: &str) -> String {
     }
 }
 
-/// The placeholders of a template that mean nothing.
+/// The invalid placeholders of a template.
 pub(crate) fn wrong(template: &Value) -> Vec<String> {
     match template {
         Value::String(text) => {

@@ -1,5 +1,5 @@
-//! A topic as people look at it. Kafka deletes no single record: what is deleted here is committed as
-//! resolved, for each group that reads the topic in this pipeline.
+//! Administration of a topic. Kafka cannot delete single records: what is deleted here is committed
+//! as resolved, for each group that reads the topic in this pipeline.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ use crate::producer::KafkaProducer;
 use crate::record::{self, Shelf};
 use crate::settings::Site;
 
-/// How long one question to the broker may take.
+/// How long one request to the broker may take.
 const ASK: Duration = Duration::from_secs(10);
 /// A position is a partition and an offset.
 const OFFSET_BITS: u32 = 48;
@@ -39,9 +39,9 @@ struct Desk {
     site: Site,
     topic: String,
     cluster: String,
-    /// The groups, with their names in the pipeline file; one at least.
+    /// The groups, with their names in the pipeline file; at least one.
     groups: Vec<Group>,
-    /// One question after the other: a client reads one place at a time.
+    /// One request after the other: a client reads one place at a time.
     turn: Mutex<()>,
 }
 
@@ -67,11 +67,11 @@ impl Group {
     }
 }
 
-/// What a group has of a partition.
+/// The state of a partition for a group.
 struct Partition {
     number: i32,
     watermark: Watermark,
-    /// Where the topic's records end.
+    /// The offset after the topic's last record.
     past: u64,
 }
 
@@ -142,7 +142,7 @@ impl Desk {
                 _ => 0,
             };
             let mut watermark = metadata::decode(low, &metadata::of(one));
-            // What was cut off is nobody's any more.
+            // Records that were deleted belong to nobody any more.
             watermark.resolve_range(watermark.low(), ends.start);
             partitions.push(Partition { number: one.partition(), watermark, past: ends.end });
         }
@@ -150,7 +150,8 @@ impl Desk {
         Ok(partitions)
     }
 
-    /// Shows the records of a partition from an offset on, until somebody has seen enough.
+    /// Passes the records of a partition to `show`, starting at an offset, until it returns
+    /// `false`.
     fn read(
         &self,
         group: &Group,
@@ -168,7 +169,7 @@ impl Desk {
         loop {
             match group.client.poll(ASK.saturating_sub(begun.elapsed())) {
                 Some(Ok(record)) => {
-                    // It is the next answer that may take so long.
+                    // The limit applies to each answer separately.
                     begun = Instant::now();
                     let offset = u64::try_from(record.offset()).unwrap_or_default();
                     let (incoming, _) = record::incoming(&record, incarnation, &mut shelf);
@@ -231,7 +232,7 @@ impl Desk {
         }
     }
 
-    /// Resolves records for each group; says how many were not, for the first.
+    /// Resolves records for each group; returns how many were unresolved for the first group.
     fn resolve(&self, mut gone: impl FnMut(&mut Partition)) -> KafkaResult<u64> {
         let mut resolved = 0;
         for (at, group) in self.groups.iter().enumerate() {

@@ -1,5 +1,5 @@
-//! What a member of a group has: its partitions, what of each is resolved, and the messages that
-//! came and are not. A pure state machine: time is an argument.
+//! What a member of a group has: its partitions, what is resolved in each, and the messages that
+//! came and are not resolved. A pure state machine: time is an argument.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -20,36 +20,37 @@ use crate::slot::{Mark, SLOTS_MAX, Slot, offset_of, position_of, slot_of};
 /// A topic and one of its partitions.
 pub(crate) type Place = (Arc<str>, i32);
 
-/// So many messages of one partition wait for their time here, and so many bytes; what comes after them
-/// waits at the broker.
+/// At most this many delayed messages of one partition, and this many bytes, wait here; later
+/// records wait at the broker.
 const DELAYED_MAX: usize = 200;
 const DELAYED_BYTES_MAX: u64 = 4 << 20;
 
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Assignment {
-    /// Each partition that was ever assigned; receipts name them by number.
+    /// Each partition that was ever assigned; receipts refer to them by number.
     slots: Vec<Slot>,
     by_place: HashMap<Place, usize>,
     messages: Group<Instant>,
-    /// By position: where the messages stand whose copies these are.
+    /// By position: where the originals of retry copies are.
     origins: FxHashMap<u64, String>,
 }
 
-/// What a record is to this consumer.
+/// What a record means to this consumer.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "a box would be an allocation for each record")]
 pub(crate) enum Arrival {
     Message {
         incoming: Incoming,
-        /// Not to be handed out before.
+        /// It is not handed out before this.
         due: Option<Instant>,
-        /// Where the message stands whose copy it is.
+        /// Where its original is, if it is a retry copy.
         origin: Option<String>,
     },
-    /// Nothing: it is passed over.
+    /// Nothing: it is skipped.
     Nothing,
-    /// A message of another consumer's, in the same group: nothing of its partition may be committed here.
+    /// A message for another consumer in the same group: nothing of its partition may be committed
+    /// here.
     Anothers,
 }
 
@@ -62,7 +63,8 @@ impl Arrival {
 }
 
 impl Assignment {
-    /// A partition is ours, with what is committed of it. Refuses more partitions than receipts can name.
+    /// Takes a partition into the assignment, with what is committed of it. Returns `false` if
+    /// there are more partitions than receipts can refer to.
     pub(crate) fn assign(&mut self, place: Place, committed: Option<Watermark>) -> bool {
         let slot = match self.by_place.get(&place) {
             Some(slot) => *slot,
@@ -77,7 +79,7 @@ impl Assignment {
         true
     }
 
-    /// A partition is ours no longer; what came from it is forgotten.
+    /// Removes a partition that is ours no longer; what came from it is forgotten.
     pub(crate) fn revoke(&mut self, place: &Place) {
         let Some(slot) = self.by_place.get(place).copied() else { return };
         self.slots[slot].end();
@@ -89,12 +91,13 @@ impl Assignment {
         self.origins.retain(|position, _| slot_of(*position) != slot);
     }
 
-    /// A record came. Says whether the partition is ours.
+    /// Handles a record that came. Returns `false` if it is another consumer's, whose partition is
+    /// then given up.
     pub(crate) fn arrive(&mut self, place: &Place, offset: u64, arrival: Arrival) -> bool {
         let Some(slot) = self.by_place.get(place).copied() else { return true };
         let Some(ledger) = &mut self.slots[slot].ledger else { return true };
         if offset < ledger.next() {
-            // The topic was made anew, or its log cut: what was known of it is void.
+            // The topic was recreated, or its log truncated: what was known of it is void.
             self.slots[slot].begin(Ledger::starting_at(Watermark::starting_at(offset)));
             self.forget(slot);
         }
@@ -123,14 +126,14 @@ impl Assignment {
         self.messages.take(want, order, 0, now)
     }
 
-    /// When something that waits for its time is due.
+    /// When the next delayed message is due.
     pub(crate) fn due(&self) -> Option<Instant> {
         self.messages.due()
     }
 
-    /// Messages came back.
+    /// Puts failed messages back; returns the receipts that were no longer valid.
     pub(crate) fn fail(&mut self, failed: &[Failed], now: Instant) -> Vec<Receipt> {
-        // The last first, since each goes to the front.
+        // In reverse order, since each goes to the front.
         let lost = failed.iter().rev().filter(|failed| !self.messages.fail(failed, now));
         lost.map(|failed| failed.receipt).collect()
     }
@@ -140,8 +143,8 @@ impl Assignment {
         self.messages.held(receipt)
     }
 
-    /// The receipts that do not stand: their partition is lost, or they were given back. One that
-    /// was resolved before stands.
+    /// The receipts that are no longer valid: their partition is lost, or they were given back. The
+    /// receipt of a message that was already resolved is valid.
     pub(crate) fn fenced(&self, receipts: &[Receipt]) -> Vec<Receipt> {
         let done = |receipt: &Receipt| {
             let slot = self.slots.get(slot_of(receipt.position));
@@ -151,7 +154,7 @@ impl Assignment {
         receipts.iter().filter(|receipt| !stands(receipt)).copied().collect()
     }
 
-    /// What is to be committed so that all that is resolved of these is.
+    /// The marks up to which commits are needed so that everything resolved of these is committed.
     pub(crate) fn marks(&self, receipts: &[Receipt]) -> Vec<Mark> {
         let mut slots: Vec<usize> = receipts.iter().map(|r| slot_of(r.position)).collect();
         slots.sort_unstable();
@@ -159,8 +162,8 @@ impl Assignment {
         slots.iter().filter_map(|at| self.slots.get(*at)?.mark(*at)).collect()
     }
 
-    /// After a commit: the receipts whose messages the broker does not know to be resolved, though it was asked
-    /// for what was marked. They come again, here or to another member.
+    /// After a commit: the receipts whose messages the broker does not know to be resolved, though
+    /// the marks were to be committed. They come again, here or to another member.
     pub(crate) fn uncommitted(&self, receipts: &[Receipt], marks: &[Mark]) -> Vec<Receipt> {
         let is_committed = |receipt: &&Receipt| {
             let (at, offset) = (slot_of(receipt.position), offset_of(receipt.position));
@@ -169,7 +172,7 @@ impl Assignment {
         receipts.iter().filter(|receipt| !is_committed(receipt)).copied().collect()
     }
 
-    /// Messages are done.
+    /// Marks messages as done.
     pub(crate) fn resolve(&mut self, receipts: &[Receipt]) {
         for receipt in receipts {
             if !self.messages.done(*receipt) {
@@ -184,21 +187,21 @@ impl Assignment {
         }
     }
 
-    /// What is resolved and not committed.
+    /// What is resolved but not committed.
     pub(crate) fn to_commit(&self) -> Vec<Commit> {
         let owed = |slot: &&Slot| slot.ledger.as_ref().is_some_and(Ledger::owes);
         let all = self.slots.iter().filter(owed);
         all.filter_map(|slot| self.commit_of(&slot.place, &[])).collect()
     }
 
-    /// Whether all of these are handed out.
+    /// Checks that all of these are handed out; otherwise returns those that are not.
     pub(crate) fn stand(&self, receipts: &[Receipt]) -> Result<(), Vec<Receipt>> {
         let gone = receipts.iter().filter(|receipt| !self.messages.stands(**receipt));
         let gone: Vec<Receipt> = gone.copied().collect();
         if gone.is_empty() { Ok(()) } else { Err(gone) }
     }
 
-    /// What would be to commit if these were resolved too.
+    /// What would have to be committed if these were resolved too.
     pub(crate) fn to_commit_with(&self, receipts: &[Receipt]) -> Vec<Commit> {
         let mut slots: Vec<usize> = receipts.iter().map(|r| slot_of(r.position)).collect();
         slots.sort_unstable();
@@ -229,7 +232,8 @@ impl Assignment {
         commits.iter().filter(is).cloned().collect()
     }
 
-    /// The broker has these commits. They say nothing of what a partition is since it came back.
+    /// Records that the broker has these commits. They say nothing about a partition that has been
+    /// lost and come back since.
     pub(crate) fn committed(&mut self, commits: &[Commit]) {
         for commit in commits {
             let slot = &mut self.slots[commit.slot];
@@ -248,19 +252,19 @@ impl Assignment {
         self.messages.held_at(|position| slots.contains(&slot_of(position)))
     }
 
-    /// Messages of these partitions that are not handed out are not handed out any more.
+    /// Stops handing out messages of these partitions.
     pub(crate) fn stop_handing_out(&mut self, places: &[Place]) {
         let slots: Vec<usize> =
             places.iter().filter_map(|place| self.by_place.get(place).copied()).collect();
         self.messages.withdraw_waiting(|position| slots.contains(&slot_of(position)));
     }
 
-    /// The topics of which partitions are, or have been, ours.
+    /// The topics with partitions that are, or have been, ours.
     pub(crate) fn topics(&self) -> BTreeSet<String> {
         self.slots.iter().map(|slot| slot.place.0.to_string()).collect()
     }
 
-    /// How far the partitions are that are ours.
+    /// The progress of the partitions that are ours.
     pub(crate) fn progress(&self) -> Vec<Progress> {
         let ours = self.slots.iter().enumerate();
         let ours = ours.filter_map(|(at, slot)| Some((at, slot, slot.ledger.as_ref()?)));
@@ -274,14 +278,14 @@ impl Assignment {
         ours.map(progress).collect()
     }
 
-    /// Messages that are ready, and the bytes of all that came and does not wait for its time.
+    /// The number of ready messages, and the bytes of all that came and are not delayed.
     pub(crate) fn ready(&self) -> (u64, u64) {
         let delayed: u64 = self.messages.delayed().map(|(_, bytes)| bytes).sum();
         (self.messages.counts().0, self.messages.bytes() - delayed)
     }
 
-    /// The partitions of which no more is to come for now, as enough of them waits for its time: by
-    /// number, by bytes, or by how far it reaches from the committed offset.
+    /// The partitions from which no more should be fetched for now, since enough of their messages
+    /// are delayed: by number, by bytes, or by their distance from the committed offset.
     pub(crate) fn resting(&self, span_max: u64) -> Vec<Place> {
         let mut delayed: FxHashMap<usize, (usize, u64)> = FxHashMap::default();
         for (position, size) in self.messages.delayed() {
@@ -297,10 +301,10 @@ impl Assignment {
         delayed.into_iter().filter_map(rests).collect()
     }
 
-    /// How many messages can be handed out so that what is resolved of a partition always fits into its
-    /// commit: all of it within `span` of the committed offset, or in so many `ranges` at most. Each
-    /// message that is resolved makes one more of them at most; a partition's first one makes none, and
-    /// is handed out next where there is room for no other.
+    /// How many messages can be handed out so that what is resolved of a partition always fits into
+    /// its commit: either all of it within `span` of the committed offset, or in at most `ranges`
+    /// ranges. Each resolved message adds at most one range; a partition's first unresolved message
+    /// adds none, and is handed out next if there is no room for any other.
     pub(crate) fn room(&mut self, span: u64, ranges: usize, now: Instant) -> usize {
         self.messages.wake(now);
         let mut room = usize::MAX;
@@ -320,7 +324,7 @@ impl Assignment {
         room
     }
 
-    /// Where a message stands, for people.
+    /// The position of a message, in readable form.
     pub(crate) fn locate(&self, position: u64) -> String {
         if let Some(origin) = self.origins.get(&position) {
             return origin.clone();
@@ -349,7 +353,7 @@ mod tests {
     #[derive(Debug, Clone, Copy)]
     enum Kind {
         Plain,
-        /// Not to be handed out before [`LATER`].
+        /// Not handed out before [`LATER`].
         Delayed,
         /// Another group's.
         Foreign,
@@ -359,7 +363,7 @@ mod tests {
 
     #[derive(Debug, Clone)]
     enum Step {
-        /// A record comes, after so many offsets that do not exist.
+        /// A record arrives, after `skipped` offsets that do not exist.
         Arrive {
             skipped: u64,
             kind: Kind,
@@ -367,9 +371,9 @@ mod tests {
         Take(usize),
         Done(usize),
         Fail(usize),
-        /// The broker takes what is to commit.
+        /// The broker takes what is to be committed.
         Commit,
-        /// The partition goes to another member, who begins where the last commit ended.
+        /// The partition goes to another member, which begins where the last commit ended.
         MoveOn,
     }
 
@@ -477,7 +481,7 @@ mod tests {
             self.lost_are_told();
         }
 
-        /// Of what it resolved, also when the partition is gone.
+        /// This also covers what it resolved before the partition was lost.
         fn lost_are_told(&self) {
             let known =
                 |receipt: &&Receipt| self.done_by_commit.contains(&offset_of(receipt.position));
@@ -486,7 +490,7 @@ mod tests {
             assert_eq!(self.assignment.uncommitted(&self.acked, &[]), lost);
         }
 
-        /// What was resolved after the last commit comes again, and nothing else that was.
+        /// What was resolved after the last commit comes again, and nothing else that was resolved.
         fn move_on(&mut self) {
             let receipts: Vec<Receipt> = self.held.drain(..).map(|held| held.receipt).collect();
             self.lost_are_told();

@@ -1,4 +1,4 @@
-//! What all clients share: their logs, and how their errors are told.
+//! What all clients share: their logs, and how their errors are reported.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,7 +22,7 @@ use crate::settings::Site;
 pub(crate) fn log(site: &Site, level: RDKafkaLogLevel, facility: &str, text: &str) {
     let queue = &site.queue;
     match level {
-        // It says for each property of the other kind of client that it is ignored.
+        // It logs for each property of the other kind of client that it is ignored.
         RDKafkaLogLevel::Warning if facility == "CONFWARN" => {}
         RDKafkaLogLevel::Emerg
         | RDKafkaLogLevel::Alert
@@ -33,18 +33,18 @@ pub(crate) fn log(site: &Site, level: RDKafkaLogLevel, facility: &str, text: &st
     }
 }
 
-/// How often a client tells of itself, and by which property.
+/// The property that makes a client report statistics, and how often.
 const STATISTICS: (&str, &str) = ("statistics.interval.ms", "5000");
 
-/// Notices that a client knows no broker any more. librdkafka forgets the brokers that a cluster does not
-/// name, and one whose brokers are all fenced for a moment names none (a single broker that was suspended
-/// and goes on): then the client has nobody to ask, and stays so.
+/// Detects that a client no longer knows any broker. librdkafka forgets brokers that a cluster does
+/// not list, and a cluster whose brokers are all fenced for a moment lists none (a single broker
+/// that was suspended and goes on): then the client has nobody to ask, and stays that way.
 #[derive(Debug, Default)]
 pub(crate) struct Recollection {
     is_gone: AtomicBool,
 }
 
-/// What is read of a client's statistics.
+/// The part of a client's statistics that is read.
 #[derive(Deserialize)]
 struct Statistics {
     brokers: HashMap<String, Broker>,
@@ -52,12 +52,12 @@ struct Statistics {
 
 #[derive(Deserialize)]
 struct Broker {
-    /// `logical` is what stands for whichever broker has a task, `internal` is none.
+    /// `logical` is a placeholder for whichever broker has a role; `internal` is not a broker.
     source: String,
 }
 
 impl Recollection {
-    /// Lets a client tell of itself, if the file does not say otherwise.
+    /// Makes a client report statistics, unless the file says otherwise.
     pub(crate) fn ask(config: &mut ClientConfig) {
         let (name, value) = STATISTICS;
         if config.get(name).is_none() {
@@ -65,8 +65,9 @@ impl Recollection {
         }
     }
 
-    /// Takes in what a client tells; says whether it knows nobody for the second time in a row. Once may
-    /// be between forgetting its brokers and beginning anew with `bootstrap.servers`.
+    /// Evaluates a client's statistics; returns whether it knew no broker for the second time in a
+    /// row. Once may happen between forgetting its brokers and starting again with
+    /// `bootstrap.servers`.
     pub(crate) fn fails(&self, statistics: &[u8]) -> bool {
         let knows = |broker: &Broker| ["learned", "configured"].contains(&&*broker.source);
         let is_gone = serde_json::from_slice(statistics)
@@ -75,18 +76,18 @@ impl Recollection {
     }
 }
 
-/// Why a client has no connection. That all brokers are down it repeats all the time, and why it
-/// says once in half a minute; what was said before may be mended by now.
+/// Why a client has no connection. The client keeps repeating that all brokers are down, but gives
+/// the reason only every half minute; an older reason may no longer apply.
 #[derive(Debug, Default)]
 pub(crate) struct Reason {
     last: Mutex<Option<(KafkaError, Instant)>>,
 }
 
-/// How long a reason counts.
+/// How long a reason is used.
 const COUNTS: Duration = Duration::from_secs(60);
 
 impl Reason {
-    /// Takes in an error; answers with what it comes from, if that was told before.
+    /// Records an error; returns the underlying error, if that was reported before.
     pub(crate) fn of(&self, error: &KafkaError, now: Instant) -> KafkaError {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         match error.rdkafka_error_code() {
@@ -103,7 +104,7 @@ impl Reason {
     }
 }
 
-/// The context of clients that only ask: keeps why there is no connection.
+/// The context of clients that only send requests: remembers why there is no connection.
 pub(crate) struct Heard {
     site: Site,
     trouble: Mutex<Option<KafkaError>>,
@@ -114,7 +115,7 @@ impl Heard {
         Self { site: site.clone(), trouble: Mutex::default() }
     }
 
-    /// The first thing that went wrong since this was asked.
+    /// Takes the first error since this was last called.
     pub(crate) fn trouble(&self) -> Option<KafkaError> {
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
@@ -127,7 +128,7 @@ impl ClientContext for Heard {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(queue = %self.site.queue, %error, reason, "the client met an error");
-        // That all brokers are down follows from what was told before.
+        // That all brokers are down follows from an error that was reported before.
         self.trouble.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
     }
 }
@@ -140,20 +141,20 @@ impl ProducerContext for Heard {
     fn delivery(&self, _: &DeliveryResult<'_>, (): ()) {}
 }
 
-/// An error that the runtime tries again after, or not, told with what to do.
+/// An error that the runtime retries or not, with an explanation of what to do.
 pub(crate) fn explain(site: &Site, doing: &str, error: &KafkaError) -> ConnectorError {
     let code = code_of(error);
     let advice = code.map_or("", advice);
     let message = site.told(format!("{doing}: {}{advice}", why(error)));
     match code {
-        // Nobody was asked: what is wrong is in the file or on this machine.
+        // No broker was contacted: the error is in the file or on this machine.
         _ if is_of_config(error) => ConnectorError::permanent(message),
         Some(code) if is_permanent(code) => ConnectorError::permanent(message),
         _ => ConnectorError::transient(message),
     }
 }
 
-/// The code of an error, also of those whose code the client keeps to itself.
+/// The code of an error, including errors whose code the client does not expose.
 fn code_of(error: &KafkaError) -> Option<RDKafkaErrorCode> {
     match error {
         KafkaError::AdminOp(code) => Some(*code),

@@ -1,4 +1,4 @@
-//! Has the broker take what is resolved, also while the group is being shared out anew.
+//! Commits what is resolved, even during a rebalance of the group.
 
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 
@@ -10,19 +10,21 @@ pub(crate) struct Commit {
     pub(crate) place: Place,
     pub(crate) offset: i64,
     pub(crate) metadata: String,
-    /// Of its ledger, which of them it is, and how often something of it was resolved.
+    /// Its slot, which of the slot's ledgers it is from, and how often something in that was
+    /// resolved.
     pub(crate) slot: usize,
     pub(crate) epoch: u64,
     pub(crate) resolved: u64,
 }
 
-/// What it means that the broker refuses a commit.
+/// What a broker's refusal of a commit means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Refusal {
-    /// The group is being shared out anew: what this member keeps can soon be committed. It may have asked as the
-    /// member that it was before.
+    /// The group is being rebalanced: what this member keeps can soon be committed. It may have
+    /// sent the request under its previous membership.
     SharedOut,
-    /// It is no member any more: all its partitions are others', who handle the messages again.
+    /// It is no longer a member: all its partitions belong to others, which handle the messages
+    /// again.
     Lost,
     Other,
 }
@@ -39,9 +41,9 @@ impl Refusal {
     }
 }
 
-/// Commits what is `owed`, which is asked for each time: a partition that went to another member meanwhile owes
-/// nothing here. `wait` is called before it is tried again, and says whether it shall be. Answers with what the
-/// broker has: of what went meanwhile, nothing.
+/// Commits what is `owed`, which is called for each attempt: a partition that has gone to another
+/// member meanwhile owes nothing here. `wait` is called before each further attempt, and returns
+/// whether to make it. Returns what the broker has, without what has gone meanwhile.
 ///
 /// # Errors
 /// The broker takes none, and the partitions are still this member's as far as it knows.
@@ -72,7 +74,7 @@ mod tests {
     use super::*;
     use crate::assignment::{Arrival, Assignment};
 
-    /// These partitions come, with one message each, which is resolved.
+    /// Assigns these partitions, with one message each, which is resolved.
     fn resolve(assignment: &mut Assignment, places: &[Place]) -> Vec<Receipt> {
         for place in places {
             assert!(assignment.assign(place.clone(), None));
@@ -100,7 +102,7 @@ mod tests {
         commits.iter().map(|commit| commit.place.clone()).collect()
     }
 
-    /// Step by step, say, where a member keeps most of what it had.
+    /// For example one after the other, when a member keeps most of what it had.
     #[test]
     fn of_partitions_that_went_nothing_is_ours_though_they_come_back() {
         let (mut assignment, places) = resolved();
@@ -161,7 +163,7 @@ mod tests {
         assert_eq!(try_all(Code::UnknownMemberId, 3), (Ok(Vec::new()), 1), "they are others'");
     }
 
-    /// The partition went, or came back, while the commit was under way.
+    /// The partition went, or came back, while the commit was pending.
     #[test]
     fn a_late_answer_is_of_the_ledger_that_asked() {
         let places: [Place; 1] = [("topic".into(), 0)];

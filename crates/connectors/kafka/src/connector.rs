@@ -1,3 +1,5 @@
+//! The connector of queues on Kafka: it checks topics, and opens consumers and producers.
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -94,8 +96,8 @@ impl Connector for Kafka {
         let retry = RetryTopics::open(&settings, &group, &names, &site, in_transactions)?;
         let retry_topics = [names.topics, left].concat();
         let topics = settings.subscription(queue);
-        // Here the broker's keys are known. The order of a key in the payload is kept where that is read, and what
-        // waits for a broker's key would only disturb it.
+        // Only the broker's keys are known here. The order of a key that is in the payload is kept
+        // where the payload is read; waiting for a broker's key as well would only get in the way.
         let by_field = reader.order == Order::Key && queue.key.is_some();
         let order = if by_field { Order::None } else { reader.order };
         let features = settings.features();
@@ -126,7 +128,7 @@ impl Connector for Kafka {
         let site = Site::new(queue, &settings, Role::Producer);
         let topic = settings.topic(queue);
         if settings.create.is_some() {
-            // Who makes a topic hears that nobody answers, and not why.
+            // Creating a topic only reveals that nobody answers, not why.
             ask(&site, settings.client(Role::Consumer)).await?;
             make(&settings, &topic, &site).await?;
         }
@@ -154,7 +156,8 @@ impl Connector for Kafka {
         let producing = Site::new(queue, &settings, Role::Producer);
         let producer = KafkaProducer::open(producing, &topic, settings.client(Role::Producer))?;
         producer.look().await?;
-        // Nobody in this file reads it: another may, under the name that it would have.
+        // No stage in this file reads it: one in another file may, under the group name it would
+        // have.
         let alone = [Arc::from("")];
         let groups = if queue.groups.is_empty() { &alone } else { &queue.groups[..] };
         let group = |name: &Arc<str>| {
@@ -170,7 +173,7 @@ impl Connector for Kafka {
     }
 }
 
-/// Asks whether a broker lets us in, on a thread where it may block.
+/// Checks on a blocking thread whether a broker accepts the connection.
 async fn ask(site: &Site, mut config: ClientConfig) -> Result<Asker, ConnectorError> {
     config.set(SERVERS, &site.servers);
     let site = site.clone();

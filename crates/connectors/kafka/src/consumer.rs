@@ -1,3 +1,5 @@
+//! The consumer of Kafka topics: hands out what its thread polled, and commits what is resolved.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -22,14 +24,14 @@ use crate::poll::{Client, Shared, commit, is_final, run};
 use crate::retry::{RetryCopy, RetryTopics};
 use crate::transaction::{Settled, Transactions};
 
-/// How long closing waits, in all, and for the last commit.
+/// How long closing waits in total, and for the last commit.
 const CLOSE: Duration = Duration::from_secs(20);
 const LAST_COMMIT: Duration = Duration::from_secs(10);
-/// How long a commit waits while the group is shared out anew, and how often it asks.
+/// How long a commit waits during a rebalance of the group, and how often it is retried.
 const REBALANCE: Duration = Duration::from_secs(5);
 const AGAIN: Duration = Duration::from_millis(20);
 
-/// Takes messages from the partitions that its group gives it.
+/// Takes messages from the partitions that its group assigns to it.
 pub(crate) struct KafkaConsumer {
     shared: Arc<Shared>,
     order: Order,
@@ -37,10 +39,11 @@ pub(crate) struct KafkaConsumer {
     closed: AtomicBool,
     /// One commit after the other; what is resolved meanwhile goes with the next.
     committing: Arc<Mutex<()>>,
-    /// Held while the lag is asked for, on a thread that goes on where nobody waits for the answer any more.
+    /// Held while the lag is read, on a thread that continues even if nobody waits for the result
+    /// any more.
     asking: Arc<Mutex<()>>,
     lagging: Arc<Lagging>,
-    /// With `guarantee: exactly_once`.
+    /// Present with `guarantee: exactly_once`.
     transactions: Option<Arc<Transactions>>,
     retry: Option<RetryTopics>,
     features: Features,
@@ -94,8 +97,8 @@ impl KafkaConsumer {
         client.ok_or_else(|| ConnectorError::closed(&self.shared.site.queue))
     }
 
-    /// Nothing came for long: refuses to go on if the thread hangs in the client, or the broker has
-    /// records that do not come.
+    /// Called when nothing has come for long: returns an error if the thread hangs in the client,
+    /// or the broker has records that do not arrive.
     async fn watch(&self) -> Result<(), ConnectorError> {
         let Shared { site, stall_after, .. } = &*self.shared;
         let beats = self.shared.beats();
@@ -119,16 +122,17 @@ impl KafkaConsumer {
         blocking(move || lagging.is_starved(&shared)).await
     }
 
-    /// Takes what is there; else says how long to wait, if not for ever.
+    /// Takes what is there; if nothing is, returns until when to wait, or `None` for no limit.
     fn take(&self, want: Want) -> Result<Result<Vec<Incoming>, Option<Instant>>, ConnectorError> {
         let mut state = self.shared.state();
-        // However much there is of other partitions.
+        // Even if other partitions have messages.
         if let Some(error) = state.trouble.take_if(|error| is_final(error)) {
             return Err(error);
         }
         let assignment = &mut state.assignment;
         let (mut want, now) = (want, Instant::now());
-        // What is resolved has to fit into the commit, without which exactly once would be a guess.
+        // What is resolved must fit into the commit; otherwise exactly once would not be
+        // guaranteed.
         if self.transactions.is_some() {
             want.messages = want.messages.min(assignment.room(SPAN_MAX, RANGES_MAX, now));
         }
@@ -144,14 +148,14 @@ impl KafkaConsumer {
         }
     }
 
-    /// These messages come again from here.
+    /// Makes these messages come again from here.
     fn put_back(&self, failed: Vec<Failed>) -> Vec<Receipt> {
         let fenced = self.shared.state().assignment.fail(&failed, Instant::now());
         self.moved();
         fenced
     }
 
-    /// These messages come again from retry topics; what does not fit there, from here.
+    /// Makes these messages come again from retry topics, or from here if they do not fit there.
     async fn send_away(
         &self,
         retry: &RetryTopics,
@@ -163,7 +167,7 @@ impl KafkaConsumer {
         for failed in failed.into_iter().filter(|failed| !fenced.contains(&failed.receipt)) {
             let receipt = failed.receipt;
             let state = self.shared.state();
-            // It went in an earlier try of the same.
+            // It was sent by an earlier attempt at the same.
             let Some(incoming) = state.assignment.held(receipt) else { continue };
             let origin = state.assignment.locate(receipt.position);
             match retry.copy(incoming, failed, &origin, SystemTime::now().into()) {
@@ -186,7 +190,7 @@ impl KafkaConsumer {
         Ok(fenced)
     }
 
-    /// Puts copies on their topics in the transaction that resolves their messages; answers with those
+    /// Puts copies on their topics in the transaction that resolves their messages; returns those
     /// that were refused.
     async fn settle_copies(
         &self,
@@ -202,7 +206,7 @@ impl KafkaConsumer {
             }
             let receipts = copies.iter().map(|copy| copy.failed.receipt).collect();
             let ops = Arc::new(copies.iter().map(|copy| retry.op(copy)).collect());
-            // While something stands in the way nothing is done at all.
+            // If anything is in the way, nothing is done at all.
             match self.settle(transactions, receipts, ops).await? {
                 Settled::Done => continue,
                 Settled::Fenced(gone) => {
@@ -211,7 +215,7 @@ impl KafkaConsumer {
                 }
                 Settled::TooMuch => groups.push(copies.split_off(copies.len() / 2)),
                 Settled::Refused(mut which) => {
-                    // The last first, so that the others stay where they are.
+                    // Highest index first, so that the other indices stay valid.
                     which.sort_unstable_by_key(|(at, _)| std::cmp::Reverse(*at));
                     refused.extend(which.iter().map(|(at, _)| copies.remove(*at).failed));
                 }
@@ -221,7 +225,7 @@ impl KafkaConsumer {
         Ok(refused)
     }
 
-    /// Puts copies on their topics, and resolves their messages; answers with those that were refused.
+    /// Puts copies on their topics, and resolves their messages; returns those that were refused.
     async fn produce_copies(
         &self,
         retry: &RetryTopics,
@@ -237,7 +241,7 @@ impl KafkaConsumer {
                 Produced::Failed(error) => trouble = Some(error),
             }
         }
-        // Also what an earlier try of the same resolved is committed.
+        // This also commits what an earlier attempt at the same resolved.
         fenced.extend(self.resolve(&gone).await?);
         match trouble {
             Some(error) => Err(error),
@@ -264,13 +268,14 @@ impl KafkaConsumer {
         Ok(settled)
     }
 
-    /// There is room, and what waited behind a key may be ready now.
+    /// Wakes waiting calls: there is room, and what waited behind a key may be ready now.
     fn moved(&self) {
         self.shared.arrived.notify_waiters();
         self.shared.made_room();
     }
 
-    /// These messages are done, and committed; answers with those that are not, as their partitions went before.
+    /// Marks these messages as done and commits; returns those that are not committed because their
+    /// partitions went before.
     async fn resolve(&self, receipts: &[Receipt]) -> Result<Vec<Receipt>, ConnectorError> {
         let marks = {
             let assignment = &mut self.shared.state().assignment;
@@ -282,7 +287,7 @@ impl KafkaConsumer {
         Ok(self.shared.state().assignment.uncommitted(receipts, &marks))
     }
 
-    /// Commits what is resolved, together with what others have resolved meanwhile.
+    /// Commits what is resolved, including what others have resolved meanwhile.
     async fn commit(&self) -> Result<(), ConnectorError> {
         let turn = Arc::clone(&self.committing).lock_owned().await;
         let shared = Arc::clone(&self.shared);
@@ -304,7 +309,7 @@ impl KafkaConsumer {
     }
 }
 
-/// The ids of the messages in ops, by their places.
+/// The ids of the messages in ops, by their indices.
 fn ids(ops: &[StoreOp], refused: Vec<(usize, Rejected)>) -> Vec<(MessageId, Rejected)> {
     let id = |(at, why): (usize, Rejected)| match ops.get(at)? {
         StoreOp::Enqueue { outgoing, .. } => Some((outgoing.message.id, why)),
@@ -313,7 +318,7 @@ fn ids(ops: &[StoreOp], refused: Vec<(usize, Rejected)>) -> Vec<(MessageId, Reje
     refused.into_iter().filter_map(id).collect()
 }
 
-/// Runs on a thread where it may block.
+/// Runs a function on a thread where it may block.
 pub(crate) async fn blocking<T: Send + 'static>(
     run: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, ConnectorError> {
@@ -384,7 +389,8 @@ impl Consumer for KafkaConsumer {
         let fenced = match &self.retry {
             Some(retry) => {
                 let (away, here) = failed.into_iter().partition(away);
-                // First what may fail: what is put back does not stand when the same is tried again.
+                // First what may fail: receipts that were put back would no longer be valid when
+                // the same is retried.
                 let mut fenced = self.send_away(retry, away).await?;
                 fenced.extend(self.put_back(here));
                 fenced
@@ -418,8 +424,8 @@ impl Consumer for KafkaConsumer {
             return Ok(());
         }
         let (site, until) = (&self.shared.site, tokio::time::Instant::now() + CLOSE);
-        // Messages that others resolved while the last commit was under way. A client that hangs may do
-        // so in that one.
+        // Messages that others resolved while the last commit was pending. If the client hangs,
+        // this one may hang too.
         let committed = match tokio::time::timeout(LAST_COMMIT, self.commit()).await {
             Ok(Err(error)) if error.kind() != ErrorKind::Closed => Err(error),
             Ok(_) => Ok(()),
@@ -444,7 +450,7 @@ impl Consumer for KafkaConsumer {
 
 impl Drop for KafkaConsumer {
     fn drop(&mut self) {
-        // The thread leaves the group; a destructor may not wait for it.
+        // The thread leaves the group; a destructor must not wait for it.
         self.shared.stop();
     }
 }
@@ -461,7 +467,7 @@ mod tests {
     use crate::poll::{Membership, Watch};
     use crate::settings::{FEATURES, Role, Settings, Site};
 
-    /// A consumer whose broker never answers; it has these messages of one partition in its hands.
+    /// A consumer whose broker never answers; it has handed out these messages of one partition.
     fn alone(payloads: &[&str]) -> (KafkaConsumer, Vec<Incoming>) {
         let config = json!({ "bootstrap.servers": "127.0.0.1:1", "message.timeout.ms": 100 });
         let settings = json!({ "config": config, "group": "shop", "retry_topics": ["1s"] });
@@ -503,7 +509,8 @@ mod tests {
         (consumer, taken)
     }
 
-    /// The client hangs in a commit: the runtime, which wants to open the consumer again, waits for it.
+    /// The client hangs in a commit, while the runtime, which wants to reopen the consumer, waits
+    /// for it to close.
     #[test]
     fn closing_ends_though_a_commit_hangs() {
         brigade_testkit::paused(async {
@@ -516,7 +523,7 @@ mod tests {
         });
     }
 
-    /// Of one partition of several, say, which nobody reads any more.
+    /// For example from one partition of several that can no longer be read.
     #[tokio::test]
     async fn what_ends_the_consumer_is_told_before_anything_else() {
         let (consumer, taken) = alone(&["one"]);
@@ -533,7 +540,7 @@ mod tests {
         assert!(error.to_string().contains("for good"), "{error}");
     }
 
-    /// Of what this member has resolved, only what the broker took is done when the partition has gone.
+    /// Once the partition has gone, only what the broker took counts as done.
     #[tokio::test]
     async fn an_ack_that_the_broker_never_took_does_not_stand() {
         let (consumer, taken) = alone(&["committed", "resolved"]);
@@ -551,7 +558,7 @@ mod tests {
         assert_eq!(acked.fenced, receipts[1..]);
     }
 
-    /// What comes again from here is not told as fenced when the same is tried again.
+    /// Messages put back here must not be reported as fenced when the same is retried.
     #[tokio::test]
     async fn while_copies_cannot_be_put_nothing_is_put_back() {
         let (consumer, taken) = alone(&["away", "here"]);

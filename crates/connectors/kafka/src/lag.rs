@@ -1,4 +1,4 @@
-//! How much waits for a group, over all its members.
+//! How many messages wait for a group, over all its members.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
@@ -19,21 +19,21 @@ use crate::metadata;
 use crate::poll::{Client, Shared};
 use crate::settings::Site;
 
-/// How long one question to the broker may take.
+/// How long one request to the broker may take.
 const ASK: Duration = Duration::from_secs(5);
 
-/// Asks for the lag. Blocks.
+/// Reads the lag. Blocks.
 pub(crate) struct Lagging {
     site: Site,
     topics: Vec<String>,
     retry_topics: Vec<String>,
-    /// For one that looks. It has the group's name, as it could not be assigned anything without, but
-    /// does not join it.
+    /// For a client that looks at records. It has the group's name, since otherwise it could not be
+    /// assigned anything, but does not join the group.
     config: ClientConfig,
     looker: Mutex<Looker>,
 }
 
-/// How far a partition is.
+/// The progress in a partition.
 #[derive(Debug)]
 pub(crate) struct Progress {
     pub(crate) place: Place,
@@ -41,22 +41,22 @@ pub(crate) struct Progress {
     pub(crate) low: u64,
     /// How many are resolved beyond that.
     pub(crate) beyond: u64,
-    /// How many messages of it are here, and how many of these are handed out, and wait for their time.
+    /// How many of its messages are here, and how many of these are handed out, and delayed.
     pub(crate) stored: usize,
     pub(crate) held: usize,
     pub(crate) delayed: usize,
 }
 
 impl Progress {
-    /// That of a partition of which nothing is here.
+    /// The progress in a partition none of whose messages are here.
     pub(crate) fn of_others(place: Place, watermark: &Watermark) -> Self {
         let beyond = watermark.beyond().map(|(first, past)| past - first).sum();
         Self { place, low: watermark.low(), beyond, stored: 0, held: 0, delayed: 0 }
     }
 }
 
-/// From where to where partitions have records. Asks for all at once: a question waits behind the fetch
-/// that a client has under way, half a second where nothing comes.
+/// The ranges of offsets in which partitions have records. Requests all at once: a request waits
+/// behind the client's pending fetch, which takes half a second when nothing comes.
 pub(crate) fn ends<'a>(
     client: &BaseConsumer<impl ConsumerContext>,
     places: impl Iterator<Item = &'a Place> + Clone,
@@ -81,20 +81,20 @@ pub(crate) fn ends<'a>(
     Ok(first.into_iter().zip(past).map(|(first, past)| first..past).collect())
 }
 
-/// Looks whether there is a record in what seems to wait: a transaction leaves marks behind its
-/// records, which nobody ever gets.
+/// Checks whether there really is a record in what seems to wait: transactions leave markers after
+/// their records, which are never delivered.
 #[derive(Default)]
 struct Looker {
     client: Option<BaseConsumer<Heard>>,
     found: Found,
 }
 
-/// What was found when it was last looked: it is not read again as long as that tells.
+/// What the last check found: partitions are not read again as long as this answers the question.
 #[derive(Debug, Default)]
 struct Found {
-    /// From where to where there are only marks.
+    /// The ranges that contain only markers.
     marks: HashMap<Place, (u64, u64)>,
-    /// Where the next record is.
+    /// The offsets of the next records.
     records: HashMap<Place, u64>,
 }
 
@@ -110,7 +110,7 @@ impl Found {
 }
 
 impl Lagging {
-    /// Of some topics, or expressions, and of retry topics.
+    /// For these topics, or regular expressions, and retry topics.
     pub(crate) fn new(
         site: Site,
         topics: Vec<String>,
@@ -131,12 +131,12 @@ impl Lagging {
         asked.map_err(|error| explain(&shared.site, "cannot read the lag", &error))
     }
 
-    /// Whether the broker has records for partitions that are ours, though we have none of them. Asks
-    /// over a connection of its own, as the consumer's may be what hangs. That the broker does not
-    /// answer at all is told elsewhere.
+    /// Whether the broker has records for partitions that are ours, though none of them are here.
+    /// Uses a connection of its own, as the consumer's may be the one that hangs. A broker that
+    /// does not answer at all is reported elsewhere.
     pub(crate) fn is_starved(&self, shared: &Shared) -> bool {
         let ours = shared.state().assignment.progress();
-        // What waits for its time keeps nothing else from coming.
+        // Delayed messages do not keep others from coming.
         if ours.iter().any(|one| one.stored > one.delayed) {
             return false;
         }
@@ -160,21 +160,21 @@ impl Lagging {
         let waiting = self.waiting_in(client, &all)?;
         let held: usize = all.iter().map(|one| one.held).sum();
         Ok(Lag {
-            // Which topics there are for an expression is known of those that were assigned here.
+            // Which topics match an expression is only known from those that were assigned here.
             ready: waiting.ready.filter(|_| !all.is_empty()),
-            // What the other members hold counts as ready: nobody else knows of it.
+            // What other members hold counts as ready, since only they know of it.
             in_flight: (ours == all.len()).then_some(held as u64),
             ..waiting
         })
     }
 
-    /// How much waits for the group of a client that is no member of it.
+    /// How many messages wait for the group of a client that is not a member of it.
     pub(crate) fn waiting_for(&self, client: &BaseConsumer<Heard>) -> KafkaResult<Lag> {
         let all = self.everywhere(client, Vec::new(), BTreeSet::new())?;
         self.waiting_in(client, &all)
     }
 
-    /// What is ready and what waits for its time, as all on a retry topic does.
+    /// How many messages are ready and how many delayed; all those on a retry topic are delayed.
     fn waiting_in(
         &self,
         client: &BaseConsumer<impl ConsumerContext>,
@@ -196,8 +196,8 @@ impl Lagging {
         Ok(Lag { ready, delayed, partitions, ..Lag::default() })
     }
 
-    /// The progress in all partitions of the topics that are named, and of those that were found by expressions:
-    /// ours as we know it, the others' as it is committed.
+    /// The progress in all partitions of the topics that are named or were found by expressions:
+    /// ours as known here, the others' as committed.
     fn everywhere(
         &self,
         client: &BaseConsumer<impl ConsumerContext>,
@@ -236,7 +236,7 @@ impl Lagging {
         Ok(all)
     }
 
-    /// How much waits in each of some partitions.
+    /// How many messages wait in each of these partitions.
     fn waiting(
         &self,
         client: &BaseConsumer<impl ConsumerContext>,
@@ -261,8 +261,8 @@ impl Lagging {
         Ok(waiting)
     }
 
-    /// Those of a topic's partitions in which there is no record from an offset to the end. It looks into all at
-    /// once, as the broker tells of an end only half a second later.
+    /// Those of a topic's partitions in which there is no record from an offset to the end. It
+    /// checks all at once, as the broker reports an end only after half a second.
     fn only_marks(&self, topic: &Arc<str>, mut unseen: Vec<Unseen>) -> KafkaResult<Vec<usize>> {
         let mut looker = self.looker.lock().unwrap_or_else(PoisonError::into_inner);
         let mut only_marks = Vec::new();
@@ -284,13 +284,13 @@ impl Lagging {
             list.add_partition_offset(topic, one.partition, from)?;
         }
         client.assign(&list)?;
-        // One that was paused when it was looked into before still is.
+        // A partition that was paused at an earlier check still is.
         client.resume(&list)?;
         let begun = Instant::now();
         while !unseen.is_empty() {
             let left = ASK.saturating_sub(begun.elapsed());
             if left.is_zero() {
-                // The next one asks anew, in case this one cannot.
+                // The next call uses a new client, in case this one is stuck.
                 return Ok(only_marks);
             }
             let (partition, record) = match client.poll(left) {
@@ -320,9 +320,9 @@ impl Lagging {
     }
 }
 
-/// A partition of which nobody knows whether what seems to wait is a record.
+/// A partition for which it is unknown whether what seems to wait is a record.
 struct Unseen {
-    /// Its place among those that were asked for.
+    /// Its index among the requested ones.
     at: usize,
     partition: i32,
     low: u64,
@@ -348,7 +348,7 @@ mod tests {
         assert_eq!(found.only_marks(&here, 5, 9), Some(true));
         assert_eq!(found.only_marks(&here, 5, 10), None, "something came");
         found.records.insert(here.clone(), 9);
-        // However much comes behind it.
+        // However much is added after it.
         for (low, past) in [(5, 10), (5, 1000), (9, 1000)] {
             assert_eq!(found.only_marks(&here, low, past), Some(false), "{low}");
         }

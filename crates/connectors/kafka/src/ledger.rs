@@ -1,4 +1,4 @@
-//! What is resolved of one partition, and what of that is committed.
+//! What is resolved in one partition, and how much of that is committed.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -12,18 +12,19 @@ use crate::metadata;
 #[derive(Debug, Clone)]
 pub(crate) struct Ledger {
     watermark: Watermark,
-    /// Offsets without a message that stand behind an unresolved one, from the first to past the last:
-    /// they are resolved with it. On their own they would be a range for each transaction that somebody
-    /// wrote, and all ranges have to fit into the commit.
+    /// Offsets without a message that follow an unresolved one, from the first to one past the
+    /// last: they are resolved together with it. By themselves they would be one range per
+    /// transaction written to the log, and all ranges have to fit into the commit.
     empty: BTreeMap<u64, u64>,
     /// The offset that comes next, if nothing is missing.
     next: u64,
-    /// Past the farthest offset that came or is resolved.
+    /// One past the farthest offset that came or is resolved.
     past: u64,
-    /// How often something was resolved, and how much of that is committed.
+    /// How often something was resolved, and the value of that count that is committed.
     resolved: u64,
     committed: u64,
-    /// What the broker knows to be resolved, by the last commit. An abbreviated one tells it less than is committed.
+    /// What the broker knows to be resolved, according to the last commit. An abbreviated commit
+    /// tells it less than is committed.
     known: Watermark,
 }
 
@@ -35,16 +36,16 @@ impl Ledger {
         Self { watermark, empty, next, past, resolved: 0, committed: 0, known }
     }
 
-    /// A record came; says whether it is unresolved.
+    /// Records an arrival; returns whether the record is unresolved.
     pub(crate) fn arrive(&mut self, offset: u64) -> bool {
-        // Offsets that do not come were compacted away or are a transaction's marks.
+        // Skipped offsets were compacted away or are transaction markers.
         self.pass(self.next, offset);
         self.next = offset + 1;
         self.past = self.past.max(self.next);
         !self.watermark.is_resolved(offset)
     }
 
-    /// The record that came last is nothing to this consumer.
+    /// Skips the record that came last, which means nothing to this consumer.
     pub(crate) fn pass_over(&mut self, offset: u64) {
         self.pass(offset, offset + 1);
         self.resolved += 1;
@@ -67,14 +68,14 @@ impl Ledger {
         }
     }
 
-    /// A message is done.
+    /// Marks a message as done.
     pub(crate) fn resolve(&mut self, offset: u64) {
         let past = self.empty.remove(&(offset + 1)).unwrap_or(offset + 1);
         self.watermark.resolve_range(offset, past);
         self.resolved += 1;
     }
 
-    /// What would be resolved if these were too, and how often something would have been.
+    /// What would be resolved if these were too, and the count of resolutions in that case.
     pub(crate) fn with(&self, offsets: impl Iterator<Item = u64>) -> (Cow<'_, Watermark>, u64) {
         let (mut watermark, mut resolved) = (Cow::Borrowed(&self.watermark), self.resolved);
         for offset in offsets {
@@ -85,7 +86,7 @@ impl Ledger {
         (watermark, resolved)
     }
 
-    /// What is resolved, with all offsets that are known to have no message.
+    /// What is resolved, including all offsets that are known to have no message.
     pub(crate) fn with_empty(&self) -> Cow<'_, Watermark> {
         let mut watermark = Cow::Borrowed(&self.watermark);
         for (first, past) in &self.empty {
@@ -94,7 +95,7 @@ impl Ledger {
         watermark
     }
 
-    /// The broker has this commit, of so many.
+    /// Records that the broker has this commit, made when `resolved` was the count of resolutions.
     pub(crate) fn committed(&mut self, resolved: u64, low: u64, metadata: &str) {
         if resolved > self.committed {
             self.committed = resolved.min(self.resolved);
@@ -112,12 +113,13 @@ impl Ledger {
         self.resolved
     }
 
-    /// Whether an offset is resolved, and the broker has taken a commit since so much was.
+    /// Whether an offset is resolved, and the broker has taken a commit since `resolved`
+    /// resolutions.
     pub(crate) fn is_committed(&self, offset: u64, resolved: u64) -> bool {
         self.committed >= resolved && self.is_resolved(offset)
     }
 
-    /// Whether something is resolved and not committed.
+    /// Whether something is resolved but not committed.
     pub(crate) fn owes(&self) -> bool {
         self.committed < self.resolved
     }
@@ -140,19 +142,19 @@ impl Ledger {
         self.next
     }
 
-    /// How far the farthest message that came is from the committed offset.
+    /// The distance of the farthest message that came from the committed offset.
     pub(crate) fn span(&self) -> u64 {
         self.next.saturating_sub(self.low())
     }
 
-    /// The same, or what another member has resolved beyond.
+    /// The same, including what another member has resolved beyond.
     pub(crate) fn reach(&self) -> u64 {
         self.past.saturating_sub(self.low())
     }
 }
 
-/// Where a group begins that has committed nothing of a log's records, or what is deleted by now: at its end, or
-/// behind what it has resolved of what is still there.
+/// Where a group begins that has committed nothing in the log, or only what is deleted by now: at
+/// the log's end, or after what it has resolved of the remaining records.
 pub(crate) fn begin(known: Option<Watermark>, log: Range<u64>) -> Watermark {
     let mut known = known.unwrap_or_default();
     known.resolve_range(known.low(), log.start);
@@ -188,12 +190,12 @@ mod tests {
         let begun = super::begin(Some(known.clone()), log());
         assert_eq!(begun.low(), 40_000);
         assert_eq!(begun.beyond().collect::<Vec<_>>(), [(45_000, 50_000)]);
-        // Another log, as of a topic that was made anew.
+        // A different log, such as that of a recreated topic.
         assert_eq!(super::begin(Some(known), 30_000..30_001), Watermark::starting_at(30_001));
     }
 
     const RECORDS: u64 = 45_000;
-    /// As many come before they are asked for.
+    /// How many come before they are requested.
     const AHEAD: u64 = 2000;
     const LATER: Duration = Duration::from_secs(1);
 
@@ -204,7 +206,7 @@ mod tests {
         Delayed,
     }
 
-    /// A member that handles a log within transactions.
+    /// A member that handles a log in transactions.
     struct Trial {
         assignment: Assignment,
         place: Place,
@@ -225,7 +227,7 @@ mod tests {
             self.assignment.take(want, Order::Key, self.now)
         }
 
-        /// Whoever gets the partition next knows of everything that is done.
+        /// A later member of the partition knows of everything that is done.
         fn settle(&mut self, taken: &[Incoming]) {
             let receipts: Vec<Receipt> = taken.iter().map(|incoming| incoming.receipt).collect();
             self.done.extend(receipts.iter().map(|receipt| receipt.position));
@@ -238,8 +240,8 @@ mod tests {
             self.assignment.resolve(&receipts);
         }
 
-        /// Handles the records at these offsets; the key of the first is that of one in `every`. Says how
-        /// many others were done before it.
+        /// Handles the records at these offsets; the first shares its key with one in `every`
+        /// records. Returns how many others were done before it.
         fn run(&mut self, offsets: &BTreeSet<u64>, every: u64, first: First) -> usize {
             let (mut coming, mut held) = (offsets.iter().copied().enumerate(), None);
             let mut before = 0;

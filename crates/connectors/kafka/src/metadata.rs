@@ -7,24 +7,25 @@ use base64::engine::general_purpose::STANDARD_NO_PAD as BASE64;
 use brigade_core::watermark::Watermark;
 use rdkafka::topic_partition_list::TopicPartitionListElem;
 
-/// How the metadata begins: with ranges, or with a bit for each offset. Another beginning is another
-/// program's, or a later version's. Then comes the offset that it is committed with, as metadata may come to stand
-/// beside another one: tools that carry a group over to another cluster translate its offset, and not this.
+/// How the metadata begins: for ranges, or for a bit per offset. Any other beginning is another
+/// program's, or a later version's. Then comes the offset that it is committed with, since metadata
+/// may end up with a different one: tools that carry a group over to another cluster translate its
+/// offset, but not this.
 const RANGES: &str = "b1:";
 const BITS: &str = "b2:";
-/// The most that is written: brokers take 4,096 bytes (`offset.metadata.max.bytes`).
+/// The longest metadata that is written: brokers take 4,096 bytes (`offset.metadata.max.bytes`).
 const MAX: usize = 4000;
 /// The bytes that fit into it.
 const BYTES_MAX: usize = (MAX - BEGINNING_MAX) / 4 * 3;
-/// The beginning, the offset, and what parts it from the rest.
+/// The beginning, the offset, and the separator.
 const BEGINNING_MAX: usize = 3 + 20 + 1;
-/// So many ranges always fit.
+/// This many ranges always fit.
 pub(crate) const RANGES_MAX: usize = 450;
-/// So many offsets from the committed one on always fit, whichever of them are resolved.
+/// This many offsets from the committed one on always fit, whichever of them are resolved.
 pub(crate) const SPAN_MAX: u64 = BYTES_MAX as u64 * 8;
 
-/// Writes the resolved ranges; if there is no room for all of them, a bit for each of the first
-/// [`SPAN_MAX`] offsets.
+/// Encodes the resolved ranges, or, if there is no room for all of them, a bit for each of the
+/// first [`SPAN_MAX`] offsets.
 pub(crate) fn encode(watermark: &Watermark) -> String {
     let mut bytes = Vec::new();
     let low = watermark.low();
@@ -57,8 +58,8 @@ fn bits(watermark: &Watermark) -> Vec<u8> {
     bytes
 }
 
-/// What is resolved, by a commit. What cannot be read, or was committed with another offset, tells nothing: its
-/// messages come again. Versions of before wrote no offset.
+/// What is resolved according to a commit. Metadata that cannot be read, or was committed with
+/// another offset, says nothing: its messages come again. Earlier versions wrote no offset.
 pub(crate) fn decode(committed: u64, metadata: &str) -> Watermark {
     let mut watermark = Watermark::starting_at(committed);
     let bytes = |prefix| {
@@ -87,7 +88,7 @@ pub(crate) fn decode(committed: u64, metadata: &str) -> Watermark {
     watermark
 }
 
-/// The metadata of a commit that the broker tells of.
+/// The metadata of a commit returned by the broker.
 pub(crate) fn of(committed: &TopicPartitionListElem<'_>) -> String {
     // The client panics on metadata that is not UTF-8: then it is not ours.
     catch_unwind(AssertUnwindSafe(|| committed.metadata().to_owned())).unwrap_or_default()

@@ -1,5 +1,5 @@
-//! The thread of one consumer: polls, and gives up partitions when the group says so. Nothing else
-//! polls, so that neither a slow component nor a drain keeps the group waiting.
+//! The thread of one consumer: polls, and gives up partitions when the group demands it. Nothing
+//! else polls, so neither a slow component nor a drain keeps the group waiting.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,25 +28,25 @@ use crate::record::{CopyHeaders, Shelf};
 use crate::settings::{Settings, Site};
 use crate::{metadata, record, retry};
 
-/// What came and was not asked for yet: no more than this is polled ahead.
+/// The most that is polled ahead of requests.
 const AHEAD_MESSAGES: usize = 2000;
 const AHEAD_BYTES: u64 = 8 << 20;
-/// Records that are taken over at once.
+/// How many records are processed at once.
 const BATCH_MAX: usize = 500;
-/// The offsets of what may still come when a partition is paused, marks of transactions included.
+/// The offsets that may still come when a partition is paused, including transaction markers.
 const SPAN_SPARE: u64 = 4 * BATCH_MAX as u64;
 /// How long one poll waits.
 const POLL: Duration = Duration::from_millis(100);
-/// How long nobody polls while there is no room; longer, and the partitions are paused. Pausing
+/// How long polling stops while there is no room; after that the partitions are paused. Pausing
 /// throws away what was fetched, so it is not done at once.
 const NO_ROOM: Duration = Duration::from_millis(500);
-/// How long to wait before it is asked again.
+/// How long to wait before trying again.
 const AGAIN: Duration = Duration::from_millis(100);
-/// How long to wait before it is looked whether the client can be let go.
+/// How long to wait before checking again whether the client can be released.
 const LEAVE: Duration = Duration::from_millis(5);
-/// So many topics are named in an error.
+/// The most topics that an error names.
 const TOPICS_SHOWN: usize = 5;
-/// How long one question to the broker may take.
+/// How long one request to the broker may take.
 const ASK: Duration = Duration::from_secs(10);
 
 pub(crate) type Client = BaseConsumer<Watch>;
@@ -60,25 +60,25 @@ pub(crate) struct Shared {
     state: Mutex<State>,
     /// There is room again, or something was resolved.
     room: Condvar,
-    /// Something came, or is to be told.
+    /// Something came, or is to be reported.
     pub(crate) arrived: Notify,
     stopping: AtomicBool,
-    /// Nothing is fetched, as there is no room.
+    /// Nothing is fetched, since there is no room.
     paused: AtomicBool,
-    /// Partitions that are paused on their own.
+    /// Partitions that are paused individually.
     resting: Mutex<Vec<Place>>,
-    /// When the thread was last heard of, and when a record last came.
+    /// When the thread last showed activity, and when a record last came.
     beats: Mutex<Beats>,
     reason: Reason,
     recollection: Recollection,
 }
 
-/// A partition, and what is resolved of it as far as the group has committed it, if it has committed anything.
+/// A partition, and what is resolved in it according to the group's commit, if there is one.
 type Known = (Place, Option<Watermark>);
 
-/// What a consumer is a member of.
+/// The group membership of a consumer.
 pub(crate) struct Membership {
-    /// Which cluster, for the ids of records without one.
+    /// The cluster, for the ids of records without one.
     pub(crate) cluster: String,
     pub(crate) group: String,
     /// What it subscribes to.
@@ -90,7 +90,7 @@ pub(crate) struct Membership {
 }
 
 impl Membership {
-    /// The topics, for people: the client does not say of which it speaks.
+    /// The topics, in readable form: the client does not say which one it refers to.
     fn named(&self) -> String {
         let shown = self.topics.iter().take(TOPICS_SHOWN).map(|topic| format!("`{topic}`"));
         let more = self.topics.len().saturating_sub(TOPICS_SHOWN);
@@ -109,18 +109,19 @@ pub(crate) struct Beats {
 #[derive(Default)]
 pub(crate) struct State {
     pub(crate) assignment: Assignment,
-    /// The group was shared out with this member in it, whatever it got.
+    /// The group was rebalanced with this member in it, whatever it was assigned.
     pub(crate) is_shared_out: bool,
-    /// What went wrong since somebody was told.
+    /// What has gone wrong since an error was last reported.
     pub(crate) trouble: Option<ConnectorError>,
-    /// Gone when the thread ends: it is the last to let go, as closing waits for the group.
+    /// `None` once the thread ends: the thread is the last to release it, as closing waits for the
+    /// group.
     pub(crate) client: Option<Arc<Client>>,
     /// Topics, and partitions' incarnations.
     places: HashMap<(String, i32), (Place, IncarnationId)>,
 }
 
 impl State {
-    /// What ends the consumer is told once, and stays.
+    /// Records an error. One that ends the consumer is not replaced by a later one.
     fn tell(&mut self, error: ConnectorError) {
         if !self.trouble.as_ref().is_some_and(is_final) {
             self.trouble = Some(error);
@@ -128,7 +129,7 @@ impl State {
     }
 }
 
-/// Whether asking once more does not help.
+/// Whether trying again does not help.
 pub(crate) fn is_final(error: &ConnectorError) -> bool {
     !error.is_transient()
 }
@@ -157,7 +158,7 @@ impl Shared {
         *self.beats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The thread is alive; whether a record came, or none could come.
+    /// Records that the thread is alive; `came` says that a record came, or none could come.
     fn beat(&self, came: bool) {
         let now = Instant::now();
         let mut beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
@@ -171,12 +172,12 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Something was taken or resolved.
+    /// Wakes the thread: something was taken or resolved.
     pub(crate) fn made_room(&self) {
         self.room.notify_all();
     }
 
-    /// The thread ends soon.
+    /// Makes the thread end soon.
     pub(crate) fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
         self.room.notify_all();
@@ -192,7 +193,7 @@ impl Shared {
         self.arrived.notify_waiters();
     }
 
-    /// Pauses all partitions, or lets all be fetched.
+    /// Pauses all partitions, or resumes them all.
     fn pause(&self, client: &Client, pause: bool) {
         self.paused.store(pause, Ordering::Relaxed);
         self.resting.lock().unwrap_or_else(PoisonError::into_inner).clear();
@@ -202,8 +203,7 @@ impl Shared {
         }
     }
 
-    /// Pauses the partitions of which enough waits for its time, and lets those be fetched of which that
-    /// was so.
+    /// Pauses the partitions with enough delayed messages, and resumes those that no longer have.
     fn rest(&self, client: &Client) {
         let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
         let now = self.state().assignment.resting(SPAN_MAX - SPAN_SPARE);
@@ -236,8 +236,8 @@ impl Shared {
         )))
     }
 
-    /// What a record is to this consumer. What only an expression found may be a retry topic: another
-    /// group's, whose copies are passed over, or another queue's of this group.
+    /// What a record means to this consumer. A topic found only by an expression may be a retry
+    /// topic: another group's, whose copies are skipped, or another queue's of this group.
     fn arrival(
         &self,
         topic: &str,
@@ -247,7 +247,7 @@ impl Shared {
     ) -> Arrival {
         let Membership { group, topics, .. } = &self.of;
         let is_named = topics.iter().any(|named| named == topic);
-        // What somebody else counted, or made up, says nothing of this group's attempts.
+        // Attempts that another group counted, or that were made up, do not count for this group.
         let anew = |mut incoming: Incoming| {
             (incoming.attempts, incoming.first_failed_at) = (0, None);
             Arrival::Message { incoming, due: None, origin: None }
@@ -258,10 +258,10 @@ impl Shared {
                 return if of == group { Arrival::Anothers } else { Arrival::Nothing };
             }
             Some(of) if of == group => {}
-            // Somebody put it here by hand: to this group it is a message as any other.
+            // Somebody put it here by hand: to this group it is an ordinary message.
             Some(_) => return anew(incoming),
         }
-        // A clock that is far behind those of others must not hold it up for longer than was meant.
+        // A clock that is far behind others must not delay it for longer than intended.
         let now_or_made = incoming.enqueued_at.map_or(time, |made| time.max(made));
         let left = copy.due.map(|due| due.since(now_or_made)).filter(|left| !left.is_zero());
         Arrival::Message { incoming, due: left.map(|left| now + left), origin: copy.origin }
@@ -288,9 +288,9 @@ impl Shared {
         Ok(committed)
     }
 
-    /// A group begins at the end where it has committed nothing, and where that is deleted. This is
-    /// committed at once: else it would begin at the end whenever the partitions are shared out, and what
-    /// came meanwhile would be lost to it.
+    /// Makes a group begin at the end if it has committed nothing, or what it has committed is
+    /// deleted. This is committed at once: otherwise it would begin at the end at every rebalance,
+    /// and lose what came meanwhile.
     fn begin_at_end(&self, client: &Client, committed: &mut [Known]) -> KafkaResult<()> {
         let logs = ends(client, committed.iter().map(|(place, _)| place))?;
         let mut begun = TopicPartitionList::new();
@@ -303,7 +303,7 @@ impl Shared {
                 *known = Some(begins);
             }
         }
-        // A group that is shared out anew meanwhile takes none; then who gets them next commits it.
+        // A group in a rebalance takes no commits; then the next member that gets them commits it.
         if begun.count() > 0
             && let Err(error) = client.commit(&begun, CommitMode::Sync)
         {
@@ -313,7 +313,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Waits until there is room, for a while; says whether there is.
+    /// Waits a while for room; returns whether there is some.
     fn wait_for_room(&self) -> bool {
         let full = |state: &mut State| Self::is_full(state) && !self.stopping();
         let waited = self.room.wait_timeout_while(self.state(), NO_ROOM, full);
@@ -336,7 +336,7 @@ pub(crate) fn run(shared: &Arc<Shared>, client: Arc<Client>) {
         if has_room {
             shared.rest(&client);
         }
-        // Where there is no room nothing is meant to come.
+        // Without room nothing is expected to come.
         shared.beat(!has_room);
         match client.poll(POLL) {
             Some(Ok(first)) => take_over(shared, &client, first, &mut shelf),
@@ -348,9 +348,9 @@ pub(crate) fn run(shared: &Arc<Shared>, client: Arc<Client>) {
     leave(client);
 }
 
-/// Who lets go last waits for the group to let the member go, and only this thread is waited for: so
-/// questions that are under way end first. The process might be gone before, and its member be missed
-/// only when its session times out.
+/// The last to release the client waits until the group has let the member go, and only this thread
+/// is waited for: so pending requests have to end first. Otherwise the process might be gone before
+/// that, and the member be missed only when its session times out.
 fn leave(mut client: Arc<Client>) {
     while let Err(still_asked) = Arc::try_unwrap(client) {
         std::thread::sleep(LEAVE);
@@ -358,7 +358,7 @@ fn leave(mut client: Arc<Client>) {
     }
 }
 
-/// Takes over a record and what else is there.
+/// Processes a record, along with any others that are there.
 fn take_over(shared: &Shared, client: &Client, first: BorrowedMessage<'_>, shelf: &mut Shelf) {
     let mut batch = vec![first];
     while batch.len() < BATCH_MAX {
@@ -380,7 +380,7 @@ fn take_over(shared: &Shared, client: &Client, first: BorrowedMessage<'_>, shelf
         let place = (records[0].topic().to_owned(), records[0].partition());
         let here = shared.state().places.get(&place).cloned();
         let Some((place, incarnation)) = here else { continue };
-        // Read and copied before the lock: a lane waits for that to take and to resolve.
+        // Read and copied before locking: a lane needs the lock to take and to resolve.
         let arrivals = records.iter().map(|record| {
             let (incoming, copy) = record::incoming(record, incarnation, shelf);
             let arrival = shared.arrival(record.topic(), incoming, copy, now);
@@ -400,9 +400,9 @@ fn take_over(shared: &Shared, client: &Client, first: BorrowedMessage<'_>, shelf
 fn poll_failed(shared: &Shared, error: &KafkaError) {
     let why = shared.reason.of(error, Instant::now());
     match error.rdkafka_error_code() {
-        // With `enable.partition.eof`: for now that was all.
+        // With `enable.partition.eof`: that was all for now.
         _ if matches!(error, KafkaError::PartitionEOF(_)) => {}
-        // Polled late after a pause of the whole process: the client joins again by itself.
+        // Polled late after the whole process was suspended: the client joins again by itself.
         Some(Code::PollExceeded) => {
             tracing::warn!(queue = %shared.site.queue, "the group gave the partitions to others");
         }
@@ -413,7 +413,7 @@ fn poll_failed(shared: &Shared, error: &KafkaError) {
     }
 }
 
-/// Hears what the client has to tell.
+/// Receives the client's callbacks.
 pub(crate) struct Watch(pub(crate) Arc<Shared>);
 
 impl ClientContext for Watch {
@@ -431,13 +431,13 @@ impl ClientContext for Watch {
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(queue = %self.0.site.queue, %error, reason, "the client met an error");
-        // One broker of several that is away, or an idle connection that ended, is mended by itself; and
-        // the end of a partition (`enable.partition.eof`) is none.
+        // One broker of several being away, or an idle connection ending, resolves itself; and the
+        // end of a partition (`enable.partition.eof`) is not an error.
         let why = self.0.reason.of(&error, Instant::now());
         let minor = [Code::BrokerTransportFailure, Code::Resolve, Code::PartitionEOF];
         match error.rdkafka_error_code() {
             Some(code) if minor.contains(&code) => {}
-            // Heard here or as a poll's answer, as it comes.
+            // Reported here or by a poll, depending on timing.
             Some(Code::UnknownTopicOrPartition) => poll_failed(&self.0, &error),
             _ => self.0.tell(explain(&self.0.site, "the connection has trouble", &why)),
         }
@@ -474,20 +474,20 @@ impl ConsumerContext for Watch {
     fn commit_callback(&self, _: KafkaResult<()>, _: &TopicPartitionList) {}
 }
 
-/// Whether a line of librdkafka's tells that it does not go on at the offset that came next.
+/// Whether a log line of librdkafka's says that it does not continue at the next offset.
 fn is_reset(level: RDKafkaLogLevel, facility: &str) -> bool {
     matches!(level, RDKafkaLogLevel::Warning) && facility == "OFFSET"
 }
 
-/// Which partitions a list is of.
+/// The partitions in a list.
 pub(crate) fn places_of(list: &TopicPartitionList) -> Vec<Place> {
     list.elements().iter().map(|one| (one.topic().into(), one.partition())).collect()
 }
 
 impl Watch {
-    /// Reads what is resolved of the new partitions, beyond what is committed. Waits for as long as
-    /// the broker does not say: without it, messages would be handled again. As nothing else of the
-    /// client is heard meanwhile, it may have to be opened again.
+    /// Reads what is resolved of the new partitions, beyond what is committed. Waits as long as the
+    /// broker does not answer: otherwise messages would be handled again. Since the client
+    /// processes nothing else meanwhile, it may have to be reopened.
     fn assigned(&self, client: &Client, list: &TopicPartitionList) {
         let (shared, begun) = (&self.0, Instant::now());
         let committed = loop {
@@ -523,8 +523,8 @@ impl Watch {
         tracing::info!(queue = %shared.site.queue, partitions = list.count(), "assigned");
     }
 
-    /// Lets what is in flight of these partitions be resolved, commits, and forgets them. Of
-    /// partitions that are lost already nothing can be committed any more.
+    /// Lets what is in flight of these partitions be resolved, commits, and forgets them. For
+    /// partitions that are already lost, nothing can be committed any more.
     fn revoked(&self, client: &Client, list: &TopicPartitionList) {
         let shared = &self.0;
         let places = places_of(list);
@@ -545,7 +545,7 @@ impl Watch {
         let held = state.assignment.held_of(&places);
         let mut commits = state.assignment.to_commit();
         drop(state);
-        // With transactions it would overtake one that is open; what has outputs is in those.
+        // With transactions it would overtake an open one; what has outputs is in those.
         let none = lost || shared.of.in_transactions;
         commits.retain(|commit| places.contains(&commit.place) && !none);
         let committed = commit(client, &commits);
@@ -577,7 +577,7 @@ pub(crate) fn commit(client: &Client, commits: &[Commit]) -> KafkaResult<()> {
     }
 }
 
-/// Commits as the client wants them.
+/// Converts commits to the client's type.
 pub(crate) fn offsets(commits: &[Commit]) -> KafkaResult<TopicPartitionList> {
     let mut list = TopicPartitionList::with_capacity(commits.len());
     for Commit { place: (topic, partition), offset, metadata, .. } in commits {

@@ -1,7 +1,10 @@
+//! [`Position`]: where a record is.
+
 use std::fmt;
 use std::str::FromStr;
 
-/// Where a record stands: what `Context::position` says of a message from Kafka, to be taken apart.
+/// The position of a record: the text that `Context::position` returns for a message from Kafka,
+/// parsed.
 ///
 /// ```
 /// use brigade_kafka::Position;
@@ -27,7 +30,7 @@ impl fmt::Display for Position {
     }
 }
 
-/// A text that is no [`Position`].
+/// A text that is not a [`Position`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NoPosition(String);
 

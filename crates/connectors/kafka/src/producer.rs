@@ -1,3 +1,5 @@
+//! The producer of Kafka topics: sends records and waits for their delivery reports.
+
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -23,47 +25,49 @@ use crate::settings::{FEATURES, Site};
 use crate::topic::{ASK, known};
 use crate::transaction::store_id;
 
-/// How often it is told that no broker is there.
+/// How often it is logged that no broker is there.
 const TELL_EVERY: Duration = Duration::from_secs(10);
-/// How long closing waits for delivery reports: not as long as the runtime waits for it (10 s), which cannot end
-/// before the thread that waits here.
+/// How long closing waits for delivery reports: less than the runtime waits for closing (10 s),
+/// which cannot end before the thread waiting here does.
 const FLUSH: Duration = Duration::from_secs(8);
 /// How long to wait before a record is offered again to a client whose buffers are full.
 const FULL: Duration = Duration::from_millis(2);
 
-/// Puts messages on a topic; confirmed is what the broker's delivery report confirms.
+/// Puts messages on a topic; a message is confirmed by the broker's delivery report.
 pub(crate) struct KafkaProducer {
     link: Arc<Link>,
     site: Site,
     topic: Arc<str>,
     partitions: AtomicI32,
     closed: AtomicBool,
-    /// Many send at once; who wants to know which record of several the broker refuses sends alone.
+    /// Many may send at once; a batch that has to find out which of its records the broker refuses
+    /// sends alone.
     alone: Arc<RwLock<()>>,
 }
 
 type Client = ThreadedProducer<Reports>;
 
-/// The client of the producers of one or several topics; made anew when it knows no broker any more.
+/// The client of the producers of one or several topics; recreated when it no longer knows any
+/// broker.
 struct Link {
     site: Site,
     config: ClientConfig,
     client: Mutex<Arc<Client>>,
 }
 
-/// Hears delivery reports.
+/// Receives delivery reports.
 pub(crate) struct Reports {
     site: Site,
     told: Mutex<Option<Instant>>,
     reason: Reason,
     recollection: Recollection,
-    /// Whether the client knows no broker any more.
+    /// Whether the client no longer knows any broker.
     is_lost: watch::Sender<bool>,
 }
 
 /// A batch that waits for its reports.
 struct Batch {
-    /// What is to be told of records that are not simply on the topic, by their places.
+    /// What is to be reported about records that are not simply on the topic, by index.
     odd: Mutex<Odd>,
     missing: AtomicUsize,
     done: Notify,
@@ -74,7 +78,7 @@ type Odd = Vec<(usize, Report)>;
 /// What became of a record that is not simply on the topic.
 enum Report {
     Is(Produced),
-    /// The broker refuses it, or another that the client put into one request with it.
+    /// The broker refuses it, or another that the client put into the same request.
     Suspect(Rejected),
 }
 
@@ -118,13 +122,13 @@ impl Reports {
         *self.is_lost.borrow()
     }
 
-    /// Ends when the client knows no broker any more.
+    /// Completes when the client no longer knows any broker.
     async fn lost(&self) {
-        // The sender is this: it is not gone before.
+        // This owns the sender, which therefore still exists.
         let _ = self.is_lost.subscribe().wait_for(|is_lost| *is_lost).await;
     }
 
-    /// Whether it was not told just now: the client repeats itself twenty times a second.
+    /// Whether it was not logged a moment ago: the client repeats itself twenty times a second.
     fn may_tell(&self) -> bool {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         let may = told.is_none_or(|at| at.elapsed() > TELL_EVERY);
@@ -187,14 +191,14 @@ impl Batch {
         self.count();
     }
 
-    /// One record more has its report.
+    /// Records that another record has its report.
     fn count(&self) {
         if self.missing.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.done.notify_one();
         }
     }
 
-    /// Waits for all reports; answers with the odd ones, in order.
+    /// Waits for all reports; returns the odd ones, in order.
     async fn all(&self) -> Odd {
         if self.missing.load(Ordering::Acquire) > 0 {
             self.done.notified().await;
@@ -213,7 +217,7 @@ fn failed(site: &Site, error: &KafkaError) -> Produced {
     }
 }
 
-/// Why a record can never be put, if that is so.
+/// Why a record can never be put, if that is the case.
 pub(crate) fn refusal(error: &KafkaError) -> Option<Rejected> {
     let kind = match error.rdkafka_error_code() {
         Some(Code::MessageSizeTooLarge | Code::MessageBatchTooLarge) => CauseKind::TooLarge,
@@ -232,7 +236,7 @@ pub(crate) fn refusal(error: &KafkaError) -> Option<Rejected> {
     Some(Rejected { kind, message: format!("{error}{advice}") })
 }
 
-/// What every producer has.
+/// Settings of every producer.
 pub(crate) fn always(config: &mut ClientConfig) {
     config.set("enable.idempotence", "true");
 }
@@ -256,7 +260,7 @@ impl KafkaProducer {
         Self { link, site, topic: topic.into(), partitions, closed, alone }
     }
 
-    /// Refuses a topic that is not there. Keeps how many partitions it has.
+    /// Refuses a topic that does not exist. Remembers its number of partitions.
     pub(crate) async fn look(&self) -> Result<i32, ConnectorError> {
         let (client, topic) = (self.link.client()?, Arc::clone(&self.topic));
         let asked = blocking(move || client.client().fetch_metadata(Some(&topic), ASK)).await?;
@@ -270,7 +274,7 @@ impl KafkaProducer {
         Ok(partitions)
     }
 
-    /// What the client cannot even be given.
+    /// Refuses a message that cannot even be given to the client.
     async fn refuse(&self, outgoing: &Outgoing) -> Result<Option<Rejected>, ConnectorError> {
         let message = &outgoing.message;
         let refused = |message| Some(Rejected { kind: CauseKind::Refused, message });
@@ -279,7 +283,7 @@ impl KafkaProducer {
             return Ok(refused(message));
         }
         match partition(message) {
-            // One may have been added since.
+            // A partition may have been added since.
             Ok(Some(asked)) if asked >= self.partitions.load(Ordering::Relaxed) => {
                 let there = self.look().await?;
                 let message = || {
@@ -292,11 +296,11 @@ impl KafkaProducer {
         }
     }
 
-    /// Gives one record to the client; waits for as long as its buffers are full.
+    /// Gives one record to the client; waits as long as its buffers are full.
     async fn send(&self, client: &Client, outgoing: &Outgoing, batch: &Arc<Batch>, at: usize) {
         let mut ticket = Box::new(Ticket { batch: Arc::clone(batch), at });
         loop {
-            // Not held over the wait: records hold pointers.
+            // Not held across the wait: records hold pointers.
             let refused = match client.send(record(&self.topic, &outgoing.message, ticket)) {
                 Ok(()) => return,
                 Err((error, back)) => (error, back.delivery_opaque),
@@ -309,7 +313,7 @@ impl KafkaProducer {
         }
     }
 
-    /// Puts records, and waits for their reports; answers with the odd ones.
+    /// Puts records, and waits for their reports; returns the odd ones.
     async fn put(
         &self,
         records: impl ExactSizeIterator<Item = &Outgoing>,
@@ -323,7 +327,8 @@ impl KafkaProducer {
         }
         tokio::select! {
             odd = batch.all() => Ok(odd),
-            // What it did not put it would report when the messages time out, in minutes.
+            // It would report records it has not sent only when the messages time out, minutes
+            // later.
             () = client.context().lost() => {
                 client.purge(PurgeConfig::default().queue().inflight());
                 Ok(batch.all().await)
@@ -331,8 +336,8 @@ impl KafkaProducer {
         }
     }
 
-    /// The broker refuses whole requests. Which of the records in them it means is found by halves: what
-    /// is refused alone is refused.
+    /// The broker refuses whole requests. Which of their records it means is found by bisection:
+    /// what is refused alone is refused.
     async fn settle_suspects(
         &self,
         outgoing: &[Outgoing],
@@ -356,7 +361,7 @@ impl KafkaProducer {
     }
 }
 
-/// Notes what became of records at their places; answers with those that may be innocent.
+/// Enters the outcomes of records at their indices; returns those that may be innocent.
 fn sort(odd: Odd, place: impl Fn(usize) -> usize, outcomes: &mut [Produced]) -> Vec<usize> {
     let mut suspects = Vec::new();
     for (at, report) in odd {
@@ -371,8 +376,8 @@ fn sort(odd: Odd, place: impl Fn(usize) -> usize, outcomes: &mut [Produced]) -> 
     suspects
 }
 
-/// The two halves of what is to be told apart, the first last: it is taken first, so that what is taken
-/// in the end goes in order.
+/// The two halves of what is to be bisected, the first half last: it is popped first, so that
+/// records end up being sent in order.
 pub(crate) fn halves(mut places: Vec<usize>) -> Vec<Vec<usize>> {
     let second = places.split_off(places.len() / 2);
     [second, places].into_iter().filter(|half| !half.is_empty()).collect()

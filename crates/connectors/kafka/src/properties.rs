@@ -1,4 +1,4 @@
-//! librdkafka's properties: how they are spelled, what Brigade sets, and whether they fit together.
+//! librdkafka's properties: their spellings, what Brigade sets, and whether they fit together.
 
 use std::collections::BTreeMap;
 
@@ -20,8 +20,8 @@ const STRATEGY: &str = "partition.assignment.strategy";
 const LINGER: &str = "linger.ms";
 const ISOLATION: &str = "isolation.level";
 
-/// The other spellings of a property, and the one that is used here. The client keeps no order: of two
-/// spellings that are both set either may hold.
+/// The other spellings of a property, and the one that is used here. The client keeps no order: if
+/// two spellings are both set, either may apply.
 const SPELLINGS: [(&str, &str); 12] = [
     ("metadata.broker.list", SERVERS),
     ("max.in.flight.requests.per.connection", "max.in.flight"),
@@ -46,26 +46,26 @@ const OWN: [(&str, &str); 5] = [
     ("acks", "leave it out: it is always `all`"),
 ];
 
-/// Defaults that differ from librdkafka's; a queue's `config` goes before them.
+/// Defaults that differ from librdkafka's; a queue's `config` takes precedence.
 const DEFAULTS: [(Role, &str, &str); 9] = [
-    // A new group begins with what is there: else what is put before it starts is lost to it.
+    // A new group begins with what is there: otherwise it would lose what is put before it starts.
     (Role::Consumer, RESET, "earliest"),
     (Role::Consumer, STRATEGY, "cooperative-sticky"),
-    // Brigade's credit bounds what is in flight; this is what waits before it.
+    // Brigade's credit limits what is in flight; this limits what waits before that.
     (Role::Consumer, "queued.min.messages", "10000"),
     (Role::Consumer, "queued.max.messages.kbytes", "16384"),
-    // With the default a fast consumer stalls for a second whenever that is reached.
+    // With the default a fast consumer stalls for a second whenever that limit is reached.
     (Role::Consumer, "fetch.queue.backoff.ms", "20"),
-    // New topics and partitions are met soon.
+    // New topics and partitions are found soon.
     (Role::Consumer, "topic.metadata.refresh.interval.ms", "10000"),
-    // Where the Java clients put a key.
+    // The same partition for a key as with the Java clients.
     (Role::Producer, "partitioner", "murmur2_random"),
     // Batches come whole: waiting for more gains nothing.
     (Role::Producer, LINGER, "1"),
     (Role::Producer, "queue.buffering.max.kbytes", "65536"),
 ];
 
-/// The group and the transactions of clients that are only made.
+/// The group and the transactional id of clients that are created only for checks.
 const NOBODY: &str = "brigade-check";
 
 /// The spelling of a property that is used here.
@@ -79,14 +79,14 @@ fn at(name: &str, message: String, help: impl Into<String>) -> Problem {
 }
 
 impl Settings {
-    /// The file's value of a property, however that is spelled there.
+    /// The file's value of a property, whatever its spelling there.
     pub(crate) fn property(&self, name: &str) -> Option<String> {
         let mut given = self.config.iter().filter(|(key, _)| spelled(key) == spelled(name));
         given.next().map(|(_, value)| value.to_string())
     }
 
-    /// A client's properties: the defaults, the environment's, the file's. Each in one spelling, so that
-    /// what comes later holds.
+    /// A client's properties: the defaults, the environment's, the file's. Each in one spelling, so
+    /// that later ones apply.
     pub(crate) fn client(&self, role: Role) -> ClientConfig {
         self.client_in(role, environment)
     }
@@ -96,7 +96,7 @@ impl Settings {
         for (_, name, value) in DEFAULTS.iter().filter(|(of, ..)| *of == role) {
             client.set(*name, *value);
         }
-        // With this protocol the broker assigns, and the client refuses to be told how.
+        // With this protocol the broker assigns, and the client refuses an assignment strategy.
         let protocol = self.property("group.protocol").unwrap_or_default();
         if protocol.eq_ignore_ascii_case("consumer") {
             client.remove(STRATEGY);
@@ -123,7 +123,7 @@ impl Settings {
         config
     }
 
-    /// What is wrong with properties on their own.
+    /// What is wrong with individual properties.
     pub(crate) fn property_problems(&self) -> Vec<Problem> {
         let (mut problems, mut seen) = (Vec::new(), BTreeMap::new());
         for (name, value) in &self.config {
@@ -134,7 +134,7 @@ impl Settings {
                 let message = format!("`{before}` and `{name}` are two spellings of one property");
                 problems.push(at(name, message, "leave one of them out"));
             }
-            // One at a time: librdkafka tells of the first only.
+            // One at a time: librdkafka reports only the first.
             let mut one = ClientConfig::new();
             one.set(name, value.to_string());
             if let Err(KafkaError::ClientConfig(_, why, ..)) = one.create_native_config() {
@@ -145,8 +145,8 @@ impl Settings {
         problems
     }
 
-    /// A member that is told of offsets of a transaction that is still open would begin at older ones, and
-    /// put the outputs of that again.
+    /// A member that is given offsets of a transaction that is still open would begin at older
+    /// ones, and put their outputs again.
     pub(crate) fn isolation_problem(&self, queue: &QueueSpec) -> Option<Problem> {
         let asked = self.property(ISOLATION)?;
         let uncommitted = asked.eq_ignore_ascii_case("read_uncommitted");
@@ -159,8 +159,8 @@ impl Settings {
         })
     }
 
-    /// What is wrong with properties together, and with `topics`. Only the client knows: it is made, without
-    /// an address, so that it asks nobody.
+    /// What is wrong with properties in combination, and with `topics`. Only the client knows: one
+    /// is created, without servers, so that it contacts nobody.
     pub(crate) fn misfits(&self, queue: &QueueSpec) -> Vec<Problem> {
         let site = Site::new(queue, self, Role::Consumer);
         let mut problems = Vec::new();
@@ -185,7 +185,7 @@ impl Settings {
         problems
     }
 
-    /// Why the client cannot be made, at the first property of the file that it speaks of.
+    /// Why the client cannot be created, at the first property of the file that the error mentions.
     fn misfit(&self, error: &KafkaError) -> Problem {
         let why = match error {
             KafkaError::ClientCreation(why) | KafkaError::ClientConfig(_, why, ..) => why.clone(),
@@ -193,7 +193,7 @@ impl Settings {
         };
         let given = |name: &str| self.config.keys().find(|key| spelled(key) == spelled(name));
         let words = why.split(|c: char| !(c.is_ascii_alphanumeric() || c == '.' || c == '_'));
-        // Without a mechanism it is the default that is not there.
+        // If the mechanism is not set, it is the default that is unavailable.
         let sasl = why.contains("SASL mechanism").then_some([MECHANISM, "security.protocol"]);
         let mut spoken_of = words.chain(sasl.into_iter().flatten()).filter_map(given);
         let path = match spoken_of.next() {
@@ -206,7 +206,8 @@ impl Settings {
         Problem { path, message, help: Some(help.to_owned()) }
     }
 
-    /// What is wrong with the topics to consume. Expressions are the C library's, as librdkafka has it.
+    /// What is wrong with the topics to consume. Regular expressions are the C library's, as in
+    /// librdkafka.
     fn topic_problems(&self, consumer: &BaseConsumer<Heard>) -> Vec<Problem> {
         let mut problems = Vec::new();
         for (number, topic) in self.topics.iter().enumerate() {
@@ -248,7 +249,7 @@ mod tests {
         assert_eq!(client.get(name), Some(value), "{name}");
     }
 
-    /// What is said of a queue with these keys, with its place.
+    /// The problems of a queue with these keys, with their places.
     fn told(keys: Value, guarantee: Guarantee) -> Vec<(String, String)> {
         let mut queue = QueueSpec::new("shop", "in", keys);
         queue.guarantee = guarantee;
@@ -261,7 +262,7 @@ mod tests {
         told(json!({ "config": config }), Guarantee::AtLeastOnce)
     }
 
-    /// What librdkafka sets by one spelling it has under the other.
+    /// A value set in librdkafka by one spelling is returned for the other.
     #[test]
     fn spellings_are_of_one_property() {
         let mut asked = 0;
@@ -274,7 +275,7 @@ mod tests {
             };
             let mut config = ClientConfig::new();
             config.set(other, value);
-            // Some are not in every build, and a topic's cannot be asked for.
+            // Some are not in every build, and a topic's property cannot be queried.
             let Ok(made) = config.create_native_config() else { continue };
             if let Ok(set) = made.get(used) {
                 assert!(set.starts_with(value), "{other}: {set}");

@@ -16,10 +16,10 @@ use crate::retry;
 const ID: &str = "brigade-id";
 pub(crate) const EVENT_TIME: &str = "brigade-event-time";
 
-/// Which partition a record is to go to; it is no header of the record.
+/// The partition that a record should go to; it does not become a header of the record.
 pub(crate) const PARTITION: &str = "brigade-partition";
 
-/// The partition that a message asks for.
+/// The partition that a message requests.
 pub(crate) fn partition(message: &Message) -> Result<Option<i32>, Rejected> {
     let Some(asked) = message.headers.get(PARTITION) else { return Ok(None) };
     let text = asked.and_then(|bytes| std::str::from_utf8(bytes).ok()).unwrap_or_default();
@@ -39,7 +39,7 @@ pub(crate) fn headers(message: &Message) -> OwnedHeaders {
     for (key, value) in message.headers.iter().filter(|(key, _)| *key != PARTITION) {
         headers = headers.insert(Header { key, value: value.map(|value| &value[..]) });
     }
-    // What has none gets one where it is read.
+    // A record without one gets one where it is read.
     if message.id != MessageId::default() {
         headers = headers.insert(Header { key: ID, value: Some(&id) });
     }
@@ -71,24 +71,25 @@ pub(crate) fn record<'m, D: IntoOpaque>(
     }
 }
 
-/// What a record on a retry topic says beside its message.
+/// What a record on a retry topic says in addition to its message.
 #[derive(Debug, Default)]
 pub(crate) struct CopyHeaders {
-    /// For which group it is; none, if it is no copy.
+    /// The group it is for; `None` if it is not a copy.
     pub(crate) group: Option<String>,
-    /// Not to be handed out before.
+    /// It is not handed out before this.
     pub(crate) due: Option<Timestamp>,
-    /// Where the message stands of which it is a copy.
+    /// Where its original message is.
     pub(crate) origin: Option<String>,
     attempts: u32,
     first_failed_at: Option<Timestamp>,
 }
 
-/// The receipt of what has no place in a consumer's list yet.
+/// The receipt of a message that has no place in a consumer's list yet.
 pub(crate) const UNPLACED: Receipt = Receipt { position: 0, fence: 0 };
 
-/// Reads a message from a record, and what else the record says. A message without an id gets it from
-/// its place: `incarnation` tells cluster, topic and partition. Its receipt is [`UNPLACED`].
+/// Reads a message from a record, and what else the record says. A message without an id gets one
+/// from its position: `incarnation` identifies cluster, topic and partition. Its receipt is
+/// [`UNPLACED`].
 pub(crate) fn incoming(
     record: &BorrowedMessage<'_>,
     incarnation: IncarnationId,
@@ -116,8 +117,8 @@ pub(crate) fn incoming(
     (incoming, own.copy)
 }
 
-/// The id of a record that has none. A topic that is made anew has the same offsets, and a queue with `dedup`
-/// would take its records for those of the old one: the timestamp tells them apart.
+/// The id of a record that has none. A recreated topic has the same offsets, and a queue with
+/// `dedup` would take its records for those of the old one: the timestamp distinguishes them.
 fn id_of(place: IncarnationId, offset: u64, time: Option<Timestamp>) -> MessageId {
     let Some(Timestamp(time)) = time else { return MessageId::root(place, offset) };
     let mut bytes = [0; 24];
@@ -126,12 +127,12 @@ fn id_of(place: IncarnationId, offset: u64, time: Option<Timestamp>) -> MessageI
     MessageId::root(IncarnationId::of(&bytes), offset)
 }
 
-/// Where payloads and keys are copied to. Small ones that come one after the other share a piece of memory:
-/// one allocation for some ten, and a message that stays keeps no more than a piece with it.
+/// Where payloads and keys are copied to. Consecutive small ones share a piece of memory: one
+/// allocation for about ten of them, and a message that is kept retains at most one piece.
 #[derive(Default)]
 pub(crate) struct Shelf(BytesMut);
 
-/// How long a piece is that several share. What is longer than a quarter has one of its own.
+/// The size of a shared piece. Anything longer than a quarter of it has a piece of its own.
 const PIECE: usize = 2048;
 
 impl Shelf {
@@ -147,7 +148,7 @@ impl Shelf {
             own = BytesMut::with_capacity(length);
             &mut own
         } else {
-            // It is empty: what was put there before is split off.
+            // It is empty: what was put there before has been split off.
             if self.0.capacity() < length {
                 self.0 = BytesMut::with_capacity(PIECE);
             }

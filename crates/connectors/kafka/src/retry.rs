@@ -1,6 +1,6 @@
-//! Retry topics: where a group's failed messages wait for their next attempt, so that a long back-off
-//! neither holds credit nor is forgotten at a crash. A message goes there as a copy; once the broker has
-//! that, the message itself is resolved.
+//! Retry topics: where a group's failed messages wait for their next attempt, so that a long
+//! back-off does not hold credit and is not forgotten in a crash. A message goes there as a copy;
+//! once the broker has the copy, the message itself is resolved.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,16 +22,16 @@ pub(crate) const DUE: &str = "brigade-due";
 pub(crate) const ATTEMPTS: &str = "brigade-attempts";
 /// When the first of them failed, in milliseconds since 1970.
 pub(crate) const FAILED_AT: &str = "brigade-failed-at";
-/// Why the last one failed; for people.
+/// Why the last one failed, in readable form.
 pub(crate) const ERROR: &str = "brigade-error";
-/// For which group the copy is.
+/// The group that the copy is for.
 pub(crate) const GROUP: &str = "brigade-group";
-/// Where the message itself stands, as `orders[3]@17`.
+/// The position of the message itself, as in `orders[3]@17`.
 pub(crate) const ORIGIN: &str = "brigade-origin";
 
-/// The most of an error that is written, in characters.
+/// The longest error text that is written, in characters.
 const ERROR_MAX: usize = 100;
-/// Room for the headers that a copy has more than its message.
+/// Room for the headers that a copy has in addition to its message's.
 const HEADERS_MAX: usize = 1024;
 /// The longest name of a topic.
 const NAME_MAX: usize = 249;
@@ -40,14 +40,14 @@ const NAME_MAX: usize = 249;
 pub(crate) struct RetryTopics {
     group: Arc<str>,
     tiers: Vec<Tier>,
-    /// The longest payload that the broker takes, headers included.
+    /// The longest payload that the broker takes, including headers.
     max_bytes: u64,
 }
 
 struct Tier {
     longest: Duration,
     topic: Arc<str>,
-    /// What is put on it, if not within transactions.
+    /// The producer of copies, unless transactions are used.
     producer: Option<KafkaProducer>,
 }
 
@@ -59,16 +59,16 @@ pub(crate) struct RetryCopy {
     tier: usize,
 }
 
-/// What a group's retry topics of one queue are called.
+/// The names of a group's retry topics for one queue.
 pub(crate) struct RetryNames {
-    /// How all of them begin.
+    /// The beginning of all their names.
     pub(crate) beginning: String,
-    /// One for each tier.
+    /// One per tier.
     pub(crate) topics: Vec<String>,
 }
 
 impl RetryNames {
-    /// `queue` is the topic; where there are several, the queue's name.
+    /// `queue` is the topic, or the queue's name if there are several topics.
     pub(crate) fn new(group: &str, queue: &str, tiers: &[Period]) -> Self {
         let beginning = format!("{group}.{queue}.retry.");
         let topics = tiers.iter().map(|tier| format!("{beginning}{tier}")).collect();
@@ -76,13 +76,13 @@ impl RetryNames {
     }
 }
 
-/// Whether a topic is called as the retry topics of a group are, whatever their queue.
+/// Whether a topic is named like the retry topics of a group, for any queue.
 pub(crate) fn is_of_group(topic: &str, group: &str) -> bool {
     let rest = topic.strip_prefix(group).and_then(|rest| rest.strip_prefix('.'));
     rest.is_some_and(|rest| rest.contains(".retry."))
 }
 
-/// Refuses what Kafka takes for no topic's name.
+/// Refuses what Kafka does not accept as a topic's name.
 pub(crate) fn check_name(name: &str) -> Result<(), ConnectorError> {
     let legal = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     if name.chars().all(legal) && name.len() <= NAME_MAX {
@@ -95,7 +95,7 @@ pub(crate) fn check_name(name: &str) -> Result<(), ConnectorError> {
 }
 
 impl RetryTopics {
-    /// Those with these names; none, if there are none.
+    /// The retry topics with these names; `None` if there are none.
     pub(crate) fn open(
         settings: &Settings,
         group: &str,
@@ -117,13 +117,13 @@ impl RetryTopics {
         Ok(Some(Self { group: group.into(), tiers, max_bytes: settings.max_bytes() }))
     }
 
-    /// Whether a failed message is to wait on a topic.
+    /// Whether a failed message should wait on a topic.
     pub(crate) fn takes(failed: &Failed) -> bool {
         matches!(failed.reason, FailedReason::Attempt { .. }) && !failed.delay.is_zero()
     }
 
-    /// The copy of a message, `origin` being where that stands. One that would be too large has to wait
-    /// elsewhere.
+    /// The copy of a message, with `origin` as its position. One that would be too large has to
+    /// wait elsewhere.
     pub(crate) fn copy(
         &self,
         incoming: Incoming,
@@ -145,12 +145,13 @@ impl RetryTopics {
         set(&mut message, ERROR, error.chars().take(ERROR_MAX).collect());
         set(&mut message, GROUP, self.group.to_string());
         set(&mut message, ORIGIN, origin.to_owned());
-        // It asks for a place on another topic.
+        // It requests a partition of another topic.
         if message.headers.get(PARTITION).is_some() {
             let others = message.headers.iter().filter(|(name, _)| *name != PARTITION);
             message.headers = others.map(|(name, value)| (name, value.cloned())).collect();
         }
-        // The record's own time is when the copy was made: an old one could be deleted as too old.
+        // The record's own time is when the copy was made: an old time could make the broker delete
+        // it.
         if let Some(Timestamp(time)) = message.event_time.take() {
             set(&mut message, EVENT_TIME, time.to_string());
         }
@@ -163,7 +164,7 @@ impl RetryTopics {
         StoreOp::Enqueue { queue, outgoing: copy.outgoing.clone() }
     }
 
-    /// Puts copies on their topics; says for each what became of it, until there is trouble.
+    /// Puts copies on their topics; returns for each what became of it, up to the first failure.
     pub(crate) async fn put(
         &self,
         copies: Vec<RetryCopy>,

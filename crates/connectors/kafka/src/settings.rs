@@ -25,40 +25,42 @@ pub(crate) struct Settings {
     /// cannot be an output.
     #[serde(default)]
     pub(crate) topics: Vec<String>,
-    /// The consumer group. Default: the environment variable `KAFKA_CONSUMER_GROUP`, else the
-    /// pipeline's name. Where several stages read the topic: `GROUP.STAGE`.
+    /// The consumer group. Default: the environment variable `KAFKA_CONSUMER_GROUP`, otherwise the
+    /// pipeline's name. If several stages read the topic: `GROUP.STAGE`.
     pub(crate) group: Option<String>,
-    /// Any of librdkafka's properties, `bootstrap.servers` first of all, each in one spelling. Defaults: the servers from
-    /// the environment variables `KAFKA_CONSUMER_BROKERS` or `KAFKA_PRODUCER_BROKERS`, else
-    /// `KAFKA_BROKERS`; with `KAFKA_KEY` and `KAFKA_SECRET` SASL PLAIN over TLS.
+    /// Any of librdkafka's properties, `bootstrap.servers` first of all, each in one spelling.
+    /// Defaults: the servers from the environment variables `KAFKA_CONSUMER_BROKERS` or
+    /// `KAFKA_PRODUCER_BROKERS`, otherwise `KAFKA_BROKERS`; with `KAFKA_KEY` and `KAFKA_SECRET`
+    /// SASL PLAIN over TLS.
     #[serde(default)]
     pub(crate) config: BTreeMap<String, Scalar>,
-    /// Make the topic if it is not there; of `topics` those that are named.
+    /// Create the topic if it does not exist; for `topics`, those that are named.
     pub(crate) create: Option<Create>,
-    /// How long failed messages wait on topics of the group's own, one topic for each length: from 1s to
-    /// 1d, ascending, at most 10. A message waits on the first that is not shorter than its back-off.
-    /// Default: none; failed messages wait in the process.
+    /// How long failed messages wait on topics of the group's own, with one topic per length: from
+    /// 1s to 1d, ascending, at most 10. A message waits on the first whose length is at least its
+    /// back-off. Default: none; failed messages wait in the process.
     #[serde(default)]
     #[schemars(length(max = 10))]
     pub(crate) retry_topics: Vec<Period>,
     /// How long a partition that goes to another member is kept so that messages in flight can be
-    /// resolved; what is not by then is handled again by the other. Less than `max.poll.interval.ms`. Default: 10s.
+    /// resolved; those that are not resolved by then are handled again by the other member. Less
+    /// than `max.poll.interval.ms`. Default: 10s.
     #[serde(default = "revoke_within")]
     pub(crate) revoke_within: Period,
-    /// How long the broker may have records of which none comes, or the client may hang, before the
-    /// connection is closed and opened again. Default: 2m.
+    /// How long the broker may have records none of which arrive, or the client may hang, before
+    /// the connection is closed and reopened. Default: 2m.
     #[serde(default = "stall_after")]
     pub(crate) stall_after: Period,
 }
 
-/// How a topic is made.
+/// How a topic is created.
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Create {
     /// Its partitions, 1 to 100000.
     #[schemars(range(min = 1, max = 100_000))]
     pub(crate) partitions: i32,
-    /// How many brokers keep each. Default: 1.
+    /// How many brokers keep each partition. Default: 1.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 1000))]
     pub(crate) replication: i32,
@@ -117,7 +119,7 @@ pub(crate) const FEATURES: Features = Features {
     ..Features::NONE
 };
 
-/// What a client is for.
+/// The role of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
     Consumer,
@@ -125,7 +127,7 @@ pub(crate) enum Role {
 }
 
 impl Role {
-    /// What a queue's broker is asked as: a queue that nobody reads is an output.
+    /// The role in which to contact a queue's broker: a queue that no stage reads is an output.
     pub(crate) fn of(queue: &QueueSpec) -> Self {
         if queue.groups.is_empty() { Self::Producer } else { Self::Consumer }
     }
@@ -134,7 +136,7 @@ impl Role {
 /// How long a message may wait on a retry topic.
 const RETRY: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(86_400);
 
-/// The longest record, with all that is around it, if `message.max.bytes` does not say otherwise.
+/// The longest record, including everything around the payload, unless `message.max.bytes` is set.
 const MESSAGE_MAX: u64 = 1_000_000;
 /// Room for what is around a payload: the headers that Brigade adds, and a short key.
 const AROUND: u64 = 1024;
@@ -176,14 +178,14 @@ impl Settings {
         }
     }
 
-    /// A producer's properties, on the brokers of the consumer's.
+    /// A producer's properties, with the brokers of the consumer's.
     pub(crate) fn producer_at(&self, site: &Site) -> ClientConfig {
         let mut config = self.client(Role::Producer);
         config.set(SERVERS, &site.servers);
         config
     }
 
-    /// The longest payload that the client sends, with the headers that come with it.
+    /// The longest payload that the client sends, including its headers.
     pub(crate) fn max_bytes(&self) -> u64 {
         let max = self
             .property("message.max.bytes")
@@ -230,7 +232,7 @@ impl Settings {
         self.member_of(&self.group(queue, reader))
     }
 
-    /// Where the topics are, and what they are called.
+    /// Where the topics are, and their names.
     pub(crate) fn place(&self, queue: &QueueSpec) -> QueuePlace {
         self.place_in(queue, environment)
     }
@@ -244,7 +246,7 @@ impl Settings {
         };
         let servers = self.servers_in(Role::Consumer, environment);
         let servers = servers.or_else(|| self.servers_in(Role::Producer, environment));
-        // librdkafka takes `protocol://host:port`, too.
+        // librdkafka also accepts `protocol://host:port`.
         let host = |server: &str| server.rsplit("//").next().unwrap_or(server).trim().to_owned();
         let hosts = servers.unwrap_or_default();
         let hosts = hosts.split(',').map(host).filter(|host| !host.is_empty()).collect();
@@ -277,7 +279,7 @@ impl Settings {
         problems
     }
 
-    /// A revocation is waited for within one poll.
+    /// The wait for a revocation takes place within one poll.
     fn revoke_problem(&self) -> Option<Problem> {
         /// librdkafka's default, in milliseconds.
         const INTERVAL: u64 = 300_000;
@@ -323,12 +325,12 @@ fn no_servers() -> String {
     "no Kafka broker is named".to_owned()
 }
 
-/// Whether a value is one of these words, as librdkafka takes them: in any case.
+/// Whether a value is one of these words, case-insensitively like in librdkafka.
 fn is_one_of(value: &str, words: &[&str]) -> bool {
     words.iter().any(|word| value.eq_ignore_ascii_case(word))
 }
 
-/// What a variable of the environment says.
+/// Returns the value of an environment variable.
 pub(crate) type Environment = fn(&str) -> Option<String>;
 
 pub(crate) fn environment(name: &str) -> Option<String> {
@@ -348,7 +350,7 @@ impl Site {
         Self { queue: Arc::clone(&queue.name), servers }
     }
 
-    /// What is to be told, with where.
+    /// An error text with the queue and its brokers.
     pub(crate) fn told(&self, what: impl std::fmt::Display) -> String {
         format!("queue `{}` (Kafka at {}): {what}", self.queue, self.servers)
     }

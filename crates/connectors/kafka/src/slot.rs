@@ -1,11 +1,12 @@
-//! The place of a partition in what a member has: a receipt's position is its slot's number and an offset.
+//! The slot of a partition in a member's list: a receipt's position is its slot's number and an
+//! offset.
 
 use crate::assignment::Place;
 use crate::ledger::Ledger;
 
 /// A position is a partition's slot (16 bits) and an offset (48 bits).
 const OFFSET_BITS: u32 = 48;
-/// The most partitions that a consumer can meet in its life.
+/// The most partitions that a consumer can be assigned in its life.
 pub(crate) const SLOTS_MAX: usize = 1 << (64 - OFFSET_BITS);
 
 /// A partition that was ever assigned.
@@ -13,13 +14,13 @@ pub(crate) const SLOTS_MAX: usize = 1 << (64 - OFFSET_BITS);
 pub(crate) struct Slot {
     pub(crate) place: Place,
     pub(crate) ledger: Option<Ledger>,
-    /// The ledger of before, if the partition went: commits that are under way may still count.
+    /// The previous ledger, if the partition was lost: pending commits may still count.
     pub(crate) gone: Option<Ledger>,
-    /// Which of its ledgers this is.
+    /// The number of the current ledger.
     pub(crate) epoch: u64,
 }
 
-/// What of a slot an ack waits for.
+/// A state of a slot that an ack waits to be committed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mark {
     slot: usize,
@@ -27,7 +28,7 @@ pub(crate) struct Mark {
     resolved: u64,
 }
 
-/// The offset of a receipt, as Kafka has it.
+/// The offset of a receipt, as in Kafka.
 pub(crate) fn offset_of(position: u64) -> u64 {
     position & ((1 << OFFSET_BITS) - 1)
 }
@@ -45,18 +46,18 @@ impl Slot {
         Self { place, ledger: None, gone: None, epoch: 0 }
     }
 
-    /// Begins anew, with another ledger.
+    /// Starts over with another ledger.
     pub(crate) fn begin(&mut self, ledger: Ledger) {
         (self.ledger, self.gone) = (Some(ledger), None);
         self.epoch += 1;
     }
 
-    /// The partition is ours no longer.
+    /// Records that the partition is ours no longer.
     pub(crate) fn end(&mut self) {
         self.gone = self.ledger.take().or_else(|| self.gone.take());
     }
 
-    /// The ledger, or that of before.
+    /// The ledger, or the previous one.
     pub(crate) fn last(&self) -> Option<&Ledger> {
         self.ledger.as_ref().or(self.gone.as_ref())
     }
@@ -65,7 +66,8 @@ impl Slot {
         self.ledger.as_mut().or(self.gone.as_mut())
     }
 
-    /// Whether an offset is resolved; if the partition has gone, whether the broker knows it.
+    /// Whether an offset is resolved; if the partition was lost, whether the broker knows that it
+    /// is.
     pub(crate) fn is_resolved(&self, offset: u64) -> bool {
         match &self.ledger {
             Some(ledger) => ledger.is_resolved(offset),

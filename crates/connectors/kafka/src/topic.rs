@@ -1,4 +1,4 @@
-//! Topics: whether they are there, and making them.
+//! Topics: whether they exist, and creating them.
 
 use std::time::{Duration, Instant};
 
@@ -16,16 +16,16 @@ use crate::settings::{Create, Settings, Site};
 
 /// How long a broker may take to answer when a queue is opened.
 pub(crate) const ASK: Duration = Duration::from_secs(10);
-/// How often it is looked whether it has said why it does not.
+/// How often it is checked whether it has reported why it does not answer.
 const STEP: Duration = Duration::from_millis(200);
 
-/// What is done before anything is asked.
+/// The error of what comes before any request.
 const MAKING: &str = "the client cannot be made";
 
 /// The broker's own default for partitions and replicas.
 const BROKERS_DEFAULT: i32 = -1;
 
-/// Makes a topic, if the queue says so and it is not there.
+/// Creates a topic, if the queue says so and it does not exist.
 pub(crate) async fn make(
     settings: &Settings,
     topic: &str,
@@ -36,7 +36,8 @@ pub(crate) async fn make(
     make_one(settings, new, site).await
 }
 
-/// Makes a retry topic, with as many partitions as the queue says, else as many as the broker does.
+/// Creates a retry topic, with as many partitions as the queue says, otherwise with the broker's
+/// default.
 async fn make_retry(settings: &Settings, topic: &str, site: &Site) -> Result<(), ConnectorError> {
     let default = Create { partitions: BROKERS_DEFAULT, replication: BROKERS_DEFAULT };
     let Create { partitions, replication } = settings.create.unwrap_or(default);
@@ -49,8 +50,8 @@ async fn make_retry(settings: &Settings, topic: &str, site: &Site) -> Result<(),
     }
 }
 
-/// Makes the retry topics that are not there. Answers also with those that another configuration left,
-/// on which messages may still wait.
+/// Creates the retry topics that do not exist. Also returns those left by another configuration, on
+/// which messages may still wait.
 pub(crate) async fn make_retry_topics(
     asker: Asker,
     settings: &Settings,
@@ -114,10 +115,10 @@ pub(crate) fn known(site: &Site, metadata: &Metadata, topic: &str) -> Result<(),
     }
 }
 
-/// Which cluster it is, if a broker lets us in. Blocks.
+/// The cluster, if a broker accepts the connection. Blocks.
 pub(crate) fn reach(site: &Site, mut config: ClientConfig) -> Result<Asker, ConnectorError> {
     let doing = "cannot reach the broker";
-    // Not a member of the group: it only asks.
+    // It only sends requests, without being a member of the group.
     config.remove("group.id").remove("group.instance.id");
     let heard = Heard::new(site);
     let client: BaseConsumer<Heard> =
@@ -127,7 +128,7 @@ pub(crate) fn reach(site: &Site, mut config: ClientConfig) -> Result<Asker, Conn
         if let Some(cluster) = client.client().fetch_cluster_id(STEP) {
             return Ok(Asker { client, cluster });
         }
-        // What went wrong is only told to who polls.
+        // The client reports errors only when it is polled.
         let _ = client.poll(Duration::ZERO);
         if let Some(error) = client.context().trouble() {
             return Err(explain(site, doing, &error));
@@ -139,14 +140,14 @@ pub(crate) fn reach(site: &Site, mut config: ClientConfig) -> Result<Asker, Conn
     }
 }
 
-/// A client that only asks.
+/// A client that only sends requests.
 pub(crate) struct Asker {
     client: BaseConsumer<Heard>,
     pub(crate) cluster: String,
 }
 
 impl Asker {
-    /// The topics whose names begin so.
+    /// The topics whose names begin with this.
     pub(crate) fn beginning_with(
         &self,
         site: &Site,
@@ -159,7 +160,7 @@ impl Asker {
         Ok(names.filter(|name| name.starts_with(beginning)).map(str::to_owned).collect())
     }
 
-    /// Refuses topics that are not there.
+    /// Refuses topics that do not exist.
     pub(crate) fn know(&self, site: &Site, topics: &[String]) -> Result<(), ConnectorError> {
         for topic in topics.iter().filter(|topic| !topic.starts_with('^')) {
             let metadata = self.client.fetch_metadata(Some(topic), ASK);

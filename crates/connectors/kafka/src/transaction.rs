@@ -25,42 +25,42 @@ use crate::settings::Site;
 
 /// How long one step of a transaction may take.
 const STEP: Duration = Duration::from_secs(20);
-/// The client's default for the size of requests, and how small they are made.
+/// The client's default size of requests, and the smallest size they are reduced to.
 const BATCH_SIZE: usize = 1_000_000;
 const BATCH_SIZE_MIN: usize = 1024;
-/// How long it is looked for the outputs that were refused.
+/// How long it is searched for the outputs that were refused.
 const TELL_APART: Duration = Duration::from_secs(5);
-/// How long to wait before it is asked again what became of a transaction.
+/// How long to wait before checking again what became of a transaction.
 const AGAIN: Duration = Duration::from_millis(200);
-/// How often a commit is asked for whose answer did not come; each waits for [`STEP`].
+/// How often a commit is repeated whose answer did not come; each attempt waits for [`STEP`].
 const COMMITS_MAX: u32 = 30;
 
-/// A transactional producer of one consumer. One transaction at a time; the caller sees to that.
+/// A transactional producer of one consumer. One transaction at a time, which the caller ensures.
 pub(crate) struct Transactions {
     site: Site,
     config: ClientConfig,
     store: StoreId,
-    /// How large a request may be, if it has turned out that the broker takes none as large as the
-    /// client makes them.
+    /// The size of requests, reduced if it has turned out that the broker takes none as large as
+    /// the client makes them.
     batch_size: AtomicUsize,
-    /// Made when it is first used, and anew after an error that ends it.
+    /// Created on first use, and again after an error that ends it.
     producer: Mutex<Option<ThreadedProducer<Quiet>>>,
 }
 
-/// Hears which records are refused; of the others the commit tells what became of them.
+/// Notes which records are refused; the commit shows what became of the others.
 pub(crate) struct Quiet {
     site: Site,
-    /// By their places in the transaction.
+    /// By index in the transaction.
     refused: Mutex<Vec<(usize, Rejected)>>,
 }
 
-/// What became of a settlement.
+/// The result of a settlement.
 #[derive(Debug)]
 pub(crate) enum Settled {
     Done,
-    /// These receipts do not stand: nothing was done.
+    /// These receipts are no longer valid: nothing was done.
     Fenced(Vec<Receipt>),
-    /// These outputs are refused for good, by their places: nothing was done.
+    /// These outputs, by index, are refused for good: nothing was done.
     Refused(Vec<(usize, Rejected)>),
     /// Each output would be taken, but not in requests as large as these: nothing was done.
     TooMuch,
@@ -102,24 +102,24 @@ impl ProducerContext for Quiet {
     }
 }
 
-/// What a cluster's transactions are known by.
+/// The identity of a cluster's transactions.
 pub(crate) fn store_id(servers: &str) -> StoreId {
     StoreId::new(format!("kafka {servers}"))
 }
 
-/// What a producer of transactions has, where the file does not say.
+/// Settings of a transactional producer, unless the file says otherwise.
 pub(crate) fn defaults(config: &mut ClientConfig, group: &str) {
     if config.get("transactional.id").is_none() {
-        // The group's generation fences late members; the name need not come again.
+        // The group's generation fences late members, so the id need not be the same next time.
         config.set("transactional.id", format!("{group}.{:016x}", fastrand::u64(..)));
     }
     if config.get("transaction.timeout.ms").is_none() {
-        // What a dead member began holds up the readers of its outputs for no longer.
+        // The longest time for which what a dead member began holds up readers of its outputs.
         config.set("transaction.timeout.ms", "30000");
     }
     if config.get("retry.backoff.ms").is_none() {
-        // The broker finishes one transaction after it has answered; whoever begins the next
-        // before that is told to try again, and would wait ten times as long as it takes.
+        // The broker finishes a transaction only after it has answered; a transaction begun before
+        // that is told to retry, and would wait ten times as long as that takes.
         config.set("retry.backoff.ms", "10");
     }
 }
@@ -147,8 +147,8 @@ impl Transactions {
     ) -> Result<Settled, ConnectorError> {
         let explained = |error: &KafkaError| explain(&self.site, "the transaction failed", error);
         let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
-        // In this order: what is lost after the look at the receipts ends the generation, and the
-        // transaction with it; what was lost and came back before is seen by the look.
+        // In this order: what is lost after the receipts are checked ends the generation, and the
+        // transaction with it; what was lost and came back before is seen by the check.
         let member = client
             .group_metadata()
             .ok_or_else(|| ConnectorError::transient(self.site.told("in no group yet")))?;
@@ -168,7 +168,7 @@ impl Transactions {
                 *producer = None;
             }
             match error {
-                // With one that is refused the client commits nothing.
+                // If one is refused, the client commits nothing.
                 _ if !refused.is_empty() => {
                     return self.look_into(&mut producer, shared, ops, refused);
                 }
@@ -195,7 +195,7 @@ impl Transactions {
         Ok(Settled::Done)
     }
 
-    /// Some outputs were refused, or requests with them.
+    /// Handles outputs that were refused, or whose requests were.
     fn look_into(
         &self,
         producer: &mut Option<ThreadedProducer<Quiet>>,
@@ -213,8 +213,9 @@ impl Transactions {
         Ok(Settled::TooMuch)
     }
 
-    /// The broker refuses whole requests. Which of the outputs in them it means is found by halves, in
-    /// transactions that are not committed. It may be none: the limit of a topic is that of a request.
+    /// The broker refuses whole requests. Which of their outputs it means is found by bisection, in
+    /// transactions that are not committed. It may be none: the topic's limit applies to whole
+    /// requests.
     fn tell_apart(
         &self,
         producer: &mut Option<ThreadedProducer<Quiet>>,
@@ -228,7 +229,7 @@ impl Transactions {
         let (begun, mut refused) = (Instant::now(), Vec::new());
         let mut groups = halves(suspects.into_iter().map(|(at, _)| at).collect());
         while let Some(group) = groups.pop() {
-            // Those that are known by then are taken out; the others come with the next try.
+            // Those that are known by then are removed; the others follow at the next attempt.
             if begun.elapsed() > TELL_APART || shared.stopping() {
                 let error = "outputs were refused, and it is not known yet which";
                 let error = || ConnectorError::transient(self.site.told(error));
@@ -257,8 +258,8 @@ impl Transactions {
         Ok(refused)
     }
 
-    /// Whether a transaction was committed, whose commit did not answer. Waits for as long as the broker
-    /// does not say: to do it again and to take it for done would both be wrong.
+    /// Whether a transaction was committed whose commit did not answer. Waits as long as the broker
+    /// does not say: repeating it and assuming it succeeded would both be wrong.
     fn find_out(
         &self,
         producer: &mut Option<ThreadedProducer<Quiet>>,
@@ -267,7 +268,7 @@ impl Transactions {
         commits: &[Commit],
     ) -> Result<bool, ConnectorError> {
         loop {
-            // Beginning anew ends what was begun, one way or the other.
+            // A new producer ends what was begun, one way or the other.
             let open = match producer.is_some() {
                 true => Ok(()),
                 false => self.open().map(|open| *producer = Some(open)),
@@ -315,7 +316,7 @@ impl Transactions {
         send_all(producer, ops.iter().enumerate())?;
         producer.send_offsets_to_transaction(&offsets(commits)?, member, STEP)?;
         all_written(producer)?;
-        // While there is no answer nobody knows: asking again is what tells.
+        // Without an answer the result is unknown: only asking again reveals it.
         for _ in 0..COMMITS_MAX {
             match producer.commit_transaction(STEP) {
                 Err(KafkaError::Transaction(error))
@@ -327,18 +328,18 @@ impl Transactions {
     }
 }
 
-/// Ends a transaction; says which outputs were refused, and whether the producer came to its end with it:
-/// behind a refused request the broker takes those that were sent after it for out of order.
+/// Ends a transaction; returns whether the producer is unusable after it, and which outputs were
+/// refused: after a refused request, the broker takes later ones to be out of order.
 fn abort(producer: &ThreadedProducer<Quiet>) -> (bool, Vec<(usize, Rejected)>) {
     let ended =
         producer.client().fatal_error().is_some() || producer.abort_transaction(STEP).is_err();
-    // What was refused is told by reports, for which nobody else waits.
+    // Reports say what was refused, and nothing else waits for those.
     wait_for_reports(producer);
     let refused = producer.context().take_refused();
     (ended || !refused.is_empty(), refused)
 }
 
-/// Gives outputs to the client, by their places.
+/// Gives outputs to the client, with their indices.
 fn send_all<'o>(
     producer: &ThreadedProducer<Quiet>,
     ops: impl Iterator<Item = (usize, &'o StoreOp)>,
@@ -368,8 +369,8 @@ fn wait_for_reports(producer: &ThreadedProducer<Quiet>) {
     }
 }
 
-/// Waits until all is written: a commit flushes, which looks only ten times a second. With an output that
-/// was refused the client would commit nothing; that it did not is then known at once.
+/// Waits until everything is written: a commit flushes, which checks only ten times a second. If an
+/// output was refused the client would commit nothing; checking here makes that known at once.
 fn all_written(producer: &ThreadedProducer<Quiet>) -> Result<(), Failed> {
     wait_for_reports(producer);
     if producer.context().has_refused() {
@@ -379,9 +380,10 @@ fn all_written(producer: &ThreadedProducer<Quiet>) -> Result<(), Failed> {
     Ok(())
 }
 
-/// Whether the group's offsets and metadata are these, of the partitions that are still this member's: nobody else
-/// commits for them. Of those that have gone to other members they may have committed further, or the very same; what
-/// is resolved of them here does not count any more.
+/// Whether the group's offsets and metadata are these, for the partitions that are still this
+/// member's: nobody else commits for those. Other members may have committed further, or exactly
+/// the same, for partitions that have gone to them; what is resolved of those here no longer
+/// counts.
 fn is_committed(client: &Client, shared: &Shared, commits: &[Commit]) -> KafkaResult<bool> {
     let ours = shared.state().assignment.still_ours(commits);
     if ours.is_empty() {

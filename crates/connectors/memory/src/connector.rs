@@ -1,3 +1,5 @@
+//! The connector of memory queues.
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,7 +19,7 @@ use crate::Group;
 use crate::consumer::MemoryConsumer;
 use crate::producer::MemoryProducer;
 
-/// How many messages a queue holds whose `limit` says nothing.
+/// How many messages a queue without a `limit` holds.
 const CAPACITY: u64 = 100_000;
 
 /// What memory queues can do.
@@ -44,7 +46,7 @@ pub(crate) const FEATURES: Features = Features {
 };
 
 /// The connector of memory queues, type `memory`. Queues live as long as the value and its clones;
-/// two values have nothing to do with each other. A queue without a `limit` holds 100,000 messages.
+/// two separately created values share nothing. A queue without a `limit` holds 100,000 messages.
 #[derive(Debug, Clone)]
 pub struct Memory {
     number: u64,
@@ -54,7 +56,7 @@ pub struct Memory {
 /// Queues by pipeline and name.
 type Queues = HashMap<(String, String), Arc<Queue>>;
 
-/// A queue: its groups, and the way to wake who waits for it.
+/// A queue: its groups, and what wakes those that wait for it.
 #[derive(Debug, Default)]
 pub(crate) struct Queue {
     groups: Mutex<HashMap<Arc<str>, Group>>,
@@ -83,7 +85,7 @@ impl Memory {
         Self { number, queues: Arc::default() }
     }
 
-    /// Puts messages on a queue that one stage reads, without regard to its limit.
+    /// Puts messages on a queue that one stage reads, ignoring its limit.
     pub fn put(&self, pipeline: &str, queue: &str, messages: impl IntoIterator<Item = Message>) {
         let queue = self.queue(pipeline, queue);
         let mut groups = queue.groups();
@@ -100,12 +102,12 @@ impl Memory {
         queue.filled.notify_waiters();
     }
 
-    /// Copies of the messages that are on a queue and not handed out, those of all groups.
+    /// Copies of the messages that are on a queue and not handed out, for all groups.
     pub fn messages(&self, pipeline: &str, queue: &str) -> Vec<Message> {
         self.queue(pipeline, queue).groups().values().flat_map(Group::messages).collect()
     }
 
-    /// Takes all messages off a queue that are not handed out.
+    /// Removes and returns all messages on a queue that are not handed out.
     pub fn drain(&self, pipeline: &str, queue: &str) -> Vec<Message> {
         let queue = self.queue(pipeline, queue);
         let drained = queue.groups().values_mut().flat_map(Group::drain).collect();
@@ -113,7 +115,7 @@ impl Memory {
         drained
     }
 
-    /// Says that no more will be put on a queue: its consumers come to an end when it is empty.
+    /// Declares that no more will be put on a queue: its consumers come to an end once it is empty.
     pub fn close(&self, pipeline: &str, queue: &str) {
         let queue = self.queue(pipeline, queue);
         let mut groups = queue.groups();
@@ -129,7 +131,7 @@ impl Memory {
         Arc::clone(queues.entry(key).or_default())
     }
 
-    /// What tells it from others.
+    /// The number that identifies this connector.
     pub(crate) fn number(&self) -> u64 {
         self.number
     }

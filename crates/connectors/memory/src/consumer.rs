@@ -1,3 +1,5 @@
+//! The consumer of memory queues.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -18,7 +20,7 @@ pub(crate) struct MemoryConsumer {
     queue: Arc<Queue>,
     group: Arc<str>,
     order: Order,
-    /// What its leases are known by, to give them back when it is dropped.
+    /// Identifies its leases, to give them back when it is dropped.
     number: u64,
     closed: AtomicBool,
 }

@@ -1,3 +1,5 @@
+//! The producer of memory queues.
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +14,7 @@ use tokio::time::Instant;
 use crate::Group;
 use crate::connector::{FEATURES, Memory, Queue, limit};
 
-/// How long a producer waits for room before it says that there is none.
+/// How long a producer waits for room before it reports that there is none.
 const ROOM_MAX: Duration = Duration::from_secs(1);
 
 /// Puts messages on a memory queue.
@@ -41,7 +43,7 @@ impl MemoryProducer {
         messages && self.limit.bytes.is_none_or(|max| group.bytes() + bytes <= max.0)
     }
 
-    /// Puts as many messages as there is room for, from the front; says how many.
+    /// Puts as many messages as there is room for, from the front; returns how many.
     fn put_what_fits(&self, batch: &[&Outgoing]) -> usize {
         let now = Instant::now();
         let mut groups = self.queue.groups();
@@ -64,7 +66,7 @@ impl MemoryProducer {
         put
     }
 
-    /// Puts messages that the queue may take, waiting for room if it is to.
+    /// Puts messages that the queue may take; with `when_full: wait` it waits for room.
     async fn put(&self, batch: &[&Outgoing]) -> Vec<Produced> {
         let deadline = Instant::now() + ROOM_MAX;
         let mut put = 0;
@@ -109,7 +111,7 @@ impl Producer for MemoryProducer {
             }
         }
         let mut outcomes = self.put(&may).await;
-        // The first place first: then each is where it was.
+        // In ascending order, so that each lands at its original index.
         for (at, why) in never {
             outcomes.insert(at, Produced::Rejected(why));
         }

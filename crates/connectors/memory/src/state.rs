@@ -1,3 +1,5 @@
+//! A state that is kept in memory only.
+
 use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,7 +12,7 @@ use crate::connector::Memory;
 use crate::consumer::MemoryConsumer;
 use crate::producer::MemoryProducer;
 
-/// A state without durability, for tests: what it keeps ends with it.
+/// A state without durability, for tests: its contents are lost with it.
 #[derive(Debug, Default)]
 pub struct MemoryState {
     memory: Memory,
@@ -18,7 +20,7 @@ pub struct MemoryState {
     locked: Arc<Mutex<HashSet<String>>>,
 }
 
-/// A name that is taken.
+/// A lock that is held.
 struct Locked {
     name: String,
     all: Arc<Mutex<HashSet<String>>>,

@@ -1,3 +1,6 @@
+//! Components with state, [`Component`] and [`BatchComponent`], and [`AnyComponent`], the form in
+//! which the runtime calls every component.
+
 use std::fmt;
 use std::future::Future;
 
@@ -30,15 +33,15 @@ use crate::{BoxError, Failure};
 pub trait Component: Clone + Send + 'static {
     /// What a message's payload is decoded into.
     type In: Input;
-    /// What it answers.
+    /// What it returns.
     type Out: Output;
 
-    /// Builds what the workers share. Runs once a lane, before the first message, on the value that
-    /// the lane's workers are cloned from.
+    /// Builds what the workers share. Runs once per lane, before the first message, on the value
+    /// that the lane's workers are cloned from.
     ///
     /// # Errors
-    /// Tried again with the stage's back-off until the restart budget is used up; the stage is
-    /// `failed` then and its queue keeps the rest.
+    /// `init` is retried with the stage's back-off until the restart budget is used up; then the
+    /// stage is `failed` and its queue keeps the rest.
     fn init(&mut self, setup: &Setup) -> impl Future<Output = Result<(), BoxError>> {
         let _ = setup;
         async { Ok(()) }
@@ -55,25 +58,26 @@ pub trait Component: Clone + Send + 'static {
     ) -> impl Future<Output = Result<Self::Out, Failure>>;
 }
 
-/// A component that handles several messages at once and answers for each.
+/// A component that handles several messages at once and returns a result for each.
 pub trait BatchComponent: Clone + Send + 'static {
     /// What a message's payload is decoded into.
     type In: Input;
-    /// What it answers for a message.
+    /// What it returns for a message.
     type Out: Output;
 
-    /// As [`Component::init`].
+    /// See [`Component::init`].
     ///
     /// # Errors
-    /// As [`Component::init`].
+    /// See [`Component::init`].
     fn init(&mut self, setup: &Setup) -> impl Future<Output = Result<(), BoxError>> {
         let _ = setup;
         async { Ok(()) }
     }
 
-    /// Handles a batch; the answers stand in the order of the inputs, one each. With more or fewer all
-    /// of them have failed, as nobody knows whose they are. `cx` has the messages' contexts in the same
-    /// order. Messages that do not decode are not among them, nor their contexts.
+    /// Handles a batch and returns one result per input, in the order of the inputs. If there are
+    /// more or fewer, all of them count as failed, since results cannot be matched to inputs. `cx`
+    /// has the messages' contexts in the same order. Messages that do not decode are in neither
+    /// list.
     fn handle(
         &mut self,
         inputs: Vec<Self::In>,
@@ -81,10 +85,10 @@ pub trait BatchComponent: Clone + Send + 'static {
     ) -> impl Future<Output = Vec<Result<Self::Out, Failure>>>;
 }
 
-/// How a component wants to be called.
+/// How a component is called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Inline; it cannot be cut short by a timeout.
+    /// Directly; a timeout cannot interrupt it.
     Sync,
     /// As a future.
     Async,
@@ -95,18 +99,18 @@ pub enum Kind {
 /// Why a component gave no outputs.
 #[derive(Debug, thiserror::Error)]
 pub enum HandleError {
-    /// The payload does not decode: the component never saw it.
+    /// The payload does not decode; the component never saw it.
     #[error("the payload does not decode: {0}")]
     Decode(#[source] DecodeError),
-    /// The component said so.
+    /// The component returned a failure.
     #[error("the component failed: {}", .0.error())]
     Failed(Failure),
-    /// What it answered does not encode.
+    /// What it returned does not encode.
     #[error("the answer does not encode: {0}")]
     Output(#[source] OutputError),
 }
 
-/// A call of a component: what does not wait is done by the time it returns.
+/// A call of a component: a call that never waits is done when it returns.
 pub enum Handling<'a> {
     /// Done.
     Done(Result<Emit, HandleError>),
@@ -123,20 +127,20 @@ impl fmt::Debug for Handling<'_> {
     }
 }
 
-/// Any component, as the runtime holds it. Made by [`into_any`](super::into_any); implemented by
-/// hand only by components that are made from settings.
+/// Any component, as the runtime holds it. Made by [`into_any`](super::into_any); only components
+/// that are made from settings implement it by hand.
 pub trait AnyComponent: Send {
-    /// How it wants to be called.
+    /// How it is called.
     fn kind(&self) -> Kind;
 
     /// See [`Component::init`].
     fn init<'a>(&'a mut self, setup: &'a Setup) -> LocalBoxFuture<'a, Result<(), BoxError>>;
 
-    /// Handles the message in `cx`. `parsed` is what its payload stands for, if somebody has
-    /// that already. Not called on batch components.
+    /// Handles the message in `cx`. `parsed` is its payload already decoded, if available. Not
+    /// called on batch components.
     fn handle<'a>(&'a mut self, parsed: Option<Parsed>, cx: &'a Context) -> Handling<'a>;
 
-    /// Handles a batch; only called on batch components. One answer for each context.
+    /// Handles a batch; only called on batch components. Returns one result per context.
     fn handle_batch<'a>(
         &'a mut self,
         parsed: Vec<Option<Parsed>>,
@@ -149,12 +153,12 @@ pub trait AnyComponent: Send {
         })
     }
 
-    /// Whether it emits with a delay, so that its outputs must be queues that can do that.
+    /// Whether it emits with a delay, so that its outputs must be queues that support delays.
     fn delays(&self) -> bool {
         false
     }
 
-    /// A worker's own copy.
+    /// A copy for one worker.
     fn fresh(&self) -> Box<dyn AnyComponent>;
 }
 

@@ -1,3 +1,5 @@
+//! What a component is told when it starts ([`Setup`]) and with each message ([`Context`]).
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -10,15 +12,15 @@ use crate::delivery::{Delivery, Parts};
 use crate::state::StateStore;
 use crate::{Codec, Headers, Message, MessageId, Timestamp};
 
-/// What a component may know of the message it handles and of where it runs.
+/// What a component can find out about the message it handles and about where it runs.
 pub struct Context {
-    /// The delivery; the runtime lends it to the component.
+    /// The delivery, lent to the component by the runtime.
     delivery: Delivery,
     stage: Arc<StageContext>,
 }
 
 impl Context {
-    /// A context for a message that comes from nowhere, for driving a component alone.
+    /// A context for a message that comes from no queue, for driving a component alone.
     pub fn new(stage: Arc<StageContext>, message: Message) -> Self {
         Self::lend(stage, Parts { message, ..Parts::default() }.into())
     }
@@ -28,7 +30,7 @@ impl Context {
         Self { delivery, stage }
     }
 
-    /// Lends another delivery, and takes the last back.
+    /// Lends the next delivery, and takes the previous one back.
     pub fn exchange(&mut self, delivery: Delivery) -> Delivery {
         std::mem::replace(&mut self.delivery, delivery)
     }
@@ -38,7 +40,7 @@ impl Context {
         self.delivery
     }
 
-    /// What the message's payload is written in.
+    /// The encoding of the message's payload.
     pub fn codec(&self) -> Codec {
         self.delivery.codec
     }
@@ -78,12 +80,12 @@ impl Context {
         self.delivery.redeliveries
     }
 
-    /// The queue that it came from; over a direct edge, the one that its root came from.
+    /// The queue it came from; over a direct edge, the queue that its root message came from.
     pub fn queue(&self) -> &str {
         self.stage.queues.get(usize::from(self.delivery.input)).map_or("", |name| name)
     }
 
-    /// Where it stands there, for people.
+    /// Its position in that queue, in readable form.
     pub fn position(&self) -> String {
         self.delivery.locate()
     }
@@ -103,22 +105,22 @@ impl Context {
         self.stage.env.get(name).map(String::as_str)
     }
 
-    /// A counter of the component's own, with the labels `pipeline` and `stage`.
+    /// A counter of the component's own, labelled `pipeline` and `stage`.
     pub fn counter(&self, name: &'static str) -> metrics::Counter {
         metrics::counter!(name, self.labels())
     }
 
-    /// A gauge of the component's own, with the labels `pipeline` and `stage`.
+    /// A gauge of the component's own, labelled `pipeline` and `stage`.
     pub fn gauge(&self, name: &'static str) -> metrics::Gauge {
         metrics::gauge!(name, self.labels())
     }
 
-    /// A histogram of the component's own, with the labels `pipeline` and `stage`.
+    /// A histogram of the component's own, labelled `pipeline` and `stage`.
     pub fn histogram(&self, name: &'static str) -> metrics::Histogram {
         metrics::histogram!(name, self.labels())
     }
 
-    /// A span for what is done with this message; off unless somebody asks for `debug`.
+    /// A span for work on this message; disabled unless the log level is `debug`.
     pub fn span(&self) -> tracing::Span {
         tracing::debug_span!(
             "message",
@@ -129,9 +131,10 @@ impl Context {
         )
     }
 
-    /// A value that the stage stored with [`Emit::put_state`](super::Emit::put_state). What earlier
-    /// messages of this process wrote is seen from the moment they were handled; with `order: key`
-    /// the messages of a key so see each other's writes, in order.
+    /// Returns a value that the stage stored with [`Emit::put_state`](super::Emit::put_state).
+    /// Values written by earlier messages in this process are visible as soon as those messages
+    /// were handled; with `order: key`, messages with the same key therefore see each other's
+    /// writes, in order.
     ///
     /// # Errors
     /// The state could not be read.
@@ -170,15 +173,15 @@ pub struct StageContext {
     pub pipeline: Arc<str>,
     /// The stage.
     pub stage: Arc<str>,
-    /// The names of the pipeline's queues, by their numbers.
+    /// The names of the pipeline's queues, indexed by queue number.
     pub queues: Arc<[Arc<str>]>,
-    /// Its `env`.
+    /// The stage's `env`.
     pub env: BTreeMap<String, String>,
-    /// The space of the stage's own values in the state.
+    /// The key space of the stage's own values in the state.
     pub state_space: Arc<str>,
-    /// The state, where there is one.
+    /// The state, if there is one.
     pub state: Option<Arc<dyn StateStore>>,
-    /// What is written and not yet in the state.
+    /// What has been written but is not in the state yet.
     pub unsettled: Unsettled,
 }
 

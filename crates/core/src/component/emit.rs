@@ -1,3 +1,5 @@
+//! What a component emits: [`Emit`], made of [`Emitted`] outputs and [`StateWrite`]s.
+
 use std::any::Any;
 use std::borrow::Cow;
 use std::cell::Cell;
@@ -14,7 +16,7 @@ use crate::{Headers, Message, Timestamp};
 
 /// What a component emits: no output, one, or many, each for a named output of its stage.
 ///
-/// An output takes over the input's key, headers and event time unless they are set here.
+/// An output inherits the input's key, headers and event time unless they are set here.
 ///
 /// ```
 /// use brigade_core::component::Emit;
@@ -35,21 +37,21 @@ struct Rest {
     error: Option<OutputError>,
 }
 
-/// One output. It is moved several times for every message, so what is rare is boxed.
+/// One output. It is moved several times per message, so what is rare is boxed.
 #[derive(Default)]
 pub struct Emitted {
-    /// Which output; without it the stage's only one.
+    /// Which output; `None` is the stage's only one.
     pub output: Option<Cow<'static, str>>,
     /// The payload; `None` is a tombstone.
     pub payload: Option<Bytes>,
     /// What the payload was encoded from, for a direct edge.
     typed: Option<Box<dyn Any + Send>>,
-    /// Whether the payload is a value, written as JSON, and not the component's own bytes.
+    /// Whether the payload is a value encoded as JSON, as opposed to the component's own bytes.
     value: bool,
     changes: Option<Box<Changes>>,
 }
 
-/// What an output does not take over from the input.
+/// What an output does not inherit from the input.
 #[derive(Debug, Default)]
 struct Changes {
     key: Option<Option<Bytes>>,
@@ -58,12 +60,12 @@ struct Changes {
     delay: Option<Duration>,
 }
 
-/// What of an input an output takes over, where the output says nothing else.
+/// What is left of an [`Emitted`] once it has been applied to a message.
 #[derive(Debug)]
 pub struct Takeover {
     /// What the payload was encoded from.
     pub typed: Option<Box<dyn Any + Send>>,
-    /// Whether its payload is a value, written as JSON, and not the component's own bytes.
+    /// Whether the payload is a value encoded as JSON, as opposed to the component's own bytes.
     pub value: bool,
 }
 
@@ -73,8 +75,8 @@ impl Emitted {
         Self { payload, ..Self::default() }
     }
 
-    /// A value that is written as JSON already. Where its queue has another codec it is rewritten,
-    /// while the bytes of [`new`](Emitted::new) are taken to be in the codec that the input came in.
+    /// An output whose payload is already JSON. If its queue has another codec, the payload is
+    /// converted, while the bytes of [`new`](Emitted::new) are taken to be in the input's codec.
     ///
     /// ```
     /// use brigade_core::component::Emitted;
@@ -84,56 +86,57 @@ impl Emitted {
         Self { value: true, ..Self::new(Some(payload.into())) }
     }
 
-    /// The same for the output of this name.
+    /// Sends this output to the output with this name.
     #[must_use]
     pub fn to(self, output: impl Into<Cow<'static, str>>) -> Self {
         Self { output: Some(output.into()), ..self }
     }
 
-    /// The same with another key than the input's.
+    /// Sets the key, in place of the input's.
     #[must_use]
     pub fn with_key(mut self, key: Option<Bytes>) -> Self {
         self.changes().key = Some(key);
         self
     }
 
-    /// The same with other headers than the input's.
+    /// Sets the headers, in place of the input's.
     #[must_use]
     pub fn with_headers(mut self, headers: Headers) -> Self {
         self.changes().headers = Some(headers);
         self
     }
 
-    /// The same with another event time than the input's.
+    /// Sets the event time, in place of the input's.
     #[must_use]
     pub fn with_event_time(mut self, event_time: Timestamp) -> Self {
         self.changes().event_time = Some(event_time);
         self
     }
 
-    /// The same, not to be handed out before this long, or before a hundred years.
+    /// Delays this output: it is handed out after `delay` at the earliest (capped at a hundred
+    /// years).
     #[must_use]
     pub fn with_delay(mut self, delay: Duration) -> Self {
         self.changes().delay = Some(delay.min(DELAY_MAX));
         self
     }
 
-    /// Whether its payload is a value, written as JSON, and not the component's own bytes.
+    /// Whether the payload is a value encoded as JSON, as opposed to the component's own bytes.
     pub fn is_value(&self) -> bool {
         self.value
     }
 
-    /// How long it is not to be handed out.
+    /// The delay before it is handed out, if one was set.
     pub fn delay(&self) -> Option<Duration> {
         self.changes.as_ref()?.delay
     }
 
-    /// Whether it is not to be handed out at once.
+    /// Whether it has a delay longer than zero.
     pub fn is_delayed(&self) -> bool {
         self.delay().is_some_and(|delay| !delay.is_zero())
     }
 
-    /// Turns the input into this output, all but its id and its delay.
+    /// Applies this output to the input message: sets everything but its id and its delay.
     pub fn turn(self, message: &mut Message) -> Takeover {
         message.payload = self.payload;
         let changes = self.changes.map_or_else(Changes::default, |changes| *changes);
@@ -147,7 +150,8 @@ impl Emitted {
         Takeover { typed: self.typed, value: self.value }
     }
 
-    /// The output's message beside the input, with this payload; all but its id.
+    /// The output as a new message with this payload, with what it inherits from `input`;
+    /// everything but its id.
     pub fn message(&self, input: &Message, payload: Option<Bytes>) -> Message {
         let changes = self.changes.as_deref();
         let key = changes.and_then(|changes| changes.key.as_ref()).unwrap_or(&input.key);
@@ -191,24 +195,24 @@ impl Emit {
         Self::default()
     }
 
-    /// A value, as JSON, for the stage's only output (or for all, where the stage says `copy`).
+    /// A value, as JSON, for the stage's only output (or for all, if the stage has `copy`).
     pub fn value(value: impl Serialize) -> Self {
         Self::none().push(None, value)
     }
 
-    /// A value, as JSON, for the output of this name.
+    /// A value, as JSON, for the output with this name.
     pub fn to(output: impl Into<Cow<'static, str>>, value: impl Serialize) -> Self {
         Self::none().push(Some(output.into()), value)
     }
 
-    /// One value more, for the output of this name.
+    /// Adds a value for the output with this name.
     #[must_use]
     pub fn and(self, output: impl Into<Cow<'static, str>>, value: impl Serialize) -> Self {
         self.push(Some(output.into()), value)
     }
 
     /// A value, as JSON, for the stage's only output. Over a direct edge to a component that takes
-    /// this type it goes as it is; the JSON is kept for retries and dead letters.
+    /// this type the value itself is passed on; the JSON is kept for retries and dead letters.
     pub fn typed(value: impl Serialize + Send + 'static) -> Self {
         let mut emit = Self::none().push(None, &value);
         if let Some(output) = emit.outputs.last_mut() {
@@ -217,17 +221,17 @@ impl Emit {
         emit
     }
 
-    /// Bytes as they are, for the stage's only output.
+    /// Raw bytes, for the stage's only output.
     pub fn bytes(payload: impl Into<Bytes>) -> Self {
         Self::from(Emitted::new(Some(payload.into())))
     }
 
-    /// Bytes as they are, for the output of this name.
+    /// Raw bytes, for the output with this name.
     pub fn bytes_to(output: impl Into<Cow<'static, str>>, payload: impl Into<Bytes>) -> Self {
         Self::bytes(payload).rename(output.into())
     }
 
-    /// One output more, built by hand.
+    /// Adds an output built by hand.
     #[must_use]
     pub fn with(mut self, emitted: Emitted) -> Self {
         self.outputs.push(emitted);
@@ -241,7 +245,7 @@ impl Emit {
         self.last(|output| output.changes().key = Some(Some(key)))
     }
 
-    /// Adds a header to the last output; it then has none of the input's.
+    /// Adds a header to the last output, which then inherits none of the input's headers.
     #[must_use]
     pub fn header(self, name: &str, value: impl Into<Bytes>) -> Self {
         let value = value.into();
@@ -250,29 +254,29 @@ impl Emit {
         })
     }
 
-    /// Delays the last output, by a hundred years at most. Where its queue has no feature `delay`, or it
-    /// goes over a direct edge, the input becomes a dead letter (`output`).
+    /// Delays the last output, by at most a hundred years. If its queue does not have the feature
+    /// `delay`, or the output goes over a direct edge, the input becomes a dead letter (`output`).
     #[must_use]
     pub fn delay(self, delay: Duration) -> Self {
         self.last(|output| output.changes().delay = Some(delay.min(DELAY_MAX)))
     }
 
-    /// Stores a value in the stage's own state, in one transaction with the ack where input and
-    /// state are one store, before it elsewhere.
+    /// Stores a value in the stage's own state: in one transaction with the ack if input and state
+    /// are in one store, otherwise before the ack.
     #[must_use]
     pub fn put_state(mut self, key: impl Into<String>, value: impl Into<Bytes>) -> Self {
         self.rest().writes.push(StateWrite { key: key.into(), value: Some(value.into()) });
         self
     }
 
-    /// Removes a value from the stage's own state, as [`put_state`](Emit::put_state) stores it.
+    /// Removes a value from the stage's own state; see [`put_state`](Emit::put_state).
     #[must_use]
     pub fn delete_state(mut self, key: impl Into<String>) -> Self {
         self.rest().writes.push(StateWrite { key: key.into(), value: None });
         self
     }
 
-    /// Everything of `other` after everything of this.
+    /// Appends everything in `other`.
     #[must_use]
     pub fn merge(mut self, other: Self) -> Self {
         self.outputs.extend(other.outputs);
@@ -289,7 +293,7 @@ impl Emit {
         &self.outputs
     }
 
-    /// The outputs and the changes of state.
+    /// Splits it into the outputs and the changes of state.
     ///
     /// # Errors
     /// A value did not encode.
@@ -332,11 +336,11 @@ impl Emit {
     }
 }
 
-/// The most that is kept for the next value.
+/// The largest buffer that is kept for the next value.
 const SCRATCH_MAX: usize = 16 << 10;
 
 thread_local! {
-    /// Where the last value was written: what is allocated for one is then of the right size.
+    /// The buffer of the last value, so that the next allocation has the right size.
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 

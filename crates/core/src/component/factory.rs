@@ -1,3 +1,5 @@
+//! Components that are made from settings in the pipeline file.
+
 use std::sync::Arc;
 
 use serde_json::Value;
@@ -14,10 +16,10 @@ pub trait ComponentFactory: Send + Sync {
     fn schema(&self) -> Option<Value>;
 
     /// Makes the component. Settings that passed the schema may still be wrong (an expression that
-    /// does not parse, an output that is not declared). Reads no files: that is `init`'s.
+    /// does not parse, an output that is not declared). Reads no files; that belongs in `init`.
     ///
     /// # Errors
-    /// Everything that is wrong, with key paths from the settings downwards.
+    /// Everything that is wrong, with key paths relative to the settings.
     fn build(
         &self,
         settings: &Value,

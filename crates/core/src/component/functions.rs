@@ -1,4 +1,4 @@
-//! Functions as components: one method accepts all their forms, told apart by marker types.
+//! Functions as components: one method accepts all their forms, distinguished by marker types.
 
 use std::marker::PhantomData;
 use std::rc::Rc;
@@ -22,16 +22,16 @@ use crate::{BoxError, Failure};
             crate's type goes out as `Emit::value(it)`"
 )]
 pub trait IntoComponent<Marker> {
-    /// Erases its types.
+    /// Converts it to a type-erased component.
     fn into_any(self) -> Box<dyn AnyComponent>;
 }
 
-/// Erases a component's types.
+/// Converts a component to a type-erased one.
 pub fn into_any<Marker>(component: impl IntoComponent<Marker>) -> Box<dyn AnyComponent> {
     component.into_any()
 }
 
-/// Tell the forms of components apart; never named by users.
+/// Distinguish the forms of components; users never name them.
 #[expect(missing_debug_implementations, reason = "they have no values")]
 pub mod markers {
     use std::marker::PhantomData;
@@ -95,8 +95,8 @@ impl<C: Component> IntoComponent<markers::Typed> for C {
 /// A type that implements [`BatchComponent`].
 struct TypedBatch<C>(C);
 
-/// Splits a batch into the places that decoded, with their inputs and contexts, and the answers of
-/// those that did not; calls `handle` and puts all answers in order.
+/// Splits a batch into the positions that decoded, with their inputs and contexts, and the errors
+/// of those that did not; calls `handle` and puts all results in order.
 async fn in_order<In: Input, O: Output, E: Into<Failure>>(
     parsed: Vec<Option<Parsed>>,
     cx: &[Context],
@@ -228,7 +228,7 @@ function!(SyncContext, Sync, [Fn(In, &Context) -> Result<Ok, E>], |self, parsed,
     Handling::Done(decode(parsed, cx).and_then(|input| emit((self.0)(input, cx))))
 });
 
-/// A function of batches.
+/// A function that takes batches.
 struct BatchFunction<F, Marker>(F, PhantomData<fn(Rc<Marker>)>);
 
 impl<F, In, Ok, E> AnyComponent for BatchFunction<F, markers::Batch<In, Ok, E>>

@@ -1,3 +1,5 @@
+//! What components take: [`Input`] and its implementations.
+
 use std::any::Any;
 use std::fmt;
 
@@ -7,26 +9,26 @@ use serde_json::Value;
 
 use crate::Message;
 
-/// What a component may take: anything that serde can read from JSON, [`Raw`] (the payload's bytes)
+/// What a component can take: anything that serde can read from JSON, [`Raw`] (the payload's bytes)
 /// or the whole [`Message`].
 #[diagnostic::on_unimplemented(
     message = "a component cannot take `{Self}`",
     note = "derive it: `#[derive(serde::Deserialize)]`, or take `Raw` or `Message`"
 )]
 pub trait Input: Sized + Send + 'static {
-    /// Decodes a message. `parsed` is what its payload stands for, if somebody has that already.
+    /// Decodes a message. `parsed` is its payload already decoded, if available.
     ///
     /// # Errors
     /// The payload is not what the component takes.
     fn decode(message: &Message, parsed: Option<Parsed>) -> Result<Self, DecodeError>;
 }
 
-/// What a payload stands for, so that nobody has to decode it again.
+/// A decoded payload, so that it is not decoded again.
 pub enum Parsed {
     /// Its JSON.
     Json(Value),
-    /// The value that it was encoded from, which came over a direct edge. A component that takes
-    /// another type decodes the payload.
+    /// The value it was encoded from, passed over a direct edge. A component that takes another
+    /// type decodes the payload.
     Typed(Box<dyn Any + Send>),
 }
 
@@ -45,13 +47,13 @@ impl fmt::Debug for Parsed {
 pub struct DecodeError(String);
 
 impl DecodeError {
-    /// With this explanation.
+    /// An error with this explanation.
     pub fn new(message: impl Into<String>) -> Self {
         Self(message.into())
     }
 }
 
-/// A payload's bytes as they are; `None` is a tombstone.
+/// A payload's raw bytes; `None` is a tombstone.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Raw(pub Option<Bytes>);
 
@@ -94,14 +96,14 @@ impl Input for Message {
 /// A type's name without paths, for error messages.
 fn short_name<T>() -> String {
     let name = std::any::type_name::<T>();
-    // Any JSON is a `Value`, and people know it by that.
+    // Any JSON is a `Value`; "JSON" is the name people know.
     if name == std::any::type_name::<Value>() {
         return "JSON".to_owned();
     }
     let mut parts = name.split("::");
     let mut short = parts.next().unwrap_or(name).to_owned();
     for part in parts {
-        // What stands before `::` is a crate or a module.
+        // What precedes `::` is a crate or a module.
         let path = short.trim_end_matches(|c: char| c.is_alphanumeric() || c == '_');
         short.truncate(path.len());
         short.push_str(part);

@@ -23,9 +23,8 @@
 //! let _ = (into_any(check), into_any(count));
 //! ```
 //!
-//! or a type that implements [`Component`], when it has state or shared resources; or, for whole
-//! batches, `async fn(Vec<In>) -> Vec<Result<Out, E>>` or a type that implements
-//! [`BatchComponent`].
+//! or, with state or shared resources, a type that implements [`Component`]; or, for whole batches,
+//! `async fn(Vec<In>) -> Vec<Result<Out, E>>` or a type that implements [`BatchComponent`].
 //!
 //! Futures need not be `Send`: they live on their lane, or on their blocking thread. Components,
 //! inputs and outputs are `Send + 'static`.

@@ -1,3 +1,5 @@
+//! What components return: [`Output`] and its implementations.
+
 use std::borrow::Cow;
 
 use bytes::Bytes;
@@ -6,11 +8,11 @@ use serde_json::Value;
 use super::{Emit, Emitted, Raw};
 use crate::{BoxError, Message};
 
-/// What a component may answer.
+/// What a component can return.
 ///
-/// Derive it for your own types (`#[derive(Serialize, Output)]`): their value goes out as JSON. It
-/// is given for `()` (nothing), `Option` (nothing or one), `Vec` (any number), [`Emit`] (several
-/// outputs, keys, headers, delays), `serde_json::Value`, [`Bytes`] and [`Raw`] (bytes as they are)
+/// Derive it for your own types (`#[derive(Serialize, Output)]`): their values are emitted as JSON.
+/// It is implemented for `()` (nothing), `Option` (nothing or one), `Vec` (any number), [`Emit`]
+/// (several outputs, keys, headers, delays), `serde_json::Value`, [`Bytes`] and [`Raw`] (raw bytes)
 /// and [`Message`] (payload, key and headers as they are).
 #[diagnostic::on_unimplemented(
     message = "a component cannot answer `{Self}`",
@@ -18,7 +20,7 @@ use crate::{BoxError, Message};
     note = "or answer `()`, `Option<..>`, `Vec<..>`, `Emit`, `serde_json::Value` or `Bytes`"
 )]
 pub trait Output: Send + 'static {
-    /// Turns it into outputs.
+    /// Converts it to outputs.
     fn into_emit(self) -> Emit;
 }
 

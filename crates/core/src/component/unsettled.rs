@@ -1,3 +1,5 @@
+//! Writes to a stage's state that are not stored yet: [`Unsettled`], [`Written`] and [`Claim`].
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,33 +9,34 @@ use bytes::Bytes;
 
 use super::StateWrite;
 
-/// What the messages of a stage have written to its state that is not stored yet. Writes are stored
-/// with the ack, later than the component's answer; a message that comes in between sees them here.
+/// What the messages of a stage have written to its state and that is not stored yet. Writes are
+/// stored with the ack, which is later than the component's result; a message in between sees them
+/// here.
 #[derive(Clone, Default)]
 pub struct Unsettled(Arc<Mutex<Shared>>);
 
 #[derive(Default)]
 struct Shared {
     next: u64,
-    /// By key, the values that wait, the youngest last.
+    /// By key, the pending values, oldest first.
     values: HashMap<String, Vec<Waiting>>,
 }
 
 /// A value that is not stored yet.
 struct Waiting {
-    /// Its message's.
+    /// The number of the message that wrote it.
     number: u64,
     value: Option<Bytes>,
-    /// Who stores it now.
+    /// Which storer has claimed it.
     claim: Option<Claim>,
 }
 
-/// Somebody who stores what messages wrote.
+/// Identifies one party that stores writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Claim(u64);
 
 impl Claim {
-    /// One that nobody else has.
+    /// A new, unique claim.
     #[expect(clippy::new_without_default, reason = "no two are the same")]
     pub fn new() -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -41,17 +44,17 @@ impl Claim {
     }
 }
 
-/// What a message wrote, until it is [`stored`](Written::stored), or dropped: then it never will be.
+/// What a message wrote, until it is [`stored`](Written::stored), or dropped and thereby given up.
 #[derive(Default)]
 pub struct Written {
     /// The writes.
     pub writes: Vec<StateWrite>,
-    /// Where they are seen meanwhile, and by which number and keys.
+    /// Where the writes are visible until then, with their number and keys.
     seen: Option<(Unsettled, u64, Vec<String>)>,
 }
 
 impl Unsettled {
-    /// Lets these writes be seen for as long as what comes back is there.
+    /// Makes these writes visible for as long as the returned value exists.
     pub fn show(&self, writes: Vec<StateWrite>) -> Written {
         if writes.is_empty() {
             return Written::default();
@@ -68,7 +71,7 @@ impl Unsettled {
         Written { writes, seen: Some((self.clone(), number, keys)) }
     }
 
-    /// What was written to a key last, if that is not stored yet; the inner `None` is a removal.
+    /// The last value written to a key, if it is not stored yet; the inner `None` is a removal.
     pub fn get(&self, key: &str) -> Option<Option<Bytes>> {
         let shared = self.lock();
         shared.values.get(key)?.last().map(|waiting| waiting.value.clone())
@@ -80,8 +83,8 @@ impl Unsettled {
 }
 
 impl Written {
-    /// Those of its writes that are still to be stored, each with the number of its message: the greater,
-    /// the later it was handled. What a later message has stored is not to be written over.
+    /// The writes still to be stored, each with the number of its message: a greater number was
+    /// handled later. What a later message has stored must not be overwritten.
     pub fn waiting(&self) -> impl Iterator<Item = (u64, &StateWrite)> {
         self.seen.iter().flat_map(|(unsettled, number, _)| {
             let shared = unsettled.lock();
@@ -94,8 +97,8 @@ impl Written {
         })
     }
 
-    /// Claims its keys for who stores them, if nobody else stores another value of one of them: the one that is
-    /// chosen to be stored could else go over a younger one that is stored meanwhile.
+    /// Claims the keys of these writes for `claim`, unless another party is storing a value of one
+    /// of them: that value could otherwise overwrite a later one stored in the meantime.
     pub fn claim(&self, claim: Claim) -> bool {
         let Some((unsettled, number, keys)) = &self.seen else { return true };
         let mut shared = unsettled.lock();
@@ -111,7 +114,7 @@ impl Written {
         true
     }
 
-    /// Its keys are not claimed any more.
+    /// Releases the claim on its keys.
     pub fn unclaim(&self) {
         let Some((unsettled, number, keys)) = &self.seen else { return };
         let mut shared = unsettled.lock();
@@ -121,13 +124,13 @@ impl Written {
         }
     }
 
-    /// The state has it now, and with it what was written to these keys before it, though whoever did
-    /// that, another consumer perhaps, has not said so yet.
+    /// Marks these writes as stored, along with all earlier writes to the same keys, even if the
+    /// party storing those (another consumer, say) has not reported it yet.
     pub fn stored(&self) {
         self.forget(|of, number| of <= number);
     }
 
-    /// Lets those of its keys' writes not be seen any more of which this is so, by their numbers and its own.
+    /// Hides the writes to its keys for which `is_over(number of that write, own number)` holds.
     fn forget(&self, is_over: impl Fn(u64, u64) -> bool) {
         let Some((unsettled, number, keys)) = &self.seen else { return };
         let mut shared = unsettled.lock();
@@ -142,7 +145,7 @@ impl Written {
 }
 
 impl Drop for Written {
-    /// What was written before it may wait still.
+    /// Earlier writes to the same keys may still be pending.
     fn drop(&mut self) {
         self.forget(|of, number| of == number);
     }
@@ -198,8 +201,8 @@ mod tests {
         assert_eq!(unsettled.get("a"), None);
     }
 
-    /// Two consumers of a key, one after the other: the second may say that its write is stored before
-    /// the first has said so of its own.
+    /// Two consumers handle a key, one after the other: the second may report its write as stored
+    /// before the first has.
     #[test]
     fn a_write_is_not_seen_any_more_when_a_younger_one_is_stored() {
         let unsettled = Unsettled::default();
@@ -214,7 +217,7 @@ mod tests {
         assert!(unsettled.lock().values.is_empty());
     }
 
-    /// Also of one who stores several of them, which are then in his hands.
+    /// One party may claim several values of a key at once.
     #[test]
     fn one_stores_values_of_a_key_at_a_time() {
         let unsettled = Unsettled::default();
@@ -235,8 +238,8 @@ mod tests {
     }
 
     proptest! {
-        /// In whatever order writes are stored or given up: of those that wait the youngest is seen, as by
-        /// a list of all that looks through them; and nothing is kept.
+        /// In whatever order writes are stored or given up, the latest pending one is visible, as
+        /// in a model that searches a list of all writes; and nothing is left over.
         #[test]
         fn what_is_seen_is_the_youngest_that_waits(
             steps in prop::collection::vec(

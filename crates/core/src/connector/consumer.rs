@@ -1,3 +1,5 @@
+//! Taking messages from a queue: [`Consumer`] and what it exchanges with the runtime.
+
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,83 +14,83 @@ pub trait Consumer: Send + Sync {
     /// What this consumer can do, with its settings.
     fn features(&self) -> Features;
 
-    /// Waits for messages and takes at most what is wanted: as soon as there is one, what is there
-    /// by then. A single message larger than `want.bytes` is handed out alone.
+    /// Waits for messages and takes at most what is wanted: it returns as soon as there is one,
+    /// with what is there by then. A single message larger than `want.bytes` is handed out alone.
     ///
-    /// An empty answer means the end: nothing will ever come again. Only a
-    /// [finite](Features::finite) consumer says that.
+    /// An empty result means the end: no message will ever come again. Only a
+    /// [finite](Features::finite) consumer returns one.
     ///
     /// # Errors
-    /// Transient errors are tried again with back-off; others fail the stage.
+    /// Transient errors are retried with back-off; others fail the stage.
     async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError>;
 
-    /// These messages are done: never hand them out again. `ops` are done in the same transaction,
-    /// all or nothing; they are empty unless the consumer's [`store`](Consumer::store) is also the
-    /// producers'.
+    /// Marks these messages as done: they are never handed out again. `ops` are performed in the
+    /// same transaction, all or nothing; they are empty unless the consumer's
+    /// [`store`](Consumer::store) is also the producers'.
     ///
-    /// A receipt whose lease was lost comes back as [fenced](Acked::fenced), an output that its queue
-    /// refuses for good as [refused](Acked::refused). With ops, then nothing at all was done; without,
-    /// the other receipts are done.
+    /// A receipt whose lease was lost is returned as [fenced](Acked::fenced), an output that its
+    /// queue refuses for good as [refused](Acked::refused). If there were ops, nothing at all was
+    /// done in that case; without ops, the other receipts are done.
     ///
     /// # Errors
     /// After an error nothing, or all of it, may have been done; acking again is harmless.
     async fn ack(&self, receipts: Vec<Receipt>, ops: Vec<StoreOp>)
     -> Result<Acked, ConnectorError>;
 
-    /// These messages failed, or are given back: hand them out again, after their delay.
+    /// Gives back messages that failed or were released, to be handed out again after their delay.
     ///
     /// # Errors
-    /// As for [`ack`](Consumer::ack). The stage stops if it cannot be done.
+    /// See [`ack`](Consumer::ack). If it cannot be done, the stage stops.
     async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError>;
 
-    /// How often [`extend`](Consumer::extend) must be called for messages that are worked on;
-    /// `None` if they are this consumer's for as long as it lives.
+    /// How often [`extend`](Consumer::extend) must be called for messages that are being worked on;
+    /// `None` if they belong to this consumer for as long as it lives.
     fn lease(&self) -> Option<Duration> {
         None
     }
 
-    /// These messages are still worked on.
+    /// Extends the leases of these messages, which are still being worked on.
     ///
     /// # Errors
-    /// A message whose lease is lost is no error here; its ack will be fenced.
+    /// A message whose lease is lost is not an error here; its ack will be fenced.
     async fn extend(&self, receipts: &[Receipt]) -> Result<(), ConnectorError> {
         let _ = receipts;
         Ok(())
     }
 
-    /// How much waits in the queue, for this consumer's group.
+    /// How many messages wait in the queue, for this consumer's group.
     ///
     /// # Errors
     /// The queue could not be asked.
     async fn lag(&self) -> Result<Lag, ConnectorError>;
 
-    /// Where a message stands, for people: `flights.jsonl:120`, `checked#4711`.
+    /// A message's position in readable form: `flights.jsonl:120`, `checked#4711`.
     fn locate(&self, receipt: Receipt) -> String;
 
-    /// Where acks are stored, if other writes can be part of the same transaction.
+    /// The store that acks are written to, if other writes can be part of the same transaction.
     fn store(&self) -> Option<StoreId> {
         None
     }
 
-    /// Stops: gives back what is unresolved, so that others get it at once, and closes. The
-    /// runtime has settled everything else before. May be called twice.
+    /// Stops: gives back what is unresolved, so that other consumers get it at once, and closes.
+    /// The runtime has settled everything else before. May be called twice.
     ///
     /// # Errors
-    /// Something could not be given back or closed; the consumer is unusable all the same.
+    /// Something could not be given back or closed; the consumer is unusable anyway.
     async fn shutdown(&self) -> Result<(), ConnectorError>;
 }
 
-/// How much a consumer may hand out now. Both are at least 1.
+/// How much a consumer may hand out now. Both fields are at least 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Want {
     /// At most this many messages.
     pub messages: usize,
-    /// At most this many bytes, as [`Message::size`] counts them; the last may exceed it.
+    /// At most this many bytes, as [`Message::size`] counts them; the last message may exceed it.
     pub bytes: usize,
 }
 
 impl Want {
-    /// Takes what comes next until it is enough, or nothing is there.
+    /// Takes messages from `next` until there is enough, or none is left.
     ///
     /// ```
     /// use brigade_core::Message;
@@ -110,14 +112,14 @@ impl Want {
     }
 }
 
-/// Which handing-over of which message: what a consumer needs to ack it.
+/// Identifies a message and its handing-over: what a consumer needs to ack it.
 ///
-/// The two numbers mean something only to the consumer that gave them.
+/// The two numbers have a meaning only for the consumer that made them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Receipt {
     /// Which message: a row, an offset, a running number.
     pub position: u64,
-    /// Which handing-over of it: a lease's number, a receive count. A late ack carries an old one.
+    /// Which handing-over of it: a lease number, a receive count. A late ack carries an old one.
     pub fence: u64,
 }
 
@@ -126,7 +128,7 @@ pub struct Receipt {
 pub struct Incoming {
     /// The message.
     pub message: Message,
-    /// What acks it.
+    /// What is needed to ack it.
     pub receipt: Receipt,
     /// How many attempts have failed before this one.
     pub attempts: u32,
@@ -136,7 +138,7 @@ pub struct Incoming {
     pub enqueued_at: Option<Timestamp>,
     /// When its first attempt failed, if the queue keeps it.
     pub first_failed_at: Option<Timestamp>,
-    /// Why it cannot be handled at all: it becomes a dead letter and no component sees it.
+    /// Why it cannot be handled at all: it becomes a dead letter without reaching a component.
     pub defect: Option<Box<Defect>>,
 }
 
@@ -160,9 +162,9 @@ impl Incoming {
 pub struct Defect {
     /// The kind of cause, for the dead letter.
     pub kind: CauseKind,
-    /// What is wrong, for people.
+    /// What is wrong, in readable form.
     pub message: String,
-    /// If the payload is only the beginning of what stands in the queue: the whole of it.
+    /// Set if the payload is only the beginning of what is in the queue: describes the whole of it.
     pub truncated: Option<crate::Truncated>,
 }
 
@@ -173,7 +175,7 @@ pub struct Failed {
     pub receipt: Receipt,
     /// Why.
     pub reason: FailedReason,
-    /// Not to be handed out again before this long.
+    /// It is not handed out again before this has passed.
     pub delay: Duration,
 }
 
@@ -184,24 +186,25 @@ pub enum FailedReason {
     Attempt {
         /// How many attempts have failed by now, this one included.
         attempts: u32,
-        /// What went wrong, for people.
+        /// What went wrong, in readable form.
         error: String,
     },
-    /// Its component failed for the last time, and it is parked: it is not handed out again before
-    /// somebody releases it, and what comes after it of its key waits behind it. Only said to a
+    /// Its component failed for the last time, and it is parked: it is not handed out again until
+    /// somebody releases it, and later messages with its key wait behind it. Only passed to a
     /// consumer with [`Features::park`] that keeps the order of keys.
     Parked {
         /// How many attempts have failed by now.
         attempts: u32,
-        /// What went wrong, for people.
+        /// What went wrong, in readable form.
         error: String,
     },
-    /// Nobody decided on it (a stop, a lost worker): it has used up no attempt.
+    /// Given back undecided (a stop, a lost worker): no attempt was used up.
     Released,
 }
 
 impl FailedReason {
-    /// How many attempts have failed by now; nothing where none was used up, so that it is a redelivery.
+    /// How many attempts have failed by now; `None` if none was used up, which makes it a
+    /// redelivery.
     pub fn attempts(&self) -> Option<u32> {
         match self {
             Self::Attempt { attempts, .. } | Self::Parked { attempts, .. } => Some(*attempts),
@@ -210,12 +213,13 @@ impl FailedReason {
     }
 }
 
-/// The answer to an ack.
+/// The result of an ack.
 #[derive(Debug, Clone, Default)]
 pub struct Acked {
-    /// Receipts that do not stand: the message is someone else's by now, or comes again.
+    /// Receipts that are no longer valid: the message belongs to another consumer by now, or comes
+    /// again.
     pub fenced: Vec<Receipt>,
-    /// Outputs among the ops that are refused for good, by their messages' ids. Only where a
+    /// Outputs among the ops that are refused for good, with their messages' ids. Only if a
     /// [staged](crate::connector::Producer::stage) output can still be refused.
     pub refused: Vec<(MessageId, Rejected)>,
 }
@@ -226,32 +230,32 @@ impl From<Vec<Receipt>> for Acked {
     }
 }
 
-/// How much waits in a queue. `None` is: cannot be known.
+/// How many messages wait in a queue. `None` means unknowable.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Lag {
     /// Messages that can be handed out now.
     pub ready: Option<u64>,
-    /// Messages that wait for their time.
+    /// Messages that are delayed.
     pub delayed: Option<u64>,
     /// Messages handed out and unresolved, by any consumer of the group in any process.
     pub in_flight: Option<u64>,
     /// Messages that are parked, and those that wait behind them.
     pub parked: Option<u64>,
-    /// The bytes of all that is there, whatever its state.
+    /// The bytes of all messages there, whatever their state.
     pub bytes: Option<u64>,
     /// How long the oldest ready message has waited.
     pub age: Option<Duration>,
     /// Whether a finite queue has been read to its end.
     pub at_end: bool,
-    /// Of a queue that is made of partitions: what is ready or waits for its time in each.
+    /// For a queue made of partitions: the ready and delayed messages of each.
     pub partitions: Vec<PartitionLag>,
 }
 
-/// How much waits in one partition of a queue.
+/// How many messages wait in one partition of a queue.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PartitionLag {
-    /// Which one, as people know it: `orders/3`.
+    /// Its name: `orders/3`.
     pub partition: String,
-    /// Messages that are ready or wait for their time.
+    /// Messages that are ready or delayed.
     pub messages: u64,
 }

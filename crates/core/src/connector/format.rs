@@ -1,3 +1,5 @@
+//! Payload formats whose schemas are kept in a [`SchemaRegistry`].
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -14,18 +16,18 @@ use crate::connector::{ConnectorError, Problem, QueueSpec};
 pub struct SchemaRegistry {
     /// The registry's address.
     pub url: String,
-    /// The subject whose schema outputs are written with: the latest when the stage starts. Default: `TOPIC-value` or,
-    /// where the queue has no `topic`, `QUEUE-value`.
+    /// The subject whose schema outputs are written with: the latest when the stage starts.
+    /// Default: `TOPIC-value` or, if the queue has no `topic`, `QUEUE-value`.
     #[serde(default)]
     pub subject: Option<String>,
     /// For Protobuf: the full name of the message that outputs are written as, `shop.Order`.
     #[serde(default)]
     pub message: Option<String>,
-    /// A file (`.avsc`, `.proto`, `.json`; relative to the pipeline file) whose schema is registered under
-    /// the subject before anything is written, if it is not there.
+    /// A file (`.avsc`, `.proto`, `.json`; relative to the pipeline file) whose schema is
+    /// registered under the subject before anything is written, if it is not there yet.
     #[serde(default)]
     pub register: Option<String>,
-    /// Who asks, if the registry wants to know.
+    /// The user name, if the registry requires one.
     #[serde(default)]
     pub user: Option<String>,
     /// The user's password.
@@ -41,18 +43,18 @@ impl fmt::Debug for SchemaRegistry {
     }
 }
 
-/// Payloads in a form that needs more than the payload to be read: what stands in a
-/// [`SchemaRegistry`]. The runtime has them read before a message is handed out, and written before it
-/// is produced; in between they are JSON.
+/// Payload formats that need more than the payload to be read: a schema in a [`SchemaRegistry`].
+/// The runtime has payloads decoded before a message is handed out and encoded before it is
+/// produced; in between they are JSON.
 #[async_trait]
 pub trait Formats: Send + Sync {
     /// What is wrong with the keys beyond their schema. Does no IO.
     fn check(&self, registry: &SchemaRegistry) -> Vec<Problem>;
 
-    /// Opens the form of a queue's payloads, to read them or also to write them.
+    /// Opens the format of a queue's payloads, to read them or also to write them.
     ///
     /// # Errors
-    /// The registry cannot be asked, or has nothing that anything could be written with.
+    /// The registry cannot be reached, or has no schema to write with.
     async fn open(
         &self,
         queue: &QueueSpec,
@@ -61,18 +63,18 @@ pub trait Formats: Send + Sync {
     ) -> Result<Arc<dyn Format>, ConnectorError>;
 }
 
-/// The form of a queue's payloads.
+/// The format of a queue's payloads.
 #[async_trait]
 pub trait Format: Send + Sync {
-    /// A payload as JSON; the inner error is what is wrong with the payload.
+    /// Decodes a payload to JSON; the inner error says what is wrong with the payload.
     ///
     /// # Errors
-    /// The registry cannot be asked: nobody knows yet.
+    /// The registry cannot be reached, so the result is not known yet.
     async fn read(&self, payload: &Bytes) -> Result<Result<Bytes, String>, ConnectorError>;
 
-    /// JSON as a payload; the inner error is what is wrong with the JSON.
+    /// Encodes JSON as a payload; the inner error says what is wrong with the JSON.
     ///
     /// # Errors
-    /// The registry cannot be asked: nobody knows yet.
+    /// The registry cannot be reached, so the result is not known yet.
     async fn write(&self, json: &Bytes) -> Result<Result<Bytes, String>, ConnectorError>;
 }

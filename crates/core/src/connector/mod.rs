@@ -1,16 +1,16 @@
 //! The contract between the runtime and a connector.
 //!
 //! A [`Connector`] makes [`Consumer`]s and [`Producer`]s for one technology. They never see an
-//! actor, and the runtime never sees a broker. What a connector cannot do it says as data, in its
+//! actor, and the runtime never sees a broker. A connector declares its limitations as data, in its
 //! [`Features`]; the conformance suite in `brigade-testkit` holds it to what it declares.
 //!
 //! # Rules for implementors
 //!
-//! - Methods take `&self`: the runtime has at most one [`Consumer::consume`] under way on a
-//!   consumer, and may call everything else while it waits.
+//! - Methods take `&self`: the runtime has at most one [`Consumer::consume`] call pending per
+//!   consumer, and may call everything else meanwhile.
 //! - Futures are dropped at any await point (a stop, a restart): a message that `consume` has taken
-//!   but not returned must be given out again by a later call.
-//! - Nothing blocks the calling thread: what blocks (a disk, a C library) runs on a thread of the
+//!   but not returned must be handed out again by a later call.
+//! - Nothing blocks the calling thread: blocking work (a disk, a C library) runs on a thread of the
 //!   connector's own.
 //! - A consumer or producer that is dropped without `shutdown` gives back what it held, at once or
 //!   when its lease runs out; it never acks.

@@ -1,3 +1,5 @@
+//! Putting messages on a queue: [`Producer`] and what it exchanges with the runtime.
+
 use std::fmt;
 use std::time::Duration;
 
@@ -13,31 +15,31 @@ pub trait Producer: Send + Sync {
     /// What this producer can do, with its settings.
     fn features(&self) -> Features;
 
-    /// Puts a batch on the queue and answers for each message, in the same order, once its fate is
-    /// known: confirmed means durable in the way the queue is durable.
+    /// Puts a batch on the queue and returns a result for each message, in the same order, once its
+    /// fate is known: confirmed means durable in the way the queue is durable.
     ///
     /// # Errors
-    /// An error is about the whole batch: any message of it may or may not be on the queue. A
-    /// transient one is tried again with the same ids.
+    /// An error concerns the whole batch: any message of it may or may not be on the queue. A
+    /// transient one is retried with the same ids.
     async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError>;
 
-    /// Prepares a batch to be written in the same transaction as the acks of the messages it came
-    /// from; only called when [`store`](Producer::store) is the consumer's.
+    /// Prepares a batch to be written in the same transaction as the acks of the messages it was
+    /// made from; only called if producer and consumer have the same [`store`](Producer::store).
     ///
     /// # Errors
-    /// Nothing was prepared. By default: unsupported.
+    /// Nothing was prepared. The default implementation returns "unsupported".
     async fn stage(&self, batch: &[Outgoing]) -> Result<Staged, ConnectorError> {
         let _ = batch;
         Err(ConnectorError::unsupported("this producer cannot settle together with a consumer"))
     }
 
-    /// Where outputs are stored, if acks can be part of the same transaction.
+    /// The store that outputs are written to, if acks can be part of the same transaction.
     fn store(&self) -> Option<StoreId> {
         None
     }
 
-    /// What [`stage`](Producer::stage) locks, if anything. The runtime stages a batch's producers in
-    /// the order of these names, so that two batches cannot wait for each other.
+    /// What [`stage`](Producer::stage) locks, if anything. The runtime stages a batch's producers
+    /// in the order of these names, so that two batches cannot deadlock.
     fn stage_order(&self) -> &str {
         ""
     }
@@ -53,7 +55,7 @@ pub trait Producer: Send + Sync {
     /// Flushes and closes. May be called twice.
     ///
     /// # Errors
-    /// Something could not be flushed; the producer is unusable all the same.
+    /// Something could not be flushed; the producer is unusable anyway.
     async fn shutdown(&self) -> Result<(), ConnectorError>;
 }
 
@@ -62,7 +64,7 @@ pub trait Producer: Send + Sync {
 pub struct Outgoing {
     /// The message.
     pub message: Message,
-    /// Not to be handed out before this long; needs [`Features::delay`].
+    /// It is not handed out before this has passed; needs [`Features::delay`].
     pub delay: Option<Duration>,
 }
 
@@ -77,18 +79,19 @@ impl From<Message> for Outgoing {
 pub enum Produced {
     /// It is on the queue.
     Confirmed,
-    /// Nobody has confirmed it, and it is to be tried again: the queue is full, or the server is away, which may
-    /// have taken it without an answer.
+    /// Not confirmed, and to be retried: the queue is full, or the server is away and may have
+    /// taken it without answering.
     Failed(ConnectorError),
-    /// It is not and never will be.
+    /// It is not on the queue and never will be.
     Rejected(Rejected),
 }
 
 impl Produced {
-    /// Whether it is on the queue, for who has nowhere else to put it.
+    /// `Ok` if the message is on the queue; otherwise the reason, for callers with no dead-letter
+    /// queue.
     ///
     /// # Errors
-    /// It is not, or nobody knows, and why.
+    /// The message is not on the queue, or it is not known whether it is; the error says why.
     pub fn confirmed(self) -> Result<(), ConnectorError> {
         match self {
             Self::Confirmed => Ok(()),
@@ -103,17 +106,17 @@ impl Produced {
 pub struct Rejected {
     /// The kind of cause, for the dead letter.
     pub kind: CauseKind,
-    /// What is wrong, for people.
+    /// What is wrong, in readable form.
     pub message: String,
 }
 
 /// A batch that is ready to be written together with its acks.
 pub struct Staged {
-    /// What the consumer's store has to write for the batch to be on the queue.
+    /// What the consumer's store has to write to put the batch on the queue.
     pub ops: Vec<StoreOp>,
-    /// Messages, by their place in the batch, that the queue will never take; they have no ops.
+    /// Messages, by their index in the batch, that the queue will never take; they have no ops.
     pub rejected: Vec<(usize, Rejected)>,
-    /// Kept until the ops are written, if anything has to be.
+    /// Held until the ops are written, if anything has to be.
     pub hold: Option<Box<dyn Hold>>,
 }
 
@@ -128,9 +131,9 @@ impl fmt::Debug for Staged {
 
 /// Something a producer did ahead of the transaction (bytes appended under a lock).
 ///
-/// Dropping it without [`commit`](Hold::commit) undoes it, unless the transaction takes place all the same: who
-/// dropped it need not know.
+/// Dropping it without [`commit`](Hold::commit) undoes it, unless the transaction succeeds anyway,
+/// which the code that drops it need not know.
 pub trait Hold: Send {
-    /// The transaction is durable: what was done ahead stands.
+    /// The transaction is durable: what was done ahead remains.
     fn commit(self: Box<Self>);
 }

@@ -1,3 +1,5 @@
+//! Queues and the technologies that provide them: [`Connector`], [`QueueSpec`], [`QueueAdmin`].
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -14,7 +16,7 @@ use crate::field::FieldPath;
 use crate::state::StateStore;
 use crate::{ByteSize, CauseKind, Message};
 
-/// A technology that has queues.
+/// A technology that provides queues.
 #[async_trait]
 pub trait Connector: Send + Sync {
     /// The `type:` of its queues in a pipeline file.
@@ -23,29 +25,31 @@ pub trait Connector: Send + Sync {
     /// What a queue with these settings can do.
     fn features(&self, settings: &Value) -> Features;
 
-    /// Which store a queue with these settings is in, for [`Features::settle_together`]: queues with
-    /// the same name can share transactions. Empty, the default: the pipeline's state.
+    /// The name of the store that a queue with these settings is in, for
+    /// [`Features::settle_together`]: queues with the same name can share transactions. Empty, the
+    /// default, is the pipeline's state.
     fn store_name(&self, settings: &Value) -> String {
         let _ = settings;
         String::new()
     }
 
-    /// Where a queue is and what it is called there, for documents. Nothing secret; asks no server. By
-    /// default it is on no server, under its own name.
+    /// Where a queue is and what it is called there, for documents. Contains no secrets and
+    /// contacts no server. By default it is on no server, under its own name.
     fn place(&self, queue: &QueueSpec) -> QueuePlace {
         QueuePlace { names: vec![queue.name.to_string()], ..QueuePlace::default() }
     }
 
-    /// The JSON Schema of the keys that its queues have beside the common ones: made with schemars
-    /// from the type that [`check`](Connector::check) reads them into. An object schema.
+    /// The JSON Schema of its queues' keys in addition to the common ones, made with schemars from
+    /// the type that [`check`](Connector::check) parses them into. An object schema.
     fn schema(&self) -> Value;
 
-    /// What is wrong with a queue's settings beyond what the schema says. Asks no server; files that the
-    /// settings name may be read.
+    /// What is wrong with a queue's settings beyond what the schema checks. Contacts no server; may
+    /// read files that the settings name.
     fn check(&self, queue: &QueueSpec) -> Vec<Problem>;
 
-    /// Why two queues of one pipeline cannot be used so beside each other, if they cannot: two names
-    /// of one file. A queue that is read and written is held against itself. Does no IO.
+    /// Why these two queues cannot be used together in one pipeline (for example, two names for one
+    /// file); `None` if they can. A queue that is both read and written is also compared with
+    /// itself. Does no IO.
     fn conflict(&self, one: Used<'_>, other: Used<'_>) -> Option<Problem> {
         let _ = (one, other);
         None
@@ -54,7 +58,7 @@ pub trait Connector: Send + Sync {
     /// Opens a consumer.
     ///
     /// # Errors
-    /// The queue cannot be opened; transient errors are tried again with back-off.
+    /// The queue cannot be opened; transient errors are retried with back-off.
     async fn consumer(
         &self,
         queue: &QueueSpec,
@@ -65,20 +69,21 @@ pub trait Connector: Send + Sync {
     /// Opens a producer.
     ///
     /// # Errors
-    /// The queue cannot be opened; transient errors are tried again with back-off.
+    /// The queue cannot be opened; transient errors are retried with back-off.
     async fn producer(
         &self,
         queue: &QueueSpec,
         env: &ConnectorEnv,
     ) -> Result<Arc<dyn Producer>, ConnectorError>;
 
-    /// Whether the queue can be reached as it stands. Takes no message and makes no queue.
+    /// Whether the queue can be reached in its present state. Takes no message and creates no
+    /// queue.
     ///
-    /// By default what [`admin`](Connector::admin) says of it; a queue that cannot be looked into
-    /// counts as reached.
+    /// The default implementation asks [`admin`](Connector::admin) for its status; a queue that
+    /// cannot be inspected counts as reachable.
     ///
     /// # Errors
-    /// It cannot, and why.
+    /// The queue cannot be reached; the error says why.
     async fn reach(&self, queue: &QueueSpec, env: &ConnectorEnv) -> Result<(), ConnectorError> {
         match self.admin(queue, env).await {
             Ok(admin) => admin.status().await.map(drop),
@@ -87,10 +92,10 @@ pub trait Connector: Send + Sync {
         }
     }
 
-    /// Opens the queue for people: to look into it and to empty it.
+    /// Opens the queue for administration: inspecting and emptying it.
     ///
     /// # Errors
-    /// By default: unsupported.
+    /// The default implementation returns "unsupported".
     async fn admin(
         &self,
         queue: &QueueSpec,
@@ -108,22 +113,24 @@ pub trait Connector: Send + Sync {
 /// Where a queue is, and what it is called there.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct QueuePlace {
-    /// How its servers are spoken to, in AsyncAPI's words: `kafka`, `kafka-secure`, `redis`, `rediss`.
+    /// The protocol of its servers, in AsyncAPI's terms: `kafka`, `kafka-secure`, `redis`,
+    /// `rediss`.
     pub protocol: &'static str,
-    /// Its servers, each a host and perhaps a port, without users and passwords. Empty: it is on none.
+    /// Its servers, each a host with an optional port, without users and passwords. Empty: it is on
+    /// none.
     pub hosts: Vec<String>,
-    /// Its names there: a topic, a stream, a path. Several where it reads several.
+    /// Its names there: a topic, a stream, a path. Several if it reads several.
     pub names: Vec<String>,
-    /// Names that stand for others: regular expressions and the like.
+    /// Patterns that match names: regular expressions and the like.
     pub patterns: Vec<String>,
 }
 
-/// A queue's settings, and what a pipeline's stages do with the queue.
+/// A queue's settings, and how a pipeline's stages use the queue.
 #[derive(Debug, Clone, Copy)]
 pub struct Used<'u> {
     /// The queue, with the groups that read it.
     pub queue: &'u QueueSpec,
-    /// The keys of its type.
+    /// The keys specific to its type.
     pub settings: &'u Value,
     /// Whether a stage reads it.
     pub read: bool,
@@ -136,20 +143,21 @@ pub struct Used<'u> {
 pub struct QueueSpec {
     /// Its name in the file.
     pub name: Arc<str>,
-    /// The pipeline it belongs to; two pipelines on one state path are kept apart by it.
+    /// The pipeline it belongs to, which separates two pipelines on one state path.
     pub pipeline: Arc<str>,
-    /// The groups that read it. Empty: nobody in this file. One stage: the group with the empty
+    /// The groups that read it. Empty: no stage in this file. One stage: the group with the empty
     /// name, so that renaming the stage loses nothing. Several: the stages' names.
     pub groups: Vec<Arc<str>>,
-    /// Where a message's key stands in its payload; it goes before the key that the message has already.
+    /// Where to find a message's key in its payload; it takes precedence over a key that the
+    /// message already has.
     pub key: Option<FieldPath>,
     /// How much it may hold, if that is limited.
     pub limit: Limit,
-    /// What is asked of it.
+    /// The guarantee required of it.
     pub guarantee: Guarantee,
-    /// Where the schemas of its payloads are, if they are in a registry.
+    /// The registry with the schemas of its payloads, if they have one.
     pub registry: Option<SchemaRegistry>,
-    /// The keys of its type, as in the file, defaults not filled in.
+    /// The keys specific to its type, as in the file, without defaults.
     pub settings: Value,
 }
 
@@ -168,31 +176,31 @@ impl QueueSpec {
         }
     }
 
-    /// Reads the settings into the connector's own type.
+    /// Parses the settings into the connector's own type.
     ///
     /// # Errors
-    /// They do not fit; the message names the queue.
+    /// They do not parse; the message names the queue.
     pub fn settings<T: serde::de::DeserializeOwned>(&self) -> Result<T, ConnectorError> {
         serde_json::from_value(self.settings.clone())
             .map_err(|error| ConnectorError::permanent(format!("queue `{}`: {error}", self.name)))
     }
 }
 
-/// Who consumes.
+/// The stage and group for which a consumer is opened.
 #[derive(Debug, Clone)]
 pub struct Reader {
     /// The stage, for logs and locks.
     pub stage: Arc<str>,
     /// The group, one of the queue's [`groups`](QueueSpec::groups).
     pub group: Arc<str>,
-    /// The order asked for.
+    /// The required order.
     pub order: Order,
 }
 
 /// What a connector is given to work with.
 #[derive(Clone)]
 pub struct ConnectorEnv {
-    /// Where it keeps what must survive: positions, lengths.
+    /// Stores what must survive: positions, lengths.
     pub state: Arc<dyn StateStore>,
 }
 
@@ -206,7 +214,7 @@ impl std::fmt::Debug for ConnectorEnv {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Order {
-    /// In any.
+    /// In any order.
     #[default]
     None,
     /// One message of a key at a time, in order, also across retries and processes.
@@ -215,15 +223,15 @@ pub enum Order {
     Queue,
 }
 
-/// What is asked of a queue.
+/// The guarantee required of a queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Guarantee {
-    /// Nothing is lost; after a crash a message may come twice. Where input and output live in one
-    /// embedded store it is once all the same.
+    /// Nothing is lost; after a crash a message may come twice. If input and output are in one
+    /// embedded store, it comes once nevertheless.
     #[default]
     AtLeastOnce,
-    /// Outputs and acks are one transaction; refused where they do not live in one store.
+    /// Outputs and acks are one transaction; refused if they are not in one store.
     ExactlyOnce,
 }
 
@@ -235,7 +243,8 @@ pub struct Limit {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub messages: Option<u64>,
-    /// At most this many bytes, of which each message counts 64 beside what is in it. Default: no limit.
+    /// At most this many bytes; each message counts 64 in addition to its contents. Default: no
+    /// limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes: Option<ByteSize>,
     /// What a producer does when the queue is full.
@@ -244,8 +253,8 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// Why a queue never takes a message, however empty it is: by itself it is longer than all that the
-    /// queue may hold.
+    /// Why a queue never takes a message, however empty it is: the message alone is larger than the
+    /// queue's limit.
     pub fn never_takes(&self, queue: &str, message: &Message) -> Option<Rejected> {
         let (size, max) = (message.size() as u64, self.bytes?.0);
         (size > max).then(|| {
@@ -261,7 +270,7 @@ impl Limit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum WhenFull {
-    /// Wait until there is room: the stage is blocked, and its consumer stops pulling.
+    /// Wait until there is room: the stage blocks, and its consumer stops pulling.
     #[default]
     Wait,
     /// Refuse the message for good: it becomes a dead letter of the stage that sent it.
@@ -271,7 +280,7 @@ pub enum WhenFull {
 /// Something wrong with a queue's settings.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem {
-    /// Which key, from the queue downwards: `["path"]`. Empty: the queue as a whole.
+    /// Which key, relative to the queue: `["path"]`. Empty: the queue as a whole.
     pub path: Vec<String>,
     /// What is wrong and what was expected.
     pub message: String,
@@ -290,77 +299,78 @@ impl Problem {
         Self { path: vec![key.to_owned()], message: message.into(), help: None }
     }
 
-    /// The same with advice.
+    /// Adds advice.
     #[must_use]
     pub fn help(self, help: impl Into<String>) -> Self {
         Self { help: Some(help.into()), ..self }
     }
 }
 
-/// A queue as people look at it.
+/// Administration of a queue.
 #[async_trait]
 pub trait QueueAdmin: Send + Sync {
-    /// How much it holds, a row a group.
+    /// How many messages it holds, one row per group.
     ///
     /// # Errors
-    /// The queue could not be asked.
+    /// The queue could not be queried.
     async fn status(&self) -> Result<Vec<QueueStatus>, ConnectorError>;
 
-    /// Its first messages, `skip` passed over, without taking them.
+    /// Its first messages after the first `skip`, without taking them.
     ///
     /// # Errors
-    /// The queue could not be asked.
+    /// The queue could not be queried.
     async fn peek(&self, skip: u64, limit: u64) -> Result<Vec<Peeked>, ConnectorError>;
 
     /// The message at a position, if it is still there.
     ///
     /// # Errors
-    /// The queue could not be asked.
+    /// The queue could not be queried.
     async fn get(&self, position: u64) -> Result<Option<Peeked>, ConnectorError>;
 
-    /// Puts messages on it, as a producer would, and answers for each, in the same order. A queue that is
-    /// not there is made.
+    /// Puts messages on it, as a producer would, and returns a result for each, in the same order.
+    /// A queue that does not exist is created.
     ///
     /// # Errors
-    /// As for [`Producer::produce`].
+    /// See [`Producer::produce`].
     async fn put(&self, messages: Vec<Outgoing>) -> Result<Vec<Produced>, ConnectorError>;
 
-    /// Deletes these messages, unless somebody works on them; says how many.
+    /// Deletes these messages, unless they are being worked on; returns how many.
     ///
     /// # Errors
-    /// The queue could not be asked.
+    /// The queue could not be queried.
     async fn delete(&self, positions: &[u64]) -> Result<u64, ConnectorError>;
 
-    /// Lets parked messages be handed out again, with no attempt used: these, or all. Says how
-    /// many.
+    /// Lets parked messages be handed out again, with no attempts used: those at `positions`, or
+    /// all. Returns how many.
     ///
     /// # Errors
-    /// The queue could not be asked. By default: it cannot park.
+    /// The queue could not be queried. The default implementation returns an error, for queues that
+    /// cannot park.
     async fn release(&self, positions: Option<&[u64]>) -> Result<u64, ConnectorError> {
         let _ = positions;
         Err(ConnectorError::unsupported("queues of this type park no messages"))
     }
 
-    /// Deletes every message that nobody works on; says how many.
+    /// Deletes every message that is not being worked on; returns how many.
     ///
     /// # Errors
-    /// The queue could not be asked.
+    /// The queue could not be queried.
     async fn purge(&self) -> Result<u64, ConnectorError>;
 }
 
-/// What one group of a queue has before it.
+/// What waits in a queue for one group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QueueStatus {
     /// The group; empty for the only one.
     pub group: String,
-    /// How much waits.
+    /// How many messages wait.
     pub lag: Lag,
 }
 
-/// A message as people look at it.
+/// A message as administration shows it.
 #[derive(Debug, Clone)]
 pub struct Peeked {
-    /// Where it stands; what [`QueueAdmin::get`] takes.
+    /// Its position, as [`QueueAdmin::get`] takes it.
     pub position: u64,
     /// The group it waits for.
     pub group: String,
@@ -370,8 +380,8 @@ pub struct Peeked {
     pub attempts: u32,
     /// Redeliveries so far.
     pub redeliveries: u32,
-    /// If it is parked: why.
+    /// Why it is parked, if it is.
     pub parked: Option<String>,
-    /// What somebody who works on it holds it by, if anybody does.
+    /// What identifies the holder of its lease, if there is one.
     pub holder: Option<Bytes>,
 }

@@ -30,7 +30,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Parts stand in the upper bits, as partitions do.
+/// The part is in the upper bits, like a partition.
 fn part_of(position: u64) -> u64 {
     position >> 32
 }
@@ -52,7 +52,7 @@ fn a_key_is_free_when_what_held_it_is_drained() {
     assert_eq!(group.take(want, Order::Key, 0, now).len(), 1);
 }
 
-/// Nobody knows in which order those who held them say so.
+/// The order in which former holders report is unknown.
 #[test]
 fn what_goes_back_comes_in_its_place_whichever_goes_first() {
     let (mut group, now) = (Group::<Duration>::default(), Duration::ZERO);
@@ -118,7 +118,7 @@ fn put(group: &mut Group<Duration>, position: u64) {
     group.put_at(Incoming::new(Message::new("x").with_key("k"), receipt), None);
 }
 
-/// Takes so many; answers with where they stood.
+/// Takes at most `messages` messages; returns their receipts.
 fn take(group: &mut Group<Duration>, messages: usize, order: Order, now: u64) -> Vec<Receipt> {
     let want = Want { messages, bytes: usize::MAX };
     let taken = group.take(want, order, 0, Duration::from_millis(now));
@@ -197,7 +197,7 @@ fn a_line_is_handed_out_also_to_who_reads_in_another_order() {
     assert_eq!(positions(&take(&mut group, 9, Order::None, 0)), [2]);
 }
 
-/// A group, beside a plain list of what has to be there.
+/// A group, with a plain model of what should be there.
 #[derive(Default)]
 struct World {
     group: Group<Duration>,
@@ -294,7 +294,7 @@ impl World {
         Ok(())
     }
 
-    /// As a consumer does that has room for no other of a part.
+    /// Like a consumer that has room for no other message of a part.
     fn put_first(&mut self, part: u64) -> TestCaseResult {
         let is_out = self.held.iter().any(|h| part_of(h.receipt.position) == part);
         let first = self.there.range(at(part, 0)..at(part + 1, 0)).next();

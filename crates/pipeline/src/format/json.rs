@@ -1,4 +1,4 @@
-//! JSON: serde_json says whether it is valid, a second parser where everything stands.
+//! JSON: serde_json decides whether it is valid, a second parser finds where everything is.
 
 use jsonc_parser::ast::Value;
 use jsonc_parser::common::Ranged;
@@ -21,7 +21,7 @@ pub(super) fn parse(text: &str, places: &Places<'_>) -> Result<Node, SyntaxError
     }
 }
 
-/// What is wrong with the text, in words for people.
+/// What is wrong with the text, in readable words.
 fn invalid(error: &serde_json::Error, text: &str, places: &Places<'_>) -> SyntaxError {
     let (line, column) = (error.line().max(1), error.column().max(1));
     let text = text.lines().nth(line - 1).unwrap_or_default();
@@ -43,7 +43,7 @@ fn invalid(error: &serde_json::Error, text: &str, places: &Places<'_>) -> Syntax
     SyntaxError::new(origin, format!("not valid JSON: {message}")).help(help)
 }
 
-/// The parser calls itself for what is nested; a text that passed as JSON is safe to count.
+/// The parser recurses into nested values; text that is valid JSON is safe to scan for depth.
 fn refuse_depth(text: &str, places: &Places<'_>) -> Result<(), SyntaxError> {
     let (mut depth, mut quoted, mut escaped) = (0_usize, false, false);
     for (at, byte) in text.bytes().enumerate() {

@@ -1,4 +1,4 @@
-//! YAML, from its events, so that every key and value keeps its place.
+//! YAML, parsed from its events, so that every key and value keeps its position.
 
 use std::collections::HashMap;
 
@@ -54,7 +54,7 @@ impl<'t> Events<'t, '_> {
     }
 }
 
-/// What usually is behind an error of the parser.
+/// The usual cause of an error from the parser.
 fn advice(error: &str) -> Option<&'static str> {
     let known = [
         ("simple key", "a `:` is missing after a key, here or on the line before"),

@@ -1,4 +1,4 @@
-//! Queues: keys by their type, schemas, and what their connectors say.
+//! Queues: the keys of their types, schemas, and what their connectors report.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,10 +23,10 @@ use crate::topology::Queue;
 const COMMON: [&str; 8] =
     ["type", "codec", "registry", "schema", "key", "event_time", "guarantee", "limit"];
 
-/// Queues whose keys are right, by name: the common keys and the connector's own.
+/// Queues whose keys are correct, by name: the common keys and the connector's own.
 pub(super) type Decoded = BTreeMap<String, (QueueKeys, Value)>;
 
-/// Holds each queue against the keys of its type.
+/// Validates each queue against the keys of its type.
 pub(super) fn check_keys(
     root: &mut Node,
     catalog: &dyn Catalog,
@@ -134,7 +134,7 @@ impl Lint<'_> {
         let schema = keys.schema.as_ref().and_then(|choice| self.schema(name, choice));
         let problems = connector.check(&spec);
         let features = connector.features(own);
-        // Of settings that cannot be read it is not known what the queue can do.
+        // If the settings cannot be parsed, it is not known what the queue can do.
         let unread = !problems.is_empty() && features == Features::NONE;
         for problem in problems {
             let mut at = vec!["queues", name];
@@ -151,7 +151,7 @@ impl Lint<'_> {
             let help = Some("remove `limit`, or use an `embedded` queue".to_owned());
             self.error("queue_setting", &["queues", name, "limit"], message, help);
         }
-        // What a message counts beside what is in it.
+        // What a message counts in addition to its contents.
         let least = Message::default().size();
         if spec.limit.bytes.is_some_and(|bytes| bytes.0 <= least as u64) {
             let message = format!("queue `{name}`: with this limit it takes no message");
@@ -192,7 +192,7 @@ impl Lint<'_> {
         Some(registry)
     }
 
-    /// What needs a value cannot be asked of bytes.
+    /// Refuses keys that need to read values, for a queue whose payloads are bytes.
     fn read_as_bytes(&mut self, name: &str, keys: &QueueKeys) {
         if keys.codec != Codec::Bytes {
             return;

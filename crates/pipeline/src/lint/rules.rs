@@ -43,7 +43,7 @@ impl Lint<'_> {
         (queues, stages)
     }
 
-    /// What a stage asks of its code.
+    /// What a stage requires of its code.
     fn code_rules(&mut self, placed: &Placed) {
         let Placed { stage, kind, .. } = placed;
         let name: &str = &stage.name;
@@ -98,7 +98,7 @@ impl Lint<'_> {
         }
     }
 
-    /// What a stage asks of its queues.
+    /// What a stage requires of its queues.
     fn queue_rules(&mut self, placed: &Placed, queues: &Queues) {
         let stage = &placed.stage;
         let name: &str = &stage.name;
@@ -184,10 +184,10 @@ impl Lint<'_> {
         }
     }
 
-    /// Direct edges may not come back to where they began: nothing would ever be resolved.
+    /// Direct edges may not form a circle: nothing would ever be resolved.
     fn direct_circle(&mut self, name: &Arc<str>, stages: &Stages) {
         if self.findings.has("name_twice", &path(&["stages", name])) {
-            return; // It may be the queue that is meant.
+            return; // The queue of that name may be meant.
         }
         let up = |stage: &Arc<str>| match stages.get(stage).map(|stage| &stage.inputs) {
             Some(Inputs::Direct(up)) => Some(Arc::clone(up)),
@@ -197,7 +197,7 @@ impl Lint<'_> {
         while let Some(next) = up(&walked[walked.len() - 1]) {
             walked.push(Arc::clone(&next));
             if next == *name {
-                // Told once for each circle: at the stage whose name comes first.
+                // Reported once per circle: at the stage whose name comes first.
                 if walked.iter().all(|stage| name <= stage) {
                     walked.reverse();
                     let message = format!("direct edges form a circle: {}", walked.join(" -> "));
@@ -240,7 +240,8 @@ impl Lint<'_> {
         }
     }
 
-    /// Queues that are the same thing under two names, and those that cannot be read and written.
+    /// Queues that are the same thing under two names, and queues that cannot be both read and
+    /// written.
     fn conflicts(&mut self, queues: &Queues, stages: &Stages) {
         let used = |(name, queue): (&'_ Arc<str>, &'_ Queue)| {
             let read = stages.values().any(|stage| stage.input_queues().contains(name));
@@ -302,7 +303,8 @@ impl Lint<'_> {
         }
     }
 
-    /// A dead letter that comes back to its stage would become the payload of the next one, without end.
+    /// A dead letter that comes back to its stage would become the payload of the next one,
+    /// endlessly.
     fn own_dead_letters(&mut self, root: &Stage, stages: &Stages) {
         for stage in line(root, stages) {
             let Some(dead) = &stage.dead_letter else { continue };
@@ -318,8 +320,8 @@ impl Lint<'_> {
         }
     }
 
-    /// `guarantee: exactly_once` on an input needs outputs and acks in one transaction: those of the
-    /// stage that reads it, and of the stages that it feeds directly.
+    /// `guarantee: exactly_once` on an input requires outputs and acks in one transaction: the
+    /// outputs of the stage that reads it, and of the stages that it feeds directly.
     fn exactly_once(&mut self, root: &Stage, stages: &Stages, queues: &Queues) {
         let asked = |name: &&Arc<str>| {
             queues.get(*name).is_some_and(|q| q.spec.guarantee == Guarantee::ExactlyOnce)

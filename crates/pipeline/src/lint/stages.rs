@@ -16,7 +16,8 @@ use crate::node::{Entry, Node};
 use crate::schema::{inlined, validate};
 use crate::topology::{Batch, ComponentChoice, Expire, Inputs, MaxInFlight, Stage, Throttle};
 
-/// Holds the settings of the stages' components against their schemas; says whose are wrong.
+/// Validates the settings of the stages' components against their schemas; returns the stages whose
+/// settings are wrong.
 pub(crate) fn check_settings(
     root: &mut Node,
     catalog: &dyn Catalog,
@@ -114,7 +115,7 @@ impl Lint<'_> {
         }
     }
 
-    /// Those that cannot be nothing.
+    /// Checks the lengths of time that must not be zero.
     fn lengths_of_time(&mut self, name: &str, keys: &StageKeys) {
         let at = |key| ["stages", name, key];
         self.not_zero(&at("timeout"), keys.timeout, "leave it out for no limit");
@@ -146,7 +147,7 @@ impl Lint<'_> {
         outputs
     }
 
-    /// A queue that a stage writes to; tells if it is none.
+    /// A queue that a stage writes to; reports a name that is not a queue.
     fn output(&mut self, at: &[&str], queue: &str, file: &PipelineFile) -> Arc<str> {
         if file.stages.contains_key(queue) {
             let message = format!("`{queue}` is a stage, not a queue");
@@ -231,12 +232,12 @@ impl Lint<'_> {
         Inputs::Queues { names: names.iter().map(|name| name.as_str().into()).collect(), priority }
     }
 
-    /// Finds a stage's code, and builds it once to see that its settings are right.
+    /// Finds a stage's code, and builds it once to check its settings.
     fn code(&mut self, stage: &Stage) -> (Option<Kind>, bool) {
         let (name, catalog) = (&stage.component.name, self.catalog);
         let at = ["stages", &stage.name, "component"];
         if name.is_empty() {
-            return (None, false); // It was told that there is none, or several.
+            return (None, false); // Already reported: no component, or several.
         }
         match catalog.component(name) {
             None => {
@@ -294,7 +295,7 @@ impl Lint<'_> {
     }
 }
 
-/// Enters each stage that is fed directly with the stage that feeds it.
+/// Records for each stage that is fed directly the stage that feeds it.
 fn join_direct(placed: &mut IndexMap<Arc<str>, Placed>) {
     let edges: Vec<(Arc<str>, Arc<str>)> = (placed.values())
         .filter_map(|placed| match &placed.stage.inputs {

@@ -1,8 +1,8 @@
 //! The thread of a worker whose component blocks.
 //!
 //! It handles one delivery at a time. A call that takes longer than the stage's timeout cannot be
-//! cancelled; it is fenced off: its delivery is taken from it, whatever it still answers is thrown
-//! away, and another thread goes on from the desk. Such threads are counted and limited.
+//! cancelled; it is fenced off: its delivery is taken away from it, anything it still returns is
+//! discarded, and another thread continues with the desk. Such threads are counted and limited.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -22,9 +22,9 @@ use crate::outbox::Outbox;
 use crate::plan::StagePlan;
 use crate::runner::{Attempt, Step};
 
-/// How often a thread's call is looked at, in parts of its timeout.
+/// How often a thread's call is checked per timeout.
 const LOOKS: u32 = 8;
-/// The longest time between two looks.
+/// The longest time between two checks.
 const LOOK_MAX: Duration = Duration::from_millis(500);
 
 pub(super) struct BlockingThread {
@@ -47,13 +47,13 @@ struct Current {
     since: Instant,
 }
 
-/// Tells the worker that its thread has ended: user code can panic also where no call of it is guarded,
-/// when a component is copied or dropped.
+/// Informs the worker that its thread has ended: user code can also panic where its calls are not
+/// guarded, when a component is copied or dropped.
 #[derive(Message)]
 #[rtype(result = "()")]
 struct Ended(Arc<Mutex<Call>>);
 
-/// In each thread: looks after its end, whatever happened.
+/// In each thread: reports its end, however it comes.
 struct Thread {
     call: Arc<Mutex<Call>>,
     stage: Arc<StagePlan>,
@@ -78,7 +78,7 @@ impl BlockingThread {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let thread = Thread { call: Arc::clone(&call), stage, worker };
         std::thread::Builder::new().name(name).spawn(move || {
-            // The last to be dropped: by then nothing is held here any more.
+            // Dropped last: by then nothing is held here any more.
             let thread = thread;
             let mut work = work;
             work.run_blocking(&runtime, &thread.call);
@@ -86,7 +86,7 @@ impl BlockingThread {
         Ok(Self { call, look: None })
     }
 
-    /// Looks at the call from time to time.
+    /// Checks the call periodically.
     pub(super) fn watch(&self, ctx: &mut actix::Context<Worker>) {
         ctx.run_later(Duration::ZERO, |worker, ctx| worker.look_often(ctx));
     }
@@ -94,7 +94,7 @@ impl BlockingThread {
 
 impl Drop for BlockingThread {
     fn drop(&mut self) {
-        // The thread ends with its call: the desk is closed. What it holds is given back now.
+        // The thread ends with its call, since the desk is closed. What it holds is given back now.
         drop(lock(&self.call).current.take());
     }
 }
@@ -102,8 +102,8 @@ impl Drop for BlockingThread {
 impl Handler<Ended> for Worker {
     type Result = ();
 
-    /// It dies with its thread. Where that ends because the desk is closed, it is not there to hear of
-    /// it, or its stage has failed.
+    /// The worker dies with its thread. If the thread ends because the desk is closed, the worker
+    /// is not there to receive this, or its stage has failed.
     fn handle(&mut self, Ended(call): Ended, ctx: &mut Self::Context) {
         if self.thread_mut().is_some_and(|thread| Arc::ptr_eq(&thread.call, &call)) {
             ctx.stop();
@@ -121,7 +121,7 @@ impl Worker {
         }
     }
 
-    /// Takes the delivery from a call that takes too long.
+    /// Takes the delivery away from a call that takes too long.
     fn look(&mut self, timeout: Duration, ctx: &mut actix::Context<Self>) {
         let Some(thread) = self.thread_mut() else { return };
         let late = {
@@ -216,7 +216,7 @@ impl WorkLoop {
         }
     }
 
-    /// Batches are not fenced: a timeout on a blocking batch component is refused by `check`.
+    /// Batches are not fenced: `check` refuses a timeout on a blocking batch component.
     async fn run_blocking_batches(&mut self, call: &Mutex<Call>) {
         let size = self.runner.site.stage.batch.map_or(1, |(size, _)| size);
         while let Some(items) = self.next(size).await {
@@ -227,14 +227,14 @@ impl WorkLoop {
             tokio::select! {
                 biased;
                 () = self.gather_and_handle(items) => {}
-                // It may wait at the throttle, with what is given back now.
+                // It may be waiting at the throttle, with what is given back now.
                 () = desk.closed() => return,
             }
         }
     }
 
-    /// Handles one delivery; `None` when it was taken away meanwhile, or the desk was closed before it
-    /// came to be called.
+    /// Handles one delivery; `None` if it was taken away meanwhile, or the desk was closed before
+    /// the call began.
     fn handle_blocking(
         &mut self,
         Item { delivery, retry }: Item,
@@ -259,7 +259,8 @@ impl WorkLoop {
         let copy = delivery.copy_without_duty();
         let context = ComponentContext::lend(Arc::clone(&stage.context), copy);
         lock(call).current = Some(Current { delivery, retry, since: Instant::now() });
-        // Looked at only now: who closes it later finds what is to be given back.
+        // Checked only now: if the desk is closed later, whoever closes it finds what is to be
+        // given back.
         if self.desk.is_closed() {
             drop(lock(call).current.take());
             return None;

@@ -28,22 +28,22 @@ use crate::plan::{QueuePlace, QueuePlan, StagePlan};
 use crate::pool::{CHUNK_MAX, Pool, Port};
 use crate::tree::{Exit, Report};
 
-/// The most messages asked for at once: sixteen chunks, or two for each of the workers.
+/// The most messages requested at once: sixteen chunks, or two per worker.
 const PULL_MAX: usize = 16 * CHUNK_MAX;
-/// Half of what one worker is given at most, and so of what one call that hangs holds up.
+/// Half of what one worker is given at most, and so of what one hanging call delays.
 const DEALT_MAX: usize = 4 * CHUNK_MAX;
-/// So many times more waits with order by key: keys do not spread evenly over the workers.
+/// With order by key, this many times more may wait: keys do not spread evenly over the workers.
 const KEYS_AHEAD: usize = 4;
 /// The most messages settled in one transaction, so that locks are not held for long.
 const SETTLE_MAX: usize = 2 * PULL_MAX;
-/// While something is being settled, more is begun with only when it is so much: many small
-/// transactions cost a store more than few large ones.
+/// While a settlement is under way, another starts only with at least this many messages: many
+/// small transactions cost a store more than few large ones.
 const SETTLE_BESIDE: usize = PULL_MAX / 2;
 /// Settlements under way at once: one that waits for the disk and one that is being prepared.
 const SETTLEMENTS_MAX: usize = 2;
-/// How long settlements that are under way may take when the consumer closes.
+/// How long pending settlements may take when the consumer closes.
 const LAST_SETTLEMENTS: Duration = Duration::from_secs(2);
-/// Back-off after a consumer could not be asked.
+/// Back-off after a consumer could not be queried.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
 /// Everything a consumer actor works with.
@@ -54,7 +54,7 @@ pub(crate) struct ConsumerSite {
     pub(crate) pool: Arc<Pool>,
     /// Deal only to the workers of this lane; `None`: to all.
     pub(crate) lane: Option<usize>,
-    /// Inputs that go before this one.
+    /// Inputs with priority over this one.
     pub(crate) before: Vec<Arc<Control>>,
     pub(crate) control: Arc<Control>,
     /// Its share of the stage's credit.
@@ -64,14 +64,15 @@ pub(crate) struct ConsumerSite {
 }
 
 impl ConsumerSite {
-    /// Whether a worker gets what this consumer has: one of its lane, or by key any, since the messages of
-    /// a key that come by several queues, or again from the dead letters, have one worker.
+    /// Whether a worker gets this consumer's messages: the workers of its lane do; with order by
+    /// key any worker may, since the messages of a key that come over several queues, or again from
+    /// the dead letters, have one worker.
     fn deals_to(&self, port: &Port) -> bool {
         self.stage.order == Order::Key || self.lane.is_none_or(|here| here == port.lane)
     }
 
-    /// How much a worker has at most: what it does in two chunks' time, but no more than twice so many, or two
-    /// batches.
+    /// The most messages a worker has: what it does in two chunks' time (at most `2 * max`), or two
+    /// batches, if that is more.
     fn room(&self, port: &Port, max: usize) -> usize {
         2 * port.ahead(max).max(self.stage.batch.map_or(1, |(size, _)| size))
     }
@@ -100,7 +101,7 @@ impl Actor for Consumer {
         ctx.spawn(pull.into_actor(self).map(move |result, actor, ctx| {
             control.addr.store(None);
             match result {
-                // It died: the supervisor opens its connection again.
+                // It died: the supervisor reopens its connection.
                 Err(End::Stalled) => return ctx.stop(),
                 Err(End::Failed(error)) => report.failed(stage, error),
                 Ok(()) => {}
@@ -122,9 +123,9 @@ impl Handler<Crash> for Consumer {
 
 /// Why a consumer cannot go on.
 enum End {
-    /// It will not go better by itself: the stage fails.
+    /// It will not recover by itself: the stage fails.
     Failed(String),
-    /// Its connection has to be opened again.
+    /// Its connection has to be reopened.
     Stalled,
 }
 
@@ -136,9 +137,9 @@ struct PullLoop {
     site: Rc<ConsumerSite>,
     flights: Flights,
     origin: Arc<Origin>,
-    /// What is not yet with a worker: one line, or with order one for each worker.
+    /// What has not been given to a worker yet: one line, or with order one per worker.
     backlog: Vec<VecDeque<Delivery>>,
-    /// With order by key, of a queue that does not keep a key busy itself.
+    /// Present with order by key, if the queue does not keep a key busy itself.
     lines: Option<Lines>,
     finished: VecDeque<Finished>,
     settling: FuturesUnordered<Settling>,
@@ -149,7 +150,7 @@ struct PullLoop {
     /// Scratch space, kept for its memory.
     resolved: Vec<Resolved>,
     failures: u32,
-    /// How many messages came, and have come to an outcome.
+    /// How many messages came in, and how many have an outcome.
     came: u64,
     outcomes: u64,
 }
@@ -181,7 +182,7 @@ impl PullLoop {
         }
     }
 
-    /// Pulls, deals and settles until it is told to stop or cannot go on; then closes.
+    /// Pulls, deals and settles until it is stopped or cannot go on; then closes.
     async fn run(mut self) -> Result<(), End> {
         let result = self.pull_until_stopped().await;
         self.close().await;
@@ -255,7 +256,7 @@ impl PullLoop {
         self.site.control.set_page(page);
     }
 
-    /// Takes over what was resolved since the last time.
+    /// Collects what was resolved since the last time.
     fn collect(&mut self) {
         self.origin.take(&mut self.resolved);
         for resolved in self.resolved.drain(..) {
@@ -266,7 +267,8 @@ impl PullLoop {
     }
 
     /// Begins to settle what has finished. With order, one settlement follows the other, so that
-    /// outputs leave in order too; also where the state is written, so that the last value stays.
+    /// outputs leave in order too; the same applies if state is written, so that the last value
+    /// wins.
     fn settle(&mut self) {
         let max = if self.site.stage.order == Order::None { SETTLEMENTS_MAX } else { 1 };
         while !self.finished.is_empty() && self.settling.len() < max {
@@ -302,17 +304,17 @@ impl PullLoop {
         }
         self.deal_what_fits(&mut ports);
         if !self.backlog[0].is_empty() {
-            // The room may be another consumer's, whose messages do not wake this one.
+            // The room may be taken by another consumer's messages, which do not wake this one.
             ports.iter().for_each(|port| port.want_room());
             self.deal_what_fits(&mut ports);
         }
     }
 
     fn deal_what_fits(&mut self, ports: &mut [&Arc<Port>]) {
-        // Asked once each: the workers change it meanwhile, and a sort has to find one order.
+        // Queried once each: the workers change it meanwhile, and sorting needs consistent values.
         ports.sort_by_cached_key(|port| port.queued());
         let line = &mut self.backlog[0];
-        // A fair share first, so that a small backlog is not all one worker's.
+        // A fair share first, so that one worker does not get all of a small backlog.
         let share = line.len().div_ceil(ports.len().max(1));
         for port in ports {
             let room = self.site.room(port, DEALT_MAX).saturating_sub(port.queued());
@@ -323,14 +325,14 @@ impl PullLoop {
         }
     }
 
-    /// Asks for more, if there is credit and nobody goes before.
+    /// Requests more, if there is credit and no other input has priority.
     fn pull(&mut self) {
         let control = &self.site.control;
         let idle = self.pulling.is_none() && !control.ended.load(Relaxed);
         if control.mode() != Mode::Running {
-            // What a consumer has taken but not returned it gives out again.
+            // The consumer hands out again what it has taken but not returned.
             self.pulling = None;
-            // Nothing more comes of one that is at its end: it holds nobody up.
+            // A consumer at its end has no more to come, so it holds nobody up.
             control.set_waiting(control.ended.load(Relaxed));
             return;
         }
@@ -357,7 +359,7 @@ impl PullLoop {
             failures => doubled(BACK_OFF.0, BACK_OFF.1, failures),
         };
         self.pulling = Some(Box::pin(async move {
-            // Nothing comes of one that backs off either: it holds nobody up.
+            // A consumer that is backing off holds nobody up either.
             control.set_waiting(true);
             if !wait.is_zero() {
                 tokio::time::sleep(wait).await;
@@ -370,8 +372,8 @@ impl PullLoop {
         }));
     }
 
-    /// How much the consumer holds at most beside what its workers have: what they do in two chunks'
-    /// time, so that it does not sit on work that another lane or process could do.
+    /// The most that the consumer holds in addition to what its workers have: as much as they do in
+    /// two chunks' time, so that it does not sit on work that another lane or process could do.
     fn room(&self) -> usize {
         let ports = self.site.pool.ports();
         let here = ports.iter().filter(|port| self.site.deals_to(port));
@@ -379,8 +381,8 @@ impl PullLoop {
         room.clamp(1, PULL_MAX)
     }
 
-    /// Whether as much waits as there is room for. With order by key that is with the workers: what came
-    /// is theirs at once.
+    /// Whether there is no room for more. With order by key, what counts is what the workers hold,
+    /// since they get messages at once.
     fn is_full(&self, room: usize) -> bool {
         if self.site.stage.order != Order::Key {
             return self.backlog.iter().map(VecDeque::len).sum::<usize>() >= room;
@@ -395,7 +397,8 @@ impl PullLoop {
     }
 
     fn want(&self, messages: usize, bytes: usize, room: usize) -> Option<Want> {
-        // In queue order one at a time: the next may not be seen before the last is resolved.
+        // In queue order one at a time: the next may not be seen before the previous one is
+        // resolved.
         if self.site.stage.order == Order::Queue && messages > 0 {
             return None;
         }
@@ -451,12 +454,12 @@ impl PullLoop {
         }
     }
 
-    /// Which line of the backlog a delivery stands in, of one for each of so many workers.
+    /// The index of a delivery's line in the backlog, with one line for each of `workers`.
     fn line(&self, delivery: &mut Delivery, workers: usize) -> usize {
         if self.site.stage.order != Order::Key {
             return 0;
         }
-        // A key that cannot be read is told by the worker, as a payload that does not decode.
+        // The worker reports a key that cannot be read, as it does a payload that does not decode.
         let _ = self.site.input.read_key(delivery);
         delivery.message.key.as_ref().map_or(0, |key| shard(key, workers))
     }
@@ -464,7 +467,7 @@ impl PullLoop {
     fn delivery(&self, mut incoming: Incoming, (number, guard): (u64, Guard)) -> Delivery {
         let codec = match self.site.input.place {
             QueuePlace::Connector(_) => self.site.input.codec,
-            // What is redriven is written as it was when it came to the stage.
+            // A redriven message has the codec that it had when it came to the stage.
             QueuePlace::State => DeadLetter::take_codec(&mut incoming.message),
         };
         let parts = Parts {
@@ -485,11 +488,11 @@ impl PullLoop {
         parts.into()
     }
 
-    /// What is not settled is given back by the connector.
+    /// The connector gives back what is not settled.
     async fn close(mut self) {
         (self.pulling, self.extending) = (None, None);
-        // Outputs may be on their queues already: an ack that is under way saves doing it again.
-        // One that waits for a queue that takes nothing is not waited for.
+        // Outputs may already be on their queues: finishing a pending ack saves doing them again. A
+        // settlement that is blocked by a queue taking nothing is not waited for.
         let site = Rc::clone(&self.site);
         let rest = async {
             while self.settling.len() > site.settler.blocked.count() {
@@ -514,7 +517,7 @@ impl Drop for PullLoop {
         let counted = self.site.settler.ahead.take();
         self.site.stage.stats.released.add(self.flights.roots().saturating_sub(counted));
         self.origin.close();
-        // Until there is another in its place, it holds nobody up.
+        // Until it is replaced, it holds nobody up.
         self.site.control.set_waiting(true);
         self.site.control.in_flight.store(0, Relaxed);
         self.site.control.set_page(Page::default());

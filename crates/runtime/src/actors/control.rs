@@ -1,4 +1,4 @@
-//! What others may see of a consumer and say to it, whatever actor is behind it.
+//! What is visible of a consumer, and how it is controlled, whichever actor is behind it.
 
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use super::Crash;
 use super::consumer::Consumer;
 
-/// What a consumer is to do.
+/// What a consumer should do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mode {
     /// Pull.
@@ -23,19 +23,19 @@ pub(crate) enum Mode {
     Stopping,
 }
 
-/// What others may see and say of a consumer, whatever actor is behind it.
+/// What is visible of a consumer, and how it is controlled, whichever actor is behind it.
 pub(crate) struct Control {
     mode: Mutex<Mode>,
-    /// How often the mode was set, and the last of these that the actor has acted on.
+    /// How often the mode was set, and the last setting that the actor has acted on.
     pub(super) asked: AtomicU64,
     pub(super) heard: AtomicU64,
     pub(crate) notify: Arc<Notify>,
     pub(crate) in_flight: AtomicUsize,
     /// A finite queue was read to its end.
     pub(crate) ended: AtomicBool,
-    /// The consumer waits for more: nothing was there when it last asked.
+    /// The consumer waits for more: its last request found nothing.
     pub(crate) waiting: AtomicBool,
-    /// The consumers that wait for this one to wait.
+    /// The consumers that may pull only while this one waits.
     followers: Mutex<Vec<Arc<Notify>>>,
     page: Mutex<Page>,
     /// It has ended, and given back what it held.
@@ -66,7 +66,7 @@ impl Control {
         self.notify.notify_one();
     }
 
-    /// How much is in flight, by an actor that has acted on the last mode; `None` if it has not yet.
+    /// How much is in flight, if the actor has acted on the last mode; `None` if it has not yet.
     pub(crate) fn unresolved(&self) -> Option<usize> {
         if !self.is_up() {
             return Some(0);
@@ -75,7 +75,7 @@ impl Control {
         heard.then(|| self.in_flight.load(Relaxed))
     }
 
-    /// Nothing is there to be taken, or something is again.
+    /// Records whether the queue has nothing to take.
     pub(super) fn set_waiting(&self, waiting: bool) {
         let before = self.waiting.swap(waiting, Relaxed);
         if waiting && !before {
@@ -84,7 +84,7 @@ impl Control {
         }
     }
 
-    /// Tells `follower` whenever nothing is there to be taken.
+    /// Notifies `follower` whenever the queue has nothing to take.
     pub(super) fn follow(&self, follower: &Arc<Notify>) {
         let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
         if !followers.iter().any(|known| Arc::ptr_eq(known, follower)) {
@@ -92,7 +92,8 @@ impl Control {
         }
     }
 
-    /// The books of the consumer: what came from the queue, what was settled, what is in flight.
+    /// The consumer's page of the books: what came from the queue, what was settled, what is in
+    /// flight.
     pub(crate) fn page(&self) -> Page {
         *self.page.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -106,7 +107,7 @@ impl Control {
         self.addr.load().as_ref().is_some_and(|addr| addr.connected())
     }
 
-    /// Kills the actor, as if by a defect of ours.
+    /// Kills the actor, as if by a defect in Brigade.
     pub(crate) fn crash(&self) -> bool {
         self.addr.load().as_ref().is_some_and(|addr| addr.try_send(Crash).is_ok())
     }

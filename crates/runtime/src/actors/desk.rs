@@ -1,6 +1,6 @@
-//! A worker's desk: what it has to do, what waits to be tried again, and what waits behind that.
+//! A worker's desk: what it has to do, what waits to be retried, and what waits behind that.
 //!
-//! The desk outlives a blocking thread that is given up on; another thread goes on from it.
+//! The desk outlives a blocking thread that is given up on; another thread continues with it.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,7 +18,7 @@ use crate::runner::{Parked, Step};
 pub(crate) struct Desk {
     state: Mutex<State>,
     notify: Notify,
-    /// Wakes who waits for nothing but the end.
+    /// Wakes those that only wait for the desk to close.
     end: Notify,
 }
 
@@ -26,15 +26,15 @@ struct State {
     queue: VecDeque<Item>,
     /// What the worker's loop has taken and not yet put back or ended.
     in_hand: usize,
-    /// What came, and what went: resolved, or on over a direct edge.
+    /// What came in, and what left: resolved, or passed on over a direct edge.
     came: u64,
     went: u64,
     gate: Gate<Item>,
-    /// What is to be tried again, by time; the number tells those of one instant apart.
+    /// What is to be retried, by time; the number separates entries with the same time.
     retries: BTreeMap<(Instant, u64), Delivery>,
     retried: u64,
-    /// The keys that are parked in their queues, each with the last handing-over by then of the stage's
-    /// consumers: what was handed out before goes back.
+    /// The keys that are parked in their queues, each with the number of the last handing-over by
+    /// the stage's consumers at that point: whatever was handed out up to then goes back.
     parked: HashMap<(u16, Option<Bytes>), u64>,
     closed: bool,
 }
@@ -62,7 +62,7 @@ impl Desk {
         Self { state: Mutex::new(state), notify: Notify::new(), end: Notify::new() }
     }
 
-    /// More to do.
+    /// Adds work.
     pub(crate) fn push(&self, deliveries: Vec<Delivery>) {
         let mut state = self.lock();
         state.came += deliveries.len() as u64;
@@ -101,7 +101,7 @@ impl Desk {
         }
     }
 
-    /// Waits until there is as much to do as `size`, at most until `until`.
+    /// Waits until `items` holds `size` deliveries, at the latest until `until`.
     pub(crate) async fn gather(&self, items: &mut Vec<Item>, size: usize, until: Instant) {
         while items.len() < size {
             {
@@ -158,22 +158,22 @@ impl Desk {
         state.in_hand -= 1;
     }
 
-    /// The loop is through with what it had in hand; so many of it have ended or gone on.
+    /// Called when the loop is done with what it had in hand; `went` of it have ended or gone on.
     pub(crate) fn finish(&self, went: u64) {
         let mut state = self.lock();
         state.went += went;
         state.in_hand = 0;
     }
 
-    /// What came, what went, and what is here.
+    /// What came in, what left, and what is here.
     pub(crate) fn page(&self) -> Page {
         let state = self.lock();
         let held = state.queue.len() + state.in_hand + state.gate.waiting() + state.retries.len();
         Page { came: state.came, went: state.went, held: held as u64 }
     }
 
-    /// What follows from a step. `retried` is the key of a delivery that was tried again, whose later ones
-    /// wait behind it: they come before what was taken from the desk along with it.
+    /// Acts on the result of a step. `retried` is the key of a delivery that was retried, with
+    /// later ones waiting behind it: they come before what was taken from the desk along with it.
     pub(crate) fn after(
         &self,
         step: Step,
@@ -192,14 +192,14 @@ impl Desk {
         }
     }
 
-    /// A key is parked in its queue: what lies here of it goes back.
+    /// Handles a key that is parked in its queue: what is on the desk with this key goes back.
     fn park(&self, parked: Parked, taken: Vec<Item>) {
         let Parked { key, input, last } = parked;
         self.lock().parked.insert((input, key.clone()), last);
         self.open(key.as_ref(), taken);
     }
 
-    /// This delivery is tried again at `at`; later ones of its key wait.
+    /// Retries this delivery at `at`; later ones of its key wait.
     fn retry(&self, delivery: Delivery, at: Instant) {
         let mut state = self.lock();
         state.gate.block(delivery.message.key.as_ref());
@@ -211,8 +211,8 @@ impl Desk {
         self.notify.notify_one();
     }
 
-    /// A delivery that was being retried is resolved: what waited behind it comes next, in order,
-    /// and only then what was taken from the desk after it.
+    /// Called when a delivery that was being retried is resolved: what waited behind it comes next,
+    /// in order, and only then what was taken from the desk after it.
     fn open(&self, key: Option<&Bytes>, taken: Vec<Item>) {
         let mut state = self.lock();
         for item in taken.into_iter().rev() {
@@ -225,7 +225,7 @@ impl Desk {
         }
     }
 
-    /// No more: what lies here is given back.
+    /// Closes the desk: what is on it is given back.
     pub(crate) fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
@@ -233,7 +233,7 @@ impl Desk {
         let retries = std::mem::take(&mut state.retries);
         let behind = state.gate.take_all();
         drop(state);
-        // Dropped outside of the lock: resolving wakes consumers.
+        // Dropped outside the lock: resolving wakes consumers.
         let before = ended_here();
         drop((queue, retries, behind));
         self.lock().went += ended_here() - before;
@@ -241,13 +241,13 @@ impl Desk {
         self.end.notify_one();
     }
 
-    /// The stage fails: what was taken from here and what lies here is given back.
+    /// The stage fails: what was taken from the desk and what is on it is given back.
     fn halt(&self, taken: impl Iterator<Item = Item>) {
         self.close();
         taken.for_each(|item| self.release(item));
     }
 
-    /// Waits until nothing is to be done here any more.
+    /// Waits until the desk is closed.
     pub(crate) async fn closed(&self) {
         while !self.is_closed() {
             self.end.notified().await;
@@ -264,7 +264,7 @@ impl Desk {
 }
 
 impl State {
-    /// Retries whose time has come go to the front, the earliest first.
+    /// Moves due retries to the front, the earliest first.
     fn fetch_due(&mut self, now: Instant) {
         let waiting = self.retries.split_off(&(now, u64::MAX));
         let due = std::mem::replace(&mut self.retries, waiting);

@@ -20,12 +20,12 @@ pub(crate) use settler::{Ahead, Settler};
 pub(crate) use tries::Told;
 pub(crate) use worker::{Work, Worker};
 
-/// Stop, now; what is held is given back.
+/// Stop now; what is held is given back.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(crate) struct Halt;
 
-/// Die, as if by a defect of ours; sent only by tests.
+/// Die, as if by a defect in Brigade; sent only by tests.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(crate) struct Crash;

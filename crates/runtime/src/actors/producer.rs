@@ -1,4 +1,4 @@
-//! The actor of one producer on one lane, and the way to it.
+//! The actor of one producer on one lane, and the handle through which it is reached.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -18,13 +18,13 @@ use super::{Crash, Halt};
 use crate::plan::QueuePlan;
 use crate::tree::Exit;
 
-/// The way to the producer of a queue; it stays while the actor behind it comes and goes.
+/// The way to the producer of a queue; it stays while actors behind it come and go.
 pub(crate) struct Outlet {
     pub(crate) queue: Arc<QueuePlan>,
     pub(crate) producer: Arc<dyn ConnectorProducer>,
     pub(crate) store: Option<StoreId>,
     addr: ArcSwapOption<Addr<Producer>>,
-    /// No actor is to be there any more.
+    /// Set when there must not be an actor any more.
     closed: AtomicBool,
     told: Told,
 }
@@ -33,7 +33,7 @@ pub(crate) struct Outlet {
 #[derive(Message)]
 #[rtype(result = "()")]
 struct Produce {
-    /// Shared with who asked, who sends again what is not confirmed.
+    /// Shared with the requester, which resends what is not confirmed.
     batch: Arc<Vec<Outgoing>>,
     reply: oneshot::Sender<Result<Vec<Produced>, ConnectorError>>,
 }
@@ -42,7 +42,7 @@ struct Produce {
 #[derive(Message)]
 #[rtype(result = "()")]
 struct Stage {
-    /// Lent by who asked.
+    /// Lent by the requester.
     batch: Arc<Vec<Outgoing>>,
     reply: oneshot::Sender<Result<Staged, ConnectorError>>,
 }
@@ -54,9 +54,9 @@ impl Outlet {
         Arc::new(Self { queue, producer, store, addr, closed, told: Told::default() })
     }
 
-    /// Puts a batch on the queue, for as long as it takes; only what is not confirmed is sent
-    /// again. Tells `stand` the places of what is on the queue as soon as it is. Answers with what the
-    /// queue refused for good, by its place in the batch.
+    /// Puts a batch on the queue, however long it takes; only what is not confirmed is sent again.
+    /// Calls `stand` with the indices of confirmed messages as soon as they are on the queue.
+    /// Returns what the queue refused for good, with indices in the batch.
     ///
     /// # Errors
     /// The queue cannot be written and never will be.
@@ -87,7 +87,7 @@ impl Outlet {
                             Produced::Rejected(why) => rejected.push((places[at], why)),
                             Produced::Failed(error) => {
                                 left.push(at);
-                                // What stays is told, though others only come after it.
+                                // A permanent error is reported, even if transient ones follow it.
                                 if last.as_ref().is_none_or(ConnectorError::is_transient) {
                                     last = Some(error);
                                 }
@@ -160,7 +160,7 @@ impl Outlet {
         Ok(())
     }
 
-    /// Ends the actor, also one that is not up yet: it and this hold each other.
+    /// Ends the actor, even one that is not up yet: the actor and this hold each other.
     pub(crate) fn close(&self) {
         self.closed.store(true, SeqCst);
         if let Some(addr) = &*self.addr.load() {
@@ -168,16 +168,16 @@ impl Outlet {
         }
     }
 
-    /// Kills the actor, as if by a defect of ours.
+    /// Kills the actor, as if by a defect in Brigade.
     pub(crate) fn crash(&self) -> bool {
         self.addr.load().as_ref().is_some_and(|addr| addr.try_send(Crash).is_ok())
     }
 }
 
-/// What a producer answered, if it answered for each message: else nobody knows what became of which.
+/// A producer's results, if there is one per message; otherwise they cannot be matched to messages.
 ///
 /// # Errors
-/// It did not. Trying again would not help, since the connector is wrong.
+/// There is not. Retrying would not help, since the connector is wrong.
 pub(crate) fn one_for_each(
     queue: &str,
     kind: &str,
@@ -194,10 +194,11 @@ pub(crate) fn one_for_each(
     )))
 }
 
-/// What a producer prepared, if what it rejects is of the batch: each place once, here in order.
+/// What a producer prepared, if everything it rejects is in the batch: each index once, here in
+/// order.
 ///
 /// # Errors
-/// It is not. Trying again would not help, since the connector is wrong.
+/// It is not. Retrying would not help, since the connector is wrong.
 pub(crate) fn only_of_the_batch(
     queue: &str,
     kind: &str,
@@ -252,7 +253,7 @@ impl Handler<Produce> for Producer {
     fn handle(&mut self, Produce { batch, reply }: Produce, ctx: &mut Self::Context) {
         let producer = Arc::clone(&self.outlet.producer);
         let produce = async move {
-            // Who asked may be gone: then the messages are handled again.
+            // The requester may be gone: then the messages are handled again.
             let _ = reply.send(producer.produce(&batch).await);
         };
         ctx.spawn(produce.into_actor(self));

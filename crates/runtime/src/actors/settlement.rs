@@ -1,4 +1,4 @@
-//! One settlement: what a batch of finished messages became, laid out for writing.
+//! One settlement: what became of a batch of finished messages, laid out for writing.
 
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -22,27 +22,28 @@ use crate::plan::QueuePlace;
 /// A batch of messages on its way to be acked or given back.
 #[derive(Default)]
 pub(super) struct Settlement {
-    /// What is done with, one way or the other.
+    /// Messages that are done, one way or the other.
     pub(super) units: Vec<Unit>,
     /// What has to be on its queues before or together with the acks.
     pub(super) outputs: Vec<Output>,
-    /// What the outputs were made of, as long as they may be refused.
+    /// What the outputs were made from, kept as long as they may be refused.
     pub(super) parents: Rc<Parents>,
-    /// What goes back.
+    /// What goes back to the queue.
     pub(super) failed: Vec<Failed>,
 }
 
 type Parents = Vec<Parent>;
 
-/// What a message became in one stage.
+/// What became of a message in one stage.
 pub(super) struct Parent {
     /// It comes in a box; unboxing would copy it.
     pub(super) made: Box<Made>,
-    /// An output of it was refused, so that it is a dead letter: one, however many are refused.
+    /// An output of it was refused, which makes it a dead letter: a single one, however many are
+    /// refused.
     pub(super) refused: Cell<bool>,
 }
 
-/// The keys that a settlement's messages wrote: nobody else stores values of them.
+/// The keys that a settlement's messages wrote: no other settlement stores values for them.
 pub(super) struct Claimed(Rc<Parents>);
 
 impl Drop for Claimed {
@@ -51,11 +52,11 @@ impl Drop for Claimed {
     }
 }
 
-/// A message that is done with.
+/// A message that is done.
 pub(super) struct Unit {
     pub(super) receipt: Receipt,
     pub(super) outcome: Outcome,
-    /// The places among the parents of what it was in each stage.
+    /// The indices in `parents` of what it was in each stage.
     parents: Range<usize>,
 }
 
@@ -65,7 +66,7 @@ pub(super) struct Output {
     pub(super) receipt: Receipt,
     pub(super) queue: u16,
     pub(super) outgoing: Outgoing,
-    /// What it was made of, by its place among the parents; a dead letter has none.
+    /// What it was made from, as an index in `parents`; a dead letter has none.
     pub(super) parent: Option<usize>,
 }
 
@@ -78,7 +79,7 @@ pub(super) enum Outcome {
 }
 
 impl Settlement {
-    /// Tells what is done with from what goes back to the queue.
+    /// Separates what is done from what goes back to the queue.
     pub(super) fn of(batch: Vec<Finished>, settler: &Settler) -> Self {
         let mut settlement = Self::default();
         settlement.units.reserve(batch.len());
@@ -134,7 +135,7 @@ impl Settlement {
         self.units.push(Unit { receipt, outcome, parents });
     }
 
-    /// Leaves the first `n` units, with their outputs, and answers with the rest.
+    /// Keeps the first `n` units, with their outputs, and returns the rest.
     pub(super) fn split_off(&mut self, n: usize) -> Self {
         let units = self.units.split_off(n);
         let rest: HashSet<Receipt> = units.iter().map(|unit| unit.receipt).collect();
@@ -143,13 +144,13 @@ impl Settlement {
         Self { units, outputs, parents: Rc::clone(&self.parents), ..Self::default() }
     }
 
-    /// Takes back what was split off.
+    /// Puts back what was split off.
     pub(super) fn append(&mut self, mut rest: Self) {
         self.units.append(&mut rest.units);
         self.outputs.append(&mut rest.outputs);
     }
 
-    /// Takes out the outputs for one queue.
+    /// Removes and returns the outputs for one queue.
     pub(super) fn take_outputs(&mut self, queue: u16) -> Vec<Output> {
         if self.outputs.iter().all(|output| output.queue == queue) {
             return std::mem::take(&mut self.outputs);
@@ -157,19 +158,19 @@ impl Settlement {
         self.outputs.extract_if(.., |output| output.queue == queue).collect()
     }
 
-    /// Takes out the output with this id.
+    /// Removes and returns the output with this id.
     pub(super) fn take_output(&mut self, id: MessageId) -> Option<Output> {
         let at = self.outputs.iter().position(|output| output.outgoing.message.id == id)?;
         Some(self.outputs.remove(at))
     }
 
-    /// The outputs for one queue, by their places.
+    /// The indices of the outputs for one queue.
     pub(super) fn places(&self, queue: u16) -> Vec<usize> {
         let numbered = self.outputs.iter().enumerate();
         numbered.filter(|(_, output)| output.queue == queue).map(|(at, _)| at).collect()
     }
 
-    /// Lends out what goes to a queue, by its places, until it is [taken back](Self::take_back).
+    /// Lends out the outputs at `places` until they are [taken back](Self::take_back).
     pub(super) fn lend(&mut self, places: &[usize]) -> Arc<Vec<Outgoing>> {
         let lend = |at: &usize| std::mem::take(&mut self.outputs[*at].outgoing);
         Arc::new(places.iter().map(lend).collect())
@@ -177,7 +178,7 @@ impl Settlement {
 
     /// Takes back what was lent.
     pub(super) fn take_back(&mut self, places: &[usize], lent: Arc<Vec<Outgoing>>) {
-        // Who had it may have died, and not let go of it yet.
+        // The borrower may have died without having released it yet.
         let lent = Arc::try_unwrap(lent).unwrap_or_else(|lent| Vec::clone(&lent));
         for (at, outgoing) in places.iter().zip(lent) {
             self.outputs[*at].outgoing = outgoing;
@@ -188,13 +189,13 @@ impl Settlement {
         self.units.iter().map(|unit| unit.receipt).collect()
     }
 
-    /// These are someone else's by now, and so is what they became.
+    /// Forgets fenced units and what became of them: they belong to another consumer now.
     pub(super) fn forget(&mut self, fenced: &[Receipt]) {
         self.units.retain(|unit| !fenced.contains(&unit.receipt));
         self.outputs.retain(|output| !fenced.contains(&output.receipt));
     }
 
-    /// What its messages became in the stages that wrote to their states.
+    /// What became of its messages in the stages that wrote to their states.
     fn writing(&self) -> impl Iterator<Item = &Parent> {
         let parents = self.units.iter().flat_map(|unit| &self.parents[unit.parents.clone()]);
         parents.filter(|parent| !parent.made.written.writes.is_empty())
@@ -205,17 +206,18 @@ impl Settlement {
         self.writing().next().is_some()
     }
 
-    /// Claims the keys that its messages wrote, if nobody else stores a value of one of them.
+    /// Claims the keys that its messages wrote, unless another settlement is storing a value for
+    /// one of them.
     pub(super) fn claim(&self) -> Option<Claimed> {
         let claim = Claim::new();
-        // Those that were claimed when one is not free are let go of with it.
+        // If one key is not free, the claims made before it are released with this.
         let claimed = Claimed(Rc::clone(&self.parents));
         self.writing().all(|parent| parent.made.written.claim(claim)).then_some(claimed)
     }
 
-    /// What is to be written to the states of its stages, in the order in which the messages were handled:
-    /// with direct edges they finish in another. What was stored meanwhile by one that was handled later
-    /// stays.
+    /// What is to be written to the states of its stages, in the order in which the messages were
+    /// handled: with direct edges they finish in a different order. A value stored in the meantime
+    /// by a message that was handled later is kept.
     pub(super) fn writes(&self, settler: &Settler) -> Vec<StoreOp> {
         let writes = self.writing().flat_map(|parent| {
             let space = &settler.stage(parent.made.stage).context.state_space;
@@ -233,7 +235,8 @@ impl Settlement {
         writes.into_iter().map(|(_, op)| op).collect()
     }
 
-    /// What its messages wrote to the state is stored: the state tells it from now on.
+    /// Records that what its messages wrote is stored: from now on the state has the current
+    /// values.
     pub(super) fn stored(&self) {
         for unit in &self.units {
             let parents = &self.parents[unit.parents.clone()];
@@ -241,7 +244,7 @@ impl Settlement {
         }
     }
 
-    /// The message is a dead letter now.
+    /// Records that the message is a dead letter now.
     pub(super) fn mark_dead_lettered(&mut self, receipt: Receipt) {
         if let Some(unit) = self.units.iter_mut().find(|unit| unit.receipt == receipt) {
             unit.outcome = Outcome::DeadLettered;
@@ -250,7 +253,7 @@ impl Settlement {
 }
 
 impl Settler {
-    /// Counts outputs that are on their queues; dead letters are counted as what they are.
+    /// Counts outputs that are on their queues; dead letters are counted separately.
     pub(super) fn count_outputs<'o>(
         &self,
         parents: &Parents,
@@ -309,8 +312,8 @@ impl Settler {
         Output { receipt, queue: stage.dead_letters, outgoing: message.into(), parent: None }
     }
 
-    /// The id of a message's dead letter. What was handed back and is given up again has the id that it
-    /// had, but its letter is another one: a queue that stores nothing twice has to take it.
+    /// The id of a message's dead letter. A redriven message that is given up on again has the same
+    /// id as before, but its letter is a different one: a queue that deduplicates must accept it.
     fn letter_id(&self, message: &Message, stage: &str, receipt: Receipt) -> MessageId {
         match self.input.place {
             QueuePlace::Connector(_) => message.id.output(stage, DEAD_LETTER, 0),
@@ -322,17 +325,17 @@ impl Settler {
     }
 }
 
-/// Errors tell what they are about, which may be the whole message: a letter that has it several times over would be
-/// too large for its queue, and nothing behind the message could go on.
+/// Error texts may contain what they are about, even the whole message: a letter that contains it
+/// several times would be too large for its queue and block everything behind it.
 fn shortened_cause(cause: Cause) -> Cause {
-    /// More than anybody reads; and with 16 that caused it 68 KiB, which is little beside the megabyte that brokers
-    /// take.
+    /// More than anybody reads; with a chain of 16 causes, 68 KiB, which is little compared to the
+    /// megabyte that brokers accept.
     const BYTES_MAX: usize = 4 * 1024;
     let Cause { kind, message, chain } = cause;
     let chain = chain.into_iter().map(|inner| shortened(inner, BYTES_MAX)).collect();
     Cause { kind, message: shortened(message, BYTES_MAX), chain }
 }
 
-/// Stands for the output's name in the id of a dead letter, before the redrive queue and the position there
-/// if it was handed back; no queue can have this name.
+/// Used as the output name in the id of a dead letter, followed by the redrive queue and the
+/// position there if the message was redriven; no queue can have this name.
 const DEAD_LETTER: &str = "~dead";

@@ -23,23 +23,23 @@ use crate::events::EventSender;
 use crate::plan::{QueuePlan, StagePlan};
 use crate::stats::Blocked;
 
-/// Settles what one consumer's messages became.
+/// Settles what became of one consumer's messages.
 pub(crate) struct Settler {
     pub(crate) consumer: Arc<dyn Consumer>,
     pub(crate) input: Arc<QueuePlan>,
-    /// The stages whose messages come by here: the root first, then what it feeds directly.
+    /// The stages whose messages are settled here: the root first, then what it feeds directly.
     pub(crate) stages: Vec<Arc<StagePlan>>,
-    /// The ways to the queues they write.
+    /// The outlets to the queues they write.
     pub(crate) outlets: Vec<Arc<Outlet>>,
     pub(crate) state: Arc<dyn StateStore>,
     pub(crate) events: EventSender,
     pub(crate) ahead: Ahead,
-    /// Of its settlements those that wait for a store or a queue that takes nothing.
+    /// Those of its settlements that wait for a store or a queue that takes nothing.
     pub(crate) blocked: Blocked,
     pub(crate) told: Told,
 }
 
-/// How many messages have been counted as what they became, and not yet told of as settled.
+/// How many messages have had their outcome counted, but have not been reported as settled yet.
 #[derive(Debug, Default)]
 pub(crate) struct Ahead(AtomicUsize);
 
@@ -52,7 +52,7 @@ impl Ahead {
         self.0.fetch_sub(messages, Relaxed);
     }
 
-    /// Of settlements that were given up.
+    /// Returns and resets the count, which is that of settlements that were given up.
     pub(crate) fn take(&self) -> usize {
         self.0.swap(0, Relaxed)
     }
@@ -76,11 +76,12 @@ pub(crate) struct Settled {
     pub(crate) outcomes: usize,
 }
 
-/// How one try to ack went.
+/// The result of one attempt to ack.
 enum Try {
-    /// These receipts did not stand; then, if the acks were together with something else, nothing was done.
+    /// These receipts were no longer valid; if the acks were together with something else, nothing
+    /// was done then.
     Acked { fenced: Vec<Receipt>, together: bool },
-    /// Outputs were refused and have become dead letters: begin again.
+    /// Outputs were refused and have become dead letters: start over.
     Refused,
 }
 
@@ -95,8 +96,8 @@ impl Settler {
         found.expect("messages come only from the stages of this line")
     }
 
-    /// Writes what a batch of messages became and acks them; waits for as long as a store or a
-    /// queue does not take it.
+    /// Writes what became of a batch of messages and acks them; waits as long as a store or a queue
+    /// does not take it.
     pub(crate) async fn settle(&self, batch: Vec<Finished>) -> Result<Settled, SettleError> {
         let slots = batch.iter().map(|finished| finished.slot).collect();
         let since: Vec<Since> = batch.iter().filter_map(|finished| finished.since).collect();
@@ -133,7 +134,8 @@ impl Settler {
 
     /// Puts outputs on queues that do not share the consumer's store: they go first.
     async fn produce_elsewhere(&self, settlement: &mut Settlement) -> Result<(), SettleError> {
-        // What one queue refuses becomes a dead letter for another; that cannot be refused again.
+        // What one queue refuses becomes a dead letter for another; that one cannot be refused
+        // again.
         loop {
             let elsewhere = self.outlets.iter().find(|outlet| {
                 let wanted = |output: &Output| output.queue == outlet.queue.index;
@@ -154,7 +156,7 @@ impl Settler {
         }
     }
 
-    /// Writes the stages' own state first where it does not share the consumer's store.
+    /// Writes the stages' own state first if it does not share the consumer's store.
     async fn write_elsewhere(&self, settlement: &Settlement) -> Result<(), SettleError> {
         if self.stores_together() || !settlement.has_writes() {
             return Ok(());
@@ -175,11 +177,12 @@ impl Settler {
         }
     }
 
-    /// Waits until nobody else stores a value of the keys that a settlement's messages wrote.
+    /// Waits until no other settlement is storing a value for the keys that this settlement's
+    /// messages wrote.
     async fn turn(&self, settlement: &Settlement) -> Turn<'_> {
         let ended = &self.root().stored;
         loop {
-            // Who ends from here on is heard.
+            // Settlements that end from here on wake this.
             let mut next = pin!(ended.notified());
             next.as_mut().enable();
             if let Some(claimed) = settlement.claim() {
@@ -194,7 +197,7 @@ impl Settler {
         self.consumer.store() == Some(self.state.store_id())
     }
 
-    /// Acks what is left of a settlement; says how many messages have come to an outcome. What
+    /// Acks what is left of a settlement; returns how many messages have come to an outcome. What
     /// cannot be written as a whole is written in smaller parts: all of it may be more than a queue
     /// with a limit ever holds.
     async fn ack(&self, settlement: Settlement) -> Result<usize, SettleError> {
@@ -218,12 +221,13 @@ impl Settler {
         Ok(outcomes)
     }
 
-    /// Acks units in one transaction; those whose leases were lost are left out. Counts each outcome
-    /// as soon as it is one: what was left out stays so when the rest has to be tried again.
+    /// Acks units in one transaction; those whose leases were lost are left out. Counts each
+    /// outcome as soon as it is final: units that were left out stay so when the rest has to be
+    /// retried.
     async fn ack_part(&self, part: &mut Settlement, outcomes: &mut usize) -> Result<(), TryError> {
         while !part.units.is_empty() {
             match self.try_ack(part).await? {
-                // What became of the refused goes first too, if it goes elsewhere.
+                // What became of refused outputs also goes first, if it goes elsewhere.
                 Try::Refused => self.produce_elsewhere(part).await?,
                 Try::Acked { fenced, together } => {
                     part.forget(&fenced);
@@ -260,7 +264,7 @@ impl Settler {
             settlement.take_back(&places, batch);
             let staged = staged?;
             if !staged.rejected.is_empty() {
-                // The last place first, so that the others stay where they are.
+                // Highest index first, so that the other indices stay valid.
                 for (at, why) in staged.rejected.iter().rev() {
                     let output = settlement.outputs.remove(places[*at]);
                     self.refuse(settlement, &output, why)?;
@@ -294,8 +298,8 @@ impl Settler {
         Ok(Try::Acked { fenced, together })
     }
 
-    /// An output was refused for good: its message becomes a dead letter. What else the message
-    /// became stands.
+    /// An output was refused for good: its message becomes a dead letter. Whatever else became of
+    /// the message stands.
     fn refuse(
         &self,
         settlement: &mut Settlement,
@@ -350,7 +354,7 @@ impl Settler {
         Ok(())
     }
 
-    /// Waits before the next try after a transient error; any other ends the stage.
+    /// Waits before the next attempt after a transient error; any other error ends the stage.
     async fn wait_after<'s>(
         &'s self,
         error: &ConnectorError,
@@ -400,7 +404,7 @@ impl Drop for Turn<'_> {
     }
 }
 
-/// Why a try to ack went wrong.
+/// Why an attempt to ack went wrong.
 enum TryError {
     Connector(ConnectorError),
     Fatal(SettleError),

@@ -1,4 +1,4 @@
-//! Tries that fail one after the other, while a store or a queue takes nothing.
+//! Consecutive failures while a store or a queue takes nothing.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -11,15 +11,15 @@ use crate::stats::Waiting;
 
 /// Back-off while a store or a queue cannot be written.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(5));
-/// How often it is told that something fails, and goes on to.
+/// How often an ongoing failure is logged.
 const TELL_EVERY: Duration = Duration::from_secs(10);
 
-/// When it was last told that something fails. A full queue is one again and again: that is no news.
+/// When a failure was last logged. A full queue fails again and again, which is no news.
 #[derive(Debug, Default)]
 pub(crate) struct Told(Mutex<Option<Instant>>);
 
 impl Told {
-    /// Whether it is to be told now; then it counts as told.
+    /// Whether to log it now; if so, it counts as logged.
     pub(super) fn is_due(&self) -> bool {
         let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let is_due = told.is_none_or(|at| at.elapsed() >= TELL_EVERY);
@@ -30,8 +30,8 @@ impl Told {
     }
 }
 
-/// How often something has failed in a row. As long as it does, its stage and its consumer are
-/// blocked; whoever else is, is so for himself.
+/// How often something has failed in a row. While it does, its stage and its consumer are blocked;
+/// other stages and consumers count their own blocking.
 #[derive(Default)]
 pub(super) struct Tries<'s> {
     failures: u32,
@@ -43,7 +43,7 @@ impl<'s> Tries<'s> {
         self.failures
     }
 
-    /// It has failed once more: waits before the next try.
+    /// Records another failure and waits before the next try.
     pub(super) async fn wait(&mut self, settler: &'s Settler) {
         self.failures += 1;
         self.blocked

@@ -1,4 +1,4 @@
-//! The actor of one worker: its mailbox fills a desk, and a loop works the desk off.
+//! The actor of one worker: its mailbox fills a desk, and a loop works through the desk.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::pool::{CHUNK_MAX, Port};
 use crate::runner::{Runner, RunnerSite, Template};
 use crate::tree::Exit;
 
-/// A chunk of deliveries for a worker. One that never arrives says so to the books.
+/// A chunk of deliveries for a worker. One that never arrives is recorded in the books as lost.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(crate) struct Work {
@@ -96,7 +96,7 @@ impl Actor for Worker {
 
 impl Drop for Worker {
     fn drop(&mut self) {
-        // `stopped` does not run when the arbiter goes first.
+        // `stopped` does not run if the arbiter goes first.
         self.port.down();
         self.desk.close();
     }
@@ -134,7 +134,7 @@ impl Worker {
         self.thread.as_mut()
     }
 
-    /// What works off the desk, with a component of its own.
+    /// The loop that works through the desk, with a component of its own.
     pub(super) fn work_loop(&self) -> WorkLoop {
         WorkLoop {
             runner: Runner::new(Arc::clone(&self.site), self.template.fresh()),
@@ -149,7 +149,7 @@ impl Worker {
     }
 }
 
-/// Works a desk off until it is closed.
+/// Works through a desk until it is closed.
 pub(super) struct WorkLoop {
     pub(super) runner: Runner,
     pub(super) template: Arc<Template>,
@@ -166,8 +166,8 @@ impl WorkLoop {
             } else {
                 self.handle(items).await;
             }
-            // A component that waits for nothing would keep its lane until the desk is empty: nothing
-            // would be settled, no lease extended, nobody stopped.
+            // A component that never waits would occupy its lane until the desk is empty: nothing
+            // would be settled, no lease extended, nothing stopped.
             tokio::task::yield_now().await;
         }
     }
@@ -212,8 +212,8 @@ impl WorkLoop {
         self.runner.send(self.port.lane);
     }
 
-    /// So many were handled, in this time. What the throttle took of it is not the component's, but the worker
-    /// is not faster than that.
+    /// Records that `n` were handled in this time. The time spent at the throttle is not the
+    /// component's, but it does slow the worker down.
     pub(super) fn handled(&mut self, n: usize, took: Duration) {
         let throttled = self.runner.take_throttled();
         let stage = &self.runner.site.stage;
@@ -224,15 +224,15 @@ impl WorkLoop {
         }
     }
 
-    /// One from the desk waits behind others or went back.
+    /// Records that one delivery from the desk waits behind others or went back.
     pub(super) fn took_no_work(&self) {
         if self.port.freed(1) {
             self.runner.site.tell_listeners();
         }
     }
 
-    /// Waits until a batch is full or old enough, and handles it at once. There is no order: a batch may hold
-    /// several messages of a key, and a retry would break it.
+    /// Waits until a batch is full or old enough, and handles it at once. There is no order: a
+    /// batch may hold several messages of a key, and a retry would break it.
     pub(super) async fn gather_and_handle(&mut self, mut items: Vec<Item>) {
         let (size, age) = self.runner.site.stage.batch.unwrap_or((CHUNK_MAX, DEFAULT_AGE));
         let started = Instant::now();
@@ -249,5 +249,5 @@ impl WorkLoop {
     }
 }
 
-/// How long a batch waits for more where the stage does not say.
+/// How long a batch waits for more if the stage does not set it.
 const DEFAULT_AGE: Duration = Duration::from_millis(100);

@@ -1,4 +1,4 @@
-//! Closing the books: whatever came to a party of a line is there, or went.
+//! Closing the books: whatever came to a party of a line is held there, or has left.
 
 use std::time::Duration;
 
@@ -9,22 +9,22 @@ use super::Tree;
 use super::line::Line;
 use crate::status::Unaccounted;
 
-/// How often the books are closed; what does not add up is told at the third closing.
+/// How often the books are closed; what does not add up is reported at the third closing.
 const CLOSING: Duration = Duration::from_millis(700);
 
-/// Who keeps a page.
+/// A party that keeps a page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Party {
     /// The consumer of a queue on a lane.
     Consumer { queue: u16, lane: usize },
-    /// The way to the worker of this number.
+    /// The way to the worker with this number.
     Way { worker: usize },
-    /// The worker of this number.
+    /// The worker with this number.
     Worker { worker: usize },
 }
 
 impl Tree {
-    /// Closes the books, and again and again.
+    /// Closes the books, and schedules the next closing.
     pub(super) fn close_books(&mut self, ctx: &mut Context<Self>) {
         let pages: Vec<_> = self.lines.values().flat_map(Line::pages).collect();
         let before = std::mem::take(&mut self.unaccounted);

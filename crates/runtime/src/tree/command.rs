@@ -1,4 +1,4 @@
-//! What a program asks of a running pipeline.
+//! Commands to a running pipeline.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,36 +14,37 @@ use super::start::StartFailure;
 use crate::actors::Mode;
 use crate::status::{PipelineStatus, QueueDepth, StageState, Stopped};
 
-/// How often it is looked whether a stage that is to be scaled has resolved what it has in flight.
+/// How often it is checked whether a stage that is to be scaled has resolved what it has in flight.
 const LOOK: Duration = Duration::from_millis(2);
-/// How long a queue may take to say how much waits in it: whoever reads the metrics does not wait for long.
+/// How long a queue may take to report its depth: metrics requests must not wait long.
 const ASK: Duration = Duration::from_secs(4);
 
-/// A request, with the way for its answer.
+/// A request, with the channel for its answer.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub(crate) enum Command {
-    /// How it is now.
+    /// The current status.
     Status(oneshot::Sender<PipelineStatus>),
-    /// How much waits in the queues.
+    /// How many messages wait in the queues.
     Depths(oneshot::Sender<Vec<QueueDepth>>),
     /// Stop pulling for a stage.
     Pause { stage: String, reply: Reply },
     /// Stop pulling for a stage, and answer when nothing of it is in flight.
     Drain { stage: String, reply: Reply },
-    /// As `Drain`, at most for so long; what is unresolved then is given back, and its actors end.
+    /// Like `Drain`, at most until the deadline; what is unresolved by then is given back, and its
+    /// actors end.
     End { stage: String, deadline: Option<Duration>, reply: Reply },
     /// Pull again for a stage; start it again if it has ended.
     Resume { stage: String, reply: Reply },
-    /// Another number of workers for a stage.
+    /// Change a stage's number of workers.
     Scale { stage: String, workers: usize, reply: Reply },
     /// Stop pulling, resolve everything, at most until a deadline, and end.
     Stop { deadline: Option<Duration>, reply: oneshot::Sender<Stopped> },
     /// Wait until nothing is left to do.
     Idle { quiet: Option<Duration>, reply: oneshot::Sender<Result<(), String>> },
-    /// Kill an actor of a stage, as if by a defect of ours.
+    /// Kill an actor of a stage, as if by a defect in Brigade.
     Crash { stage: String, actor: &'static str, reply: Reply },
-    /// Have a stage do something wrong, once.
+    /// Make a stage do something wrong, once.
     #[cfg(feature = "sabotage")]
     Sabotage { stage: String, defect: u8, reply: Reply },
 }
@@ -55,7 +56,7 @@ impl Handler<Command> for Tree {
 
     fn handle(&mut self, command: Command, ctx: &mut Self::Context) {
         let Some(command) = self.put_off(command) else { return };
-        // Who asked may be gone by the time of the answer; that is no error anywhere here.
+        // The caller may be gone by the time of the answer; that is never an error here.
         match command {
             Command::Status(reply) => drop(reply.send(self.status())),
             Command::Depths(reply) => self.depths(reply, ctx),
@@ -98,8 +99,8 @@ impl Command {
 }
 
 impl Tree {
-    /// What would change a line whose workers are being replaced waits until they are: there is nobody
-    /// yet who could hear of it.
+    /// Defers commands that would change a line whose workers are being replaced: until that is
+    /// done, there is no actor to receive them.
     fn put_off(&mut self, command: Command) -> Option<Command> {
         let stage = command.stage().and_then(|name| self.stage_number(name).ok());
         match stage.and_then(|stage| self.scaling.get_mut(&self.root_of(stage))) {
@@ -130,7 +131,7 @@ impl Tree {
         Ok(())
     }
 
-    /// The root of a stage that may be paused, resumed or scaled now.
+    /// The numbers of a stage and its root, if the stage may be paused, resumed or scaled now.
     fn startable(&self, name: &str, states: &[StageState]) -> Result<(u16, u16), String> {
         let stage = self.stage_number(name)?;
         let state = self.stages[usize::from(stage)].state;
@@ -147,7 +148,7 @@ impl Tree {
         Ok((stage, root))
     }
 
-    /// Stops pulling for the line of a stage; answers with its root.
+    /// Stops pulling for the line of a stage; returns its root.
     fn pause(&mut self, name: &str) -> Result<u16, String> {
         let (_, root) = self.startable(name, &[StageState::Running, StageState::Paused])?;
         if let Some(line) = self.lines.get(&root) {
@@ -159,7 +160,7 @@ impl Tree {
         Ok(root)
     }
 
-    /// Asks each queue once for each stage; one that cannot be asked is left out.
+    /// Queries each queue once per stage; one that cannot be queried is left out.
     fn depths(&self, reply: oneshot::Sender<Vec<QueueDepth>>, ctx: &mut Context<Self>) {
         let entries = self.lines.values().flat_map(Line::consumers);
         let mut asked = std::collections::BTreeMap::new();
@@ -178,10 +179,10 @@ impl Tree {
                     lag,
                 })
             };
-            // All at once: a server that does not answer keeps nobody waiting for the others.
+            // Concurrently: a server that does not answer does not delay the others.
             let depths =
                 join_all(asked.into_iter().map(depth)).await.into_iter().flatten().collect();
-            // Who asked may be gone.
+            // The caller may be gone.
             let _ = reply.send(depths);
         };
         ctx.spawn(ask.into_actor(self));
@@ -251,7 +252,7 @@ impl Tree {
         }));
     }
 
-    /// Goes on when a line is so, or when it is late.
+    /// Continues once a line fulfils a condition, or the deadline has passed.
     fn when(
         &mut self,
         root: u16,
@@ -351,8 +352,8 @@ impl Tree {
         }));
     }
 
-    /// A line whose workers could not be replaced has none: it is started as one that has not been yet,
-    /// and who asked is answered when it is there.
+    /// A line whose workers could not be replaced has none: it is started like a new one, and the
+    /// caller is answered once it is up.
     fn not_scaled(
         &mut self,
         scale: Scale,
@@ -374,7 +375,7 @@ impl Tree {
         self.hear_what_was_put_off(root, ctx);
     }
 
-    /// The line is there again, and hears what was asked of it meanwhile.
+    /// The line is back, and gets the commands that were deferred.
     fn scaled(&mut self, scale: Scale, answer: Result<(), String>, ctx: &mut Context<Self>) {
         let failed = self.stages[usize::from(scale.root)].state == StageState::Failed;
         if let Some(line) = self.lines.get_mut(&scale.root)
@@ -382,7 +383,7 @@ impl Tree {
         {
             line.halt();
         }
-        // Who asked may be gone.
+        // The caller may be gone.
         let _ = scale.reply.send(answer);
         self.hear_of_early_deaths(ctx);
         self.hear_what_was_put_off(scale.root, ctx);

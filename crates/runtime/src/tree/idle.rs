@@ -1,8 +1,8 @@
-//! Telling when a pipeline has nothing left to do.
+//! Detects when a pipeline has nothing left to do.
 //!
 //! A stage is finished when its inputs are at their end or empty for every process, nothing of it
 //! is in flight, and every stage that writes its inputs is finished. Stages that run in other
-//! processes say so by a durable mark in the state that they share.
+//! processes show this by a durable mark in the shared state.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,9 +20,9 @@ use super::line::ConsumerEntry;
 use crate::plan::Plan;
 use crate::status::StageState;
 
-/// How often it is looked.
+/// How often it is checked.
 const LOOK: Duration = Duration::from_millis(25);
-/// How long nothing moves until it is told for whom it waits, and how often after that.
+/// How long nothing must move before the missing stages are logged, and how often after that.
 const TELL: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(60));
 /// How long it waits for a state that cannot be written.
 const AWAY: Duration = Duration::from_millis(500);
@@ -33,16 +33,16 @@ struct Watch {
     /// For queues that cannot tell whether they are empty: how long nothing may have come.
     quiet: Option<Duration>,
     marks: Marks,
-    /// What was counted at the last look, and since when it has not changed.
+    /// The count at the last check, and since when it has not changed.
     counted: (u64, Instant),
-    /// When it was last told for whom it waits.
+    /// When the missing stages were last logged.
     told: Option<Instant>,
     reply: Option<oneshot::Sender<Result<(), String>>>,
 }
 
 impl Tree {
-    /// Answers when nothing is left to do, or when that cannot come to pass; ends when nobody waits for
-    /// the answer any more.
+    /// Answers when nothing is left to do, or when that has become impossible; ends when nobody
+    /// waits for the answer any more.
     pub(super) fn wait_until_idle(
         &mut self,
         quiet: Option<Duration>,
@@ -73,7 +73,7 @@ impl Tree {
         }
         let failed = self.stages.iter().any(|stage| stage.state == StageState::Failed);
         if failed || self.stopping {
-            // What is left cannot be done: the run ends, and says so by its exit code.
+            // What is left cannot be done: the run ends, and its exit code says so.
             watch.answer(Ok(()));
             return;
         }
@@ -88,7 +88,8 @@ impl Tree {
             (seen, watch)
         };
         ctx.spawn(look.into_actor(self).map(move |(seen, mut watch), tree, ctx| match seen {
-            // What was seen at one queue after the other was so at one time.
+            // The observations of all queues, made one after the other, held at one and the same
+            // time.
             Ok(Some(seen)) if tree.count() == count => {
                 watch.tell(&seen.missing);
                 tree.keep_what_is_finished(seen, watch, ctx);
@@ -129,18 +130,18 @@ impl Tree {
     }
 }
 
-/// What one look has found.
+/// The result of one check.
 struct Seen {
     /// The stages of this process that are finished, if nothing has moved meanwhile.
     finished: BTreeSet<Arc<str>>,
-    /// Those that were marked before.
+    /// Those that were already marked.
     marked: BTreeSet<String>,
-    /// Stages of other processes that are not, and for which all here wait.
+    /// Unfinished stages of other processes that all stages here wait for.
     missing: BTreeSet<Arc<str>>,
 }
 
 impl Watch {
-    /// Looks at all queues; `None` when the state cannot be read now.
+    /// Checks all queues; `None` if the state cannot be read now.
     async fn look(&self, entries: &[ConsumerEntry], started: bool) -> Result<Option<Seen>, String> {
         // First the marks of others, then the queues: what they wrote before their mark is seen.
         let marked = match self.marks.read().await {
@@ -168,7 +169,8 @@ impl Watch {
         Ok(Some(Seen { finished: self.finished(idle, &marked), marked, missing }))
     }
 
-    /// Whom it waits for may run nowhere: tells so when nothing has moved for some time.
+    /// The stages it waits for may not be running anywhere: logs them when nothing has moved for
+    /// some time.
     fn tell(&mut self, missing: &BTreeSet<Arc<str>>) {
         let due = self.told.map_or(self.counted.1 + TELL.0, |told| told + TELL.1);
         if missing.is_empty() || Instant::now() < due {
@@ -192,7 +194,7 @@ impl Watch {
         }
         let lag = match entry.consumer.lag().await {
             Ok(lag) => lag,
-            // It is being opened again.
+            // It is being reopened.
             Err(error) if error.kind() == ErrorKind::Closed => return Ok(false),
             Err(error) => return not_yet(&error),
         };
@@ -215,7 +217,7 @@ impl Watch {
         }
     }
 
-    /// Of the idle stages those whose upstream stages are all finished: the greatest such set, so
+    /// Those of the idle stages whose upstream stages are all finished: the largest such set, so
     /// that stages in a circle of queues finish together.
     fn finished(&self, idle: BTreeSet<Arc<str>>, others: &BTreeSet<String>) -> BTreeSet<Arc<str>> {
         let mut finished = idle;
@@ -234,22 +236,23 @@ impl Watch {
 
     fn answer(&mut self, answer: Result<(), String>) {
         if let Some(reply) = self.reply.take() {
-            // Who asked may be gone.
+            // The caller may be gone.
             let _ = reply.send(answer);
         }
     }
 }
 
-/// A state that cannot be read or written now is asked again; any other error ends the watch.
+/// A state that cannot be read or written now is tried again; any other error ends the watch.
 fn not_yet(error: &ConnectorError) -> Result<bool, String> {
     if error.is_transient() { Ok(false) } else { Err(error.to_string()) }
 }
 
-/// The durable marks of finished stages, of one run over all processes that share the state.
+/// The durable marks of finished stages, for one run over all processes that share the state.
 ///
 /// A run begins with the first process that starts after the last run has finished as a whole; its
-/// number is one more. A mark is the number of the run in which the stage finished. A process that begins
-/// takes away those of its own stages: who wrote them and is still there writes them again, and those of
+/// number is one higher. A mark is the number of the run in which the stage finished. A process
+/// that starts removes the marks of its own stages: another live process that had written them
+/// writes them again, and those of a process that has ended say nothing about what has come since.
 /// a process that has ended say nothing of what has come since.
 struct Marks {
     state: Arc<dyn StateStore>,

@@ -29,7 +29,7 @@ use crate::pool::{Pool, Port};
 use crate::runner::{RunnerSite, Template};
 use crate::stats::Blocked;
 
-/// The producers of a process: one for each queue, shared by its lanes and lines.
+/// The producers of a process: one per queue, shared by its lanes and lines.
 pub(crate) struct Producers(Vec<OnceCell<Arc<dyn ConnectorProducer>>>);
 
 impl Producers {
@@ -60,7 +60,7 @@ impl Producers {
     }
 }
 
-/// What starting a line takes.
+/// What is needed to start a line.
 #[derive(Clone)]
 pub(super) struct Ground {
     pub(super) plan: Arc<Plan>,
@@ -70,8 +70,8 @@ pub(super) struct Ground {
     pub(super) events: EventSender,
     /// How many workers each stage is to have.
     pub(super) workers: Arc<[usize]>,
-    /// The lives of actors are numbered over all lines, so that a late word of one that was stopped
-    /// says nothing of the one that took its place.
+    /// The lives of actors are numbered over all lines, so that a late report from one that was
+    /// stopped is not mistaken for one from its successor.
     pub(super) lives: Arc<AtomicU64>,
 }
 
@@ -79,7 +79,7 @@ pub(super) struct Ground {
 pub(crate) struct Line {
     ground: Ground,
     members: Vec<u16>,
-    /// The current life of each actor; words of earlier ones are ignored.
+    /// The current life of each actor; reports from earlier ones are ignored.
     lives: HashMap<Who, u64>,
     sites: HashMap<u16, Arc<RunnerSite>>,
     pools: HashMap<u16, Arc<Pool>>,
@@ -105,7 +105,7 @@ impl ConsumerEntry {
     }
 }
 
-/// Where a consumer is to be, and for whom.
+/// Where a consumer has to run, and for which stage.
 #[derive(Clone)]
 struct ConsumerPlace {
     who: Who,
@@ -114,9 +114,9 @@ struct ConsumerPlace {
     lane: usize,
     /// Whether it deals to the workers of all lanes.
     alone: bool,
-    /// It has one part in so many of the stage's credit.
+    /// It gets the stage's credit divided by this.
     share: usize,
-    /// Its place among the stage's inputs.
+    /// Its index among the stage's inputs.
     rank: usize,
 }
 
@@ -171,7 +171,7 @@ impl Line {
                 self.start_producer(Who::Producer { root, queue, lane });
             }
         }
-        // Downstream first, so that a pool is there before anybody sends to it.
+        // Downstream first, so that a pool exists before anything is sent to it.
         for stage in self.members.clone().into_iter().rev() {
             let site = self.site(&plan.stages[usize::from(stage)]);
             self.sites.insert(stage, site);
@@ -198,8 +198,8 @@ impl Line {
         }
     }
 
-    /// The ports of a stage's workers: the root's number decides where they begin, so that lines
-    /// with one worker each do not all live on the first lane.
+    /// The ports of a stage's workers: the root's number decides on which lane they begin, so that
+    /// lines with one worker each do not all live on the first lane.
     fn ports(&self, workers: usize) -> Vec<Arc<Port>> {
         let lanes = self.ground.lanes.len();
         let offset = usize::from(self.members[0]);
@@ -213,8 +213,8 @@ impl Line {
         lanes
     }
 
-    /// Where consumers have to be: on each lane that has workers, where the queue can be shared;
-    /// one for all lanes otherwise.
+    /// Where consumers have to run: on each lane that has workers, if the queue can be shared;
+    /// otherwise one for all lanes.
     fn places(&self) -> Vec<ConsumerPlace> {
         let mut places = Vec::new();
         for stage in &self.members {
@@ -224,7 +224,8 @@ impl Line {
                 let place = &self.ground.plan.queues[usize::from(**queue)].place;
                 matches!(place, QueuePlace::State)
             };
-            // What is redriven comes besides: it is seldom there, and nothing is kept free for it.
+            // Redriven messages are not counted as an input: they are rare, and no credit is
+            // reserved for them.
             let inputs = plan.inputs.iter().filter(|queue| !kept(queue)).count().max(1);
             for (rank, queue) in plan.inputs.iter().enumerate() {
                 let input = &self.ground.plan.queues[usize::from(*queue)];
@@ -343,7 +344,7 @@ impl Line {
         let written = plan.written(&line);
         let mut outlets: Vec<_> =
             written.iter().map(|queue| Arc::clone(&self.outlets[&(*queue, place.lane)])).collect();
-        // What is staged for one transaction is locked in this order, everywhere the same.
+        // What is staged for one transaction is locked in this order everywhere.
         outlets.sort_by(|a, b| a.producer.stage_order().cmp(b.producer.stage_order()));
         let settler = Settler {
             consumer: Arc::clone(&entry.consumer),
@@ -378,7 +379,7 @@ impl Line {
         }
     }
 
-    /// Opens a consumer again; what the old one held is given back first.
+    /// Reopens a consumer; what the old one held is given back first.
     pub(super) fn reopen(&self, who: Who) -> Option<impl Future<Output = Opened> + use<>> {
         let ConsumerEntry { consumer, place, .. } = self.consumers.get(&who)?.clone();
         let plan = Arc::clone(&self.ground.plan);
@@ -388,7 +389,7 @@ impl Line {
         })
     }
 
-    /// The consumer that was opened again takes the place of the old one.
+    /// Replaces a consumer by its reopened one.
     pub(super) fn replace_consumer(&mut self, who: Who, consumer: Arc<dyn ConnectorConsumer>) {
         if let Some(entry) = self.consumers.get_mut(&who) {
             entry.consumer = consumer;
@@ -401,7 +402,7 @@ impl Line {
         self.consumers.values()
     }
 
-    /// The ways to all workers, each with its stage.
+    /// The ports of all workers, each with its stage.
     pub(super) fn ports_of_all(&self) -> impl Iterator<Item = (u16, Arc<Port>)> {
         self.pools.iter().flat_map(|(stage, pool)| {
             let ports = pool.ports();
@@ -410,7 +411,7 @@ impl Line {
         })
     }
 
-    /// Deliveries of a stage that are unresolved, descendants counted.
+    /// Unresolved deliveries of a stage, including descendants.
     pub(super) fn in_flight(&self, stage: u16) -> usize {
         let own = self.consumers().filter(|entry| entry.stage == stage);
         own.map(|entry| entry.control.in_flight.load(Relaxed)).sum()
@@ -422,7 +423,7 @@ impl Line {
         }
     }
 
-    /// Stops pulling. Who is paused or told to end already stays so.
+    /// Stops pulling. Consumers that are paused or ending stay so.
     pub(super) fn keep_paused(&self) {
         for entry in self.consumers().filter(|entry| entry.control.mode() == Mode::Running) {
             entry.control.set(Mode::Paused);
@@ -455,14 +456,14 @@ impl Line {
         }
     }
 
-    /// Closes the connections that no actor is there to close: it died, or was not started. What they
-    /// held is given back.
+    /// Closes the connections whose actor cannot close them, since it died or was not started. What
+    /// they held is given back.
     pub(super) fn close_deserted(&self) -> impl Future<Output = ()> + use<> {
         self.close(|entry| !entry.control.is_up())
     }
 
-    /// Closes all connections that are open, also those whose actors are stuck in a call: what they hold is kept
-    /// from nobody any longer.
+    /// Closes all open connections, including those whose actors are stuck in a call: what they
+    /// hold becomes available to others.
     pub(super) fn close_open(&self) -> impl Future<Output = ()> + use<> {
         self.close(|_| true)
     }
@@ -482,8 +483,8 @@ impl Line {
         self.outlets.values().for_each(|outlet| outlet.close());
     }
 
-    /// Starts again with another number of workers for one stage; nothing may be in flight and
-    /// the consumers have ended.
+    /// Restarts with another number of workers for one stage; nothing may be in flight, and the
+    /// consumers must have ended.
     pub(super) async fn scale(&mut self, stage: u16, workers: usize) -> Result<(), StartFailure> {
         for port in self.pools[&stage].ports().iter() {
             self.new_life(Who::Worker { stage, index: port.index });
@@ -509,7 +510,7 @@ impl Line {
         Ok(())
     }
 
-    /// Kills an actor of a stage, as if by a defect of ours.
+    /// Kills an actor of a stage, as if by a defect in Brigade.
     pub(super) fn crash(&self, stage: u16, kind: &str) -> bool {
         match kind {
             "worker" => {
@@ -549,5 +550,5 @@ async fn open_consumer(plan: &Plan, place: &ConsumerPlace) -> Opened {
     }
 }
 
-/// What opening a consumer gives.
+/// The result of opening a consumer.
 pub(super) type Opened = Result<Arc<dyn ConnectorConsumer>, ConnectorError>;

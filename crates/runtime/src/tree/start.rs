@@ -1,4 +1,4 @@
-//! Starting lines, and starting again what died.
+//! Starting lines, and restarting what died.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,11 +26,11 @@ pub(super) struct StartFailure {
 /// What to do about a line that did not start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum StartFailureKind {
-    /// Something is not there yet (a server): wait for it, for as long as it takes.
+    /// Something is not there yet (a server): wait for it, however long it takes.
     Away,
-    /// `init` failed: try again within the budget.
+    /// `init` failed: retry within the budget.
     Init,
-    /// Trying again is of no use.
+    /// Retrying is of no use.
     Permanent,
 }
 
@@ -46,7 +46,7 @@ impl StartFailure {
 }
 
 impl Tree {
-    /// Starts a line; `tried` counts the tries since something was not there.
+    /// Starts a line; `tried` counts the attempts since something was missing.
     pub(super) fn start_line(&mut self, root: u16, tried: u32, ctx: &mut Context<Self>) {
         let Some(lanes) = &self.lanes else { return };
         let ground = Ground {
@@ -122,7 +122,7 @@ impl Tree {
         }
     }
 
-    /// Starts an actor again that died in this life, unless another has taken its place.
+    /// Restarts an actor that died in this life, unless it has been replaced.
     pub(super) fn revive(&mut self, who: Who, life: u64, ctx: &mut Context<Self>) {
         let stage = who.stage();
         let root = self.root_of(stage);
@@ -150,7 +150,7 @@ impl Tree {
         }
     }
 
-    /// The connection of a consumer that died is there again, unless another has taken its place.
+    /// Called when a consumer that died has been reopened; ignored if it has been replaced.
     fn reopened(&mut self, who: Who, life: u64, opened: Opened, ctx: &mut Context<Self>) {
         let Who::Consumer { stage, .. } = who else { return };
         let root = self.root_of(stage);

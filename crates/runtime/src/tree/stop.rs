@@ -15,9 +15,9 @@ use super::line::{ConsumerEntry, Line};
 use crate::actors::Mode;
 use crate::status::{StageState, Stopped};
 
-/// How often a stop looks whether it is done.
+/// How often a stop checks whether it is done.
 const LOOK: Duration = Duration::from_millis(2);
-/// How often it tells who is late.
+/// How often it logs which stages are late.
 const TELL: Duration = Duration::from_secs(5);
 /// How long consumers and producers may take to close once nothing is in flight.
 const CLOSE: Duration = Duration::from_secs(10);
@@ -25,7 +25,7 @@ const CLOSE: Duration = Duration::from_secs(10);
 /// A stop under way.
 struct Stop {
     begun: Instant,
-    /// When what is in flight is given back; `None` is never.
+    /// When what is in flight is given back; `None` means never.
     deadline: Option<Instant>,
     told: Instant,
     given_back: u64,
@@ -58,7 +58,8 @@ impl Tree {
 
     /// First: everything in flight is resolved and settled.
     fn wait_for_messages(&mut self, mut stop: Stop, ctx: &mut Context<Self>) {
-        // A line that is not here is about to be, with new workers and nothing in flight.
+        // A line that is missing here is about to come back, with new workers and nothing in
+        // flight.
         let here = self.scaling.is_empty() || stop.begun.elapsed() >= CLOSE;
         let quiet = here && self.lines.values().all(|line| line.is_quiet());
         let late = stop.deadline.is_some_and(|deadline| Instant::now() >= deadline);
@@ -92,8 +93,8 @@ impl Tree {
         let producers = self.producers.opened();
         let open: Vec<_> = self.lines.values().map(Line::close_open).collect();
         let close = async move {
-            // All at once: how long it takes does not depend on how many do not answer. What a consumer holds
-            // that does not comes again when its hold ends.
+            // Concurrently, so that the time does not depend on how many do not answer. What an
+            // unresponsive consumer holds comes again when its hold ends.
             let open = tokio::time::timeout(CLOSE, join_all(open));
             let _ = join(open, join_all(producers.iter().map(close_producer))).await;
         };
@@ -137,7 +138,7 @@ impl Tree {
             took: stop.begun.elapsed(),
         };
         if let Some(reply) = stop.reply.take() {
-            // Who asked may be gone.
+            // The caller may be gone.
             let _ = reply.send(stopped);
         }
     }

@@ -1,18 +1,19 @@
-//! Avro's bytes, read by a schema and written as JSON.
+//! Avro's bytes, read according to a schema and written as JSON.
 
 use num_bigint::BigInt;
 use uuid::Uuid;
 
 use super::{Avro, DECIMAL_MAX, DEPTH_MAX, Length, Type};
 
-/// So many values may take no byte, as nulls: a list says how many it has, and could say billions.
+/// The most values that may take no bytes, such as nulls: a list states its length, which could be
+/// billions.
 const EMPTY_MAX: usize = 100_000;
 
 impl Avro {
-    /// Reads a payload, without the registry's prefix, as JSON.
+    /// Converts a payload, without the registry's prefix, to JSON.
     ///
     /// # Errors
-    /// It is not of this schema: where and why.
+    /// It does not fit this schema; the error says where and why.
     pub(crate) fn read(&self, payload: &[u8]) -> Result<Vec<u8>, String> {
         let mut reader = Reader {
             types: &self.types,
@@ -128,7 +129,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// What these bytes are of a type.
+    /// Converts bytes of a type.
     fn of_bytes(&mut self, of: &Type, bytes: &[u8]) -> Result<(), String> {
         match of {
             Type::Uuid(_) => {
@@ -140,7 +141,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The items of a list or a map: blocks of so many each, until one has none.
+    /// The items of a list or a map: blocks, each with its number of items, until one has none.
     fn blocks(
         &mut self,
         open: u8,
@@ -155,7 +156,7 @@ impl<'a> Reader<'a> {
                 break;
             }
             if count < 0 {
-                // Then the block's bytes follow, for who wants to skip it.
+                // The block's size in bytes follows, for readers that skip it.
                 self.long()?;
                 count = count.checked_neg().ok_or("a block has no number of items")?;
             }
@@ -207,7 +208,7 @@ impl<'a> Reader<'a> {
         Ok(taken)
     }
 
-    /// A whole number: seven bits a byte, the lowest first; the lowest of all is the sign.
+    /// A whole number: seven bits per byte, lowest first; the lowest bit of all is the sign.
     fn long(&mut self) -> Result<i64, String> {
         let mut number = 0_u64;
         for shift in (0..64).step_by(7) {
@@ -230,7 +231,7 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A decimal as people write it.
+/// A decimal in the usual notation.
 fn decimal(bytes: &[u8], scale: usize) -> Result<String, String> {
     if !(1..=DECIMAL_MAX).contains(&bytes.len()) {
         return Err(format!(

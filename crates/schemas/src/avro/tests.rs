@@ -26,7 +26,7 @@ fn unread(schema: &Value, bytes: &[u8]) -> String {
     avro(schema).read(bytes).expect_err("it is not of the schema")
 }
 
-/// What the library reads.
+/// The value as the library reads it.
 fn their_value(schema: &Schema, mut bytes: &[u8]) -> AvroValue {
     let reader = GenericDatumReader::builder(schema).build().expect("a schema");
     reader.read_value(&mut bytes).expect("they read it")
@@ -256,7 +256,7 @@ fn a_type_within_another_schema_may_be_meant_by_its_name() {
     assert_eq!(serde_json::from_slice::<Value>(&read).expect("JSON"), json);
 }
 
-/// What both of us have.
+/// A schema that both implementations support.
 static ORDER: LazyLock<Value> = LazyLock::new(|| {
     let line = json!({ "type": "record", "name": "Line", "fields": [
         { "name": "article", "type": "string" },
@@ -291,7 +291,7 @@ prop_compose! {
 }
 
 proptest! {
-    /// What we write the library reads, and the other way round.
+    /// The library reads what this crate writes, and vice versa.
     #[test]
     fn it_is_the_encoding_that_others_have(order in order()) {
         let schema = apache_avro::Schema::parse(&ORDER).expect("a schema");
@@ -304,7 +304,7 @@ proptest! {
         prop_assert_eq!(serde_json::from_slice::<Value>(&read).expect("JSON"), order);
     }
 
-    /// Whatever it is: no panic, and what is read can be written.
+    /// Any input: no panic, and what can be read can be written.
     #[test]
     fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..60)) {
         let ours = avro(&ORDER);

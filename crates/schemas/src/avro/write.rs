@@ -1,4 +1,4 @@
-//! JSON, written by a schema as Avro's bytes.
+//! JSON, written as Avro's bytes according to a schema.
 
 use std::fmt;
 
@@ -8,14 +8,15 @@ use uuid::Uuid;
 
 use super::{Avro, DECIMAL_MAX, DEPTH_MAX, Length, Record, Type};
 
-/// So much of a value is shown in an error.
+/// The most characters of a value that an error shows.
 const SHOWN_MAX: usize = 60;
 
 impl Avro {
-    /// Writes a value, without the registry's prefix. What the schema has a default for may be missing.
+    /// Encodes a value, without the registry's prefix. Fields with a default in the schema may be
+    /// missing.
     ///
     /// # Errors
-    /// It does not fit the schema: where, what was expected and what is there.
+    /// It does not fit the schema; the error says where, what was expected and what was found.
     pub(crate) fn write(&self, json: &Value) -> Result<Vec<u8>, String> {
         let mut writer = Writer { types: &self.types, bytes: Vec::new() };
         let written = writer.value(self.root, json, 0, Notation::Json);
@@ -24,12 +25,12 @@ impl Avro {
     }
 }
 
-/// How bytes are noted.
+/// How bytes are written.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Notation {
     /// As lists of numbers, decimals as texts.
     Json,
-    /// As in a schema's defaults: a text, of which each character is a byte.
+    /// As in a schema's defaults: a text in which each character is a byte.
     Default,
 }
 
@@ -221,8 +222,8 @@ impl<'a> Writer<'a> {
         Ok(())
     }
 
-    /// Which branch of a union a value is: the first that takes it, but of records the only one that has all of its
-    /// fields and lacks none.
+    /// Which branch of a union a value is: the first that takes it; for records, the only one that
+    /// has all of the object's fields and lacks none.
     fn branch(
         &self,
         branches: &[usize],
@@ -247,7 +248,7 @@ impl<'a> Writer<'a> {
             }
         }
         if let ([at], Value::Object(_)) = (&self.objects(branches)[..], value) {
-            // It tells which field is wrong.
+            // The attempt to write it says which field is wrong.
             return Ok(*at);
         }
         let fraction = value.is_f64() && branches.iter().any(|at| self.types[*at].is_float());
@@ -261,20 +262,20 @@ impl<'a> Writer<'a> {
         })
     }
 
-    /// The branches that objects can be of.
+    /// The branches that objects can belong to.
     fn objects(&self, branches: &[usize]) -> Vec<usize> {
         let is = |at: &usize| matches!(self.types[branches[*at]], Type::Record(_) | Type::Map(_));
         (0..branches.len()).filter(is).collect()
     }
 
-    /// Whether a value is of a type, as far as can be told without going into it.
+    /// Whether a value is of a type, as far as can be seen without looking inside it.
     fn takes(&self, of: usize, value: &Value, notation: Notation) -> bool {
         match &self.types[of] {
             Type::Null => value.is_null(),
             Type::Boolean => value.is_boolean(),
             Type::Int => int(value).is_some(),
             Type::Long => whole(value).is_some(),
-            // Whole numbers that it would round may be of another type.
+            // A whole number that it would round may belong to another type.
             Type::Float => float(value).is_some_and(|number| {
                 whole(value)
                     .is_none_or(|whole| f64::from(number) == whole as f64 && whole.abs() < 1 << 24)
@@ -345,7 +346,7 @@ impl Record {
         self.fields.iter().any(|field| field.name == name)
     }
 
-    /// Whether an object has no field that this has not, and all that have no default.
+    /// Whether an object has no field that this record lacks, and all fields that have no default.
     fn fits(&self, object: &Map<String, Value>) -> bool {
         let needed = |name: &str, has_default: bool| has_default || object.contains_key(name);
         let all = self.fields.iter().all(|field| needed(&field.name, field.default.is_some()));
@@ -358,7 +359,7 @@ impl Type {
         matches!(self, Self::Float | Self::Double)
     }
 
-    /// For people.
+    /// The type's name, in readable form.
     fn name(&self) -> String {
         match self {
             Self::Null => "null".to_owned(),
@@ -379,9 +380,9 @@ impl Type {
     }
 }
 
-/// A whole number, also one that is written as a fraction, as `1.0`.
+/// A whole number, including one that is written as a fraction, such as `1.0`.
 fn whole(value: &Value) -> Option<i64> {
-    /// Below this every whole number has its own float.
+    /// Below this every whole number is exact as a float.
     const EXACT: f64 = (1_u64 << 53) as f64;
     value.as_i64().or_else(|| {
         let number = value.as_f64().filter(|_| !value.is_u64())?;
@@ -394,7 +395,7 @@ fn int(value: &Value) -> Option<i64> {
     whole(value).filter(|number| i32::try_from(*number).is_ok())
 }
 
-/// A number that has an end as a float of 32 bits.
+/// A number that is finite as a 32-bit float.
 fn float(value: &Value) -> Option<f32> {
     #[expect(clippy::cast_possible_truncation, reason = "that is what a float is")]
     value.as_f64().map(|number| number as f32).filter(|number| number.is_finite())
@@ -422,7 +423,7 @@ fn bytes(value: &Value, notation: Notation) -> Option<Vec<u8>> {
     }
 }
 
-/// A decimal's unscaled value. It has to be exact.
+/// A decimal's unscaled value. It must be exact.
 fn decimal(value: &Value, precision: usize, scale: usize) -> Result<Vec<u8>, Wrong> {
     let expected =
         || Wrong::expected(format!("a decimal({precision},{scale}), as \"12.50\""), value);

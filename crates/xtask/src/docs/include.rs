@@ -1,6 +1,7 @@
-//! What pages of the documentation take over from other files: between `<!-- include PATH:ANCHOR -->` and
-//! `<!-- /include -->` stands a file, or the part of it between `ANCHOR: name` and `ANCHOR_END: name`, in a
-//! block or as it is. It stands there as text, so that a page can be read wherever it is shown.
+//! What pages of the documentation include from other files: between `<!-- include PATH:ANCHOR -->`
+//! and `<!-- /include -->` is a file, or the part of it between `ANCHOR: name` and `ANCHOR_END:
+//! name`, in a code block or as it is. It is there as text, so that a page can be read wherever it
+//! is shown.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -9,10 +10,10 @@ use std::path::Path;
 const BEGIN: &str = "<!-- include ";
 const END: &str = "<!-- /include -->";
 
-/// A page in this folder, with everything taken over as it is now.
+/// A page in this folder, with everything it includes brought up to date.
 ///
 /// # Errors
-/// What is to be taken over is not there, or a part has no end.
+/// What it includes does not exist, or a part has no end.
 pub(crate) fn renewed(page: &str, folder: &Path) -> Result<String, String> {
     let (mut renewed, mut lines) = (String::with_capacity(page.len()), page.lines());
     while let Some(line) = lines.next() {
@@ -30,7 +31,7 @@ pub(crate) fn renewed(page: &str, folder: &Path) -> Result<String, String> {
     Ok(renewed)
 }
 
-/// What `path` or `path:anchor` stands for.
+/// The contents for `path` or `path:anchor`.
 fn included(folder: &Path, what: &str) -> Result<String, String> {
     let (path, anchor) = match what.split_once(':') {
         Some((path, anchor)) => (path, Some(anchor)),

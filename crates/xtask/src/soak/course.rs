@@ -12,17 +12,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 
-/// Messages a second.
+/// Messages per second.
 const RATE: u64 = 500;
-/// One message in so many can never be handled.
+/// One in this many messages can never be handled.
 const POISON: u64 = 97;
-/// How long it may take until all is done when nothing is killed any more.
+/// How long it may take until everything is done once nothing is killed any more.
 const PATIENCE: Duration = Duration::from_secs(600);
-/// The programs, their stages, and which of these gets other numbers of workers: the first when it is started
-/// again, the second while it runs.
+/// The programs, their stages, and which of these is scaled: in the first program when it is
+/// restarted, in the second while it runs.
 const PROCESSES: [(&str, [&str; 2], &str); 2] =
     [("unreliable", ["feed", "check"], "check"), ("scaled", ["total", "sort"], "total")];
-/// How a process ends its log when it was not killed.
+/// How a process ends its log if it was not killed.
 const CLOSED: &str = "the books close: ";
 
 const PIPELINE: &str = r#"
@@ -50,7 +50,7 @@ stages:
   sort: { component: pass, input: totalled, outputs: [out] }
 "#;
 
-/// Runs it, and answers with its log and how it ended.
+/// Runs it, and returns its log and how it ended.
 pub(super) fn run(minutes: u64, seed: u64) -> anyhow::Result<(String, anyhow::Result<()>)> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let build = ["build", "--release", "--example", "unreliable", "--example", "scaled"];
@@ -75,11 +75,12 @@ struct Process {
     stages: [&'static str; 2],
     scaled: &'static str,
     port: u16,
-    /// None when it has ended by itself: everything is done.
+    /// `None` if it has ended by itself: everything is done.
     child: Option<Child>,
     workers: u32,
     most_memory: u64,
-    /// How often it has ended in order, and so closed its books; and how often it was told to scale.
+    /// How often it has ended in order, and so closed its books; and how often it was told to
+    /// scale.
     ends: usize,
     scalings: usize,
 }
@@ -167,7 +168,7 @@ impl Course {
         self.count_all()
     }
 
-    /// Lets it run for a while, and looks at the books once a second.
+    /// Lets it run for a while, and checks the books once a second.
     fn watch(&mut self, period: Duration) -> anyhow::Result<()> {
         let begun = Instant::now();
         while begun.elapsed() < period {
@@ -181,7 +182,7 @@ impl Course {
         Ok(())
     }
 
-    /// Something happens to one of the processes.
+    /// Does something to one of the processes.
     fn event(&mut self) -> anyhow::Result<()> {
         let at = self.random.usize(..self.processes.len());
         let pause = Duration::from_millis(self.random.u64(200..5000));
@@ -215,7 +216,7 @@ impl Course {
                 let (took, with) = (begun.elapsed(), process.with_workers());
                 format!("drained {stages} in {took:?}; started again{with}")
             }
-            // The other one is scaled when it starts.
+            // The other program is scaled when it starts.
             _ if process.is_scaled_running() => {
                 process.order(&format!("{} {workers}", process.scaled))?;
                 process.scalings += 1;
@@ -263,7 +264,7 @@ impl Course {
             out.lines().count(),
             most.join(" and ")
         ));
-        // Numbers begin at 0 or 1: one place of the list stays empty.
+        // Numbers begin at 0 or 1: one entry of the list stays empty.
         ensure!(missing <= 1, "{missing} messages are missing");
         ensure!(out.lines().count() as u64 + letters == self.count, "not as many as were made");
         ensure!(twice == 0, "{twice} messages came more than once");
@@ -285,7 +286,8 @@ impl Course {
             let mut told = format!("{stages} ended {ends} times, and closed its books each time");
             if process.scalings > 0 {
                 let _ = write!(told, "; was scaled {scaled} of {} times", process.scalings);
-                // One may be refused, as while a stage is reopened, or be lost in a kill.
+                // An order may be refused, for instance while a stage is being reopened, or be lost
+                // in a kill.
                 ensure!(scaled > 0 || process.scalings < 5, "{stages} was never scaled:\n{log}");
             }
             self.tell(&told);
@@ -342,7 +344,7 @@ impl Process {
         Ok(())
     }
 
-    /// Tells it something on its standard input. It may just have ended.
+    /// Sends an order to its standard input. It may just have ended.
     fn order(&mut self, order: &str) -> anyhow::Result<()> {
         let input = self.child.as_mut().and_then(|child| child.stdin.as_mut());
         let told = writeln!(input.context("it has no input")?, "{order}");
@@ -352,7 +354,7 @@ impl Process {
         })
     }
 
-    /// Has it drain and end.
+    /// Makes it drain and end.
     fn end(&mut self) -> anyhow::Result<()> {
         if self.is_scaled_running() {
             self.order("drain")?;
@@ -367,7 +369,7 @@ impl Process {
         Ok(())
     }
 
-    /// Notes how much memory it takes, and whether it is done.
+    /// Records how much memory it takes, and whether it is done.
     fn look(&mut self, directory: &Path) -> anyhow::Result<()> {
         let Some(child) = &mut self.child else { return Ok(()) };
         if let Some(ended) = child.try_wait()? {
@@ -387,7 +389,7 @@ impl Process {
         Ok(())
     }
 
-    /// Looks at the books; says whether they could be seen.
+    /// Checks the books; returns whether they could be read.
     fn scrape(&self) -> anyhow::Result<bool> {
         let Ok(mut stream) = TcpStream::connect(("127.0.0.1", self.port)) else { return Ok(false) };
         stream.set_read_timeout(Some(Duration::from_secs(2)))?;

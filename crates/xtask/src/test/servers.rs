@@ -5,11 +5,11 @@ use std::path::Path;
 
 /// A row of the table.
 pub(super) struct Server {
-    /// What the tests call it when they note that they use it.
+    /// The name that tests use when they record that they use it.
     noted: &'static str,
-    /// What it is called in the table.
+    /// Its name in the table.
     name: &'static str,
-    /// Which of the needs it is.
+    /// The need it belongs to.
     need: &'static str,
 }
 
@@ -40,12 +40,12 @@ pub(super) const SERVERS: [Server; 15] = [
 pub(super) struct Counts(BTreeSet<(String, String)>);
 
 impl Counts {
-    /// Reads what the tests noted.
+    /// Reads what the tests recorded.
     pub(super) fn read(used: &Path) -> Self {
         Self::of_text(&std::fs::read_to_string(used).unwrap_or_default())
     }
 
-    /// A server and a test a line.
+    /// One server and one test per line.
     fn of_text(text: &str) -> Self {
         let line = |line: &str| {
             let (server, test) = line.split_once('\t')?;
@@ -59,7 +59,8 @@ impl Counts {
     }
 }
 
-/// What is to be printed: of each server what was real, by the names of needs, and its tests.
+/// The lines to print: for each server what was real, by the names of needs, and its number of
+/// tests.
 pub(super) fn table(real: &[(&str, String)], counts: &Counts) -> Vec<String> {
     let line = |name: &str, real: &str, tests: &str| format!("{name:<30} {real:<50} {tests:>5}");
     let mut lines = vec![line("server", "real", "tests")];
@@ -74,7 +75,7 @@ pub(super) fn table(real: &[(&str, String)], counts: &Counts) -> Vec<String> {
     lines
 }
 
-/// What is real and no row of the table.
+/// What is real but has no row in the table.
 pub(super) fn others(real: &[(&str, String)]) -> Vec<String> {
     let is_other = |need: &str| SERVERS.iter().all(|server| server.need != need);
     let others = real.iter().filter(|(need, _)| is_other(need));

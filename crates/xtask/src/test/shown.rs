@@ -1,4 +1,5 @@
-//! Which test shows what of Volley's weaknesses and behaviours, and whether it passed in this run.
+//! Which test covers which of Volley's weaknesses and behaviours, and whether it passed in this
+//! run.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -16,7 +17,7 @@ const BEHAVIOURS: u32 = 62;
 #[derive(Debug, Default)]
 pub(super) struct Outcomes(BTreeMap<String, Outcome>);
 
-/// Of several tests of one name the worst counts, and that one ran before that one did not.
+/// If several tests have the same name, a failure outranks a pass, and a pass outranks "not run".
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Outcome {
     Ignored,
@@ -25,10 +26,10 @@ enum Outcome {
 }
 
 impl Outcomes {
-    /// Reads a line of what `cargo test` prints, if it is about a test.
+    /// Parses a line of `cargo test`'s output, if it is about a test.
     pub(super) fn read(&mut self, line: &str) {
         let Some((before, how)) = line.trim_end().rsplit_once(" ... ") else { return };
-        // A process that a test started may have begun the line.
+        // A process started by a test may have begun the line.
         let Some(at) = before.rfind("test ") else { return };
         let outcome = match how.split([',', ' ']).next() {
             Some("ok") => Outcome::Passed,
@@ -43,7 +44,7 @@ impl Outcomes {
     }
 }
 
-/// A row of the table: what it is about, and the tests that show it, or what is told instead.
+/// A row of the table: its subject, and the tests that show it, or what is said instead.
 #[derive(Debug, PartialEq, Eq)]
 struct Row {
     number: String,
@@ -55,7 +56,7 @@ impl Row {
     fn of(line: &str) -> Option<Self> {
         let cells: Vec<&str> = line.strip_prefix('|')?.strip_suffix('|')?.split('|').collect();
         let [number, _, told] = cells[..] else { return None };
-        // Words in backquotes that look like a test's name are one.
+        // Backquoted words that look like a test's name are one.
         let words = told.split('`').skip(1).step_by(2);
         let tests = words.filter(|word| word.matches('_').count() > 2).map(str::to_owned);
         let (number, told) = (number.trim().to_owned(), told.trim().to_owned());
@@ -63,7 +64,7 @@ impl Row {
     }
 }
 
-/// What is to be printed of each row, and what is wrong with it.
+/// The line to print for each row, and what is wrong with it.
 pub(super) fn table(
     page: &str,
     outcomes: &Outcomes,
@@ -104,7 +105,7 @@ fn line(number: &str, how: &str, what: &str) -> String {
     format!("{number:<8} {how:<10} {what}").trim_end().to_owned()
 }
 
-/// The tests that are not built without some features, or that are in packages which are left out.
+/// The tests that are not built without some features, or that are in packages left out.
 pub(super) fn left_out(
     off: &BTreeSet<String>,
     packages: &[&str],
@@ -141,7 +142,7 @@ fn files_left_out(metadata: &Value, off: &BTreeSet<String>, without: &[&str]) ->
     files
 }
 
-/// The names of the tests in a file, or in all below a directory.
+/// The names of the tests in a file, or in all files below a directory.
 fn read_tests(path: &Path, names: &mut BTreeSet<String>) -> anyhow::Result<()> {
     if path.is_dir() {
         for entry in std::fs::read_dir(path)? {
@@ -170,7 +171,7 @@ mod tests {
 
     use super::*;
 
-    /// A page whose rows are all shown by one test, but for these.
+    /// A page whose rows are all shown by one test, except for these.
     fn page(but: &[(&str, &str)]) -> String {
         let weaknesses = (1..=WEAKNESSES).map(|number| format!("W{number}"));
         let all = weaknesses.chain((1..=BEHAVIOURS).map(|number| number.to_string()));
