@@ -124,7 +124,9 @@ impl Trial {
                 // others.
                 if self.is_whole() {
                     children.iter_mut().for_each(|child| child.kill().unwrap());
-                    children.iter_mut().for_each(|child| drop(child.wait().unwrap()));
+                    for child in &mut children {
+                        child.wait().unwrap();
+                    }
                     children = vec![self.start(None)];
                     break;
                 }

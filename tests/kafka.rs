@@ -369,10 +369,14 @@ fn read_all(topics: &mut [&mut Topic], put: &BTreeMap<usize, usize>) {
     let (begun, all) = (Instant::now(), put.values().sum());
     let times = |topics: &[&mut Topic]| topics.iter().map(|topic| topic.times()).sum::<usize>();
     while times(topics) < all {
-        topics.iter_mut().for_each(|topic| drop(topic.read()));
+        for topic in topics.iter_mut() {
+            topic.read();
+        }
         assert!(begun.elapsed() < PATIENCE, "{} of {all}", times(topics));
     }
-    topics.iter_mut().for_each(|topic| while topic.read_on() {});
+    for topic in topics {
+        while topic.read_on() {}
+    }
 }
 
 /// What the pipeline has committed of each partition of a topic, and where that ends.
