@@ -14,7 +14,7 @@ use tokio::sync::{Mutex, Notify};
 
 use super::connector::Keys;
 use super::entry::{EntryId, incoming};
-use super::groups::{self, make_groups};
+use super::groups::{self, make_groups, mend_groups};
 use super::held::Held;
 use super::lag::lag;
 use super::members::{HEARTBEAT, HEARTBEAT_AGAIN, LOOK, OURS};
@@ -283,13 +283,8 @@ impl Site {
         if !is_no_group(error) {
             return Ok(false);
         }
-        let keys = &self.keys;
-        make_groups(&self.wire, keys, &self.groups).await?;
-        tracing::warn!(
-            queue = %keys.queue, key = %keys.stream, group = %keys.group,
-            "somebody has deleted the stream or its group on the server: it is made again; with the stream all \
-             that was in it is gone, with the group alone all that is in the stream comes again"
-        );
+        let made = mend_groups(&self.wire, &self.keys, &self.groups).await;
+        made.map_err(|failure| self.wire.told(&failure))?;
         Ok(true)
     }
 
@@ -314,6 +309,7 @@ impl Site {
         for argument in Retention::arguments(self.bounds.retention) {
             ack.arg(argument);
         }
+        ack.arg(self.groups.len()).arg(&self.groups);
         for (receipt, id) in entries {
             ack.arg(id.to_string()).arg(receipt.fence);
         }
@@ -336,7 +332,7 @@ impl Site {
             }
             // Entries get too old also while nothing is acked; a group that is gone now, or a retention, may have
             // left some behind.
-            Retention::trim(self.bounds.retention, &self.wire, &keys.stream).await?;
+            Retention::trim(self.bounds.retention, &self.wire, keys, &self.groups).await?;
             *self.looked_after() = Some(Instant::now());
         }
         let looked = *self.looked();

@@ -28,6 +28,8 @@ const HEADERS_MAX: usize = 1000;
 /// Puts messages on a stream.
 pub(crate) struct StreamProducer {
     keys: Keys,
+    /// All that the file's stages read the stream as.
+    groups: Vec<String>,
     features: Features,
     wire: Arc<Wire>,
     trimming: Trimming,
@@ -46,7 +48,12 @@ impl StreamProducer {
         if !groups.is_empty() {
             make_groups(&wire, &keys, &groups).await?;
         }
-        Ok(Self { keys, features, wire, trimming: Trimming::new(retention) })
+        Ok(Self { keys, groups, features, wire, trimming: Trimming::new(retention) })
+    }
+
+    /// Trims now and then, before so many are put.
+    async fn trim_before(&self, many: usize) -> Result<(), ConnectorError> {
+        self.trimming.before(many, &self.wire, &self.keys, &self.groups).await
     }
 
     /// Puts entries, each by itself.
@@ -91,7 +98,7 @@ impl Producer for StreamProducer {
     }
 
     async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
-        self.trimming.before(batch.len(), &self.wire, &self.keys.stream).await?;
+        self.trim_before(batch.len()).await?;
         let mut outcomes = Outcomes::new(batch.iter().map(refused));
         let lengths: Vec<u64> = batch.iter().map(|o| longest::of_entry(&o.message)).collect();
         for (at, why) in longest::too_long(&self.wire, &lengths).await? {
@@ -117,7 +124,7 @@ impl Producer for StreamProducer {
     }
 
     async fn stage(&self, batch: &[Outgoing]) -> Result<Staged, ConnectorError> {
-        self.trimming.before(batch.len(), &self.wire, &self.keys.stream).await?;
+        self.trim_before(batch.len()).await?;
         let Keys { queue, stream, later, .. } = self.keys.clone();
         let target = Target::Stream { queue, stream, later };
         let rejected: Vec<(usize, Rejected)> =

@@ -1,0 +1,92 @@
+//! What somebody has taken away, or a server has lost, is made again, and nothing that was confirmed goes with it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "a test that stops says where"
+)]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use brigade_core::MessageId;
+use brigade_core::connector::{Connector, Consumer, Incoming, Order, Outgoing, QueueSpec, Reader};
+use brigade_redis::RedisStreams;
+use brigade_testkit::servers::Redis;
+use common::{WANT, ask, connect, env, numbered, put, queue};
+use serde_json::json;
+
+/// The stream `shop`, read by some stages.
+fn read_by(queue: QueueSpec, stages: &[&str]) -> QueueSpec {
+    QueueSpec { groups: stages.iter().map(|stage| (*stage).into()).collect(), ..queue }
+}
+
+async fn stage(queue: &QueueSpec, name: &str) -> Arc<dyn Consumer> {
+    let reader = Reader { stage: name.into(), group: name.into(), order: Order::None };
+    RedisStreams.consumer(queue, &reader, &env()).await.unwrap()
+}
+
+/// What comes next. Errors are passed over, as of a stream that somebody has deleted.
+async fn next(consumer: &dyn Consumer) -> Vec<Incoming> {
+    let next = tokio::time::timeout(Duration::from_secs(180), async {
+        loop {
+            match consumer.consume(WANT).await {
+                Ok(taken) if taken.is_empty() => {}
+                Ok(taken) => break taken,
+                Err(error) => assert!(error.is_transient(), "{error}"),
+            }
+        }
+    });
+    next.await.expect("messages come")
+}
+
+/// Takes and acks so many different messages.
+async fn drain(consumer: &dyn Consumer, many: usize) {
+    let mut seen: BTreeSet<MessageId> = BTreeSet::new();
+    while seen.len() < many {
+        let taken = next(consumer).await;
+        seen.extend(taken.iter().map(|one| one.message.id));
+        let receipts = taken.iter().map(|one| one.receipt).collect();
+        assert_eq!(consumer.ack(receipts, Vec::new()).await.unwrap().fenced, []);
+    }
+}
+
+/// As when a server that keeps nothing is started again: who writes is there before who reads.
+#[tokio::test]
+async fn what_is_put_on_a_stream_that_went_is_not_trimmed_before_its_groups_have_it() {
+    const MESSAGES: usize = 3000;
+    for retention in [json!({ "messages": 10 }), json!({ "age": "1ms" })] {
+        let server = Redis::start();
+        let mut beside = connect(&server);
+        let settings = json!({ "url": server.url(), "retention": retention });
+        let queue = read_by(queue("shop", settings), &["a", "b"]);
+        let producer = RedisStreams.producer(&queue, &env()).await.unwrap();
+        put(&*producer, &[numbered(0)]).await.unwrap();
+        ask::<()>(&mut beside, "DEL shop");
+        let all: Vec<Outgoing> = (1..=MESSAGES).map(numbered).collect();
+        for batch in all.chunks(250) {
+            put(&*producer, batch).await.unwrap();
+        }
+        for name in ["a", "b"] {
+            drain(&*stage(&queue, name).await, MESSAGES).await;
+        }
+    }
+}
+
+/// It begins anew with all that is there.
+#[tokio::test]
+async fn what_one_group_acks_stays_while_another_of_the_file_is_missing() {
+    const MESSAGES: usize = 300;
+    let server = Redis::start();
+    let mut beside = connect(&server);
+    let queue = read_by(queue("shop", json!({ "url": server.url() })), &["a", "b"]);
+    let (producer, a) = (RedisStreams.producer(&queue, &env()).await.unwrap(), stage(&queue, "a"));
+    let a = a.await;
+    ask::<()>(&mut beside, "XGROUP DESTROY shop shop.b");
+    put(&*producer, &(0..MESSAGES).map(numbered).collect::<Vec<_>>()).await.unwrap();
+    drain(&*a, MESSAGES).await;
+    drain(&*stage(&queue, "b").await, MESSAGES).await;
+}
