@@ -13,10 +13,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use brigade_core::MessageId;
-use brigade_core::connector::{Connector, Consumer, Incoming, Order, Outgoing, QueueSpec, Reader};
-use brigade_redis::RedisStreams;
+use brigade_core::connector::{
+    Connector, Consumer, Incoming, Order, Outgoing, QueueSpec, Reader, Receipt,
+};
+use brigade_redis::{RedisStreams, Rsmq};
 use brigade_testkit::servers::Redis;
-use common::{WANT, ask, connect, env, numbered, put, queue};
+use common::{WANT, ask, connect, env, numbered, open, put, queue};
+use redis::Connection;
 use serde_json::json;
 
 /// The stream `shop`, read by some stages.
@@ -89,4 +92,65 @@ async fn what_one_group_acks_stays_while_another_of_the_file_is_missing() {
     put(&*producer, &(0..MESSAGES).map(numbered).collect::<Vec<_>>()).await.unwrap();
     drain(&*a, MESSAGES).await;
     drain(&*stage(&queue, "b").await, MESSAGES).await;
+}
+
+/// As a server does that has lost the end of what it knew: the same handing-over, twice.
+#[tokio::test]
+async fn what_was_handed_out_twice_as_one_is_not_settled_twice_in_one_step() {
+    let streams = (&RedisStreams as &dyn Connector, ["shop", "out"]);
+    for (connector, outputs) in [streams, (&Rsmq, ["rsmq:shop", "rsmq:out"])] {
+        let (server, name) = (Redis::start(), connector.type_name());
+        let mut beside = connect(&server);
+        let place = json!({ "url": server.url() });
+        let (producer, consumer) = open(connector, &queue("shop", place.clone())).await;
+        let output = connector.producer(&queue("out", place), &env()).await.unwrap();
+        put(&*producer, &[numbered(1)]).await.unwrap();
+        let mut receipts = vec![next(&*consumer).await[0].receipt];
+        hand_out_anew(&mut beside, outputs[0]);
+        receipts.push(next(&*consumer).await[0].receipt);
+        assert_eq!(receipts[0].fence, receipts[1].fence, "{name}");
+        let ops = output.stage(&[numbered(2)]).await.unwrap().ops;
+        let twice = [ops.clone(), ops.clone()].concat();
+        let acked = consumer.ack(receipts.clone(), twice).await.unwrap();
+        assert!(!acked.fenced.is_empty(), "{name}: both were acked");
+        assert_eq!(length(&mut beside, outputs[1]), 0, "{name}");
+        // It is settled once: by what comes again, or by the one of the two that stands.
+        let left: Vec<_> =
+            receipts.iter().filter(|one| !acked.fenced.contains(one)).copied().collect();
+        let left = match left.is_empty() {
+            true => again(&*consumer, &mut beside, outputs[0]).await,
+            false => left,
+        };
+        assert_eq!(consumer.ack(left, ops).await.unwrap().fenced, [], "{name}");
+        let lengths = outputs.map(|key| length(&mut beside, key));
+        assert_eq!(lengths, [0, 1], "{name}");
+    }
+}
+
+/// How many there are at a key.
+fn length(beside: &mut Connection, key: &str) -> usize {
+    let length = if key.starts_with("rsmq:") { "ZCARD" } else { "XLEN" };
+    ask(beside, &format!("{length} {key}"))
+}
+
+/// Takes a handing-over back.
+fn hand_out_anew(beside: &mut Connection, key: &str) {
+    if !key.starts_with("rsmq:") {
+        let mut anew = redis::pipe();
+        anew.atomic().cmd("XGROUP").arg("DESTROY").arg(key).arg("shop").ignore();
+        anew.cmd("XGROUP").arg("CREATE").arg(key).arg("shop").arg("0").ignore();
+        return anew.query(beside).unwrap();
+    }
+    let id = ask::<Vec<String>>(beside, &format!("ZRANGE {key} 0 0")).remove(0);
+    ask::<()>(beside, &format!("HSET {key}:Q {id}:rc 0"));
+    ask::<()>(beside, &format!("ZADD {key} 0 {id}"));
+}
+
+/// What is handed out again, with another fence: of RSMQ when its time is over.
+async fn again(consumer: &dyn Consumer, beside: &mut Connection, key: &str) -> Vec<Receipt> {
+    if key.starts_with("rsmq:") {
+        let id = ask::<Vec<String>>(beside, &format!("ZRANGE {key} 0 0")).remove(0);
+        ask::<()>(beside, &format!("ZADD {key} 0 {id}"));
+    }
+    next(consumer).await.iter().map(|one| one.receipt).collect()
 }

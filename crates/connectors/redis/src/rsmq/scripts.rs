@@ -117,11 +117,14 @@ pub(crate) static DELETE: LazyLock<Script> = LazyLock::new(|| {
         local fields = {}
         for i = 2, past, 2 do fields[#fields + 1] = ARGV[i] .. ':rc' end
         local counts = get_many(KEYS[2], fields)
-        local fenced, good = {}, {}
+        local fenced, good, seen = {}, {}, {}
         for i = 2, past, 2 do
-          -- It is there, and was not received again.
-          local into = counts[i / 2] == ARGV[i + 1] and good or fenced
+          -- It is there, and was not received again. One receiving is one, also where a server that lost its end
+          -- has told it twice.
+          local stands = counts[i / 2] == ARGV[i + 1] and not seen[ARGV[i]]
+          local into = stands and good or fenced
           into[#into + 1] = ARGV[i]
+          seen[ARGV[i]] = true
         end
         if #fenced > 0 and #ARGV > past then return fenced end
         -- What would fail if a key had another type, or a right were missing, fails here.

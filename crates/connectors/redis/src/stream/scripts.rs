@@ -296,6 +296,8 @@ pub(crate) static ACK: LazyLock<Script> = LazyLock::new(|| {
         for i = 9 + groups, past, 2 do
           local into = held[ARGV[i]] == tonumber(ARGV[i + 1]) and good or fenced
           into[#into + 1] = ARGV[i]
+          -- One handing-over is one, also where a server that lost its end has told it twice.
+          held[ARGV[i]] = nil
         end
         if #fenced > 0 and #ARGV > past then return fenced end
         -- What would fail if a key had another type, or a right were missing, fails here.
