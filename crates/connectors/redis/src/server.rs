@@ -19,8 +19,17 @@ use tokio::sync::Mutex;
 
 /// How long making a connection may take.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
-/// How long an answer may take, beside the time that a command waits by itself.
-const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// How long an answer may take, beside the time that a command waits by itself, and the time that it takes to come
+/// to the server.
+pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// How much comes to a server in a second at least.
+const BYTES_PER_SECOND: u64 = 1 << 20;
+
+/// How long an answer may take to so many bytes.
+pub(crate) fn answer_max(bytes: usize) -> Duration {
+    let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+    ANSWER_MAX + Duration::from_millis(bytes.saturating_mul(1000) / BYTES_PER_SECOND)
+}
 
 /// The server where a queue names none: `REDIS_HOST`, a host or `host:port`, if that is set.
 pub(crate) fn local() -> String {
@@ -182,13 +191,9 @@ impl Place {
             return Ok(Server::Sentinel(Mutex::new(client)));
         }
         if self.cluster {
-            let mut builder = ClusterClientBuilder::new([info])
-                .connection_timeout(CONNECT_MAX)
-                .response_timeout(ANSWER_MAX);
-            if let Some(certificates) = certificates {
-                builder = builder.certs(certificates);
-            }
-            return Ok(Server::Cluster(Box::new(builder.build().map_err(said)?)));
+            let cluster = ClusterPlace { info, certificates };
+            cluster.client(ANSWER_MAX).map_err(said)?;
+            return Ok(Server::Cluster(Box::new(cluster)));
         }
         let client = match certificates {
             Some(certificates) => Client::build_with_tls(info, certificates),
@@ -280,14 +285,34 @@ fn sentinel_client(
 pub(crate) enum Server {
     Single(Client),
     Sentinel(Mutex<SentinelClient>),
-    Cluster(Box<ClusterClient>),
+    Cluster(Box<ClusterPlace>),
+}
+
+/// Where a Cluster is.
+pub(crate) struct ClusterPlace {
+    info: ConnectionInfo,
+    certificates: Option<TlsCertificates>,
+}
+
+impl ClusterPlace {
+    /// Its client has the times: one for answers that may take so long.
+    fn client(&self, answer_max: Duration) -> RedisResult<ClusterClient> {
+        let builder = ClusterClientBuilder::new([self.info.clone()])
+            .connection_timeout(CONNECT_MAX)
+            .response_timeout(answer_max);
+        match &self.certificates {
+            Some(certificates) => builder.certs(certificates.clone()).build(),
+            None => builder.build(),
+        }
+    }
 }
 
 impl Server {
-    pub(crate) async fn connect(&self) -> RedisResult<Connection> {
+    /// Connects. Answers may take so long.
+    pub(crate) async fn connect(&self, answer_max: Duration) -> RedisResult<Connection> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_MAX))
-            .set_response_timeout(Some(ANSWER_MAX));
+            .set_response_timeout(Some(answer_max));
         Ok(match self {
             Self::Single(client) => Connection::Single(
                 client.get_multiplexed_async_connection_with_config(&config).await?,
@@ -295,8 +320,9 @@ impl Server {
             Self::Sentinel(client) => Connection::Single(
                 client.lock().await.get_async_connection_with_config(&config).await?,
             ),
-            // Its client has the times.
-            Self::Cluster(client) => Connection::Cluster(client.get_async_connection().await?),
+            Self::Cluster(place) => {
+                Connection::Cluster(place.client(answer_max)?.get_async_connection().await?)
+            }
         })
     }
 }
@@ -327,6 +353,15 @@ impl Server {
 pub(crate) enum Connection {
     Single(MultiplexedConnection),
     Cluster(ClusterConnection),
+}
+
+impl Connection {
+    /// Has answers take so long at most; to a Cluster as long as they might when it was connected to.
+    pub(crate) fn set_answer_max(&mut self, answer_max: Duration) {
+        if let Self::Single(connection) = self {
+            connection.set_response_timeout(answer_max);
+        }
+    }
 }
 
 impl ConnectionLike for Connection {

@@ -12,6 +12,7 @@ use redis::ScriptInvocation;
 use super::connector::Site;
 use super::scripts::{HIDE, RECEIVE};
 use crate::pace::Paced;
+use crate::server::ANSWER_MAX;
 
 /// The most messages that are received, or hidden anew, at once.
 const SCRIPT_MAX: usize = 500;
@@ -83,14 +84,15 @@ impl Received {
         let mut receive = RECEIVE.key(&site.messages);
         receive.key(&site.hash).key(&site.attempts).arg(max).arg(site.vt.as_millis().to_string());
         let receive = Arc::new(receive);
-        let told = match site.wire.try_script(Arc::clone(&receive)).await {
+        let answer_max = self.pace.answer_max();
+        let told = match site.wire.try_script_for(Arc::clone(&receive), answer_max).await {
             Err(failure) if failure.is_no_queue() => {
                 site.made.make_again(&site.wire).await?;
-                site.wire.script(receive).await
+                site.wire.script_for(receive, answer_max).await
             }
             told => told.map_err(|failure| site.wire.told(&failure)),
         };
-        let told = told.inspect_err(|_| self.pace.read(max, Err(())));
+        let told = told.inspect_err(|_| self.pace.read(max, asked, Err(())));
         let (told, next): (Vec<Told>, i64) = told?;
         let next = told.is_empty().then_some(next);
         self.enter_all(told, asked, max);
@@ -105,7 +107,7 @@ impl Received {
         let mut held = self.held();
         let before = held.ready.len();
         all.into_iter().for_each(|told| self.enter(&mut held, told, since));
-        self.pace.read::<()>(max, Ok(&held.ready.make_contiguous()[before..]));
+        self.pace.read::<()>(max, since, Ok(&held.ready.make_contiguous()[before..]));
     }
 
     fn enter(&self, held: &mut Held, told: Told, since: Instant) {
@@ -195,9 +197,10 @@ impl Received {
         all.map(|(_, Hidden { id, fence, .. })| (id, fence, Duration::ZERO, -1)).collect()
     }
 
-    /// Waits for the end of what is being received.
+    /// Waits for the end of what is being received, for as long as an answer takes: what takes longer is visible again
+    /// when the visibility timeout is over.
     pub(super) async fn ended(&self) {
-        drop(self.receiving.lock().await);
+        let _ended = tokio::time::timeout(ANSWER_MAX, self.receiving.lock()).await;
     }
 
     /// Hides messages for a while, counted from now. Answers with the places of the fenced.

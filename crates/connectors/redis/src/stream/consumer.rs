@@ -9,7 +9,7 @@ use brigade_core::connector::{
     Acked, ConnectorError, Consumer, Failed, Features, Incoming, Lag, Receipt, Want,
 };
 use brigade_core::state::{StoreId, StoreOp};
-use redis::{ScriptInvocation, Value, cmd};
+use redis::{FromRedisValue, ScriptInvocation, Value, cmd};
 use tokio::sync::{Mutex, Notify};
 
 use super::connector::Keys;
@@ -249,7 +249,15 @@ impl Site {
         for id in &unknown {
             claim.arg(id);
         }
-        self.incoming(self.wire.script(claim).await?).await
+        self.incoming(self.bring(claim).await?).await
+    }
+
+    /// Runs a script that answers with entries, which may be long.
+    pub(super) async fn bring<T: FromRedisValue + Send + 'static>(
+        &self,
+        script: ScriptInvocation<'static>,
+    ) -> Result<T, ConnectorError> {
+        self.wire.script_for(script, self.pace.answer_max()).await
     }
 
     /// What others left behind, then what was put back and is due, then what is new.
@@ -258,9 +266,9 @@ impl Site {
         if self.closed.load(Ordering::Relaxed) {
             return Ok(Vec::new());
         }
-        let max = self.pace.count(want);
+        let (max, begun) = (self.pace.count(want), Instant::now());
         let read = self.try_read(max).await;
-        self.pace.read(max, read.as_deref());
+        self.pace.read(max, begun, read.as_deref());
         if read.is_err() {
             self.lost.store(true, Ordering::Relaxed);
         }
@@ -351,7 +359,7 @@ impl Site {
         read.arg("GROUP").arg(&keys.group).arg(&self.member).arg("COUNT").arg(max);
         read.arg("BLOCK").arg(wait.as_millis().max(1).to_string());
         read.arg("STREAMS").arg(&keys.stream).arg(">");
-        let answer: Value = self.reading.command(&read).await?;
+        let answer: Value = self.reading.command_for(&read, self.pace.answer_max()).await?;
         let read = self.incoming(entries_of(answer)).await?;
         if read.is_empty() {
             *self.looked() = None;
@@ -366,7 +374,7 @@ impl Site {
         due.key(&keys.delayed).key(&keys.attempts).key(&keys.later);
         due.arg(&keys.group).arg(&self.member).arg(max);
         *self.looked() = Some(Instant::now());
-        let (entries, next_ms): (Vec<Value>, i64) = self.wire.script(due).await?;
+        let (entries, next_ms): (Vec<Value>, i64) = self.bring(due).await?;
         if !entries.is_empty() {
             // There may be more.
             *self.looked() = None;

@@ -14,9 +14,9 @@ use super::groups::make_groups;
 use super::retention::{Retention, Trimming};
 use super::scripts::LATER;
 use crate::longest;
-use crate::outcomes::Outcomes;
+use crate::outcomes::{Outcomes, parts};
 use crate::output::Target;
-use crate::server::Place;
+use crate::server::{Place, answer_max};
 use crate::wire::Wire;
 
 /// The most entries in one pipeline: more gains nothing.
@@ -57,18 +57,19 @@ impl StreamProducer {
     }
 
     /// Puts entries, each by itself.
-    async fn add(
+    async fn add<'o>(
         &self,
-        batch: impl Iterator<Item = &Outgoing>,
+        batch: impl Iterator<Item = &'o Outgoing>,
     ) -> Result<Vec<Result<(), ConnectorError>>, ConnectorError> {
-        let mut pipeline = Pipeline::new();
+        let (mut pipeline, mut bytes) = (Pipeline::new(), 0);
         for outgoing in batch {
+            bytes += outgoing.message.size();
             let add = pipeline.cmd("XADD").arg(&self.keys.stream).arg("*");
             for (name, value) in fields(outgoing) {
                 add.arg(name).arg(value);
             }
         }
-        self.wire.each(pipeline).await
+        self.wire.each(pipeline, bytes).await
     }
 
     async fn add_later(&self, outgoing: &Outgoing) -> Result<(), ConnectorError> {
@@ -78,7 +79,8 @@ impl StreamProducer {
         for (name, value) in fields(outgoing) {
             script.arg(name).arg(value);
         }
-        self.wire.script::<i64>(script).await.map(drop)
+        let answer_max = answer_max(outgoing.message.size());
+        self.wire.script_for::<i64>(script, answer_max).await.map(drop)
     }
 }
 
@@ -108,7 +110,7 @@ impl Producer for StreamProducer {
         let (delayed, at_once): (Vec<_>, Vec<_>) =
             outcomes.unknown().into_iter().partition(is_delayed);
         // What comes after one that failed goes when that one does: it would most likely fail too.
-        for places in at_once.chunks(PIPELINE_MAX) {
+        for places in parts(&at_once, PIPELINE_MAX, |at| batch[at].message.size()) {
             let put = self.add(places.iter().map(|at| &batch[*at])).await;
             if !outcomes.enter(places, put)? {
                 break;
