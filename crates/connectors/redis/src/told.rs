@@ -290,7 +290,10 @@ mod tests {
         let refused = "READONLY You can't write against a read only replica.";
         for (error, is_of_connection) in [
             (format!("-{refused}\r\n"), true),
-            (format!("-ERR Error running script (call to f_0): @user_script:1: -{refused}\r\n"), true),
+            (
+                format!("-ERR Error running script (call to f_0): @user_script:1: -{refused}\r\n"),
+                true,
+            ),
             ("-ERR Error running script (call to f_0): @user_script:1: -OOM no\r\n".into(), false),
         ] {
             assert_eq!(said(&error).is_of_connection(), is_of_connection, "{error}");

@@ -15,7 +15,7 @@ use brigade_core::connector::{Connector, Outgoing, QueueSpec, Want};
 use brigade_core::{Message, MessageId};
 use brigade_redis::{RedisStreams, Rsmq};
 use brigade_testkit::servers::Redis;
-use common::{WANT, ask, connect, env, open, put, queue};
+use common::{WANT, ask, connect, env, open, put, queue, reader};
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -147,4 +147,24 @@ async fn a_message_that_takes_long_to_come_comes_from_a_stream() {
 #[tokio::test]
 async fn a_message_that_takes_long_to_come_comes_from_rsmq() {
     a_long_message_goes_through(&Rsmq, json!({ "maxsize": -1, "vt": "2s" })).await;
+}
+
+/// As when the machine of a server dies, or a router forgets a connection on which nothing is said.
+#[tokio::test]
+async fn who_hears_of_sendings_finds_that_nothing_comes_any_more() {
+    let server = Redis::start();
+    let link = Link::to(&server, 1 << 16).await;
+    let queue = link.queue(json!({ "realtime": true }));
+    let _consumer = Rsmq.consumer(&queue, &reader(), &env()).await.unwrap();
+    let mut beside = connect(&server);
+    let mut tick = tokio::time::interval(Duration::from_millis(20));
+    let mut hears = async |many: u64| {
+        // Of the one that is frozen the server knows nothing.
+        while ask::<(String, u64)>(&mut beside, "PUBSUB NUMSUB rsmq:rt:shop").1 < many {
+            tick.tick().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, hears(1)).await.expect("it listens");
+    link.freeze();
+    tokio::time::timeout(PATIENCE, hears(2)).await.expect("it listens on another connection");
 }
