@@ -220,6 +220,13 @@ impl Place {
         Self { cluster: false, ..self.clone() }.server()
     }
 
+    /// Whether files say who is trusted, or what is shown: they may be other ones later.
+    pub(crate) fn has_certificates(&self) -> bool {
+        let files =
+            |Tls { ca, certificate, key }: &Tls| [ca, certificate, key].map(Option::is_some);
+        self.tls.as_ref().is_some_and(|tls| files(tls).contains(&true))
+    }
+
     fn certificates(&self) -> Result<Option<TlsCertificates>, String> {
         let Some(Tls { ca, certificate, key }) = &self.tls else { return Ok(None) };
         let read = |path: &PathBuf| {

@@ -21,7 +21,8 @@ const SHARED_MAX: Duration = Duration::from_secs(20);
 pub(crate) struct Wire {
     queue: Arc<str>,
     place: Place,
-    server: Server,
+    /// What connections are made with; with the certificates that were read last.
+    server: Mutex<Arc<Server>>,
     thread: Thread,
     connection: Mutex<Option<Connection>>,
     /// How long a value the server of the connection is known to take.
@@ -40,6 +41,7 @@ impl Wire {
         })?;
         let (queue, place) = (Arc::clone(queue), place.clone());
         let (connection, takes) = (Mutex::default(), AtomicU64::new(SURE));
+        let server = Mutex::new(Arc::new(server));
         Ok(Arc::new(Self { queue, place, server, thread, connection, takes }))
     }
 
@@ -80,8 +82,24 @@ impl Wire {
         heard: impl Fn() + Send + Sync + 'static,
     ) -> Result<(), ConnectorError> {
         let (wire, channel) = (Arc::clone(self), channel.to_owned());
-        let heard = self.spawn(async move { wire.server.listen(&channel, heard).await }).await;
+        let heard = self.spawn(async move { wire.server().listen(&channel, heard).await }).await;
         heard.map_err(|error| self.told(&Failure { error, connecting: false }))
+    }
+
+    /// What a connection is made with now. Certificates are read anew: they may have been renewed since. While that
+    /// fails, as while a file is being replaced, they are what they were.
+    fn server(&self) -> Arc<Server> {
+        let anew = self.place.has_certificates().then(|| self.place.server());
+        let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        match anew {
+            Some(Ok(anew)) => *server = Arc::new(anew),
+            Some(Err(why)) => {
+                let queue = &self.queue;
+                tracing::warn!(%queue, why, "certificates are used as they were read before");
+            }
+            None => {}
+        }
+        Arc::clone(&server)
     }
 
     /// The connection, made if there is none. Nobody holds the lock meanwhile.
@@ -89,7 +107,7 @@ impl Wire {
         if let Some(connection) = &*self.current() {
             return Ok(connection.clone());
         }
-        let made = self.server.connect(ANSWER_MAX).await?;
+        let made = self.server().connect(ANSWER_MAX).await?;
         // The server may be another, or have other settings.
         self.takes.store(SURE, Relaxed);
         Ok(self.current().get_or_insert(made).clone())
@@ -119,7 +137,7 @@ impl Wire {
         let asked = self.spawn(async move {
             let failure = |error, connecting| Failure { error, connecting };
             let connection = match wire.place.cluster.then(|| wire.place.node()) {
-                None => wire.server.connect(answer_max(bytes)).await,
+                None => wire.server().connect(answer_max(bytes)).await,
                 Some(Ok(node)) => node.connect(answer_max(bytes)).await,
                 Some(Err(why)) => Err((ErrorKind::InvalidClientConfig, "no node", why).into()),
             };
@@ -132,7 +150,7 @@ impl Wire {
     /// The connection for what may take so long; says whether it is the shared one.
     async fn connection_for(&self, answer_max: Duration) -> RedisResult<(Connection, bool)> {
         if answer_max > SHARED_MAX {
-            return Ok((self.server.connect(answer_max).await?, false));
+            return Ok((self.server().connect(answer_max).await?, false));
         }
         let mut connection = self.connection().await?;
         connection.set_answer_max(answer_max);

@@ -154,3 +154,37 @@ async fn again(consumer: &dyn Consumer, beside: &mut Connection, key: &str) -> V
     }
     next(consumer).await.iter().map(|one| one.receipt).collect()
 }
+
+/// Short-lived ones are written anew while a pipeline runs.
+#[tokio::test]
+async fn a_connection_is_made_again_with_the_certificates_that_are_on_disk_by_then() {
+    let (server, other) = (Redis::start_secured(), Redis::start_secured());
+    let directory = tempfile::tempdir().unwrap();
+    let ca = directory.path().join("ca.pem");
+    std::fs::copy(server.authority(), &ca).unwrap();
+    let queue = queue("shop", json!({ "url": server.url(), "tls": { "ca": ca } }));
+    let producer = RedisStreams.producer(&queue, &env()).await.unwrap();
+    // The server's is signed by somebody else, for this file.
+    std::fs::copy(other.authority(), &ca).unwrap();
+    server.restart();
+    let mut told = String::new();
+    for _ in 0..2 {
+        let error = put(&*producer, &[numbered(1)]).await.unwrap_err();
+        assert!(error.is_transient(), "{error}");
+        told = error.to_string();
+    }
+    assert!(told.contains("certificate"), "{told}");
+    std::fs::copy(server.authority(), &ca).unwrap();
+    put(&*producer, &[numbered(1)]).await.unwrap();
+    // While it is being replaced it is what it was.
+    for content in [None, Some("-----BEGIN CERTIFICATE-----\nMIIB")] {
+        std::fs::remove_file(&ca).unwrap();
+        if let Some(content) = content {
+            std::fs::write(&ca, content).unwrap();
+        }
+        server.restart();
+        assert!(put(&*producer, &[numbered(2)]).await.is_err(), "the connection is broken");
+        put(&*producer, &[numbered(2)]).await.unwrap();
+        std::fs::copy(server.authority(), &ca).unwrap();
+    }
+}
