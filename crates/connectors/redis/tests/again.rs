@@ -14,11 +14,12 @@ use std::time::Duration;
 
 use brigade_core::MessageId;
 use brigade_core::connector::{
-    Connector, Consumer, Incoming, Order, Outgoing, QueueSpec, Reader, Receipt,
+    Connector, Consumer, Failed, FailedReason, Incoming, Order, Outgoing, QueueSpec, Reader,
+    Receipt,
 };
 use brigade_redis::{RedisStreams, Rsmq};
 use brigade_testkit::servers::Redis;
-use common::{WANT, ask, connect, env, numbered, open, put, queue};
+use common::{WANT, ask, connect, env, numbered, open, put, queue, reader};
 use redis::Connection;
 use serde_json::json;
 
@@ -153,6 +154,56 @@ async fn again(consumer: &dyn Consumer, beside: &mut Connection, key: &str) -> V
         ask::<()>(beside, &format!("ZADD {key} 0 {id}"));
     }
     next(consumer).await.iter().map(|one| one.receipt).collect()
+}
+
+/// A queue is shared with clients that know nothing of attempts.
+#[tokio::test]
+async fn of_what_another_client_deletes_no_attempts_are_kept() {
+    const ATTEMPTS: &str = "HLEN rsmq:shop:brigade:attempts";
+    let server = Redis::start();
+    let mut beside = connect(&server);
+    let queue = queue("shop", json!({ "url": server.url() }));
+    for deleted in ["messages", "queue"] {
+        ask::<()>(&mut beside, "FLUSHALL");
+        let (producer, consumer) = open(&Rsmq, &queue).await;
+        put(&*producer, &(0..300).map(numbered).collect::<Vec<_>>()).await.unwrap();
+        let (mut failed, mut last) = (0, None);
+        while failed < 300 {
+            let taken = consumer.consume(WANT).await.unwrap();
+            failed += taken.len();
+            let delay = Duration::from_secs(600);
+            let reason = FailedReason::Attempt { attempts: 1, error: "no".into() };
+            let fail =
+                |one: &Incoming| Failed { receipt: one.receipt, reason: reason.clone(), delay };
+            assert_eq!(
+                consumer.on_fail(taken.iter().map(fail).collect()).await.unwrap().fenced,
+                []
+            );
+            last = taken.last().map(|one| one.receipt);
+        }
+        assert_eq!((ask::<usize>(&mut beside, ATTEMPTS), last.is_some()), (300, true));
+        let mut kept = 1;
+        if deleted == "queue" {
+            ask::<()>(&mut beside, "DEL rsmq:shop rsmq:shop:Q");
+            ask::<()>(&mut beside, "SREM rsmq:QUEUES shop");
+            kept = 0;
+        } else {
+            ask::<()>(&mut beside, "ZREMRANGEBYRANK rsmq:shop 0 -2");
+        }
+        drop(consumer);
+        let consumer = Rsmq.consumer(&queue, &reader(), &env()).await.unwrap();
+        let mut tick = tokio::time::interval(Duration::from_millis(20));
+        let gone = async {
+            while ask::<usize>(&mut beside, ATTEMPTS) > kept {
+                tick.tick().await;
+            }
+        };
+        tokio::select! {
+            taken = consumer.consume(WANT) => panic!("{deleted}: nothing is due: {taken:?}"),
+            gone = tokio::time::timeout(Duration::from_secs(180), gone) => gone.expect(deleted),
+        }
+        assert_eq!(ask::<usize>(&mut beside, ATTEMPTS), kept, "{deleted}");
+    }
 }
 
 /// Short-lived ones are written anew while a pipeline runs.

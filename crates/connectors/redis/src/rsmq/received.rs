@@ -10,7 +10,7 @@ use brigade_core::{IncarnationId, Message, MessageId, Timestamp};
 use redis::ScriptInvocation;
 
 use super::connector::Site;
-use super::scripts::{HIDE, RECEIVE};
+use super::scripts::{FORGET, HIDE, RECEIVE};
 use crate::pace::Paced;
 use crate::server::ANSWER_MAX;
 
@@ -18,6 +18,9 @@ use crate::server::ANSWER_MAX;
 const SCRIPT_MAX: usize = 500;
 /// How long to wait at most before what could not be renewed is renewed again.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// How often it is looked, of some each time, which attempts are kept of messages that are not there.
+const FORGET_AFTER: Duration = Duration::from_secs(1);
 
 /// An id as it stands on the server: another program's may be no text.
 pub(super) type Id = Vec<u8>;
@@ -37,6 +40,8 @@ pub(super) struct Received {
     pub(super) site: Site,
     pace: Paced,
     held: Mutex<Held>,
+    /// Where to go on with forgetting the attempts of what others have deleted, and when that was last done.
+    forgetting: Mutex<(String, Option<Instant>)>,
     /// One change of times after the other.
     hiding: tokio::sync::Mutex<()>,
     /// Held by a receiving.
@@ -65,8 +70,9 @@ pub(super) struct Hidden {
 impl Received {
     pub(super) fn new(site: Site) -> Arc<Self> {
         let (pace, held) = (Paced::new(SCRIPT_MAX), Mutex::default());
+        let forgetting = Mutex::new(("0".to_owned(), None));
         let (hiding, receiving) = <(tokio::sync::Mutex<()>, tokio::sync::Mutex<()>)>::default();
-        Arc::new(Self { site, pace, held, hiding, receiving })
+        Arc::new(Self { site, pace, held, forgetting, hiding, receiving })
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -79,6 +85,7 @@ impl Received {
         if self.is_given_up() {
             return Ok(None);
         }
+        self.forget_deleted().await;
         let max = self.pace.count(want);
         let (asked, site) = (Instant::now(), &self.site);
         let mut receive = RECEIVE.key(&site.messages);
@@ -101,6 +108,25 @@ impl Received {
             Arc::clone(&self).hide(back).await?;
         }
         Ok(next)
+    }
+
+    /// Now and then forgets attempts of messages that other clients have deleted: they leave them there. What keeps it
+    /// from that is told of the receiving.
+    async fn forget_deleted(&self) {
+        let forgetting = || self.forgetting.lock().unwrap_or_else(PoisonError::into_inner);
+        let begin = {
+            let (begin, last) = &mut *forgetting();
+            if last.is_some_and(|last| last.elapsed() < FORGET_AFTER) {
+                return;
+            }
+            *last = Some(Instant::now());
+            begin.clone()
+        };
+        let mut forget = FORGET.key(&self.site.messages);
+        forget.key(&self.site.attempts).arg(begin);
+        if let Ok(next) = self.site.wire.script(forget).await {
+            forgetting().0 = next;
+        }
     }
 
     fn enter_all(&self, all: Vec<Told>, since: Instant, max: usize) {

@@ -161,6 +161,21 @@ pub(crate) static HIDE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
+/// Forgets the attempts of messages that other clients have deleted, of a few each time. KEYS: messages, attempts.
+/// ARGV: where to begin, as the last time answered, at first 0.
+pub(crate) static FORGET: LazyLock<Script> = LazyLock::new(|| {
+    script(
+        &[],
+        "
+        local next = redis.call('HSCAN', KEYS[2], ARGV[1], 'COUNT', 100)
+        for i = 1, #next[2], 2 do
+          local id = next[2][i]
+          if not redis.call('ZSCORE', KEYS[1], id) then redis.call('HDEL', KEYS[2], id) end
+        end
+        return next[1]",
+    )
+});
+
 /// Removes messages that nobody works on. KEYS: messages, hash, attempts. ARGV: ids. Answers with how
 /// many are gone.
 pub(crate) static REMOVE: LazyLock<Script> = LazyLock::new(|| {
