@@ -206,6 +206,29 @@ async fn of_what_another_client_deletes_no_attempts_are_kept() {
     }
 }
 
+/// As when a stage is stopped and begins again.
+#[tokio::test]
+async fn what_is_given_back_comes_again_in_the_order_of_the_stream() {
+    const MESSAGES: usize = 40;
+    let server = Redis::start();
+    let mut beside = connect(&server);
+    for n in 1..=MESSAGES {
+        ask::<String>(&mut beside, &format!("XADD shop 1-{n} payload {n}"));
+    }
+    let queue = queue("shop", json!({ "url": server.url() }));
+    for _ in 0..2 {
+        let consumer = RedisStreams.consumer(&queue, &reader(), &env()).await.unwrap();
+        let mut came = Vec::new();
+        while came.len() < MESSAGES {
+            let taken = next(&*consumer).await;
+            came.extend(taken.iter().map(|one| consumer.locate(one.receipt)));
+        }
+        let wanted: Vec<String> = (1..=MESSAGES).map(|n| format!("shop#1-{n}")).collect();
+        assert_eq!(came, wanted);
+        consumer.shutdown().await.unwrap();
+    }
+}
+
 /// Short-lived ones are written anew while a pipeline runs.
 #[tokio::test]
 async fn a_connection_is_made_again_with_the_certificates_that_are_on_disk_by_then() {

@@ -485,9 +485,8 @@ impl Consumer for StreamConsumer {
         }
         let fenced = fenced?;
         self.site.held().forget(&receipts);
+        // The next read looks what is due; one that waits already ends first.
         *self.site.looked() = None;
-        // A read may be waiting longer than the delay.
-        self.woken.notify_waiters();
         Ok([those(&entries, &fenced), gone].concat().into())
     }
 

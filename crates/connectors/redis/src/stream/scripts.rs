@@ -147,15 +147,19 @@ pub(crate) static TRIM: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// Claims what was put back and is due; first moves messages that were put with a delay and are due
-/// to the stream, if the server has room for them. KEYS: stream, delayed, attempts, later. ARGV: group,
+/// to the stream, if the server has room for them: a thousand, or 4 MiB and one more. KEYS: stream, delayed, attempts, later. ARGV: group,
 /// member, count. Answers with the entries, and in how many milliseconds the next is due, or -1.
 pub(crate) static CLAIM_DUE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{CLAIM}{NOW}{MAY}
         local time, full = now(), false
-        local later = redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', time, 'LIMIT', 0, 1000)
-        if #later > 0 then may({{{{'XADD', KEYS[1], '*', 'f', 'v'}}, {{'ZREM', KEYS[4], 'm'}}}}) end
-        for _, packed in ipairs(later) do
+        local moved, bytes = 0, 0
+        while moved < 1000 and bytes < 4194304 do
+          -- One by one: they may be long, and here they take memory that is beyond `maxmemory`.
+          local packed = redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', time, 'LIMIT', 0, 1)[1]
+          if not packed then break end
+          if moved == 0 then may({{{{'XADD', KEYS[1], '*', 'f', 'v'}}, {{'ZREM', KEYS[4], 'm'}}}}) end
+          moved, bytes = moved + 1, bytes + #packed
           local fields = cmsgpack.unpack(packed)
           table.remove(fields, 1)
           local put = redis.pcall('XADD', KEYS[1], '*', unpack(fields))
@@ -353,10 +357,13 @@ pub(crate) static GIVE_BACK: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{FORGET}{MAY}{DELAY}
         may_delay(KEYS[1], KEYS[2], ARGV[1])
+        -- All are due, and come in their order on the stream: equal times go by the ids as texts.
+        local due = 0
         while true do
           local held = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1000, ARGV[2])
           for _, entry in ipairs(held) do
-            delay(KEYS[1], KEYS[2], ARGV[1], entry[1], 0)
+            due = due + 1
+            delay(KEYS[1], KEYS[2], ARGV[1], entry[1], due)
           end
           if #held < 1000 then break end
         end
@@ -534,6 +541,27 @@ mod tests {
             claim.invoke(&mut server).expect("it runs");
         let ids: Vec<&str> = claimed.iter().map(|(id, ..)| &**id).collect();
         assert_eq!((ids, claimed[0].2), (vec!["3-1"], 2));
+    }
+
+    /// Else nobody else were answered meanwhile, and they were all in the memory of scripts.
+    #[test]
+    fn of_long_messages_that_are_due_only_some_are_moved_at_once() {
+        let server = Redis::start();
+        let client = redis::Client::open(server.url()).expect("it is an address");
+        let mut server = client.get_connection().expect("it answers");
+        ask(&mut server, "XGROUP CREATE s g 0 MKSTREAM");
+        for n in 0..10 {
+            let mut put = LATER.key("later");
+            put.arg(0).arg(n).arg("payload").arg(vec![b'x'; 1 << 20]);
+            put.invoke::<i64>(&mut server).expect("it runs");
+        }
+        for moved in [4, 8, 10] {
+            let mut due = CLAIM_DUE.key("s");
+            due.key("delayed").key("attempts").key("later").arg("g").arg("me").arg(10);
+            let (_, wait): (Vec<Value>, i64) = due.invoke(&mut server).expect("it runs");
+            assert_eq!(ask(&mut server, "XLEN s"), Value::Int(moved));
+            assert_eq!(wait, if moved < 10 { 0 } else { -1 });
+        }
     }
 
     /// By somebody who knows nothing of attempts.
