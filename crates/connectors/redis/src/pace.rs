@@ -12,6 +12,8 @@ use crate::server::ANSWER_MAX;
 const FIRST: usize = 8;
 /// A read that brought all that it asked for lets the next ask for so many times as much.
 const GROWTH: usize = 4;
+/// Were all as long as the longest lately, a read would bring so many times as much as there is room for at most.
+const OVER: usize = 8;
 /// A read of a single message that did not come in time lets the next take so many times as long.
 const PATIENCE_GROWTH: u32 = 4;
 /// No read takes longer.
@@ -28,25 +30,36 @@ pub(crate) struct Pace {
     most: usize,
     /// The mean size lately, at once as great as that of the last read.
     size: usize,
+    /// How long the longest was; with each read that brings no longer one this counts for less.
+    longest: usize,
     /// How long answers may take, if not as long as others, and since when.
     patient: Option<(Duration, Instant)>,
 }
 
 impl Pace {
     pub(crate) fn new(max: usize) -> Self {
-        Self { max, most: FIRST, size: 0, patient: None }
+        Self { max, most: FIRST, size: 0, longest: 0, patient: None }
     }
 
     /// How many messages to ask for, at least one.
     pub(crate) fn count(&self, want: Want) -> usize {
-        let fit = want.bytes.checked_div(self.size).unwrap_or(usize::MAX);
+        let fit = |bytes: usize, size| bytes.checked_div(size).unwrap_or(usize::MAX);
+        let fit =
+            fit(want.bytes, self.size).min(fit(want.bytes.saturating_mul(OVER), self.longest));
         want.messages.min(self.most).min(fit).clamp(1, self.max)
     }
 
-    /// A read that asked for `asked` messages brought so many, with so many bytes.
-    pub(crate) fn brought(&mut self, asked: usize, messages: usize, bytes: usize) {
+    /// A read that asked for `asked` messages brought some of these sizes.
+    pub(crate) fn brought(&mut self, asked: usize, sizes: impl Iterator<Item = usize>) {
+        let (mut messages, mut bytes, mut longest) = (0, 0_usize, 0);
+        for size in sizes {
+            messages += 1;
+            bytes = bytes.saturating_add(size);
+            longest = size.max(longest);
+        }
         let Some(mean) = bytes.checked_div(messages) else { return };
         self.size = mean.max(self.size - self.size / 4 + mean / 4);
+        self.longest = longest.max(self.longest - self.longest / 8);
         if messages >= asked.min(self.most) {
             self.most = self.most.max(asked.saturating_mul(GROWTH)).min(self.max);
         }
@@ -92,8 +105,8 @@ impl Paced {
     pub(crate) fn read<E>(&self, asked: usize, begun: Instant, read: Result<&[Incoming], E>) {
         match read {
             Ok(read) => {
-                let bytes = read.iter().map(|incoming| incoming.message.size()).sum();
-                self.pace().brought(asked, read.len(), bytes);
+                let sizes = read.iter().map(|incoming| incoming.message.size());
+                self.pace().brought(asked, sizes);
             }
             Err(_) => self.pace().failed(asked, begun.elapsed(), Instant::now()),
         }
@@ -115,7 +128,7 @@ mod tests {
     fn reads(pace: &mut Pace, size: usize, reads: usize) -> Vec<usize> {
         let read = |_| {
             let asked = pace.count(WANT);
-            pace.brought(asked, asked, asked * size);
+            pace.brought(asked, std::iter::repeat_n(size, asked));
             asked
         };
         (0..reads).map(read).collect()
@@ -139,6 +152,14 @@ mod tests {
         assert_eq!(reads(&mut pace, 5 << 20, 2), [1000, 12]);
         let after = reads(&mut pace, 100, 20);
         assert!(after[1] < 20 && after[19] == MAX, "{after:?}");
+    }
+
+    #[test]
+    fn where_one_is_long_the_next_may_all_be() {
+        let mut pace = Pace::new(MAX);
+        reads(&mut pace, 100, 6);
+        pace.brought(MAX, [100; MAX - 1].into_iter().chain([5 << 20]));
+        assert_eq!(pace.count(WANT), OVER * WANT.bytes / (5 << 20));
     }
 
     #[test]
@@ -167,8 +188,8 @@ mod tests {
     #[test]
     fn a_read_that_brings_little_changes_nothing() {
         let mut pace = Pace::new(MAX);
-        pace.brought(8, 0, 0);
-        pace.brought(8, 3, 300);
+        pace.brought(8, std::iter::empty());
+        pace.brought(8, [100; 3].into_iter());
         assert_eq!(pace.count(WANT), 8);
         assert_eq!(pace.count(Want { messages: 2, ..WANT }), 2);
     }
@@ -184,7 +205,7 @@ mod tests {
                 assert!((1..=MAX.min(want.messages)).contains(&asked), "{seed}: {asked}");
                 match random.usize(..=asked) {
                     0 => pace.failed(asked, ANSWER_MAX, Instant::now()),
-                    n => pace.brought(asked, n, n * random.usize(..10_000_000)),
+                    n => pace.brought(asked, std::iter::repeat_n(random.usize(..10_000_000), n)),
                 }
             }
         }
