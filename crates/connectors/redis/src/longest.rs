@@ -76,7 +76,7 @@ pub(crate) async fn too_long(
 async fn ask(wire: &Arc<Wire>) -> Option<u64> {
     let mut config = cmd("CONFIG");
     config.arg("GET").arg("proto-max-bulk-len");
-    let answer: (String, String) = wire.query_alone(config).await.ok()?;
+    let answer: (String, String) = wire.query_alone(config, 0).await.ok()?;
     answer.1.parse().ok()
 }
 
@@ -103,7 +103,7 @@ async fn takes(wire: &Arc<Wire>, length: u64) -> Result<bool, ConnectorError> {
     for _ in 0..BREAKS {
         let mut exists = cmd("EXISTS");
         exists.arg(vec![b'x'; length]);
-        match wire.query_alone::<redis::Value>(exists).await {
+        match wire.query_alone::<redis::Value>(exists, length).await {
             Err(failure) if failure.is_of_protocol() => return Ok(false),
             Err(failure) if failure.connecting || failure.error.is_timeout() => {
                 return Err(wire.told(&failure));

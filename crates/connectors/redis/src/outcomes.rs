@@ -4,6 +4,31 @@ use brigade_core::connector::{ConnectorError, Produced, Rejected};
 
 use crate::told::is_unanswered;
 
+/// A part of several messages has so many bytes at most: over a slow link it is answered in time, and what stands of
+/// a batch is known part by part.
+const PART_BYTES: usize = 1 << 20;
+
+/// Cuts places into parts of so many messages at most, and not too many bytes.
+pub(crate) fn parts(
+    places: &[usize],
+    most: usize,
+    bytes: impl Fn(usize) -> usize,
+) -> Vec<&[usize]> {
+    let (mut parts, mut first, mut sum) = (Vec::new(), 0, 0_usize);
+    for (n, at) in places.iter().enumerate() {
+        let more = bytes(*at);
+        if n > first && (n - first >= most || sum.saturating_add(more) > PART_BYTES) {
+            parts.push(&places[first..n]);
+            (first, sum) = (n, 0);
+        }
+        sum = sum.saturating_add(more);
+    }
+    if first < places.len() {
+        parts.push(&places[first..]);
+    }
+    parts
+}
+
 /// What is known of a batch's messages so far.
 pub(crate) struct Outcomes(Vec<Option<Produced>>);
 
@@ -60,5 +85,21 @@ impl Outcomes {
         let error = error.unwrap_or_else(|| ConnectorError::transient("it was not put"));
         let untried = || Produced::Failed(error.clone());
         self.0.into_iter().map(|outcome| outcome.unwrap_or_else(untried)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_part_has_neither_too_many_messages_nor_too_many_bytes_unless_it_is_one() {
+        const HALF: usize = PART_BYTES / 2;
+        let sizes = [1, 1, 1, HALF, HALF, HALF, usize::MAX, 1, 2 * PART_BYTES, 0];
+        let places: Vec<usize> = (0..sizes.len()).collect();
+        let cut = parts(&places, 3, |at| sizes[at]);
+        let wanted: [&[usize]; 7] = [&[0, 1, 2], &[3, 4], &[5], &[6], &[7], &[8], &[9]];
+        assert_eq!(cut, wanted);
+        assert!(parts(&[], 3, |_| 1).is_empty());
     }
 }

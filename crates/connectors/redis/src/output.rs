@@ -9,6 +9,7 @@ use redis::{FromRedisValue, ScriptInvocation};
 
 use crate::longest;
 use crate::rsmq::{Made, random_part};
+use crate::server::answer_max;
 use crate::stream::fields;
 use crate::wire::Wire;
 
@@ -305,15 +306,16 @@ async fn run<T: FromRedisValue + Send + 'static>(
     for (target, outgoing) in outputs {
         add(&mut script, target, outgoing);
     }
-    let script = Arc::new(script);
-    let answer = match wire.try_script(Arc::clone(&script)).await {
+    let bytes = outputs.iter().map(|(_, outgoing)| outgoing.message.size()).sum();
+    let (script, max) = (Arc::new(script), answer_max(bytes));
+    let answer = match wire.try_script_for(Arc::clone(&script), max).await {
         Err(failure) if failure.is_no_queue() => {
             for target in distinct(outputs) {
                 if let Target::Rsmq(made) = target {
                     made.make_again(wire).await?;
                 }
             }
-            wire.try_script(script).await
+            wire.try_script_for(script, max).await
         }
         answer => answer,
     };

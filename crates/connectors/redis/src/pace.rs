@@ -1,14 +1,25 @@
-//! How many messages a read asks for. A server is asked for a number, while what is wanted is bytes, so it
-//! depends on how long the last messages were.
+//! How many messages a read asks for, and how long they may take to come. A server is asked for a number, while
+//! what is wanted is bytes, so it depends on how long the last messages were.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use brigade_core::connector::{Incoming, Want};
+
+use crate::server::ANSWER_MAX;
 
 /// What the first read asks for at most, and the first after one that failed.
 const FIRST: usize = 8;
 /// A read that brought all that it asked for lets the next ask for so many times as much.
 const GROWTH: usize = 4;
+/// Were all as long as the longest lately, a read would bring so many times as much as there is room for at most.
+const OVER: usize = 8;
+/// A read of a single message that did not come in time lets the next take so many times as long.
+const PATIENCE_GROWTH: u32 = 4;
+/// No read takes longer.
+const PATIENCE_MAX: Duration = Duration::from_secs(600);
+/// For so long reads may take longer than others: what did not come may be another's first, and come back later.
+const PATIENT_FOR: Duration = Duration::from_secs(1800);
 
 /// What the last reads tell about the next.
 #[derive(Debug)]
@@ -19,31 +30,56 @@ pub(crate) struct Pace {
     most: usize,
     /// The mean size lately, at once as great as that of the last read.
     size: usize,
+    /// How long the longest was; with each read that brings no longer one this counts for less.
+    longest: usize,
+    /// How long answers may take, if not as long as others, and since when.
+    patient: Option<(Duration, Instant)>,
 }
 
 impl Pace {
     pub(crate) fn new(max: usize) -> Self {
-        Self { max, most: FIRST, size: 0 }
+        Self { max, most: FIRST, size: 0, longest: 0, patient: None }
     }
 
     /// How many messages to ask for, at least one.
     pub(crate) fn count(&self, want: Want) -> usize {
-        let fit = want.bytes.checked_div(self.size).unwrap_or(usize::MAX);
+        let fit = |bytes: usize, size| bytes.checked_div(size).unwrap_or(usize::MAX);
+        let fit =
+            fit(want.bytes, self.size).min(fit(want.bytes.saturating_mul(OVER), self.longest));
         want.messages.min(self.most).min(fit).clamp(1, self.max)
     }
 
-    /// A read that asked for `asked` messages brought so many, with so many bytes.
-    pub(crate) fn brought(&mut self, asked: usize, messages: usize, bytes: usize) {
+    /// A read that asked for `asked` messages brought some of these sizes.
+    pub(crate) fn brought(&mut self, asked: usize, sizes: impl Iterator<Item = usize>) {
+        let (mut messages, mut bytes, mut longest) = (0, 0_usize, 0);
+        for size in sizes {
+            messages += 1;
+            bytes = bytes.saturating_add(size);
+            longest = size.max(longest);
+        }
         let Some(mean) = bytes.checked_div(messages) else { return };
         self.size = mean.max(self.size - self.size / 4 + mean / 4);
+        self.longest = longest.max(self.longest - self.longest / 8);
         if messages >= asked.min(self.most) {
             self.most = self.most.max(asked.saturating_mul(GROWTH)).min(self.max);
         }
     }
 
-    /// A read brought nothing but an error: perhaps it was too much to come in time.
-    pub(crate) fn failed(&mut self) {
+    /// How long an answer may take now.
+    pub(crate) fn answer_max(&self, now: Instant) -> Duration {
+        let is_over = |since: Instant| now.duration_since(since) >= PATIENT_FOR;
+        let patient = self.patient.filter(|(_, since)| !is_over(*since));
+        patient.map_or(ANSWER_MAX, |(answer_max, _)| answer_max)
+    }
+
+    /// A read that asked for so many messages brought nothing but an error, after this time: perhaps it was too much
+    /// to come in time.
+    pub(crate) fn failed(&mut self, asked: usize, took: Duration, now: Instant) {
         self.most = 1;
+        let answer_max = self.answer_max(now);
+        if asked == 1 && took >= answer_max {
+            self.patient = Some(((answer_max * PATIENCE_GROWTH).min(PATIENCE_MAX), now));
+        }
     }
 }
 
@@ -60,14 +96,19 @@ impl Paced {
         self.pace().count(want)
     }
 
-    /// What became of a read that asked for so many messages.
-    pub(crate) fn read<E>(&self, asked: usize, read: Result<&[Incoming], E>) {
+    /// How long an answer may take that brings messages.
+    pub(crate) fn answer_max(&self) -> Duration {
+        self.pace().answer_max(Instant::now())
+    }
+
+    /// What became of a read that asked for so many messages, and when it did.
+    pub(crate) fn read<E>(&self, asked: usize, begun: Instant, read: Result<&[Incoming], E>) {
         match read {
             Ok(read) => {
-                let bytes = read.iter().map(|incoming| incoming.message.size()).sum();
-                self.pace().brought(asked, read.len(), bytes);
+                let sizes = read.iter().map(|incoming| incoming.message.size());
+                self.pace().brought(asked, sizes);
             }
-            Err(_) => self.pace().failed(),
+            Err(_) => self.pace().failed(asked, begun.elapsed(), Instant::now()),
         }
     }
 
@@ -87,7 +128,7 @@ mod tests {
     fn reads(pace: &mut Pace, size: usize, reads: usize) -> Vec<usize> {
         let read = |_| {
             let asked = pace.count(WANT);
-            pace.brought(asked, asked, asked * size);
+            pace.brought(asked, std::iter::repeat_n(size, asked));
             asked
         };
         (0..reads).map(read).collect()
@@ -114,18 +155,41 @@ mod tests {
     }
 
     #[test]
+    fn where_one_is_long_the_next_may_all_be() {
+        let mut pace = Pace::new(MAX);
+        reads(&mut pace, 100, 6);
+        pace.brought(MAX, [100; MAX - 1].into_iter().chain([5 << 20]));
+        assert_eq!(pace.count(WANT), OVER * WANT.bytes / (5 << 20));
+    }
+
+    #[test]
     fn after_an_error_little_is_asked_for() {
         let mut pace = Pace::new(MAX);
         reads(&mut pace, 100, 6);
-        pace.failed();
+        pace.failed(1000, ANSWER_MAX, Instant::now());
         assert_eq!(reads(&mut pace, 100, 3), [1, 4, 16]);
+    }
+
+    #[test]
+    fn a_single_message_that_does_not_come_in_time_may_take_longer_for_a_while() {
+        let (mut pace, begun) = (Pace::new(MAX), Instant::now());
+        let seconds = Duration::from_secs;
+        let mut max_after = |asked, took| {
+            pace.failed(asked, seconds(took), begun);
+            pace.answer_max(begun).as_secs()
+        };
+        assert_eq!(max_after(8, 10), 10, "fewer may come in time");
+        assert_eq!(max_after(1, 9), 10, "it was something else");
+        let tries = [10, 40, 160, 600, 600].map(|took| max_after(1, took));
+        assert_eq!(tries, [40, 160, 600, 600, 600]);
+        assert_eq!(pace.answer_max(begun + PATIENT_FOR), ANSWER_MAX);
     }
 
     #[test]
     fn a_read_that_brings_little_changes_nothing() {
         let mut pace = Pace::new(MAX);
-        pace.brought(8, 0, 0);
-        pace.brought(8, 3, 300);
+        pace.brought(8, std::iter::empty());
+        pace.brought(8, [100; 3].into_iter());
         assert_eq!(pace.count(WANT), 8);
         assert_eq!(pace.count(Want { messages: 2, ..WANT }), 2);
     }
@@ -140,8 +204,8 @@ mod tests {
                 let asked = pace.count(want);
                 assert!((1..=MAX.min(want.messages)).contains(&asked), "{seed}: {asked}");
                 match random.usize(..=asked) {
-                    0 => pace.failed(),
-                    n => pace.brought(asked, n, n * random.usize(..10_000_000)),
+                    0 => pace.failed(asked, ANSWER_MAX, Instant::now()),
+                    n => pace.brought(asked, std::iter::repeat_n(random.usize(..10_000_000), n)),
                 }
             }
         }

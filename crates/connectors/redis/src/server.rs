@@ -1,5 +1,7 @@
 //! Which server a queue is on, and how it is reached: alone, behind Sentinels, or a Cluster; with TLS.
 
+use std::future::Future;
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,19 +10,39 @@ use futures_util::StreamExt;
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::cluster::{ClusterClient, ClusterClientBuilder};
 use redis::cluster_async::ClusterConnection;
+use redis::io::tcp::TcpSettings;
+use redis::io::tcp::socket2::TcpKeepalive;
 use redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionAddr, ConnectionInfo,
-    IntoConnectionInfo, ProtocolVersion, RedisFuture, RedisResult, TlsCertificates, TlsMode, Value,
+    IntoConnectionInfo, ProtocolVersion, RedisError, RedisFuture, RedisResult, TlsCertificates,
+    TlsMode, Value,
 };
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::sync::Mutex;
+use tokio::time::timeout;
 
 /// How long making a connection may take.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
-/// How long an answer may take, beside the time that a command waits by itself.
-const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// How long an answer may take, beside the time that a command waits by itself, and the time that it takes to come
+/// to the server.
+pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(10);
+/// Who hears of sendings asks whether the server is there when nothing was said for so long.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+/// A connection on which nothing is said is tried after so long, again and again; one that does not answer so often is
+/// broken.
+const KEEPALIVE: Duration = Duration::from_secs(15);
+const KEEPALIVE_AGAIN: Duration = Duration::from_secs(5);
+const KEEPALIVE_TRIES: u32 = 3;
+/// How much comes to a server in a second at least.
+const BYTES_PER_SECOND: u64 = 1 << 20;
+
+/// How long an answer may take to so many bytes.
+pub(crate) fn answer_max(bytes: usize) -> Duration {
+    let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+    ANSWER_MAX + Duration::from_millis(bytes.saturating_mul(1000) / BYTES_PER_SECOND)
+}
 
 /// The server where a queue names none: `REDIS_HOST`, a host or `host:port`, if that is set.
 pub(crate) fn local() -> String {
@@ -115,7 +137,7 @@ impl Place {
         let info = self.url.as_str().into_connection_info()?;
         // Whatever the address says: in RESP3 answers have other forms.
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP2);
-        Ok(info.set_redis_settings(settings))
+        Ok(info.set_redis_settings(settings).set_tcp_settings(tcp_settings()))
     }
 
     /// The name of the store that the server's database is, for what is settled in one step: as one
@@ -182,13 +204,9 @@ impl Place {
             return Ok(Server::Sentinel(Mutex::new(client)));
         }
         if self.cluster {
-            let mut builder = ClusterClientBuilder::new([info])
-                .connection_timeout(CONNECT_MAX)
-                .response_timeout(ANSWER_MAX);
-            if let Some(certificates) = certificates {
-                builder = builder.certs(certificates);
-            }
-            return Ok(Server::Cluster(Box::new(builder.build().map_err(said)?)));
+            let cluster = ClusterPlace { info, certificates };
+            cluster.client(ANSWER_MAX).map_err(said)?;
+            return Ok(Server::Cluster(Box::new(cluster)));
         }
         let client = match certificates {
             Some(certificates) => Client::build_with_tls(info, certificates),
@@ -200,6 +218,13 @@ impl Place {
     /// The same for the node of a Cluster that `url` names, alone.
     pub(crate) fn node(&self) -> Result<Server, String> {
         Self { cluster: false, ..self.clone() }.server()
+    }
+
+    /// Whether files say who is trusted, or what is shown: they may be other ones later.
+    pub(crate) fn has_certificates(&self) -> bool {
+        let files =
+            |Tls { ca, certificate, key }: &Tls| [ca, certificate, key].map(Option::is_some);
+        self.tls.as_ref().is_some_and(|tls| files(tls).contains(&true))
     }
 
     fn certificates(&self) -> Result<Option<TlsCertificates>, String> {
@@ -217,6 +242,13 @@ impl Place {
         };
         Ok(Some(TlsCertificates { client_tls, root_cert }))
     }
+}
+
+/// A server whose machine died, or that a router has forgotten, closes nothing.
+fn tcp_settings() -> TcpSettings {
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE_AGAIN);
+    let keepalive = keepalive.with_retries(KEEPALIVE_TRIES);
+    TcpSettings::default().set_nodelay(true).set_keepalive(keepalive)
 }
 
 /// The parts of an address without a scheme.
@@ -250,7 +282,9 @@ fn sentinel_client(
     let all = [info.addr().clone()].into_iter().chain(more);
     let mut builder =
         SentinelClientBuilder::new(all, &sentinel.master, SentinelServerType::Master)?
-            .set_client_to_redis_db(info.redis_settings().db());
+            .set_client_to_redis_db(info.redis_settings().db())
+            .set_client_to_redis_tcp_settings(tcp_settings())
+            .set_client_to_sentinel_tcp_settings(tcp_settings());
     if let Some(user) = info.redis_settings().username() {
         builder = builder.set_client_to_redis_username(user);
     }
@@ -280,14 +314,35 @@ fn sentinel_client(
 pub(crate) enum Server {
     Single(Client),
     Sentinel(Mutex<SentinelClient>),
-    Cluster(Box<ClusterClient>),
+    Cluster(Box<ClusterPlace>),
+}
+
+/// Where a Cluster is.
+pub(crate) struct ClusterPlace {
+    info: ConnectionInfo,
+    certificates: Option<TlsCertificates>,
+}
+
+impl ClusterPlace {
+    /// Its client has the times: one for answers that may take so long.
+    fn client(&self, answer_max: Duration) -> RedisResult<ClusterClient> {
+        let builder = ClusterClientBuilder::new([self.info.clone()])
+            .tcp_settings(tcp_settings())
+            .connection_timeout(CONNECT_MAX)
+            .response_timeout(answer_max);
+        match &self.certificates {
+            Some(certificates) => builder.certs(certificates.clone()).build(),
+            None => builder.build(),
+        }
+    }
 }
 
 impl Server {
-    pub(crate) async fn connect(&self) -> RedisResult<Connection> {
+    /// Connects. Answers may take so long.
+    pub(crate) async fn connect(&self, answer_max: Duration) -> RedisResult<Connection> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_MAX))
-            .set_response_timeout(Some(ANSWER_MAX));
+            .set_response_timeout(Some(answer_max));
         Ok(match self {
             Self::Single(client) => Connection::Single(
                 client.get_multiplexed_async_connection_with_config(&config).await?,
@@ -295,8 +350,9 @@ impl Server {
             Self::Sentinel(client) => Connection::Single(
                 client.lock().await.get_async_connection_with_config(&config).await?,
             ),
-            // Its client has the times.
-            Self::Cluster(client) => Connection::Cluster(client.get_async_connection().await?),
+            Self::Cluster(place) => {
+                Connection::Cluster(place.client(answer_max)?.get_async_connection().await?)
+            }
         })
     }
 }
@@ -310,16 +366,25 @@ impl Server {
             Self::Sentinel(client) => client.lock().await.async_get_client().await?,
             Self::Cluster(_) => return Ok(()),
         };
-        let mut notices = client.get_async_pubsub().await?;
-        notices.subscribe(channel).await?;
+        let notices = within(CONNECT_MAX, client.get_async_pubsub()).await?;
+        let (mut asking, mut messages) = notices.split();
+        within(ANSWER_MAX, asking.subscribe(channel)).await?;
         // What was published before the subscription stood is looked for now.
         heard();
-        let mut messages = notices.into_on_message();
-        while messages.next().await.is_some() {
-            heard();
+        loop {
+            match timeout(SILENCE_MAX, messages.next()).await {
+                Ok(Some(_)) => heard(),
+                Ok(None) => return Ok(()),
+                Err(_) => within(ANSWER_MAX, asking.ping::<Value>()).await.map(drop)?,
+            }
         }
-        Ok(())
     }
+}
+
+/// What is done in this time, or an error.
+async fn within<T>(time: Duration, done: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
+    let late = |_| RedisError::from(io::Error::from(io::ErrorKind::TimedOut));
+    timeout(time, done).await.map_err(late)?
 }
 
 /// A connection, whatever it goes to.
@@ -327,6 +392,15 @@ impl Server {
 pub(crate) enum Connection {
     Single(MultiplexedConnection),
     Cluster(ClusterConnection),
+}
+
+impl Connection {
+    /// Has answers take so long at most; to a Cluster as long as they might when it was connected to.
+    pub(crate) fn set_answer_max(&mut self, answer_max: Duration) {
+        if let Self::Single(connection) = self {
+            connection.set_response_timeout(answer_max);
+        }
+    }
 }
 
 impl ConnectionLike for Connection {

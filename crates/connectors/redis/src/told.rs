@@ -50,7 +50,7 @@ impl Failure {
         error.is_unrecoverable_error()
             || error.is_timeout()
             || error.is_io_error()
-            || error.code().is_some_and(|code| new.contains(&code))
+            || new.iter().any(|code| self.says(code))
             || self.is_of_protocol()
     }
 
@@ -273,4 +273,30 @@ fn rights(text: &str, user: &str) -> String {
 fn all(before: &str, words: &[String]) -> String {
     let words: Vec<String> = words.iter().map(|word| format!("{before}{word}")).collect();
     words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As a server says it.
+    fn said(text: &str) -> Failure {
+        let said = redis::parse_redis_value(text.as_bytes()).and_then(redis::Value::extract_error);
+        Failure { error: said.expect_err("it is an error"), connecting: false }
+    }
+
+    #[test]
+    fn a_replica_that_refuses_a_script_is_left_also_before_redis_7() {
+        let refused = "READONLY You can't write against a read only replica.";
+        for (error, is_of_connection) in [
+            (format!("-{refused}\r\n"), true),
+            (
+                format!("-ERR Error running script (call to f_0): @user_script:1: -{refused}\r\n"),
+                true,
+            ),
+            ("-ERR Error running script (call to f_0): @user_script:1: -OOM no\r\n".into(), false),
+        ] {
+            assert_eq!(said(&error).is_of_connection(), is_of_connection, "{error}");
+        }
+    }
 }

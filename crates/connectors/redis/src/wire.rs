@@ -4,20 +4,25 @@ use std::future::Future;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use brigade_core::connector::ConnectorError;
 use brigade_core::state::StoreId;
 use redis::{Cmd, ErrorKind, FromRedisValue, Pipeline, RedisResult, ScriptInvocation, Value};
 
 use crate::longest::SURE;
-use crate::server::{Connection, Place, Server};
+use crate::server::{ANSWER_MAX, Connection, Place, Server, answer_max};
 use crate::thread::{Task, Thread};
 use crate::told::Failure;
+
+/// What may take longer is asked on a connection of its own: nobody else's questions wait behind it.
+const SHARED_MAX: Duration = Duration::from_secs(20);
 
 pub(crate) struct Wire {
     queue: Arc<str>,
     place: Place,
-    server: Server,
+    /// What connections are made with; with the certificates that were read last.
+    server: Mutex<Arc<Server>>,
     thread: Thread,
     connection: Mutex<Option<Connection>>,
     /// How long a value the server of the connection is known to take.
@@ -36,6 +41,7 @@ impl Wire {
         })?;
         let (queue, place) = (Arc::clone(queue), place.clone());
         let (connection, takes) = (Mutex::default(), AtomicU64::new(SURE));
+        let server = Mutex::new(Arc::new(server));
         Ok(Arc::new(Self { queue, place, server, thread, connection, takes }))
     }
 
@@ -76,8 +82,24 @@ impl Wire {
         heard: impl Fn() + Send + Sync + 'static,
     ) -> Result<(), ConnectorError> {
         let (wire, channel) = (Arc::clone(self), channel.to_owned());
-        let heard = self.spawn(async move { wire.server.listen(&channel, heard).await }).await;
+        let heard = self.spawn(async move { wire.server().listen(&channel, heard).await }).await;
         heard.map_err(|error| self.told(&Failure { error, connecting: false }))
+    }
+
+    /// What a connection is made with now. Certificates are read anew: they may have been renewed since. While that
+    /// fails, as while a file is being replaced, they are what they were.
+    fn server(&self) -> Arc<Server> {
+        let anew = self.place.has_certificates().then(|| self.place.server());
+        let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        match anew {
+            Some(Ok(anew)) => *server = Arc::new(anew),
+            Some(Err(why)) => {
+                let queue = &self.queue;
+                tracing::warn!(%queue, why, "certificates are used as they were read before");
+            }
+            None => {}
+        }
+        Arc::clone(&server)
     }
 
     /// The connection, made if there is none. Nobody holds the lock meanwhile.
@@ -85,7 +107,7 @@ impl Wire {
         if let Some(connection) = &*self.current() {
             return Ok(connection.clone());
         }
-        let made = self.server.connect().await?;
+        let made = self.server().connect(ANSWER_MAX).await?;
         // The server may be another, or have other settings.
         self.takes.store(SURE, Relaxed);
         Ok(self.current().get_or_insert(made).clone())
@@ -105,17 +127,18 @@ impl Wire {
         self.takes.store(bytes, Relaxed);
     }
 
-    /// Runs a command on a connection of its own; of a Cluster, to the node that `url` names.
+    /// Runs a command of so many bytes on a connection of its own; of a Cluster, to the node that `url` names.
     pub(crate) async fn query_alone<T: FromRedisValue + Send + 'static>(
         self: &Arc<Self>,
         command: Cmd,
+        bytes: usize,
     ) -> Result<T, Failure> {
         let wire = Arc::clone(self);
         let asked = self.spawn(async move {
             let failure = |error, connecting| Failure { error, connecting };
             let connection = match wire.place.cluster.then(|| wire.place.node()) {
-                None => wire.server.connect().await,
-                Some(Ok(node)) => node.connect().await,
+                None => wire.server().connect(answer_max(bytes)).await,
+                Some(Ok(node)) => node.connect(answer_max(bytes)).await,
                 Some(Err(why)) => Err((ErrorKind::InvalidClientConfig, "no node", why).into()),
             };
             let mut connection = connection.map_err(|error| failure(error, true))?;
@@ -124,9 +147,20 @@ impl Wire {
         asked.await
     }
 
-    /// Runs something on the connection.
+    /// The connection for what may take so long; says whether it is the shared one.
+    async fn connection_for(&self, answer_max: Duration) -> RedisResult<(Connection, bool)> {
+        if answer_max > SHARED_MAX {
+            return Ok((self.server().connect(answer_max).await?, false));
+        }
+        let mut connection = self.connection().await?;
+        connection.set_answer_max(answer_max);
+        Ok((connection, true))
+    }
+
+    /// Runs something on a connection, for so long at most.
     async fn run<T: Send + 'static, R>(
         self: &Arc<Self>,
+        answer_max: Duration,
         run: impl FnOnce(Connection) -> R + Send + 'static,
     ) -> Result<T, Failure>
     where
@@ -134,14 +168,17 @@ impl Wire {
     {
         let wire = Arc::clone(self);
         let asked = self.spawn(async move {
-            let failure = match wire.connection().await {
-                Ok(connection) => match run(connection).await {
-                    Ok(answer) => return Ok(answer),
-                    Err(error) => Failure { error, connecting: false },
-                },
-                Err(error) => Failure { error, connecting: true },
+            let (connection, is_shared) = match wire.connection_for(answer_max).await {
+                Ok(connection) => connection,
+                Err(error) => return Err(Failure { error, connecting: true }),
             };
-            wire.look_at(&failure);
+            let failure = match run(connection).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => Failure { error, connecting: false },
+            };
+            if is_shared {
+                wire.look_at(&failure);
+            }
             Err(failure)
         });
         asked.await
@@ -158,7 +195,17 @@ impl Wire {
         self: &Arc<Self>,
         command: &Cmd,
     ) -> Result<T, ConnectorError> {
-        self.try_command(command).await.map_err(|failure| self.told(&failure))
+        self.command_for(command, ANSWER_MAX).await
+    }
+
+    /// Runs a command whose answer may take so long.
+    pub(crate) async fn command_for<T: FromRedisValue + Send + 'static>(
+        self: &Arc<Self>,
+        command: &Cmd,
+        answer_max: Duration,
+    ) -> Result<T, ConnectorError> {
+        let answer = self.try_command_for(command, answer_max).await;
+        answer.map_err(|failure| self.told(&failure))
     }
 
     /// Runs a command whose errors mean something to who asks.
@@ -166,17 +213,27 @@ impl Wire {
         self: &Arc<Self>,
         command: &Cmd,
     ) -> Result<T, Failure> {
-        let command = command.clone();
-        self.run(|mut on| async move { command.query_async(&mut on).await }).await
+        self.try_command_for(command, ANSWER_MAX).await
     }
 
-    /// Runs commands, each whatever becomes of the others, and answers for each of them.
+    async fn try_command_for<T: FromRedisValue + Send + 'static>(
+        self: &Arc<Self>,
+        command: &Cmd,
+        answer_max: Duration,
+    ) -> Result<T, Failure> {
+        let command = command.clone();
+        self.run(answer_max, |mut on| async move { command.query_async(&mut on).await }).await
+    }
+
+    /// Runs commands of so many bytes in all, each whatever becomes of the others, and answers for each of them.
     pub(crate) async fn each(
         self: &Arc<Self>,
         mut pipeline: Pipeline,
+        bytes: usize,
     ) -> Result<Vec<Result<(), ConnectorError>>, ConnectorError> {
         pipeline.ignore_errors();
-        let answers = self.run(|mut on| async move { pipeline.query_async(&mut on).await }).await;
+        let run = |mut on| async move { pipeline.query_async(&mut on).await };
+        let answers = self.run(answer_max(bytes), run).await;
         let answers: Vec<RedisResult<Value>> = answers.map_err(|failure| self.told(&failure))?;
         let told = |answer: RedisResult<Value>| match answer {
             Ok(_) => Ok(()),
@@ -193,7 +250,17 @@ impl Wire {
         self: &Arc<Self>,
         script: impl Into<Arc<ScriptInvocation<'static>>>,
     ) -> Result<T, ConnectorError> {
-        self.try_script(script).await.map_err(|failure| self.told(&failure))
+        self.script_for(script, ANSWER_MAX).await
+    }
+
+    /// Runs a script whose answer may take so long.
+    pub(crate) async fn script_for<T: FromRedisValue + Send + 'static>(
+        self: &Arc<Self>,
+        script: impl Into<Arc<ScriptInvocation<'static>>>,
+        answer_max: Duration,
+    ) -> Result<T, ConnectorError> {
+        let answer = self.try_script_for(script, answer_max).await;
+        answer.map_err(|failure| self.told(&failure))
     }
 
     /// Runs a script whose errors mean something to who asks.
@@ -201,8 +268,24 @@ impl Wire {
         self: &Arc<Self>,
         script: impl Into<Arc<ScriptInvocation<'static>>>,
     ) -> Result<T, Failure> {
+        self.try_script_for(script, ANSWER_MAX).await
+    }
+
+    /// The same for so long at most.
+    pub(crate) async fn try_script_for<T: FromRedisValue + Send + 'static>(
+        self: &Arc<Self>,
+        script: impl Into<Arc<ScriptInvocation<'static>>>,
+        answer_max: Duration,
+    ) -> Result<T, Failure> {
         let script = script.into();
-        self.run(|mut on| async move { script.invoke_async(&mut on).await }).await
+        let run = move |mut on| async move {
+            if answer_max > SHARED_MAX {
+                // Else what is long is sent twice to a server that does not know the script.
+                script.load_async(&mut on).await?;
+            }
+            script.invoke_async(&mut on).await
+        };
+        self.run(answer_max, run).await
     }
 
     /// Whether the server answers, and has at this key what it should, or nothing.

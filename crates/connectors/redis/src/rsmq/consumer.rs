@@ -1,3 +1,4 @@
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use crate::thread::Task;
 
 /// How often an empty queue is looked into.
 const LOOK: Duration = Duration::from_millis(50);
-/// The same where sendings are heard of: not all senders publish them.
+/// The same while sendings are heard of: not all senders publish them.
 const LOOK_LISTENING: Duration = Duration::from_secs(1);
 /// How long to wait before listening again after a connection broke.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
@@ -30,18 +31,21 @@ pub(crate) struct RsmqConsumer {
     /// Keeps what is received from others, until it is taken away.
     keeping: Mutex<Option<Task<()>>>,
     /// Hears of sendings, if the queue is `realtime`.
-    listening: Option<Task<()>>,
+    _listening: Option<Task<()>>,
+    /// Whether it does.
+    hears: Arc<AtomicBool>,
 }
 
 impl RsmqConsumer {
     pub(crate) fn new(site: Site) -> Self {
         let (received, woken) = (Received::new(site), Arc::new(Notify::new()));
         let site = &received.site;
-        let listening = site.realtime.clone();
-        let listening = listening
-            .map(|channel| site.wire.spawn(listen(site.clone(), channel, Arc::clone(&woken))));
+        let hears = Arc::new(AtomicBool::new(false));
+        let listen =
+            |channel| listen(site.clone(), channel, Arc::clone(&woken), Arc::clone(&hears));
+        let _listening = site.realtime.clone().map(|channel| site.wire.spawn(listen(channel)));
         let keeping = Mutex::new(Some(site.wire.spawn(Arc::clone(&received).keep())));
-        Self { received, fetch: tokio::sync::Mutex::default(), woken, keeping, listening }
+        Self { received, fetch: tokio::sync::Mutex::default(), woken, keeping, _listening, hears }
     }
 
     fn site(&self) -> &Site {
@@ -65,12 +69,19 @@ impl RsmqConsumer {
 }
 
 /// Wakes the consumer whenever something is sent, for as long as it is there.
-async fn listen(site: Site, channel: String, woken: Arc<Notify>) {
+async fn listen(site: Site, channel: String, woken: Arc<Notify>, hears: Arc<AtomicBool>) {
     loop {
-        let heard = Arc::clone(&woken);
-        if let Err(error) = site.wire.listen(&channel, move || heard.notify_waiters()).await {
+        let (heard, hears_now) = (Arc::clone(&woken), Arc::clone(&hears));
+        let heard = move || {
+            hears_now.store(true, Ordering::Relaxed);
+            heard.notify_waiters();
+        };
+        if let Err(error) = site.wire.listen(&channel, heard).await {
             tracing::debug!(queue = %site.queue, %error, "does not hear of sendings");
         }
+        hears.store(false, Ordering::Relaxed);
+        // Who waits looks sooner now.
+        woken.notify_waiters();
         tokio::time::sleep(LISTEN_AGAIN).await;
     }
 }
@@ -105,7 +116,8 @@ impl Consumer for RsmqConsumer {
             *fetch = None;
             drop(fetch);
             if let Some(next_ms) = fetched? {
-                let look = if self.listening.is_some() { LOOK_LISTENING } else { LOOK };
+                let hears = self.hears.load(Ordering::Relaxed);
+                let look = if hears { LOOK_LISTENING } else { LOOK };
                 let next = u64::try_from(next_ms).map_or(look, Duration::from_millis);
                 let wait = next.clamp(Duration::from_millis(1), look);
                 let _ = tokio::time::timeout(wait, woken).await;

@@ -7,7 +7,7 @@ use brigade_core::state::StoreId;
 
 use super::connector::Site;
 use super::scripts::SEND;
-use crate::outcomes::Outcomes;
+use crate::outcomes::{Outcomes, parts};
 use crate::{longest, output};
 
 /// The most messages in one script: more gains nothing, and others wait meanwhile.
@@ -58,7 +58,8 @@ impl Producer for RsmqProducer {
         for (at, why) in longest::too_long(&self.site.wire, &lengths).await? {
             outcomes.refuse(at, why);
         }
-        for places in outcomes.unknown().chunks(SCRIPT_MAX) {
+        let unknown = outcomes.unknown();
+        for places in parts(&unknown, SCRIPT_MAX, |at| batch[at].message.size()) {
             let part: Vec<Outgoing> = places.iter().map(|at| batch[*at].clone()).collect();
             let sent = self.send(&part).await.map(|()| places.iter().map(|_| Ok(())).collect());
             // What comes after would fail too.

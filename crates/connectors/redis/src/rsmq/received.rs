@@ -10,13 +10,17 @@ use brigade_core::{IncarnationId, Message, MessageId, Timestamp};
 use redis::ScriptInvocation;
 
 use super::connector::Site;
-use super::scripts::{HIDE, RECEIVE};
+use super::scripts::{FORGET, HIDE, RECEIVE};
 use crate::pace::Paced;
+use crate::server::ANSWER_MAX;
 
 /// The most messages that are received, or hidden anew, at once.
 const SCRIPT_MAX: usize = 500;
 /// How long to wait at most before what could not be renewed is renewed again.
 const AGAIN: Duration = Duration::from_secs(1);
+
+/// How often it is looked, of some each time, which attempts are kept of messages that are not there.
+const FORGET_AFTER: Duration = Duration::from_secs(1);
 
 /// An id as it stands on the server: another program's may be no text.
 pub(super) type Id = Vec<u8>;
@@ -36,6 +40,8 @@ pub(super) struct Received {
     pub(super) site: Site,
     pace: Paced,
     held: Mutex<Held>,
+    /// Where to go on with forgetting the attempts of what others have deleted, and when that was last done.
+    forgetting: Mutex<(String, Option<Instant>)>,
     /// One change of times after the other.
     hiding: tokio::sync::Mutex<()>,
     /// Held by a receiving.
@@ -64,8 +70,9 @@ pub(super) struct Hidden {
 impl Received {
     pub(super) fn new(site: Site) -> Arc<Self> {
         let (pace, held) = (Paced::new(SCRIPT_MAX), Mutex::default());
+        let forgetting = Mutex::new(("0".to_owned(), None));
         let (hiding, receiving) = <(tokio::sync::Mutex<()>, tokio::sync::Mutex<()>)>::default();
-        Arc::new(Self { site, pace, held, hiding, receiving })
+        Arc::new(Self { site, pace, held, forgetting, hiding, receiving })
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -78,19 +85,21 @@ impl Received {
         if self.is_given_up() {
             return Ok(None);
         }
+        self.forget_deleted().await;
         let max = self.pace.count(want);
         let (asked, site) = (Instant::now(), &self.site);
         let mut receive = RECEIVE.key(&site.messages);
         receive.key(&site.hash).key(&site.attempts).arg(max).arg(site.vt.as_millis().to_string());
         let receive = Arc::new(receive);
-        let told = match site.wire.try_script(Arc::clone(&receive)).await {
+        let answer_max = self.pace.answer_max();
+        let told = match site.wire.try_script_for(Arc::clone(&receive), answer_max).await {
             Err(failure) if failure.is_no_queue() => {
                 site.made.make_again(&site.wire).await?;
-                site.wire.script(receive).await
+                site.wire.script_for(receive, answer_max).await
             }
             told => told.map_err(|failure| site.wire.told(&failure)),
         };
-        let told = told.inspect_err(|_| self.pace.read(max, Err(())));
+        let told = told.inspect_err(|_| self.pace.read(max, asked, Err(())));
         let (told, next): (Vec<Told>, i64) = told?;
         let next = told.is_empty().then_some(next);
         self.enter_all(told, asked, max);
@@ -101,11 +110,30 @@ impl Received {
         Ok(next)
     }
 
+    /// Now and then forgets attempts of messages that other clients have deleted: they leave them there. What keeps it
+    /// from that is told of the receiving.
+    async fn forget_deleted(&self) {
+        let forgetting = || self.forgetting.lock().unwrap_or_else(PoisonError::into_inner);
+        let begin = {
+            let (begin, last) = &mut *forgetting();
+            if last.is_some_and(|last| last.elapsed() < FORGET_AFTER) {
+                return;
+            }
+            *last = Some(Instant::now());
+            begin.clone()
+        };
+        let mut forget = FORGET.key(&self.site.messages);
+        forget.key(&self.site.attempts).arg(begin);
+        if let Ok(next) = self.site.wire.script(forget).await {
+            forgetting().0 = next;
+        }
+    }
+
     fn enter_all(&self, all: Vec<Told>, since: Instant, max: usize) {
         let mut held = self.held();
         let before = held.ready.len();
         all.into_iter().for_each(|told| self.enter(&mut held, told, since));
-        self.pace.read::<()>(max, Ok(&held.ready.make_contiguous()[before..]));
+        self.pace.read::<()>(max, since, Ok(&held.ready.make_contiguous()[before..]));
     }
 
     fn enter(&self, held: &mut Held, told: Told, since: Instant) {
@@ -195,9 +223,10 @@ impl Received {
         all.map(|(_, Hidden { id, fence, .. })| (id, fence, Duration::ZERO, -1)).collect()
     }
 
-    /// Waits for the end of what is being received.
+    /// Waits for the end of what is being received, for as long as an answer takes: what takes longer is visible again
+    /// when the visibility timeout is over.
     pub(super) async fn ended(&self) {
-        drop(self.receiving.lock().await);
+        let _ended = tokio::time::timeout(ANSWER_MAX, self.receiving.lock()).await;
     }
 
     /// Hides messages for a while, counted from now. Answers with the places of the fenced.

@@ -117,11 +117,14 @@ pub(crate) static DELETE: LazyLock<Script> = LazyLock::new(|| {
         local fields = {}
         for i = 2, past, 2 do fields[#fields + 1] = ARGV[i] .. ':rc' end
         local counts = get_many(KEYS[2], fields)
-        local fenced, good = {}, {}
+        local fenced, good, seen = {}, {}, {}
         for i = 2, past, 2 do
-          -- It is there, and was not received again.
-          local into = counts[i / 2] == ARGV[i + 1] and good or fenced
+          -- It is there, and was not received again. One receiving is one, also where a server that lost its end
+          -- has told it twice.
+          local stands = counts[i / 2] == ARGV[i + 1] and not seen[ARGV[i]]
+          local into = stands and good or fenced
           into[#into + 1] = ARGV[i]
+          seen[ARGV[i]] = true
         end
         if #fenced > 0 and #ARGV > past then return fenced end
         -- What would fail if a key had another type, or a right were missing, fails here.
@@ -155,6 +158,21 @@ pub(crate) static HIDE: LazyLock<Script> = LazyLock::new(|| {
           end
         end
         return fenced",
+    )
+});
+
+/// Forgets the attempts of messages that other clients have deleted, of a few each time. KEYS: messages, attempts.
+/// ARGV: where to begin, as the last time answered, at first 0.
+pub(crate) static FORGET: LazyLock<Script> = LazyLock::new(|| {
+    script(
+        &[],
+        "
+        local next = redis.call('HSCAN', KEYS[2], ARGV[1], 'COUNT', 100)
+        for i = 1, #next[2], 2 do
+          local id = next[2][i]
+          if not redis.call('ZSCORE', KEYS[1], id) then redis.call('HDEL', KEYS[2], id) end
+        end
+        return next[1]",
     )
 });
 

@@ -9,12 +9,12 @@ use brigade_core::connector::{
     Acked, ConnectorError, Consumer, Failed, Features, Incoming, Lag, Receipt, Want,
 };
 use brigade_core::state::{StoreId, StoreOp};
-use redis::{ScriptInvocation, Value, cmd};
+use redis::{FromRedisValue, ScriptInvocation, Value, cmd};
 use tokio::sync::{Mutex, Notify};
 
 use super::connector::Keys;
 use super::entry::{EntryId, incoming};
-use super::groups::{self, make_groups};
+use super::groups::{self, make_groups, mend_groups};
 use super::held::Held;
 use super::lag::lag;
 use super::members::{HEARTBEAT, HEARTBEAT_AGAIN, LOOK, OURS};
@@ -249,7 +249,15 @@ impl Site {
         for id in &unknown {
             claim.arg(id);
         }
-        self.incoming(self.wire.script(claim).await?).await
+        self.incoming(self.bring(claim).await?).await
+    }
+
+    /// Runs a script that answers with entries, which may be long.
+    pub(super) async fn bring<T: FromRedisValue + Send + 'static>(
+        &self,
+        script: ScriptInvocation<'static>,
+    ) -> Result<T, ConnectorError> {
+        self.wire.script_for(script, self.pace.answer_max()).await
     }
 
     /// What others left behind, then what was put back and is due, then what is new.
@@ -258,9 +266,9 @@ impl Site {
         if self.closed.load(Ordering::Relaxed) {
             return Ok(Vec::new());
         }
-        let max = self.pace.count(want);
+        let (max, begun) = (self.pace.count(want), Instant::now());
         let read = self.try_read(max).await;
-        self.pace.read(max, read.as_deref());
+        self.pace.read(max, begun, read.as_deref());
         if read.is_err() {
             self.lost.store(true, Ordering::Relaxed);
         }
@@ -283,13 +291,8 @@ impl Site {
         if !is_no_group(error) {
             return Ok(false);
         }
-        let keys = &self.keys;
-        make_groups(&self.wire, keys, &self.groups).await?;
-        tracing::warn!(
-            queue = %keys.queue, key = %keys.stream, group = %keys.group,
-            "somebody has deleted the stream or its group on the server: it is made again; with the stream all \
-             that was in it is gone, with the group alone all that is in the stream comes again"
-        );
+        let made = mend_groups(&self.wire, &self.keys, &self.groups).await;
+        made.map_err(|failure| self.wire.told(&failure))?;
         Ok(true)
     }
 
@@ -314,6 +317,7 @@ impl Site {
         for argument in Retention::arguments(self.bounds.retention) {
             ack.arg(argument);
         }
+        ack.arg(self.groups.len()).arg(&self.groups);
         for (receipt, id) in entries {
             ack.arg(id.to_string()).arg(receipt.fence);
         }
@@ -336,7 +340,7 @@ impl Site {
             }
             // Entries get too old also while nothing is acked; a group that is gone now, or a retention, may have
             // left some behind.
-            Retention::trim(self.bounds.retention, &self.wire, &keys.stream).await?;
+            Retention::trim(self.bounds.retention, &self.wire, keys, &self.groups).await?;
             *self.looked_after() = Some(Instant::now());
         }
         let looked = *self.looked();
@@ -355,7 +359,7 @@ impl Site {
         read.arg("GROUP").arg(&keys.group).arg(&self.member).arg("COUNT").arg(max);
         read.arg("BLOCK").arg(wait.as_millis().max(1).to_string());
         read.arg("STREAMS").arg(&keys.stream).arg(">");
-        let answer: Value = self.reading.command(&read).await?;
+        let answer: Value = self.reading.command_for(&read, self.pace.answer_max()).await?;
         let read = self.incoming(entries_of(answer)).await?;
         if read.is_empty() {
             *self.looked() = None;
@@ -370,7 +374,7 @@ impl Site {
         due.key(&keys.delayed).key(&keys.attempts).key(&keys.later);
         due.arg(&keys.group).arg(&self.member).arg(max);
         *self.looked() = Some(Instant::now());
-        let (entries, next_ms): (Vec<Value>, i64) = self.wire.script(due).await?;
+        let (entries, next_ms): (Vec<Value>, i64) = self.bring(due).await?;
         if !entries.is_empty() {
             // There may be more.
             *self.looked() = None;
@@ -481,9 +485,8 @@ impl Consumer for StreamConsumer {
         }
         let fenced = fenced?;
         self.site.held().forget(&receipts);
+        // The next read looks what is due; one that waits already ends first.
         *self.site.looked() = None;
-        // A read may be waiting longer than the delay.
-        self.woken.notify_waiters();
         Ok([those(&entries, &fenced), gone].concat().into())
     }
 

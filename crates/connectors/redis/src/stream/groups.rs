@@ -10,6 +10,7 @@ use super::connector::Keys;
 use super::scripts::NEEDS;
 use crate::output::MAY;
 use crate::script::Script;
+use crate::told::Failure;
 use crate::wire::Wire;
 
 /// Makes groups from the beginning of their stream, and the stream, if they are not there. Groups
@@ -51,10 +52,33 @@ pub(super) async fn make_groups(
     keys: &Keys,
     groups: &[String],
 ) -> Result<IncarnationId, ConnectorError> {
+    try_make_groups(wire, keys, groups).await.map_err(|failure| wire.told(&failure))
+}
+
+async fn try_make_groups(
+    wire: &Arc<Wire>,
+    keys: &Keys,
+    groups: &[String],
+) -> Result<IncarnationId, Failure> {
     let mut make = MAKE_GROUPS.key(&keys.stream);
     make.key(&keys.incarnation).arg(format!("{:032x}", fastrand::u128(..))).arg(groups);
-    let told: String = wire.script(make).await?;
+    let told: String = wire.try_script(make).await?;
     Ok(IncarnationId::of(told.as_bytes()))
+}
+
+/// Makes groups again that were found missing while a pipeline runs, and tells of it.
+pub(super) async fn mend_groups(
+    wire: &Arc<Wire>,
+    keys: &Keys,
+    groups: &[String],
+) -> Result<(), Failure> {
+    try_make_groups(wire, keys, groups).await?;
+    tracing::warn!(
+        queue = %keys.queue, key = %keys.stream, groups = groups.join(", "),
+        "somebody has deleted the stream or groups of it on the server: they are made again; with the stream all \
+         that was in it is gone, with a group alone all that is in the stream comes again"
+    );
+    Ok(())
 }
 
 /// The incarnation of a stream as a group reads it, if that was made.

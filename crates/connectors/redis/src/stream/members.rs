@@ -212,7 +212,7 @@ impl Site {
         let mut claim = CLAIM_DEAD.key(&keys.stream);
         claim.key(&keys.attempts).key(keys.alive(name));
         claim.arg(&keys.group).arg(&self.member).arg(name).arg(max).arg(sign.unwrap_or_default());
-        self.wire.script(claim).await
+        self.bring(claim).await
     }
 
     async fn claim_idle(&self, name: &[u8], max: usize) -> Result<Vec<Value>, ConnectorError> {
@@ -220,7 +220,7 @@ impl Site {
         let mut claim = CLAIM_IDLE.key(&keys.stream);
         claim.key(&keys.attempts).arg(&keys.group).arg(&self.member).arg(name).arg(max);
         claim.arg(self.bounds.claim_idle.as_millis().to_string());
-        self.wire.script(claim).await
+        self.bring(claim).await
     }
 }
 

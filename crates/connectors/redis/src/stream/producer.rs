@@ -14,9 +14,9 @@ use super::groups::make_groups;
 use super::retention::{Retention, Trimming};
 use super::scripts::LATER;
 use crate::longest;
-use crate::outcomes::Outcomes;
+use crate::outcomes::{Outcomes, parts};
 use crate::output::Target;
-use crate::server::Place;
+use crate::server::{Place, answer_max};
 use crate::wire::Wire;
 
 /// The most entries in one pipeline: more gains nothing.
@@ -28,6 +28,8 @@ const HEADERS_MAX: usize = 1000;
 /// Puts messages on a stream.
 pub(crate) struct StreamProducer {
     keys: Keys,
+    /// All that the file's stages read the stream as.
+    groups: Vec<String>,
     features: Features,
     wire: Arc<Wire>,
     trimming: Trimming,
@@ -46,22 +48,28 @@ impl StreamProducer {
         if !groups.is_empty() {
             make_groups(&wire, &keys, &groups).await?;
         }
-        Ok(Self { keys, features, wire, trimming: Trimming::new(retention) })
+        Ok(Self { keys, groups, features, wire, trimming: Trimming::new(retention) })
+    }
+
+    /// Trims now and then, before so many are put.
+    async fn trim_before(&self, many: usize) -> Result<(), ConnectorError> {
+        self.trimming.before(many, &self.wire, &self.keys, &self.groups).await
     }
 
     /// Puts entries, each by itself.
-    async fn add(
+    async fn add<'o>(
         &self,
-        batch: impl Iterator<Item = &Outgoing>,
+        batch: impl Iterator<Item = &'o Outgoing>,
     ) -> Result<Vec<Result<(), ConnectorError>>, ConnectorError> {
-        let mut pipeline = Pipeline::new();
+        let (mut pipeline, mut bytes) = (Pipeline::new(), 0);
         for outgoing in batch {
+            bytes += outgoing.message.size();
             let add = pipeline.cmd("XADD").arg(&self.keys.stream).arg("*");
             for (name, value) in fields(outgoing) {
                 add.arg(name).arg(value);
             }
         }
-        self.wire.each(pipeline).await
+        self.wire.each(pipeline, bytes).await
     }
 
     async fn add_later(&self, outgoing: &Outgoing) -> Result<(), ConnectorError> {
@@ -71,7 +79,8 @@ impl StreamProducer {
         for (name, value) in fields(outgoing) {
             script.arg(name).arg(value);
         }
-        self.wire.script::<i64>(script).await.map(drop)
+        let answer_max = answer_max(outgoing.message.size());
+        self.wire.script_for::<i64>(script, answer_max).await.map(drop)
     }
 }
 
@@ -91,7 +100,7 @@ impl Producer for StreamProducer {
     }
 
     async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
-        self.trimming.before(batch.len(), &self.wire, &self.keys.stream).await?;
+        self.trim_before(batch.len()).await?;
         let mut outcomes = Outcomes::new(batch.iter().map(refused));
         let lengths: Vec<u64> = batch.iter().map(|o| longest::of_entry(&o.message)).collect();
         for (at, why) in longest::too_long(&self.wire, &lengths).await? {
@@ -101,7 +110,7 @@ impl Producer for StreamProducer {
         let (delayed, at_once): (Vec<_>, Vec<_>) =
             outcomes.unknown().into_iter().partition(is_delayed);
         // What comes after one that failed goes when that one does: it would most likely fail too.
-        for places in at_once.chunks(PIPELINE_MAX) {
+        for places in parts(&at_once, PIPELINE_MAX, |at| batch[at].message.size()) {
             let put = self.add(places.iter().map(|at| &batch[*at])).await;
             if !outcomes.enter(places, put)? {
                 break;
@@ -117,7 +126,7 @@ impl Producer for StreamProducer {
     }
 
     async fn stage(&self, batch: &[Outgoing]) -> Result<Staged, ConnectorError> {
-        self.trimming.before(batch.len(), &self.wire, &self.keys.stream).await?;
+        self.trim_before(batch.len()).await?;
         let Keys { queue, stream, later, .. } = self.keys.clone();
         let target = Target::Stream { queue, stream, later };
         let rejected: Vec<(usize, Rejected)> =

@@ -8,6 +8,8 @@ use brigade_core::connector::{ConnectorError, Problem};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::connector::Keys;
+use super::groups::mend_groups;
 use super::scripts::TRIM;
 use crate::wire::Wire;
 
@@ -36,17 +38,27 @@ impl Retention {
         [told(messages.map(u128::from)), told(age.map(|Period(age)| age.as_millis()))]
     }
 
-    /// Trims a stream to it, as far as its groups are past what goes.
+    /// Trims a stream to it, as far as its groups are past what goes. If one of these is missing, they are made
+    /// again instead: they have to get what is there.
     pub(super) async fn trim(
         retention: Option<Self>,
         wire: &Arc<Wire>,
-        stream: &str,
+        keys: &Keys,
+        groups: &[String],
     ) -> Result<(), ConnectorError> {
-        let mut trim = TRIM.key(stream);
+        let mut trim = TRIM.key(&keys.stream);
         for argument in Self::arguments(retention) {
             trim.arg(argument);
         }
-        wire.script::<i64>(trim).await.map(drop)
+        trim.arg(groups);
+        if wire.script(trim).await? {
+            return Ok(());
+        }
+        match mend_groups(wire, keys, groups).await {
+            // Nothing goes until there is room for them; who reads the others makes some.
+            Err(failure) if failure.is_full() => Ok(()),
+            made => made.map_err(|failure| wire.told(&failure)),
+        }
     }
 
     /// What is wrong with it, without asking anybody.
@@ -79,7 +91,8 @@ impl Trimming {
         &self,
         many: usize,
         wire: &Arc<Wire>,
-        stream: &str,
+        keys: &Keys,
+        groups: &[String],
     ) -> Result<(), ConnectorError> {
         if self.retention.is_none() {
             return Ok(());
@@ -94,6 +107,6 @@ impl Trimming {
             since.0 += many;
             is_due
         };
-        if is_due { Retention::trim(self.retention, wire, stream).await } else { Ok(()) }
+        if is_due { Retention::trim(self.retention, wire, keys, groups).await } else { Ok(()) }
     }
 }

@@ -103,17 +103,23 @@ end
 ";
 
 /// Removes entries that every group is past, a bounded number each time: all of them, or of a stream with a
-/// retention those that are too many or too old. Needs [`NOW`] and [`NEEDS`].
+/// retention those that are too many or too old. `ARGV[from]` to `ARGV[to]` are groups that have to be there: one
+/// that is missing, as after somebody deleted the stream, has got nothing yet, so nothing goes and it answers 0,
+/// else 1. Needs [`NOW`] and [`NEEDS`].
 const PAST: &str = "
-local function trim(stream, messages, age)
-  local first = nil
+local function trim(stream, messages, age, from, to)
+  local first, there = nil, {}
   for _, group in ipairs(groups_of(stream)) do
+    there[group['name']] = true
     local needed = needs(stream, group)
     if not first or before(needed, first) then first = needed end
   end
+  for i = from, to do
+    if not there[ARGV[i]] then return 0 end
+  end
   if messages < 0 and age < 0 then
     if first then redis.call('XTRIM', stream, 'MINID', '~', first) end
-    return
+    return 1
   end
   first = first or '18446744073709551615-18446744073709551615'
   if messages >= 0 then
@@ -126,29 +132,34 @@ local function trim(stream, messages, age)
     if before(first, oldest) then oldest = first end
     redis.call('XTRIM', stream, 'MINID', '~', oldest, 'LIMIT', 10000)
   end
+  return 1
 end
 ";
 
 /// Trims a stream to its retention. KEYS: stream. ARGV: the most entries and the longest age in
-/// milliseconds, each or -1; with neither there is no retention.
+/// milliseconds, each or -1; with neither there is no retention; then the groups that have to be there. Answers
+/// with 0 if one of them is missing: nothing was removed.
 pub(crate) static TRIM: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{NOW}{NEEDS}{PAST}
-        trim(KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]))
-        return 1"
+        return trim(KEYS[1], tonumber(ARGV[1]), tonumber(ARGV[2]), 3, #ARGV)"
     ))
 });
 
 /// Claims what was put back and is due; first moves messages that were put with a delay and are due
-/// to the stream, if the server has room for them. KEYS: stream, delayed, attempts, later. ARGV: group,
+/// to the stream, if the server has room for them: a thousand, or 4 MiB and one more. KEYS: stream, delayed, attempts, later. ARGV: group,
 /// member, count. Answers with the entries, and in how many milliseconds the next is due, or -1.
 pub(crate) static CLAIM_DUE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{CLAIM}{NOW}{MAY}
         local time, full = now(), false
-        local later = redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', time, 'LIMIT', 0, 1000)
-        if #later > 0 then may({{{{'XADD', KEYS[1], '*', 'f', 'v'}}, {{'ZREM', KEYS[4], 'm'}}}}) end
-        for _, packed in ipairs(later) do
+        local moved, bytes = 0, 0
+        while moved < 1000 and bytes < 4194304 do
+          -- One by one: they may be long, and here they take memory that is beyond `maxmemory`.
+          local packed = redis.call('ZRANGEBYSCORE', KEYS[4], '-inf', time, 'LIMIT', 0, 1)[1]
+          if not packed then break end
+          if moved == 0 then may({{{{'XADD', KEYS[1], '*', 'f', 'v'}}, {{'ZREM', KEYS[4], 'm'}}}}) end
+          moved, bytes = moved + 1, bytes + #packed
           local fields = cmsgpack.unpack(packed)
           table.remove(fields, 1)
           local put = redis.pcall('XADD', KEYS[1], '*', unpack(fields))
@@ -266,16 +277,19 @@ pub(crate) static CLAIM_OWN: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// Acks what still stands, and puts outputs; with outputs all or nothing. An entry that no group
-/// needs any more is removed: at once if there is only one, else when all groups are past it.
+/// needs any more is removed: at once if there is only one, else when all groups are past it, and none of those
+/// that have to be there is missing.
 /// With a retention it stays until that lets it go. KEYS: stream, attempts. ARGV: group, member, how many,
-/// the first and the last id, the retention as for [`TRIM`], then id and fence of each, then outputs.
+/// the first and the last id, the retention as for [`TRIM`], how many groups have to be there, then these, then id
+/// and fence of each, then outputs.
 /// Answers with the fenced.
 pub(crate) static ACK: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{MANY}{MAY}{PUT}{NOW}{NEEDS}{PAST}
         local stream, group, member, n = KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3])
         local messages, age = tonumber(ARGV[6]), tonumber(ARGV[7])
-        local past = 7 + 2 * n
+        local groups = tonumber(ARGV[8])
+        local past = 8 + groups + 2 * n
         local held = {{}}
         if n > 0 then
           local pending =
@@ -283,13 +297,16 @@ pub(crate) static ACK: LazyLock<Script> = LazyLock::new(|| {
           for _, entry in ipairs(pending) do held[entry[1]] = entry[4] end
         end
         local fenced, good = {{}}, {{}}
-        for i = 8, past, 2 do
+        for i = 9 + groups, past, 2 do
           local into = held[ARGV[i]] == tonumber(ARGV[i + 1]) and good or fenced
           into[#into + 1] = ARGV[i]
+          -- One handing-over is one, also where a server that lost its end has told it twice.
+          held[ARGV[i]] = nil
         end
         if #fenced > 0 and #ARGV > past then return fenced end
         -- What would fail if a key had another type, or a right were missing, fails here.
-        local sole = messages < 0 and age < 0 and #redis.call('XINFO', 'GROUPS', stream) == 1
+        local sole = messages < 0 and age < 0 and groups == 1
+          and #redis.call('XINFO', 'GROUPS', stream) == 1
         redis.call('HGET', KEYS[2], 'f')
         may({{{{'XACK', stream, group, '0-0'}}, {{'HDEL', KEYS[2], 'f'}}}})
         may({{{{sole and 'XDEL' or 'XTRIM', stream, 'MINID', '0'}}}})
@@ -302,7 +319,7 @@ pub(crate) static ACK: LazyLock<Script> = LazyLock::new(|| {
           redis.call('HDEL', KEYS[2], unpack(good, from, to))
           if sole then redis.call('XDEL', stream, unpack(good, from, to)) end
         end
-        if #good > 0 and not sole then trim(stream, messages, age) end
+        if #good > 0 and not sole then trim(stream, messages, age, 9, 8 + groups) end
         return fenced"
     ))
 });
@@ -340,10 +357,13 @@ pub(crate) static GIVE_BACK: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{FORGET}{MAY}{DELAY}
         may_delay(KEYS[1], KEYS[2], ARGV[1])
+        -- All are due, and come in their order on the stream: equal times go by the ids as texts.
+        local due = 0
         while true do
           local held = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 1000, ARGV[2])
           for _, entry in ipairs(held) do
-            delay(KEYS[1], KEYS[2], ARGV[1], entry[1], 0)
+            due = due + 1
+            delay(KEYS[1], KEYS[2], ARGV[1], entry[1], due)
           end
           if #held < 1000 then break end
         end
@@ -521,6 +541,27 @@ mod tests {
             claim.invoke(&mut server).expect("it runs");
         let ids: Vec<&str> = claimed.iter().map(|(id, ..)| &**id).collect();
         assert_eq!((ids, claimed[0].2), (vec!["3-1"], 2));
+    }
+
+    /// Else nobody else were answered meanwhile, and they were all in the memory of scripts.
+    #[test]
+    fn of_long_messages_that_are_due_only_some_are_moved_at_once() {
+        let server = Redis::start();
+        let client = redis::Client::open(server.url()).expect("it is an address");
+        let mut server = client.get_connection().expect("it answers");
+        ask(&mut server, "XGROUP CREATE s g 0 MKSTREAM");
+        for n in 0..10 {
+            let mut put = LATER.key("later");
+            put.arg(0).arg(n).arg("payload").arg(vec![b'x'; 1 << 20]);
+            put.invoke::<i64>(&mut server).expect("it runs");
+        }
+        for moved in [4, 8, 10] {
+            let mut due = CLAIM_DUE.key("s");
+            due.key("delayed").key("attempts").key("later").arg("g").arg("me").arg(10);
+            let (_, wait): (Vec<Value>, i64) = due.invoke(&mut server).expect("it runs");
+            assert_eq!(ask(&mut server, "XLEN s"), Value::Int(moved));
+            assert_eq!(wait, if moved < 10 { 0 } else { -1 });
+        }
     }
 
     /// By somebody who knows nothing of attempts.
