@@ -1,17 +1,17 @@
 //! Brigade's queues on Redis: [Streams](stream), and [RSMQ](rsmq), the queues of the Node and Python
 //! clients of that name.
 
-mod limit;
-mod longest;
+mod failure;
 mod outcomes;
 mod output;
 mod pace;
+mod redeliveries;
 pub mod rsmq;
 mod script;
 mod server;
 pub mod stream;
 mod thread;
-mod told;
+mod value_limit;
 mod wire;
 
 pub use rsmq::Rsmq;

@@ -2,7 +2,7 @@
 
 use brigade_core::connector::{ConnectorError, Produced, Rejected};
 
-use crate::told::is_unanswered;
+use crate::failure::is_unanswered;
 
 /// A part of several messages has so many bytes at most: over a slow link it is answered in time, and what stands of
 /// a batch is known part by part.

@@ -7,10 +7,10 @@ use brigade_core::connector::{ConnectorError, Outgoing, Rejected};
 use brigade_core::state::StoreOp;
 use redis::{FromRedisValue, ScriptInvocation};
 
-use crate::longest;
-use crate::rsmq::{Made, random_part};
+use crate::rsmq::{QueueDefinition, random_part};
 use crate::server::answer_max;
 use crate::stream::fields;
+use crate::value_limit;
 use crate::wire::Wire;
 
 /// Where an output goes. It travels as the name of an operation's queue.
@@ -22,7 +22,7 @@ pub(crate) enum Target {
         stream: String,
         later: String,
     },
-    Rsmq(Made),
+    Rsmq(QueueDefinition),
 }
 
 /// Between the parts of a target's name; no key that a pipeline file names has it.
@@ -34,7 +34,7 @@ impl Target {
             Self::Stream { queue, stream, later } => {
                 vec!["stream".into(), queue.to_string(), stream.clone(), later.clone()]
             }
-            Self::Rsmq(Made { queue, namespace, name, vt, maxsize, realtime }) => vec![
+            Self::Rsmq(QueueDefinition { queue, namespace, name, vt, maxsize, realtime }) => vec![
                 "rsmq".into(),
                 queue.to_string(),
                 namespace.clone(),
@@ -55,14 +55,16 @@ impl Target {
                 stream: stream.to_owned(),
                 later: later.to_owned(),
             }),
-            ["rsmq", queue, namespace, name, vt, maxsize, realtime] => Some(Self::Rsmq(Made {
-                queue: queue.into(),
-                namespace: namespace.to_owned(),
-                name: name.to_owned(),
-                vt: vt.parse().ok()?,
-                maxsize: maxsize.parse().ok()?,
-                realtime: realtime.parse().ok()?,
-            })),
+            ["rsmq", queue, namespace, name, vt, maxsize, realtime] => {
+                Some(Self::Rsmq(QueueDefinition {
+                    queue: queue.into(),
+                    namespace: namespace.to_owned(),
+                    name: name.to_owned(),
+                    vt: vt.parse().ok()?,
+                    maxsize: maxsize.parse().ok()?,
+                    realtime: realtime.parse().ok()?,
+                }))
+            }
             _ => None,
         }
     }
@@ -70,7 +72,7 @@ impl Target {
     /// The queue's name in the pipeline file.
     fn queue(&self) -> &Arc<str> {
         match self {
-            Self::Stream { queue, .. } | Self::Rsmq(Made { queue, .. }) => queue,
+            Self::Stream { queue, .. } | Self::Rsmq(QueueDefinition { queue, .. }) => queue,
         }
     }
 
@@ -85,8 +87,8 @@ impl Target {
     /// The longest value that is written of a message.
     fn longest(&self, outgoing: &Outgoing) -> u64 {
         match self {
-            Self::Stream { .. } => longest::of_entry(&outgoing.message),
-            Self::Rsmq(_) => longest::of_body(&outgoing.message),
+            Self::Stream { .. } => value_limit::of_entry(&outgoing.message),
+            Self::Rsmq(_) => value_limit::of_body(&outgoing.message),
         }
     }
 
@@ -254,7 +256,7 @@ pub(crate) async fn settle(
     let outputs = parsed(ops)?;
     let lengths: Vec<u64> =
         outputs.iter().map(|(target, outgoing)| target.longest(outgoing)).collect();
-    let too_long = longest::too_long(wire, &lengths).await?;
+    let too_long = value_limit::too_long(wire, &lengths).await?;
     if !too_long.is_empty() {
         let id = |at: usize| outputs[at].1.message.id;
         let refused = too_long.into_iter().map(|(at, why)| (id(at), why));
@@ -371,8 +373,14 @@ mod tests {
         let (stream, later) = ("a b".into(), "{a b}:brigade:later".into());
         let stream = Target::Stream { queue: Arc::clone(&queue), stream, later };
         let (namespace, name) = ("rsmq".into(), "q".into());
-        let rsmq =
-            Target::Rsmq(Made { queue, namespace, name, vt: 30, maxsize: -1, realtime: true });
+        let rsmq = Target::Rsmq(QueueDefinition {
+            queue,
+            namespace,
+            name,
+            vt: 30,
+            maxsize: -1,
+            realtime: true,
+        });
         for target in [stream, rsmq] {
             assert_eq!(Target::of_name(&target.name()), Some(target));
         }

@@ -10,10 +10,10 @@ use brigade_core::connector::ConnectorError;
 use brigade_core::state::StoreId;
 use redis::{Cmd, ErrorKind, FromRedisValue, Pipeline, RedisResult, ScriptInvocation, Value};
 
-use crate::longest::SURE;
+use crate::failure::Failure;
 use crate::server::{ANSWER_MAX, Connection, Place, Server, answer_max};
 use crate::thread::{Task, Thread};
-use crate::told::Failure;
+use crate::value_limit::SURE;
 
 /// What may take longer is asked on a connection of its own: nobody else's questions wait behind it.
 const SHARED_MAX: Duration = Duration::from_secs(20);

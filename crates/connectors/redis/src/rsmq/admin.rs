@@ -134,7 +134,7 @@ impl QueueAdmin for RsmqAdmin {
     }
 
     async fn put(&self, messages: Vec<Outgoing>) -> Result<Vec<Produced>, ConnectorError> {
-        self.site.made.make(&self.site.wire).await?;
+        self.site.definition.make(&self.site.wire).await?;
         self.producer.produce(&messages).await
     }
 

@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use super::admin::RsmqAdmin;
 use super::consumer::RsmqConsumer;
-use super::made::Made;
+use super::definition::QueueDefinition;
 use super::producer::RsmqProducer;
 use crate::output::Target;
 use crate::server::{Place, Sentinel, Tls};
@@ -61,7 +61,7 @@ pub(crate) struct Settings {
     realtime: bool,
     /// A message that was handed out again so often without an outcome becomes a dead letter of the
     /// kind `crash`: it may be what ends whoever handles it. Stops and lost connections count too.
-    #[serde(default = "crate::limit::redeliveries")]
+    #[serde(default = "crate::redeliveries::default_max")]
     max_redeliveries: u32,
 }
 
@@ -117,24 +117,24 @@ pub(crate) struct Site {
     max_redeliveries: u32,
     pub(crate) features: Features,
     pub(crate) wire: Arc<Wire>,
-    pub(crate) made: Made,
+    pub(crate) definition: QueueDefinition,
 }
 
 impl Site {
     /// What is said of a message that was handed out so often, if that is too often.
     pub(crate) fn handed_out_too_often(&self, redeliveries: u32) -> Option<Box<Defect>> {
-        crate::limit::too_often(redeliveries, self.max_redeliveries)
+        crate::redeliveries::too_often(redeliveries, self.max_redeliveries)
     }
 
     /// Where outputs go that are written along with an ack.
     pub(crate) fn target(&self) -> Target {
-        Target::Rsmq(self.made.clone())
+        Target::Rsmq(self.definition.clone())
     }
 
     /// Makes the queue if it is not there.
     async fn open(queue: &QueueSpec) -> Result<Self, ConnectorError> {
         let site = Self::new(queue)?;
-        site.made.make(&site.wire).await?;
+        site.definition.make(&site.wire).await?;
         Ok(site)
     }
 
@@ -142,7 +142,7 @@ impl Site {
         let settings: Settings = queue.settings()?;
         let name = settings.queue.clone().unwrap_or_else(|| queue.name.to_string());
         let wire = Wire::new(&queue.name, &settings.place())?;
-        let made = Made {
+        let definition = QueueDefinition {
             queue: Arc::clone(&queue.name),
             namespace: settings.namespace.clone(),
             name,
@@ -152,15 +152,15 @@ impl Site {
         };
         Ok(Self {
             queue: Arc::clone(&queue.name),
-            hash: made.hash(),
-            attempts: format!("{}:brigade:attempts", made.messages()),
-            realtime: made.channel(),
-            messages: made.messages(),
+            hash: definition.hash(),
+            attempts: format!("{}:brigade:attempts", definition.messages()),
+            realtime: definition.channel(),
+            messages: definition.messages(),
             vt: settings.vt.0,
             max_redeliveries: settings.max_redeliveries,
             features: features(&settings),
             wire,
-            made,
+            definition,
         })
     }
 }

@@ -17,11 +17,11 @@
 mod admin;
 mod connector;
 mod consumer;
-mod made;
+mod definition;
 mod producer;
 mod received;
 mod scripts;
 
 pub use connector::Rsmq;
-pub(crate) use made::Made;
+pub(crate) use definition::QueueDefinition;
 pub(crate) use producer::random_part;

@@ -8,7 +8,7 @@ use brigade_core::state::StoreId;
 use super::connector::Site;
 use super::scripts::SEND;
 use crate::outcomes::{Outcomes, parts};
-use crate::{longest, output};
+use crate::{output, value_limit};
 
 /// The most messages in one script: more gains nothing, and others wait meanwhile.
 const SCRIPT_MAX: usize = 200;
@@ -27,7 +27,7 @@ impl RsmqProducer {
 
     /// Why a message cannot be sent at all.
     fn refused(&self, outgoing: &Outgoing) -> Option<Rejected> {
-        let length = longest::of_body(&outgoing.message);
+        let length = value_limit::of_body(&outgoing.message);
         let max = self.site.features.max_message_bytes?;
         (length > max).then(|| Rejected {
             kind: CauseKind::TooLarge,
@@ -54,8 +54,8 @@ impl Producer for RsmqProducer {
 
     async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
         let mut outcomes = Outcomes::new(batch.iter().map(|outgoing| self.refused(outgoing)));
-        let lengths: Vec<u64> = batch.iter().map(|o| longest::of_body(&o.message)).collect();
-        for (at, why) in longest::too_long(&self.site.wire, &lengths).await? {
+        let lengths: Vec<u64> = batch.iter().map(|o| value_limit::of_body(&o.message)).collect();
+        for (at, why) in value_limit::too_long(&self.site.wire, &lengths).await? {
             outcomes.refuse(at, why);
         }
         let unknown = outcomes.unknown();

@@ -94,7 +94,7 @@ impl Received {
         let answer_max = self.pace.answer_max();
         let told = match site.wire.try_script_for(Arc::clone(&receive), answer_max).await {
             Err(failure) if failure.is_no_queue() => {
-                site.made.make_again(&site.wire).await?;
+                site.definition.make_again(&site.wire).await?;
                 site.wire.script_for(receive, answer_max).await
             }
             told => told.map_err(|failure| site.wire.told(&failure)),

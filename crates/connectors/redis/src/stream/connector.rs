@@ -67,7 +67,7 @@ pub(crate) struct Settings {
     pub(crate) group: Option<String>,
     /// A message that was handed out again so often without an outcome becomes a dead letter of the
     /// kind `crash`: it may be what ends whoever handles it. Stops and lost connections count too.
-    #[serde(default = "crate::limit::redeliveries")]
+    #[serde(default = "crate::redeliveries::default_max")]
     max_redeliveries: u32,
     /// What a member holds that is another program's is claimed when it has been idle for so long.
     /// Default: 1m.

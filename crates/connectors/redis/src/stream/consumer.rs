@@ -21,12 +21,12 @@ use super::members::{HEARTBEAT, HEARTBEAT_AGAIN, LOOK, OURS};
 use super::process::Process;
 use super::retention::Retention;
 use super::scripts::{ACK, CLAIM_DUE, CLAIM_OWN, FAIL, FIND_TIMELESS, GIVE_BACK, HELD};
-use crate::limit::too_often;
+use crate::failure::is_no_group;
 use crate::output::{self, Settled};
 use crate::pace::Paced;
+use crate::redeliveries::too_often;
 use crate::server::Place;
 use crate::thread::Task;
-use crate::told::is_no_group;
 use crate::wire::Wire;
 
 /// How long a read waits for new entries.

@@ -8,9 +8,9 @@ use redis::cmd;
 
 use super::connector::Keys;
 use super::scripts::NEEDS;
+use crate::failure::Failure;
 use crate::output::MAY;
 use crate::script::Script;
-use crate::told::Failure;
 use crate::wire::Wire;
 
 /// Makes groups from the beginning of their stream, and the stream, if they are not there. Groups

@@ -13,10 +13,10 @@ use super::entry::fields;
 use super::groups::make_groups;
 use super::retention::{Retention, Trimming};
 use super::scripts::LATER;
-use crate::longest;
 use crate::outcomes::{Outcomes, parts};
 use crate::output::Target;
 use crate::server::{Place, answer_max};
+use crate::value_limit;
 use crate::wire::Wire;
 
 /// The most entries in one pipeline: more gains nothing.
@@ -102,8 +102,8 @@ impl Producer for StreamProducer {
     async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
         self.trim_before(batch.len()).await?;
         let mut outcomes = Outcomes::new(batch.iter().map(refused));
-        let lengths: Vec<u64> = batch.iter().map(|o| longest::of_entry(&o.message)).collect();
-        for (at, why) in longest::too_long(&self.wire, &lengths).await? {
+        let lengths: Vec<u64> = batch.iter().map(|o| value_limit::of_entry(&o.message)).collect();
+        for (at, why) in value_limit::too_long(&self.wire, &lengths).await? {
             outcomes.refuse(at, why);
         }
         let is_delayed = |at: &usize| batch[*at].delay.is_some_and(|delay| !delay.is_zero());

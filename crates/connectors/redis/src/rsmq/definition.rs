@@ -9,7 +9,7 @@ use crate::wire::Wire;
 
 /// Where a queue is, and with which settings it is made if it is not there.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Made {
+pub(crate) struct QueueDefinition {
     /// Its name in the pipeline file.
     pub(crate) queue: Arc<str>,
     pub(crate) namespace: String,
@@ -21,7 +21,7 @@ pub(crate) struct Made {
     pub(crate) realtime: bool,
 }
 
-impl Made {
+impl QueueDefinition {
     /// The key of its messages.
     pub(crate) fn messages(&self) -> String {
         format!("{}:{}", self.namespace, self.name)

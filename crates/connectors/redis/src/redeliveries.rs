@@ -4,7 +4,7 @@ use brigade_core::CauseKind;
 use brigade_core::connector::Defect;
 
 /// How often, where the file does not say.
-pub(crate) fn redeliveries() -> u32 {
+pub(crate) fn default_max() -> u32 {
     50
 }
 

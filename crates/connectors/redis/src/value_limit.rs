@@ -6,7 +6,7 @@ use brigade_core::connector::{ConnectorError, Rejected};
 use brigade_core::{CauseKind, Message};
 use redis::cmd;
 
-use crate::told::Failure;
+use crate::failure::Failure;
 use crate::wire::Wire;
 
 /// What every server takes: it cannot be set to less.
