@@ -42,8 +42,8 @@ pub struct Features {
     pub park: bool,
     /// A queue can be given a `limit`.
     pub limit: bool,
-    /// A message put twice with the same id is stored once, as long as the queue remembers the id
-    /// (for a stated length).
+    /// A message put twice with the same id is stored once, as long as the queue remembers the id,
+    /// within stated limits.
     pub dedup: bool,
     /// Keeps a message's key.
     pub key: bool,
