@@ -58,6 +58,15 @@ pub(crate) struct Reading {
     pub(crate) retry: Option<RetryTopics>,
 }
 
+/// What is here of a consumer's partitions.
+enum Taken {
+    Messages(Vec<Incoming>),
+    /// Nothing that may be handed out before then, if there is such a time.
+    Nothing {
+        until: Option<Instant>,
+    },
+}
+
 impl KafkaConsumer {
     pub(crate) fn open(
         shared: Arc<Shared>,
@@ -122,8 +131,8 @@ impl KafkaConsumer {
         blocking(move || lagging.is_starved(&shared)).await
     }
 
-    /// Takes what is there; if nothing is, returns until when to wait, or `None` for no limit.
-    fn take(&self, want: Want) -> Result<Result<Vec<Incoming>, Option<Instant>>, ConnectorError> {
+    /// Takes what is here now.
+    fn take(&self, want: Want) -> Result<Taken, ConnectorError> {
         let mut state = self.shared.state();
         // Even if other partitions have messages.
         if let Some(error) = state.trouble.take_if(|error| is_final(error)) {
@@ -140,11 +149,11 @@ impl KafkaConsumer {
         if !taken.is_empty() {
             drop(state);
             self.shared.made_room();
-            return Ok(Ok(taken));
+            return Ok(Taken::Messages(taken));
         }
         match state.trouble.take() {
             Some(error) => Err(error),
-            None => Ok(Err(state.assignment.due())),
+            None => Ok(Taken::Nothing { until: state.assignment.due() }),
         }
     }
 
@@ -339,8 +348,8 @@ impl Consumer for KafkaConsumer {
                 return Err(ConnectorError::closed(&self.shared.site.queue));
             }
             match self.take(want)? {
-                Ok(taken) => return Ok(taken),
-                Err(due) => {
+                Taken::Messages(taken) => return Ok(taken),
+                Taken::Nothing { until: due } => {
                     let patience = Instant::now() + self.shared.stall_after;
                     let until = due.map_or(patience, |due| due.min(patience));
                     let waited = tokio::time::timeout_at(until.into(), arrived).await;
