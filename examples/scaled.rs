@@ -26,7 +26,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let pipeline = Pipeline::from_file(file, &registry)?.stages(&stages)?;
     let listening = watch::listen(address.parse()?)?;
     let running = Supervisor::new().add(pipeline).start().await?;
-    let _server = listening.serve(running.watcher(), watch::Names::default())?;
+    let _server = listening.serve(running.watcher(), watch::MetricNames::default())?;
     tokio::select! {
         idle = running.until_idle(None) => idle?,
         () = obey(&running) => eprintln!("draining"),

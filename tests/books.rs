@@ -15,7 +15,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use brigade::watch::{Names, listen};
+use brigade::watch::{MetricNames, listen};
 use brigade::{Failure, Running, Unaccounted};
 use common::{World, eventually};
 use scrape::value;
@@ -104,7 +104,7 @@ async fn found(defect: &str, stage: &str) -> Unaccounted {
     let world = World::new();
     let running = busy(&world).await;
     let listening = listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-    let server = listening.serve(running.watcher(), Names::Brigade).unwrap();
+    let server = listening.serve(running.watcher(), MetricNames::Brigade).unwrap();
     assert_eq!(feed(&world, &running, WATCHED / 3).await, []);
     assert_eq!(unaccounted(server.address()), [0.0, 0.0]);
     running.sabotage(stage, defect).await.unwrap();

@@ -35,7 +35,7 @@ pub use brigade_core::{
     BoxError, ByteSize, Cause, CauseKind, Codec, DeadLetter, DeadLetterError, Failure, Headers,
     IncarnationId, Message, MessageId, Period, Timestamp, Truncated,
 };
-pub use brigade_core::{component, connector, delivery, field, state};
+pub use brigade_core::{component, connector, field, state};
 pub use brigade_embedded::{
     Options as EmbeddedOptions, Store as EmbeddedStore, Sync as EmbeddedSync,
 };

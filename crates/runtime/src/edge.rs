@@ -8,7 +8,7 @@ use brigade_core::{Cause, CauseKind, Codec, DeadLetter, Message, Timestamp};
 use serde_json::Value;
 
 use crate::codec;
-use crate::plan::{QueuePlace, QueuePlan, StagePlan};
+use crate::plan::{QueueKeeper, QueuePlan, StagePlan};
 
 /// How many of a payload's schema violations are reported at most.
 const VIOLATIONS_MAX: usize = 5;
@@ -158,7 +158,7 @@ fn decoded(message: &Message, from: Codec) -> Result<Value, String> {
 /// A redriven message belongs to the queue it came from originally, as its header says.
 pub(crate) fn take_home(stage: &StagePlan, queues: &[Arc<QueuePlan>], delivery: &mut Delivery) {
     let input = &queues[usize::from(delivery.input)];
-    let sent_back = matches!(input.place, QueuePlace::State)
+    let sent_back = matches!(input.keeper, QueueKeeper::State)
         && delivery.belongs_to == delivery.input
         && stage.inputs.contains(&delivery.input);
     if sent_back

@@ -17,7 +17,7 @@ use brigade_pipeline::{
 use serde_json::json;
 
 use crate::edge::Entry;
-use crate::plan::{Plan, QueuePlace, QueuePlan, QueueTimings, StageEdges, StagePlan, Target};
+use crate::plan::{Plan, QueueKeeper, QueuePlan, QueueTimings, StageEdges, StagePlan, Target};
 use crate::registry::{OpenState, Registry};
 
 /// A checked pipeline file together with the code it names.
@@ -337,7 +337,7 @@ impl Planner {
             index: 0,
             times: QueueTimings::new(&spec),
             spec,
-            place: QueuePlace::State,
+            keeper: QueueKeeper::State,
             features: Features { delay: true, retry_delay: true, attempts: true, ..Features::NONE },
             codec: Codec::Json,
             schema: None,
@@ -415,7 +415,7 @@ fn declared(queue: &Queue, connector: Arc<dyn Connector>) -> Result<QueuePlan, S
         features: queue.features.clone(),
         times: QueueTimings::new(&queue.spec),
         spec: queue.spec.clone(),
-        place: QueuePlace::Connector(connector),
+        keeper: QueueKeeper::Connector(connector),
         codec: queue.codec,
         schema,
         event_time: queue.event_time.clone(),

@@ -39,7 +39,7 @@ pub(crate) struct Plan {
 pub(crate) struct QueuePlan {
     pub(crate) index: u16,
     pub(crate) spec: QueueSpec,
-    pub(crate) place: QueuePlace,
+    pub(crate) keeper: QueueKeeper,
     pub(crate) features: Features,
     /// The encoding of its payloads.
     pub(crate) codec: Codec,
@@ -70,14 +70,14 @@ impl QueueTimings {
 }
 
 /// What keeps a queue.
-pub(crate) enum QueuePlace {
+pub(crate) enum QueueKeeper {
     /// A connector, as the pipeline file says.
     Connector(Arc<dyn Connector>),
     /// The state: dead letters and redrives for which the file names no queue.
     State,
 }
 
-impl QueuePlace {
+impl QueueKeeper {
     /// The queue's `type:` in the pipeline file.
     pub(crate) fn type_name(&self) -> &'static str {
         match self {

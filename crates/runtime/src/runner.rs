@@ -524,7 +524,7 @@ impl RunnerSite {
                 if queue.features.delay {
                     return Ok(());
                 }
-                let kind = queue.place.type_name();
+                let kind = queue.keeper.type_name();
                 format!("queue `{name}` of type {kind}, which cannot delay: use an `embedded` one")
             }
         };

@@ -10,7 +10,7 @@ use brigade_core::connector::Lag;
 use serde::Serialize;
 
 use crate::clock::now;
-use crate::plan::{QueuePlace, QueuePlan, StagePlan};
+use crate::plan::{QueueKeeper, QueuePlan, StagePlan};
 
 /// The state of a stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -109,9 +109,9 @@ impl QueueTimes {
         let times = &queue.times;
         Self {
             queue: queue.spec.name.to_string(),
-            kind: match &queue.place {
-                QueuePlace::Connector(connector) => connector.type_name(),
-                QueuePlace::State => "",
+            kind: match &queue.keeper {
+                QueueKeeper::Connector(connector) => connector.type_name(),
+                QueueKeeper::State => "",
             },
             reads: times.read.get().into(),
             writes: times.write.get().into(),

@@ -13,7 +13,7 @@ use tokio::task::LocalSet;
 use crate::events::{EventSender, Events};
 use crate::lane::Home;
 use crate::pipeline::{Pipeline, StartError};
-use crate::plan::{Plan, QueuePlace};
+use crate::plan::{Plan, QueueKeeper};
 use crate::states::UsedState;
 use crate::status::{PipelineStatus, QueueDepth, Stopped};
 use crate::tree::{Command, Tree};
@@ -343,8 +343,8 @@ impl Running {
     pub async fn producer(&self, queue: &str) -> Result<Arc<dyn Producer>, CommandError> {
         let (tree, name) = self.find(queue)?;
         let declared = tree.plan.queues.iter().find(|queue| *queue.spec.name == *name);
-        let Some((queue, QueuePlace::Connector(connector))) =
-            declared.map(|queue| (queue, &queue.place))
+        let Some((queue, QueueKeeper::Connector(connector))) =
+            declared.map(|queue| (queue, &queue.keeper))
         else {
             let known: Vec<_> = tree.plan.queues.iter().map(|queue| &*queue.spec.name).collect();
             let (known, pipeline) = (known.join(", "), &tree.name);

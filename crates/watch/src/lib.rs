@@ -8,7 +8,7 @@ mod names;
 mod server;
 mod volley;
 
-pub use brigade_pipeline::MetricNames as Names;
+pub use brigade_pipeline::MetricNames;
 pub use server::{Listening, ServeError, Server, listen};
 
 use std::sync::OnceLock;

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use actix_web::dev::ServerHandle;
 use actix_web::{App, HttpResponse, HttpServer, Responder, get, routes, rt, web};
-use brigade_pipeline::MetricNames as Names;
+use brigade_pipeline::MetricNames;
 use brigade_runtime::{StageState, Watcher};
 use metrics_exporter_prometheus::PrometheusHandle;
 
@@ -84,7 +84,7 @@ impl Listening {
     ///
     /// # Errors
     /// No thread can be started, or the server cannot be set up.
-    pub fn serve(self, watcher: Watcher, names: Names) -> Result<Server, ServeError> {
+    pub fn serve(self, watcher: Watcher, names: MetricNames) -> Result<Server, ServeError> {
         let Self { listener, address, recorder } = self;
         let (ready, started) = std::sync::mpsc::channel();
         let run = move || {
@@ -124,7 +124,7 @@ fn server(site: Site, listener: TcpListener) -> std::io::Result<actix_web::dev::
 struct Site {
     watcher: Watcher,
     recorder: PrometheusHandle,
-    names: Names,
+    names: MetricNames,
     since: SystemTime,
     depths: names::Depths,
 }
@@ -134,12 +134,12 @@ async fn metrics(site: web::Data<Site>) -> impl Responder {
     let pipelines = site.watcher.status().await;
     site.recorder.run_upkeep();
     let text = match site.names {
-        Names::Brigade => {
+        MetricNames::Brigade => {
             pipelines.iter().for_each(names::publish);
             site.depths.publish(&site.watcher.depths().await);
             site.recorder.render()
         }
-        Names::Volley => {
+        MetricNames::Volley => {
             let text = volley::text(&pipelines, site.since);
             text + &without_own(&site.recorder.render())
         }

@@ -24,7 +24,7 @@ use tokio::time::MissedTickBehavior;
 use super::Crash;
 use super::control::{Control, Mode};
 use super::settler::{SettleError, Settled, Settler};
-use crate::plan::{QueuePlace, QueuePlan, StagePlan};
+use crate::plan::{QueueKeeper, QueuePlan, StagePlan};
 use crate::pool::{CHUNK_MAX, Pool, Port};
 use crate::tree::{Exit, Report};
 
@@ -465,10 +465,10 @@ impl PullLoop {
     }
 
     fn delivery(&self, mut incoming: Incoming, (number, guard): (u64, Guard)) -> Delivery {
-        let codec = match self.site.input.place {
-            QueuePlace::Connector(_) => self.site.input.codec,
+        let codec = match self.site.input.keeper {
+            QueueKeeper::Connector(_) => self.site.input.codec,
             // A redriven message has the codec that it had when it came to the stage.
-            QueuePlace::State => DeadLetter::take_codec(&mut incoming.message),
+            QueueKeeper::State => DeadLetter::take_codec(&mut incoming.message),
         };
         let parts = Parts {
             message: incoming.message,

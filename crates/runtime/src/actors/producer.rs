@@ -72,7 +72,7 @@ impl Outlet {
         loop {
             let begun = Instant::now();
             let answered = self.ask_to_produce(Arc::clone(&batch)).await;
-            let kind = self.queue.place.type_name();
+            let kind = self.queue.keeper.type_name();
             let answered = answered.and_then(|outcomes| {
                 one_for_each(&self.queue.spec.name, kind, batch.len(), outcomes)
             });
@@ -123,7 +123,7 @@ impl Outlet {
             None => return Err(self.away()),
         }
         let staged = answer.await.unwrap_or_else(|_| Err(self.away()))?;
-        only_of_the_batch(&self.queue.spec.name, self.queue.place.type_name(), messages, staged)
+        only_of_the_batch(&self.queue.spec.name, self.queue.keeper.type_name(), messages, staged)
     }
 
     async fn ask_to_produce(

@@ -17,7 +17,7 @@ use brigade_core::{Cause, DeadLetter, Message, MessageId};
 use super::settler::Settler;
 use crate::clock::now;
 use crate::edge::shortened;
-use crate::plan::QueuePlace;
+use crate::plan::QueueKeeper;
 
 /// A batch of messages on its way to be acked or given back.
 #[derive(Default)]
@@ -315,9 +315,9 @@ impl Settler {
     /// The id of a message's dead letter. A redriven message that is given up on again has the same
     /// id as before, but its letter is a different one: a queue that deduplicates must accept it.
     fn letter_id(&self, message: &Message, stage: &str, receipt: Receipt) -> MessageId {
-        match self.input.place {
-            QueuePlace::Connector(_) => message.id.output(stage, DEAD_LETTER, 0),
-            QueuePlace::State => {
+        match self.input.keeper {
+            QueueKeeper::Connector(_) => message.id.output(stage, DEAD_LETTER, 0),
+            QueueKeeper::State => {
                 let (queue, position) = (&self.input.spec.name, receipt.position);
                 message.id.output(stage, &format!("{DEAD_LETTER}{queue}.{position}"), 0)
             }

@@ -24,7 +24,7 @@ use crate::actors::{
 use crate::call::panic_text;
 use crate::events::EventSender;
 use crate::lane::Lane;
-use crate::plan::{Plan, QueuePlace, QueuePlan, StagePlan};
+use crate::plan::{Plan, QueueKeeper, QueuePlan, StagePlan};
 use crate::pool::{Pool, Port};
 use crate::runner::{RunnerSite, Template};
 use crate::stats::Blocked;
@@ -44,11 +44,11 @@ impl Producers {
     ) -> Result<Arc<dyn ConnectorProducer>, ConnectorError> {
         let open = || async {
             let queue = &plan.queues[usize::from(queue)];
-            match &queue.place {
-                QueuePlace::Connector(connector) => {
+            match &queue.keeper {
+                QueueKeeper::Connector(connector) => {
                     connector.producer(&queue.spec, &plan.env).await
                 }
-                QueuePlace::State => plan.env.state.queue_producer(&queue.spec).await,
+                QueueKeeper::State => plan.env.state.queue_producer(&queue.spec).await,
             }
         };
         self.0[usize::from(queue)].get_or_try_init(open).await.cloned()
@@ -221,8 +221,8 @@ impl Line {
             let plan = &self.ground.plan.stages[usize::from(*stage)];
             let lanes = self.lanes_of(*stage);
             let kept = |queue: &&u16| {
-                let place = &self.ground.plan.queues[usize::from(**queue)].place;
-                matches!(place, QueuePlace::State)
+                let keeper = &self.ground.plan.queues[usize::from(**queue)].keeper;
+                matches!(keeper, QueueKeeper::State)
             };
             // Redriven messages are not counted as an input: they are rare, and no credit is
             // reserved for them.
@@ -360,7 +360,7 @@ impl Line {
         let before = self.consumers.values().filter(|other| {
             let first = other.place.stage == place.stage && other.place.rank < place.rank;
             // The redrive queue, the last, never waits for the others.
-            stage.priority && first && !matches!(input.place, QueuePlace::State)
+            stage.priority && first && !matches!(input.keeper, QueueKeeper::State)
         });
         ConsumerSite {
             before: before.map(|other| Arc::clone(&other.control)).collect(),
@@ -542,11 +542,11 @@ async fn open_consumer(plan: &Plan, place: &ConsumerPlace) -> Opened {
     let queue = &plan.queues[usize::from(place.queue)];
     let reader =
         Reader { stage: Arc::clone(&stage.name), group: queue.group_of(stage), order: stage.order };
-    match &queue.place {
-        QueuePlace::Connector(connector) => {
+    match &queue.keeper {
+        QueueKeeper::Connector(connector) => {
             connector.consumer(&queue.spec, &reader, &plan.env).await
         }
-        QueuePlace::State => plan.env.state.queue_consumer(&queue.spec, &reader).await,
+        QueueKeeper::State => plan.env.state.queue_consumer(&queue.spec, &reader).await,
     }
 }
 
