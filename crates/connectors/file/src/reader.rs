@@ -18,6 +18,7 @@ use crate::lines::{Lines, Record, Records};
 use crate::paths;
 use crate::rows::Rows;
 use crate::settings::{Compression, FileFormat, Settings, refuse_special};
+use crate::standard;
 use crate::told::Told;
 
 /// The most records in one message to the consumer, and their bytes.
@@ -106,7 +107,7 @@ impl Reader {
         self.say_file(None, position.clone());
         let max = self.settings.max_message_bytes();
         let path = Path::new("-");
-        let reader = decompress(std::io::stdin().lock(), self.settings.compression_of(path));
+        let reader = decompress(standard::input(), self.settings.compression_of(path));
         let reader = reader.map_err(|error| self.wrong(path, &error))?;
         let mut count = Count { next: (0, 0), position: &position };
         if self.settings.format_of(path) == FileFormat::Csv {
