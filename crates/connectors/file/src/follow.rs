@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use crate::fingerprint::{Fingerprint, OneLife};
 use crate::ledger::Position;
 use crate::lines::Lines;
-use crate::reader::{Count, Reader, Step};
+use crate::reader::{Count, Ended, Reader, Step};
 use crate::rotated::Opened;
 use crate::told::Told;
 
@@ -154,10 +154,18 @@ impl<'r> Follower<'r> {
         self.begin(next)
     }
 
-    /// Reads what late writers have put into files that were left.
+    /// Reads what late writers have put into files that were left. One that cannot be read any more, as nobody has to
+    /// have written to it, is told and not looked at again.
     fn look_at_the_late(&mut self) -> Step<()> {
         for (mut late, since) in std::mem::take(&mut self.late) {
-            let grew = self.read_on(&mut late, false)?;
+            let grew = match self.read_on(&mut late, false) {
+                Err(Ended::Failed(error)) => {
+                    tracing::warn!(%error, "it was rotated away and is not looked at any more");
+                    self.leave(&late);
+                    continue;
+                }
+                grew => grew?,
+            };
             if !grew && since.elapsed() >= KEPT {
                 self.finish(&mut late)?;
                 continue;
@@ -250,8 +258,10 @@ impl<'r> Follower<'r> {
         let Some(life) = &mut followed.life else { return Ok(false) };
         let mut count = Count { next: life.next, position: &life.position };
         life.lines.takes_unfinished = end;
-        self.reader.drain(&followed.path, &mut life.lines, &mut count)?;
+        let drained = self.reader.drain(&followed.path, &mut life.lines, &mut count);
+        // What came before a fault was said.
         life.next = count.next;
+        drained?;
         Ok(life.lines.read_to() > before)
     }
 }

@@ -2,13 +2,14 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use brigade_core::connector::ConnectorError;
+use rustix::io::Errno;
 use tokio::sync::mpsc::Sender;
 
 use crate::fingerprint::{Fingerprint, OneLife};
@@ -145,11 +146,12 @@ impl Reader {
                 let file = match File::open(&path) {
                     Ok(file) => file,
                     Err(error) if self.settings.follow => {
-                        if error.kind() != std::io::ErrorKind::NotFound {
+                        if error.kind() != ErrorKind::NotFound {
                             cannot.tell(&self.queue, &path, &error);
                         }
                         continue;
                     }
+                    Err(error) if self.has_gone(&path, &error) => continue,
                     Err(error) => return Err(self.wrong(&path, &error)),
                 };
                 let metadata = file.metadata().map_err(|error| self.wrong(&path, &error))?;
@@ -188,10 +190,23 @@ impl Reader {
                 Err((path, error)) if self.settings.follow => {
                     cannot.tell(&self.queue, &path, &error);
                 }
+                Err((path, error)) if self.has_gone(&path, &error) => {}
                 Err((path, error)) => return Err(self.wrong(&path, &error)),
             }
         }
         Ok(paths)
+    }
+
+    /// Whether what a glob found has another name by now, or none, as a file that is being put there; that is told.
+    fn has_gone(&self, path: &Path, error: &std::io::Error) -> bool {
+        let has_gone = self.settings.is_glob() && error.kind() == ErrorKind::NotFound;
+        if has_gone {
+            tracing::warn!(
+                queue = %self.queue, ?path,
+                "the glob found it, and it is not there any more: what is left is read without it"
+            );
+        }
+        has_gone
     }
 
     /// Reads a file to its end; says whether there was anything.
@@ -312,11 +327,34 @@ impl Reader {
         result.map_err(|error| self.wrong(path, &error))
     }
 
+    /// What may pass is tried again from where the reader was, within the budget of restarts; only what was read of
+    /// standard input and not handed out could not be read again.
     pub(crate) fn wrong(&self, path: &Path, error: &std::io::Error) -> Ended {
+        let may_pass = may_pass(error) && !self.settings.is_standard();
         let (queue, path) = (&self.queue, path.display());
         let text = format!("queue `{queue}`: cannot read {path}: {error}");
-        Ended::Failed(ConnectorError::permanent(text))
+        Ended::Failed(match may_pass {
+            true => ConnectorError::stalled(text),
+            false => ConnectorError::permanent(text),
+        })
     }
+}
+
+/// Whether it is the system that says so, and not of what will be the same at the next try: that is what a file is,
+/// holds or allows.
+fn may_pass(error: &std::io::Error) -> bool {
+    let stays = matches!(
+        error.kind(),
+        ErrorKind::NotFound
+            | ErrorKind::PermissionDenied
+            | ErrorKind::IsADirectory
+            | ErrorKind::NotADirectory
+            | ErrorKind::InvalidInput
+            | ErrorKind::InvalidFilename
+            | ErrorKind::Unsupported
+    );
+    let of_the_system = error.raw_os_error();
+    of_the_system.is_some_and(|number| number != Errno::LOOP.raw_os_error()) && !stays
 }
 
 /// A record and its number.
@@ -353,4 +391,22 @@ fn decompress(
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
         Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(file)?),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_system_cannot_do_now_may_pass_and_what_a_file_is_stays() {
+        for passing in [Errno::MFILE, Errno::NFILE, Errno::IO, Errno::STALE, Errno::TIMEDOUT] {
+            assert!(may_pass(&passing.into()), "{passing}");
+        }
+        for staying in [Errno::NOENT, Errno::ACCESS, Errno::ISDIR, Errno::LOOP, Errno::NAMETOOLONG]
+        {
+            assert!(!may_pass(&staying.into()), "{staying}");
+        }
+        let cut_short = std::io::Error::from(ErrorKind::UnexpectedEof);
+        assert!(!may_pass(&cut_short) && !may_pass(&std::io::Error::other("a header")));
+    }
 }

@@ -25,6 +25,9 @@ pub(crate) struct Opened {
 impl Opened {
     fn new(path: PathBuf, file: File) -> std::io::Result<Self> {
         let metadata = file.metadata()?;
+        if metadata.is_dir() {
+            return Err(ErrorKind::IsADirectory.into());
+        }
         let key = identity(&metadata);
         Ok(Self { path, file, metadata, key })
     }
