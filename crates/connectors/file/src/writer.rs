@@ -161,7 +161,7 @@ impl Writer {
                 Some(mine) => mine,
                 None => {
                     refuse_special(path, "output")?;
-                    open(path).map_err(|error| failed(path, &error))?
+                    open(path).map_err(|error| self.cannot_open(&error, locked.0.entered))?
                 }
             };
             lock_until(&mine, path, deadline)?;
@@ -170,6 +170,19 @@ impl Writer {
                 return Ok(locked);
             }
             // Rotated away: its name belongs to another file now, or to none.
+        }
+    }
+
+    /// What a writer that has written before may not open for now, a rotation has just made and not yet said whose it
+    /// is: it is tried again.
+    fn cannot_open(&self, error: &std::io::Error, entered: bool) -> ConnectorError {
+        match error.kind() {
+            ErrorKind::PermissionDenied if entered => ConnectorError::transient(format!(
+                "cannot write {}: {error}; as others before it could be written it is tried again until it can: check \
+                 its owner and permissions",
+                self.name()
+            )),
+            _ => failed(&self.path, error),
         }
     }
 
