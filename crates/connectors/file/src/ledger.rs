@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::UNIX_EPOCH;
 
 use brigade_core::IncarnationId;
@@ -60,6 +61,14 @@ pub(crate) fn identity(metadata: &Metadata) -> String {
 
 /// What an identity with a time begins with.
 const BORN: &str = "born ";
+/// What stands before the directory, where that tells files from others, too.
+const IN: &str = " in ";
+
+/// The key of a file whose identity another file has, too; none where the identity has the device.
+pub(crate) fn in_directory(identity: &str, directory: &Path) -> Option<String> {
+    let (born, inode) = identity.strip_prefix(BORN)?.rsplit_once(':')?;
+    Some(format!("{BORN}{born}{IN}{}:{inode}", directory.display()))
+}
 
 /// The positions of files, by what tells these from others.
 #[derive(Debug)]
@@ -68,6 +77,8 @@ pub(crate) struct Positions {
     /// Those by device and inode.
     without_time: Vec<String>,
     inodes: HashSet<u64>,
+    /// Whether there are some with a directory.
+    by_directory: bool,
 }
 
 impl Positions {
@@ -77,7 +88,14 @@ impl Positions {
         let without_time = without_time.cloned().collect();
         let inodes = positions.iter().filter_map(|(identity, _)| inode_of(identity).parse().ok());
         let inodes = inodes.collect();
-        Self { by_identity: positions.into_iter().collect(), without_time, inodes }
+        let by_directory = positions.iter().any(|(identity, _)| identity.contains(IN));
+        let by_identity = positions.into_iter().collect();
+        Self { by_identity, without_time, inodes, by_directory }
+    }
+
+    /// Whether a directory tells some from others of the same identity.
+    pub(crate) fn any_by_directory(&self) -> bool {
+        self.by_directory
     }
 
     /// Whether a file of this inode may be among them.
@@ -113,6 +131,7 @@ impl Positions {
 
     pub(crate) fn insert(&mut self, identity: String, position: Position) {
         self.inodes.extend(inode_of(&identity).parse::<u64>());
+        self.by_directory |= identity.contains(IN);
         self.by_identity.insert(identity, position);
     }
 

@@ -14,6 +14,7 @@
 
 mod connector;
 mod consumer;
+mod devices;
 mod directory;
 mod fingerprint;
 mod follow;

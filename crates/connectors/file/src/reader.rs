@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::fs::File;
 use std::io::{BufReader, ErrorKind, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +13,7 @@ use brigade_core::connector::ConnectorError;
 use rustix::io::Errno;
 use tokio::sync::mpsc::Sender;
 
+use crate::devices::Devices;
 use crate::fingerprint::{Fingerprint, OneLife};
 use crate::follow::Follower;
 use crate::ledger::{Position, Positions, identity};
@@ -126,6 +128,7 @@ impl Reader {
 
     fn files(&mut self) -> Step<()> {
         let (mut read, mut cannot): (HashSet<String>, _) = (HashSet::new(), Told::default());
+        let mut devices = Devices::default();
         if self.settings.is_glob() {
             for file in paths::not_utf8(&self.settings.path()) {
                 tracing::warn!(
@@ -155,7 +158,8 @@ impl Reader {
                     Err(error) => return Err(self.wrong(&path, &error)),
                 };
                 let metadata = file.metadata().map_err(|error| self.wrong(&path, &error))?;
-                let key = identity(&metadata);
+                let place = (metadata.dev(), &*path);
+                let key = devices.key(&self.positions, identity(&metadata), place);
                 let known = read.contains(&key);
                 if known && !self.settings.follow {
                     continue;
