@@ -185,7 +185,7 @@ impl FileConsumer {
     fn hear(&self, said: Said) {
         let shared = &mut *self.shared();
         match said {
-            Said::File { key, position } => shared.go_on_with(key, position),
+            Said::File { key, position } => shared.go_on_with(key, *position),
             Said::Records(records) => {
                 let file = shared.current;
                 let progress = &mut shared.files[file];
@@ -194,7 +194,7 @@ impl FileConsumer {
                 let mut fresh = Vec::with_capacity(records.len());
                 for Numbered { number, record, resolved } in records {
                     if resolved {
-                        progress.pass_over(number, record.to);
+                        progress.pass_over(number, &record);
                         continue;
                     }
                     progress.hand_out(number, &record);

@@ -36,6 +36,7 @@ impl Devices {
 mod tests {
     use super::*;
     use crate::ledger::Position;
+    use crate::settings::Form;
 
     /// The keys of the files of two mounts, in this order; positions are kept by them.
     fn keys(positions: &mut Positions, mounts: [(u64, &str); 2]) -> [String; 2] {
@@ -43,7 +44,7 @@ mod tests {
         mounts.map(|(device, path)| {
             let key = devices.key(positions, "born 7:5".to_owned(), (device, Path::new(path)));
             let empty = std::fs::File::open("/dev/null").unwrap();
-            let position = Position::beginning(path, &empty).unwrap();
+            let position = Position::beginning(path, &empty, Form::LINES).unwrap();
             positions.insert(key.clone(), position);
             key
         })

@@ -10,7 +10,9 @@ use crate::ledger::Position;
 use crate::lines::Lines;
 use crate::reader::{Count, Ended, Reader, Step};
 use crate::rotated::Opened;
+use crate::settings::Form;
 use crate::told::Told;
+use crate::trace::Trace;
 
 /// How long a file has to be quiet that has lost its name to another, before it is left: its writer
 /// has it open until it is told.
@@ -53,6 +55,8 @@ struct Life {
     lines: Lines<OneLife>,
     /// The number of the next record, and where it begins.
     next: (u64, u64),
+    /// The last record that can be known again.
+    last: Option<Trace>,
 }
 
 /// Since when a file has lost its name to another, and since when it is quiet.
@@ -130,11 +134,13 @@ impl<'r> Follower<'r> {
     }
 
     fn life(&self, position: Position, followed: &Followed) -> Step<Life> {
+        let position = position.read_as(Form::LINES);
         let next = position.begins_at();
         let file = self.reader.checked(&followed.path, followed.file.try_clone())?;
         let file = OneLife::new(file, next.1, position.fingerprint.clone(), true);
+        let file = self.reader.checked(&followed.path, file)?;
         let lines = Lines::new(file, next.1, self.reader.settings.max_message_bytes());
-        Ok(Life { position, lines, next })
+        Ok(Life { position, lines, next, last: None })
     }
 
     /// Leaves a file for the next one.
@@ -185,7 +191,7 @@ impl<'r> Follower<'r> {
     /// Notes how far a file was read, should it grow or come again.
     fn leave(&mut self, followed: &Followed) {
         let Some(life) = &followed.life else { return };
-        let left = life.position.clone().left_at(life.next);
+        let left = life.position.clone().left_at(life.next, life.last);
         self.reader.positions.insert(followed.key.clone(), left);
         self.left.insert(followed.key.clone(), life.lines.read_to());
     }
@@ -214,7 +220,8 @@ impl<'r> Follower<'r> {
         let Some(life) = &mut followed.life else { return Ok(false) };
         let known = &mut life.position.fingerprint;
         let now = self.reader.checked(&followed.path, known.now(&followed.file))?;
-        let now = now.filter(|_| length >= life.lines.read_to());
+        let has_tail = self.reader.checked(&followed.path, life.lines.reader_mut().has_tail())?;
+        let now = now.filter(|_| has_tail && length >= life.lines.read_to());
         if now.as_ref() != Some(known) {
             // Who keeps the position has to hear of it.
             self.told = None;
@@ -231,7 +238,7 @@ impl<'r> Follower<'r> {
         if !(self.reader.checked(path, Fingerprint::can_be_of(file))? || ends) {
             return Ok(false);
         }
-        let position = Position::beginning(&path.display().to_string(), file);
+        let position = Position::beginning(&path.display().to_string(), file, Form::LINES);
         let position = self.reader.checked(path, position)?;
         followed.life = Some(self.life(position, followed)?);
         Ok(true)
@@ -256,11 +263,11 @@ impl<'r> Follower<'r> {
         }
         self.tell(followed);
         let Some(life) = &mut followed.life else { return Ok(false) };
-        let mut count = Count { next: life.next, position: &life.position };
+        let mut count = Count { next: life.next, last: life.last, position: &life.position };
         life.lines.takes_unfinished = end;
         let drained = self.reader.drain(&followed.path, &mut life.lines, &mut count);
         // What came before a fault was said.
-        life.next = count.next;
+        (life.next, life.last) = (count.next, count.last);
         drained?;
         Ok(life.lines.read_to() > before)
     }

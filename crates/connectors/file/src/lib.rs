@@ -34,6 +34,7 @@ mod rows;
 mod settings;
 mod standard;
 mod told;
+mod trace;
 mod writer;
 
 pub use connector::FileConnector;

@@ -176,7 +176,7 @@ impl<R: Read> Records for Lines<R> {
             }
             self.searched = self.buffer.len();
             // What does not belong to the record may come before and after it.
-            if self.buffer.len() > self.max + MARK.len() + 1 {
+            if self.buffer.len() > self.max.saturating_add(MARK.len() + 1) {
                 return self.too_long();
             }
             if self.fill()? == 0 {

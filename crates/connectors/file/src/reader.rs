@@ -23,6 +23,7 @@ use crate::rows::Rows;
 use crate::settings::{Compression, FileFormat, Settings, refuse_special};
 use crate::standard;
 use crate::told::Told;
+use crate::trace::Trace;
 
 /// The most records in one message to the consumer, and their bytes.
 const CHUNK: (usize, usize) = (256, 1 << 20);
@@ -35,7 +36,7 @@ const LOOK: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) enum Said {
     /// A file begins; its records follow. The key of its position, and the position.
-    File { key: Option<String>, position: Position },
+    File { key: Option<String>, position: Box<Position> },
     /// Records of the last file.
     Records(Vec<Numbered>),
     /// There is nothing more, and never will be.
@@ -105,14 +106,15 @@ impl Reader {
     }
 
     fn standard(&mut self) -> Step<()> {
-        let position = Position::beginning("-", &self.empty()?);
+        let position =
+            Position::beginning("-", &self.empty()?, self.settings.form_of(Path::new("-")));
         let position = position.map_err(|error| self.wrong(Path::new("-"), &error))?;
         self.say_file(None, position.clone());
         let max = self.settings.max_message_bytes();
         let path = Path::new("-");
         let reader = decompress(standard::input(), self.settings.compression_of(path));
         let reader = reader.map_err(|error| self.wrong(path, &error))?;
-        let mut count = Count { next: (0, 0), position: &position };
+        let mut count = Count { next: (0, 0), last: None, position: &position };
         if self.settings.format_of(path) == FileFormat::Csv {
             let mut csv = Rows::new(reader, max);
             return self.drain(path, &mut csv, &mut count).map(drop);
@@ -226,44 +228,66 @@ impl Reader {
         let plain = self.settings.compression_of(path) == Compression::None;
         let kept = found.filter(|position| !plain || position.next.1 <= length);
         let kept = kept.map(|position| position.as_of(&file)).transpose();
-        let position = match self.checked(path, kept)?.flatten() {
+        let form = self.settings.form_of(path);
+        let mut position = match self.checked(path, kept)?.flatten() {
             Some(position) => position,
             None => {
                 if known {
-                    tracing::info!(queue = %self.queue, file = %name, "another file by the same name; read from its beginning");
+                    self.tell_another(&name);
                 }
-                self.checked(path, Position::beginning(&name, &file))?
+                self.checked(path, Position::beginning(&name, &file, form))?
             }
         };
+        position = position.read_as(form);
         if again && length <= position.next.1 {
             return Ok(false);
         }
-        self.say_file(Some(key.clone()), position.clone());
-        let end = self.records(path, file, &position)?;
+        let end = loop {
+            self.say_file(Some(key.clone()), position.clone());
+            let end = self.records(path, &file, &position)?;
+            if !end.another {
+                break end;
+            }
+            // Nothing was handed out of it, as what was read before had not been passed over yet.
+            self.tell_another(&name);
+            position = self.checked(path, Position::beginning(&name, &file, form))?;
+        };
         // Should the file grow or come again.
-        self.positions.insert(key, position.left_at(end.next));
+        self.positions.insert(key, position.left_at(end.next, end.last));
         Ok(end.any)
     }
 
-    fn records(&mut self, path: &Path, file: File, position: &Position) -> Step<FileEnd> {
+    fn tell_another(&self, name: &str) {
+        tracing::info!(
+            queue = %self.queue, file = %name,
+            "another file by the same name; read from its beginning"
+        );
+    }
+
+    fn records(&mut self, path: &Path, file: &File, position: &Position) -> Step<FileEnd> {
         let compression = self.settings.compression_of(path);
         let max = self.settings.max_message_bytes();
-        let mut count = Count { next: (0, 0), position };
+        let mut count = Count { next: (0, 0), last: None, position };
         let follow = self.settings.follow;
-        let one_life = |from| OneLife::new(file, from, position.fingerprint.clone(), follow);
+        let one_life = |from| {
+            let fingerprint = position.fingerprint.clone();
+            file.try_clone().and_then(|file| OneLife::new(file, from, fingerprint, follow))
+        };
         if self.settings.format_of(path) == FileFormat::Csv {
-            let reader = self.checked(path, decompress(one_life(0), compression))?;
+            let reader = one_life(0).and_then(|file| decompress(file, compression));
+            let reader = self.checked(path, reader)?;
             let mut csv = Rows::new(reader, max);
             return self.drain(path, &mut csv, &mut count);
         }
         if compression != Compression::None {
             // Compressed bytes cannot be skipped unread; records that are resolved are passed over.
-            let reader = self.checked(path, decompress(one_life(0), compression))?;
+            let reader = one_life(0).and_then(|file| decompress(file, compression));
+            let reader = self.checked(path, reader)?;
             let mut lines = Lines::new(reader, 0, max);
             return self.drain(path, &mut lines, &mut count);
         }
         count.next = position.begins_at();
-        let mut lines = Lines::new(one_life(count.next.1), count.next.1, max);
+        let mut lines = Lines::new(self.checked(path, one_life(count.next.1))?, count.next.1, max);
         // What has no end yet may grow.
         lines.takes_unfinished = !follow;
         self.drain(path, &mut lines, &mut count)
@@ -286,11 +310,17 @@ impl Reader {
             if self.pending.is_full() || waits {
                 self.flush()?;
             }
-            let Some(record) = self.checked(path, records.next())? else {
-                return Ok(FileEnd { next: count.next, any });
-            };
+            let record = self.checked(path, records.next())?;
             let number = count.next.0;
+            let another = match &record {
+                Some(record) => count.position.is_of_another_file(number, record),
+                None => count.position.is_longer_than(number),
+            };
+            let Some(record) = record.filter(|_| !another) else {
+                return Ok(FileEnd { next: count.next, last: count.last, any, another });
+            };
             count.next = (number + 1, record.to);
+            count.last = Trace::lasting(number, &record).or(count.last);
             any = true;
             let resolved = count.position.is_resolved(number, &record);
             self.pending.push(Numbered { number, resolved, record });
@@ -299,7 +329,7 @@ impl Reader {
 
     /// Says which file the next records are of.
     pub(crate) fn say_file(&mut self, key: Option<String>, position: Position) {
-        self.pending.said.push(Said::File { key, position });
+        self.pending.said.push(Said::File { key, position: position.into() });
     }
 
     fn flush(&mut self) -> Step<()> {
@@ -374,6 +404,8 @@ pub(crate) struct Numbered {
 pub(crate) struct Count<'r> {
     /// The number of the next record, and where it begins.
     pub(crate) next: (u64, u64),
+    /// The last record that can be known again.
+    pub(crate) last: Option<Trace>,
     /// Which were resolved in an earlier life.
     pub(crate) position: &'r Position,
 }
@@ -381,7 +413,10 @@ pub(crate) struct Count<'r> {
 /// How far a file was read, and whether there was anything.
 pub(crate) struct FileEnd {
     next: (u64, u64),
+    last: Option<Trace>,
     any: bool,
+    /// Whether it is not the file that the position is of, as what was read of that does not stand in it.
+    another: bool,
 }
 
 fn decompress(

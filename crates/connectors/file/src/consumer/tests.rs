@@ -19,7 +19,8 @@ async fn consumer() -> (FileConsumer, mpsc::Sender<Vec<Said>>, tempfile::TempDir
 }
 
 fn beginning(path: &str) -> Position {
-    Position::beginning(path, &std::fs::File::open("/dev/null").unwrap()).unwrap()
+    let empty = std::fs::File::open("/dev/null").unwrap();
+    Position::beginning(path, &empty, crate::settings::Form::LINES).unwrap()
 }
 
 fn first_record() -> Numbered {
@@ -33,10 +34,10 @@ async fn a_receipt_is_of_its_file_however_many_there_are() {
     const FILES: usize = 1 << 16;
     let (consumer, say, _directory) = consumer().await;
     let file = |n: usize| Progress::new(Some(n.to_string()), beginning(&n.to_string()));
-    consumer.hear(Said::File { key: Some("0".to_owned()), position: beginning("0") });
+    consumer.hear(Said::File { key: Some("0".to_owned()), position: beginning("0").into() });
     consumer.hear(Said::Records(vec![first_record()]));
     consumer.shared().files.extend((1..FILES).map(file));
-    let last = Said::File { key: Some(FILES.to_string()), position: beginning("last") };
+    let last = Said::File { key: Some(FILES.to_string()), position: beginning("last").into() };
     say.send(vec![last, Said::Records(vec![first_record()])]).await.unwrap();
     let mut taken = consumer.consume(WANT).await.unwrap();
     while taken.len() < 2 {
@@ -54,7 +55,7 @@ async fn a_receipt_is_of_its_file_however_many_there_are() {
 #[tokio::test]
 async fn what_is_put_back_at_several_times_comes_in_its_place() {
     let (consumer, _say, _directory) = consumer().await;
-    consumer.hear(Said::File { key: Some("0".to_owned()), position: beginning("0") });
+    consumer.hear(Said::File { key: Some("0".to_owned()), position: beginning("0").into() });
     let record = |number| Numbered { number, ..first_record() };
     consumer.hear(Said::Records((0..3).map(record).collect()));
     let taken = consumer.consume(WANT).await.unwrap();
@@ -82,7 +83,7 @@ async fn a_thread_that_dies_is_not_the_end_of_the_files() {
 #[tokio::test]
 async fn a_fault_is_said_once_what_was_read_before_it_is_resolved() {
     let (consumer, say, _directory) = consumer().await;
-    let file = Said::File { key: Some("0".to_owned()), position: beginning("0") };
+    let file = Said::File { key: Some("0".to_owned()), position: beginning("0").into() };
     let failed = Said::Failed(ConnectorError::permanent("it is cut short"));
     say.send(vec![file, Said::Records(vec![first_record()]), failed]).await.unwrap();
     drop(say);
