@@ -202,6 +202,14 @@ impl Position {
         Ok(stands.then(|| Self { fingerprint, ..self.clone() }))
     }
 
+    /// As what it was read until now, if reading on as this would count its records otherwise: rows have no header, and
+    /// of what is compressed records are passed over by number. Plain lines go on where the rows ended.
+    pub(crate) fn was_read_otherwise(&self, form: Form) -> Option<Form> {
+        let is_other =
+            |kept: &Form| *kept != form && (form.csv || kept.compression != form.compression);
+        self.form.filter(|kept| !self.is_beginning() && is_other(kept))
+    }
+
     /// Goes on as this from now on. What another form handed out cannot be known again by it.
     pub(crate) fn read_as(self, form: Form) -> Self {
         let last = self.last.filter(|_| self.form == Some(form));

@@ -20,7 +20,7 @@ use crate::ledger::{Position, Positions, identity};
 use crate::lines::{Lines, Record, Records};
 use crate::paths;
 use crate::rows::Rows;
-use crate::settings::{Compression, FileFormat, Settings, refuse_special};
+use crate::settings::{Compression, FileFormat, Form, Settings, refuse_special};
 use crate::standard;
 use crate::told::Told;
 use crate::trace::Trace;
@@ -238,6 +238,13 @@ impl Reader {
                 self.checked(path, Position::beginning(&name, &file, form))?
             }
         };
+        if let Some(kept) = position.was_read_otherwise(form) {
+            // A file that was read whole may be as it is, also if it has another name by now.
+            if plain && kept.compression == Compression::None && length <= position.next.1 {
+                return Ok(false);
+            }
+            return Err(self.counted_otherwise(&name, kept, form));
+        }
         position = position.read_as(form);
         if again && length <= position.next.1 {
             return Ok(false);
@@ -255,6 +262,15 @@ impl Reader {
         // Should the file grow or come again.
         self.positions.insert(key, position.left_at(end.next, end.last));
         Ok(end.any)
+    }
+
+    fn counted_otherwise(&self, name: &str, kept: Form, form: Form) -> Ended {
+        Ended::Failed(ConnectorError::permanent(format!(
+            "queue `{}`: {name} was read in part as {kept}, and is to be read as {form} now, in which its records are \
+             counted otherwise: set `format` and `compression` as they were, or put a copy in its place, which is read \
+             from its beginning",
+            self.queue
+        )))
     }
 
     fn tell_another(&self, name: &str) {

@@ -62,8 +62,19 @@ pub(crate) enum Compression {
 /// As what a file is read: what its records' numbers and positions hang on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Form {
-    csv: bool,
-    compression: Compression,
+    pub(crate) csv: bool,
+    pub(crate) compression: Compression,
+}
+
+impl std::fmt::Display for Form {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.csv { "CSV" } else { "lines" })?;
+        f.write_str(match self.compression {
+            Compression::None => "",
+            Compression::Gzip => " with gzip",
+            Compression::Zstd => " with zstd",
+        })
+    }
 }
 
 impl Form {
