@@ -29,6 +29,8 @@ const KEPT_MAX: usize = 16;
 pub(crate) struct Follower<'r> {
     pub(crate) reader: &'r mut Reader,
     pub(crate) path: PathBuf,
+    /// Where the name leads or last led, if it is a link.
+    pub(crate) target: Option<PathBuf>,
     /// The key of the file whose records the consumer expects.
     told: Option<String>,
     /// How far files were read that were left, by key; empty lines count.
@@ -69,7 +71,7 @@ impl<'r> Follower<'r> {
     pub(crate) fn new(reader: &'r mut Reader) -> Self {
         let path = reader.settings.path();
         let (left, late, cannot) = (HashMap::new(), VecDeque::new(), Told::default());
-        Self { reader, path, told: None, left, late, cannot }
+        Self { reader, path, target: None, told: None, left, late, cannot }
     }
 
     pub(crate) fn run(mut self) -> Step<()> {
