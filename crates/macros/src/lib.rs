@@ -5,7 +5,8 @@ use quote::quote;
 use syn::{DeriveInput, Path, parse_macro_input, parse_quote};
 
 /// Lets a component answer a type: its value goes out as JSON. The type also needs
-/// `serde::Serialize`.
+/// `serde::Serialize`. A generic type says so of its parameters itself, as in
+/// `struct Page<T: serde::Serialize> { .. }`.
 ///
 /// `#[brigade(crate = "path")]` names another root than `::brigade`, for crates that re-export it.
 #[proc_macro_derive(Output, attributes(brigade))]
