@@ -322,6 +322,15 @@ mod tests {
     }
 
     #[test]
+    fn a_line_may_be_as_long_as_a_number_says() {
+        let records = all(b"a line\nanother", usize::MAX);
+        assert_eq!(
+            records.iter().map(|one| &one.bytes[..]).collect::<Vec<_>>(),
+            [&b"a line"[..], b"another"]
+        );
+    }
+
+    #[test]
     fn what_does_not_belong_to_a_line_does_not_count_in_its_length() {
         let all = |text: &[u8]| {
             let mut lines = Lines::new(std::io::Read::chain(&text[..4], &text[4..]), 0, 4);

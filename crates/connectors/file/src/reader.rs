@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{BufReader, ErrorKind, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -440,7 +440,17 @@ fn decompress(
     compression: Compression,
 ) -> std::io::Result<Box<dyn Read>> {
     // Each reading asks whether the file is still the same.
-    let file = BufReader::with_capacity(READ, file);
+    let mut file = BufReader::with_capacity(READ, file);
+    let is_empty = |file: &mut BufReader<_>| loop {
+        match file.fill_buf() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            filled => return filled.map(<[u8]>::is_empty),
+        }
+    };
+    if compression != Compression::None && is_empty(&mut file)? {
+        // As a writer leaves it between opening and its first batch: there is no member or frame that could be cut.
+        return Ok(Box::new(std::io::empty()));
+    }
     Ok(match compression {
         Compression::None => Box::new(file),
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(file)),

@@ -51,3 +51,20 @@ async fn what_was_read_in_part_as_rows_is_gone_on_with_as_lines() {
     place.append("3\n");
     assert_eq!(place.texts().await, ["3"]);
 }
+
+/// As a writer leaves it between opening and its first batch.
+#[tokio::test]
+async fn a_compressed_file_with_nothing_in_it_has_no_records() {
+    for file in ["in.txt.gz", "in.txt.zst", "in.csv.gz"] {
+        let place = Place::new(file, false);
+        place.write("");
+        assert_eq!(place.texts().await, [""; 0], "{file}");
+    }
+    let place = Place::new("*.txt.zst", false);
+    let within = |name: &str| place.path().with_file_name(name);
+    fs::write(within("a.txt.zst"), "").unwrap();
+    fs::write(within("b.txt.zst"), zstd::encode_all(&b"1\n"[..], 0).unwrap()).unwrap();
+    assert_eq!(place.texts().await, ["1"]);
+    fs::write(within("a.txt.zst"), zstd::encode_all(&b"2\n"[..], 0).unwrap()).unwrap();
+    assert_eq!(place.texts().await, ["2"]);
+}
