@@ -121,7 +121,9 @@ async fn every_line_of_a_file_that_is_rotated_comes_once() {
 #[tokio::test]
 async fn what_was_rotated_where_a_link_leads_is_found_there() {
     let trial = Trial::new("links/app");
-    ["links", "logs"].map(|name| fs::create_dir(trial.path(name)).unwrap());
+    for directory in ["links", "logs"] {
+        fs::create_dir(trial.path(directory)).unwrap();
+    }
     std::os::unix::fs::symlink("../logs/0.log", trial.path("links/app")).unwrap();
     trial.append("logs/0.log", "1\n");
     trial.hold(1).await;
