@@ -117,6 +117,22 @@ async fn every_line_of_a_file_that_is_rotated_comes_once() {
     running.drain().await;
 }
 
+/// As the logs of containers are.
+#[tokio::test]
+async fn what_was_rotated_where_a_link_leads_is_found_there() {
+    let trial = Trial::new("links/app");
+    for directory in ["links", "logs"] {
+        fs::create_dir(trial.path(directory)).unwrap();
+    }
+    std::os::unix::fs::symlink("../logs/0.log", trial.path("links/app")).unwrap();
+    trial.append("logs/0.log", "1\n");
+    trial.hold(1).await;
+    trial.append("logs/0.log", "2\n");
+    trial.rename("logs/0.log", "logs/0.log.20261121");
+    trial.append("logs/0.log", "3\n");
+    trial.finds_all_three().await;
+}
+
 /// Nothing of it was resolved, and still it is known which file it was.
 #[tokio::test]
 async fn what_was_handed_out_and_never_acked_is_found_by_its_new_name() {

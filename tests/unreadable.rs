@@ -252,6 +252,39 @@ fn a_rotation_is_followed_beside_more_files_than_may_be_open() {
     assert_eq!(run.end(true).0, Some(0));
 }
 
+/// As a name is in the middle of being made anew.
+#[test]
+fn a_directory_of_the_name_is_told_and_waited_for() {
+    let place = Place::new("log", true);
+    place.write("log", "1\n");
+    let mut run = place.start(&[]);
+    run.wait_for_lines(&["1"]);
+    place.rename("log", "log.1");
+    fs::create_dir(place.path("log")).unwrap();
+    run.wait_until("the directory", |run| run.told().contains("is a directory"));
+    fs::remove_dir(place.path("log")).unwrap();
+    place.write("log", "2\n");
+    run.wait_for_lines(&["1", "2"]);
+    assert_eq!(run.end(true).0, Some(0));
+}
+
+/// As a rotation makes it before it says whose it is.
+#[test]
+fn a_new_output_that_may_not_be_written_yet_is_waited_for() {
+    let place = Place::new("log", true);
+    place.write("log", "1\n");
+    let mut run = place.start(&[]);
+    run.wait_for_lines(&["1"]);
+    place.rename("out.jsonl", "out.jsonl.1");
+    place.write("out.jsonl", "");
+    place.allow("out.jsonl", false);
+    File::options().append(true).open(place.path("log")).unwrap().write_all(b"2\n").unwrap();
+    run.wait_for_told("out.jsonl: Permission denied");
+    place.allow("out.jsonl", true);
+    run.wait_for_lines(&["2"]);
+    assert_eq!(run.end(true).0, Some(0));
+}
+
 /// As a rotation does that gives the old file to somebody else; its writer was killed before, perhaps in the
 /// middle of a line.
 #[test]

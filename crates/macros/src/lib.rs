@@ -5,7 +5,8 @@ use quote::quote;
 use syn::{DeriveInput, Path, parse_macro_input, parse_quote};
 
 /// Lets a component return a type: its value is emitted as JSON. The type also needs
-/// `serde::Serialize`.
+/// `serde::Serialize`. A generic type states that bound itself, as in
+/// `struct Page<T: serde::Serialize> { .. }`.
 ///
 /// `#[brigade(crate = "path")]` sets a root other than `::brigade`, for crates that re-export it.
 #[proc_macro_derive(Output, attributes(brigade))]

@@ -185,7 +185,7 @@ impl FileConsumer {
     fn hear(&self, said: Said) {
         let shared = &mut *self.shared();
         match said {
-            Said::File { key, position } => shared.go_on_with(key, position),
+            Said::File { key, position } => shared.go_on_with(key, *position),
             Said::Records(records) => {
                 let file = shared.current;
                 let progress = &mut shared.files[file];
@@ -194,7 +194,7 @@ impl FileConsumer {
                 let mut fresh = Vec::with_capacity(records.len());
                 for Numbered { number, record, resolved } in records {
                     if resolved {
-                        progress.pass_over(number, record.to);
+                        progress.pass_over(number, &record);
                         continue;
                     }
                     progress.hand_out(number, &record);
@@ -211,7 +211,10 @@ impl FileConsumer {
                 shared.ahead.extend(fresh);
             }
             Said::End => shared.at_end = true,
-            Said::Failed(error) => shared.failed = Some(error),
+            Said::Failed(error) => {
+                tracing::warn!(queue = %self.name, %error, "reading has ended; what was read before is resolved first");
+                shared.failed = Some(error);
+            }
         }
     }
 
@@ -249,14 +252,17 @@ impl FileConsumer {
         if !taken.is_empty() {
             return Ok(Taken::Messages(taken));
         }
-        if let Some(error) = shared.failed.clone() {
-            return Err(error);
-        }
-        if shared.at_end && shared.out.is_empty() {
-            return Ok(Taken::End);
+        // What was read before the fault, or the end, is resolved first: a stage that fails gives all of it back.
+        if shared.out.is_empty() {
+            match &shared.failed {
+                Some(error) => return Err(error.clone()),
+                None if shared.at_end => return Ok(Taken::End),
+                None => {}
+            }
         }
         let until = shared.returned.first_key_value().map(|((at, _), ())| *at);
-        Ok(Taken::Nothing { until, at_end: shared.at_end })
+        let all_said = shared.at_end || shared.failed.is_some();
+        Ok(Taken::Nothing { until, all_said })
     }
 
     /// The positions as they will be when these are resolved, as operations on the state, and the
@@ -316,7 +322,11 @@ impl FileConsumer {
 
 enum Taken {
     Messages(Vec<Incoming>),
-    Nothing { until: Option<Instant>, at_end: bool },
+    Nothing {
+        until: Option<Instant>,
+        /// Whether the thread has said its last.
+        all_said: bool,
+    },
     End,
 }
 
@@ -347,10 +357,10 @@ impl Consumer for FileConsumer {
         loop {
             let changed = self.changed.notified();
             self.keep_begun().await?;
-            let (until, at_end) = match self.take(want)? {
+            let (until, all_said) = match self.take(want)? {
                 Taken::Messages(messages) => return Ok(messages),
                 Taken::End => return Ok(Vec::new()),
-                Taken::Nothing { until, at_end } => (until, at_end),
+                Taken::Nothing { until, all_said } => (until, all_said),
             };
             let due = async {
                 match until {
@@ -359,7 +369,7 @@ impl Consumer for FileConsumer {
                 }
             };
             let hear = async {
-                match at_end {
+                match all_said {
                     true => std::future::pending().await,
                     false => self.said.lock().await.recv().await,
                 }
@@ -498,85 +508,4 @@ impl Drop for FileConsumer {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use brigade_core::connector::{ErrorKind, FailedReason};
-    use brigade_embedded::{Options, Store};
-
-    const WANT: Want = Want { messages: 10, bytes: usize::MAX };
-
-    /// A consumer whose thread says what is sent.
-    async fn consumer() -> (FileConsumer, mpsc::Sender<Vec<Said>>, tempfile::TempDir) {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("*.txt");
-        let queue = QueueSpec::new("shop", "in", serde_json::json!({ "path": path }));
-        let reader = Reader { stage: "test".into(), group: "".into(), order: Order::None };
-        let state = Store::open(&directory.path().join("state"), Options::default()).unwrap();
-        let state: Arc<dyn StateStore> = state;
-        let mut consumer = FileConsumer::open(&queue, &reader, &state).await.unwrap();
-        let (say, said) = mpsc::channel(AHEAD);
-        consumer.said = tokio::sync::Mutex::new(said);
-        (consumer, say, directory)
-    }
-
-    fn beginning(path: &str) -> Position {
-        Position::beginning(path, &std::fs::File::open("/dev/null").unwrap()).unwrap()
-    }
-
-    fn first_record() -> Numbered {
-        let bytes = Bytes::from("x");
-        let record =
-            Record { from: 0, to: 2, bytes, truncated: None, broken: None, unfinished: false };
-        Numbered { number: 0, record, resolved: false }
-    }
-
-    #[tokio::test]
-    async fn a_receipt_is_of_its_file_however_many_there_are() {
-        const FILES: usize = 1 << 16;
-        let (consumer, say, _directory) = consumer().await;
-        let file = |n: usize| Progress::new(Some(n.to_string()), beginning(&n.to_string()));
-        consumer.hear(Said::File { key: Some("0".to_owned()), position: beginning("0") });
-        consumer.hear(Said::Records(vec![first_record()]));
-        consumer.shared().files.extend((1..FILES).map(file));
-        let last = Said::File { key: Some(FILES.to_string()), position: beginning("last") };
-        say.send(vec![last, Said::Records(vec![first_record()])]).await.unwrap();
-        let mut taken = consumer.consume(WANT).await.unwrap();
-        while taken.len() < 2 {
-            taken.extend(consumer.consume(WANT).await.unwrap());
-        }
-        let of_last = taken[1].receipt;
-        assert_eq!(consumer.locate(of_last), "last:record 1");
-        assert!(consumer.ack(vec![of_last], Vec::new()).await.unwrap().fenced.is_empty());
-        let shared = consumer.shared();
-        assert_eq!(shared.files[FILES].position.records.low(), 1);
-        assert_eq!(shared.files[0].position.records.low(), 0, "the first is not resolved");
-        assert!(shared.stands(taken[0].receipt));
-    }
-
-    #[tokio::test]
-    async fn what_is_put_back_at_several_times_comes_in_its_place() {
-        let (consumer, _say, _directory) = consumer().await;
-        consumer.hear(Said::File { key: Some("0".to_owned()), position: beginning("0") });
-        let record = |number| Numbered { number, ..first_record() };
-        consumer.hear(Said::Records((0..3).map(record).collect()));
-        let taken = consumer.consume(WANT).await.unwrap();
-        for back in [2, 0, 1] {
-            let (receipt, reason) = (taken[back].receipt, FailedReason::Released);
-            let failed = Failed { receipt, reason, delay: Duration::ZERO };
-            consumer.on_fail(vec![failed]).await.unwrap();
-        }
-        let again = consumer.consume(WANT).await.unwrap();
-        let positions = |all: &[Incoming]| all.iter().map(|one| one.receipt.position).collect();
-        let (again, taken): (Vec<u64>, Vec<u64>) = (positions(&again), positions(&taken));
-        assert_eq!(again, taken);
-    }
-
-    #[tokio::test]
-    async fn a_thread_that_dies_is_not_the_end_of_the_files() {
-        let (consumer, say, _directory) = consumer().await;
-        drop(say);
-        let error = consumer.consume(WANT).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Stalled);
-        assert!(!consumer.lag().await.unwrap().at_end);
-    }
-}
+mod tests;

@@ -49,12 +49,17 @@ fn hash(bytes: &[u8]) -> String {
     format!("{:032x}", XxHash3_128::oneshot(bytes))
 }
 
-/// The first bytes of a file, as many as a fingerprint has or all; where it is read stays as it is.
+/// The first bytes of a file, as many as a fingerprint has or all.
 fn first_bytes(file: &File) -> std::io::Result<Vec<u8>> {
-    let mut bytes = vec![0; MAX as usize];
+    bytes_at(file, 0, MAX as usize)
+}
+
+/// So many bytes, or as many as there are; where the file is read stays as it is.
+fn bytes_at(file: &File, from: u64, length: usize) -> std::io::Result<Vec<u8>> {
+    let mut bytes = vec![0; length];
     let mut filled = 0;
     while filled < bytes.len() {
-        match file.read_at(&mut bytes[filled..], filled as u64) {
+        match file.read_at(&mut bytes[filled..], from + filled as u64) {
             Ok(0) => break,
             Ok(read) => filled += read,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
@@ -71,6 +76,8 @@ pub(crate) struct OneLife {
     file: File,
     /// Where it is read next.
     at: u64,
+    /// What stands before that, as it was read.
+    tail: Vec<u8>,
     /// How this life begins.
     pub(crate) fingerprint: Fingerprint,
     /// Whether the end of its life is the end of the file for now, as its follower looks again; else it is an
@@ -79,13 +86,38 @@ pub(crate) struct OneLife {
 }
 
 impl OneLife {
-    pub(crate) fn new(file: File, at: u64, fingerprint: Fingerprint, ends: bool) -> Self {
-        Self { file, at, fingerprint, ends }
+    /// # Errors
+    /// The file cannot be read.
+    pub(crate) fn new(
+        file: File,
+        at: u64,
+        fingerprint: Fingerprint,
+        ends: bool,
+    ) -> std::io::Result<Self> {
+        let from = at.saturating_sub(MAX);
+        let tail = bytes_at(&file, from, (at - from) as usize)?;
+        Ok(Self { file, at, tail, fingerprint, ends })
+    }
+
+    /// Whether what was read last stands there still: who is written anew may begin alike, as with a header.
+    pub(crate) fn has_tail(&self) -> std::io::Result<bool> {
+        let from = self.at - self.tail.len() as u64;
+        Ok(bytes_at(&self.file, from, self.tail.len())? == self.tail)
     }
 
     /// Whether what was read up to here is of this life.
     fn reached(&self, to: u64) -> std::io::Result<bool> {
-        Ok(self.file.metadata()?.len() >= to && self.fingerprint.now(&self.file)?.is_some())
+        let is_there = self.file.metadata()?.len() >= to;
+        Ok(is_there && self.fingerprint.now(&self.file)?.is_some() && self.has_tail()?)
+    }
+
+    /// Goes on behind what was read.
+    fn pass(&mut self, read: &[u8]) {
+        let kept = &read[read.len().saturating_sub(MAX as usize)..];
+        let too_many = (self.tail.len() + kept.len()).saturating_sub(MAX as usize);
+        self.tail.drain(..too_many);
+        self.tail.extend_from_slice(kept);
+        self.at += read.len() as u64;
     }
 }
 
@@ -104,7 +136,7 @@ impl std::io::Read for OneLife {
                 )),
             };
         }
-        self.at = to;
+        self.pass(&buffer[..read]);
         Ok(read)
     }
 }
@@ -149,7 +181,8 @@ mod tests {
         for ends in [true, false] {
             let mut written = file(b"first life\n");
             let fingerprint = Fingerprint::of(&written).unwrap();
-            let mut read = OneLife::new(written.try_clone().unwrap(), 0, fingerprint, ends);
+            let mut read =
+                OneLife::new(written.try_clone().unwrap(), 0, fingerprint, ends).unwrap();
             let mut buffer = [0; 6];
             assert_eq!(read.read(&mut buffer).unwrap(), 6);
             let mut is_over = || match ends {
@@ -162,5 +195,27 @@ mod tests {
             written.write_all(b"second life\n").unwrap();
             assert!(is_over(), "it begins otherwise");
         }
+    }
+
+    #[test]
+    fn what_begins_alike_and_goes_on_otherwise_is_another_life() {
+        let day = |day: u8| [vec![b'-'; 5000], vec![day; 5000]].concat();
+        for (begin, other) in [(0, 7000), (3, 9000)] {
+            let written = file(&day(b'1'));
+            let fingerprint = Fingerprint::of(&written).unwrap();
+            let clone = || written.try_clone().unwrap();
+            let mut read = OneLife::new(clone(), begin, fingerprint, true).unwrap();
+            let mut buffer = vec![0; other];
+            assert_eq!(read.read(&mut buffer).unwrap(), other);
+            assert!(read.has_tail().unwrap());
+            written.write_all_at(&day(b'2'), 0).unwrap();
+            assert_eq!((read.has_tail().unwrap(), read.read(&mut buffer).unwrap()), (false, 0));
+        }
+        // What is read on behind what was read before it was opened, too.
+        let written = file(&day(b'1'));
+        let fingerprint = Fingerprint::of(&written).unwrap();
+        let mut read = OneLife::new(written.try_clone().unwrap(), 6000, fingerprint, true).unwrap();
+        written.write_all_at(&day(b'2'), 0).unwrap();
+        assert_eq!(read.read(&mut [0; 10]).unwrap(), 0);
     }
 }

@@ -8,9 +8,11 @@ use std::time::{Duration, Instant};
 use crate::fingerprint::{Fingerprint, OneLife};
 use crate::ledger::Position;
 use crate::lines::Lines;
-use crate::reader::{Count, Reader, Step};
+use crate::reader::{Count, Ended, Reader, Step};
 use crate::rotated::Opened;
+use crate::settings::Form;
 use crate::told::Told;
+use crate::trace::Trace;
 
 /// How long a file has to be quiet that has lost its name to another, before it is left: its writer
 /// has it open until it is told.
@@ -27,6 +29,8 @@ const KEPT_MAX: usize = 16;
 pub(crate) struct Follower<'r> {
     pub(crate) reader: &'r mut Reader,
     pub(crate) path: PathBuf,
+    /// Where the name leads or last led, if it is a link.
+    pub(crate) target: Option<PathBuf>,
     /// The key of the file whose records the consumer expects.
     told: Option<String>,
     /// How far files were read that were left, by key; empty lines count.
@@ -53,6 +57,8 @@ struct Life {
     lines: Lines<OneLife>,
     /// The number of the next record, and where it begins.
     next: (u64, u64),
+    /// The last record that can be known again.
+    last: Option<Trace>,
 }
 
 /// Since when a file has lost its name to another, and since when it is quiet.
@@ -65,7 +71,7 @@ impl<'r> Follower<'r> {
     pub(crate) fn new(reader: &'r mut Reader) -> Self {
         let path = reader.settings.path();
         let (left, late, cannot) = (HashMap::new(), VecDeque::new(), Told::default());
-        Self { reader, path, told: None, left, late, cannot }
+        Self { reader, path, target: None, told: None, left, late, cannot }
     }
 
     pub(crate) fn run(mut self) -> Step<()> {
@@ -130,11 +136,13 @@ impl<'r> Follower<'r> {
     }
 
     fn life(&self, position: Position, followed: &Followed) -> Step<Life> {
+        let position = position.read_as(Form::LINES);
         let next = position.begins_at();
         let file = self.reader.checked(&followed.path, followed.file.try_clone())?;
         let file = OneLife::new(file, next.1, position.fingerprint.clone(), true);
+        let file = self.reader.checked(&followed.path, file)?;
         let lines = Lines::new(file, next.1, self.reader.settings.max_message_bytes());
-        Ok(Life { position, lines, next })
+        Ok(Life { position, lines, next, last: None })
     }
 
     /// Leaves a file for the next one.
@@ -154,10 +162,18 @@ impl<'r> Follower<'r> {
         self.begin(next)
     }
 
-    /// Reads what late writers have put into files that were left.
+    /// Reads what late writers have put into files that were left. One that cannot be read any more, as nobody has to
+    /// have written to it, is told and not looked at again.
     fn look_at_the_late(&mut self) -> Step<()> {
         for (mut late, since) in std::mem::take(&mut self.late) {
-            let grew = self.read_on(&mut late, false)?;
+            let grew = match self.read_on(&mut late, false) {
+                Err(Ended::Failed(error)) => {
+                    tracing::warn!(%error, "it was rotated away and is not looked at any more");
+                    self.leave(&late);
+                    continue;
+                }
+                grew => grew?,
+            };
             if !grew && since.elapsed() >= KEPT {
                 self.finish(&mut late)?;
                 continue;
@@ -177,7 +193,7 @@ impl<'r> Follower<'r> {
     /// Notes how far a file was read, should it grow or come again.
     fn leave(&mut self, followed: &Followed) {
         let Some(life) = &followed.life else { return };
-        let left = life.position.clone().left_at(life.next);
+        let left = life.position.clone().left_at(life.next, life.last);
         self.reader.positions.insert(followed.key.clone(), left);
         self.left.insert(followed.key.clone(), life.lines.read_to());
     }
@@ -206,7 +222,8 @@ impl<'r> Follower<'r> {
         let Some(life) = &mut followed.life else { return Ok(false) };
         let known = &mut life.position.fingerprint;
         let now = self.reader.checked(&followed.path, known.now(&followed.file))?;
-        let now = now.filter(|_| length >= life.lines.read_to());
+        let has_tail = self.reader.checked(&followed.path, life.lines.reader_mut().has_tail())?;
+        let now = now.filter(|_| has_tail && length >= life.lines.read_to());
         if now.as_ref() != Some(known) {
             // Who keeps the position has to hear of it.
             self.told = None;
@@ -223,7 +240,7 @@ impl<'r> Follower<'r> {
         if !(self.reader.checked(path, Fingerprint::can_be_of(file))? || ends) {
             return Ok(false);
         }
-        let position = Position::beginning(&path.display().to_string(), file);
+        let position = Position::beginning(&path.display().to_string(), file, Form::LINES);
         let position = self.reader.checked(path, position)?;
         followed.life = Some(self.life(position, followed)?);
         Ok(true)
@@ -248,10 +265,12 @@ impl<'r> Follower<'r> {
         }
         self.tell(followed);
         let Some(life) = &mut followed.life else { return Ok(false) };
-        let mut count = Count { next: life.next, position: &life.position };
+        let mut count = Count { next: life.next, last: life.last, position: &life.position };
         life.lines.takes_unfinished = end;
-        self.reader.drain(&followed.path, &mut life.lines, &mut count)?;
-        life.next = count.next;
+        let drained = self.reader.drain(&followed.path, &mut life.lines, &mut count);
+        // What came before a fault was said.
+        (life.next, life.last) = (count.next, count.last);
+        drained?;
         Ok(life.lines.read_to() > before)
     }
 }

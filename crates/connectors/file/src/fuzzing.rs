@@ -68,7 +68,7 @@ pub fn position(bytes: &[u8]) {
     for (at, record) in (first..first + 4).enumerate() {
         let (from, to) = (from + at as u64, from + at as u64 + 1);
         match position.records.is_resolved(record) {
-            true => progress.pass_over(record, to),
+            true => progress.pass_over(record, &whole(from, to)),
             false => progress.hand_out(record, &whole(from, to)),
         }
     }

@@ -3,15 +3,17 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::{File, Metadata};
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::time::UNIX_EPOCH;
 
 use brigade_core::IncarnationId;
 use brigade_core::watermark::Watermark;
 use serde::{Deserialize, Serialize};
-use twox_hash::XxHash3_128;
 
 use crate::fingerprint::Fingerprint;
 use crate::lines::Record;
+use crate::settings::Form;
+use crate::trace::{Trace, hash};
 
 /// A file's position. Version 1 on the wire.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,22 +31,20 @@ pub(crate) struct Position {
     /// Where to go on: the number of a record below which all are resolved, and where it begins, in
     /// uncompressed bytes.
     pub(crate) next: (u64, u64),
-    /// The last record, if it had no line's end when it was resolved.
+    /// The last record, if it had no line's end when it was resolved: it may have been written on since. Its range
+    /// ends where the file ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    unfinished: Option<Unfinished>,
+    unfinished: Option<Trace>,
+    /// A record below `next`, the last that can be known again: where it does not stand any more, the file is another
+    /// one. Positions of earlier versions have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    last: Option<Trace>,
+    /// As what the file was read. Positions of earlier versions do not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    form: Option<Form>,
     /// The key that it was kept by until now, if that is another.
     #[serde(skip)]
     pub(crate) replaces: Option<String>,
-}
-
-/// A record without a line's end: it may have been written on since.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct Unfinished {
-    number: u64,
-    /// Where it begins and where the file ended, in uncompressed bytes.
-    range: (u64, u64),
-    /// The XXH3-128 of what was handed out.
-    hash: String,
 }
 
 /// What tells a file from others, whatever its name: its inode, and when it was made, as inodes are
@@ -60,6 +60,14 @@ pub(crate) fn identity(metadata: &Metadata) -> String {
 
 /// What an identity with a time begins with.
 const BORN: &str = "born ";
+/// What stands before the directory, where that tells files from others, too.
+const IN: &str = " in ";
+
+/// The key of a file whose identity another file has, too; none where the identity has the device.
+pub(crate) fn in_directory(identity: &str, directory: &Path) -> Option<String> {
+    let (born, inode) = identity.strip_prefix(BORN)?.rsplit_once(':')?;
+    Some(format!("{BORN}{born}{IN}{}:{inode}", directory.display()))
+}
 
 /// The positions of files, by what tells these from others.
 #[derive(Debug)]
@@ -68,6 +76,8 @@ pub(crate) struct Positions {
     /// Those by device and inode.
     without_time: Vec<String>,
     inodes: HashSet<u64>,
+    /// Whether there are some with a directory.
+    by_directory: bool,
 }
 
 impl Positions {
@@ -77,7 +87,14 @@ impl Positions {
         let without_time = without_time.cloned().collect();
         let inodes = positions.iter().filter_map(|(identity, _)| inode_of(identity).parse().ok());
         let inodes = inodes.collect();
-        Self { by_identity: positions.into_iter().collect(), without_time, inodes }
+        let by_directory = positions.iter().any(|(identity, _)| identity.contains(IN));
+        let by_identity = positions.into_iter().collect();
+        Self { by_identity, without_time, inodes, by_directory }
+    }
+
+    /// Whether a directory tells some from others of the same identity.
+    pub(crate) fn any_by_directory(&self) -> bool {
+        self.by_directory
     }
 
     /// Whether a file of this inode may be among them.
@@ -113,6 +130,7 @@ impl Positions {
 
     pub(crate) fn insert(&mut self, identity: String, position: Position) {
         self.inodes.extend(inode_of(&identity).parse::<u64>());
+        self.by_directory |= identity.contains(IN);
         self.by_identity.insert(identity, position);
     }
 
@@ -133,7 +151,7 @@ fn inode_of(identity: &str) -> &str {
 
 impl Position {
     /// The beginning of a file, in a life of its own.
-    pub(crate) fn beginning(path: &str, file: &File) -> std::io::Result<Self> {
+    pub(crate) fn beginning(path: &str, file: &File, form: Form) -> std::io::Result<Self> {
         Ok(Self {
             version: 1,
             path: path.to_owned(),
@@ -142,6 +160,8 @@ impl Position {
             records: Watermark::default(),
             next: (0, 0),
             unfinished: None,
+            last: None,
+            form: Some(form),
             replaces: None,
         })
     }
@@ -155,8 +175,10 @@ impl Position {
     pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
         let possible = |position: &Self| {
             let (record, from) = position.next;
-            let last = position.unfinished.as_ref().map_or(0, |last| last.number);
-            position.version == 1 && record.max(from).max(last) <= Watermark::POSITION_MAX
+            let last = position.unfinished.map_or(0, |last| last.number);
+            position.version == 1
+                && record.max(from).max(last) <= Watermark::POSITION_MAX
+                && position.last.is_none_or(|last| last.number < record && last.range.1 <= from)
         };
         let mut position: Self = serde_json::from_slice(bytes).ok().filter(possible)?;
         if position.life.is_empty() {
@@ -170,10 +192,39 @@ impl Position {
         serde_json::to_vec(self).expect("numbers and texts always encode")
     }
 
-    /// The position in the file as it is now, if that is still the one that this was kept for: the same beginning.
+    /// The position in the file as it is now, if that is still the one that this was kept for: the same beginning, and
+    /// of plain lines the same one before those that were not read. Else that is found when what was read is passed
+    /// over.
     pub(crate) fn as_of(&self, file: &File) -> std::io::Result<Option<Self>> {
-        let fingerprint = self.fingerprint.now(file)?;
-        Ok(fingerprint.map(|fingerprint| Self { fingerprint, ..self.clone() }))
+        let Some(fingerprint) = self.fingerprint.now(file)? else { return Ok(None) };
+        let last = self.last.filter(|_| self.form == Some(Form::LINES));
+        let stands = last.map_or(Ok(true), |last| last.stands_in(file))?;
+        Ok(stands.then(|| Self { fingerprint, ..self.clone() }))
+    }
+
+    /// As what it was read until now, if reading on as this would count its records otherwise: rows have no header, and
+    /// of what is compressed records are passed over by number. Plain lines go on where the rows ended.
+    pub(crate) fn was_read_otherwise(&self, form: Form) -> Option<Form> {
+        let is_other =
+            |kept: &Form| *kept != form && (form.csv || kept.compression != form.compression);
+        self.form.filter(|kept| !self.is_beginning() && is_other(kept))
+    }
+
+    /// Goes on as this from now on. What another form handed out cannot be known again by it.
+    pub(crate) fn read_as(self, form: Form) -> Self {
+        let last = self.last.filter(|_| self.form == Some(form));
+        Self { last, form: Some(form), ..self }
+    }
+
+    /// Whether a record stands where another one stood when the file was read.
+    pub(crate) fn is_of_another_file(&self, number: u64, record: &Record) -> bool {
+        let last = self.last.filter(|last| last.number == number);
+        last.is_some_and(|last| !last.is_of(record))
+    }
+
+    /// Whether a file of so many records has not all that were read.
+    pub(crate) fn is_longer_than(&self, records: u64) -> bool {
+        self.last.is_some_and(|last| last.number >= records)
     }
 
     /// Where to go on in what has grown: a record that had no end is read again.
@@ -187,14 +238,15 @@ impl Position {
     }
 
     /// The position of who has read up to here, all of it.
-    pub(crate) fn left_at(self, next: (u64, u64)) -> Self {
-        Self { next, records: Watermark::starting_at(next.0), unfinished: None, ..self }
+    pub(crate) fn left_at(self, next: (u64, u64), last: Option<Trace>) -> Self {
+        let (records, last) = (Watermark::starting_at(next.0), last.or(self.last));
+        Self { next, records, unfinished: None, last, ..self }
     }
 
     /// Whether a record was resolved in an earlier life of its reader, and not only its beginning.
     pub(crate) fn is_resolved(&self, number: u64, record: &Record) -> bool {
         let last = self.unfinished.as_ref().filter(|last| last.number == number);
-        let has_grown = last.is_some_and(|last| last.hash != hash(record));
+        let has_grown = last.is_some_and(|last| !last.has_text_of(record));
         self.records.is_resolved(number) && !has_grown
     }
 
@@ -205,14 +257,8 @@ impl Position {
 
     /// The same for a record without an end: the whole one will be another message.
     pub(crate) fn incarnation_of_part(&self, identity: &str, record: &Record) -> IncarnationId {
-        IncarnationId::of(format!("{identity}:{}:{}", self.life, hash(record)).as_bytes())
-    }
-}
-
-fn hash(record: &Record) -> String {
-    match &record.truncated {
-        Some(truncated) => truncated.xxh3.clone(),
-        None => format!("{:032x}", XxHash3_128::oneshot(&record.bytes)),
+        let hash = hash(record);
+        IncarnationId::of(format!("{identity}:{}:{hash:032x}", self.life).as_bytes())
     }
 }
 
@@ -222,18 +268,29 @@ pub(crate) struct Progress {
     /// The key of its position in the state; none for standard input.
     pub(crate) key: Option<String>,
     pub(crate) position: Position,
-    /// Records handed out and not resolved: where each begins.
-    open: BTreeMap<u64, u64>,
+    /// Records handed out and not resolved.
+    open: BTreeMap<u64, Open>,
     /// The record that will be read next, and where it begins.
     next: (u64, u64),
+    /// The last record that was read and can be known again.
+    last: Option<Trace>,
     /// The last record that was handed out, if it had no line's end.
-    unfinished: Option<Unfinished>,
+    unfinished: Option<Trace>,
+}
+
+/// A record that was handed out and is not resolved.
+#[derive(Debug, Clone, Copy)]
+struct Open {
+    /// Where it begins.
+    from: u64,
+    /// The last one before it that can be known again.
+    before: Option<Trace>,
 }
 
 impl Progress {
     pub(crate) fn new(key: Option<String>, position: Position) -> Self {
-        let next = position.begins_at();
-        Self { key, position, open: BTreeMap::new(), next, unfinished: None }
+        let (next, last) = (position.begins_at(), position.last);
+        Self { key, position, open: BTreeMap::new(), next, last, unfinished: None }
     }
 
     /// Whether reading on at this position goes on with this file.
@@ -243,30 +300,32 @@ impl Progress {
 
     /// A record was read and is to be handed out.
     pub(crate) fn hand_out(&mut self, number: u64, record: &Record) {
-        self.open.insert(number, record.from);
-        self.next = (number + 1, record.to);
-        let range = (record.from, record.to);
-        let last = || Unfinished { number, range, hash: hash(record) };
-        self.unfinished = record.unfinished.then(last);
+        self.open.insert(number, Open { from: record.from, before: self.last });
+        self.pass_over(number, record);
+        self.unfinished = record.unfinished.then(|| Trace::of(number, record));
     }
 
     /// A record was read that was resolved in an earlier life.
-    pub(crate) fn pass_over(&mut self, record: u64, to: u64) {
-        self.next = (record + 1, to);
+    pub(crate) fn pass_over(&mut self, number: u64, record: &Record) {
+        self.next = (number + 1, record.to);
+        self.last = Trace::lasting(number, record).or(self.last);
     }
 
     /// A record is resolved.
     pub(crate) fn resolve(&mut self, record: u64) {
         self.open.remove(&record);
         self.position.records.resolve(record);
-        let is_it = |last: &&Unfinished| last.number == record;
+        let is_it = |last: &&Trace| last.number == record;
         if let Some(last) = self.unfinished.as_ref().filter(is_it) {
-            self.position.unfinished = Some(last.clone());
+            self.position.unfinished = Some(*last);
         } else if self.position.unfinished.as_ref().is_some_and(|last| is_it(&last)) {
             self.position.unfinished = None;
         }
-        let first = self.open.first_key_value().map(|(record, from)| (*record, *from));
-        self.position.next = first.unwrap_or(self.next);
+        let first = self.open.first_key_value();
+        (self.position.next, self.position.last) = match first {
+            Some((record, Open { from, before })) => ((*record, *from), *before),
+            None => (self.next, self.last),
+        };
     }
 
     pub(crate) fn is_open(&self, record: u64) -> bool {
@@ -354,11 +413,12 @@ mod tests {
                 let (first, from) = kept.next;
                 prop_assert_eq!(from, first * 10, "numbers and offsets go together");
                 for record in first..RECORDS {
+                    let read = self::record(record * 10, (record + 1) * 10, "");
                     if kept.records.is_resolved(record) {
-                        progress.pass_over(record, (record + 1) * 10);
+                        progress.pass_over(record, &read);
                     } else {
                         prop_assert!(!resolved.contains(&record));
-                        progress.hand_out(record, &self::record(record * 10, (record + 1) * 10, ""));
+                        progress.hand_out(record, &read);
                     }
                 }
                 prop_assert!((0..first).all(|record| resolved.contains(&record)));

@@ -14,6 +14,7 @@
 
 mod connector;
 mod consumer;
+mod devices;
 mod directory;
 mod fingerprint;
 mod follow;
@@ -33,6 +34,7 @@ mod rows;
 mod settings;
 mod standard;
 mod told;
+mod trace;
 mod writer;
 
 pub use connector::FileConnector;

@@ -176,7 +176,7 @@ impl<R: Read> Records for Lines<R> {
             }
             self.searched = self.buffer.len();
             // What does not belong to the record may come before and after it.
-            if self.buffer.len() > self.max + MARK.len() + 1 {
+            if self.buffer.len() > self.max.saturating_add(MARK.len() + 1) {
                 return self.too_long();
             }
             if self.fill()? == 0 {
@@ -319,6 +319,15 @@ mod tests {
         assert_eq!(lines.next().unwrap().unwrap().bytes, "b");
         assert!(!lines.is_ready(), "it may go on");
         assert_eq!(lines.next().unwrap().unwrap().bytes, "c");
+    }
+
+    #[test]
+    fn a_line_may_be_as_long_as_a_number_says() {
+        let records = all(b"a line\nanother", usize::MAX);
+        assert_eq!(
+            records.iter().map(|one| &one.bytes[..]).collect::<Vec<_>>(),
+            [&b"a line"[..], b"another"]
+        );
     }
 
     #[test]

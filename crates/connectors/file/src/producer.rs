@@ -104,6 +104,13 @@ impl FileProducer {
                 breaks.for_each(|byte| *byte = b' ');
                 Ok(line.into())
             }
+            Err(_) if !payload.contains(&b'\n') => {
+                let text = format!(
+                    "a payload that is not JSON and ends in a carriage return would lose it in the lines of queue \
+                     `{queue}`"
+                );
+                refuse(CauseKind::Refused, text)
+            }
             Err(_) => {
                 let text = format!(
                     "a payload of several lines that is not JSON would be several messages of queue `{queue}`"

@@ -2,23 +2,28 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use brigade_core::connector::ConnectorError;
+use rustix::io::Errno;
 use tokio::sync::mpsc::Sender;
 
+use crate::devices::Devices;
 use crate::fingerprint::{Fingerprint, OneLife};
 use crate::follow::Follower;
 use crate::ledger::{Position, Positions, identity};
 use crate::lines::{Lines, Record, Records};
 use crate::paths;
 use crate::rows::Rows;
-use crate::settings::{Compression, FileFormat, Settings, refuse_special};
+use crate::settings::{Compression, FileFormat, Form, Settings, refuse_special};
+use crate::standard;
 use crate::told::Told;
+use crate::trace::Trace;
 
 /// The most records in one message to the consumer, and their bytes.
 const CHUNK: (usize, usize) = (256, 1 << 20);
@@ -31,7 +36,7 @@ const LOOK: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) enum Said {
     /// A file begins; its records follow. The key of its position, and the position.
-    File { key: Option<String>, position: Position },
+    File { key: Option<String>, position: Box<Position> },
     /// Records of the last file.
     Records(Vec<Numbered>),
     /// There is nothing more, and never will be.
@@ -101,14 +106,15 @@ impl Reader {
     }
 
     fn standard(&mut self) -> Step<()> {
-        let position = Position::beginning("-", &self.empty()?);
+        let position =
+            Position::beginning("-", &self.empty()?, self.settings.form_of(Path::new("-")));
         let position = position.map_err(|error| self.wrong(Path::new("-"), &error))?;
         self.say_file(None, position.clone());
         let max = self.settings.max_message_bytes();
         let path = Path::new("-");
-        let reader = decompress(std::io::stdin().lock(), self.settings.compression_of(path));
+        let reader = decompress(standard::input(), self.settings.compression_of(path));
         let reader = reader.map_err(|error| self.wrong(path, &error))?;
-        let mut count = Count { next: (0, 0), position: &position };
+        let mut count = Count { next: (0, 0), last: None, position: &position };
         if self.settings.format_of(path) == FileFormat::Csv {
             let mut csv = Rows::new(reader, max);
             return self.drain(path, &mut csv, &mut count).map(drop);
@@ -124,6 +130,7 @@ impl Reader {
 
     fn files(&mut self) -> Step<()> {
         let (mut read, mut cannot): (HashSet<String>, _) = (HashSet::new(), Told::default());
+        let mut devices = Devices::default();
         if self.settings.is_glob() {
             for file in paths::not_utf8(&self.settings.path()) {
                 tracing::warn!(
@@ -144,15 +151,17 @@ impl Reader {
                 let file = match File::open(&path) {
                     Ok(file) => file,
                     Err(error) if self.settings.follow => {
-                        if error.kind() != std::io::ErrorKind::NotFound {
+                        if error.kind() != ErrorKind::NotFound {
                             cannot.tell(&self.queue, &path, &error);
                         }
                         continue;
                     }
+                    Err(error) if self.has_gone(&path, &error) => continue,
                     Err(error) => return Err(self.wrong(&path, &error)),
                 };
                 let metadata = file.metadata().map_err(|error| self.wrong(&path, &error))?;
-                let key = identity(&metadata);
+                let place = (metadata.dev(), &*path);
+                let key = devices.key(&self.positions, identity(&metadata), place);
                 let known = read.contains(&key);
                 if known && !self.settings.follow {
                     continue;
@@ -187,10 +196,23 @@ impl Reader {
                 Err((path, error)) if self.settings.follow => {
                     cannot.tell(&self.queue, &path, &error);
                 }
+                Err((path, error)) if self.has_gone(&path, &error) => {}
                 Err((path, error)) => return Err(self.wrong(&path, &error)),
             }
         }
         Ok(paths)
+    }
+
+    /// Whether what a glob found has another name by now, or none, as a file that is being put there; that is told.
+    fn has_gone(&self, path: &Path, error: &std::io::Error) -> bool {
+        let has_gone = self.settings.is_glob() && error.kind() == ErrorKind::NotFound;
+        if has_gone {
+            tracing::warn!(
+                queue = %self.queue, ?path,
+                "the glob found it, and it is not there any more: what is left is read without it"
+            );
+        }
+        has_gone
     }
 
     /// Reads a file to its end; says whether there was anything.
@@ -206,44 +228,82 @@ impl Reader {
         let plain = self.settings.compression_of(path) == Compression::None;
         let kept = found.filter(|position| !plain || position.next.1 <= length);
         let kept = kept.map(|position| position.as_of(&file)).transpose();
-        let position = match self.checked(path, kept)?.flatten() {
+        let form = self.settings.form_of(path);
+        let mut position = match self.checked(path, kept)?.flatten() {
             Some(position) => position,
             None => {
                 if known {
-                    tracing::info!(queue = %self.queue, file = %name, "another file by the same name; read from its beginning");
+                    self.tell_another(&name);
                 }
-                self.checked(path, Position::beginning(&name, &file))?
+                self.checked(path, Position::beginning(&name, &file, form))?
             }
         };
+        if let Some(kept) = position.was_read_otherwise(form) {
+            // A file that was read whole may be as it is, also if it has another name by now.
+            if plain && kept.compression == Compression::None && length <= position.next.1 {
+                return Ok(false);
+            }
+            return Err(self.counted_otherwise(&name, kept, form));
+        }
+        position = position.read_as(form);
         if again && length <= position.next.1 {
             return Ok(false);
         }
-        self.say_file(Some(key.clone()), position.clone());
-        let end = self.records(path, file, &position)?;
+        let end = loop {
+            self.say_file(Some(key.clone()), position.clone());
+            let end = self.records(path, &file, &position)?;
+            if !end.another {
+                break end;
+            }
+            // Nothing was handed out of it, as what was read before had not been passed over yet.
+            self.tell_another(&name);
+            position = self.checked(path, Position::beginning(&name, &file, form))?;
+        };
         // Should the file grow or come again.
-        self.positions.insert(key, position.left_at(end.next));
+        self.positions.insert(key, position.left_at(end.next, end.last));
         Ok(end.any)
     }
 
-    fn records(&mut self, path: &Path, file: File, position: &Position) -> Step<FileEnd> {
+    fn counted_otherwise(&self, name: &str, kept: Form, form: Form) -> Ended {
+        Ended::Failed(ConnectorError::permanent(format!(
+            "queue `{}`: {name} was read in part as {kept}, and is to be read as {form} now, in which its records are \
+             counted otherwise: set `format` and `compression` as they were, or put a copy in its place, which is read \
+             from its beginning",
+            self.queue
+        )))
+    }
+
+    fn tell_another(&self, name: &str) {
+        tracing::info!(
+            queue = %self.queue, file = %name,
+            "another file by the same name; read from its beginning"
+        );
+    }
+
+    fn records(&mut self, path: &Path, file: &File, position: &Position) -> Step<FileEnd> {
         let compression = self.settings.compression_of(path);
         let max = self.settings.max_message_bytes();
-        let mut count = Count { next: (0, 0), position };
+        let mut count = Count { next: (0, 0), last: None, position };
         let follow = self.settings.follow;
-        let one_life = |from| OneLife::new(file, from, position.fingerprint.clone(), follow);
+        let one_life = |from| {
+            let fingerprint = position.fingerprint.clone();
+            file.try_clone().and_then(|file| OneLife::new(file, from, fingerprint, follow))
+        };
         if self.settings.format_of(path) == FileFormat::Csv {
-            let reader = self.checked(path, decompress(one_life(0), compression))?;
+            let reader = one_life(0).and_then(|file| decompress(file, compression));
+            let reader = self.checked(path, reader)?;
             let mut csv = Rows::new(reader, max);
             return self.drain(path, &mut csv, &mut count);
         }
         if compression != Compression::None {
             // Compressed bytes cannot be skipped unread; records that are resolved are passed over.
-            let reader = self.checked(path, decompress(one_life(0), compression))?;
+            let reader = one_life(0).and_then(|file| decompress(file, compression));
+            let reader = self.checked(path, reader)?;
             let mut lines = Lines::new(reader, 0, max);
             return self.drain(path, &mut lines, &mut count);
         }
         count.next = position.begins_at();
-        let mut lines = Lines::new(one_life(count.next.1), count.next.1, max);
+        let mut lines = Lines::new(self.checked(path, one_life(count.next.1))?, count.next.1, max);
         // What has no end yet may grow.
         lines.takes_unfinished = !follow;
         self.drain(path, &mut lines, &mut count)
@@ -266,11 +326,17 @@ impl Reader {
             if self.pending.is_full() || waits {
                 self.flush()?;
             }
-            let Some(record) = self.checked(path, records.next())? else {
-                return Ok(FileEnd { next: count.next, any });
-            };
+            let record = self.checked(path, records.next())?;
             let number = count.next.0;
+            let another = match &record {
+                Some(record) => count.position.is_of_another_file(number, record),
+                None => count.position.is_longer_than(number),
+            };
+            let Some(record) = record.filter(|_| !another) else {
+                return Ok(FileEnd { next: count.next, last: count.last, any, another });
+            };
             count.next = (number + 1, record.to);
+            count.last = Trace::lasting(number, &record).or(count.last);
             any = true;
             let resolved = count.position.is_resolved(number, &record);
             self.pending.push(Numbered { number, resolved, record });
@@ -279,7 +345,7 @@ impl Reader {
 
     /// Says which file the next records are of.
     pub(crate) fn say_file(&mut self, key: Option<String>, position: Position) {
-        self.pending.said.push(Said::File { key, position });
+        self.pending.said.push(Said::File { key, position: position.into() });
     }
 
     fn flush(&mut self) -> Step<()> {
@@ -311,11 +377,34 @@ impl Reader {
         result.map_err(|error| self.wrong(path, &error))
     }
 
+    /// What may pass is tried again from where the reader was, within the budget of restarts; only what was read of
+    /// standard input and not handed out could not be read again.
     pub(crate) fn wrong(&self, path: &Path, error: &std::io::Error) -> Ended {
+        let may_pass = may_pass(error) && !self.settings.is_standard();
         let (queue, path) = (&self.queue, path.display());
         let text = format!("queue `{queue}`: cannot read {path}: {error}");
-        Ended::Failed(ConnectorError::permanent(text))
+        Ended::Failed(match may_pass {
+            true => ConnectorError::stalled(text),
+            false => ConnectorError::permanent(text),
+        })
     }
+}
+
+/// Whether it is the system that says so, and not of what will be the same at the next try: that is what a file is,
+/// holds or allows.
+fn may_pass(error: &std::io::Error) -> bool {
+    let stays = matches!(
+        error.kind(),
+        ErrorKind::NotFound
+            | ErrorKind::PermissionDenied
+            | ErrorKind::IsADirectory
+            | ErrorKind::NotADirectory
+            | ErrorKind::InvalidInput
+            | ErrorKind::InvalidFilename
+            | ErrorKind::Unsupported
+    );
+    let of_the_system = error.raw_os_error();
+    of_the_system.is_some_and(|number| number != Errno::LOOP.raw_os_error()) && !stays
 }
 
 /// A record and its number.
@@ -331,6 +420,8 @@ pub(crate) struct Numbered {
 pub(crate) struct Count<'r> {
     /// The number of the next record, and where it begins.
     pub(crate) next: (u64, u64),
+    /// The last record that can be known again.
+    pub(crate) last: Option<Trace>,
     /// Which were resolved in an earlier life.
     pub(crate) position: &'r Position,
 }
@@ -338,7 +429,10 @@ pub(crate) struct Count<'r> {
 /// How far a file was read, and whether there was anything.
 pub(crate) struct FileEnd {
     next: (u64, u64),
+    last: Option<Trace>,
     any: bool,
+    /// Whether it is not the file that the position is of, as what was read of that does not stand in it.
+    another: bool,
 }
 
 fn decompress(
@@ -346,10 +440,38 @@ fn decompress(
     compression: Compression,
 ) -> std::io::Result<Box<dyn Read>> {
     // Each reading asks whether the file is still the same.
-    let file = BufReader::with_capacity(READ, file);
+    let mut file = BufReader::with_capacity(READ, file);
+    let is_empty = |file: &mut BufReader<_>| loop {
+        match file.fill_buf() {
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            filled => return filled.map(<[u8]>::is_empty),
+        }
+    };
+    if compression != Compression::None && is_empty(&mut file)? {
+        // As a writer leaves it between opening and its first batch: there is no member or frame that could be cut.
+        return Ok(Box::new(std::io::empty()));
+    }
     Ok(match compression {
         Compression::None => Box::new(file),
         Compression::Gzip => Box::new(flate2::bufread::MultiGzDecoder::new(file)),
         Compression::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(file)?),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_system_cannot_do_now_may_pass_and_what_a_file_is_stays() {
+        for passing in [Errno::MFILE, Errno::NFILE, Errno::IO, Errno::STALE, Errno::TIMEDOUT] {
+            assert!(may_pass(&passing.into()), "{passing}");
+        }
+        for staying in [Errno::NOENT, Errno::ACCESS, Errno::ISDIR, Errno::LOOP, Errno::NAMETOOLONG]
+        {
+            assert!(!may_pass(&staying.into()), "{staying}");
+        }
+        let cut_short = std::io::Error::from(ErrorKind::UnexpectedEof);
+        assert!(!may_pass(&cut_short) && !may_pass(&std::io::Error::other("a header")));
+    }
 }

@@ -1,11 +1,12 @@
 //! Finding the files that had the name of a followed one before.
 
 use std::cmp::Reverse;
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::{DirEntry, File, Metadata};
 use std::io::ErrorKind;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirEntryExt;
+use std::os::unix::fs::{DirEntryExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -25,6 +26,9 @@ pub(crate) struct Opened {
 impl Opened {
     fn new(path: PathBuf, file: File) -> std::io::Result<Self> {
         let metadata = file.metadata()?;
+        if metadata.is_dir() {
+            return Err(ErrorKind::IsADirectory.into());
+        }
         let key = identity(&metadata);
         Ok(Self { path, file, metadata, key })
     }
@@ -184,37 +188,66 @@ impl Follower<'_> {
         Some(None)
     }
 
-    /// The files of the directory that may be known or have had the name; none if it cannot be looked at now.
+    /// The files of the directories that may be known or have had the name; none if one cannot be looked at now.
     fn candidates(&mut self) -> Option<Vec<Candidate>> {
-        let directory = named(self.path.parent().unwrap_or(Path::new("")));
-        let name = self.path.file_name().unwrap_or_default();
-        let listed = std::fs::read_dir(directory).and_then(|entries| {
-            let mut candidates = Vec::new();
-            for entry in entries {
-                let entry = entry?;
-                let rotated = is_rotated(name, &entry.file_name());
-                let known = self.reader.positions.knows_inode(entry.ino());
-                let regular = entry.file_type().is_ok_and(|kind| kind.is_file());
-                if !(regular && (rotated || known)) {
-                    continue;
+        let mut candidates = Vec::new();
+        for place in self.places() {
+            let directory = named(place.parent().unwrap_or(Path::new("")));
+            match self.listed(directory, place.file_name().unwrap_or_default()) {
+                Ok(found) => candidates.extend(found),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => {
+                    self.cannot.tell(&self.reader.queue, directory, &error);
+                    // That may be meant: then nothing in it is found by another name.
+                    if error.kind() != ErrorKind::PermissionDenied {
+                        return None;
+                    }
                 }
-                match Candidate::new(&entry, rotated) {
-                    Ok(candidate) => candidates.push(candidate),
-                    Err(error) if error.kind() == ErrorKind::NotFound => {}
-                    Err(error) => return Err(error),
-                }
-            }
-            Ok(candidates)
-        });
-        match listed {
-            Ok(candidates) => Some(candidates),
-            Err(error) if error.kind() == ErrorKind::NotFound => Some(Vec::new()),
-            Err(error) => {
-                self.cannot.tell(&self.reader.queue, directory, &error);
-                // That may be meant: then nothing in it is found by another name.
-                (error.kind() == ErrorKind::PermissionDenied).then(Vec::new)
             }
         }
+        // A file may be found beside the link and beside what it leads to.
+        candidates.sort_by_key(|one: &Candidate| !one.rotated);
+        let mut found = HashSet::new();
+        candidates.retain(|one| {
+            let metadata = &one.metadata;
+            found.insert((
+                metadata.dev(),
+                metadata.ino(),
+                one.path.file_name().map(OsStr::to_owned),
+            ))
+        });
+        Some(candidates)
+    }
+
+    /// The name, and where it is a link the one that it leads to, or last led to: that is where a file is rotated.
+    fn places(&mut self) -> Vec<PathBuf> {
+        if let Ok(target) = self.path.canonicalize() {
+            let directory = named(self.path.parent().unwrap_or(Path::new("")));
+            let own = directory.canonicalize().ok().zip(self.path.file_name());
+            let is_link = own.is_none_or(|(directory, name)| directory.join(name) != target);
+            self.target = is_link.then_some(target);
+        }
+        std::iter::once(self.path.clone()).chain(self.target.clone()).collect()
+    }
+
+    /// The files of a directory that may be known or have had this name.
+    fn listed(&self, directory: &Path, name: &OsStr) -> std::io::Result<Vec<Candidate>> {
+        let mut candidates = Vec::new();
+        for entry in std::fs::read_dir(directory)? {
+            let entry = entry?;
+            let rotated = is_rotated(name, &entry.file_name());
+            let known = self.reader.positions.knows_inode(entry.ino());
+            let regular = entry.file_type().is_ok_and(|kind| kind.is_file());
+            if !(regular && (rotated || known)) {
+                continue;
+            }
+            match Candidate::new(&entry, rotated) {
+                Ok(candidate) => candidates.push(candidate),
+                Err(error) if error.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(candidates)
     }
 
     /// How far a file was read, if it is one that was.

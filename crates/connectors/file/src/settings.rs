@@ -59,6 +59,28 @@ pub(crate) enum Compression {
     Zstd,
 }
 
+/// As what a file is read: what its records' numbers and positions hang on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Form {
+    pub(crate) csv: bool,
+    pub(crate) compression: Compression,
+}
+
+impl std::fmt::Display for Form {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.csv { "CSV" } else { "lines" })?;
+        f.write_str(match self.compression {
+            Compression::None => "",
+            Compression::Gzip => " with gzip",
+            Compression::Zstd => " with zstd",
+        })
+    }
+}
+
+impl Form {
+    pub(crate) const LINES: Self = Self { csv: false, compression: Compression::None };
+}
+
 fn max_message_bytes() -> ByteSize {
     ByteSize(16 << 20)
 }
@@ -106,6 +128,11 @@ impl Settings {
     /// is needed for it.
     pub(crate) fn can_follow(&self, path: &Path) -> bool {
         self.compression_of(path) == Compression::None && self.format_of(path) != FileFormat::Csv
+    }
+
+    pub(crate) fn form_of(&self, path: &Path) -> Form {
+        let csv = self.format_of(path) == FileFormat::Csv;
+        Form { csv, compression: self.compression_of(path) }
     }
 
     pub(crate) fn format_of(&self, path: &Path) -> FileFormat {

@@ -1,7 +1,7 @@
-//! Standard output.
+//! Standard input and output.
 
 use std::fs::File;
-use std::io::{Error, ErrorKind, Result, Write};
+use std::io::{Error, ErrorKind, Read, Result, StdinLock, Write};
 use std::os::fd::AsFd;
 use std::sync::{Mutex, PoisonError};
 
@@ -23,15 +23,22 @@ pub(crate) fn print(bytes: &[u8], compression: Compression) -> Result<()> {
     write(&mut out, &mut rest, bytes, compression)
 }
 
-/// A file that waits for room, also where somebody who shares it wants it to say that there is none.
-struct Patient(File);
+/// Standard input, which is waited for.
+pub(crate) fn input() -> Patient<StdinLock<'static>> {
+    Patient(std::io::stdin().lock())
+}
 
-impl Write for Patient {
-    fn write(&mut self, bytes: &[u8]) -> Result<usize> {
+/// A file that waits for room, or for what there is to read, also where somebody who shares it wants it to say that
+/// there is none.
+pub(crate) struct Patient<F>(F);
+
+impl<F: AsFd> Patient<F> {
+    /// Does it, as often as there was nothing to be had, once there is.
+    fn wait<T>(&mut self, flags: PollFlags, mut act: impl FnMut(&mut F) -> Result<T>) -> Result<T> {
         loop {
-            match self.0.write(bytes) {
+            match act(&mut self.0) {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    match poll(&mut [PollFd::new(&self.0, PollFlags::OUT)], None) {
+                    match poll(&mut [PollFd::new(&self.0, flags)], None) {
                         Ok(_) | Err(rustix::io::Errno::INTR) => {}
                         Err(error) => return Err(error.into()),
                     }
@@ -39,6 +46,18 @@ impl Write for Patient {
                 other => return other,
             }
         }
+    }
+}
+
+impl<F: AsFd + Read> Read for Patient<F> {
+    fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+        self.wait(PollFlags::IN, |file| file.read(buffer))
+    }
+}
+
+impl<F: AsFd + Write> Write for Patient<F> {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize> {
+        self.wait(PollFlags::OUT, |file| file.write(bytes))
     }
 
     fn flush(&mut self) -> Result<()> {
@@ -145,6 +164,40 @@ mod tests {
         reader.read_to_end(&mut read).unwrap();
         written.join().unwrap().unwrap();
         assert_eq!(read.len(), LENGTH);
+    }
+
+    /// What is written waits until the reader has found nothing.
+    #[test]
+    fn a_pipe_that_says_when_it_is_empty_is_waited_for() {
+        /// Asks for the next part whenever there is nothing.
+        struct Asking(std::io::PipeReader, std::sync::mpsc::Sender<()>);
+        impl AsFd for Asking {
+            fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+                self.0.as_fd()
+            }
+        }
+        impl Read for Asking {
+            fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
+                let read = self.0.read(buffer);
+                if read.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock) {
+                    let _ = self.1.send(());
+                }
+                read
+            }
+        }
+        let (reader, mut out) = std::io::pipe().unwrap();
+        fcntl_setfl(&reader, OFlags::NONBLOCK).unwrap();
+        let (ask, asked) = std::sync::mpsc::channel();
+        let writer = std::thread::spawn(move || {
+            for part in ["1\n2", "3\n", "4\n"] {
+                asked.recv().unwrap();
+                out.write_all(part.as_bytes()).unwrap();
+            }
+        });
+        let mut read = String::new();
+        Patient(Asking(reader, ask)).read_to_string(&mut read).unwrap();
+        writer.join().unwrap();
+        assert_eq!(read, "1\n23\n4\n");
     }
 
     #[test]

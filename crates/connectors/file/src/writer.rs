@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{Error, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::mem::ManuallyDrop;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -144,7 +144,8 @@ impl Writer {
         let mut locked = self.lock(inner)?;
         let before = runtime.block_on(self.prepare(&mut locked))?;
         let account = Arc::clone(&self.account);
-        let mut appending = Appending { locked: Some(locked), before, account, runtime };
+        let begin = before.length;
+        let mut appending = Appending { locked: Some(locked), before, begin, account, runtime };
         let length = appending.append(bytes, self.compression);
         let length = length.map_err(|error| failed(&self.path, &error))?;
         let op = self.account.put(&appending.before.file, length);
@@ -161,7 +162,7 @@ impl Writer {
                 Some(mine) => mine,
                 None => {
                     refuse_special(path, "output")?;
-                    open(path).map_err(|error| failed(path, &error))?
+                    open(path).map_err(|error| self.cannot_open(&error, locked.0.entered))?
                 }
             };
             lock_until(&mine, path, deadline)?;
@@ -170,6 +171,19 @@ impl Writer {
                 return Ok(locked);
             }
             // Rotated away: its name belongs to another file now, or to none.
+        }
+    }
+
+    /// What a writer that has written before may not open for now, a rotation has just made and not yet said whose it
+    /// is: it is tried again.
+    fn cannot_open(&self, error: &std::io::Error, entered: bool) -> ConnectorError {
+        match error.kind() {
+            ErrorKind::PermissionDenied if entered => ConnectorError::transient(format!(
+                "cannot write {}: {error}; as others before it could be written it is tried again until it can: check \
+                 its owner and permissions",
+                self.name()
+            )),
+            _ => failed(&self.path, error),
         }
     }
 
@@ -281,6 +295,8 @@ struct Appending {
     /// `None` once it is known, or somebody else finds out.
     locked: Option<Locked>,
     before: Committed,
+    /// Where what is appended begins.
+    begin: u64,
     account: Arc<Account>,
     /// What waits for the state, should nobody say how it ended.
     runtime: Handle,
@@ -291,20 +307,26 @@ impl Appending {
     fn append(&mut self, bytes: &[u8], compression: Compression) -> std::io::Result<u64> {
         let locked = self.locked.as_ref().expect("it is let go only at the end");
         let (mut file, before) = (locked.open(), self.before.length);
-        if file.metadata()?.len() != before {
-            file.set_len(before)?;
+        match length(file)? {
+            now if now < before => {
+                return Err(Error::other("it was cut by somebody else; it is written again"));
+            }
+            now if now > before => file.set_len(before)?,
+            _ => {}
         }
         // Compressed members follow each other as they are.
         let lines = compression == Compression::None;
         let torn = lines && before > 0 && last_byte(file, before)? != Some(b'\n');
-        file.seek(SeekFrom::Start(before))?;
         if torn {
             // The last line of whoever wrote before has no end.
             file.write_all(b"\n")?;
         }
         file.write_all(bytes)?;
         file.sync_data()?;
-        Ok(before + u64::from(torn) + bytes.len() as u64)
+        // What is cut in the midst of this goes on at its new end.
+        let (appended, end) = (u64::from(torn) + bytes.len() as u64, length(file)?);
+        self.begin = end.saturating_sub(appended).min(before);
+        Ok(end.min(before + appended))
     }
 }
 
@@ -322,7 +344,8 @@ impl Drop for Appending {
         let Some(locked) = self.locked.take() else { return };
         let Committed { file, length } = &mut self.before;
         let before = Committed { file: std::mem::take(file), length: *length };
-        let doubt = Doubt { locked, before, account: Arc::clone(&self.account) };
+        let (begin, account) = (self.begin, Arc::clone(&self.account));
+        let doubt = Doubt { locked, before, begin, account };
         // Without a thread the file stays locked until this process ends: then it is decided too.
         let (doubt, runtime) = (ManuallyDrop::new(doubt), self.runtime.clone());
         let find_out = move || runtime.block_on(ManuallyDrop::into_inner(doubt).find_out());
@@ -341,6 +364,7 @@ impl Drop for Appending {
 struct Doubt {
     locked: Locked,
     before: Committed,
+    begin: u64,
     account: Arc<Account>,
 }
 
@@ -350,7 +374,7 @@ impl Doubt {
     async fn find_out(mut self) {
         let Committed { file, length } = &self.before;
         let cut = match self.account.length_of(file).await {
-            Ok(kept) if kept == Some(*length) => cut(self.locked.open(), *length).is_ok(),
+            Ok(kept) if kept == Some(*length) => cut(self.locked.open(), self.begin).is_ok(),
             Ok(_) => true,
             Err(_) => false,
         };
@@ -366,8 +390,9 @@ fn last_byte(mut file: &File, length: u64) -> std::io::Result<Option<u8>> {
     Ok((read == 1).then_some(byte[0]))
 }
 
+/// Whatever is written goes to the end, wherever that is by then.
 fn open(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)
+    OpenOptions::new().read(true).append(true).create(true).open(path)
 }
 
 fn length(file: &File) -> std::io::Result<u64> {
@@ -456,98 +481,4 @@ pub(crate) fn failed(path: &Path, error: &std::io::Error) -> ConnectorError {
 }
 
 #[cfg(test)]
-mod tests {
-    use brigade_embedded::{Options, Store};
-
-    use super::*;
-
-    /// A file and a state, and writers as so many processes would have them.
-    struct Place(tempfile::TempDir, Arc<dyn StateStore>);
-
-    impl Place {
-        fn new() -> Self {
-            let place = tempfile::tempdir().expect("a directory");
-            let state = Store::open(&place.path().join("state"), Options::default());
-            Self(place, state.expect("a state"))
-        }
-
-        fn writer(&self) -> Arc<Writer> {
-            Arc::new(Writer::new(self.0.path().join("out"), Compression::None, &self.1))
-        }
-
-        async fn put(&self, writer: &Arc<Writer>, line: &str) -> Result<(), ConnectorError> {
-            let Appended { op, hold } = writer.append(format!("{line}\n").into_bytes()).await?;
-            self.1.commit(vec![op]).await?;
-            hold.commit();
-            Ok(())
-        }
-
-        /// Writes as somebody else, once no writer has the file locked.
-        fn append(&self, text: &str) {
-            let file = OpenOptions::new().append(true).open(self.0.path().join("out"));
-            let mut file = file.expect("it is there");
-            file.lock().expect("it can be locked");
-            file.write_all(text.as_bytes()).expect("it is written");
-        }
-
-        fn text(&self) -> String {
-            std::fs::read_to_string(self.0.path().join("out")).expect("a text")
-        }
-    }
-
-    #[tokio::test]
-    async fn a_writer_that_closed_leaves_no_note_whatever_others_do() {
-        let place = Place::new();
-        let (a, b) = (place.writer(), place.writer());
-        for writer in [&a, &b, &a] {
-            place.put(writer, "1").await.expect("it is written");
-        }
-        b.close().await.expect("it closes");
-        place.put(&a, "2").await.expect("it is written");
-        a.close().await.expect("it closes");
-        place.append("of somebody else\n");
-        let refused = place.put(&place.writer(), "3").await.expect_err("it is refused");
-        assert!(refused.to_string().contains("somebody else has written the rest"), "{refused}");
-        assert_eq!(place.text(), "1\n1\n1\n2\nof somebody else\n");
-    }
-
-    #[tokio::test]
-    async fn what_is_being_committed_to_a_file_that_is_renamed_meanwhile_stays() {
-        let place = Place::new();
-        let (a, b) = (place.writer(), place.writer());
-        place.put(&a, "1").await.expect("it is written");
-        let Appended { op, hold } = a.append(b"2\n".to_vec()).await.expect("it is written");
-        let away = place.0.path().join("away");
-        std::fs::rename(place.0.path().join("out"), &away).expect("it is renamed");
-        let committed = async {
-            // The other has begun a new one, and finds that this one was not let go.
-            while !place.0.path().join("out").exists() {
-                tokio::task::yield_now().await;
-            }
-            place.1.commit(vec![op]).await.expect("it is committed");
-            hold.commit();
-        };
-        let (other, ()) = tokio::join!(place.put(&b, "3"), committed);
-        other.expect("it is written");
-        place.put(&a, "4").await.expect("it is written");
-        assert_eq!(std::fs::read_to_string(&away).expect("a text"), "1\n2\n");
-        assert_eq!(place.text(), "3\n4\n");
-    }
-
-    #[tokio::test]
-    async fn what_one_of_several_writers_left_at_its_death_is_cut_off() {
-        let place = Place::new();
-        let (a, b) = (place.writer(), place.writer());
-        // The note of who came first is taken back by who comes later, and put again.
-        for writer in [&a, &b, &a, &b] {
-            place.put(writer, "1").await.expect("it is written");
-        }
-        drop(a.append(b"2\n".to_vec()).await.expect("it is written"));
-        b.close().await.expect("it closes");
-        // In the midst of its next append.
-        place.append("torn");
-        drop(a);
-        place.put(&place.writer(), "3").await.expect("it is written");
-        assert_eq!(place.text(), "1\n1\n1\n1\n3\n");
-    }
-}
+mod tests;

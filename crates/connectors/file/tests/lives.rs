@@ -183,3 +183,78 @@ async fn a_last_row_that_was_half_written_comes_again_when_it_is_whole() {
         assert_eq!(place.texts().await, [row(n, n)], "what comes after it is counted as before");
     }
 }
+
+/// As an export that is written in place each day: its header and its first rows stay.
+#[tokio::test]
+async fn a_file_that_is_written_anew_with_the_same_first_part_is_read_whole() {
+    let head = || (0..100).map(|n| format!("{n},a row that is the same each day\n"));
+    let day = |day: u32, rows: u32, pad: &str| {
+        let row = |n| format!("{n},of day {day}{pad}\n");
+        ["n,v\n".to_owned()].into_iter().chain(head()).chain((0..rows).map(row)).collect::<String>()
+    };
+    for file in ["in.txt", "in.csv", "in.csv.zst", "in.txt.zst"] {
+        let place = Place::new(file, false);
+        let write = |text: &str| match file.ends_with("zst") {
+            true => fs::write(place.path(), zstd::encode_all(text.as_bytes(), 3).unwrap()).unwrap(),
+            false => place.write(text),
+        };
+        let rows = |rows| rows + 100 + usize::from(file.starts_with("in.txt"));
+        write(&day(1, 100, ""));
+        assert_eq!(place.texts().await.len(), rows(100));
+        for (n, count, pad) in [(2, 200, ""), (3, 200, ""), (4, 300, " and more"), (5, 50, "")] {
+            write(&day(n, u32::try_from(count).unwrap(), pad));
+            let came = place.texts().await;
+            assert_eq!(came.len(), rows(count), "{file}, day {n}");
+            let of_the_day = |line: &&String| line.contains(&format!("of day {n}"));
+            assert_eq!(came.iter().filter(of_the_day).count(), count);
+        }
+        assert_eq!(place.texts().await, [""; 0], "{file}");
+    }
+}
+
+#[tokio::test]
+async fn a_followed_file_that_is_written_anew_and_longer_with_the_same_first_part_is_read_whole() {
+    let place = Place::new("in.txt", true);
+    let day = |day: u32, lines: u32| {
+        let line =
+            |n| if n < 100 { format!("{n} the same\n") } else { format!("{n} of day {day}\n") };
+        (0..lines).map(line).collect::<String>()
+    };
+    place.write(&day(1, 200));
+    let consumer = place.open().await;
+    assert_eq!(read(&*consumer, 200, true).await.len(), 200);
+    place.write(&day(2, 300));
+    let came = texts(&read(&*consumer, 300, true).await);
+    assert_eq!((came[0].as_str(), came[299].as_str()), ("0 the same", "299 of day 2"));
+    consumer.shutdown().await.unwrap();
+    place.write(&day(3, 400));
+    assert_eq!(texts(&place.read(400).await)[399], "399 of day 3");
+}
+
+/// The reader waits for room in its middle.
+#[tokio::test]
+async fn a_file_that_is_written_anew_alike_while_it_is_read_is_an_error() {
+    let place = Place::new("in.txt", false);
+    let head = "a line that is the same\n".repeat(100);
+    place.write(&(head.clone() + &"a line that is of the first life\n".repeat(60_000)));
+    let consumer = place.open().await;
+    read(&*consumer, 1, true).await;
+    place.write(&(head + &"a line of the second\n".repeat(120_000)));
+    assert!(fails(&*consumer).await.contains("in.txt: it was cut, or written anew"));
+    consumer.shutdown().await.unwrap();
+}
+
+#[tokio::test]
+async fn a_line_that_is_added_to_a_known_file_is_read_whatever_stands_before_it() {
+    for file in ["in.txt", "in.csv"] {
+        let place = Place::new(file, false);
+        place.write("\u{feff}n\r\n\r\n1\r\n");
+        place.texts().await;
+        for n in 2..5 {
+            place.append(&format!("{n}\r\n\r\n"));
+            let expected =
+                if file == "in.csv" { format!("{{\"n\":\"{n}\"}}") } else { n.to_string() };
+            assert_eq!(place.texts().await, [expected], "{file}");
+        }
+    }
+}

@@ -29,6 +29,7 @@ fn fill(template: &Value, n: u64, random: &mut Rng) -> Value {
 fn text_of(text: &str, n: u64, random: &mut Rng) -> Value {
     if let Some(inside) = text.strip_prefix("{{").and_then(|rest| rest.strip_suffix("}}"))
         && !inside.contains("{{")
+        && !inside.contains("}}")
     {
         return place(inside, n, random).unwrap_or_else(|| text.into());
     }
@@ -122,6 +123,12 @@ mod tests {
         assert_eq!(render(&template, 7, 3), render(&template, 7, 3));
         assert_ne!(render(&template, 7, 3), render(&template, 8, 3));
         assert_eq!(render(&template, 7, 3)["id"], json!(3));
+    }
+
+    #[test]
+    fn braces_behind_a_placeholder_stand_as_they_are() {
+        let template = json!(["{{seq}}}}", "x{{seq}}}}", "{{pick a}}b}}", "{{seq}}"]);
+        assert_eq!(render(&template, 7, 3), json!(["3}}", "x3}}", "ab}}", 3]));
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub(crate) struct Place {
     pub(crate) env: ConnectorEnv,
     file: &'static str,
     follow: bool,
+    /// The queue's `format`, if it has one.
+    pub(crate) format: Option<&'static str>,
 }
 
 /// What a message says, and its id.
@@ -28,7 +30,7 @@ impl Place {
     pub(crate) fn new(file: &'static str, follow: bool) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let state = Store::open(&directory.path().join("state"), Options::default()).unwrap();
-        Self { directory, env: ConnectorEnv { state }, file, follow }
+        Self { directory, env: ConnectorEnv { state }, file, follow, format: None }
     }
 
     pub(crate) fn path(&self) -> PathBuf {
@@ -55,7 +57,10 @@ impl Place {
         stage: &str,
         alone: bool,
     ) -> Result<Arc<dyn Consumer>, ConnectorError> {
-        let settings = serde_json::json!({ "path": self.path(), "follow": self.follow });
+        let mut settings = serde_json::json!({ "path": self.path(), "follow": self.follow });
+        if let Some(format) = self.format {
+            settings["format"] = format.into();
+        }
         let queue = QueueSpec::new("p", "q", settings);
         let group = if alone { "" } else { stage };
         let reader = Reader { stage: stage.into(), group: group.into(), order: Order::None };
