@@ -1,5 +1,5 @@
-//! The properties. Each is a function that panics when the connector does not have it; one whose
-//! feature the connector does not declare ends at once.
+//! The properties. Each is a function that panics when the connector lacks the property; if it
+//! needs a feature that the connector does not declare, it returns at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -65,7 +65,7 @@ pub async fn a_message_comes_out_as_it_went_in(fixture: &Fixture) {
     ack(&consumer, &taken).await;
 }
 
-/// A payload of a megabyte, or of the most that is declared.
+/// A payload of a megabyte, or of the declared maximum if that is less.
 pub async fn a_big_payload_survives(fixture: &Fixture) {
     let most = fixture.features().max_message_bytes.unwrap_or(u64::MAX).min(1 << 20);
     let length = usize::try_from(most).expect("at most a megabyte") - 2;
@@ -89,7 +89,7 @@ pub async fn messages_come_in_the_order_in_which_they_were_put(fixture: &Fixture
     ack(&consumer, &taken).await;
 }
 
-/// Acked messages are gone, also for the next consumer; the others are not.
+/// Acked messages are gone, for the next consumer too; the others are not.
 pub async fn what_is_acked_never_comes_again(fixture: &Fixture) {
     fixture.put((0..20).map(numbered).collect()).await;
     let consumer = fixture.consumer("", Order::None).await;
@@ -107,7 +107,7 @@ pub async fn what_is_acked_never_comes_again(fixture: &Fixture) {
     expect_nothing(&consumer).await;
 }
 
-/// A consumer that is dropped without a word gives back what it held.
+/// A consumer that is dropped without a shutdown gives back what it held.
 pub async fn what_a_dropped_consumer_held_comes_again(fixture: &Fixture) {
     fixture.put((0..10).map(numbered).collect()).await;
     let consumer = fixture.consumer("", Order::None).await;
@@ -128,7 +128,7 @@ fn attempt(incoming: &Incoming, delay: Duration) -> Failed {
     Failed { receipt: incoming.receipt, reason, delay }
 }
 
-/// `on_fail` with a delay: not before it, after it, with one attempt more.
+/// `on_fail` with a delay: the message comes not before it but after it, with one more attempt.
 pub async fn a_failed_attempt_comes_again_after_its_delay(fixture: &Fixture) {
     const DELAY: Duration = Duration::from_millis(200);
     fixture.put(vec![numbered(0), numbered(1)]).await;
@@ -145,7 +145,7 @@ pub async fn a_failed_attempt_comes_again_after_its_delay(fixture: &Fixture) {
     expect_nothing(&consumer).await;
 }
 
-/// What is released comes again at once, its attempts as they were.
+/// A released message comes again at once, with its attempts unchanged.
 pub async fn a_release_uses_no_attempt(fixture: &Fixture) {
     fixture.put(vec![numbered(0)]).await;
     let consumer = fixture.consumer("", Order::None).await;
@@ -196,7 +196,7 @@ pub async fn each_group_gets_every_message(fixture: &Fixture) {
     }
 }
 
-/// `key_order`: over two consumers, with failures in between.
+/// `key_order`: with two consumers, and failures in between.
 pub async fn a_key_is_with_one_consumer_at_a_time(fixture: &Fixture) {
     if !fixture.features().key_order {
         return;
@@ -216,7 +216,7 @@ pub async fn a_key_is_with_one_consumer_at_a_time(fixture: &Fixture) {
         let mut blocked = BTreeSet::new();
         for incoming in taken {
             let (n, key) = (number(&incoming), number(&incoming) % 7);
-            // What comes after a failed message of its key in one run goes back with it.
+            // Messages of a key that follow a failed one in the same run go back with it.
             if blocked.contains(&key) || random.u32(..10) == 0 {
                 blocked.insert(key);
                 let failed = attempt(&incoming, Duration::from_millis(1));
@@ -231,7 +231,7 @@ pub async fn a_key_is_with_one_consumer_at_a_time(fixture: &Fixture) {
     }
 }
 
-/// The ack of a message that was given back meanwhile does nothing to whoever has it now.
+/// A late ack of a message that was given back does not affect its new holder.
 pub async fn a_late_ack_does_not_undo_what_another_does(fixture: &Fixture) {
     if !fixture.features().competing {
         return;
@@ -248,7 +248,7 @@ pub async fn a_late_ack_does_not_undo_what_another_does(fixture: &Fixture) {
     ack(&other, &again).await;
 }
 
-/// Dropping the future of `consume` at any moment.
+/// The future of `consume` may be dropped at any moment.
 pub async fn a_consume_that_is_dropped_loses_nothing(fixture: &Fixture) {
     let mut random = fastrand::Rng::with_seed(5);
     let consumer = fixture.consumer("", Order::None).await;
@@ -273,7 +273,7 @@ pub async fn a_consume_that_is_dropped_loses_nothing(fixture: &Fixture) {
     expect_nothing(&consumer).await;
 }
 
-/// Shutdown while others wait, and twice.
+/// Shutdown while a `consume` waits, and a second shutdown.
 pub async fn closing_in_the_middle_neither_hangs_nor_loses(fixture: &Fixture) {
     fixture.put((0..10).map(numbered).collect()).await;
     let consumer = fixture.consumer("", Order::None).await;
@@ -296,7 +296,7 @@ pub async fn closing_in_the_middle_neither_hangs_nor_loses(fixture: &Fixture) {
     producer.shutdown().await.expect("it closes again");
 }
 
-/// Nothing to do is nothing wrong.
+/// Doing nothing is not an error.
 pub async fn empty_batches_are_harmless(fixture: &Fixture) {
     fixture.put(vec![numbered(0)]).await;
     let producer = fixture.producer().await;
@@ -310,7 +310,7 @@ pub async fn empty_batches_are_harmless(fixture: &Fixture) {
     ack(&consumer, &taken).await;
 }
 
-/// Failures, releases and dropped consumers by chance: every message is done once.
+/// Random failures, releases and dropped consumers: every message is done once.
 pub async fn ten_thousand_messages_survive_random_failures(fixture: &Fixture) {
     const MESSAGES: u64 = 10_000;
     const SEED: u64 = 42;
@@ -333,7 +333,7 @@ pub async fn ten_thousand_messages_survive_random_failures(fixture: &Fixture) {
         }
         fail(&consumer, failed).await;
         if random.u32(..20) == 0 {
-            // What it held is given back by whoever notices.
+            // The next consumer gets back what this one held.
             drop(consumer);
             consumer = fixture.consumer("", Order::None).await;
             continue;

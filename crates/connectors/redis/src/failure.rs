@@ -1,4 +1,4 @@
-//! What is told of an error of Redis: which queue, what was wrong, and what to change.
+//! How an error of Redis is reported: which queue, what was wrong, and what to change.
 
 use std::error::Error;
 use std::fmt;
@@ -9,10 +9,10 @@ use redis::{ErrorKind, RedisError};
 use crate::script::commands_at;
 use crate::server::Place;
 
-/// How much of a server's error is told, in characters.
+/// How much of a server's error is reported, in characters.
 const TOLD_MAX: usize = 400;
 
-/// An error, and whether it came up while a connection was made.
+/// An error, and whether it came up while connecting.
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) error: RedisError,
@@ -20,8 +20,8 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// What it means, for people and for the runtime. Nearly all of it can be mended at the server
-    /// while a pipeline runs, so it is tried again. The address is not told: it may hold a password.
+    /// What it means, for people and for the runtime. Nearly all errors can be fixed on the server
+    /// while a pipeline runs, so they are retried. The address is left out: it may hold a password.
     pub(crate) fn told(&self, queue: &str, place: &Place) -> ConnectorError {
         let all = self.error.to_string();
         let text: String = first(&all).chars().take(TOLD_MAX).collect();
@@ -41,11 +41,11 @@ impl Failure {
         }
     }
 
-    /// Whether another connection may do better.
+    /// Whether a new connection may do better.
     pub(crate) fn is_of_connection(&self) -> bool {
         let error = &self.error;
-        // A master that became a replica is to be looked for anew; one that asks for a password now
-        // gets it on a new connection.
+        // A master that became a replica has to be looked up again; a server that now asks for a
+        // password gets it on a new connection.
         let new = ["READONLY", "MASTERDOWN", "NOAUTH", "WRONGPASS"];
         error.is_unrecoverable_error()
             || error.is_timeout()
@@ -54,17 +54,17 @@ impl Failure {
             || self.is_of_protocol()
     }
 
-    /// Whether the server has closed the connection because of what was written.
+    /// Whether the server closed the connection because of what was written.
     pub(crate) fn is_of_protocol(&self) -> bool {
         self.error.detail().is_some_and(|detail| detail.contains("Protocol error"))
     }
 
-    /// Whether a script has found that an RSMQ queue is not there.
+    /// Whether a script found that an RSMQ queue does not exist.
     pub(crate) fn is_no_queue(&self) -> bool {
         self.error.code() == Some("NOQUEUE")
     }
 
-    /// Whether the server has no memory left.
+    /// Whether the server is out of memory.
     pub(crate) fn is_full(&self) -> bool {
         self.says("OOM")
     }
@@ -75,14 +75,14 @@ impl Failure {
         self.says("NOGROUP") || self.error.detail().is_some_and(no_key)
     }
 
-    /// Whether this is the code of what the server said. Before Redis 7 that of a script's error stands within
-    /// its text.
+    /// Whether this is the code of the server's error. Before Redis 7 the code of an error in a
+    /// script is only found within its text.
     pub(crate) fn says(&self, code: &str) -> bool {
         let within = |text: &str| text.contains(&format!(" -{code} "));
         self.error.code() == Some(code) || self.error.detail().is_some_and(within)
     }
 
-    /// What to do about it, if that can be said.
+    /// What to do about it, if anything can be said.
     fn help(&self, text: &str, place: &Place) -> Option<String> {
         let own = match self.error.kind() {
             ErrorKind::AuthenticationFailed => return Some(password(place)),
@@ -113,7 +113,8 @@ impl Failure {
         CODES.iter().find(|(code, _)| self.says(code)).map(|(_, help)| *help)
     }
 
-    /// Of what has a code of its own the text holds names, which anything may be in.
+    /// Texts of errors with a code of their own are not searched: they contain names, and a name
+    /// may contain anything.
     fn by_text(&self, text: &str) -> Option<&'static str> {
         let is_free = self.error.code().is_none_or(|code| code == "ERR");
         let mut texts = TEXTS.iter().filter(|_| is_free);
@@ -137,17 +138,17 @@ impl Failure {
         if error.is_io_error() && self.connecting && !place.is_tls() {
             return Some("check `url`: if the server wants TLS, begin it with `rediss:`");
         }
-        // A connection that stood: nothing in the file is wrong.
+        // The connection was established: nothing in the file is wrong.
         (error.is_io_error() && !self.connecting).then_some("the connection is made again")
     }
 }
 
-/// What is behind an error, for who has to tell it from others.
+/// The cause of an error, for code that has to distinguish it from others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Behind {
-    /// Somebody has deleted a group, or its stream.
+    /// Someone has deleted a group, or its stream.
     NoGroup,
-    /// What was asked may have been done.
+    /// The request may have been carried out.
     Unanswered,
 }
 
@@ -168,17 +169,17 @@ impl Behind {
     }
 }
 
-/// Whether what was told is that somebody has deleted a group, or its stream.
+/// Whether the error says that someone has deleted a group, or its stream.
 pub(crate) fn is_no_group(error: &ConnectorError) -> bool {
     Behind::NoGroup.is(error)
 }
 
-/// Whether nobody knows what became of what was asked.
+/// Whether it is unknown what became of the request.
 pub(crate) fn is_unanswered(error: &ConnectorError) -> bool {
     Behind::Unanswered.is(error)
 }
 
-/// What codes mean.
+/// What to do, by error code.
 const CODES: [(&str, &str); 5] = [
     (
         "WRONGTYPE",
@@ -191,7 +192,7 @@ const CODES: [(&str, &str); 5] = [
     ("READONLY", "the server is a replica: name its master in `url`, or set `sentinel`"),
 ];
 
-/// What texts mean.
+/// What to do, by a part of the text.
 const TEXTS: [(&str, &str); 7] = [
     (
         "sentinel node",
@@ -223,7 +224,7 @@ const TEXTS: [(&str, &str); 7] = [
     ),
 ];
 
-/// What a server has said, without where in a script.
+/// A server's error, without its place in a script.
 fn first(text: &str) -> &str {
     text.split(" script: ").next().unwrap_or(text)
 }
@@ -244,7 +245,7 @@ fn password(place: &Place) -> String {
     format!("check user and password in `url`{sentinel}")
 }
 
-/// What a user's access list lacks.
+/// What a user's access list is missing.
 fn rights(text: &str, user: &str) -> String {
     let named = text.split_once("run the '").and_then(|(_, rest)| rest.split_once('\''));
     let commands = match named {
@@ -269,7 +270,7 @@ fn rights(text: &str, user: &str) -> String {
     }
 }
 
-/// Words with something before each.
+/// The words, each with a prefix.
 fn all(before: &str, words: &[String]) -> String {
     let words: Vec<String> = words.iter().map(|word| format!("{before}{word}")).collect();
     words.join(" ")
@@ -279,7 +280,7 @@ fn all(before: &str, words: &[String]) -> String {
 mod tests {
     use super::*;
 
-    /// As a server says it.
+    /// An error as a server sends it.
     fn said(text: &str) -> Failure {
         let said = redis::parse_redis_value(text.as_bytes()).and_then(redis::Value::extract_error);
         Failure { error: said.expect_err("it is an error"), connecting: false }

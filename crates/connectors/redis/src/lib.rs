@@ -1,5 +1,5 @@
-//! Brigade's queues on Redis: [Streams](stream), and [RSMQ](rsmq), the queues of the Node and Python
-//! clients of that name.
+//! Brigade's queues on Redis: [Streams](stream), and [RSMQ](rsmq), the queues of the Node and
+//! Python clients of that name.
 
 mod failure;
 mod outcomes;

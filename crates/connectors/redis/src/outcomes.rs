@@ -4,11 +4,11 @@ use brigade_core::connector::{ConnectorError, Produced, Rejected};
 
 use crate::failure::is_unanswered;
 
-/// A part of several messages has so many bytes at most: over a slow link it is answered in time, and what stands of
-/// a batch is known part by part.
+/// The most bytes in a part of several messages: even a slow link then answers in time, and the
+/// outcome of a batch is known part by part.
 const PART_BYTES: usize = 1 << 20;
 
-/// Cuts places into parts of so many messages at most, and not too many bytes.
+/// Cuts places into parts of at most `most` messages and, unless it is a single one, `PART_BYTES`.
 pub(crate) fn parts(
     places: &[usize],
     most: usize,
@@ -29,30 +29,32 @@ pub(crate) fn parts(
     parts
 }
 
-/// What is known of a batch's messages so far.
+/// What is known so far about a batch's messages.
 pub(crate) struct Outcomes(Vec<Option<Produced>>);
 
 impl Outcomes {
-    /// Of a batch of which some are refused.
+    /// For a batch of which some messages are refused.
     pub(crate) fn new(refused: impl Iterator<Item = Option<Rejected>>) -> Self {
         Self(refused.map(|why| why.map(Produced::Rejected)).collect())
     }
 
-    /// One is refused, if it is not yet.
+    /// Refuses a message, unless it already has an outcome.
     pub(crate) fn refuse(&mut self, at: usize, why: Rejected) {
         self.0[at].get_or_insert(Produced::Rejected(why));
     }
 
-    /// The places of those of which nothing is known.
+    /// The places of the messages without an outcome.
     pub(crate) fn unknown(&self) -> Vec<usize> {
         let known = self.0.iter().enumerate();
         known.filter(|(_, outcome)| outcome.is_none()).map(|(at, _)| at).collect()
     }
 
-    /// Enters what became of a part: of each, or an error, which is about all. Says whether all of it stands.
+    /// Records what became of a part: one result for each message, or one error for all. Returns
+    /// whether all of them were put.
     ///
     /// # Errors
-    /// No answer came, and of no message that was tried anything is known: the error is about the whole batch.
+    /// No answer came, and no message tried so far has an outcome: the error is for the whole
+    /// batch.
     pub(crate) fn enter(
         &mut self,
         places: &[usize],
@@ -71,12 +73,12 @@ impl Outcomes {
         Ok(all_stand)
     }
 
-    /// Whether something is known of what was tried.
+    /// Whether any message that was tried has an outcome.
     fn is_begun(&self) -> bool {
         self.0.iter().flatten().any(|outcome| !matches!(outcome, Produced::Rejected(_)))
     }
 
-    /// What became of each. What was not tried waits for what failed.
+    /// What became of each message. One that was not tried gets the error of the first that failed.
     pub(crate) fn all(self) -> Vec<Produced> {
         let error = self.0.iter().find_map(|outcome| match outcome {
             Some(Produced::Failed(error)) => Some(error.clone()),

@@ -1,4 +1,4 @@
-//! Outputs that are written in the script that acks what they were made of.
+//! Outputs that are written by the same script that acks the messages they were made from.
 
 use std::sync::Arc;
 
@@ -13,10 +13,10 @@ use crate::stream::fields;
 use crate::value_limit;
 use crate::wire::Wire;
 
-/// Where an output goes. It travels as the name of an operation's queue.
+/// Where an output goes. It travels as the queue name of an operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Target {
-    /// A queue's stream, by its key, and where what is put with a delay waits.
+    /// A queue's stream, by its key, and the key where delayed messages wait.
     Stream {
         queue: Arc<str>,
         stream: String,
@@ -25,7 +25,7 @@ pub(crate) enum Target {
     Rsmq(QueueDefinition),
 }
 
-/// Between the parts of a target's name; no key that a pipeline file names has it.
+/// Separates the parts of a target's name; no key named in a pipeline file contains it.
 const BETWEEN: char = '\n';
 
 impl Target {
@@ -76,7 +76,7 @@ impl Target {
         }
     }
 
-    /// The keys that a script names in an error.
+    /// The keys that a script's error may name.
     fn keys(&self) -> [String; 2] {
         match self {
             Self::Stream { stream, later, .. } => [stream.clone(), later.clone()],
@@ -84,7 +84,7 @@ impl Target {
         }
     }
 
-    /// The longest value that is written of a message.
+    /// The length of the longest value that is written for a message.
     fn longest(&self, outgoing: &Outgoing) -> u64 {
         match self {
             Self::Stream { .. } => value_limit::of_entry(&outgoing.message),
@@ -92,7 +92,7 @@ impl Target {
         }
     }
 
-    /// Operations that put these messages here.
+    /// The operations that put these messages here.
     pub(crate) fn enqueue(&self, batch: &[Outgoing]) -> Vec<StoreOp> {
         let queue = self.name();
         let enqueue = |outgoing: &Outgoing| StoreOp::Enqueue {
@@ -103,7 +103,7 @@ impl Target {
     }
 }
 
-/// One command for many values, a thousand at a time: Lua has no room for more on its stack.
+/// Runs one command for many values, a thousand at a time: Lua's stack has no room for more.
 pub(crate) const MANY: &str = "
 local function many(command, key, values)
   for i = 1, #values, 1000 do
@@ -122,7 +122,7 @@ local function get_many(key, fields)
 end
 ";
 
-/// Refuses what the user's rights would refuse later. Before Redis 7 nobody can ask.
+/// Refuses up front what the user's rights would refuse later. Before Redis 7 a script cannot ask.
 pub(crate) const MAY: &str = "
 -- A script that ends in an error keeps what it has done: all that could stop it is asked before.
 local function may(commands)
@@ -137,8 +137,9 @@ local function may(commands)
 end
 ";
 
-/// What the script of an ack takes to put outputs, with [`MANY`] and [`MAY`]; [`settle`] and [`put`] give it its
-/// arguments, which begin at `first` there. It answers with an error if nothing can be put.
+/// What an acking script needs to put outputs, along with [`MANY`] and [`MAY`]. [`settle`] and
+/// [`put`] pass its arguments, which begin at index `first`. It answers with an error if nothing
+/// can be put.
 pub(crate) const PUT: &str = "
 local digits = '0123456789abcdefghijklmnopqrstuvwxyz'
 local function base36(n)
@@ -241,13 +242,13 @@ end
 
 /// What became of a settlement.
 pub(crate) enum Settled {
-    /// The script has run, and answers with those whose leases are lost.
+    /// The script ran and returned the ids whose leases are lost.
     Done(Vec<Vec<u8>>),
     /// Nothing was done: these outputs are refused, by their messages' ids.
     Refused(Vec<(MessageId, Rejected)>),
 }
 
-/// Runs a script with [`PUT`] that acks, and puts outputs.
+/// Runs a script with [`PUT`] that acks messages and puts outputs.
 pub(crate) async fn settle(
     wire: &Arc<Wire>,
     script: ScriptInvocation<'static>,
@@ -285,7 +286,7 @@ fn parsed(ops: &[StoreOp]) -> Result<Outputs<'_>, ConnectorError> {
             let error = "a settlement on Redis takes messages only";
             return Err(ConnectorError::unsupported(error));
         };
-        // A batch shares its name.
+        // Outputs of one batch share their name.
         let target = match &last {
             Some((name, target)) if Arc::ptr_eq(name, queue) => Arc::clone(target),
             _ => Arc::new(Target::of_name(queue).ok_or_else(|| {
@@ -298,8 +299,8 @@ fn parsed(ops: &[StoreOp]) -> Result<Outputs<'_>, ConnectorError> {
     Ok(parsed)
 }
 
-/// Adds outputs to a script's arguments, and runs it. RSMQ queues that somebody has deleted are made
-/// again: what is put without one nobody else would find.
+/// Adds outputs to a script's arguments and runs it. RSMQ queues that someone has deleted are made
+/// again: nobody else would find a message that is put without its queue.
 async fn run<T: FromRedisValue + Send + 'static>(
     wire: &Arc<Wire>,
     mut script: ScriptInvocation<'static>,
@@ -322,7 +323,7 @@ async fn run<T: FromRedisValue + Send + 'static>(
         answer => answer,
     };
     answer.map_err(|failure| {
-        // It may be an output's key that is wrong, not one of the queue whose connection this is.
+        // The wrong key may be an output's, not one of the queue that this connection belongs to.
         let text = failure.error.to_string();
         let named =
             |target: &&Target| target.keys().iter().any(|k| text.contains(&format!("`{k}`")));
@@ -333,7 +334,7 @@ async fn run<T: FromRedisValue + Send + 'static>(
     })
 }
 
-/// The targets of outputs, each once where those of a batch stand together.
+/// The targets of outputs, one for each run of outputs of the same batch.
 fn distinct<'a>(outputs: &'a Outputs<'_>) -> impl Iterator<Item = &'a Target> {
     outputs.chunk_by(|a, b| Arc::ptr_eq(&a.0, &b.0)).map(|batch| &*batch[0].0)
 }

@@ -1,5 +1,5 @@
-//! How many messages a read asks for, and how long they may take to come. A server is asked for a number, while
-//! what is wanted is bytes, so it depends on how long the last messages were.
+//! How many messages a read asks for, and how long they may take to come. The server takes a number
+//! where the caller wants bytes, so it depends on the size of recent messages.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,31 +8,34 @@ use brigade_core::connector::{Incoming, Want};
 
 use crate::server::ANSWER_MAX;
 
-/// What the first read asks for at most, and the first after one that failed.
+/// The most messages that the first read asks for.
 const FIRST: usize = 8;
-/// A read that brought all that it asked for lets the next ask for so many times as much.
+/// After a read that brought all it asked for, the next may ask for this many times as much.
 const GROWTH: usize = 4;
-/// Were all as long as the longest lately, a read would bring so many times as much as there is room for at most.
+/// If all messages were as long as the longest recent one, a read would bring at most this many
+/// times as much as there is room for.
 const OVER: usize = 8;
-/// A read of a single message that did not come in time lets the next take so many times as long.
+/// After a read of a single message that did not come in time, the next may take this many times as
+/// long.
 const PATIENCE_GROWTH: u32 = 4;
-/// No read takes longer.
+/// The longest that a read may take.
 const PATIENCE_MAX: Duration = Duration::from_secs(600);
-/// For so long reads may take longer than others: what did not come may be another's first, and come back later.
+/// For this long, reads may take longer than usual: a message that did not come may be handed out
+/// elsewhere first, and come back later.
 const PATIENT_FOR: Duration = Duration::from_secs(1800);
 
-/// What the last reads tell about the next.
+/// What the last reads say about the next.
 #[derive(Debug)]
 pub(crate) struct Pace {
-    /// No read asks for more, whatever is wanted.
+    /// The most messages that any read asks for, whatever is wanted.
     max: usize,
-    /// The next asks for no more.
+    /// The most messages that the next read asks for.
     most: usize,
-    /// The mean size lately, at once as great as that of the last read.
+    /// The recent mean size; at least the mean of the last read.
     size: usize,
-    /// How long the longest was; with each read that brings no longer one this counts for less.
+    /// The size of the longest recent message; it decays with each read that brings no longer one.
     longest: usize,
-    /// How long answers may take, if not as long as others, and since when.
+    /// How long answers may take, if longer than usual, and since when.
     patient: Option<(Duration, Instant)>,
 }
 
@@ -49,7 +52,7 @@ impl Pace {
         want.messages.min(self.most).min(fit).clamp(1, self.max)
     }
 
-    /// A read that asked for `asked` messages brought some of these sizes.
+    /// Records that a read that asked for `asked` messages brought messages of these sizes.
     pub(crate) fn brought(&mut self, asked: usize, sizes: impl Iterator<Item = usize>) {
         let (mut messages, mut bytes, mut longest) = (0, 0_usize, 0);
         for size in sizes {
@@ -72,8 +75,8 @@ impl Pace {
         patient.map_or(ANSWER_MAX, |(answer_max, _)| answer_max)
     }
 
-    /// A read that asked for so many messages brought nothing but an error, after this time: perhaps it was too much
-    /// to come in time.
+    /// Records that a read that asked for `asked` messages failed after this time: perhaps they
+    /// were too much to come in time.
     pub(crate) fn failed(&mut self, asked: usize, took: Duration, now: Instant) {
         self.most = 1;
         let answer_max = self.answer_max(now);
@@ -83,7 +86,7 @@ impl Pace {
     }
 }
 
-/// A pace that several reads go by, one after the other.
+/// A pace shared by several reads, one after the other.
 #[derive(Debug)]
 pub(crate) struct Paced(Mutex<Pace>);
 
@@ -96,12 +99,12 @@ impl Paced {
         self.pace().count(want)
     }
 
-    /// How long an answer may take that brings messages.
+    /// How long an answer that brings messages may take.
     pub(crate) fn answer_max(&self) -> Duration {
         self.pace().answer_max(Instant::now())
     }
 
-    /// What became of a read that asked for so many messages, and when it did.
+    /// Records the outcome of a read that asked for `asked` messages, as of now.
     pub(crate) fn read<E>(&self, asked: usize, begun: Instant, read: Result<&[Incoming], E>) {
         match read {
             Ok(read) => {
@@ -124,7 +127,7 @@ mod tests {
     const MAX: usize = 1000;
     const WANT: Want = Want { messages: 4096, bytes: 64 << 20 };
 
-    /// Reads of a queue whose messages have this size; what each asked for.
+    /// Reads a queue whose messages have this size; returns what each read asked for.
     fn reads(pace: &mut Pace, size: usize, reads: usize) -> Vec<usize> {
         let read = |_| {
             let asked = pace.count(WANT);

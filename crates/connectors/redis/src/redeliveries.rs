@@ -1,14 +1,14 @@
-//! How often a message is handed out without an outcome before it is given up on.
+//! How often a message is handed out again without an outcome before it is given up on.
 
 use brigade_core::CauseKind;
 use brigade_core::connector::Defect;
 
-/// How often, where the file does not say.
+/// The limit, where the file sets none.
 pub(crate) fn default_max() -> u32 {
     50
 }
 
-/// What is said of a message that was handed out too often.
+/// The defect of a message that was handed out again more than `max` times.
 pub(crate) fn too_often(redeliveries: u32, max: u32) -> Option<Box<Defect>> {
     let message = format!(
         "handed out {redeliveries} times more without an outcome; `max_redeliveries` is {max}"

@@ -1,13 +1,14 @@
-//! Scripts that can be asked what stands in one of their lines.
+//! Scripts that know which commands are in each of their lines.
 
 use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-/// The texts of all scripts, by the hash that a server names in its errors.
+/// The texts of all scripts, by the hash that a server gives in its errors.
 static TEXTS: LazyLock<Mutex<HashMap<String, String>>> = LazyLock::new(Mutex::default);
 
-/// A script whose text is kept. A server that refuses a command within one names a line, no command.
+/// A script whose text is kept. When a server refuses a command in a script, its error gives the
+/// line, not the command.
 pub(crate) struct Script(redis::Script);
 
 impl Script {
@@ -27,8 +28,8 @@ impl Deref for Script {
     }
 }
 
-/// The commands of the line that an error points at, in small letters; those that can come to that
-/// line as arguments, if it names none.
+/// The commands in the line that an error points at, in lower case; if that line names none, those
+/// that may reach it as arguments.
 pub(crate) fn commands_at(error: &str) -> Vec<String> {
     let texts = TEXTS.lock().unwrap_or_else(PoisonError::into_inner);
     let at = |(hash, rest): (&str, &str)| {
@@ -43,7 +44,7 @@ pub(crate) fn commands_at(error: &str) -> Vec<String> {
     place.and_then(at).unwrap_or_default()
 }
 
-/// The commands that stand right after this, each once.
+/// The commands that directly follow `before`, each once.
 fn commands(text: &str, before: &str) -> Vec<String> {
     let named = text.split(before).skip(1).filter_map(|rest| rest.split('\'').next());
     let mut found: Vec<String> = named.map(str::to_lowercase).collect();

@@ -25,26 +25,26 @@ use tokio::time::timeout;
 
 /// How long making a connection may take.
 const CONNECT_MAX: Duration = Duration::from_secs(5);
-/// How long an answer may take, beside the time that a command waits by itself, and the time that it takes to come
-/// to the server.
+/// How long an answer may take, on top of the time for which a command itself waits and the time
+/// that it takes to reach the server.
 pub(crate) const ANSWER_MAX: Duration = Duration::from_secs(10);
-/// Who hears of sendings asks whether the server is there when nothing was said for so long.
+/// After this long without a message, a listener checks that the server is there.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
-/// A connection on which nothing is said is tried after so long, again and again; one that does not answer so often is
-/// broken.
+/// An idle connection is probed after this long, then at this interval; after this many probes
+/// without an answer it is broken.
 const KEEPALIVE: Duration = Duration::from_secs(15);
 const KEEPALIVE_AGAIN: Duration = Duration::from_secs(5);
 const KEEPALIVE_TRIES: u32 = 3;
-/// How much comes to a server in a second at least.
+/// The least number of bytes that reach a server in a second.
 const BYTES_PER_SECOND: u64 = 1 << 20;
 
-/// How long an answer may take to so many bytes.
+/// How long the answer to a request of this many bytes may take.
 pub(crate) fn answer_max(bytes: usize) -> Duration {
     let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
     ANSWER_MAX + Duration::from_millis(bytes.saturating_mul(1000) / BYTES_PER_SECOND)
 }
 
-/// The server where a queue names none: `REDIS_HOST`, a host or `host:port`, if that is set.
+/// The server of a queue that names none: `REDIS_HOST`, a host or `host:port`, if that is set.
 pub(crate) fn local() -> String {
     let host = std::env::var("REDIS_HOST").ok().filter(|host| !host.is_empty());
     address(host.as_deref().unwrap_or("127.0.0.1"))
@@ -61,24 +61,24 @@ fn address(host: &str) -> String {
     }
 }
 
-/// Certificates, for `rediss:` addresses. Without `ca` the system's are trusted.
+/// Certificates, for `rediss:` addresses. Without `ca`, the system's are trusted.
 #[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Tls {
-    /// A file with the certificates (PEM) of who is trusted, instead of the system's.
+    /// A file with the certificates (PEM) to trust instead of the system's.
     ca: Option<PathBuf>,
-    /// A file with the certificate (PEM) that is shown to the server.
+    /// A file with the certificate (PEM) to show to the server.
     certificate: Option<PathBuf>,
     /// A file with that certificate's key (PEM).
     key: Option<PathBuf>,
 }
 
-/// The Sentinels that know which server is the master. `url` then is one of them, but its user,
+/// The Sentinels that know which server is the master. `url` is then one of them, but its user,
 /// password and database are those of the servers.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Sentinel {
-    /// The master's name there.
+    /// The master's name as the Sentinels know it.
     master: String,
     /// More Sentinels, each `host` or `host:port` (26379).
     #[serde(default)]
@@ -98,15 +98,15 @@ pub(crate) struct Place {
     pub(crate) cluster: bool,
 }
 
-/// Why a place is none.
+/// The problem with an invalid address.
 pub(crate) const NO_ADDRESS: &str = "it is no address of a Redis server";
 
 impl Place {
-    /// What is wrong with it, without asking anybody.
+    /// What is wrong with it, found without connecting.
     pub(crate) fn problems(&self) -> Vec<Problem> {
         let mut problems = Vec::new();
         if self.info().is_err() {
-            // The address may hold a password: it is not told.
+            // The address may hold a password: it is left out.
             problems
                 .push(Problem::at("url", NO_ADDRESS).help(
                     "write `redis://[user[:password]@]host[:port][/database]`, or `rediss:`",
@@ -135,19 +135,20 @@ impl Place {
 
     fn info(&self) -> RedisResult<ConnectionInfo> {
         let info = self.url.as_str().into_connection_info()?;
-        // Whatever the address says: in RESP3 answers have other forms.
+        // Whatever the address says: answers have another form in RESP3.
         let settings = info.redis_settings().clone().set_protocol(ProtocolVersion::RESP2);
         Ok(info.set_redis_settings(settings).set_tcp_settings(tcp_settings()))
     }
 
-    /// The name of the store that the server's database is, for what is settled in one step: as one
-    /// user, since another may lack the rights. Without the password. A Cluster is many stores.
+    /// The name of the store that the server's database is, for what is settled in one step. It
+    /// includes the user, since another one may lack the rights, but no password. A Cluster is many
+    /// stores.
     pub(crate) fn store(&self) -> Option<String> {
         let database = self.database().filter(|_| !self.cluster)?;
         Some(format!("redis {} {database}", self.user()))
     }
 
-    /// The server's database, whoever asks it.
+    /// The server's database, whichever user connects to it.
     pub(crate) fn database(&self) -> Option<String> {
         let info = self.info().ok()?;
         let (db, addr) = (info.redis_settings().db(), info.addr());
@@ -157,7 +158,7 @@ impl Place {
         })
     }
 
-    /// Where a queue of this name is, for documents.
+    /// The address of a queue of this name, for generated documents.
     pub(crate) fn of(&self, name: String) -> QueuePlace {
         let protocol = if self.is_tls() { "rediss" } else { "redis" };
         let own = self.info().ok().map(|info| info.addr().clone());
@@ -174,12 +175,12 @@ impl Place {
         QueuePlace { protocol, hosts, names: vec![name], patterns }
     }
 
-    /// Whether TLS is asked for.
+    /// Whether it uses TLS.
     pub(crate) fn is_tls(&self) -> bool {
         self.url.starts_with("rediss:")
     }
 
-    /// Who the server knows.
+    /// The user as which the server knows this client.
     pub(crate) fn user(&self) -> String {
         let user = self.info().ok().and_then(|i| i.redis_settings().username().map(str::to_owned));
         user.unwrap_or_else(|| "default".to_owned())
@@ -188,13 +189,13 @@ impl Place {
     /// Prepares for connecting. Reads certificates.
     ///
     /// # Errors
-    /// The address is none, or a certificate cannot be read; what is told holds no password.
+    /// The address is invalid, or a certificate cannot be read; the error contains no password.
     pub(crate) fn server(&self) -> Result<Server, String> {
-        // What the client says may hold the address as it was written, with its password.
+        // The client's error may contain the address as it was written, with its password.
         let info = self.info().map_err(|_| "`url` is no address of a server".to_owned())?;
         let tls = self.is_tls();
         if tls {
-            // Another part of the program may have chosen one; that one serves as well.
+            // Another part of the program may have installed one; that one will do as well.
             let _ = rustls::crypto::ring::default_provider().install_default();
         }
         let certificates = self.certificates()?;
@@ -215,12 +216,12 @@ impl Place {
         client.map(Server::Single).map_err(said)
     }
 
-    /// The same for the node of a Cluster that `url` names, alone.
+    /// The same, but for the Cluster node that `url` names alone.
     pub(crate) fn node(&self) -> Result<Server, String> {
         Self { cluster: false, ..self.clone() }.server()
     }
 
-    /// Whether files say who is trusted, or what is shown: they may be other ones later.
+    /// Whether certificates come from files, whose contents may change.
     pub(crate) fn has_certificates(&self) -> bool {
         let files =
             |Tls { ca, certificate, key }: &Tls| [ca, certificate, key].map(Option::is_some);
@@ -244,14 +245,14 @@ impl Place {
     }
 }
 
-/// A server whose machine died, or that a router has forgotten, closes nothing.
+/// A server whose machine died, or whose connection a router has forgotten, closes nothing.
 fn tcp_settings() -> TcpSettings {
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE_AGAIN);
     let keepalive = keepalive.with_retries(KEEPALIVE_TRIES);
     TcpSettings::default().set_nodelay(true).set_keepalive(keepalive)
 }
 
-/// The parts of an address without a scheme.
+/// `host:port`, an address without a scheme.
 fn with_port(host: &str, port: u16) -> String {
     match host.contains(':') && !host.starts_with('[') {
         true => format!("[{host}]:{port}"),
@@ -317,14 +318,14 @@ pub(crate) enum Server {
     Cluster(Box<ClusterPlace>),
 }
 
-/// Where a Cluster is.
+/// The address of a Cluster.
 pub(crate) struct ClusterPlace {
     info: ConnectionInfo,
     certificates: Option<TlsCertificates>,
 }
 
 impl ClusterPlace {
-    /// Its client has the times: one for answers that may take so long.
+    /// The client sets the timeouts: this one is for answers that may take `answer_max`.
     fn client(&self, answer_max: Duration) -> RedisResult<ClusterClient> {
         let builder = ClusterClientBuilder::new([self.info.clone()])
             .tcp_settings(tcp_settings())
@@ -338,7 +339,7 @@ impl ClusterPlace {
 }
 
 impl Server {
-    /// Connects. Answers may take so long.
+    /// Connects. Answers may take this long.
     pub(crate) async fn connect(&self, answer_max: Duration) -> RedisResult<Connection> {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_MAX))
@@ -358,8 +359,8 @@ impl Server {
 }
 
 impl Server {
-    /// Has `heard` called whenever something is published on this channel, until the connection
-    /// breaks. A Cluster is not listened to.
+    /// Calls `heard` whenever something is published on this channel, until the connection breaks.
+    /// A Cluster is not listened to.
     pub(crate) async fn listen(&self, channel: &str, heard: impl Fn()) -> RedisResult<()> {
         let client = match self {
             Self::Single(client) => client.clone(),
@@ -369,7 +370,7 @@ impl Server {
         let notices = within(CONNECT_MAX, client.get_async_pubsub()).await?;
         let (mut asking, mut messages) = notices.split();
         within(ANSWER_MAX, asking.subscribe(channel)).await?;
-        // What was published before the subscription stood is looked for now.
+        // The consumer now looks for what was published before the subscription began.
         heard();
         loop {
             match timeout(SILENCE_MAX, messages.next()).await {
@@ -381,13 +382,13 @@ impl Server {
     }
 }
 
-/// What is done in this time, or an error.
+/// What is done within this time; otherwise an error.
 async fn within<T>(time: Duration, done: impl Future<Output = RedisResult<T>>) -> RedisResult<T> {
     let late = |_| RedisError::from(io::Error::from(io::ErrorKind::TimedOut));
     timeout(time, done).await.map_err(late)?
 }
 
-/// A connection, whatever it goes to.
+/// A connection to a server or a Cluster.
 #[derive(Clone)]
 pub(crate) enum Connection {
     Single(MultiplexedConnection),
@@ -395,7 +396,7 @@ pub(crate) enum Connection {
 }
 
 impl Connection {
-    /// Has answers take so long at most; to a Cluster as long as they might when it was connected to.
+    /// Sets how long answers may take; on a Cluster that stays as it was when connecting.
     pub(crate) fn set_answer_max(&mut self, answer_max: Duration) {
         if let Self::Single(connection) = self {
             connection.set_response_timeout(answer_max);

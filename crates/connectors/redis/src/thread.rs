@@ -1,6 +1,6 @@
-//! The thread of all connections to Redis in this process. Connecting, requests and how long their answers take are
-//! its own: a lane whose component keeps its thread for long lets no answer time out, neither its own nor, where they
-//! share a connection, another lane's.
+//! The thread that serves all connections to Redis in this process. Connecting, requests and the
+//! timeouts of answers run on it: a lane whose component blocks for long makes no answer time out,
+//! neither its own nor, on a shared connection, another lane's.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -11,15 +11,15 @@ use std::{io, panic};
 use tokio::runtime::{Builder, Handle};
 use tokio::task::JoinHandle;
 
-/// The way to the thread, once it is there.
+/// The handle of the thread, once it runs.
 static THREAD: Mutex<Option<Thread>> = Mutex::new(None);
 
-/// The way to the thread, which ends with the process.
+/// A handle of the thread, which ends with the process.
 #[derive(Clone)]
 pub(crate) struct Thread(Handle);
 
 impl Thread {
-    /// Starts it at first use.
+    /// Starts the thread at first use.
     pub(crate) fn get() -> io::Result<Self> {
         let mut there = THREAD.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(thread) = &*there {
@@ -30,7 +30,7 @@ impl Thread {
         Ok(thread)
     }
 
-    /// Has something done there.
+    /// Runs work on the thread; dropping the task cancels it.
     pub(crate) fn spawn<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
@@ -38,7 +38,7 @@ impl Thread {
         Task(self.0.spawn(work))
     }
 
-    /// The same, whether anybody waits for it or not.
+    /// Runs work on the thread to its end, whether or not anything waits for it.
     pub(crate) fn spawn_to_the_end(&self, work: impl Future<Output = ()> + Send + 'static) {
         drop(self.0.spawn(work));
     }
@@ -46,7 +46,8 @@ impl Thread {
 
 fn start() -> io::Result<Handle> {
     let (say, is_made) = mpsc::channel();
-    // A runtime that were made here could not be dropped here, where tasks run, if there is no thread.
+    // Built on the new thread: a runtime built here, where tasks run, could not be dropped here if
+    // the thread cannot be started.
     std::thread::Builder::new().name("brigade-redis".to_owned()).spawn(move || {
         match Builder::new_current_thread().enable_all().build() {
             Ok(runtime) => {
@@ -61,7 +62,7 @@ fn start() -> io::Result<Handle> {
     is_made.recv().map_err(io::Error::other)?
 }
 
-/// What is done on the thread. Who drops it gives it up.
+/// Work on the thread. Dropping it cancels the work.
 pub(crate) struct Task<T>(JoinHandle<T>);
 
 impl<T> Future for Task<T> {
@@ -69,7 +70,7 @@ impl<T> Future for Task<T> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
         let done = Pin::new(&mut self.0).poll(context);
-        // Nobody gives up what he awaits: it can only have panicked.
+        // A task that is being awaited has not been cancelled: it can only have panicked.
         done.map(|done| done.unwrap_or_else(|error| panic::resume_unwind(error.into_panic())))
     }
 }

@@ -1,4 +1,5 @@
-//! How long a value the server takes: its `proto-max-bulk-len`. On a longer one it closes the connection.
+//! The longest value that the server accepts: its `proto-max-bulk-len`. On a longer one it closes
+//! the connection.
 
 use std::sync::Arc;
 
@@ -9,15 +10,15 @@ use redis::cmd;
 use crate::failure::Failure;
 use crate::wire::Wire;
 
-/// What every server takes: it cannot be set to less.
+/// The length that every server accepts: the setting cannot be lower.
 pub(crate) const SURE: u64 = 1 << 20;
-/// How often a connection has to break for the length that was written on it.
+/// How many connections have to break before the length written on them is taken to be the cause.
 const BREAKS: u32 = 2;
 
-/// The longest value of a message in an entry of a stream.
+/// The length of a message's longest value in an entry of a stream.
 pub(crate) fn of_entry(message: &Message) -> u64 {
     let headers = message.headers.iter().map(|(name, value)| {
-        // `h:` stands before a name.
+        // In an entry, `h:` precedes the name.
         (name.len() + 2).max(value.map_or(0, |value| value.len()))
     });
     let key = message.key.as_ref().map_or(0, |key| key.len());
@@ -29,11 +30,11 @@ pub(crate) fn of_body(message: &Message) -> u64 {
     message.payload.as_ref().map_or(0, |payload| payload.len() as u64)
 }
 
-/// The longest value that a server takes.
+/// The longest value that a server accepts.
 #[derive(Debug, Clone, Copy)]
 struct Longest {
     bytes: u64,
-    /// It was told by the server; else found out.
+    /// Whether the server reported it; otherwise it was found by trying.
     told: bool,
 }
 
@@ -53,7 +54,7 @@ impl Longest {
     }
 }
 
-/// Which values the server does not take, by their places among these lengths.
+/// Which values the server does not accept, by their places among these lengths.
 pub(crate) async fn too_long(
     wire: &Arc<Wire>,
     lengths: &[u64],
@@ -72,7 +73,7 @@ pub(crate) async fn too_long(
     Ok(lengths.iter().enumerate().filter_map(refused).collect())
 }
 
-/// What the server says, if it lets itself be asked.
+/// What the server says, if it may be asked.
 async fn ask(wire: &Arc<Wire>) -> Option<u64> {
     let mut config = cmd("CONFIG");
     config.arg("GET").arg("proto-max-bulk-len");
@@ -80,11 +81,13 @@ async fn ask(wire: &Arc<Wire>) -> Option<u64> {
     answer.1.parse().ok()
 }
 
-/// The greatest of these lengths that the server takes, found by halves; less than each if it takes none.
+/// The greatest of these lengths that the server accepts, found by bisection; if it accepts none, a
+/// value below all of them.
 async fn find(wire: &Arc<Wire>, mut lengths: Vec<u64>) -> Result<u64, ConnectorError> {
     lengths.sort_unstable();
     lengths.dedup();
-    // Those before `good` are taken, those from `bad` on are not. Most often all are, or the only one is not.
+    // Those before `good` are accepted, those from `bad` on are not. Usually all are, or there is
+    // only one and it is not.
     let (mut good, mut bad, mut next) = (0, lengths.len(), lengths.len() - 1);
     while good < bad {
         match takes(wire, lengths[next]).await? {
@@ -96,8 +99,9 @@ async fn find(wire: &Arc<Wire>, mut lengths: Vec<u64>) -> Result<u64, ConnectorE
     Ok(good.checked_sub(1).map_or(SURE, |last| lengths[last]))
 }
 
-/// Whether the server takes a value of this length. A key that long is asked for on a connection of its
-/// own, so that nobody else's breaks; whatever is answered, it was taken.
+/// Whether the server accepts a value of this length. It is asked for a key that long, on a
+/// connection of its own so that no other request's breaks; any answer means that the value was
+/// accepted.
 async fn takes(wire: &Arc<Wire>, length: u64) -> Result<bool, ConnectorError> {
     let Ok(length) = usize::try_from(length) else { return Ok(false) };
     for _ in 0..BREAKS {

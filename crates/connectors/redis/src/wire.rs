@@ -15,17 +15,18 @@ use crate::server::{ANSWER_MAX, Connection, Place, Server, answer_max};
 use crate::thread::{Task, Thread};
 use crate::value_limit::SURE;
 
-/// What may take longer is asked on a connection of its own: nobody else's questions wait behind it.
+/// A request that may take longer gets a connection of its own, so that no other request waits
+/// behind it.
 const SHARED_MAX: Duration = Duration::from_secs(20);
 
 pub(crate) struct Wire {
     queue: Arc<str>,
     place: Place,
-    /// What connections are made with; with the certificates that were read last.
+    /// What connections are made with, including the certificates as last read.
     server: Mutex<Arc<Server>>,
     thread: Thread,
     connection: Mutex<Option<Connection>>,
-    /// How long a value the server of the connection is known to take.
+    /// The longest value that the connected server is known to accept.
     takes: AtomicU64,
 }
 
@@ -45,7 +46,7 @@ impl Wire {
         Ok(Arc::new(Self { queue, place, server, thread, connection, takes }))
     }
 
-    /// Has something done on the thread of the connections, whatever becomes of the thread of who asks.
+    /// Runs work on the thread of the connections, whatever becomes of the caller's thread.
     pub(crate) fn spawn<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
@@ -53,18 +54,18 @@ impl Wire {
         self.thread.spawn(work)
     }
 
-    /// The same, whether anybody waits for it or not.
+    /// Runs work there to its end, whether or not anything waits for it.
     pub(crate) fn spawn_to_the_end(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.thread.spawn_to_the_end(work);
     }
 
-    /// The store that the server's database is: its queues can be written in one script.
+    /// The store that the server's database is: one script can write all its queues.
     pub(crate) fn store(&self) -> Option<StoreId> {
         self.place.store().map(StoreId::new)
     }
 
-    /// Runs a script on a connection of its own, where nobody can wait for it: in a destructor. If it
-    /// cannot be done, nobody hears of it.
+    /// Runs a script on a connection of its own, for a destructor, which cannot wait for it. A
+    /// failure is not reported.
     pub(crate) fn at_last(&self, script: ScriptInvocation<'static>) {
         let wire = Self::new(&self.queue, &self.place);
         self.spawn_to_the_end(async move {
@@ -74,8 +75,7 @@ impl Wire {
         });
     }
 
-    /// Has `heard` called whenever something is published on this channel, until the connection
-    /// breaks.
+    /// Calls `heard` whenever something is published on this channel, until the connection breaks.
     pub(crate) async fn listen(
         self: &Arc<Self>,
         channel: &str,
@@ -86,8 +86,9 @@ impl Wire {
         heard.map_err(|error| self.told(&Failure { error, connecting: false }))
     }
 
-    /// What a connection is made with now. Certificates are read anew: they may have been renewed since. While that
-    /// fails, as while a file is being replaced, they are what they were.
+    /// What connections are made with now. Certificates are read again, as they may have been
+    /// renewed. While that fails, for example because a file is being replaced, the previous ones
+    /// are used.
     fn server(&self) -> Arc<Server> {
         let anew = self.place.has_certificates().then(|| self.place.server());
         let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
@@ -102,13 +103,13 @@ impl Wire {
         Arc::clone(&server)
     }
 
-    /// The connection, made if there is none. Nobody holds the lock meanwhile.
+    /// The connection, made if there is none. The lock is not held meanwhile.
     async fn connection(&self) -> RedisResult<Connection> {
         if let Some(connection) = &*self.current() {
             return Ok(connection.clone());
         }
         let made = self.server().connect(ANSWER_MAX).await?;
-        // The server may be another, or have other settings.
+        // This may be another server, or one with other settings.
         self.takes.store(SURE, Relaxed);
         Ok(self.current().get_or_insert(made).clone())
     }
@@ -117,17 +118,18 @@ impl Wire {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How long a value the server is known to take, on this connection.
+    /// The longest value that the server is known to accept on this connection.
     pub(crate) fn takes(&self) -> u64 {
         self.takes.load(Relaxed)
     }
 
-    /// It is known now.
+    /// Sets the longest value that the server is known to accept.
     pub(crate) fn set_takes(&self, bytes: u64) {
         self.takes.store(bytes, Relaxed);
     }
 
-    /// Runs a command of so many bytes on a connection of its own; of a Cluster, to the node that `url` names.
+    /// Runs a command of this many bytes on a connection of its own; on a Cluster, on the node that
+    /// `url` names.
     pub(crate) async fn query_alone<T: FromRedisValue + Send + 'static>(
         self: &Arc<Self>,
         command: Cmd,
@@ -147,7 +149,7 @@ impl Wire {
         asked.await
     }
 
-    /// The connection for what may take so long; says whether it is the shared one.
+    /// The connection for a request that may take this long, and whether it is the shared one.
     async fn connection_for(&self, answer_max: Duration) -> RedisResult<(Connection, bool)> {
         if answer_max > SHARED_MAX {
             return Ok((self.server().connect(answer_max).await?, false));
@@ -157,7 +159,7 @@ impl Wire {
         Ok((connection, true))
     }
 
-    /// Runs something on a connection, for so long at most.
+    /// Runs something on a connection whose answers may take at most this long.
     async fn run<T: Send + 'static, R>(
         self: &Arc<Self>,
         answer_max: Duration,
@@ -184,7 +186,7 @@ impl Wire {
         asked.await
     }
 
-    /// A broken connection is made anew the next time.
+    /// Drops a broken connection: the next request makes a new one.
     fn look_at(&self, failure: &Failure) {
         if failure.is_of_connection() {
             *self.current() = None;
@@ -198,7 +200,7 @@ impl Wire {
         self.command_for(command, ANSWER_MAX).await
     }
 
-    /// Runs a command whose answer may take so long.
+    /// Runs a command whose answer may take this long.
     pub(crate) async fn command_for<T: FromRedisValue + Send + 'static>(
         self: &Arc<Self>,
         command: &Cmd,
@@ -208,7 +210,7 @@ impl Wire {
         answer.map_err(|failure| self.told(&failure))
     }
 
-    /// Runs a command whose errors mean something to who asks.
+    /// Runs a command whose errors mean something to the caller.
     pub(crate) async fn try_command<T: FromRedisValue + Send + 'static>(
         self: &Arc<Self>,
         command: &Cmd,
@@ -225,7 +227,8 @@ impl Wire {
         self.run(answer_max, |mut on| async move { command.query_async(&mut on).await }).await
     }
 
-    /// Runs commands of so many bytes in all, each whatever becomes of the others, and answers for each of them.
+    /// Runs commands of this many bytes in all, each regardless of the others, and returns a result
+    /// for each.
     pub(crate) async fn each(
         self: &Arc<Self>,
         mut pipeline: Pipeline,
@@ -253,7 +256,7 @@ impl Wire {
         self.script_for(script, ANSWER_MAX).await
     }
 
-    /// Runs a script whose answer may take so long.
+    /// Runs a script whose answer may take this long.
     pub(crate) async fn script_for<T: FromRedisValue + Send + 'static>(
         self: &Arc<Self>,
         script: impl Into<Arc<ScriptInvocation<'static>>>,
@@ -263,7 +266,7 @@ impl Wire {
         answer.map_err(|failure| self.told(&failure))
     }
 
-    /// Runs a script whose errors mean something to who asks.
+    /// Runs a script whose errors mean something to the caller.
     pub(crate) async fn try_script<T: FromRedisValue + Send + 'static>(
         self: &Arc<Self>,
         script: impl Into<Arc<ScriptInvocation<'static>>>,
@@ -271,7 +274,8 @@ impl Wire {
         self.try_script_for(script, ANSWER_MAX).await
     }
 
-    /// The same for so long at most.
+    /// Runs a script whose errors mean something to the caller, and whose answer may take this
+    /// long.
     pub(crate) async fn try_script_for<T: FromRedisValue + Send + 'static>(
         self: &Arc<Self>,
         script: impl Into<Arc<ScriptInvocation<'static>>>,
@@ -280,7 +284,8 @@ impl Wire {
         let script = script.into();
         let run = move |mut on| async move {
             if answer_max > SHARED_MAX {
-                // Else what is long is sent twice to a server that does not know the script.
+                // Otherwise long arguments would be sent twice to a server that does not have the
+                // script.
                 script.load_async(&mut on).await?;
             }
             script.invoke_async(&mut on).await
@@ -288,7 +293,7 @@ impl Wire {
         self.run(answer_max, run).await
     }
 
-    /// Whether the server answers, and has at this key what it should, or nothing.
+    /// Checks that the server answers, and that this key is of the right type or absent.
     pub(crate) async fn reach(
         self: &Arc<Self>,
         key: &str,
@@ -310,7 +315,7 @@ impl Wire {
         self.told_of(&self.queue, failure)
     }
 
-    /// The same of another queue on the server.
+    /// The same for another queue on the server.
     pub(crate) fn told_of(&self, queue: &str, failure: &Failure) -> ConnectorError {
         failure.told(queue, &self.place)
     }

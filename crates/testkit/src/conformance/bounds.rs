@@ -1,4 +1,4 @@
-//! What a queue holds, says and refuses.
+//! What a queue holds, reports and refuses.
 
 use std::time::{Duration, Instant};
 
@@ -12,10 +12,10 @@ use crate::fixture::{
     Fixture, ack, expect_nothing, fail, number, numbered, patiently, take, take_all, take_wanted,
 };
 
-/// How many messages the queue of the tests of `limit` holds.
+/// How many messages the queue holds in the tests of `limit`.
 const FULL: u64 = 5;
 
-/// `batch`: what is there comes together.
+/// `batch`: messages that are there come together.
 pub async fn a_batch_comes_in_one_answer(fixture: &Fixture) {
     if !fixture.features().batch {
         return;
@@ -29,7 +29,7 @@ pub async fn a_batch_comes_in_one_answer(fixture: &Fixture) {
     ack(&consumer, &rest).await;
 }
 
-/// No more bytes than are wanted, but for the last message; one comes all the same.
+/// No more bytes come than are wanted, except for the last message; one message always comes.
 pub async fn no_more_bytes_come_than_are_wanted(fixture: &Fixture) {
     const MESSAGES: u64 = 10;
     let long = |n: u64| {
@@ -54,7 +54,7 @@ pub async fn no_more_bytes_come_than_are_wanted(fixture: &Fixture) {
     }
 }
 
-/// `order: queue`: nothing comes before what failed.
+/// `order: queue`: nothing comes before a message that failed.
 pub async fn a_queue_in_order_waits_for_what_failed(fixture: &Fixture) {
     if !fixture.features().order {
         return;
@@ -73,7 +73,7 @@ pub async fn a_queue_in_order_waits_for_what_failed(fixture: &Fixture) {
     assert!(begun.elapsed() >= DELAY - Duration::from_millis(5), "{:?}", begun.elapsed());
 }
 
-/// `finite`: an empty answer at the end, again when it is asked again, and for the next consumer.
+/// `finite`: an empty answer at the end, again on the next call, and for the next consumer.
 pub async fn a_finite_queue_ends_and_stays_at_its_end(fixture: &Fixture) {
     if !fixture.features().finite {
         return;
@@ -146,7 +146,8 @@ pub async fn a_full_queue_that_refuses_refuses(fixture: &Fixture) {
     expect_nothing(&consumer).await;
 }
 
-/// `dedup`: the second time it is confirmed and not stored, also when the first is long done.
+/// `dedup`: the second message with an id is confirmed and not stored, even long after the first is
+/// done.
 pub async fn an_id_that_is_put_twice_is_stored_once(fixture: &Fixture) {
     if !fixture.features().dedup {
         return;
@@ -163,7 +164,8 @@ pub async fn an_id_that_is_put_twice_is_stored_once(fixture: &Fixture) {
     expect_nothing(&consumer).await;
 }
 
-/// `park`: other keys go on, its own waits behind it, and release lets them come in order.
+/// `park`: other keys go on, messages of its own key wait behind it, and after a release they come
+/// in order.
 pub async fn a_parked_message_holds_its_key_until_it_is_released(fixture: &Fixture) {
     if !fixture.features().park {
         return;

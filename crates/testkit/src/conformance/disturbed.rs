@@ -1,4 +1,4 @@
-//! What is done to the backend while the queue is in use.
+//! Disturbing the backend while the queue is in use.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -15,13 +15,13 @@ use super::attempt;
 use super::store::beside;
 use crate::fixture::{Disturb, Fixture, again, expect_nothing, number, numbered, patiently};
 
-/// How long all of it may take: each of the disturbances may take as long as the suite is patient.
+/// How long the whole test may take: each disturbance may take as long as the suite is patient.
 const WHOLE: Duration = Duration::from_secs(600);
-/// How long a message may take to come before something else is looked at.
+/// How long to wait for a message before doing something else.
 const SLOW: Duration = Duration::from_secs(5);
 const QUICK: Duration = Duration::from_millis(200);
 
-/// The disturbance, on its thread.
+/// The thread that causes the disturbances.
 struct Blows {
     next: SyncSender<()>,
     thread: JoinHandle<()>,
@@ -29,13 +29,13 @@ struct Blows {
 
 impl Blows {
     fn new(disturb: Disturb) -> Self {
-        // Who strikes waits until the blow falls, so that it falls while there is work.
+        // Sending waits until the blow falls, so that it falls while there is work.
         let (next, due) = sync_channel(0);
         let thread = std::thread::spawn(move || due.iter().for_each(|()| disturb()));
         Self { next, thread }
     }
 
-    /// Once more, when the one before is over.
+    /// Strikes once more, when the previous blow is over.
     fn strike(&self) {
         self.next.send(()).expect("the disturbance does not fail");
     }
@@ -46,14 +46,15 @@ impl Blows {
     }
 }
 
-/// Whatever is done to the backend: it is waited for, and every message is done at least once, also
-/// when it failed before.
+/// Whatever happens to the backend, the connector waits for it, and every message is done at least
+/// once, even if it failed before.
 pub async fn a_disturbed_backend_loses_nothing(fixture: &Fixture) {
     const MESSAGES: usize = 1_000;
     let Some(disturb) = fixture.disturb.clone() else { return };
     let (blows, begun) = (Blows::new(disturb), Instant::now());
     let producer = fixture.producer().await;
-    // What was put or given back once more, as nobody knows whether it was before.
+    // Messages that were put or given back once more, since it is not known whether the first time
+    // worked.
     let mut twice: BTreeSet<u64> = BTreeSet::new();
     for n in 0..MESSAGES as u64 {
         if n == MESSAGES as u64 / 2 {
@@ -76,7 +77,7 @@ pub async fn a_disturbed_backend_loses_nothing(fixture: &Fixture) {
         let taken = take_some(fixture, &mut consumer, SLOW).await;
         let again = taken.iter().map(number).find(|n| settled.contains(n));
         assert_eq!(again, None, "it came again after its ack was answered");
-        // The first time that it comes.
+        // Fails only the first time that it comes.
         let fails = |one: &Incoming| number(one) % 10 == 3 && failed.insert(number(one));
         let (bad, good): (Vec<_>, Vec<_>) = taken.into_iter().partition(fails);
         twice.extend(give_back(&consumer, &bad).await);
@@ -90,7 +91,7 @@ pub async fn a_disturbed_backend_loses_nothing(fixture: &Fixture) {
     blows.end();
 }
 
-/// `settle_together`: whatever is done to the backend, what a message became is put once.
+/// `settle_together`: whatever happens to the backend, the output of a message is put once.
 pub async fn what_a_disturbed_backend_settles_is_put_once(fixture: &Fixture) {
     const MESSAGES: usize = 200;
     let Some(disturb) = fixture.disturb.clone() else { return };
@@ -120,10 +121,10 @@ pub async fn what_a_disturbed_backend_settles_is_put_once(fixture: &Fixture) {
     let mut seen = BTreeSet::new();
     while seen.len() < MESSAGES {
         assert!(begun.elapsed() < WHOLE, "{} of {MESSAGES} are put", seen.len());
-        // What was not done after all comes again.
+        // A message that was not done after all comes again.
         pass_on(fixture, &mut consumer, &producer, QUICK).await;
         let taken = take_some(&beside, &mut output, QUICK).await;
-        // What is not settled comes again.
+        // A message that is not settled comes again.
         for n in settle(&output, &taken).await {
             assert!(seen.insert(n), "{n} is put twice");
         }
@@ -146,8 +147,8 @@ async fn put_one(producer: &dyn Producer, n: u64) -> bool {
     }
 }
 
-/// What comes in time, if something does. A consumer that does not get on is opened again, as the runtime does it;
-/// nothing that came from it is in hand then.
+/// The messages that come in time, if any. A consumer that is stalled is opened again, as the
+/// runtime does it; nothing that came from it is in hand at that point.
 async fn take_some(
     fixture: &Fixture,
     consumer: &mut Arc<dyn Consumer>,
@@ -157,7 +158,7 @@ async fn take_some(
     match tokio::time::timeout(patience, consumer.consume(want)).await {
         Ok(Ok(taken)) => return taken,
         Ok(Err(error)) if error.kind() == ErrorKind::Stalled => {
-            // It may not be able to say that it goes.
+            // It may not be able to close.
             drop(consumer.shutdown().await);
             *consumer = fixture.consumer("", Order::None).await;
         }
@@ -167,8 +168,8 @@ async fn take_some(
     Vec::new()
 }
 
-/// Fails messages. Answers with those that may be waiting to come again though they are not known to be gone from
-/// here: they may come twice.
+/// Fails messages. Returns those that may be waiting to come again although it is not known that
+/// they are gone from here: they may come twice.
 async fn give_back(consumer: &Arc<dyn Consumer>, bad: &[Incoming]) -> Vec<u64> {
     let failed: Vec<Failed> =
         bad.iter().map(|one| attempt(one, Duration::from_millis(1))).collect();
@@ -177,7 +178,7 @@ async fn give_back(consumer: &Arc<dyn Consumer>, bad: &[Incoming]) -> Vec<u64> {
     bad.iter().filter(unknown).map(number).collect()
 }
 
-/// Puts what comes onto the output, in one with the acks; answers with what is done.
+/// Puts an output for each message that comes, in one step with the acks; returns what is done.
 async fn pass_on(
     fixture: &Fixture,
     consumer: &mut Arc<dyn Consumer>,
@@ -185,7 +186,7 @@ async fn pass_on(
     patience: Duration,
 ) -> Vec<u64> {
     let (mut taken, mut done) = (take_some(fixture, consumer, patience).await, Vec::new());
-    // With a lease that is lost nothing is done; the others stand.
+    // After a lost lease nothing is done; the other messages still stand.
     while !taken.is_empty() {
         let batch: Vec<Outgoing> = taken.iter().map(|one| numbered(number(one)).into()).collect();
         let staged = patiently(async || producer.stage(&batch).await).await;
@@ -203,7 +204,7 @@ async fn pass_on(
     done
 }
 
-/// Acks until there is an answer; answers with what is done.
+/// Acks until there is an answer; returns what is done.
 async fn settle(consumer: &Arc<dyn Consumer>, taken: &[Incoming]) -> Vec<u64> {
     let (acked, tries) = ack_patiently(consumer, taken).await;
     done_of(taken, &acked, tries, true)
@@ -213,8 +214,8 @@ async fn ack_patiently(consumer: &Arc<dyn Consumer>, taken: &[Incoming]) -> (Ack
     again(async || consumer.ack(receipts(taken), Vec::new()).await).await
 }
 
-/// What stood when it was acked. A try whose answer was lost may have done it, and then it stands no
-/// more at the next: such count too.
+/// The messages that stood when they were acked. One that no longer stands counts too if there was
+/// an earlier try, which may have acked it before its answer was lost.
 fn done_of(taken: &[Incoming], acked: &Acked, tries: u32, standing: bool) -> Vec<u64> {
     let done = |one: &&Incoming| match acked.fenced.contains(&one.receipt) {
         true => tries > 1,

@@ -16,7 +16,7 @@ fn write() -> StoreOp {
     StoreOp::Put { space: SPACE.into(), key: "key".into(), value: Bytes::from_static(b"value") }
 }
 
-/// A queue of the same connector that outputs go to.
+/// Another queue of the same connector, for outputs.
 pub(super) fn beside(fixture: &Fixture) -> Fixture {
     fixture.with(|queue| {
         queue.name = "beside".into();
@@ -28,7 +28,7 @@ pub(super) fn beside(fixture: &Fixture) -> Fixture {
     })
 }
 
-/// Whether the state is in the consumer's store, so that it can be written with the acks.
+/// Whether the state is in the consumer's store, so that it can be written along with the acks.
 fn with_state(fixture: &Fixture, consumer: &Arc<dyn Consumer>) -> bool {
     consumer.store() == Some(fixture.env.state.store_id())
 }
@@ -68,7 +68,7 @@ pub async fn an_ack_and_its_writes_are_one(fixture: &Fixture) {
     expect_nothing(&fixture.consumer("", Order::None).await).await;
 }
 
-/// With a receipt that does not stand nothing is written, and what was prepared can be undone.
+/// If a receipt does not stand, nothing is written, and what was prepared can be undone.
 pub async fn a_lost_lease_writes_nothing(fixture: &Fixture) {
     if !fixture.features().settle_together {
         return;

@@ -3,12 +3,12 @@ use std::process::{Command, Stdio};
 
 use super::{npm, used};
 
-/// What the parser is, for the package manager.
+/// The parser's package and version.
 const PARSER: &str = "@asyncapi/parser@3.6.3";
 const PROGRAM: &str = include_str!("asyncapi.js");
 
-/// What AsyncAPI's own parser has against a document: an empty list if it takes it. It is fetched by
-/// `npm`, once, into the user's cache directory.
+/// The complaints of AsyncAPI's own parser about a document: an empty list if it accepts it. `npm`
+/// fetches the parser, once, into the user's cache directory.
 ///
 /// # Panics
 /// `node` or `npm` is not installed, or the package cannot be fetched.

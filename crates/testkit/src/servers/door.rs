@@ -3,11 +3,12 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-/// One direction of a connection: passes what comes from the first on to the second, until it ends.
+/// One direction of a connection: passes on what comes from the first stream to the second, until
+/// it ends.
 pub(super) type Way = Box<dyn FnOnce(&TcpStream, &TcpStream) -> io::Result<()> + Send>;
 
-/// Stands before a server on this machine: who connects to it is connected to the server, until it is
-/// cut off.
+/// A proxy before a server on this machine: clients that connect to it are connected to the server,
+/// until they are cut off.
 #[derive(Debug)]
 pub struct Door {
     port: u16,
@@ -16,7 +17,7 @@ pub struct Door {
 
 #[derive(Debug)]
 struct Shared {
-    /// The server's.
+    /// The server's port.
     port: u16,
     closed: AtomicBool,
     within: Mutex<Within>,
@@ -24,7 +25,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Within {
-    /// How many of those who come next are turned away.
+    /// How many of the next clients are turned away.
     unwelcome: u32,
     connections: Vec<Weak<Connection>>,
 }
@@ -49,7 +50,7 @@ impl Door {
         Self::open_with(server, move |_| [pass(), pass()])
     }
 
-    /// The same with other ways, from the client and back, for a door on the port that they are given.
+    /// Opens one with other ways, from the client and back; `ways` is given the door's port.
     pub(super) fn open_with(server: u16, ways: impl Fn(u16) -> [Way; 2] + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let port = listener.local_addr().expect("it is bound").port();
@@ -61,7 +62,7 @@ impl Door {
                 if here.closed.load(Ordering::Relaxed) {
                     return;
                 }
-                // Who is gone again already, or finds the server away, comes once more.
+                // A client that is already gone, or does not reach the server, will try again.
                 let _ = client.and_then(|client| here.admit(client, || ways(port)));
             }
         });
@@ -73,8 +74,8 @@ impl Door {
         self.port
     }
 
-    /// Breaks every connection in both directions, wherever it is in what it says, and turns away so
-    /// many of those that come next.
+    /// Breaks every connection in both directions, wherever it is in its traffic, and turns away
+    /// this many of the next clients.
     pub fn cut(&self, unwelcome: u32) {
         let mut within = self.shared.within();
         within.unwelcome = unwelcome;
@@ -86,14 +87,14 @@ impl Drop for Door {
     fn drop(&mut self) {
         self.shared.closed.store(true, Ordering::Relaxed);
         self.cut(0);
-        // It listens until somebody comes.
+        // The listener waits for a client: this lets it end.
         let _ = TcpStream::connect(("127.0.0.1", self.port));
     }
 }
 
 impl Shared {
     fn admit(&self, client: TcpStream, ways: impl FnOnce() -> [Way; 2]) -> io::Result<()> {
-        // Held until it is known, so that no cut misses it.
+        // Held until the connection is registered, so that no cut misses it.
         let mut within = self.within();
         if within.unwelcome > 0 {
             within.unwelcome -= 1;
@@ -138,7 +139,7 @@ mod tests {
 
     use super::*;
 
-    /// A server that answers with what it is told.
+    /// A server that sends back what it receives.
     fn echo() -> u16 {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();

@@ -14,11 +14,11 @@ const JAVA: [&str; 5] = [
     "-Xshare:auto",
     "-Dorg.slf4j.simpleLogger.defaultLogLevel=warn",
 ];
-/// What Maven is to fetch.
+/// What Maven has to fetch.
 const POM: &str = include_str!("kafka-pom.xml");
 
-/// A Kafka server of one node (KRaft). It needs Java 17; what else it needs is fetched by Maven, once,
-/// into the user's cache directory.
+/// A Kafka server of one node (KRaft). It needs Java 17; Maven fetches everything else, once, into
+/// the user's cache directory.
 #[derive(Debug)]
 pub struct Kafka {
     /// Dropped first: the server writes into the directory.
@@ -27,19 +27,20 @@ pub struct Kafka {
     records: PathBuf,
     jars: PathBuf,
     port: u16,
-    /// Where it listens for TLS, and for SASL over TLS, if it does.
+    /// The ports for TLS, and for SASL over TLS, if it listens on them.
     secured: Option<(u16, u16)>,
-    /// After how many milliseconds without a heartbeat it takes itself for gone.
+    /// After how many milliseconds without a heartbeat it is considered gone.
     session: u16,
 }
 
-/// Short, as tests kill brokers and wait for them.
+/// Short, since tests kill brokers and wait for that.
 const SESSION: u16 = 1000;
-/// Kafka's own.
+/// Kafka's default.
 const STEADY_SESSION: u16 = 9000;
-/// Of one that nobody kills: nobody waits for the end of its session, and no machine stands still for as long.
+/// For a server that nobody kills: nobody waits for its session to end, and no machine stalls for
+/// that long.
 const SHARED_SESSION: u16 = 60_000;
-/// Kafka's own, for sessions of some seconds.
+/// Kafka's default, for sessions of some seconds.
 const HEARTBEAT_MAX: u16 = 2000;
 
 impl Kafka {
@@ -51,8 +52,8 @@ impl Kafka {
         Self::start_with(None, None, SESSION)
     }
 
-    /// Starts one that stays the leader of its partitions on a machine that is busy all the time, as
-    /// benchmarks and builds make it; to be back after a kill takes it longer.
+    /// Starts one that stays the leader of its partitions on a machine that is always busy, for
+    /// example with benchmarks and builds; after a kill it takes longer to be back.
     ///
     /// # Panics
     /// As [`start`](Kafka::start).
@@ -68,8 +69,8 @@ impl Kafka {
         Self::start_with(None, Some(records), SESSION)
     }
 
-    /// Starts one that also listens for TLS and for SASL over TLS: PLAIN and SCRAM-SHA-256 with the user
-    /// `alice` and the password `secret`, and OAUTHBEARER with tokens that nobody signed. It is a
+    /// Starts one that also listens for TLS and for SASL over TLS: PLAIN and SCRAM-SHA-256 with the
+    /// user `alice` and the password `secret`, and OAUTHBEARER with unsigned tokens. It is a
     /// [steady](Kafka::start_steady) one.
     ///
     /// # Panics
@@ -103,9 +104,9 @@ impl Kafka {
         kafka
     }
 
-    /// The one that all tests of a process share, for those that do not kill it. It is even
-    /// [steadier](Kafka::start_steady): a broker that takes itself for gone is named to nobody, and
-    /// clients that no supervisor makes anew do not come back from that.
+    /// The one shared by all tests of a process that do not kill it. It is even
+    /// [steadier](Kafka::start_steady): a broker that considers itself gone is reported to no
+    /// client, and clients that no supervisor restarts do not recover from that.
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Kafka> = OnceLock::new();
         used("kafka");
@@ -150,12 +151,12 @@ impl Kafka {
         self.records.join(format!("{topic}-{partition}")).join("00000000000000000000.log")
     }
 
-    /// The file with the certificate that it shows.
+    /// The file with the certificate that it presents.
     pub fn certificate(&self) -> PathBuf {
         self.path("certificate.pem")
     }
 
-    /// Gives the user `alice` another password for SCRAM. Who is connected stays so.
+    /// Gives the user `alice` another password for SCRAM. Open connections stay open.
     ///
     /// # Panics
     /// It does not run, or was not started secured.
@@ -176,7 +177,7 @@ impl Kafka {
         self.keeper.kill();
     }
 
-    /// Kills it, starts it again on the same port with what it kept, and waits until it listens.
+    /// Kills it, starts it again on the same port with its data, and waits until it listens.
     ///
     /// # Panics
     /// As [`start`](Kafka::start).
@@ -252,7 +253,7 @@ impl Kafka {
         )
     }
 
-    /// A certificate of its own, which clients take for the authority too.
+    /// A certificate of its own, which clients also use as the authority's.
     fn make_certificate(&self) {
         let mut openssl = Command::new("openssl");
         openssl.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]);
@@ -266,13 +267,13 @@ impl Kafka {
     }
 }
 
-/// 16 random bytes as Kafka writes them.
+/// 16 random bytes in Kafka's notation.
 fn cluster_id() -> String {
     const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
     (0..21).map(|_| char::from(DIGITS[fastrand::usize(..DIGITS.len())])).chain(['A']).collect()
 }
 
-/// Where the server's jars are; fetches them if they are not there.
+/// The directory of the server's jars, which are fetched if they are not there.
 fn jars() -> PathBuf {
     cached("kafka", POM, |directory| {
         let pom = directory.join("pom.xml");

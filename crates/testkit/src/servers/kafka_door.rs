@@ -11,19 +11,20 @@ use super::door::{Door, Way};
 const METADATA: u16 = 3;
 const FIND_COORDINATOR: u16 = 10;
 
-/// A [`Door`] before a broker; whoever asks which brokers there are is told of this address, or of none.
+/// A [`Door`] before a broker; clients that ask which brokers there are get the door's address, or
+/// none.
 #[derive(Debug)]
 pub struct KafkaDoor {
     door: Door,
     told: Arc<Told>,
 }
 
-/// What those who ask for brokers are told.
+/// What clients that ask for brokers are told.
 #[derive(Debug, Default)]
 struct Told {
-    /// That there are none.
+    /// Whether they are told that there are none.
     of_none: AtomicBool,
-    /// How often somebody asked.
+    /// How often a client asked.
     asked: AtomicU64,
 }
 
@@ -55,21 +56,21 @@ impl KafkaDoor {
         self.door.cut(unwelcome);
     }
 
-    /// From now on it tells that there are no brokers, or of the broker again.
+    /// From now on says that there are no brokers, or names the broker again.
     pub fn tell_of_none(&self, of_none: bool) {
         self.told.of_none.store(of_none, Ordering::Relaxed);
     }
 
-    /// How often somebody asked which brokers there are.
+    /// How often a client asked which brokers there are.
     pub fn asked(&self) -> u64 {
         self.told.asked.load(Ordering::Relaxed)
     }
 }
 
 impl Told {
-    /// An answer that names the broker on this port as the only one, or none.
+    /// The answer, rewritten to name the broker on this port as the only one, or none.
     fn rewritten(&self, frame: &[u8], port: u16) -> Vec<u8> {
-        // The correlation, no tagged fields, the time of throttling.
+        // The correlation id, no tagged fields, the throttle time.
         let (head, mut rest) = frame.split_at(4 + 1 + 4);
         let (mut told, count) = (head.to_vec(), length(&mut rest));
         let of_none = self.of_none.load(Ordering::Relaxed);
@@ -95,14 +96,14 @@ impl Told {
     }
 }
 
-/// An answer that names the broker on this port as the coordinator: what it ends with is the port.
+/// The answer, rewritten to name the broker on this port as the coordinator: the port comes last.
 fn led_to(port: u16, mut frame: Vec<u8>) -> Vec<u8> {
     frame.truncate(frame.len() - 4);
     frame.extend_from_slice(&u32::from(port).to_be_bytes());
     frame
 }
 
-/// The length of what follows: none is told as 0, others as one more than they are.
+/// The length of what follows: written as 0 for a null, otherwise as the length plus one.
 fn length(rest: &mut &[u8]) -> usize {
     let first = short(usize::from(rest[0]));
     *rest = &rest[1..];
@@ -127,14 +128,14 @@ fn pass_on(mut to: &TcpStream, frame: &[u8]) -> io::Result<()> {
     to.write_all(&[&length.to_be_bytes(), frame].concat())
 }
 
-/// What was asked, by the numbers of the questions.
+/// What was asked, by correlation id.
 type Known = Arc<Mutex<HashMap<Vec<u8>, u16>>>;
 
 fn ask(from: &TcpStream, to: &TcpStream, known: &Known) -> io::Result<()> {
     loop {
         let frame = frame(from)?;
         let at = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
-        // From version 9 on the lengths are of variable size; up to version 2 the port comes last.
+        // From version 9 on, lengths are of variable size; up to version 2, the port comes last.
         let is_known = match at(0) {
             METADATA => at(2) >= 9,
             FIND_COORDINATOR => at(2) <= 2,

@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use super::{LOOK, PATIENCE};
 
-/// Runs until its standard input ends, also when the test that holds the other end is killed; then ends
-/// the server with the signal that stands first. Ends with the server, too, if that ends by itself. What runs beside
-/// gets no input but by another number.
+/// Runs until its standard input ends, even if the test that holds the other end is killed; then
+/// ends the server with the signal in the first argument. Also ends when the server ends by itself.
+/// Background commands get standard input only by another number.
 const SCRIPT: &str = r#"signal=$1; shift; exec 3<&0; "$@" 3<&- & server=$!
 { read -r _ <&3; kill "$signal" $server; } & end=$!
 wait $server; kill $end 2>/dev/null"#;
@@ -37,7 +37,7 @@ impl Keeper {
         *self.child() = Some(keeper.spawn().expect("there is a shell"));
         let begun = Instant::now();
         while !ready() {
-            // Another may have its port, for one.
+            // For example because another process has its port.
             let ended = self.has_ended();
             if ended || begun.elapsed() > PATIENCE {
                 let log = std::fs::read_to_string(log).unwrap_or_default();

@@ -33,14 +33,14 @@ pub use schema_registry::SchemaRegistry;
 
 /// How long a server may take to answer.
 const PATIENCE: Duration = Duration::from_secs(180);
-/// How often it is looked whether it does.
+/// How often to check whether it does.
 const LOOK: Duration = Duration::from_millis(10);
-/// Ports below those that connections get by themselves: else a client that tries to reach a server
-/// that is down may be given the server's own port, and the server cannot come back.
+/// Ports below the ephemeral ones: otherwise a client that tries to reach a server that is down may
+/// be given the server's own port, and the server cannot come back.
 const PORTS: std::ops::Range<u16> = 15_000..30_000;
 
-/// Such of which the one 10,000 higher is none that connections get either: a node of a Redis Cluster
-/// listens there too.
+/// Ports for which the one 10,000 higher is not ephemeral either: a node of a Redis Cluster listens
+/// there too.
 const PORTS_OF_NODES: std::ops::Range<u16> = 15_000..22_700;
 
 /// How far the second port of a node is from its first.
@@ -50,14 +50,14 @@ fn free_port() -> u16 {
     free_port_of(PORTS, &[0])
 }
 
-/// One for a node of a Redis Cluster.
+/// A free port for a node of a Redis Cluster.
 fn free_port_of_node() -> u16 {
     free_port_of(PORTS_OF_NODES, &[0, NODE_BUS])
 }
 
-/// One where all ports so much higher are free, too. No port is answered twice: a server binds its own only
-/// some time later, and again whenever it is started anew, so that in between it looks free. Against other
-/// processes, which do the same, it helps that each goes on from a place of its own.
+/// A port from which all ports at these distances are free. No port is returned twice: a server
+/// binds its own only some time later, and again on every restart, so in between it looks free.
+/// Other processes do the same; to keep clear of them, each starts from a random place.
 fn free_port_of(ports: std::ops::Range<u16>, higher: &[u16]) -> u16 {
     static TAKEN: Mutex<(Option<u16>, BTreeSet<u16>)> = Mutex::new((None, BTreeSet::new()));
     let (at, taken) = &mut *TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -74,20 +74,20 @@ fn free_port_of(ports: std::ops::Range<u16>, higher: &[u16]) -> u16 {
     }
 }
 
-/// Notes which test uses a server, in the file that `BRIGADE_SERVERS_USED` names, if it does: what
-/// `cargo xtask test` counts for its last table.
+/// Notes which test uses a server, in the file that `BRIGADE_SERVERS_USED` names, if any; `cargo
+/// xtask test` counts these for its last table.
 fn used(server: &str) {
     let Some(file) = std::env::var_os("BRIGADE_SERVERS_USED") else { return };
     let thread = std::thread::current();
     let program = std::env::args().next().unwrap_or_default();
     let line = format!("{server}\t{program} {}\n", thread.name().unwrap_or("?"));
     let file = std::fs::OpenOptions::new().create(true).append(true).open(file);
-    // A table that counts one less is no reason for a test to fail.
+    // A count in a table that is one too low is no reason for a test to fail.
     let _ = file.and_then(|mut file| file.write_all(line.as_bytes()));
 }
 
-/// A directory of the user's cache for what has to be fetched, by a name and what it is of; fetches it
-/// if it is not there.
+/// A directory in the user's cache for something that has to be fetched, by its name and a
+/// description of its contents; fetched if it is not there.
 fn cached(name: &str, what: &str, fetch: impl FnOnce(&Path)) -> PathBuf {
     let home = std::env::var_os("HOME").unwrap_or_else(|| "/tmp".into());
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
@@ -99,11 +99,11 @@ fn cached(name: &str, what: &str, fetch: impl FnOnce(&Path)) -> PathBuf {
         return there;
     }
     std::fs::create_dir_all(&cache).expect("the cache directory can be made");
-    // Under another name first, so that what is there is whole.
+    // Under another name first, so that what is at the final name is complete.
     let fetched = tempfile::tempdir_in(&cache).expect("a directory can be made");
     fetch(fetched.path());
     let fetched = fetched.keep();
-    // Another test may have been quicker.
+    // Another test may have been faster.
     if std::fs::rename(&fetched, &there).is_err() {
         assert!(there.exists(), "what was fetched cannot be put in {}", there.display());
         let _ = std::fs::remove_dir_all(&fetched);
@@ -111,7 +111,7 @@ fn cached(name: &str, what: &str, fetch: impl FnOnce(&Path)) -> PathBuf {
     there
 }
 
-/// A package of Node's, fetched if it is not there; where Node finds it.
+/// A package for Node, fetched if it is not there; returns the directory where Node finds it.
 fn npm(name: &str, package: &str) -> PathBuf {
     let fetched = cached(name, package, |directory| {
         let mut npm = Command::new("npm");

@@ -39,7 +39,7 @@ impl Postgres {
         postgres
     }
 
-    /// How to connect to it, as `tokio-postgres` and `psql` take it.
+    /// How to connect to it, in the form that `tokio-postgres` and `psql` take.
     pub fn url(&self) -> String {
         format!("host=127.0.0.1 port={} user=brigade dbname=postgres", self.port)
     }
@@ -48,7 +48,7 @@ impl Postgres {
         self.directory.path().join("data")
     }
 
-    /// Ends it as a crash does, if it runs.
+    /// Ends it like a crash, if it runs.
     ///
     /// # Panics
     /// It cannot be waited for.
@@ -56,7 +56,7 @@ impl Postgres {
         self.keeper.kill();
     }
 
-    /// Kills it, starts it again on the same port with what it kept, and waits until it answers.
+    /// Kills it, starts it again on the same port with its data, and waits until it answers.
     ///
     /// # Panics
     /// As [`start`](Postgres::start).
@@ -71,7 +71,7 @@ impl Postgres {
             ready.args(["-q", "-h", "127.0.0.1", "-p", &port]);
             ready.status().is_ok_and(|status| status.success())
         };
-        // SIGQUIT ends it as a crash does, with all its processes.
+        // SIGQUIT ends it like a crash, with all its processes.
         self.keeper.start(&server, "-QUIT", &self.directory.path().join("server.log"), ready);
     }
 }
@@ -81,7 +81,7 @@ fn is_root() -> bool {
     id.is_ok_and(|id| String::from_utf8_lossy(&id.stdout).trim() == "0")
 }
 
-/// One of PostgreSQL's programs, as a user that it takes.
+/// One of PostgreSQL's programs, run as a user that it accepts.
 fn command(name: &str) -> Command {
     let program = program(name);
     if !is_root() {
@@ -92,7 +92,7 @@ fn command(name: &str) -> Command {
     command
 }
 
-/// In Debian's directory of the newest version, else in the path.
+/// From Debian's directory of the newest version, otherwise from the path.
 fn program(name: &str) -> PathBuf {
     let versions = std::fs::read_dir(DEBIAN).into_iter().flatten().flatten();
     let programs = versions.map(|version| version.path().join("bin").join(name));

@@ -11,19 +11,19 @@ use super::{Door, LOOK, PATIENCE, free_port, used};
 pub const STREAM_COMMANDS: &str = "+xadd +xack +xclaim +xdel +xlen +xpending +xrange +xreadgroup +xtrim \
     +xgroup|create +xgroup|delconsumer +xinfo|consumers +xinfo|groups +zadd +zcard +zcount +zrange \
     +zrangebyscore +zrem +hget +hset +hdel +get +set +pexpire +del +type +time +evalsha +script|load";
-/// How long a full server waits for somebody whom it refuses, at most.
+/// How long a full server waits, at most, for a command that it refuses.
 const FULL: Duration = Duration::from_secs(5);
-/// The streams of its user: each with the keys beside it.
+/// The streams that its user may use, each with the keys beside it.
 const STREAMS: [&str; 2] = ["shop", "beside"];
 
-/// A Redis server (`redis-server` in the path) that keeps on disk whatever it confirmed.
+/// A Redis server (`redis-server` in the path) that keeps on disk everything it confirmed.
 #[derive(Debug)]
 pub struct Redis {
     directory: tempfile::TempDir,
     port: u16,
-    /// Where it listens for TLS, if it does.
+    /// The port for TLS, if it listens on one.
     tls: Option<u16>,
-    /// Who may use it, if not everybody may.
+    /// The first of its users, if it does not accept everybody.
     user: Option<&'static str>,
     more: Vec<String>,
     child: Mutex<Option<Child>>,
@@ -38,7 +38,7 @@ impl Redis {
         Self::start_with(&[])
     }
 
-    /// Starts one with more of its options, as `--name value`.
+    /// Starts one with further options, each as `--name value`.
     ///
     /// # Panics
     /// As [`start`](Redis::start).
@@ -56,9 +56,9 @@ impl Redis {
         redis
     }
 
-    /// Starts one that takes two users with the password `secret`, and nobody else: `alice`, who may do
-    /// [what streams need](STREAM_COMMANDS) with the streams `shop` and `beside`, and `bob`, who may do
-    /// everything with keys that begin with `rsmq`.
+    /// Starts one that accepts only two users, with the password `secret`: `alice`, who may do
+    /// [what streams need](STREAM_COMMANDS) with the streams `shop` and `beside`, and `bob`, who
+    /// may do everything with keys that begin with `rsmq`.
     ///
     /// # Panics
     /// As [`start`](Redis::start).
@@ -73,7 +73,7 @@ impl Redis {
         redis
     }
 
-    /// Starts one as [`start_restricted`](Redis::start_restricted) does, that takes TLS.
+    /// Starts one as [`start_restricted`](Redis::start_restricted) does, but with TLS.
     ///
     /// # Panics
     /// As [`start`](Redis::start); or `openssl` is not installed.
@@ -102,12 +102,12 @@ impl Redis {
         redis
     }
 
-    /// The same with its other user, `bob`.
+    /// The same for its other user, `bob`.
     pub fn url_of_bob(&self) -> String {
         self.url().replace("alice", "bob")
     }
 
-    /// Its address as a URL, the one for TLS if it takes that, with its first user if it has any.
+    /// Its address as a URL: the one for TLS if it has that, with its first user if it has users.
     pub fn url(&self) -> String {
         let user = self.user.map(|user| format!("{user}:secret@")).unwrap_or_default();
         match self.tls {
@@ -116,12 +116,12 @@ impl Redis {
         }
     }
 
-    /// The same, through a door that stands before it; without TLS.
+    /// The same, through a door before it; without TLS.
     pub fn url_through(&self, door: &Door) -> String {
         self.url().replace(&format!(":{}", self.port), &format!(":{}", door.port()))
     }
 
-    /// The file with the certificate of who signed its own.
+    /// The file with the certificate of the authority that signed its own.
     pub fn authority(&self) -> PathBuf {
         self.directory.path().join("ca.pem")
     }
@@ -142,7 +142,7 @@ impl Redis {
         }
     }
 
-    /// Kills it, starts it again on the same port with what it kept, and waits until it answers.
+    /// Kills it, starts it again on the same port with its data, and waits until it answers.
     ///
     /// # Panics
     /// As [`start`](Redis::start).
@@ -155,7 +155,7 @@ impl Redis {
         *self.child() = Some(server.expect("redis-server is installed"));
         let begun = Instant::now();
         while !self.answers() {
-            // Another may have its port, for one.
+            // For example because another process has its port.
             let ended = self.child().as_mut().map(|child| child.try_wait());
             assert!(!matches!(ended, Some(Ok(Some(_)))), "the server ended: {ended:?}");
             assert!(begun.elapsed() < PATIENCE, "the server does not answer");
@@ -163,8 +163,8 @@ impl Redis {
         }
     }
 
-    /// Leaves it no memory until it has refused a command, five seconds at most; a server that takes
-    /// everybody. Says whether it has.
+    /// Leaves it no memory until it has refused a command, for at most five seconds; for a server
+    /// without access control. Returns whether it has refused one.
     ///
     /// # Panics
     /// The server does not answer.
@@ -213,10 +213,10 @@ impl Drop for Redis {
     }
 }
 
-/// The users of a server that has some; answers with the options that make them known.
+/// Writes the users of a server that has some; returns the options that load them.
 fn write_users(directory: &Path) -> [String; 2] {
     let keys = STREAMS.map(|stream| format!("~{stream} ~{{{stream}}}:brigade:*")).join(" ");
-    // With no rights for `default` the server forgets what scripts wrote when it starts again.
+    // Without rights for `default`, the server forgets on a restart what scripts wrote.
     let users = format!(
         "user default off ~* &* +@all\n\
          user alice on >secret {keys} {STREAM_COMMANDS}\n\
@@ -227,7 +227,8 @@ fn write_users(directory: &Path) -> [String; 2] {
     ["--aclfile".to_owned(), file.display().to_string()]
 }
 
-/// An authority's certificate (`ca.pem`), and one for this machine that it has signed, with its key.
+/// Makes an authority's certificate (`ca.pem`), and one for this machine, signed by it, with its
+/// key.
 fn make_certificates(directory: &Path) -> (PathBuf, PathBuf) {
     let openssl = |arguments: &[&str]| {
         let made = Command::new("openssl").args(arguments).current_dir(directory).output();

@@ -16,10 +16,10 @@ pub struct RedisSentinel {
     sentinel: Child,
 }
 
-/// What the Sentinel calls its master.
+/// The Sentinel's name for its master.
 pub const MASTER: &str = "shop";
-/// For how many milliseconds a master has to be silent to be taken for dead: longer than one that lives stands still on
-/// a busy machine or waits for its disk.
+/// How many milliseconds a master has to be silent to be considered dead: longer than a live one
+/// stalls on a busy machine or waits for its disk.
 const DOWN_AFTER: u32 = 10_000;
 
 impl RedisSentinel {
@@ -56,10 +56,10 @@ impl RedisSentinel {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// Kills the master, and waits until the Sentinel has made the replica one.
+    /// Kills the master, and waits until the Sentinel has promoted the replica.
     ///
     /// # Panics
-    /// It does not within three minutes.
+    /// That does not happen within three minutes.
     pub fn fail_over(&self) {
         let [master, replica] = &self.servers;
         master.kill();
@@ -73,7 +73,7 @@ impl RedisSentinel {
         }
     }
 
-    /// Whether the replica has everything.
+    /// Whether the replica's link to its master is up.
     fn is_in_step(&self) -> bool {
         cli(self.servers[1].port(), &["info", "replication"]).contains("master_link_status:up")
     }
@@ -89,7 +89,7 @@ impl RedisSentinel {
 
 impl Drop for RedisSentinel {
     fn drop(&mut self) {
-        // It may have ended by itself; its directory goes after it.
+        // It may have ended by itself; its directory is removed after it.
         let _ = self.sentinel.kill();
         let _ = self.sentinel.wait();
         let _ = fs::remove_file(self.directory.path().join("sentinel.conf"));
@@ -103,10 +103,10 @@ pub struct RedisCluster {
 }
 
 impl RedisCluster {
-    /// Starts the servers, and shares the slots out among them.
+    /// Starts the servers, and distributes the slots among them.
     ///
     /// # Panics
-    /// `redis-server` or `redis-cli` is not installed, or the Cluster does not come to be.
+    /// `redis-server` or `redis-cli` is not installed, or the Cluster does not form.
     pub fn start() -> Self {
         used("redis, cluster");
         let server = |_| Redis::start_at(free_port_of_node(), &["--cluster-enabled", "yes"]);
@@ -120,12 +120,12 @@ impl RedisCluster {
         cluster
     }
 
-    /// The address of one of the servers as a URL.
+    /// The address of one of the servers, as a URL.
     pub fn url(&self) -> String {
         self.servers[0].url()
     }
 
-    /// Moves all slots of the server that has this key to another.
+    /// Moves all slots of the server that has this key to another server.
     ///
     /// # Panics
     /// They cannot be moved.
@@ -163,7 +163,7 @@ impl RedisCluster {
     }
 }
 
-/// What a server answers to a command.
+/// A server's answer to a command.
 fn cli(port: u16, command: &[&str]) -> String {
     let mut cli = Command::new("redis-cli");
     let answer = cli.args(["-p", &port.to_string()]).args(command).output();

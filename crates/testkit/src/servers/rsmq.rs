@@ -6,14 +6,14 @@ use serde_json::Value;
 
 use super::{cached, npm, run, used};
 
-/// What the clients are, for the package managers.
+/// The clients' packages and versions.
 const NODE: &str = "rsmq@0.12.4";
 const PYTHON: [&str; 2] = ["PyRSMQ==0.4.5", "redis==8.1.0"];
 const NODE_PROGRAM: &str = include_str!("rsmq/client.js");
 const PYTHON_PROGRAM: &str = include_str!("rsmq/client.py");
 
-/// One of the clients that others use for RSMQ queues, as a process: the Node package `rsmq` or the
-/// Python package `PyRSMQ`. They are fetched by `npm` and `pip`, once, into the user's cache directory.
+/// One of the other programs' clients for RSMQ queues, as a process: the Node package `rsmq` or the
+/// Python package `PyRSMQ`. `npm` and `pip` fetch them, once, into the user's cache directory.
 #[derive(Debug)]
 pub struct RsmqClient {
     child: Child,
@@ -22,7 +22,8 @@ pub struct RsmqClient {
 }
 
 impl RsmqClient {
-    /// The Node client, at a Redis on this port; `realtime` is whether it publishes what it sends.
+    /// The Node client, connected to the Redis on this port; `realtime` is whether it announces
+    /// what it sends.
     ///
     /// # Panics
     /// `node` or `npm` is not installed, or the package cannot be fetched.
@@ -35,8 +36,8 @@ impl RsmqClient {
         Self::start(node.env("NODE_PATH", modules))
     }
 
-    /// The Python client, at a Redis on this port. Operations that begin with `x` are those of
-    /// `redis-py`, beneath it, on streams.
+    /// The Python client, connected to the Redis on this port. Operations that begin with `x` are
+    /// those of the underlying `redis-py`, on streams.
     ///
     /// # Panics
     /// `python3` or its `pip` is not installed, or the package cannot be fetched.
@@ -60,8 +61,8 @@ impl RsmqClient {
         Self { child, input, output }
     }
 
-    /// Calls a method of the client, with its options (an object; of streams with `args`, those
-    /// without a name); answers with what it answers, or with its error.
+    /// Calls a method of the client with its options (an object; for streams, with the unnamed ones
+    /// in `args`); returns its answer, or its error.
     ///
     /// # Errors
     /// The client's.

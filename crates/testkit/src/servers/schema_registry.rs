@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::keeper::Keeper;
 use super::{cached, free_port, used};
 
-/// What Maven is to fetch, and the plugin that does it.
+/// What Maven has to fetch, and the plugin that does it.
 const ARTIFACT: &str = "io.apicurio:apicurio-registry-app:2.6.13.Final:tar.gz:all";
 const PLUGIN: &str = "org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy";
 const PROGRAM: &str = "apicurio-registry-app-2.6.13.Final-runner.jar";
@@ -35,7 +35,7 @@ impl SchemaRegistry {
         registry
     }
 
-    /// Its address, as `registry: { url: .. }` takes it.
+    /// Its address, in the form that `registry: { url: .. }` takes.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}/apis/ccompat/v7", self.port)
     }
@@ -75,7 +75,7 @@ impl SchemaRegistry {
     }
 }
 
-/// Where the server's program is; fetches it if it is not there.
+/// The directory of the server's program, which is fetched if it is not there.
 fn program() -> PathBuf {
     let there = cached("schema-registry", ARTIFACT, |directory| {
         let mut maven = Command::new("mvn");

@@ -1,3 +1,5 @@
+//! Looking into an RSMQ queue, and putting and deleting its messages.
+
 use async_trait::async_trait;
 use brigade_core::connector::{
     ConnectorError, Lag, Outgoing, Peeked, Produced, Producer, QueueAdmin, QueueStatus,
@@ -10,12 +12,12 @@ use super::producer::RsmqProducer;
 use super::received::{Id, number};
 use super::scripts::{LAG, REMOVE};
 
-/// How many ids are looked at at once.
+/// How many ids are looked at in one go.
 const BATCH: usize = 500;
-/// The digits of an id that are its time, in base 36 microseconds: its position.
+/// How many digits of an id are its time, in base 36 microseconds; that is its position.
 const TIME_DIGITS: usize = 10;
 
-/// An RSMQ queue as people look at it.
+/// An RSMQ queue as administrators see it.
 pub(crate) struct RsmqAdmin {
     site: Site,
     producer: RsmqProducer,
@@ -26,7 +28,7 @@ impl RsmqAdmin {
         Self { producer: RsmqProducer::new(site.clone()), site }
     }
 
-    /// Ids in the order in which they may be received.
+    /// Ids in the order in which their messages may be received.
     async fn ids(&self, from: u64, max: usize) -> Result<Vec<Id>, ConnectorError> {
         let to = from.saturating_add(max as u64).saturating_sub(1);
         let mut range = cmd("ZRANGE");
@@ -42,7 +44,7 @@ impl RsmqAdmin {
             scan.arg(&self.site.messages).arg(&cursor);
             scan.arg("MATCH").arg(format!("{}*", base36(position))).arg("COUNT").arg(BATCH);
             let (next, pairs): (String, Vec<(Id, f64)>) = self.site.wire.command(&scan).await?;
-            // What is not a whole time is the beginning of others.
+            // Less than a whole time is a prefix of other times.
             let ids = pairs.into_iter().map(|(id, _)| id);
             found.extend(ids.filter(|id| self::position(id) == Some(position)));
             if next == "0" {
@@ -75,8 +77,8 @@ impl RsmqAdmin {
         }))
     }
 
-    /// Removes messages that can be received now, and those that were never: what is hidden after it
-    /// was received is somebody's.
+    /// Removes messages that can be received now, and those that were never received: one that is
+    /// hidden after a receive is being worked on.
     async fn remove(&self, ids: &[Id]) -> Result<u64, ConnectorError> {
         let mut remove = REMOVE.key(&self.site.messages);
         remove.key(&self.site.hash).key(&self.site.attempts);
@@ -155,7 +157,7 @@ impl QueueAdmin for RsmqAdmin {
             }
             let removed = self.remove(&ids).await?;
             gone += removed;
-            // What stays is passed over.
+            // What remains is skipped.
             from += ids.len() as u64 - removed;
         }
     }

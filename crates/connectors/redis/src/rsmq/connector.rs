@@ -1,3 +1,5 @@
+//! The connector of RSMQ queues, and their settings.
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +21,7 @@ use crate::output::Target;
 use crate::server::{Place, Sentinel, Tls};
 use crate::wire::Wire;
 
-/// The longest name that every client takes.
+/// The longest name that every client accepts.
 const NAME_MAX: usize = 64;
 /// The longest visibility timeout and delay, in seconds.
 const SECONDS_MAX: u64 = 9_999_999;
@@ -28,7 +30,7 @@ const SECONDS_MAX: u64 = 9_999_999;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Rsmq;
 
-/// The keys of an RSMQ queue. Those of a queue that is there already stay as they are.
+/// The keys of an RSMQ queue. A queue that already exists keeps the settings that it has.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Settings {
@@ -36,37 +38,39 @@ pub(crate) struct Settings {
     /// this machine, or `REDIS_HOST` (`host` or `host:port`).
     #[serde(default = "crate::server::local")]
     url: String,
-    /// Certificates, if the system's do not do.
+    /// Certificates, if the system's do not suffice.
     tls: Option<Tls>,
-    /// The Sentinels that `url` is one of.
+    /// The Sentinels, of which `url` is one.
     sentinel: Option<Sentinel>,
     /// Whether `url` is a node of a Cluster.
     #[serde(default)]
     cluster: bool,
-    /// The queue's name there: 1 to 64 letters, digits, `_` and `-`. Default: its name here.
+    /// The queue's name on the server: 1 to 64 letters, digits, `_` and `-`. Default: its name in
+    /// the pipeline file.
     queue: Option<String>,
     /// The namespace. Default: `rsmq`.
     #[serde(default = "namespace")]
     namespace: String,
-    /// How long a received message is hidden from others; it is renewed while it is worked on.
+    /// How long a received message is hidden from others; renewed while the message is worked on.
     /// Whole seconds. Default: 30s.
     #[serde(default = "vt")]
     vt: Period,
     /// The longest body in bytes, 1024 to 65536, or -1 for no bound. Default: 65536.
     #[serde(default = "max_size")]
     maxsize: i64,
-    /// Whether each sending is published on `rsmq:rt:QUEUE`, as the Node client's `realtime` does, and
-    /// heard of by who receives: else an empty queue is looked into every 50 ms.
+    /// Whether each message that is sent is announced on `rsmq:rt:QUEUE`, as with the Node client's
+    /// `realtime`, and consumers listen there. Otherwise an empty queue is polled every 50 ms.
     #[serde(default)]
     realtime: bool,
-    /// A message that was handed out again so often without an outcome becomes a dead letter of the
-    /// kind `crash`: it may be what ends whoever handles it. Stops and lost connections count too.
+    /// A message that is handed out again more often than this without an outcome becomes a dead
+    /// letter of the kind `crash`: it may be what crashes the process that handles it. Stops and
+    /// lost connections count too.
     #[serde(default = "crate::redeliveries::default_max")]
     max_redeliveries: u32,
 }
 
 impl Settings {
-    /// Where the queue's server is.
+    /// The queue's server.
     fn place(&self) -> Place {
         let Self { url, tls, sentinel, cluster, .. } = self.clone();
         Place { url, tls, sentinel, cluster }
@@ -104,14 +108,14 @@ fn features(settings: &Settings) -> Features {
     }
 }
 
-/// An RSMQ queue: its keys, its connection.
+/// An RSMQ queue: its keys and its connection.
 #[derive(Clone)]
 pub(crate) struct Site {
     pub(crate) queue: Arc<str>,
     pub(crate) messages: String,
     pub(crate) hash: String,
     pub(crate) attempts: String,
-    /// Where sendings are published, if they are.
+    /// The channel on which sent messages are announced, if they are.
     pub(crate) realtime: Option<String>,
     pub(crate) vt: Duration,
     max_redeliveries: u32,
@@ -121,17 +125,17 @@ pub(crate) struct Site {
 }
 
 impl Site {
-    /// What is said of a message that was handed out so often, if that is too often.
+    /// The defect of a message that was handed out again this often, if that is too often.
     pub(crate) fn handed_out_too_often(&self, redeliveries: u32) -> Option<Box<Defect>> {
         crate::redeliveries::too_often(redeliveries, self.max_redeliveries)
     }
 
-    /// Where outputs go that are written along with an ack.
+    /// The target of outputs that are written along with an ack.
     pub(crate) fn target(&self) -> Target {
         Target::Rsmq(self.definition.clone())
     }
 
-    /// Makes the queue if it is not there.
+    /// Makes the queue if it does not exist.
     async fn open(queue: &QueueSpec) -> Result<Self, ConnectorError> {
         let site = Self::new(queue)?;
         site.definition.make(&site.wire).await?;

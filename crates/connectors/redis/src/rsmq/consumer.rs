@@ -1,3 +1,5 @@
+//! Receiving messages of an RSMQ queue.
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,9 +17,9 @@ use super::scripts::{DELETE, LAG};
 use crate::output::{self, Settled};
 use crate::thread::Task;
 
-/// How often an empty queue is looked into.
+/// How often an empty queue is polled.
 const LOOK: Duration = Duration::from_millis(50);
-/// The same while sendings are heard of: not all senders publish them.
+/// The same while listening for announcements: not all senders make them.
 const LOOK_LISTENING: Duration = Duration::from_secs(1);
 /// How long to wait before listening again after a connection broke.
 const LISTEN_AGAIN: Duration = Duration::from_secs(1);
@@ -25,14 +27,14 @@ const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 /// Receives messages of an RSMQ queue.
 pub(crate) struct RsmqConsumer {
     received: Arc<Received>,
-    /// A receiving that outlives who asked for it.
+    /// A receive that outlives the call that started it.
     fetch: tokio::sync::Mutex<Option<Task<Fetched>>>,
     woken: Arc<Notify>,
-    /// Keeps what is received from others, until it is taken away.
+    /// Keeps what is received hidden from others, until this is taken away.
     keeping: Mutex<Option<Task<()>>>,
-    /// Hears of sendings, if the queue is `realtime`.
+    /// Listens for announcements of sent messages, if the queue is `realtime`.
     _listening: Option<Task<()>>,
-    /// Whether it does.
+    /// Whether it is listening now.
     hears: Arc<AtomicBool>,
 }
 
@@ -52,23 +54,23 @@ impl RsmqConsumer {
         &self.received.site
     }
 
-    /// Hides messages for a while. Answers with the places of the fenced.
+    /// Hides messages for a while. Returns the places of the fenced.
     async fn hide(&self, all: Vec<Hide>) -> Result<Vec<usize>, ConnectorError> {
         if all.is_empty() {
             return Ok(Vec::new());
         }
-        // There, so that a lane that stands still meanwhile keeps nobody from his turn.
+        // On that thread, so that a lane that stalls meanwhile does not hold up the others' turns.
         self.site().wire.spawn(Arc::clone(&self.received).hide(all)).await
     }
 
-    /// What is held, to be given back: nothing renews it any more.
+    /// What is held, to be given back: it is no longer renewed.
     fn give_up(&self) -> Vec<Hide> {
         *self.keeping.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.received.give_up()
     }
 }
 
-/// Wakes the consumer whenever something is sent, for as long as it is there.
+/// Wakes the consumer whenever a message is announced, until the task is dropped.
 async fn listen(site: Site, channel: String, woken: Arc<Notify>, hears: Arc<AtomicBool>) {
     loop {
         let (heard, hears_now) = (Arc::clone(&woken), Arc::clone(&hears));
@@ -80,7 +82,7 @@ async fn listen(site: Site, channel: String, woken: Arc<Notify>, hears: Arc<Atom
             tracing::debug!(queue = %site.queue, %error, "does not hear of sendings");
         }
         hears.store(false, Ordering::Relaxed);
-        // Who waits looks sooner now.
+        // A waiting `consume` now polls more often.
         woken.notify_waiters();
         tokio::time::sleep(LISTEN_AGAIN).await;
     }
@@ -131,7 +133,7 @@ impl Consumer for RsmqConsumer {
         ops: Vec<StoreOp>,
     ) -> Result<Acked, ConnectorError> {
         let (known, mut fenced) = self.received.ids(&receipts);
-        // All or nothing: with a lost lease what the others became is not put either.
+        // All or nothing: after a lost lease, the outputs of the others are not put either.
         if !fenced.is_empty() && !ops.is_empty() {
             return Ok(fenced.into());
         }
@@ -163,7 +165,7 @@ impl Consumer for RsmqConsumer {
             Some((id.clone(), receipt.fence, failed.delay, attempts))
         });
         let hidden = hidden.collect();
-        // Before it is on its way: a renewal that followed would override its delay.
+        // Forgotten before the script is sent: a renewal after it would override its delay.
         let forgotten = self.received.forget(known.iter().map(|(receipt, _)| receipt));
         let gone = match self.hide(hidden).await {
             Ok(gone) => gone,
@@ -180,7 +182,7 @@ impl Consumer for RsmqConsumer {
     async fn lag(&self) -> Result<Lag, ConnectorError> {
         let lag = LAG.key(&self.site().messages);
         let (ready, hidden): (u64, u64) = self.site().wire.script(lag).await?;
-        // Hidden are those that wait for their time and those that somebody works on.
+        // Hidden messages wait for their time, or are being worked on.
         Ok(Lag { ready: Some(ready), in_flight: Some(hidden), ..Lag::default() })
     }
 
@@ -198,7 +200,7 @@ impl Consumer for RsmqConsumer {
         let held = self.give_up();
         self.woken.notify_waiters();
         let given_back = self.hide(held).await;
-        // A receiving that is under way has hidden messages: it gives them back.
+        // A receive under way has hidden messages: it gives them back.
         self.received.ended().await;
         given_back.map(drop)
     }
@@ -208,13 +210,13 @@ impl Drop for RsmqConsumer {
     fn drop(&mut self) {
         let held = self.give_up();
         if let Some(fetching) = self.fetch.get_mut().take() {
-            // To the end: it gives back what it brings.
+            // Run to the end: it gives back what it brings.
             self.site().wire.spawn_to_the_end(async move { drop(fetching.await) });
         }
         if held.is_empty() {
             return;
         }
-        // If it cannot be given back, it is visible again when the visibility timeout is over.
+        // What cannot be given back is visible again when the visibility timeout is over.
         self.site().wire.at_last(hiding(self.site(), &held));
     }
 }

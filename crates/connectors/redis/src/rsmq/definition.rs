@@ -1,4 +1,4 @@
-//! An RSMQ queue as it is made, and made again after somebody deleted it.
+//! How an RSMQ queue is made, and made again after someone deleted it.
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ use brigade_core::connector::ConnectorError;
 use super::scripts::CREATE;
 use crate::wire::Wire;
 
-/// Where a queue is, and with which settings it is made if it is not there.
+/// A queue's address, and the settings with which it is made if it does not exist.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct QueueDefinition {
     /// Its name in the pipeline file.
@@ -17,7 +17,7 @@ pub(crate) struct QueueDefinition {
     /// Its visibility timeout, in seconds.
     pub(crate) vt: u64,
     pub(crate) maxsize: i64,
-    /// Whether sendings are published.
+    /// Whether sent messages are announced.
     pub(crate) realtime: bool,
 }
 
@@ -32,12 +32,12 @@ impl QueueDefinition {
         format!("{}:{}:Q", self.namespace, self.name)
     }
 
-    /// Where sendings are published, if they are.
+    /// The channel on which sent messages are announced, if they are.
     pub(crate) fn channel(&self) -> Option<String> {
         self.realtime.then(|| format!("{}:rt:{}", self.namespace, self.name))
     }
 
-    /// Makes it, if it is not there; says whether it was not.
+    /// Makes it if it does not exist; returns whether it was made.
     pub(crate) async fn make(&self, wire: &Arc<Wire>) -> Result<bool, ConnectorError> {
         let mut create = CREATE.key(self.hash());
         create.key(format!("{}:QUEUES", self.namespace)).arg(&self.name);
@@ -45,7 +45,7 @@ impl QueueDefinition {
         wire.script(create).await
     }
 
-    /// Makes it while a pipeline runs that has found it deleted, and tells of it.
+    /// Makes it again after a running pipeline found it deleted, and logs that.
     pub(crate) async fn make_again(&self, wire: &Arc<Wire>) -> Result<(), ConnectorError> {
         if self.make(wire).await? {
             tracing::warn!(

@@ -1,3 +1,5 @@
+//! Sending messages to an RSMQ queue.
+
 use async_trait::async_trait;
 use brigade_core::CauseKind;
 use brigade_core::connector::{
@@ -10,9 +12,9 @@ use super::scripts::SEND;
 use crate::outcomes::{Outcomes, parts};
 use crate::{output, value_limit};
 
-/// The most messages in one script: more gains nothing, and others wait meanwhile.
+/// The most messages in one script: more gains nothing, and makes other requests wait.
 const SCRIPT_MAX: usize = 200;
-/// How many random characters an id has after its time.
+/// How many random characters follow the time in an id.
 const RANDOM: usize = 22;
 
 /// Sends messages to an RSMQ queue.
@@ -25,7 +27,7 @@ impl RsmqProducer {
         Self { site }
     }
 
-    /// Why a message cannot be sent at all.
+    /// Why a message can never be sent.
     fn refused(&self, outgoing: &Outgoing) -> Option<Rejected> {
         let length = value_limit::of_body(&outgoing.message);
         let max = self.site.features.max_message_bytes?;
@@ -41,7 +43,7 @@ impl RsmqProducer {
     }
 }
 
-/// What an id has after its time.
+/// The part of an id that follows its time.
 pub(crate) fn random_part() -> String {
     std::iter::repeat_with(fastrand::alphanumeric).take(RANDOM).collect()
 }
@@ -62,7 +64,7 @@ impl Producer for RsmqProducer {
         for places in parts(&unknown, SCRIPT_MAX, |at| batch[at].message.size()) {
             let part: Vec<Outgoing> = places.iter().map(|at| batch[*at].clone()).collect();
             let sent = self.send(&part).await.map(|()| places.iter().map(|_| Ok(())).collect());
-            // What comes after would fail too.
+            // The parts after this one would fail too.
             if !outcomes.enter(places, sent)? {
                 break;
             }
@@ -73,7 +75,7 @@ impl Producer for RsmqProducer {
     async fn stage(&self, batch: &[Outgoing]) -> Result<Staged, ConnectorError> {
         let refused = batch.iter().map(|outgoing| self.refused(outgoing)).enumerate();
         let rejected: Vec<_> = refused.filter_map(|(at, why)| Some((at, why?))).collect();
-        // What is refused becomes a dead letter first; the rest is staged again without it.
+        // Refused messages become dead letters first; the rest is then staged again without them.
         let batch = if rejected.is_empty() { batch } else { &[] };
         Ok(Staged { ops: self.site.target().enqueue(batch), rejected, hold: None })
     }

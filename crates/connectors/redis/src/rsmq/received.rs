@@ -1,5 +1,6 @@
-//! What a consumer has received of an RSMQ queue. It stays hidden from others until it is resolved: that is renewed on
-//! the thread of the connections, whatever the lane does that works on it.
+//! What a consumer has received from an RSMQ queue. It stays hidden from others until it is
+//! resolved: it is renewed on the thread of the connections, whatever the lane that works on it
+//! does.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -14,37 +15,38 @@ use super::scripts::{FORGET, HIDE, RECEIVE};
 use crate::pace::Paced;
 use crate::server::ANSWER_MAX;
 
-/// The most messages that are received, or hidden anew, at once.
+/// The most messages that are received, or hidden again, at once.
 const SCRIPT_MAX: usize = 500;
-/// How long to wait at most before what could not be renewed is renewed again.
+/// The longest wait before a failed renewal is tried again.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// How often it is looked, of some each time, which attempts are kept of messages that are not there.
+/// How often some of the kept attempts are checked for messages that no longer exist.
 const FORGET_AFTER: Duration = Duration::from_secs(1);
 
-/// An id as it stands on the server: another program's may be no text.
+/// An id as stored on the server: another program's may not be text.
 pub(super) type Id = Vec<u8>;
 
-/// What a receiving brought: something, or if nothing was there, when there will be something, in
-/// milliseconds, or -1.
+/// What a receive brought: `None` if there were messages, or if the consumer has given up;
+/// otherwise in how many milliseconds the next message may be received, or -1.
 pub(super) type Fetched = Result<Option<i64>, ConnectorError>;
 
 /// A received message: id, body, receive count, first receiving, failed attempts.
 type Told = (Id, Option<Vec<u8>>, u64, Option<Vec<u8>>, Option<Vec<u8>>);
 
-/// Messages that are to be hidden for a while: id, fence, how long, failed attempts (-1: as before).
+/// Messages to be hidden for a while: id, fence, how long, failed attempts (-1: unchanged).
 pub(super) type Hide = (Id, u64, Duration, i64);
 
-/// The messages that are this consumer's.
+/// The messages that this consumer holds.
 pub(super) struct Received {
     pub(super) site: Site,
     pace: Paced,
     held: Mutex<Held>,
-    /// Where to go on with forgetting the attempts of what others have deleted, and when that was last done.
+    /// Where to go on forgetting the attempts of messages that others have deleted, and when that
+    /// was last done.
     forgetting: Mutex<(String, Option<Instant>)>,
-    /// One change of times after the other.
+    /// Held by a change of hiding times: one at a time.
     hiding: tokio::sync::Mutex<()>,
-    /// Held by a receiving.
+    /// Held during a receive.
     receiving: tokio::sync::Mutex<()>,
 }
 
@@ -52,14 +54,14 @@ pub(super) struct Received {
 struct Held {
     /// Not yet handed out.
     ready: VecDeque<Incoming>,
-    /// All that is unresolved, by the numbers that receipts have.
+    /// Everything unresolved, by the positions of receipts.
     messages: HashMap<u64, Hidden>,
     next: u64,
-    /// Nobody hands out, or resolves, what is here from now on.
+    /// From now on nothing here is handed out or resolved.
     given_up: bool,
 }
 
-/// A message that nobody else receives for as long as a visibility timeout, at least.
+/// A message that nobody else receives for at least one visibility timeout.
 #[derive(Clone)]
 pub(super) struct Hidden {
     id: Id,
@@ -110,8 +112,8 @@ impl Received {
         Ok(next)
     }
 
-    /// Now and then forgets attempts of messages that other clients have deleted: they leave them there. What keeps it
-    /// from that is told of the receiving.
+    /// Now and then forgets attempts of messages that other clients have deleted: those clients
+    /// leave them behind. Errors are ignored, as the receive that follows reports their cause.
     async fn forget_deleted(&self) {
         let forgetting = || self.forgetting.lock().unwrap_or_else(PoisonError::into_inner);
         let begin = {
@@ -161,26 +163,26 @@ impl Received {
         held.ready.push_back(incoming);
     }
 
-    /// Whether some of what is not yet handed out may soon be another's, or is by now: as after this process
-    /// stood still, or the server was away.
+    /// Whether some message that is not yet handed out may soon be received by others, or already
+    /// has been: for example after this process stood still, or the server was away.
     pub(super) fn is_stale(&self) -> bool {
         let (held, half) = (self.held(), self.site.vt / 2);
         let since = |one: &Incoming| held.messages.get(&one.receipt.position).map(|one| one.since);
         held.ready.iter().filter_map(since).any(|since| since.elapsed() >= half)
     }
 
-    /// Hands out what was received.
+    /// Hands out messages that were received.
     pub(super) fn take(&self, want: Want) -> Vec<Incoming> {
         let mut held = self.held();
         want.fill(|| held.ready.pop_front())
     }
 
-    /// The id behind a receipt, if that is known.
+    /// The id behind a receipt, if it is known.
     pub(super) fn id(&self, position: u64) -> Option<Id> {
         self.held().messages.get(&position).map(|hidden| hidden.id.clone())
     }
 
-    /// The ids behind receipts, as far as they stand here; the rest are fenced.
+    /// The ids behind receipts that still stand here; the rest are fenced.
     pub(super) fn ids(&self, receipts: &[Receipt]) -> (Vec<(Receipt, Id)>, Vec<Receipt>) {
         let held = self.held();
         let (mut known, mut fenced) = (Vec::new(), Vec::new());
@@ -193,7 +195,7 @@ impl Received {
         (known, fenced)
     }
 
-    /// Forgets what is resolved. What is not renewed any more is answered with.
+    /// Forgets what is resolved. Returns what is no longer renewed.
     pub(super) fn forget<'r>(
         &self,
         receipts: impl IntoIterator<Item = &'r Receipt>,
@@ -203,7 +205,7 @@ impl Received {
         gone.filter_map(|position| Some((position, held.messages.remove(&position)?))).collect()
     }
 
-    /// It is unresolved all the same.
+    /// Takes back what was forgotten: it is unresolved after all.
     pub(super) fn remember(&self, forgotten: Vec<(u64, Hidden)>) {
         self.held().messages.extend(forgotten);
     }
@@ -213,8 +215,8 @@ impl Received {
         self.held().given_up
     }
 
-    /// Forgets all, and hands out nothing from now on; answers with what gives it back. What a receiving
-    /// that is under way brings is given back by itself.
+    /// Forgets everything, and hands out nothing from now on; returns how to give it back. A
+    /// receive under way gives back what it brings by itself.
     pub(super) fn give_up(&self) -> Vec<Hide> {
         let mut held = self.held();
         held.given_up = true;
@@ -223,13 +225,13 @@ impl Received {
         all.map(|(_, Hidden { id, fence, .. })| (id, fence, Duration::ZERO, -1)).collect()
     }
 
-    /// Waits for the end of what is being received, for as long as an answer takes: what takes longer is visible again
-    /// when the visibility timeout is over.
+    /// Waits for a receive under way, at most as long as an answer may take; what a slower one
+    /// brings is visible again when the visibility timeout is over.
     pub(super) async fn ended(&self) {
         let _ended = tokio::time::timeout(ANSWER_MAX, self.receiving.lock()).await;
     }
 
-    /// Hides messages for a while, counted from now. Answers with the places of the fenced.
+    /// Hides messages for a while, counted from now. Returns the places of the fenced.
     pub(super) async fn hide(
         self: Arc<Self>,
         all: Vec<Hide>,
@@ -247,7 +249,8 @@ impl Received {
         Ok(fenced)
     }
 
-    /// Hides all that is held for another visibility timeout. What is another's by now is not handed out.
+    /// Hides everything held for another visibility timeout. What others have received by now is
+    /// not handed out.
     pub(super) async fn renew(self: Arc<Self>) -> Result<(), ConnectorError> {
         let _turn = self.hiding.lock().await;
         let (since, vt) = (Instant::now(), self.site.vt);
@@ -270,7 +273,7 @@ impl Received {
         Ok(())
     }
 
-    /// Renews for as long as the consumer is there.
+    /// Renews for as long as the consumer exists.
     pub(super) async fn keep(self: Arc<Self>) {
         let every = self.site.vt / 3;
         let mut pause = every;
@@ -286,7 +289,7 @@ impl Received {
     }
 }
 
-/// A number as it stands on the server; 0 if there is none.
+/// A number as stored on the server; 0 if there is none.
 pub(super) fn number(text: Option<Vec<u8>>) -> u32 {
     text.and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok()).unwrap_or(0)
 }

@@ -1,4 +1,4 @@
-//! The scripts: each is one step that is done as a whole or not at all. All time is the server's.
+//! The scripts: each is one step that is done entirely or not at all. All times are the server's.
 
 use std::sync::LazyLock;
 
@@ -11,7 +11,7 @@ local usec = tonumber(time[1]) * 1000000 + tonumber(time[2])
 local now = math.floor(usec / 1000)
 ";
 
-/// Whether a receiving still stands: the message is there and was not received again.
+/// Whether a receive still stands: the message exists and was not received again.
 const STANDS: &str = "
 local function stands(id, rc)
   return redis.call('HGET', KEYS[2], id .. ':rc') == rc
@@ -37,7 +37,7 @@ fn script(shared: &[&str], text: &str) -> Script {
     Script::new(&(shared.concat() + text))
 }
 
-/// Makes a queue if it is not there. KEYS: hash, set of queues. ARGV: name, vt, maxsize.
+/// Makes a queue if it does not exist. KEYS: hash, set of queues. ARGV: name, vt, maxsize.
 pub(crate) static CREATE: LazyLock<Script> = LazyLock::new(|| {
     script(
         &[NOW],
@@ -61,8 +61,8 @@ pub(crate) static SEND: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Receives messages. KEYS: messages, hash, attempts. ARGV: count, vt in milliseconds. Answers with
-/// messages as id, body, receive count, first receiving, attempts; and in how many milliseconds the
+/// Receives messages. KEYS: messages, hash, attempts. ARGV: count, vt in milliseconds. Returns
+/// messages as id, body, receive count, first receive, attempts; and in how many milliseconds the
 /// next may be received, or -1.
 pub(crate) static RECEIVE: LazyLock<Script> = LazyLock::new(|| {
     script(
@@ -107,8 +107,9 @@ pub(crate) static RECEIVE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Deletes what still stands, and puts outputs; with outputs all or nothing. KEYS: messages, hash,
-/// attempts. ARGV: how many, id and receive count of each, then outputs. Answers with the fenced.
+/// Deletes what still stands, and puts outputs; if there are outputs, all or nothing. KEYS:
+/// messages, hash, attempts. ARGV: how many messages, id and receive count of each, then outputs.
+/// Returns the fenced.
 pub(crate) static DELETE: LazyLock<Script> = LazyLock::new(|| {
     script(
         &[MANY, DELETE_ALL, MAY, PUT],
@@ -139,9 +140,9 @@ pub(crate) static DELETE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Hides what still stands for so long from now. KEYS: messages, hash, attempts. ARGV: of each id,
-/// receive count, milliseconds, failed attempts (-1: as before). Answers with the places of the fenced,
-/// from 0.
+/// Hides what still stands for a period from now. KEYS: messages, hash, attempts. ARGV: for each
+/// message id, receive count, milliseconds, failed attempts (-1: unchanged). Returns the places of
+/// the fenced, from 0.
 pub(crate) static HIDE: LazyLock<Script> = LazyLock::new(|| {
     script(
         &[NOW, STANDS],
@@ -161,8 +162,8 @@ pub(crate) static HIDE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Forgets the attempts of messages that other clients have deleted, of a few each time. KEYS: messages, attempts.
-/// ARGV: where to begin, as the last time answered, at first 0.
+/// Forgets the attempts of messages that other clients have deleted, checking a few each time.
+/// KEYS: messages, attempts. ARGV: where to begin: what the last call returned, at first 0.
 pub(crate) static FORGET: LazyLock<Script> = LazyLock::new(|| {
     script(
         &[],
@@ -176,8 +177,8 @@ pub(crate) static FORGET: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Removes messages that nobody works on. KEYS: messages, hash, attempts. ARGV: ids. Answers with how
-/// many are gone.
+/// Removes messages that nobody works on. KEYS: messages, hash, attempts. ARGV: ids. Returns how
+/// many were removed.
 pub(crate) static REMOVE: LazyLock<Script> = LazyLock::new(|| {
     script(
         &[NOW, MANY, DELETE_ALL],

@@ -1,3 +1,5 @@
+//! Looking into a stream, and putting and deleting its messages.
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -17,15 +19,15 @@ use super::retention::Retention;
 use super::scripts::{DELETE, KNOWN, PURGE_LATER, WAITING};
 use crate::wire::Wire;
 
-/// How many entries are looked at or deleted at once.
+/// How many entries are looked at or deleted in one go.
 const BATCH: usize = 500;
 
-/// A stream as people look at it.
+/// A stream as administrators see it.
 pub(crate) struct StreamAdmin {
     /// The stream for each of its groups, with the group's name in the pipeline file.
     groups: Vec<(String, Keys)>,
     queue: QueueSpec,
-    /// Opened with the first message: it makes the stream and its groups.
+    /// Opened for the first message that is put: opening makes the stream and its groups.
     producer: OnceCell<StreamProducer>,
     wire: Arc<Wire>,
     retention: Option<Retention>,
@@ -45,7 +47,8 @@ impl StreamAdmin {
         &self.groups[0].1
     }
 
-    /// Those of some entries that wait for one of the groups, and the last that was looked at.
+    /// Those of some entries that wait for one of the groups, and the last entry that was looked
+    /// at.
     async fn waiting(
         &self,
         from: &str,
@@ -61,14 +64,14 @@ impl StreamAdmin {
         Ok((entries, last.parse().ok()))
     }
 
-    /// Entries from an id on.
+    /// Entries from one id to another.
     async fn range(&self, from: &str, to: &str, max: usize) -> Result<Vec<Value>, ConnectorError> {
         let mut range = cmd("XRANGE");
         range.arg(&self.keys().stream).arg(from).arg(to).arg("COUNT").arg(max);
         self.wire.command(&range).await
     }
 
-    /// The entries at these positions. Odd ones are looked for from the beginning.
+    /// The entries at these positions. Odd ones are searched for from the beginning.
     async fn find(&self, positions: &[u64]) -> Result<Vec<EntryId>, ConnectorError> {
         let found = positions.iter().copied().filter_map(EntryId::unpack);
         let mut found: Vec<EntryId> = found.collect();
@@ -84,14 +87,14 @@ impl StreamAdmin {
         Ok(found)
     }
 
-    /// Which stream it is. If nobody has read it, that is not said yet: when somebody does, its entries
-    /// get other ids.
+    /// Which stream this is. If no group has read it, that is not known yet: once one does, its
+    /// entries get other ids.
     async fn incarnation(&self) -> Result<IncarnationId, ConnectorError> {
         let made = groups::incarnation(&self.wire, self.keys()).await?;
         Ok(made.unwrap_or(IncarnationId(0)))
     }
 
-    /// An entry, with what its first group knows of it, and who works on it in any.
+    /// An entry, with what its first group knows about it, and who works on it in any group.
     async fn peeked(
         &self,
         entry: Value,
@@ -141,7 +144,7 @@ impl StreamAdmin {
     }
 }
 
-/// The id right after one.
+/// Where the entries after this one begin.
 fn after(id: EntryId) -> String {
     format!("({id}")
 }

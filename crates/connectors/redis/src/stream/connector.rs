@@ -1,3 +1,5 @@
+//! The connector of queues on Redis Streams, and their settings.
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -53,28 +55,29 @@ pub(crate) struct Settings {
     /// this machine, or `REDIS_HOST` (`host` or `host:port`).
     #[serde(default = "crate::server::local")]
     url: String,
-    /// Certificates, if the system's do not do.
+    /// Certificates, if the system's do not suffice.
     tls: Option<Tls>,
-    /// The Sentinels that `url` is one of.
+    /// The Sentinels, of which `url` is one.
     sentinel: Option<Sentinel>,
     /// Whether `url` is a node of a Cluster.
     #[serde(default)]
     cluster: bool,
     /// The stream's key. Default: the queue's name.
     pub(crate) stream: Option<String>,
-    /// The consumer group, made if it is not there. Default: the pipeline's name, and where several
+    /// The consumer group, made if it does not exist. Default: the pipeline's name; if several
     /// stages read the stream, `PIPELINE.STAGE`.
     pub(crate) group: Option<String>,
-    /// A message that was handed out again so often without an outcome becomes a dead letter of the
-    /// kind `crash`: it may be what ends whoever handles it. Stops and lost connections count too.
+    /// A message that is handed out again more often than this without an outcome becomes a dead
+    /// letter of the kind `crash`: it may be what crashes the process that handles it. Stops and
+    /// lost connections count too.
     #[serde(default = "crate::redeliveries::default_max")]
     max_redeliveries: u32,
-    /// What a member holds that is another program's is claimed when it has been idle for so long.
-    /// Default: 1m.
+    /// What another program's member holds is claimed when it has been idle for this long. Default:
+    /// 1m.
     #[serde(default = "claim_idle")]
     claim_idle: Period,
-    /// How much stays on the stream once every group has acked it. Default: nothing; and of a stream
-    /// without groups everything.
+    /// How much stays on the stream once every group has acked it. Default: nothing, but everything
+    /// if the stream has no groups.
     retention: Option<Retention>,
 }
 
@@ -83,7 +86,7 @@ fn claim_idle() -> Period {
 }
 
 impl Settings {
-    /// Where the queue's server is.
+    /// The queue's server.
     fn place(&self) -> Place {
         let Self { url, tls, sentinel, cluster, .. } = self.clone();
         Place { url, tls, sentinel, cluster }
@@ -94,7 +97,7 @@ impl Settings {
         Bounds { max_redeliveries, claim_idle, retention }
     }
 
-    /// What is wrong with them, without asking anybody.
+    /// What is wrong with them, found without connecting.
     fn problems(&self, queue: &str) -> Vec<Problem> {
         let mut problems = self.place().problems();
         let stream = self.stream.as_deref().unwrap_or(queue);
@@ -122,11 +125,11 @@ impl Settings {
 
 /// What streams with these settings can do.
 fn features(settings: &Settings) -> Features {
-    // The streams of a Cluster lie on several servers.
+    // A Cluster's streams are spread over several servers.
     Features { settle_together: !settings.cluster, ..FEATURES }
 }
 
-/// The names of what belongs to a stream.
+/// The names of everything that belongs to a stream.
 #[derive(Debug, Clone)]
 pub(crate) struct Keys {
     pub(crate) queue: Arc<str>,
@@ -158,14 +161,14 @@ impl Keys {
         }
     }
 
-    /// The key that says that a member lives.
+    /// The key that shows that a member is alive.
     pub(crate) fn alive(&self, member: &[u8]) -> Vec<u8> {
         let before = format!("{}:brigade:{}:alive:", beside(&self.stream), self.group);
         [before.as_bytes(), member].concat()
     }
 }
 
-/// What the keys beside a stream begin with: on a Cluster they lie where it does.
+/// The prefix of the keys that belong to a stream: on a Cluster it puts them in the stream's slot.
 fn beside(stream: &str) -> String {
     match hash_tag(stream) {
         Some(tag) => format!("{{{tag}}}{stream}"),
@@ -173,7 +176,7 @@ fn beside(stream: &str) -> String {
     }
 }
 
-/// The part of a key that tells where on a Cluster it lies, if that is not all of it.
+/// The part of a key that determines its slot on a Cluster, unless the whole key does.
 fn hash_tag(key: &str) -> Option<&str> {
     let (tag, _) = key.split_once('{')?.1.split_once('}')?;
     (!tag.is_empty()).then_some(tag)
@@ -269,7 +272,8 @@ impl Connector for RedisStreams {
         let settings: Settings = queue.settings()?;
         let mut groups = groups(queue, &settings);
         if groups.is_empty() {
-            // Nobody in this file reads it; another may, under the name that it would have.
+            // No stage in this file reads it; another file's may, under the name that this file's
+            // would have.
             groups.push((String::new(), Keys::new(queue, &settings, None)));
         }
         let wire = Wire::new(&queue.name, &settings.place())?;
@@ -290,12 +294,12 @@ fn groups(queue: &QueueSpec, settings: &Settings) -> Vec<(String, Keys)> {
     queue.groups.iter().map(keys).collect()
 }
 
-/// What the server calls the groups that read a stream.
+/// The server's names of the groups that read a stream.
 fn group_names(queue: &QueueSpec, settings: &Settings) -> Vec<String> {
     groups(queue, settings).into_iter().map(|(_, keys)| keys.group).collect()
 }
 
-/// Opens what puts messages on a stream; the groups that read it are made first.
+/// Opens a producer for a stream, after making the groups that read it.
 pub(super) async fn producer(queue: &QueueSpec) -> Result<StreamProducer, ConnectorError> {
     let settings: Settings = queue.settings()?;
     let groups = group_names(queue, &settings);

@@ -1,3 +1,5 @@
+//! Reading a stream as a member of a group.
+
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -33,11 +35,11 @@ use crate::wire::Wire;
 const BLOCK: Duration = Duration::from_millis(500);
 /// The most entries that are read at once.
 const READ_MAX: usize = 1000;
-/// How often it is looked what is due while new entries come all the time: a question for each read
-/// would wait behind what is being acked.
+/// How often to check for due entries while new ones keep coming: a check before each read would
+/// wait behind the acks.
 const LOOK_DUE: Duration = Duration::from_millis(20);
 
-/// What its settings tell a consumer beside keys and place.
+/// A consumer's settings, apart from keys and address.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
     pub(crate) max_redeliveries: u32,
@@ -50,43 +52,44 @@ pub(crate) struct StreamConsumer {
     site: Arc<Site>,
     fetch: Mutex<Fetch>,
     woken: Notify,
-    /// Says that the member lives, until it is taken away.
+    /// Keeps showing that the member is alive, until this is taken away.
     heartbeat: std::sync::Mutex<Option<Task<()>>>,
 }
 
-/// What reading takes, also while nobody waits for it.
+/// What reading needs, even while no `consume` waits for it.
 pub(super) struct Site {
     pub(super) keys: Keys,
-    /// All that the file's stages read the stream as.
+    /// All groups as which the file's stages read the stream.
     groups: Vec<String>,
     features: Features,
     pub(super) bounds: Bounds,
     pub(super) member: String,
-    /// This process, if others of this machine can see when it is gone.
+    /// This process, if others on this machine can see when it is gone.
     pub(super) process: Option<Process>,
-    /// Which stream of its name was last read.
+    /// Which stream of this name was last read.
     incarnation: std::sync::Mutex<IncarnationId>,
-    /// Waits for new entries; commands go the other way.
+    /// The connection that waits for new entries; commands use the other one.
     reading: Arc<Wire>,
     pub(super) wire: Arc<Wire>,
     /// What was received and is unresolved.
     held: std::sync::Mutex<Held>,
     pace: Paced,
-    /// An answer may have been lost: the server may have handed out what never came here.
+    /// An answer may have been lost: the server may have handed out entries that never arrived
+    /// here.
     pub(super) lost: AtomicBool,
-    /// Nobody hands out, or resolves, what is read from now on.
+    /// What is read from now on is neither handed out nor resolved.
     closed: AtomicBool,
-    /// Held by a read: who closes waits for its end, also where its lane stands still.
+    /// Held during a read: closing waits for its end, even if the consumer's lane stalls.
     reads: Mutex<()>,
-    /// When it was last looked what is due, if new entries came since.
+    /// When due entries were last checked for, if new entries have come since.
     looked: std::sync::Mutex<Option<Instant>>,
-    /// When others had last left nothing behind.
+    /// When it was last found that others had left nothing behind.
     looked_after: std::sync::Mutex<Option<Instant>>,
-    /// Since when members that did nothing meanwhile are without a key.
+    /// For members without a key that have done nothing meanwhile: since when.
     pub(super) missing: std::sync::Mutex<HashMap<Vec<u8>, Instant>>,
 }
 
-/// Reads that outlive who asked for them, so that nothing is lost with a dropped `consume`.
+/// Reads that outlive the call that started them, so that a dropped `consume` loses nothing.
 #[derive(Default)]
 struct Fetch {
     reading: Option<Task<Result<Vec<Incoming>, ConnectorError>>>,
@@ -128,7 +131,7 @@ impl StreamConsumer {
         });
         site.find_timeless().await?;
         if let Err(error) = site.say_alive().await {
-            // Each try would leave a member.
+            // Otherwise each try would leave a member behind.
             let _ = site.wire.script::<Value>(site.give_back()).await;
             return Err(error);
         }
@@ -187,13 +190,14 @@ impl Site {
         Ok(entered.collect())
     }
 
-    /// Whether what was read is of the stream that it was taken for: who makes the groups of one that
-    /// was made anew says in the same step that it is another. If not, nothing that is held is of it,
-    /// and what was read is looked for as if it had not come: what is found then is.
+    /// Whether what was read belongs to the stream that it was attributed to: the script that makes
+    /// the groups of a recreated stream marks it as another stream in the same step. If it does
+    /// not, nothing that is held belongs to the new stream, and what was read is looked for as if
+    /// it had never arrived: what is found then does.
     async fn is_still(&self, of: IncarnationId) -> Result<bool, ConnectorError> {
         let now = match groups::incarnation(&self.wire, &self.keys).await? {
             Some(now) => now,
-            // Somebody has deleted it alone, or the server evicted it.
+            // Someone deleted only this hash, or the server evicted it.
             None => make_groups(&self.wire, &self.keys, &self.groups).await?,
         };
         if now != of {
@@ -212,13 +216,13 @@ impl Site {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has what waits without a time come now.
+    /// Makes entries that wait without a time come now.
     async fn find_timeless(&self) -> Result<(), ConnectorError> {
         let keys = &self.keys;
         let mut find = FIND_TIMELESS.key(&keys.stream);
         find.key(&keys.delayed).arg(&keys.group);
         let found: u64 = match self.wire.try_script(find).await {
-            // They wait on; what else is there comes and makes room.
+            // They go on waiting; other messages come and make room.
             Err(failure) if failure.is_full() => 0,
             found => found.map_err(|failure| self.wire.told(&failure))?,
         };
@@ -229,7 +233,7 @@ impl Site {
         Ok(())
     }
 
-    /// Claims what the server believes to have handed to this member, and what never came.
+    /// Claims what the server believes it handed to this member, but never arrived.
     pub(super) async fn find_lost(&self, max: usize) -> Result<Vec<Incoming>, ConnectorError> {
         let keys = &self.keys;
         let mut held = HELD.key(&keys.stream);
@@ -252,7 +256,7 @@ impl Site {
         self.incoming(self.bring(claim).await?).await
     }
 
-    /// Runs a script that answers with entries, which may be long.
+    /// Runs a script that returns entries, which may be long.
     pub(super) async fn bring<T: FromRedisValue + Send + 'static>(
         &self,
         script: ScriptInvocation<'static>,
@@ -260,7 +264,7 @@ impl Site {
         self.wire.script_for(script, self.pace.answer_max()).await
     }
 
-    /// What others left behind, then what was put back and is due, then what is new.
+    /// What others left behind; else what was put back and is due; else what is new.
     async fn read(self: Arc<Self>, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
         let _ends = self.reads.lock().await;
         if self.closed.load(Ordering::Relaxed) {
@@ -273,7 +277,7 @@ impl Site {
             self.lost.store(true, Ordering::Relaxed);
         }
         if self.closed.load(Ordering::Relaxed) {
-            // Whoever closed it waits for a while only.
+            // Closing waits for this only a while.
             self.wire.script::<i64>(self.give_back()).await?;
             return Ok(Vec::new());
         }
@@ -281,8 +285,8 @@ impl Site {
         read
     }
 
-    /// Makes the groups anew if an answer says that this one's is gone, as when somebody deleted the
-    /// stream: what is put from now on is read again, by all. Answers with whether it has.
+    /// Makes the groups again if an answer says that this one is gone, for example because someone
+    /// deleted the stream: all groups read what is put from now on. Returns whether it did.
     async fn mend<T: Sync>(
         &self,
         answer: &Result<T, ConnectorError>,
@@ -296,7 +300,7 @@ impl Site {
         Ok(true)
     }
 
-    /// The script that gives back all that this member holds, and forgets it.
+    /// The script that gives back everything that this member holds, and forgets the member.
     fn give_back(&self) -> ScriptInvocation<'static> {
         let keys = &self.keys;
         let mut back = GIVE_BACK.key(&keys.stream);
@@ -332,14 +336,14 @@ impl Site {
                 return Ok(found);
             }
         }
-        // Before what is new, and again until nothing is left of it: it is older.
+        // Before new entries, and again until nothing is left: these are older.
         if self.looked_after().is_none_or(|at| at.elapsed() >= LOOK) {
             let taken = self.take_over(max).await?;
             if !taken.is_empty() {
                 return Ok(taken);
             }
-            // Entries get too old also while nothing is acked; a group that is gone now, or a retention, may have
-            // left some behind.
+            // Entries become too old even while nothing is acked; and a group that is gone now, or
+            // a retention, may have left some behind.
             Retention::trim(self.bounds.retention, &self.wire, keys, &self.groups).await?;
             *self.looked_after() = Some(Instant::now());
         }
@@ -367,7 +371,7 @@ impl Site {
         Ok(read)
     }
 
-    /// What was put back and is due; and how long a read may wait.
+    /// What was put back and is due, and how long a read may wait.
     async fn claim_due(&self, max: usize) -> Result<(Vec<Incoming>, Duration), ConnectorError> {
         let keys = &self.keys;
         let mut due = CLAIM_DUE.key(&keys.stream);
@@ -448,7 +452,7 @@ impl Consumer for StreamConsumer {
         }
         let site = &*self.site;
         let mut settled = output::settle(&site.wire, site.ack(&entries), &ops).await;
-        // Who reads no more until these are resolved would never find it.
+        // A caller that reads no more until these are resolved would otherwise never find out.
         if site.mend(&settled).await? {
             settled = output::settle(&site.wire, site.ack(&entries), &ops).await;
         }
@@ -457,7 +461,7 @@ impl Consumer for StreamConsumer {
             Settled::Refused(refused) => return Ok(Acked { fenced: Vec::new(), refused }),
         };
         let fenced = those(&entries, &fenced);
-        // With a lost lease nothing of it was done.
+        // If there were outputs, a lost lease means that nothing was done.
         let undone = !fenced.is_empty() && !ops.is_empty();
         self.site.held().forget(if undone { &fenced } else { &receipts });
         Ok([fenced, gone].concat().into())
@@ -485,7 +489,7 @@ impl Consumer for StreamConsumer {
         }
         let fenced = fenced?;
         self.site.held().forget(&receipts);
-        // The next read looks what is due; one that waits already ends first.
+        // The next read checks for due entries; one that is already waiting ends first.
         *self.site.looked() = None;
         Ok([those(&entries, &fenced), gone].concat().into())
     }
@@ -512,14 +516,14 @@ impl Consumer for StreamConsumer {
         }
         self.end_heartbeat();
         self.woken.notify_waiters();
-        // What the read under way still brings nobody has seen: it is given back too. The server would make a
-        // member anew for a read that waits on.
+        // What the read under way still brings has not been handed out: it is given back too. For a
+        // read that went on waiting, the server would make the member again.
         let _ended = tokio::time::timeout(BLOCK * 2, self.site.reads.lock()).await;
         self.site.wire.script::<i64>(self.site.give_back()).await.map(drop)
     }
 }
 
-/// The receipts of these entries.
+/// The receipts of the entries with these ids.
 fn those(entries: &[(Receipt, EntryId)], ids: &[Vec<u8>]) -> Vec<Receipt> {
     let id = |id: &Vec<u8>| std::str::from_utf8(id).ok()?.parse().ok();
     let ids: Vec<EntryId> = ids.iter().filter_map(id).collect();
@@ -531,14 +535,14 @@ impl Drop for StreamConsumer {
         self.end_heartbeat();
         let was_closed = self.site.closed.swap(true, Ordering::Relaxed);
         if let Some(reading) = self.fetch.get_mut().reading.take() {
-            // To the end: it gives back what it brings.
+            // Run to the end: it gives back what it brings.
             self.site.wire.spawn_to_the_end(async move { drop(reading.await) });
         }
         if was_closed {
             return;
         }
-        // If it cannot be given back, others take it over when they have not heard of this member for
-        // a while.
+        // What cannot be given back is taken over by others when this member has shown no sign of
+        // life for a while.
         self.site.wire.at_last(self.site.give_back());
     }
 }

@@ -14,14 +14,15 @@ use serde_json::{Map, Value as Json, json};
 
 use super::connector::Keys;
 
-/// An entry's id has 64 bits for the time and 64 for a number; a receipt has 64 in all.
+/// How many bits of a position are the entry's number: an id has 64 bits for the time and 64 for
+/// the number, a position 64 in all.
 const SEQUENCE_BITS: u32 = 20;
-/// Positions from here on stand for ids that do not fit into them.
+/// Positions from here on stand for ids that do not fit into one.
 const ODD: u64 = 1 << 63;
-/// Times from here on, in the year 2248, are none: such an id counts something else.
+/// An id whose time is from here on, in the year 2248, counts something other than time.
 const TIME_END: u64 = ODD >> SEQUENCE_BITS;
 
-/// So many names of fields are told at most.
+/// The most field names in an error.
 const NAMES_MAX: usize = 10;
 
 /// A stream entry's id: `TIME-NUMBER`.
@@ -50,8 +51,8 @@ impl fmt::Display for EntryId {
 }
 
 impl EntryId {
-    /// Milliseconds (43 bits) and number (20 bits), or for an odd id, which does not fit, a number that is
-    /// made of it.
+    /// Milliseconds (43 bits) and number (20 bits); for an odd id, which does not fit, a number
+    /// derived from it.
     pub(crate) fn position(self) -> u64 {
         let Self { time, number } = self;
         if time < TIME_END && number < 1 << SEQUENCE_BITS {
@@ -62,13 +63,13 @@ impl EntryId {
         ODD | u64::from_le_bytes(bytes)
     }
 
-    /// The id at a position; `None` if that stands for an odd one.
+    /// The id at a position; `None` if the position stands for an odd one.
     pub(crate) fn unpack(position: u64) -> Option<Self> {
         let time = position >> SEQUENCE_BITS;
         (position < ODD).then_some(Self { time, number: position & ((1 << SEQUENCE_BITS) - 1) })
     }
 
-    /// The id of a message that tells none.
+    /// The id of a message whose entry gives none.
     fn message(self, incarnation: IncarnationId) -> MessageId {
         let position = self.position();
         if position < ODD {
@@ -78,19 +79,19 @@ impl EntryId {
         MessageId::root(IncarnationId::of(whole.as_bytes()), 0)
     }
 
-    /// Whether a message's id is made of this one, as it told none.
+    /// Whether a message's id was derived from this one because its entry gave none.
     pub(crate) fn names(self, message: &Message, incarnation: IncarnationId) -> bool {
         message.id == self.message(incarnation)
     }
 
-    /// When it was put, if its time is one.
+    /// When the entry was put, if the id's time is a time.
     fn time(self) -> Option<Timestamp> {
         let time = i64::try_from(self.time).ok().filter(|_| self.time < TIME_END);
         time.map(Timestamp)
     }
 }
 
-/// The next number for an odd id, where another has this one.
+/// The next number to try for an odd id, when another id has this one.
 pub(crate) fn next_odd(position: u64) -> u64 {
     ODD | position.wrapping_add(1)
 }
@@ -119,15 +120,16 @@ pub(crate) fn fields(outgoing: &Outgoing) -> Vec<(Vec<u8>, Vec<u8>)> {
     fields
 }
 
-/// The id that a field `id` tells, if it is one as [`fields`] writes it: other programs have fields of this name,
-/// with numbers that come again.
+/// The message id in a field `id`, if it is one as [`fields`] writes it: other programs have fields
+/// of this name too, with numbers that repeat.
 fn own_id(text: &str) -> Option<MessageId> {
     let id: MessageId = text.parse().ok()?;
     (id.to_string() == text).then_some(id)
 }
 
-/// Reads a message from an entry's fields, a list of names and values; and what is wrong with it. What another
-/// program has put into fields of its own, and nothing into `payload`, would be lost with a null payload.
+/// Reads a message from an entry's fields, a list of names and values; also returns what is wrong
+/// with it. If another program wrote fields of its own and no `payload`, a null payload would lose
+/// them.
 fn message(
     fields: &[Value],
     incarnation: IncarnationId,
@@ -169,8 +171,8 @@ fn pairs(fields: &[Value]) -> impl Iterator<Item = (&[u8], &[u8])> {
     })
 }
 
-/// All fields of an entry as an object of JSON, for a dead letter. One that comes again is a list; what is no text is
-/// `{"base64": ..}`.
+/// All fields of an entry as a JSON object, for a dead letter. A repeated field becomes a list; a
+/// value that is not text becomes `{"base64": ..}`.
 fn all_as_json(fields: &[Value]) -> Bytes {
     let mut all: Map<String, Json> = Map::new();
     for (name, value) in pairs(fields) {
@@ -208,8 +210,8 @@ fn no_payload(others: &[Cow<'_, str>]) -> Defect {
     Defect { kind: CauseKind::Decode, message, truncated: None }
 }
 
-/// Reads an entry as the scripts and `XREADGROUP` give it: id, fields, and for claimed ones how often
-/// it was handed out and what is kept of its attempts. Else says what is wrong with it.
+/// Reads an entry as the scripts and `XREADGROUP` return it: id, fields, and for claimed ones how
+/// often it was handed out and what is kept of its attempts. The error says what is wrong with it.
 fn read(entry: Value, incarnation: IncarnationId) -> Result<Option<(EntryId, Incoming)>, String> {
     let odd = |there: &dyn fmt::Debug| format!("an entry has an id and fields, this is {there:?}");
     let parts = match entry {
@@ -222,7 +224,7 @@ fn read(entry: Value, incarnation: IncarnationId) -> Result<Option<(EntryId, Inc
         other => return Err(odd(&other)),
     };
     let id: EntryId = String::from_utf8_lossy(&id).parse()?;
-    // Deleted by somebody while it was pending.
+    // Someone deleted it while it was pending.
     let Some(Value::Array(fields)) = parts.next() else { return Ok(None) };
     let fence = match parts.next() {
         Some(Value::Int(count)) => u64::try_from(count).unwrap_or(1),
@@ -245,8 +247,8 @@ fn read(entry: Value, incarnation: IncarnationId) -> Result<Option<(EntryId, Inc
     Ok(Some((id, incoming)))
 }
 
-/// Reads an entry of a queue's stream, as the scripts and `XREADGROUP` give it; `None` if somebody has
-/// deleted it.
+/// Reads an entry of a queue's stream, as the scripts and `XREADGROUP` return it; `None` if someone
+/// has deleted it.
 pub(crate) fn incoming(
     keys: &Keys,
     entry: Value,

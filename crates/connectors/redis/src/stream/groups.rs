@@ -1,4 +1,5 @@
-//! A stream's groups, and which stream of its name it is: one that is made anew is another.
+//! A stream's groups, and which stream of its name it is: one that was deleted and made again is
+//! another.
 
 use std::sync::{Arc, LazyLock};
 
@@ -13,10 +14,10 @@ use crate::output::MAY;
 use crate::script::Script;
 use crate::wire::Wire;
 
-/// Makes groups from the beginning of their stream, and the stream, if they are not there. Groups
-/// go with their stream: one that is there, and was noted, shows that it is still the stream that
-/// it was. KEYS: stream, incarnation. ARGV: the incarnation if it is another stream, the groups.
-/// Answers with the incarnation.
+/// Makes groups that do not exist, from the beginning of their stream, and the stream if it does
+/// not exist. Groups go with their stream: an existing group whose incarnation was noted shows that
+/// the stream is still the same. KEYS: stream, incarnation. ARGV: the incarnation to use if it is
+/// another stream, the groups. Returns the incarnation.
 static MAKE_GROUPS: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{NEEDS}{MAY}
@@ -44,9 +45,9 @@ static MAKE_GROUPS: LazyLock<Script> = LazyLock::new(|| {
     ))
 });
 
-/// Makes the groups of a stream that are not there, of all the file's stages: what only one group
-/// has to ack is removed with its ack, and one that is made later would not get it. Answers with
-/// the stream's incarnation, another if it was made anew.
+/// Makes the groups of a stream that do not exist, for all of the file's stages: an entry that only
+/// one group has to ack is removed with its ack, so a group made later would not get it. Returns
+/// the stream's incarnation, another one if the stream was made again.
 pub(super) async fn make_groups(
     wire: &Arc<Wire>,
     keys: &Keys,
@@ -66,7 +67,7 @@ async fn try_make_groups(
     Ok(IncarnationId::of(told.as_bytes()))
 }
 
-/// Makes groups again that were found missing while a pipeline runs, and tells of it.
+/// Makes groups again that were found missing while a pipeline runs, and logs that.
 pub(super) async fn mend_groups(
     wire: &Arc<Wire>,
     keys: &Keys,
@@ -81,7 +82,7 @@ pub(super) async fn mend_groups(
     Ok(())
 }
 
-/// The incarnation of a stream as a group reads it, if that was made.
+/// The incarnation of a stream as noted for a group, if it was.
 pub(super) async fn incarnation(
     wire: &Arc<Wire>,
     keys: &Keys,

@@ -1,4 +1,4 @@
-//! What a consumer has received and not resolved: which entries its receipts mean.
+//! What a consumer has received and not resolved: which entry each receipt stands for.
 
 use std::collections::HashMap;
 
@@ -6,14 +6,15 @@ use brigade_core::connector::Receipt;
 
 use super::entry::{EntryId, next_odd};
 
-/// Entries by their positions, each with the fence of its last handing-over.
+/// Entries by their positions, each with the fence of its last delivery.
 #[derive(Debug, Default)]
 pub(super) struct Held {
     entries: HashMap<u64, (u64, EntryId)>,
 }
 
 impl Held {
-    /// Enters an entry that was handed out; answers with its position, which no other has meanwhile.
+    /// Enters an entry that was handed out; returns its position, which no other entry has
+    /// meanwhile.
     pub(super) fn enter(&mut self, id: EntryId, fence: u64) -> u64 {
         let position = self.place(id);
         self.entries.insert(position, (fence, id));
@@ -30,7 +31,7 @@ impl Held {
         position
     }
 
-    /// How many entries these are.
+    /// How many entries are held.
     pub(super) fn count(&self) -> usize {
         self.entries.len()
     }
@@ -39,12 +40,13 @@ impl Held {
         self.entries.contains_key(&self.place(id))
     }
 
-    /// The entry at a position; `None` if only this table could tell, and does not any more.
+    /// The entry at a position; `None` if only this table could know, and no longer does.
     pub(super) fn id(&self, position: u64) -> Option<EntryId> {
         EntryId::unpack(position).or_else(|| self.entries.get(&position).map(|(_, id)| *id))
     }
 
-    /// Receipts with their entries, and those that mean none any more: they do not stand.
+    /// Receipts with their entries, and those whose entries are no longer known: these do not
+    /// stand.
     pub(super) fn ids(&self, receipts: &[Receipt]) -> (Vec<(Receipt, EntryId)>, Vec<Receipt>) {
         let (mut known, mut gone) = (Vec::with_capacity(receipts.len()), Vec::new());
         for receipt in receipts {
@@ -94,7 +96,7 @@ mod tests {
     fn odd_entries_with_the_same_number_are_told_apart() {
         let mut held = Held::default();
         let (odd, other) = (id("1763733600000000-0"), id("1-1048576"));
-        // As if the other had it.
+        // As if the other id had this position.
         held.entries.insert(odd.position(), (1, other));
         assert!(!held.knows(odd));
         let position = held.enter(odd, 1);

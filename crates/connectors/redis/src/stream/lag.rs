@@ -1,4 +1,4 @@
-//! How much there is for a group of a stream.
+//! How much waits for a group of a stream.
 
 use std::sync::{Arc, LazyLock};
 
@@ -10,8 +10,8 @@ use super::scripts::{NEEDS, NOW};
 use crate::script::Script;
 use crate::wire::Wire;
 
-/// How much there is. KEYS: stream, delayed, later. ARGV: group, whether acked entries stay (1). Answers
-/// with what is ready, delayed, and handed out.
+/// How much waits. KEYS: stream, delayed, later. ARGV: group, whether acked entries stay (1).
+/// Returns how many are ready, delayed, and handed out.
 static LAG: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{NOW}{NEEDS}

@@ -1,4 +1,4 @@
-//! The members of a group: that this one lives, and what others left behind.
+//! The members of a group: showing that this one is alive, and taking over what others left behind.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -12,26 +12,26 @@ use super::consumer::Site;
 use super::process::{self, Process};
 use super::scripts::{ALIVE_KEYS, CLAIM_DEAD, CLAIM_IDLE};
 
-/// What the names of Brigade's members begin with. Others renew no alive key.
+/// How the names of Brigade's members begin. Other members renew no alive key.
 pub(super) const OURS: &str = "brigade-";
-/// The member with which entries wait for their time.
+/// The member that holds entries while they wait for their time.
 const DELAYED: &str = "~delayed";
-/// How long a member's key lasts.
+/// How long a member's alive key lasts.
 const ALIVE: Duration = Duration::from_secs(12);
-/// How often a member says that it lives, and after how long again if that failed.
+/// How often a member shows that it is alive, and how soon again if that failed.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(3);
 pub(super) const HEARTBEAT_AGAIN: Duration = Duration::from_secs(1);
-/// A member whose key is missing for so long, and which did nothing meanwhile, is dead: one that lives has
-/// said so again by then, also if it has waited in vain for an answer.
+/// A member whose key has been missing for this long, and which has done nothing meanwhile, is
+/// dead: a live one would have renewed it by then, even after waiting in vain for an answer.
 const MISSING: Duration = ALIVE;
-/// What the server's clock and this machine's may differ in over that time.
+/// How much the server's clock and this machine's may differ over that time.
 const SLACK: Duration = Duration::from_secs(1);
-/// How often it is looked what others left behind.
+/// How often to check what others left behind.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
 
-/// What the server tells of a member.
+/// What the server says about a member.
 struct Member {
-    /// Another program's may be no text.
+    /// Another program's may not be text.
     name: Vec<u8>,
     /// How many entries it holds.
     pending: usize,
@@ -41,7 +41,7 @@ struct Member {
 
 impl Member {
     fn of(told: &[Value]) -> Option<Self> {
-        // Name, pending, idle, each after its title.
+        // Name, pending and idle, each after its label.
         let Some(Value::BulkString(name)) = told.get(1) else { return None };
         let pending = match told.get(3) {
             Some(Value::Int(count)) => usize::try_from(*count).unwrap_or(0),
@@ -55,26 +55,26 @@ impl Member {
     }
 }
 
-/// Since when a member without a key is missing: since it was `before`, or now; nothing if it did
-/// something lately.
+/// Since when a member without a key has been missing: since `before`, or since now; `None` if it
+/// was active lately.
 fn missing_since(before: Option<Instant>, idle: Duration, now: Instant) -> Option<Instant> {
     if idle < MISSING {
         return None;
     }
     let since = before.unwrap_or(now);
-    // It did something meanwhile, while nobody looked: it lived then.
+    // It was active in between, while nobody looked: it was alive then.
     let lived = idle.saturating_add(SLACK) < now.duration_since(since);
     Some(if lived { now } else { since })
 }
 
 impl Site {
-    /// Says that this member lives, in a way that also a server without room takes.
+    /// Shows that this member is alive, in a way that even a server without memory accepts.
     pub(super) async fn say_alive(&self) -> Result<(), ConnectorError> {
         let key = self.keys.alive(self.member.as_bytes());
         let lasts = ALIVE.as_millis().to_string();
         let renewed = self.wire.command(cmd("PEXPIRE").arg(&key).arg(&lasts)).await;
         if renewed.is_err() {
-            // Who cannot be reached by this member may not be reached by others.
+            // A server that this member cannot reach may be out of reach for others too.
             self.missing().clear();
         }
         if renewed? {
@@ -86,14 +86,14 @@ impl Site {
         let set = self.wire.try_command(&set).await;
         self.touch().await?;
         match set {
-            // It is active all the same; who wants to write is told of it.
+            // The member counts as active anyway; writers get this error themselves.
             Err(failure) if failure.is_full() => Ok(()),
             set => set.map_err(|failure| self.wire.told(&failure)),
         }
     }
 
-    /// Asks for what this member holds after the last id that there is: nothing. The server notes when a
-    /// member last asked, and needs no room for it.
+    /// Asks for what this member holds after the greatest possible id: nothing. The server notes
+    /// when a member last asked, and needs no memory for that.
     async fn touch(&self) -> Result<(), ConnectorError> {
         let mut read = cmd("XREADGROUP");
         read.arg("GROUP").arg(&self.keys.group).arg(&self.member).arg("COUNT").arg(1);
@@ -102,23 +102,24 @@ impl Site {
         self.wire.command::<Value>(&read).await.map(drop)
     }
 
-    /// Since when members that did nothing meanwhile are without a key.
+    /// For members without a key that have done nothing meanwhile: since when.
     fn missing(&self) -> MutexGuard<'_, HashMap<Vec<u8>, Instant>> {
         self.missing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Claims what was handed to this member and never came, what dead members of Brigade's held, and what those
-    /// of other programs held for too long.
+    /// Claims what was handed to this member and never arrived, what dead members of Brigade's
+    /// held, or what members of other programs held for too long.
     pub(super) async fn take_over(&self, max: usize) -> Result<Vec<Incoming>, ConnectorError> {
         let keys = &self.keys;
-        // Nothing is on its way meanwhile: only what is resolved changes this, and makes it less, there first. So
-        // it is known before the question.
+        // Nothing is on its way to this member meanwhile: its count changes only when something is
+        // resolved, and then drops on the server first. So it is read before the server is asked.
         let held = self.held().count();
         let mut info = cmd("XINFO");
         info.arg("CONSUMERS").arg(&keys.stream).arg(&keys.group);
         let members: Vec<Vec<Value>> = self.wire.command(&info).await?;
         let members: Vec<Member> = members.iter().filter_map(|told| Member::of(told)).collect();
-        // A connection that broke while the server waited for entries: it handed them out later, to nobody.
+        // A connection broke while the server waited for entries, which it later handed out to
+        // nobody.
         if members
             .iter()
             .any(|member| member.name == self.member.as_bytes() && member.pending > held)
@@ -165,8 +166,9 @@ impl Site {
         self.incoming(entries).await
     }
 
-    /// Those of Brigade's members that seem to be dead, each with its alive key's value if that is there and
-    /// no sign of life. Their keys are asked for at once: each member looks, after all others.
+    /// Those of Brigade's members that seem to be dead, each with the value of its alive key if it
+    /// has one that is no sign of life. All keys are asked for at once, since every member checks
+    /// on all others.
     async fn dead(
         &self,
         members: Vec<Member>,
@@ -201,7 +203,7 @@ impl Site {
         Ok(dead)
     }
 
-    /// Claims what a dead member held, if its key still says so.
+    /// Claims what a dead member held, unless its key has changed.
     async fn claim_dead(
         &self,
         name: &[u8],
@@ -242,7 +244,7 @@ mod tests {
         assert_eq!(looked_late, Some(at(60)), "it did something between the looks");
     }
 
-    /// What a second is differs from machine to machine, a little.
+    /// The length of a second differs a little from machine to machine.
     #[test]
     fn a_members_idle_time_may_lag_behind_this_machines_clock() {
         let begun = Instant::now();

@@ -1,27 +1,28 @@
-//! Which process a member is, so that another of this machine sees at once that it is gone.
+//! Which process a member is, so that others on this machine see at once when it is gone.
 
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
-/// What an alive key says of a member of which nothing else is known.
+/// The alive key's value for a member about which nothing else is known.
 pub(super) const ALIVE: &str = "1";
 
-/// A process as its alive key names it, after [`ALIVE`]: where it runs, its number and when it began.
+/// A process as its alive key describes it, after [`ALIVE`]: where it runs, its number and when it
+/// began.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Process {
-    /// The machine's boot and name, and the namespaces of processes and of time: where numbers and times
-    /// mean the same.
+    /// The machine's boot and name, and the namespaces of processes and of time: where these are
+    /// the same, numbers and times mean the same.
     place: String,
     id: u32,
     began: u64,
 }
 
 impl Process {
-    /// This process; `None` where `/proc` does not tell of every process here.
+    /// This process; `None` where `/proc` does not show every process here.
     pub(super) fn current() -> Option<Self> {
         let id = std::process::id();
-        // Of another namespace's processes, or not of other users'.
+        // It shows another namespace's processes, or hides those of other users.
         if fs::read_link("/proc/self").ok()? != Path::new(&id.to_string()) || hides() {
             return None;
         }
@@ -32,7 +33,7 @@ impl Process {
             read("/proc/sys/kernel/random/boot_id")?,
             read("/proc/sys/kernel/hostname")?,
             namespace("pid")?.to_str()?.to_owned(),
-            // Older kernels have one time for all.
+            // Older kernels have no namespaces of time.
             namespace("time").unwrap_or_default().to_str()?.to_owned(),
         ];
         Some(Self { place: parts.join("/"), id, began })
@@ -44,7 +45,8 @@ impl Process {
         format!("{ALIVE} {place} {id} {began}")
     }
 
-    /// Whether an alive key with this value is one of a process that ran where this one does and is gone.
+    /// Whether an alive key with this value belongs to a process that ran where this one does and
+    /// is gone.
     pub(super) fn sees_gone(&self, alive: &str) -> bool {
         let mut parts = alive.split(' ');
         if parts.next() != Some(ALIVE) || parts.next() != Some(&self.place) {
@@ -59,22 +61,22 @@ impl Process {
     }
 }
 
-/// Whether `/proc` is mounted so that it hides some processes, or that cannot be told.
+/// Whether `/proc` is mounted so that it hides some processes, or that cannot be determined.
 fn hides() -> bool {
     let Ok(mounts) = fs::read_to_string("/proc/self/mounts") else { return true };
     let mut at_proc = mounts.lines().filter(|line| line.split(' ').nth(1) == Some("/proc"));
-    // The last one is on top.
+    // The last mount is on top.
     at_proc.next_back().is_none_or(|line| line.contains("hidepid="))
 }
 
-/// Of what `/proc/ID/stat` says: whether any of it still runs, and when it began, in ticks since the
-/// machine did.
+/// From the contents of `/proc/ID/stat`: whether any of the process still runs, and when it began,
+/// in ticks since the machine did.
 fn state(stat: &str) -> Option<(bool, u64)> {
-    // The name, in brackets, may have any characters.
+    // The name, in brackets, may contain any characters.
     let (_, rest) = stat.rsplit_once(") ")?;
     let fields: Vec<&str> = rest.split(' ').collect();
     let (state, threads) = (*fields.first()?, *fields.get(17)?);
-    // A zombie waits to be asked for; its other threads may run on.
+    // A zombie waits to be reaped; its other threads may run on.
     let ended = matches!(state, "Z" | "X") && threads.parse::<u64>().ok()? <= 1;
     Some((!ended, fields.get(19)?.parse().ok()?))
 }

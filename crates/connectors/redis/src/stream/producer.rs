@@ -1,3 +1,5 @@
+//! Putting messages on a stream.
+
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -21,14 +23,14 @@ use crate::wire::Wire;
 
 /// The most entries in one pipeline: more gains nothing.
 const PIPELINE_MAX: usize = 500;
-/// The most headers of a message: a script passes an entry's names and values on as arguments, of which
-/// Lua takes 8,000.
+/// The most headers of a message: a script passes an entry's names and values on as arguments, and
+/// Lua takes 8,000 of them.
 const HEADERS_MAX: usize = 1000;
 
 /// Puts messages on a stream.
 pub(crate) struct StreamProducer {
     keys: Keys,
-    /// All that the file's stages read the stream as.
+    /// All groups as which the file's stages read the stream.
     groups: Vec<String>,
     features: Features,
     wire: Arc<Wire>,
@@ -44,14 +46,14 @@ impl StreamProducer {
         retention: Option<Retention>,
     ) -> Result<Self, ConnectorError> {
         let wire = Wire::new(&keys.queue, place)?;
-        // A group that is made later would not get what is put before.
+        // A group made later would not get what is put before that.
         if !groups.is_empty() {
             make_groups(&wire, &keys, &groups).await?;
         }
         Ok(Self { keys, groups, features, wire, trimming: Trimming::new(retention) })
     }
 
-    /// Trims now and then, before so many are put.
+    /// Trims now and then, before this many messages are put.
     async fn trim_before(&self, many: usize) -> Result<(), ConnectorError> {
         self.trimming.before(many, &self.wire, &self.keys, &self.groups).await
     }
@@ -109,7 +111,7 @@ impl Producer for StreamProducer {
         let is_delayed = |at: &usize| batch[*at].delay.is_some_and(|delay| !delay.is_zero());
         let (delayed, at_once): (Vec<_>, Vec<_>) =
             outcomes.unknown().into_iter().partition(is_delayed);
-        // What comes after one that failed goes when that one does: it would most likely fail too.
+        // The parts after one that failed wait until it is put: they would most likely fail too.
         for places in parts(&at_once, PIPELINE_MAX, |at| batch[at].message.size()) {
             let put = self.add(places.iter().map(|at| &batch[*at])).await;
             if !outcomes.enter(places, put)? {

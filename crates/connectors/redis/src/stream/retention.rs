@@ -1,4 +1,4 @@
-//! What stays of a stream that every group is past.
+//! What is kept of a stream once every group is past it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,24 +13,25 @@ use super::groups::mend_groups;
 use super::scripts::TRIM;
 use crate::wire::Wire;
 
-/// A producer trims when it has put so many, or when so much time is over.
+/// A producer trims after putting this many messages, or after this much time.
 const TRIM_EACH: usize = 1000;
 const TRIM_AFTER: Duration = Duration::from_secs(1);
 
-/// How much stays on the stream once every group has acked it, for who reads it without a group. What some
-/// group has not acked always stays.
+/// How much stays on the stream once every group has acked it, for programs that read it without a
+/// group. What any group has not acked always stays.
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Retention {
-    /// At most this many entries, and up to as many more as Redis keeps together (100). Default: any number.
+    /// At most this many entries, and up to 100 more, since Redis keeps that many together.
+    /// Default: any number.
     messages: Option<u64>,
-    /// None longer than this, by the time in its id. Default: for ever.
+    /// No entry older than this, by the time in its id. Default: for ever.
     age: Option<Period>,
 }
 
 impl Retention {
-    /// How a script is told: the most entries and their longest age in milliseconds, -1 without such a
-    /// bound. Two of these are no retention: what every group is past goes.
+    /// The arguments for a script: the most entries and their greatest age in milliseconds, -1 for
+    /// no such bound. Both -1 mean no retention: what every group is past is removed.
     pub(super) fn arguments(retention: Option<Self>) -> [String; 2] {
         let told = |bound: Option<u128>| bound.map_or_else(|| "-1".to_owned(), |n| n.to_string());
         let messages = retention.and_then(|retention| retention.messages);
@@ -38,8 +39,8 @@ impl Retention {
         [told(messages.map(u128::from)), told(age.map(|Period(age)| age.as_millis()))]
     }
 
-    /// Trims a stream to it, as far as its groups are past what goes. If one of these is missing, they are made
-    /// again instead: they have to get what is there.
+    /// Trims a stream to it, as far as the groups are past what is removed. If one of `groups` is
+    /// missing, they are made again instead: they have to get what is there.
     pub(super) async fn trim(
         retention: Option<Self>,
         wire: &Arc<Wire>,
@@ -55,13 +56,14 @@ impl Retention {
             return Ok(());
         }
         match mend_groups(wire, keys, groups).await {
-            // Nothing goes until there is room for them; who reads the others makes some.
+            // Nothing is removed until there is room for the missing groups; consumers of the
+            // others make some.
             Err(failure) if failure.is_full() => Ok(()),
             made => made.map_err(|failure| wire.told(&failure)),
         }
     }
 
-    /// What is wrong with it, without asking anybody.
+    /// What is wrong with it, found without connecting.
     pub(super) fn problem(self) -> Option<Problem> {
         let message = match self {
             Self { messages: None, age: None } => "it bounds nothing",
@@ -77,7 +79,7 @@ impl Retention {
 #[derive(Debug)]
 pub(super) struct Trimming {
     retention: Option<Retention>,
-    /// How many were put since it trimmed, and when that was.
+    /// How many messages were put since the last trim, and when that was.
     since: Mutex<(usize, Option<Instant>)>,
 }
 
@@ -86,7 +88,8 @@ impl Trimming {
         Self { retention, since: Mutex::default() }
     }
 
-    /// Trims now and then, before so many are put: an error has put nothing yet.
+    /// Trims now and then, before this many messages are put: after an error, none of them has been
+    /// put.
     pub(super) async fn before(
         &self,
         many: usize,

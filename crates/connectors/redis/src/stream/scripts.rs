@@ -1,12 +1,12 @@
-//! The scripts: each is one step that is done as a whole or not at all.
+//! The scripts: each is one step that is done entirely or not at all.
 
 use std::sync::LazyLock;
 
 use crate::output::{MANY, MAY, PUT};
 use crate::script::Script;
 
-/// Shared by scripts that claim: entries with how often they were handed out and their attempts. What somebody
-/// has deleted while it was pending is forgotten: nobody could resolve it.
+/// Shared by scripts that claim: entries with how often they were handed out and their attempts. An
+/// entry that was deleted while it was pending is forgotten: nobody could resolve it.
 const CLAIM: &str = "
 local function claim(stream, attempts, group, me, ids)
   local claimed = {}
@@ -26,7 +26,7 @@ local function claim(stream, attempts, group, me, ids)
 end
 ";
 
-/// Forgets a member that holds nothing, with its alive key.
+/// Forgets a member that holds nothing, along with its alive key.
 const FORGET: &str = "
 local function forget(stream, group, member, alive)
   redis.call('DEL', alive)
@@ -38,7 +38,7 @@ local function forget(stream, group, member, alive)
 end
 ";
 
-/// What makes the scripts' checks: whether a handing-over still stands.
+/// What scripts check: whether a delivery still stands.
 const STANDS: &str = "
 local function stands(stream, group, me, id, fence)
   local pending = redis.call('XPENDING', stream, group, id, id, 1)
@@ -46,7 +46,7 @@ local function stands(stream, group, me, id, fence)
 end
 ";
 
-/// Has an entry wait for its time, with the member `~delayed`. Needs [`MAY`].
+/// Makes an entry wait for its time, with the member `~delayed`. Needs [`MAY`].
 const DELAY: &str = "
 -- What would fail if the key had another type, or a right were missing, fails here.
 local function may_delay(stream, delayed, group)
@@ -68,7 +68,7 @@ local function now()
 end
 ";
 
-/// What comes before what, and which entries a group still needs.
+/// Which id comes first, and which entries a group still needs.
 pub(super) const NEEDS: &str = "
 -- As texts: a number here has 53 bits, of an id's 64.
 local function less(a, b)
@@ -102,10 +102,11 @@ local function needs(stream, group)
 end
 ";
 
-/// Removes entries that every group is past, a bounded number each time: all of them, or of a stream with a
-/// retention those that are too many or too old. `ARGV[from]` to `ARGV[to]` are groups that have to be there: one
-/// that is missing, as after somebody deleted the stream, has got nothing yet, so nothing goes and it answers 0,
-/// else 1. Needs [`NOW`] and [`NEEDS`].
+/// Removes entries that every group is past, a bounded number each time: all of them or, for a
+/// stream with a retention, those that are too many or too old. `ARGV[from]` to `ARGV[to]` are
+/// groups that must exist: one that is missing, for example because someone deleted the stream, has
+/// received nothing yet, so nothing is removed and the result is 0; otherwise it is 1. Needs
+/// [`NOW`] and [`NEEDS`].
 const PAST: &str = "
 local function trim(stream, messages, age, from, to)
   local first, there = nil, {}
@@ -136,9 +137,9 @@ local function trim(stream, messages, age, from, to)
 end
 ";
 
-/// Trims a stream to its retention. KEYS: stream. ARGV: the most entries and the longest age in
-/// milliseconds, each or -1; with neither there is no retention; then the groups that have to be there. Answers
-/// with 0 if one of them is missing: nothing was removed.
+/// Trims a stream to its retention. KEYS: stream. ARGV: the most entries and the greatest age in
+/// milliseconds, each or -1; with neither there is no retention; then the groups that must exist.
+/// Returns 0 if one of them is missing: nothing was removed.
 pub(crate) static TRIM: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{NOW}{NEEDS}{PAST}
@@ -146,9 +147,10 @@ pub(crate) static TRIM: LazyLock<Script> = LazyLock::new(|| {
     ))
 });
 
-/// Claims what was put back and is due; first moves messages that were put with a delay and are due
-/// to the stream, if the server has room for them: a thousand, or 4 MiB and one more. KEYS: stream, delayed, attempts, later. ARGV: group,
-/// member, count. Answers with the entries, and in how many milliseconds the next is due, or -1.
+/// Claims what was put back and is due. First moves messages that were put with a delay and are due
+/// to the stream, if the server has room for them: at most a thousand, and no further one once
+/// these have 4 MiB. KEYS: stream, delayed, attempts, later. ARGV: group, member, count. Returns
+/// the entries, and in how many milliseconds the next is due, or -1.
 pub(crate) static CLAIM_DUE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{CLAIM}{NOW}{MAY}
@@ -206,7 +208,7 @@ pub(crate) static CLAIM_DUE: LazyLock<Script> = LazyLock::new(|| {
     ))
 });
 
-/// What the alive keys of members say. KEYS: these.
+/// The values of members' alive keys. KEYS: these.
 pub(crate) static ALIVE_KEYS: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "
@@ -216,9 +218,10 @@ pub(crate) static ALIVE_KEYS: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Claims what a member held that does not live any more, and forgets it when it holds nothing.
-/// KEYS: stream, attempts, the member's alive key. ARGV: group, member, the dead one, count, the value of
-/// its alive key that is no sign of life, or nothing: it has none. Answers with nothing if that has changed.
+/// Claims what a member held that is no longer alive, and forgets it when it holds nothing. KEYS:
+/// stream, attempts, the member's alive key. ARGV: group, member, the dead one, count, the value of
+/// its alive key that is no sign of life, or nothing if it has none. Returns nothing if that value
+/// has changed.
 pub(crate) static CLAIM_DEAD: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{CLAIM}{FORGET}
@@ -235,7 +238,7 @@ pub(crate) static CLAIM_DEAD: LazyLock<Script> = LazyLock::new(|| {
     ))
 });
 
-/// Claims what a member held for too long that is another program's: it has no alive key. It may live, so
+/// Claims what another program's member held for too long: it has no alive key. It may be alive, so
 /// it stays in the group. KEYS: stream, attempts. ARGV: group, member, the other, count, how many
 /// milliseconds are too long.
 pub(crate) static CLAIM_IDLE: LazyLock<Script> = LazyLock::new(|| {
@@ -261,8 +264,8 @@ pub(crate) static HELD: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Claims entries of one's own anew, which may be another's by now. KEYS: stream, attempts. ARGV: group,
-/// member, then the ids.
+/// Claims the member's own entries again, except those that are no longer its own. KEYS: stream,
+/// attempts. ARGV: group, member, then the ids.
 pub(crate) static CLAIM_OWN: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{CLAIM}
@@ -276,13 +279,12 @@ pub(crate) static CLAIM_OWN: LazyLock<Script> = LazyLock::new(|| {
     ))
 });
 
-/// Acks what still stands, and puts outputs; with outputs all or nothing. An entry that no group
-/// needs any more is removed: at once if there is only one, else when all groups are past it, and none of those
-/// that have to be there is missing.
-/// With a retention it stays until that lets it go. KEYS: stream, attempts. ARGV: group, member, how many,
-/// the first and the last id, the retention as for [`TRIM`], how many groups have to be there, then these, then id
-/// and fence of each, then outputs.
-/// Answers with the fenced.
+/// Acks what still stands, and puts outputs; if there are outputs, all or nothing. An entry that no
+/// group needs any more is removed: at once if there is only one group, otherwise when all groups
+/// are past it and none of those that must exist is missing. With a retention it stays until that
+/// no longer keeps it. KEYS: stream, attempts. ARGV: group, member, how many, the first and the
+/// last id, the retention as for [`TRIM`], how many groups must exist, then these, then id and
+/// fence of each, then outputs. Returns the fenced.
 pub(crate) static ACK: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{MANY}{MAY}{PUT}{NOW}{NEEDS}{PAST}
@@ -324,8 +326,8 @@ pub(crate) static ACK: LazyLock<Script> = LazyLock::new(|| {
     ))
 });
 
-/// Puts back what still stands. KEYS: stream, delayed, attempts. ARGV: group, member, then of each
-/// id, fence, delay in milliseconds, attempts or -1. Answers with the fenced.
+/// Puts back what still stands. KEYS: stream, delayed, attempts. ARGV: group, member, then for each
+/// id, fence, delay in milliseconds, attempts or -1. Returns the fenced.
 pub(crate) static FAIL: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{NOW}{STANDS}{MAY}{DELAY}
@@ -372,8 +374,8 @@ pub(crate) static GIVE_BACK: LazyLock<Script> = LazyLock::new(|| {
     ))
 });
 
-/// Gives a time to entries of `~delayed` that have none, which a script left behind that ended half-way.
-/// KEYS: stream, delayed. ARGV: group. Answers with how many there were.
+/// Gives a time to entries of `~delayed` that have none, left behind by a script that ended
+/// half-way. KEYS: stream, delayed. ARGV: group. Returns how many there were.
 pub(crate) static FIND_TIMELESS: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "
@@ -395,7 +397,8 @@ pub(crate) static FIND_TIMELESS: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Who works on an entry, in any group; what waits for its time in a group of others' is theirs too.
+/// The member that works on an entry, in any group. In a group that is not in `own`, entries that
+/// wait for their time count as worked on too.
 const HOLDER: &str = "
 local function holder(stream, groups, own, id)
   for _, group in ipairs(groups) do
@@ -407,9 +410,9 @@ local function holder(stream, groups, own, id)
 end
 ";
 
-/// What is known of an entry beside itself. KEYS: stream, attempts of the first group. ARGV: id, the groups. Answers
-/// with who works on it, if anybody does, how often the first group has handed it out, and what is kept of
-/// its attempts.
+/// What is known about an entry apart from its contents. KEYS: stream, attempts of the first group.
+/// ARGV: id, the groups. Returns the member that works on it, if any, how often the first group has
+/// handed it out, and what is kept of its attempts.
 pub(crate) static KNOWN: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{NEEDS}{HOLDER}
@@ -426,9 +429,9 @@ pub(crate) static KNOWN: LazyLock<Script> = LazyLock::new(|| {
     ))
 });
 
-/// Deletes entries that no member of any group works on; what waits for its time in a group of others' is
-/// theirs too. KEYS: stream, then of each group delayed and attempts. ARGV: how many groups, their names, then the
-/// ids. Answers with how many are gone.
+/// Deletes entries that no member of any group works on; in groups other than these, entries that
+/// wait for their time count as worked on too. KEYS: stream, then for each group delayed and
+/// attempts. ARGV: how many groups, their names, then the ids. Returns how many were deleted.
 pub(crate) static DELETE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{NEEDS}{HOLDER}
@@ -450,7 +453,7 @@ pub(crate) static DELETE: LazyLock<Script> = LazyLock::new(|| {
     ))
 });
 
-/// Forgets messages that were put with a delay. KEYS: later. Answers with how many there were.
+/// Forgets messages that were put with a delay. KEYS: later. Returns how many there were.
 pub(crate) static PURGE_LATER: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "
@@ -460,8 +463,8 @@ pub(crate) static PURGE_LATER: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Keeps a message for later. KEYS: later. ARGV: delay in milliseconds, something that tells it from
-/// others, then names and values.
+/// Keeps a message for later. KEYS: later. ARGV: delay in milliseconds, something that
+/// distinguishes it from others, then names and values.
 pub(crate) static LATER: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{NOW}
@@ -472,9 +475,9 @@ pub(crate) static LATER: LazyLock<Script> = LazyLock::new(|| {
     ))
 });
 
-/// Entries that some of these groups has not acked. KEYS: stream. ARGV: from which id on, or nothing: from
-/// the first, to which id, how many to look at, the groups. Answers with them and the last id that was
-/// looked at.
+/// Entries that at least one of these groups has not acked. KEYS: stream. ARGV: the first id, or
+/// nothing to begin with the first that a group needs; the last id; how many to look at; the
+/// groups. Returns them, and the last id that was looked at.
 pub(crate) static WAITING: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{NEEDS}
@@ -514,14 +517,14 @@ mod tests {
 
     use super::*;
 
-    /// A command as it is typed into `redis-cli`.
+    /// Runs a command as it is typed into `redis-cli`.
     fn ask(server: &mut redis::Connection, command: &str) -> Value {
         let mut words = command.split(' ');
         let mut asked = redis::cmd(words.next().expect("it is not empty"));
         asked.arg(words.collect::<Vec<_>>()).query(server).expect("it is right")
     }
 
-    /// Between the question what a member holds and this one it may have put something back.
+    /// Between asking what a member holds and this script, the member may have put something back.
     #[test]
     fn of_ones_own_only_what_is_still_held_is_claimed_anew() {
         let server = Redis::start();
@@ -543,7 +546,8 @@ mod tests {
         assert_eq!((ids, claimed[0].2), (vec!["3-1"], 2));
     }
 
-    /// Else nobody else were answered meanwhile, and they were all in the memory of scripts.
+    /// Otherwise nobody else would be answered meanwhile, and the script would hold them all in
+    /// memory.
     #[test]
     fn of_long_messages_that_are_due_only_some_are_moved_at_once() {
         let server = Redis::start();
@@ -564,7 +568,7 @@ mod tests {
         }
     }
 
-    /// By somebody who knows nothing of attempts.
+    /// Deleted by someone who knows nothing about attempts.
     #[test]
     fn of_a_deleted_entry_nothing_is_left_when_it_is_claimed() {
         let server = Redis::start();
