@@ -80,12 +80,26 @@ impl ConsumerSite {
 
 pub(crate) struct Consumer {
     site: Option<ConsumerSite>,
+    control: Arc<Control>,
+    /// Its own address, as `control` has it.
+    addr: Option<Arc<Addr<Self>>>,
     exit: Exit,
 }
 
 impl Consumer {
     pub(crate) fn new(site: ConsumerSite, exit: Exit) -> Self {
-        Self { site: Some(site), exit }
+        let control = Arc::clone(&site.control);
+        Self { site: Some(site), control, addr: None, exit }
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        // Before `exit` reports the death: whoever hears of it must not find an actor here. After a
+        // panic the mailbox, and with it the address, lasts a little longer than the actor.
+        if let Some(own) = &self.addr {
+            self.control.down(own);
+        }
     }
 }
 
@@ -96,7 +110,9 @@ impl Actor for Consumer {
         let Some(site) = self.site.take() else { return };
         let (report, stage) = (site.report.clone(), site.stage.index);
         let control = Arc::clone(&site.control);
-        control.addr.store(Some(Arc::new(ctx.address())));
+        let addr = Arc::new(ctx.address());
+        self.addr = Some(Arc::clone(&addr));
+        control.addr.store(Some(addr));
         let pull = PullLoop::new(site).run();
         ctx.spawn(pull.into_actor(self).map(move |result, actor, ctx| {
             control.addr.store(None);

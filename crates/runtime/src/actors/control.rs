@@ -107,6 +107,13 @@ impl Control {
         self.addr.load().as_ref().is_some_and(|addr| addr.connected())
     }
 
+    /// The actor with this address has ended. Another one may be behind the consumer by now.
+    pub(super) fn down(&self, own: &Arc<Addr<Consumer>>) {
+        if self.addr.load().as_ref().is_some_and(|addr| Arc::ptr_eq(addr, own)) {
+            self.addr.store(None);
+        }
+    }
+
     /// Kills the actor, as if by a defect in Brigade.
     pub(crate) fn crash(&self) -> bool {
         self.addr.load().as_ref().is_some_and(|addr| addr.try_send(Crash).is_ok())
