@@ -203,11 +203,14 @@ impl Position {
     }
 
     /// As what it was read until now, if reading on as this would count its records otherwise: rows have no header, and
-    /// of what is compressed records are passed over by number. Plain lines go on where the rows ended.
+    /// of what is compressed, or resolved out of order, records are passed over by number. Plain lines go on where the
+    /// rows ended.
     pub(crate) fn was_read_otherwise(&self, form: Form) -> Option<Form> {
-        let is_other =
-            |kept: &Form| *kept != form && (form.csv || kept.compression != form.compression);
-        self.form.filter(|kept| !self.is_beginning() && is_other(kept))
+        let goes_on = |kept: &Form| {
+            let by_place = form == Form::LINES && self.records.beyond().next().is_none();
+            *kept == form || by_place && kept.compression == form.compression
+        };
+        self.form.filter(|kept| !self.is_beginning() && !goes_on(kept))
     }
 
     /// Goes on as this from now on. What another form handed out cannot be known again by it.

@@ -130,7 +130,8 @@ fn record(
     (from, to): (u64, u64),
     max: usize,
 ) -> Record {
-    let broken = malformed(&text).map(str::to_owned).or_else(|| {
+    let malformed = malformed(&text);
+    let broken = malformed.map(str::to_owned).or_else(|| {
         let (fields, columns) = (row.len(), header.len());
         (fields > columns).then(|| format!("{fields} fields, but the header has {columns}"))
     });
@@ -156,7 +157,8 @@ fn record(
         to,
     });
     let kept = if truncated.is_some() { bytes.len().min(PREFIX) } else { bytes.len() };
-    let unfinished = !text.last().is_some_and(|last| is_end(*last));
+    // In a quoted field a line's end ends nothing.
+    let unfinished = malformed == Some(UNCLOSED) || !text.last().is_some_and(|last| is_end(*last));
     Record { from, to, bytes: bytes.slice(..kept), truncated, broken, unfinished }
 }
 
@@ -171,6 +173,9 @@ fn trimmed(text: &[u8]) -> &[u8] {
     let text = text.strip_suffix(b"\n").unwrap_or(text);
     text.strip_suffix(b"\r").unwrap_or(text)
 }
+
+/// What is wrong with a row within which the file ends.
+const UNCLOSED: &str = "a quote is not closed";
 
 /// What is wrong with the quotes of a row, whose text this is.
 fn malformed(text: &[u8]) -> Option<&'static str> {
@@ -198,7 +203,7 @@ fn malformed(text: &[u8]) -> Option<&'static str> {
             (_, _) => At::Plain,
         };
     }
-    (at == At::Quoted).then_some("a quote is not closed")
+    (at == At::Quoted).then_some(UNCLOSED)
 }
 
 #[cfg(test)]

@@ -52,6 +52,25 @@ async fn what_was_read_in_part_as_rows_is_gone_on_with_as_lines() {
     assert_eq!(place.texts().await, ["3"]);
 }
 
+/// What is not resolved would be passed over by its number, which counts the header as lines.
+#[tokio::test]
+async fn what_was_read_as_rows_out_of_order_is_not_gone_on_with_as_lines() {
+    let mut place = Place::new("in.csv", false);
+    place.write("n\n1\n2\n3\n");
+    let consumer = place.open().await;
+    let came = consumer.consume(WANT).await.unwrap();
+    let second = came.iter().map(|one| one.receipt).skip(1).take(1).collect();
+    assert!(consumer.ack(second, Vec::new()).await.unwrap().fenced.is_empty());
+    consumer.shutdown().await.unwrap();
+    place.format = Some("lines");
+    let consumer = place.open().await;
+    let error = consumer.consume(WANT).await.unwrap_err();
+    assert!(error.to_string().contains("was read in part as CSV"), "{error}");
+    consumer.shutdown().await.unwrap();
+    place.format = None;
+    assert_eq!(place.texts().await, ["{\"n\":\"1\"}", "{\"n\":\"3\"}"]);
+}
+
 /// As a writer leaves it between opening and its first batch.
 #[tokio::test]
 async fn a_compressed_file_with_nothing_in_it_has_no_records() {

@@ -184,6 +184,19 @@ async fn a_last_row_that_was_half_written_comes_again_when_it_is_whole() {
     }
 }
 
+/// As a writer that flushes at each line's end leaves it.
+#[tokio::test]
+async fn a_last_row_that_ended_within_quotes_comes_again_when_it_is_whole() {
+    let place = Place::new("in.csv", false);
+    place.write("n,v\n1,1\n2,\"a\n");
+    assert_eq!(place.texts().await, ["{\"n\":\"1\",\"v\":\"1\"}", "2,\"a"]);
+    assert_eq!(place.texts().await, [""; 0]);
+    place.append("b\"\n3,3\n");
+    let whole = ["{\"n\":\"2\",\"v\":\"a\\nb\"}", "{\"n\":\"3\",\"v\":\"3\"}"];
+    assert_eq!(place.texts().await, whole);
+    assert_eq!(place.texts().await, [""; 0]);
+}
+
 /// As an export that is written in place each day: its header and its first rows stay.
 #[tokio::test]
 async fn a_file_that_is_written_anew_with_the_same_first_part_is_read_whole() {
