@@ -257,7 +257,8 @@ impl Site {
         &self,
         script: ScriptInvocation<'static>,
     ) -> Result<T, ConnectorError> {
-        self.wire.script_for(script, self.pace.answer_max()).await
+        let answer = self.pace.ask(|answer_max| self.wire.try_script_for(script, answer_max)).await;
+        answer.map_err(|failure| self.wire.told(&failure))
     }
 
     /// What others left behind, then what was put back and is due, then what is new.
@@ -266,9 +267,9 @@ impl Site {
         if self.closed.load(Ordering::Relaxed) {
             return Ok(Vec::new());
         }
-        let (max, begun) = (self.pace.count(want), Instant::now());
+        let max = self.pace.count(want);
         let read = self.try_read(max).await;
-        self.pace.read(max, begun, read.as_deref());
+        self.pace.read(max, read.as_deref());
         if read.is_err() {
             self.lost.store(true, Ordering::Relaxed);
         }
@@ -359,7 +360,9 @@ impl Site {
         read.arg("GROUP").arg(&keys.group).arg(&self.member).arg("COUNT").arg(max);
         read.arg("BLOCK").arg(wait.as_millis().max(1).to_string());
         read.arg("STREAMS").arg(&keys.stream).arg(">");
-        let answer: Value = self.reading.command_for(&read, self.pace.answer_max()).await?;
+        let reading = |answer_max| self.reading.try_command_for(&read, answer_max);
+        let answer = self.pace.ask(reading).await;
+        let answer: Value = answer.map_err(|failure| self.reading.told(&failure))?;
         let read = self.incoming(entries_of(answer)).await?;
         if read.is_empty() {
             *self.looked() = None;
