@@ -34,8 +34,14 @@ pub(crate) struct Wire {
 impl Wire {
     pub(crate) fn new(queue: &Arc<str>, place: &Place) -> Result<Arc<Self>, ConnectorError> {
         let server = place.server();
-        let server =
-            server.map_err(|why| ConnectorError::permanent(format!("queue `{queue}`: {why}")))?;
+        let server = server.map_err(|why| {
+            let told = format!("queue `{queue}`: {why}");
+            // Files may be being replaced just now.
+            match place.has_certificates() {
+                true => ConnectorError::transient(told),
+                false => ConnectorError::permanent(told),
+            }
+        })?;
         let thread = Thread::get().map_err(|error| {
             ConnectorError::transient(format!(
                 "queue `{queue}`: the thread for connections to Redis cannot be started: {error}"

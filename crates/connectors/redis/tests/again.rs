@@ -9,6 +9,7 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -261,4 +262,40 @@ async fn a_connection_is_made_again_with_the_certificates_that_are_on_disk_by_th
         put(&*producer, &[numbered(2)]).await.unwrap();
         std::fs::copy(server.authority(), &ca).unwrap();
     }
+}
+
+/// Who renews them writes one file after the other.
+#[tokio::test]
+async fn a_certificate_that_does_not_fit_its_key_yet_is_not_used() {
+    let (server, renewed) = (Redis::start_secured(), Redis::start_secured());
+    let directory = tempfile::tempdir().unwrap();
+    let [certificate, key] = ["server.pem", "server.key"].map(|name| directory.path().join(name));
+    let of = |server: &Redis, name: &str| {
+        std::fs::read(server.authority().with_file_name(name)).unwrap()
+    };
+    let write = |server: &Redis, path: &Path| {
+        std::fs::write(path, of(server, path.file_name().unwrap().to_str().unwrap())).unwrap();
+    };
+    write(&server, &certificate);
+    write(&server, &key);
+    let tls = json!({ "ca": server.authority(), "certificate": certificate, "key": key });
+    let queue = queue("shop", json!({ "url": server.url(), "tls": tls }));
+    let producer = RedisStreams.producer(&queue, &env()).await.unwrap();
+    put(&*producer, &[numbered(1)]).await.unwrap();
+    let put_anew = async || {
+        server.restart();
+        assert!(put(&*producer, &[numbered(1)]).await.is_err(), "the connection is broken");
+        put(&*producer, &[numbered(1)]).await
+    };
+    for half in [Vec::new(), of(&renewed, "server.pem")] {
+        std::fs::write(&certificate, half).unwrap();
+        put_anew().await.unwrap();
+        // As when an actor of a running pipeline begins again.
+        let opened = RedisStreams.consumer(&queue, &reader(), &env()).await;
+        let error = opened.err().expect("nothing else was read before");
+        assert!(error.is_transient() && error.to_string().contains("server.pem"), "{error}");
+    }
+    write(&renewed, &key);
+    put_anew().await.unwrap();
+    RedisStreams.consumer(&queue, &reader(), &env()).await.unwrap();
 }
