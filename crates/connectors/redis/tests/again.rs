@@ -20,7 +20,7 @@ use brigade_core::connector::{
 };
 use brigade_redis::{RedisStreams, Rsmq};
 use brigade_testkit::servers::Redis;
-use common::{WANT, ask, connect, env, numbered, open, put, queue, reader};
+use common::{PATIENCE, WANT, ask, connect, env, numbered, open, put, queue, reader};
 use redis::Connection;
 use serde_json::json;
 
@@ -298,4 +298,40 @@ async fn a_certificate_that_does_not_fit_its_key_yet_is_not_used() {
     write(&renewed, &key);
     put_anew().await.unwrap();
     RedisStreams.consumer(&queue, &reader(), &env()).await.unwrap();
+}
+
+/// It has got nothing yet, so nothing goes: room comes by its acks alone.
+#[tokio::test]
+async fn a_group_that_was_destroyed_is_made_again_on_a_full_server() {
+    const MESSAGES: usize = 300;
+    let server = Redis::start();
+    let mut beside = connect(&server);
+    let queue = read_by(queue("shop", json!({ "url": server.url() })), &["a", "b"]);
+    let producer = RedisStreams.producer(&queue, &env()).await.unwrap();
+    let a = stage(&queue, "a").await;
+    put(&*producer, &(0..MESSAGES).map(numbered).collect::<Vec<_>>()).await.unwrap();
+    ask::<()>(&mut beside, "XGROUP DESTROY shop shop.b");
+    ask::<()>(&mut beside, "CONFIG SET maxmemory 1");
+    drain(&*a, MESSAGES).await;
+    assert_eq!(length(&mut beside, "shop"), MESSAGES, "none is lost");
+    let mut tick = tokio::time::interval(Duration::from_millis(20));
+    let made = async {
+        let groups = "EVAL return(#redis.call('XINFO','GROUPS','shop')) 0";
+        while ask::<usize>(&mut beside, groups) < 2 {
+            tick.tick().await;
+        }
+    };
+    let look = async {
+        loop {
+            let taken = a.consume(WANT).await;
+            assert!(taken.as_ref().is_ok_and(Vec::is_empty), "all is taken: {taken:?}");
+        }
+    };
+    tokio::select! {
+        () = look => {}
+        made = tokio::time::timeout(PATIENCE, made) => made.expect("it is made"),
+    }
+    drain(&*stage(&queue, "b").await, MESSAGES).await;
+    let left = length(&mut beside, "shop");
+    assert!(left <= 100, "{left} are left");
 }
