@@ -240,8 +240,8 @@ end
 
 /// What became of a settlement.
 pub(crate) enum Settled {
-    /// The script has run, and answers with those whose leases are lost.
-    Done(Vec<Vec<u8>>),
+    /// The script has run, and answers with the places of those whose leases are lost.
+    Done(Vec<usize>),
     /// Nothing was done: these outputs are refused, by their messages' ids.
     Refused(Vec<(MessageId, Rejected)>),
 }

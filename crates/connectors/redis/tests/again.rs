@@ -335,3 +335,31 @@ async fn a_group_that_was_destroyed_is_made_again_on_a_full_server() {
     let left = length(&mut beside, "shop");
     assert!(left <= 100, "{left} are left");
 }
+
+/// As when one handing-over is still worked on while the message is handed out anew.
+#[tokio::test]
+async fn a_stale_receipt_does_not_fence_the_one_that_stands() {
+    let streams = (&RedisStreams as &dyn Connector, "shop");
+    for (connector, key) in [streams, (&Rsmq, "rsmq:shop")] {
+        let (server, name) = (Redis::start(), connector.type_name());
+        let mut beside = connect(&server);
+        let (producer, consumer) =
+            open(connector, &queue("shop", json!({ "url": server.url() }))).await;
+        put(&*producer, &[numbered(1)]).await.unwrap();
+        let stale = next(&*consumer).await[0].receipt;
+        let stands = match key {
+            "shop" => {
+                let pending: Vec<(String, String, u64, u64)> =
+                    ask(&mut beside, "XPENDING shop shop - + 1");
+                let (id, member, ..) = &pending[0];
+                let _: redis::Value =
+                    ask(&mut beside, &format!("XCLAIM shop shop {member} 0 {id}"));
+                Receipt { fence: stale.fence + 1, ..stale }
+            }
+            _ => again(&*consumer, &mut beside, key).await[0],
+        };
+        let acked = consumer.ack(vec![stale, stands], Vec::new()).await.unwrap();
+        assert!(!acked.fenced.contains(&stands), "{name}: {:?}", acked.fenced);
+        assert_eq!(length(&mut beside, key), 0, "{name}: it is acked");
+    }
+}

@@ -482,7 +482,7 @@ impl Consumer for StreamConsumer {
             fail.arg(delay.as_millis().to_string()).arg(attempts);
         }
         let fail = Arc::new(fail);
-        let mut fenced: Result<Vec<Vec<u8>>, _> = self.site.wire.script(Arc::clone(&fail)).await;
+        let mut fenced: Result<Vec<usize>, _> = self.site.wire.script(Arc::clone(&fail)).await;
         if self.site.mend(&fenced).await? {
             fenced = self.site.wire.script(Arc::clone(&fail)).await;
         }
@@ -522,11 +522,9 @@ impl Consumer for StreamConsumer {
     }
 }
 
-/// The receipts of these entries.
-fn those(entries: &[(Receipt, EntryId)], ids: &[Vec<u8>]) -> Vec<Receipt> {
-    let id = |id: &Vec<u8>| std::str::from_utf8(id).ok()?.parse().ok();
-    let ids: Vec<EntryId> = ids.iter().filter_map(id).collect();
-    entries.iter().filter(|(_, id)| ids.contains(id)).map(|(receipt, _)| *receipt).collect()
+/// The receipts at these places: of one entry there may be two.
+fn those(entries: &[(Receipt, EntryId)], places: &[usize]) -> Vec<Receipt> {
+    places.iter().filter_map(|place| Some(entries.get(*place)?.0)).collect()
 }
 
 impl Drop for StreamConsumer {

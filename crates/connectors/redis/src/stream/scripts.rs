@@ -282,7 +282,7 @@ pub(crate) static CLAIM_OWN: LazyLock<Script> = LazyLock::new(|| {
 /// With a retention it stays until that lets it go. KEYS: stream, attempts. ARGV: group, member, how many,
 /// the first and the last id, the retention as for [`TRIM`], how many groups have to be there, then these, then id
 /// and fence of each, then outputs.
-/// Answers with the fenced.
+/// Answers with the places of the fenced, from 0.
 pub(crate) static ACK: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{MANY}{MAY}{PUT}{NOW}{NEEDS}{PAST}
@@ -298,10 +298,13 @@ pub(crate) static ACK: LazyLock<Script> = LazyLock::new(|| {
         end
         local fenced, good = {{}}, {{}}
         for i = 9 + groups, past, 2 do
-          local into = held[ARGV[i]] == tonumber(ARGV[i + 1]) and good or fenced
-          into[#into + 1] = ARGV[i]
-          -- One handing-over is one, also where a server that lost its end has told it twice.
-          held[ARGV[i]] = nil
+          if held[ARGV[i]] == tonumber(ARGV[i + 1]) then
+            good[#good + 1] = ARGV[i]
+            -- One handing-over is one, also where a server that lost its end has told it twice.
+            held[ARGV[i]] = nil
+          else
+            fenced[#fenced + 1] = (i - 9 - groups) / 2
+          end
         end
         if #fenced > 0 and #ARGV > past then return fenced end
         -- What would fail if a key had another type, or a right were missing, fails here.
@@ -325,7 +328,7 @@ pub(crate) static ACK: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// Puts back what still stands. KEYS: stream, delayed, attempts. ARGV: group, member, then of each
-/// id, fence, delay in milliseconds, attempts or -1. Answers with the fenced.
+/// id, fence, delay in milliseconds, attempts or -1. Answers with the places of the fenced, from 0.
 pub(crate) static FAIL: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{NOW}{STANDS}{MAY}{DELAY}
@@ -344,7 +347,7 @@ pub(crate) static FAIL: LazyLock<Script> = LazyLock::new(|| {
             end
             delay(KEYS[1], KEYS[2], ARGV[1], id, time + tonumber(ARGV[i + 2]))
           else
-            fenced[#fenced + 1] = id
+            fenced[#fenced + 1] = (i - 3) / 4
           end
         end
         return fenced"
