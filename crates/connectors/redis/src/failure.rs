@@ -54,7 +54,12 @@ impl Failure {
             || self.is_of_protocol()
     }
 
-    /// Whether the server closed the connection because of what was written.
+    /// Whether an answer did not come in time.
+    pub(crate) fn is_late(&self) -> bool {
+        self.error.is_timeout() && !self.connecting
+    }
+
+    /// Whether the server has closed the connection because of what was written.
     pub(crate) fn is_of_protocol(&self) -> bool {
         self.error.detail().is_some_and(|detail| detail.contains("Protocol error"))
     }

@@ -8,7 +8,6 @@ use brigade_core::state::StoreOp;
 use redis::{FromRedisValue, ScriptInvocation};
 
 use crate::rsmq::{QueueDefinition, random_part};
-use crate::server::answer_max;
 use crate::stream::fields;
 use crate::value_limit;
 use crate::wire::Wire;
@@ -242,8 +241,8 @@ end
 
 /// What became of a settlement.
 pub(crate) enum Settled {
-    /// The script ran and returned the ids whose leases are lost.
-    Done(Vec<Vec<u8>>),
+    /// The script has run, and answers with the places of those whose leases are lost.
+    Done(Vec<usize>),
     /// Nothing was done: these outputs are refused, by their messages' ids.
     Refused(Vec<(MessageId, Rejected)>),
 }
@@ -310,15 +309,15 @@ async fn run<T: FromRedisValue + Send + 'static>(
         add(&mut script, target, outgoing);
     }
     let bytes = outputs.iter().map(|(_, outgoing)| outgoing.message.size()).sum();
-    let (script, max) = (Arc::new(script), answer_max(bytes));
-    let answer = match wire.try_script_for(Arc::clone(&script), max).await {
+    let script = Arc::new(script);
+    let answer = match wire.try_script_of(Arc::clone(&script), bytes).await {
         Err(failure) if failure.is_no_queue() => {
             for target in distinct(outputs) {
                 if let Target::Rsmq(made) = target {
                     made.make_again(wire).await?;
                 }
             }
-            wire.try_script_for(script, max).await
+            wire.try_script_of(script, bytes).await
         }
         answer => answer,
     };

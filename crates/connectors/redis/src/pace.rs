@@ -1,11 +1,13 @@
 //! How many messages a read asks for, and how long they may take to come. The server takes a number
 //! where the caller wants bytes, so it depends on the size of recent messages.
 
+use std::future::Future;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use brigade_core::connector::{Incoming, Want};
 
+use crate::failure::Failure;
 use crate::server::ANSWER_MAX;
 
 /// The most messages that the first read asks for.
@@ -75,12 +77,12 @@ impl Pace {
         patient.map_or(ANSWER_MAX, |(answer_max, _)| answer_max)
     }
 
-    /// Records that a read that asked for `asked` messages failed after this time: perhaps they
-    /// were too much to come in time.
-    pub(crate) fn failed(&mut self, asked: usize, took: Duration, now: Instant) {
+    /// A read that asked for so many messages brought nothing but an error. If messages did not come within
+    /// `late`, it was perhaps too much to come in time.
+    pub(crate) fn failed(&mut self, asked: usize, late: Option<Duration>, now: Instant) {
         self.most = 1;
         let answer_max = self.answer_max(now);
-        if asked == 1 && took >= answer_max {
+        if asked == 1 && late.is_some_and(|late| late >= answer_max) {
             self.patient = Some(((answer_max * PATIENCE_GROWTH).min(PATIENCE_MAX), now));
         }
     }
@@ -88,35 +90,53 @@ impl Pace {
 
 /// A pace shared by several reads, one after the other.
 #[derive(Debug)]
-pub(crate) struct Paced(Mutex<Pace>);
+pub(crate) struct Paced {
+    pace: Mutex<Pace>,
+    /// For how long messages were waited for in vain, in the read under way.
+    late: Mutex<Option<Duration>>,
+}
 
 impl Paced {
     pub(crate) fn new(max: usize) -> Self {
-        Self(Mutex::new(Pace::new(max)))
+        Self { pace: Mutex::new(Pace::new(max)), late: Mutex::default() }
     }
 
     pub(crate) fn count(&self, want: Want) -> usize {
         self.pace().count(want)
     }
 
-    /// How long an answer that brings messages may take.
-    pub(crate) fn answer_max(&self) -> Duration {
-        self.pace().answer_max(Instant::now())
+    /// Asks for messages, as part of a read; it is told how long the answer may take.
+    pub(crate) async fn ask<T, F>(&self, ask: impl FnOnce(Duration) -> F) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
+        let begun = Instant::now();
+        let answer_max = self.pace().answer_max(begun);
+        let answer = ask(answer_max).await;
+        // What else takes long, such as another question before, says nothing about messages.
+        let is_late = answer.as_ref().is_err_and(Failure::is_late);
+        *self.late() = is_late.then(|| begun.elapsed());
+        answer
     }
 
-    /// Records the outcome of a read that asked for `asked` messages, as of now.
-    pub(crate) fn read<E>(&self, asked: usize, begun: Instant, read: Result<&[Incoming], E>) {
+    /// What became of a read that asked for so many messages.
+    pub(crate) fn read<E>(&self, asked: usize, read: Result<&[Incoming], E>) {
+        let late = self.late().take();
         match read {
             Ok(read) => {
                 let sizes = read.iter().map(|incoming| incoming.message.size());
                 self.pace().brought(asked, sizes);
             }
-            Err(_) => self.pace().failed(asked, begun.elapsed(), Instant::now()),
+            Err(_) => self.pace().failed(asked, late, Instant::now()),
         }
     }
 
     fn pace(&self) -> MutexGuard<'_, Pace> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn late(&self) -> MutexGuard<'_, Option<Duration>> {
+        self.late.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -169,7 +189,7 @@ mod tests {
     fn after_an_error_little_is_asked_for() {
         let mut pace = Pace::new(MAX);
         reads(&mut pace, 100, 6);
-        pace.failed(1000, ANSWER_MAX, Instant::now());
+        pace.failed(1000, Some(ANSWER_MAX), Instant::now());
         assert_eq!(reads(&mut pace, 100, 3), [1, 4, 16]);
     }
 
@@ -178,7 +198,7 @@ mod tests {
         let (mut pace, begun) = (Pace::new(MAX), Instant::now());
         let seconds = Duration::from_secs;
         let mut max_after = |asked, took| {
-            pace.failed(asked, seconds(took), begun);
+            pace.failed(asked, Some(seconds(took)), begun);
             pace.answer_max(begun).as_secs()
         };
         assert_eq!(max_after(8, 10), 10, "fewer may come in time");
@@ -186,6 +206,9 @@ mod tests {
         let tries = [10, 40, 160, 600, 600].map(|took| max_after(1, took));
         assert_eq!(tries, [40, 160, 600, 600, 600]);
         assert_eq!(pace.answer_max(begun + PATIENT_FOR), ANSWER_MAX);
+        let mut pace = Pace::new(MAX);
+        pace.failed(1, None, begun);
+        assert_eq!(pace.answer_max(begun), ANSWER_MAX, "no message was waited for");
     }
 
     #[test]
@@ -207,7 +230,7 @@ mod tests {
                 let asked = pace.count(want);
                 assert!((1..=MAX.min(want.messages)).contains(&asked), "{seed}: {asked}");
                 match random.usize(..=asked) {
-                    0 => pace.failed(asked, ANSWER_MAX, Instant::now()),
+                    0 => pace.failed(asked, Some(ANSWER_MAX), Instant::now()),
                     n => pace.brought(asked, std::iter::repeat_n(random.usize(..10_000_000), n)),
                 }
             }

@@ -18,6 +18,9 @@ use redis::{
     IntoConnectionInfo, ProtocolVersion, RedisError, RedisFuture, RedisResult, TlsCertificates,
     TlsMode, Value,
 };
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::sync::Mutex;
@@ -237,7 +240,14 @@ impl Place {
         let root_cert = ca.as_ref().map(read).transpose()?;
         let client_tls = match (certificate, key) {
             (Some(certificate), Some(key)) => {
-                Some(ClientTlsConfig { client_cert: read(certificate)?, client_key: read(key)? })
+                let shown =
+                    ClientTlsConfig { client_cert: read(certificate)?, client_key: read(key)? };
+                // Else only a connection would find it, when what was read before is forgotten.
+                let fits = fits(&shown).map_err(|why| {
+                    let [certificate, key] = [certificate, key].map(|path| path.display());
+                    format!("{certificate} and {key} cannot be used together: {why}")
+                });
+                fits.map(|()| Some(shown))?
             }
             _ => None,
         };
@@ -245,7 +255,17 @@ impl Place {
     }
 }
 
-/// A server whose machine died, or whose connection a router has forgotten, closes nothing.
+/// Whether a certificate and a key belong together, which are written one after the other.
+fn fits(shown: &ClientTlsConfig) -> Result<(), String> {
+    let chain = CertificateDer::pem_slice_iter(&shown.client_cert).collect::<Result<Vec<_>, _>>();
+    let chain = chain.map_err(|error| format!("the certificate: {error}"))?;
+    let key = PrivateKeyDer::from_pem_slice(&shown.client_key);
+    let key = key.map_err(|error| format!("the key: {error}"))?;
+    let provider = rustls::crypto::ring::default_provider();
+    CertifiedKey::from_der(chain, key, &provider).map(drop).map_err(|error| error.to_string())
+}
+
+/// A server whose machine died, or that a router has forgotten, closes nothing.
 fn tcp_settings() -> TcpSettings {
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE).with_interval(KEEPALIVE_AGAIN);
     let keepalive = keepalive.with_retries(KEEPALIVE_TRIES);

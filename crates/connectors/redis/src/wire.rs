@@ -26,24 +26,32 @@ pub(crate) struct Wire {
     server: Mutex<Arc<Server>>,
     thread: Thread,
     connection: Mutex<Option<Connection>>,
-    /// The longest value that the connected server is known to accept.
+    /// One for what may take longer, and how long answers may take there; while it is used it is not here.
+    patient: Mutex<Option<(Duration, Connection)>>,
+    /// How long a value the server of the connection is known to take.
     takes: AtomicU64,
 }
 
 impl Wire {
     pub(crate) fn new(queue: &Arc<str>, place: &Place) -> Result<Arc<Self>, ConnectorError> {
         let server = place.server();
-        let server =
-            server.map_err(|why| ConnectorError::permanent(format!("queue `{queue}`: {why}")))?;
+        let server = server.map_err(|why| {
+            let told = format!("queue `{queue}`: {why}");
+            // Files may be being replaced just now.
+            match place.has_certificates() {
+                true => ConnectorError::transient(told),
+                false => ConnectorError::permanent(told),
+            }
+        })?;
         let thread = Thread::get().map_err(|error| {
             ConnectorError::transient(format!(
                 "queue `{queue}`: the thread for connections to Redis cannot be started: {error}"
             ))
         })?;
         let (queue, place) = (Arc::clone(queue), place.clone());
-        let (connection, takes) = (Mutex::default(), AtomicU64::new(SURE));
-        let server = Mutex::new(Arc::new(server));
-        Ok(Arc::new(Self { queue, place, server, thread, connection, takes }))
+        let (connection, patient) = <(Mutex<Option<Connection>>, Mutex<_>)>::default();
+        let (server, takes) = (Mutex::new(Arc::new(server)), AtomicU64::new(SURE));
+        Ok(Arc::new(Self { queue, place, server, thread, connection, patient, takes }))
     }
 
     /// Runs work on the thread of the connections, whatever becomes of the caller's thread.
@@ -118,7 +126,11 @@ impl Wire {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The longest value that the server is known to accept on this connection.
+    fn patient(&self) -> MutexGuard<'_, Option<(Duration, Connection)>> {
+        self.patient.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How long a value the server is known to take, on this connection.
     pub(crate) fn takes(&self) -> u64 {
         self.takes.load(Relaxed)
     }
@@ -149,14 +161,22 @@ impl Wire {
         asked.await
     }
 
-    /// The connection for a request that may take this long, and whether it is the shared one.
-    async fn connection_for(&self, answer_max: Duration) -> RedisResult<(Connection, bool)> {
-        if answer_max > SHARED_MAX {
-            return Ok((self.server().connect(answer_max).await?, false));
-        }
-        let mut connection = self.connection().await?;
+    /// The connection for what may take so long, and if it is not the shared one how long answers may take there.
+    async fn connection_for(
+        &self,
+        answer_max: Duration,
+    ) -> RedisResult<(Connection, Option<Duration>)> {
+        let (mut connection, alone) = if answer_max > SHARED_MAX {
+            let kept = self.patient().take().filter(|(kept_max, _)| *kept_max >= answer_max);
+            match kept {
+                Some((kept_max, connection)) => (connection, Some(kept_max)),
+                None => (self.server().connect(answer_max).await?, Some(answer_max)),
+            }
+        } else {
+            (self.connection().await?, None)
+        };
         connection.set_answer_max(answer_max);
-        Ok((connection, true))
+        Ok((connection, alone))
     }
 
     /// Runs something on a connection whose answers may take at most this long.
@@ -170,26 +190,29 @@ impl Wire {
     {
         let wire = Arc::clone(self);
         let asked = self.spawn(async move {
-            let (connection, is_shared) = match wire.connection_for(answer_max).await {
+            let (connection, alone) = match wire.connection_for(answer_max).await {
                 Ok(connection) => connection,
                 Err(error) => return Err(Failure { error, connecting: true }),
             };
-            let failure = match run(connection).await {
-                Ok(answer) => return Ok(answer),
-                Err(error) => Failure { error, connecting: false },
-            };
-            if is_shared {
-                wire.look_at(&failure);
+            let again = alone.map(|kept_max| (kept_max, connection.clone()));
+            let answer = run(connection).await;
+            let answer = answer.map_err(|error| Failure { error, connecting: false });
+            match (again, &answer) {
+                (None, Ok(_)) => {}
+                (None, Err(failure)) => wire.look_at(failure),
+                (Some(_), Err(failure)) if failure.is_of_connection() => {}
+                (again, _) => *wire.patient() = again,
             }
-            Err(failure)
+            answer
         });
         asked.await
     }
 
-    /// Drops a broken connection: the next request makes a new one.
+    /// A broken connection is made anew the next time; so is the other, which goes the same way.
     fn look_at(&self, failure: &Failure) {
         if failure.is_of_connection() {
             *self.current() = None;
+            *self.patient() = None;
         }
     }
 
@@ -197,16 +220,7 @@ impl Wire {
         self: &Arc<Self>,
         command: &Cmd,
     ) -> Result<T, ConnectorError> {
-        self.command_for(command, ANSWER_MAX).await
-    }
-
-    /// Runs a command whose answer may take this long.
-    pub(crate) async fn command_for<T: FromRedisValue + Send + 'static>(
-        self: &Arc<Self>,
-        command: &Cmd,
-        answer_max: Duration,
-    ) -> Result<T, ConnectorError> {
-        let answer = self.try_command_for(command, answer_max).await;
+        let answer = self.try_command(command).await;
         answer.map_err(|failure| self.told(&failure))
     }
 
@@ -218,7 +232,8 @@ impl Wire {
         self.try_command_for(command, ANSWER_MAX).await
     }
 
-    async fn try_command_for<T: FromRedisValue + Send + 'static>(
+    /// The same, whose answer may take so long.
+    pub(crate) async fn try_command_for<T: FromRedisValue + Send + 'static>(
         self: &Arc<Self>,
         command: &Cmd,
         answer_max: Duration,
@@ -253,16 +268,7 @@ impl Wire {
         self: &Arc<Self>,
         script: impl Into<Arc<ScriptInvocation<'static>>>,
     ) -> Result<T, ConnectorError> {
-        self.script_for(script, ANSWER_MAX).await
-    }
-
-    /// Runs a script whose answer may take this long.
-    pub(crate) async fn script_for<T: FromRedisValue + Send + 'static>(
-        self: &Arc<Self>,
-        script: impl Into<Arc<ScriptInvocation<'static>>>,
-        answer_max: Duration,
-    ) -> Result<T, ConnectorError> {
-        let answer = self.try_script_for(script, answer_max).await;
+        let answer = self.try_script(script).await;
         answer.map_err(|failure| self.told(&failure))
     }
 
@@ -282,6 +288,17 @@ impl Wire {
         answer_max: Duration,
     ) -> Result<T, Failure> {
         let script = script.into();
+        let run = move |mut on| async move { script.invoke_async(&mut on).await };
+        self.run(answer_max, run).await
+    }
+
+    /// Runs a script with so many bytes.
+    pub(crate) async fn try_script_of<T: FromRedisValue + Send + 'static>(
+        self: &Arc<Self>,
+        script: impl Into<Arc<ScriptInvocation<'static>>>,
+        bytes: usize,
+    ) -> Result<T, Failure> {
+        let (script, answer_max) = (script.into(), answer_max(bytes));
         let run = move |mut on| async move {
             if answer_max > SHARED_MAX {
                 // Otherwise long arguments would be sent twice to a server that does not have the

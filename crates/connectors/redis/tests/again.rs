@@ -9,6 +9,7 @@
 mod common;
 
 use std::collections::BTreeSet;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use brigade_core::connector::{
 };
 use brigade_redis::{RedisStreams, Rsmq};
 use brigade_testkit::servers::Redis;
-use common::{WANT, ask, connect, env, numbered, open, put, queue, reader};
+use common::{PATIENCE, WANT, ask, connect, env, numbered, open, put, queue, reader};
 use redis::Connection;
 use serde_json::json;
 
@@ -260,5 +261,105 @@ async fn a_connection_is_made_again_with_the_certificates_that_are_on_disk_by_th
         assert!(put(&*producer, &[numbered(2)]).await.is_err(), "the connection is broken");
         put(&*producer, &[numbered(2)]).await.unwrap();
         std::fs::copy(server.authority(), &ca).unwrap();
+    }
+}
+
+/// Who renews them writes one file after the other.
+#[tokio::test]
+async fn a_certificate_that_does_not_fit_its_key_yet_is_not_used() {
+    let (server, renewed) = (Redis::start_secured(), Redis::start_secured());
+    let directory = tempfile::tempdir().unwrap();
+    let [certificate, key] = ["server.pem", "server.key"].map(|name| directory.path().join(name));
+    let of = |server: &Redis, name: &str| {
+        std::fs::read(server.authority().with_file_name(name)).unwrap()
+    };
+    let write = |server: &Redis, path: &Path| {
+        std::fs::write(path, of(server, path.file_name().unwrap().to_str().unwrap())).unwrap();
+    };
+    write(&server, &certificate);
+    write(&server, &key);
+    let tls = json!({ "ca": server.authority(), "certificate": certificate, "key": key });
+    let queue = queue("shop", json!({ "url": server.url(), "tls": tls }));
+    let producer = RedisStreams.producer(&queue, &env()).await.unwrap();
+    put(&*producer, &[numbered(1)]).await.unwrap();
+    let put_anew = async || {
+        server.restart();
+        assert!(put(&*producer, &[numbered(1)]).await.is_err(), "the connection is broken");
+        put(&*producer, &[numbered(1)]).await
+    };
+    for half in [Vec::new(), of(&renewed, "server.pem")] {
+        std::fs::write(&certificate, half).unwrap();
+        put_anew().await.unwrap();
+        // As when an actor of a running pipeline begins again.
+        let opened = RedisStreams.consumer(&queue, &reader(), &env()).await;
+        let error = opened.err().expect("nothing else was read before");
+        assert!(error.is_transient() && error.to_string().contains("server.pem"), "{error}");
+    }
+    write(&renewed, &key);
+    put_anew().await.unwrap();
+    RedisStreams.consumer(&queue, &reader(), &env()).await.unwrap();
+}
+
+/// It has got nothing yet, so nothing goes: room comes by its acks alone.
+#[tokio::test]
+async fn a_group_that_was_destroyed_is_made_again_on_a_full_server() {
+    const MESSAGES: usize = 300;
+    let server = Redis::start();
+    let mut beside = connect(&server);
+    let queue = read_by(queue("shop", json!({ "url": server.url() })), &["a", "b"]);
+    let producer = RedisStreams.producer(&queue, &env()).await.unwrap();
+    let a = stage(&queue, "a").await;
+    put(&*producer, &(0..MESSAGES).map(numbered).collect::<Vec<_>>()).await.unwrap();
+    ask::<()>(&mut beside, "XGROUP DESTROY shop shop.b");
+    ask::<()>(&mut beside, "CONFIG SET maxmemory 1");
+    drain(&*a, MESSAGES).await;
+    assert_eq!(length(&mut beside, "shop"), MESSAGES, "none is lost");
+    let mut tick = tokio::time::interval(Duration::from_millis(20));
+    let made = async {
+        let groups = "EVAL return(#redis.call('XINFO','GROUPS','shop')) 0";
+        while ask::<usize>(&mut beside, groups) < 2 {
+            tick.tick().await;
+        }
+    };
+    let look = async {
+        loop {
+            let taken = a.consume(WANT).await;
+            assert!(taken.as_ref().is_ok_and(Vec::is_empty), "all is taken: {taken:?}");
+        }
+    };
+    tokio::select! {
+        () = look => {}
+        made = tokio::time::timeout(PATIENCE, made) => made.expect("it is made"),
+    }
+    drain(&*stage(&queue, "b").await, MESSAGES).await;
+    let left = length(&mut beside, "shop");
+    assert!(left <= 100, "{left} are left");
+}
+
+/// As when one handing-over is still worked on while the message is handed out anew.
+#[tokio::test]
+async fn a_stale_receipt_does_not_fence_the_one_that_stands() {
+    let streams = (&RedisStreams as &dyn Connector, "shop");
+    for (connector, key) in [streams, (&Rsmq, "rsmq:shop")] {
+        let (server, name) = (Redis::start(), connector.type_name());
+        let mut beside = connect(&server);
+        let (producer, consumer) =
+            open(connector, &queue("shop", json!({ "url": server.url() }))).await;
+        put(&*producer, &[numbered(1)]).await.unwrap();
+        let stale = next(&*consumer).await[0].receipt;
+        let stands = match key {
+            "shop" => {
+                let pending: Vec<(String, String, u64, u64)> =
+                    ask(&mut beside, "XPENDING shop shop - + 1");
+                let (id, member, ..) = &pending[0];
+                let _: redis::Value =
+                    ask(&mut beside, &format!("XCLAIM shop shop {member} 0 {id}"));
+                Receipt { fence: stale.fence + 1, ..stale }
+            }
+            _ => again(&*consumer, &mut beside, key).await[0],
+        };
+        let acked = consumer.ack(vec![stale, stands], Vec::new()).await.unwrap();
+        assert!(!acked.fenced.contains(&stands), "{name}: {:?}", acked.fenced);
+        assert_eq!(length(&mut beside, key), 0, "{name}: it is acked");
     }
 }

@@ -11,11 +11,12 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
-use brigade_core::connector::{Connector, Outgoing, QueueSpec, Want};
+use brigade_core::connector::{Connector, Consumer, Outgoing, QueueSpec, Want};
 use brigade_core::{Message, MessageId};
 use brigade_redis::{RedisStreams, Rsmq};
 use brigade_testkit::servers::Redis;
 use common::{WANT, ask, connect, env, open, put, queue, reader};
+use redis::Connection;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -167,4 +168,61 @@ async fn who_hears_of_sendings_finds_that_nothing_comes_any_more() {
     tokio::time::timeout(PATIENCE, hears(1)).await.expect("it listens");
     link.freeze();
     tokio::time::timeout(PATIENCE, hears(2)).await.expect("it listens on another connection");
+}
+
+/// How many connections a server has had.
+fn connections(beside: &mut Connection) -> u64 {
+    let stats: String = ask(beside, "INFO stats");
+    let line = stats.lines().find_map(|line| line.strip_prefix("total_connections_received:"));
+    line.unwrap().parse().unwrap()
+}
+
+/// What comes of a queue from which one message at a time is taken, while its server may not be heard.
+async fn one(consumer: &dyn Consumer) {
+    let want = Want { messages: 1, ..WANT };
+    let taken = async {
+        loop {
+            match consumer.consume(want).await {
+                Ok(taken) if taken.is_empty() => {}
+                Ok(taken) => break taken,
+                Err(error) => assert!(error.is_transient(), "{error}"),
+            }
+        }
+    };
+    let taken = tokio::time::timeout(PATIENCE, taken).await.expect("it comes");
+    assert_eq!(consumer.ack(vec![taken[0].receipt], Vec::new()).await.unwrap().fenced, []);
+}
+
+/// Answers may take longer from then on, which is no reason to connect each time.
+async fn after_a_stall_reads_share_a_connection(connector: &dyn Connector) {
+    const MESSAGES: usize = 60;
+    let server = Redis::start();
+    let (link, mut beside) = (Link::to(&server, BYTES).await, connect(&server));
+    let beside_link = queue("shop", json!({ "url": server.url() }));
+    let producer = connector.producer(&beside_link, &env()).await.unwrap();
+    let consumer = connector.consumer(&link.queue(json!({})), &reader(), &env()).await.unwrap();
+    put(&*producer, &[long(0, 1)]).await.unwrap();
+    one(&*consumer).await;
+    link.freeze();
+    put(&*producer, &[long(1, 1), long(2, 1)]).await.unwrap();
+    for _ in 0..2 {
+        one(&*consumer).await;
+    }
+    let before = connections(&mut beside);
+    put(&*producer, &(3..3 + MESSAGES).map(|n| long(n, 1)).collect::<Vec<_>>()).await.unwrap();
+    for _ in 0..MESSAGES {
+        one(&*consumer).await;
+    }
+    let made = connections(&mut beside) - before;
+    assert!(made < 10, "{made} connections for {MESSAGES} messages");
+}
+
+#[tokio::test]
+async fn after_a_stall_reads_of_a_stream_share_a_connection() {
+    after_a_stall_reads_share_a_connection(&RedisStreams).await;
+}
+
+#[tokio::test]
+async fn after_a_stall_reads_of_rsmq_share_a_connection() {
+    after_a_stall_reads_share_a_connection(&Rsmq).await;
 }

@@ -12,7 +12,7 @@ use brigade_core::state::{StoreId, StoreOp};
 use tokio::sync::Notify;
 
 use super::connector::Site;
-use super::received::{Fetched, Hide, Id, Received, hiding};
+use super::received::{Fetched, Hide, Received, hiding};
 use super::scripts::{DELETE, LAG};
 use crate::output::{self, Settled};
 use crate::thread::Task;
@@ -88,11 +88,6 @@ async fn listen(site: Site, channel: String, woken: Arc<Notify>, hears: Arc<Atom
     }
 }
 
-fn fenced_of(known: &[(Receipt, Id)], ids: &[Id]) -> Vec<Receipt> {
-    let gone = known.iter().filter(|(_, id)| ids.contains(id));
-    gone.map(|(receipt, _)| *receipt).collect()
-}
-
 #[async_trait]
 impl Consumer for RsmqConsumer {
     fn features(&self) -> Features {
@@ -148,7 +143,7 @@ impl Consumer for RsmqConsumer {
                 Settled::Done(gone) => gone,
                 Settled::Refused(refused) => return Ok(Acked { fenced, refused }),
             };
-            fenced.extend(fenced_of(&known, &gone));
+            fenced.extend(gone.into_iter().filter_map(|place| Some(known.get(place)?.0)));
         }
         let undone = !fenced.is_empty() && !ops.is_empty();
         let resolved = known.iter().map(|(receipt, _)| receipt);

@@ -12,6 +12,7 @@ use redis::ScriptInvocation;
 
 use super::connector::Site;
 use super::scripts::{FORGET, HIDE, RECEIVE};
+use crate::failure::Failure;
 use crate::pace::Paced;
 use crate::server::ANSWER_MAX;
 
@@ -93,16 +94,14 @@ impl Received {
         let mut receive = RECEIVE.key(&site.messages);
         receive.key(&site.hash).key(&site.attempts).arg(max).arg(site.vt.as_millis().to_string());
         let receive = Arc::new(receive);
-        let answer_max = self.pace.answer_max();
-        let told = match site.wire.try_script_for(Arc::clone(&receive), answer_max).await {
-            Err(failure) if failure.is_no_queue() => {
-                site.definition.make_again(&site.wire).await?;
-                site.wire.script_for(receive, answer_max).await
-            }
-            told => told.map_err(|failure| site.wire.told(&failure)),
-        };
-        let told = told.inspect_err(|_| self.pace.read(max, asked, Err(())));
-        let (told, next): (Vec<Told>, i64) = told?;
+        let ask = |answer_max| site.wire.try_script_for(Arc::clone(&receive), answer_max);
+        let mut told = self.pace.ask(ask).await;
+        if told.as_ref().is_err_and(Failure::is_no_queue) {
+            site.definition.make_again(&site.wire).await?;
+            told = self.pace.ask(ask).await;
+        }
+        let told = told.inspect_err(|_| self.pace.read(max, Err(())));
+        let (told, next): (Vec<Told>, i64) = told.map_err(|failure| site.wire.told(&failure))?;
         let next = told.is_empty().then_some(next);
         self.enter_all(told, asked, max);
         if self.is_given_up() {
@@ -135,7 +134,7 @@ impl Received {
         let mut held = self.held();
         let before = held.ready.len();
         all.into_iter().for_each(|told| self.enter(&mut held, told, since));
-        self.pace.read::<()>(max, since, Ok(&held.ready.make_contiguous()[before..]));
+        self.pace.read::<()>(max, Ok(&held.ready.make_contiguous()[before..]));
     }
 
     fn enter(&self, held: &mut Held, told: Told, since: Instant) {

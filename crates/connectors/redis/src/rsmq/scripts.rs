@@ -107,9 +107,9 @@ pub(crate) static RECEIVE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Deletes what still stands, and puts outputs; if there are outputs, all or nothing. KEYS:
-/// messages, hash, attempts. ARGV: how many messages, id and receive count of each, then outputs.
-/// Returns the fenced.
+/// Deletes what still stands, and puts outputs; with outputs all or nothing. KEYS: messages, hash,
+/// attempts. ARGV: how many, id and receive count of each, then outputs. Answers with the places of the fenced,
+/// from 0.
 pub(crate) static DELETE: LazyLock<Script> = LazyLock::new(|| {
     script(
         &[MANY, DELETE_ALL, MAY, PUT],
@@ -123,9 +123,12 @@ pub(crate) static DELETE: LazyLock<Script> = LazyLock::new(|| {
           -- It is there, and was not received again. One receiving is one, also where a server that lost its end
           -- has told it twice.
           local stands = counts[i / 2] == ARGV[i + 1] and not seen[ARGV[i]]
-          local into = stands and good or fenced
-          into[#into + 1] = ARGV[i]
-          seen[ARGV[i]] = true
+          if stands then
+            good[#good + 1] = ARGV[i]
+            seen[ARGV[i]] = true
+          else
+            fenced[#fenced + 1] = i / 2 - 1
+          end
         end
         if #fenced > 0 and #ARGV > past then return fenced end
         -- What would fail if a key had another type, or a right were missing, fails here.

@@ -261,7 +261,8 @@ impl Site {
         &self,
         script: ScriptInvocation<'static>,
     ) -> Result<T, ConnectorError> {
-        self.wire.script_for(script, self.pace.answer_max()).await
+        let answer = self.pace.ask(|answer_max| self.wire.try_script_for(script, answer_max)).await;
+        answer.map_err(|failure| self.wire.told(&failure))
     }
 
     /// What others left behind; else what was put back and is due; else what is new.
@@ -270,9 +271,9 @@ impl Site {
         if self.closed.load(Ordering::Relaxed) {
             return Ok(Vec::new());
         }
-        let (max, begun) = (self.pace.count(want), Instant::now());
+        let max = self.pace.count(want);
         let read = self.try_read(max).await;
-        self.pace.read(max, begun, read.as_deref());
+        self.pace.read(max, read.as_deref());
         if read.is_err() {
             self.lost.store(true, Ordering::Relaxed);
         }
@@ -363,7 +364,9 @@ impl Site {
         read.arg("GROUP").arg(&keys.group).arg(&self.member).arg("COUNT").arg(max);
         read.arg("BLOCK").arg(wait.as_millis().max(1).to_string());
         read.arg("STREAMS").arg(&keys.stream).arg(">");
-        let answer: Value = self.reading.command_for(&read, self.pace.answer_max()).await?;
+        let reading = |answer_max| self.reading.try_command_for(&read, answer_max);
+        let answer = self.pace.ask(reading).await;
+        let answer: Value = answer.map_err(|failure| self.reading.told(&failure))?;
         let read = self.incoming(entries_of(answer)).await?;
         if read.is_empty() {
             *self.looked() = None;
@@ -483,7 +486,7 @@ impl Consumer for StreamConsumer {
             fail.arg(delay.as_millis().to_string()).arg(attempts);
         }
         let fail = Arc::new(fail);
-        let mut fenced: Result<Vec<Vec<u8>>, _> = self.site.wire.script(Arc::clone(&fail)).await;
+        let mut fenced: Result<Vec<usize>, _> = self.site.wire.script(Arc::clone(&fail)).await;
         if self.site.mend(&fenced).await? {
             fenced = self.site.wire.script(Arc::clone(&fail)).await;
         }
@@ -523,11 +526,9 @@ impl Consumer for StreamConsumer {
     }
 }
 
-/// The receipts of the entries with these ids.
-fn those(entries: &[(Receipt, EntryId)], ids: &[Vec<u8>]) -> Vec<Receipt> {
-    let id = |id: &Vec<u8>| std::str::from_utf8(id).ok()?.parse().ok();
-    let ids: Vec<EntryId> = ids.iter().filter_map(id).collect();
-    entries.iter().filter(|(_, id)| ids.contains(id)).map(|(receipt, _)| *receipt).collect()
+/// The receipts at these places: of one entry there may be two.
+fn those(entries: &[(Receipt, EntryId)], places: &[usize]) -> Vec<Receipt> {
+    places.iter().filter_map(|place| Some(entries.get(*place)?.0)).collect()
 }
 
 impl Drop for StreamConsumer {

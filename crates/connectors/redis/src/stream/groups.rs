@@ -27,13 +27,15 @@ static MAKE_GROUPS: LazyLock<Script> = LazyLock::new(|| {
           incarnation = incarnation or redis.call('HGET', kept, group['name'])
         end
         may({{{{'DEL', kept}}, {{'HDEL', kept, 'f'}}, {{'HSET', kept, 'f', 'v'}}}})
+        -- A full server refuses a script what takes room, but not once it has removed something. Where one group
+        -- is there, the others are made there too: without them nothing goes, and no room would come.
+        if next(there) then redis.call('HDEL', kept, 'f') end
         for i = 2, #ARGV do
           if not there[ARGV[i]] then
             redis.call('XGROUP', 'CREATE', stream, ARGV[i], '0', 'MKSTREAM')
           end
         end
-        -- A full server refuses a script what takes room, but not once it has removed something:
-        -- consumers begin there too, and make room.
+        -- Removed first, for the same reason: consumers begin there too, and make room.
         if incarnation then
           redis.call('HDEL', kept, unpack(ARGV, 2))
         else

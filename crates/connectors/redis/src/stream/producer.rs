@@ -17,7 +17,7 @@ use super::retention::{Retention, Trimming};
 use super::scripts::LATER;
 use crate::outcomes::{Outcomes, parts};
 use crate::output::Target;
-use crate::server::{Place, answer_max};
+use crate::server::Place;
 use crate::value_limit;
 use crate::wire::Wire;
 
@@ -81,8 +81,8 @@ impl StreamProducer {
         for (name, value) in fields(outgoing) {
             script.arg(name).arg(value);
         }
-        let answer_max = answer_max(outgoing.message.size());
-        self.wire.script_for::<i64>(script, answer_max).await.map(drop)
+        let put = self.wire.try_script_of::<i64>(script, outgoing.message.size()).await;
+        put.map(drop).map_err(|failure| self.wire.told(&failure))
     }
 }
 

@@ -56,9 +56,12 @@ impl Retention {
             return Ok(());
         }
         match mend_groups(wire, keys, groups).await {
-            // Nothing is removed until there is room for the missing groups; consumers of the
-            // others make some.
-            Err(failure) if failure.is_full() => Ok(()),
+            // No group is there at all: nothing goes that would make room for them.
+            Err(failure) if failure.is_full() => {
+                let error = wire.told(&failure);
+                tracing::warn!(queue = %keys.queue, %error, "missing groups cannot be made");
+                Ok(())
+            }
             made => made.map_err(|failure| wire.told(&failure)),
         }
     }

@@ -279,12 +279,13 @@ pub(crate) static CLAIM_OWN: LazyLock<Script> = LazyLock::new(|| {
     ))
 });
 
-/// Acks what still stands, and puts outputs; if there are outputs, all or nothing. An entry that no
-/// group needs any more is removed: at once if there is only one group, otherwise when all groups
-/// are past it and none of those that must exist is missing. With a retention it stays until that
-/// no longer keeps it. KEYS: stream, attempts. ARGV: group, member, how many, the first and the
-/// last id, the retention as for [`TRIM`], how many groups must exist, then these, then id and
-/// fence of each, then outputs. Returns the fenced.
+/// Acks what still stands, and puts outputs; with outputs all or nothing. An entry that no group
+/// needs any more is removed: at once if there is only one, else when all groups are past it, and none of those
+/// that have to be there is missing.
+/// With a retention it stays until that lets it go. KEYS: stream, attempts. ARGV: group, member, how many,
+/// the first and the last id, the retention as for [`TRIM`], how many groups have to be there, then these, then id
+/// and fence of each, then outputs.
+/// Answers with the places of the fenced, from 0.
 pub(crate) static ACK: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{MANY}{MAY}{PUT}{NOW}{NEEDS}{PAST}
@@ -300,10 +301,13 @@ pub(crate) static ACK: LazyLock<Script> = LazyLock::new(|| {
         end
         local fenced, good = {{}}, {{}}
         for i = 9 + groups, past, 2 do
-          local into = held[ARGV[i]] == tonumber(ARGV[i + 1]) and good or fenced
-          into[#into + 1] = ARGV[i]
-          -- One handing-over is one, also where a server that lost its end has told it twice.
-          held[ARGV[i]] = nil
+          if held[ARGV[i]] == tonumber(ARGV[i + 1]) then
+            good[#good + 1] = ARGV[i]
+            -- One handing-over is one, also where a server that lost its end has told it twice.
+            held[ARGV[i]] = nil
+          else
+            fenced[#fenced + 1] = (i - 9 - groups) / 2
+          end
         end
         if #fenced > 0 and #ARGV > past then return fenced end
         -- What would fail if a key had another type, or a right were missing, fails here.
@@ -326,8 +330,8 @@ pub(crate) static ACK: LazyLock<Script> = LazyLock::new(|| {
     ))
 });
 
-/// Puts back what still stands. KEYS: stream, delayed, attempts. ARGV: group, member, then for each
-/// id, fence, delay in milliseconds, attempts or -1. Returns the fenced.
+/// Puts back what still stands. KEYS: stream, delayed, attempts. ARGV: group, member, then of each
+/// id, fence, delay in milliseconds, attempts or -1. Answers with the places of the fenced, from 0.
 pub(crate) static FAIL: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{NOW}{STANDS}{MAY}{DELAY}
@@ -346,7 +350,7 @@ pub(crate) static FAIL: LazyLock<Script> = LazyLock::new(|| {
             end
             delay(KEYS[1], KEYS[2], ARGV[1], id, time + tonumber(ARGV[i + 2]))
           else
-            fenced[#fenced + 1] = id
+            fenced[#fenced + 1] = (i - 3) / 4
           end
         end
         return fenced"
