@@ -279,13 +279,12 @@ pub(crate) static CLAIM_OWN: LazyLock<Script> = LazyLock::new(|| {
     ))
 });
 
-/// Acks what still stands, and puts outputs; with outputs all or nothing. An entry that no group
-/// needs any more is removed: at once if there is only one, else when all groups are past it, and none of those
-/// that have to be there is missing.
-/// With a retention it stays until that lets it go. KEYS: stream, attempts. ARGV: group, member, how many,
-/// the first and the last id, the retention as for [`TRIM`], how many groups have to be there, then these, then id
-/// and fence of each, then outputs.
-/// Answers with the places of the fenced, from 0.
+/// Acks what still stands, and puts outputs; if there are outputs, all or nothing. An entry that no
+/// group needs any more is removed: at once if there is only one group, otherwise when all groups
+/// are past it and none of those that must exist is missing. With a retention it stays until that
+/// no longer keeps it. KEYS: stream, attempts. ARGV: group, member, how many, the first and the
+/// last id, the retention as for [`TRIM`], how many groups must exist, then these, then id and
+/// fence of each, then outputs. Returns the indexes of the fenced, from 0.
 pub(crate) static ACK: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{MANY}{MAY}{PUT}{NOW}{NEEDS}{PAST}
@@ -331,7 +330,7 @@ pub(crate) static ACK: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// Puts back what still stands. KEYS: stream, delayed, attempts. ARGV: group, member, then of each
-/// id, fence, delay in milliseconds, attempts or -1. Answers with the places of the fenced, from 0.
+/// id, fence, delay in milliseconds, attempts or -1. Returns the indexes of the fenced, from 0.
 pub(crate) static FAIL: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{NOW}{STANDS}{MAY}{DELAY}
