@@ -22,7 +22,7 @@ use serde_json::Value;
 const PATIENCE: Duration = Duration::from_secs(180);
 /// `stop_deadline` of the pipelines here, what `docs/src/operating.md` adds to it, and some time for a machine that
 /// is busy or stands still meanwhile: what hangs does so for longer.
-const STOP_MAX: Duration = Duration::from_secs(1 + 20 + 30);
+const STOP_MAX: Duration = Duration::from_secs(1 + 20 + 15);
 const MESSAGES: usize = 10_000;
 /// The keys of each queue on Kafka.
 const KAFKA: &str = "type: kafka, create: { partitions: 1 }, \

@@ -189,10 +189,14 @@ impl Settlement {
         self.units.iter().map(|unit| unit.receipt).collect()
     }
 
-    /// Forgets fenced units and what became of them: they belong to another consumer now.
-    pub(super) fn forget(&mut self, fenced: &[Receipt]) {
+    /// Forgets fenced units and what became of them: they belong to another consumer now. Returns
+    /// how many there were: a server that lost its latest writes may have handed the same message
+    /// out twice under one receipt.
+    pub(super) fn forget(&mut self, fenced: &[Receipt]) -> usize {
+        let before = self.units.len();
         self.units.retain(|unit| !fenced.contains(&unit.receipt));
         self.outputs.retain(|output| !fenced.contains(&output.receipt));
+        before - self.units.len()
     }
 
     /// What became of its messages in the stages that wrote to their states.

@@ -230,13 +230,13 @@ impl Settler {
                 // What became of refused outputs also goes first, if it goes elsewhere.
                 Try::Refused => self.produce_elsewhere(part).await?,
                 Try::Acked { fenced, together } => {
-                    part.forget(&fenced);
-                    if !fenced.is_empty() {
-                        *outcomes += fenced.len();
-                        self.ahead.add(fenced.len());
-                        self.root().stats.released.add(fenced.len());
+                    let lost = part.forget(&fenced);
+                    if lost > 0 {
+                        *outcomes += lost;
+                        self.ahead.add(lost);
+                        self.root().stats.released.add(lost);
                         tracing::warn!(
-                            queue = %self.input.spec.name, count = fenced.len(),
+                            queue = %self.input.spec.name, count = lost,
                             "leases were lost before the ack: these messages are handled again"
                         );
                     }
