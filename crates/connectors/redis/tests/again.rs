@@ -10,42 +10,21 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use brigade_core::MessageId;
 use brigade_core::connector::{
-    Connector, Consumer, Failed, FailedReason, Incoming, Order, Outgoing, QueueSpec, Reader,
-    Receipt,
+    Connector, Consumer, Failed, FailedReason, Incoming, Outgoing, QueueSpec, Receipt,
 };
 use brigade_redis::{RedisStreams, Rsmq};
 use brigade_testkit::servers::Redis;
-use common::{PATIENCE, WANT, ask, connect, env, numbered, open, put, queue, reader};
+use common::{PATIENCE, WANT, ask, connect, env, next, numbered, open, put, queue, reader, stage};
 use redis::Connection;
 use serde_json::json;
 
 /// The stream `shop`, read by some stages.
 fn read_by(queue: QueueSpec, stages: &[&str]) -> QueueSpec {
     QueueSpec { groups: stages.iter().map(|stage| (*stage).into()).collect(), ..queue }
-}
-
-async fn stage(queue: &QueueSpec, name: &str) -> Arc<dyn Consumer> {
-    let reader = Reader { stage: name.into(), group: name.into(), order: Order::None };
-    RedisStreams.consumer(queue, &reader, &env()).await.unwrap()
-}
-
-/// What comes next. Errors are passed over, as of a stream that somebody has deleted.
-async fn next(consumer: &dyn Consumer) -> Vec<Incoming> {
-    let next = tokio::time::timeout(Duration::from_secs(180), async {
-        loop {
-            match consumer.consume(WANT).await {
-                Ok(taken) if taken.is_empty() => {}
-                Ok(taken) => break taken,
-                Err(error) => assert!(error.is_transient(), "{error}"),
-            }
-        }
-    });
-    next.await.expect("messages come")
 }
 
 /// Takes and acks so many different messages.

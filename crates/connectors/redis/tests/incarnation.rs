@@ -8,41 +8,19 @@
 
 mod common;
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use brigade_core::MessageId;
-use brigade_core::connector::{
-    Connector, Consumer, Failed, FailedReason, Incoming, Order, QueueSpec, Reader,
-};
+use brigade_core::connector::{Connector, Consumer, Failed, FailedReason, Incoming, QueueSpec};
 use brigade_redis::RedisStreams;
 use brigade_testkit::servers::Redis;
-use common::{WANT, again, ask, connect, env, queue, reader};
+use common::{WANT, again, ask, connect, env, next, queue, reader, stage};
 use serde_json::json;
 
 /// The stream `shop`, read by some stages.
 fn read_by(url: &str, stages: &[&str]) -> QueueSpec {
     let groups = stages.iter().map(|stage| (*stage).into()).collect();
     QueueSpec { groups, ..queue("shop", json!({ "url": url })) }
-}
-
-async fn stage(queue: &QueueSpec, name: &str) -> Arc<dyn Consumer> {
-    let reader = Reader { stage: name.into(), group: name.into(), order: Order::None };
-    again(async || RedisStreams.consumer(queue, &reader, &env()).await).await
-}
-
-/// What comes next. Errors are passed over, as of a stream that somebody has deleted.
-async fn next(consumer: &dyn Consumer) -> Vec<Incoming> {
-    let next = tokio::time::timeout(Duration::from_secs(180), async {
-        loop {
-            match consumer.consume(WANT).await {
-                Ok(taken) if taken.is_empty() => {}
-                Ok(taken) => break taken,
-                Err(error) => assert!(error.is_transient(), "{error}"),
-            }
-        }
-    });
-    next.await.expect("messages come")
 }
 
 fn ids(taken: &[Incoming]) -> Vec<MessageId> {

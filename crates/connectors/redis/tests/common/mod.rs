@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use brigade_core::connector::{
-    Connector, ConnectorEnv, ConnectorError, Consumer, Order, Outgoing, Produced, Producer,
-    QueueSpec, Reader, Want,
+    Connector, ConnectorEnv, ConnectorError, Consumer, Incoming, Order, Outgoing, Produced,
+    Producer, QueueSpec, Reader, Want,
 };
 use brigade_core::{Message, MessageId};
 use brigade_memory::MemoryState;
+use brigade_redis::RedisStreams;
 use brigade_testkit::servers::Redis;
 use redis::{AsyncConnectionConfig, Connection};
 use serde_json::Value;
@@ -28,6 +29,27 @@ pub(crate) fn queue(name: &str, settings: Value) -> QueueSpec {
 
 pub(crate) fn reader() -> Reader {
     Reader { stage: "test".into(), group: "".into(), order: Order::None }
+}
+
+/// A stage of a stream that several stages read.
+pub(crate) async fn stage(queue: &QueueSpec, name: &str) -> Arc<dyn Consumer> {
+    let reader = Reader { stage: name.into(), group: name.into(), order: Order::None };
+    again(async || RedisStreams.consumer(queue, &reader, &env()).await).await
+}
+
+/// The next messages. Transient errors are passed over, such as those of a stream that somebody
+/// has deleted.
+pub(crate) async fn next(consumer: &dyn Consumer) -> Vec<Incoming> {
+    let next = tokio::time::timeout(PATIENCE, async {
+        loop {
+            match consumer.consume(WANT).await {
+                Ok(taken) if taken.is_empty() => {}
+                Ok(taken) => break taken,
+                Err(error) => assert!(error.is_transient(), "{error}"),
+            }
+        }
+    });
+    next.await.expect("messages come")
 }
 
 pub(crate) async fn open(
