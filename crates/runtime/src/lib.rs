@@ -35,7 +35,7 @@ pub use events::{Event, Events};
 pub use pipeline::{LoadError, Pipeline, StartError, dead_letter_queue, redrive_queue};
 pub use registry::{OpenState, Registry};
 pub use status::{
-    Outputs, PipelineStatus, QueueDepth, QueueTimes, StageState, StageStatus, Stopped, Times,
-    Unaccounted,
+    Outputs, PipelineStatus, PlaceKind, QueueDepth, QueueTimes, StageState, StageStatus, Stopped,
+    Times, Unaccounted,
 };
 pub use supervisor::{CommandError, Running, Supervisor, Watcher};

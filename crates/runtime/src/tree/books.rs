@@ -7,7 +7,7 @@ use brigade_core::books::Page;
 
 use super::Tree;
 use super::line::Line;
-use crate::status::Unaccounted;
+use crate::status::{PlaceKind, Unaccounted};
 
 /// How often the books are closed; what does not add up is reported at the third closing.
 const CLOSING: Duration = Duration::from_millis(700);
@@ -30,7 +30,8 @@ impl Tree {
         let before = std::mem::take(&mut self.unaccounted);
         for ((stage, party), messages) in self.books.close(pages) {
             let stage = self.plan.stages[usize::from(stage)].name.to_string();
-            let wrong = Unaccounted { stage, place: self.place(party), messages };
+            let (kind, place) = self.place(party);
+            let wrong = Unaccounted { stage, kind, place, messages };
             if !before.contains(&wrong) {
                 tracing::error!(
                     pipeline = %self.plan.pipeline, stage = %wrong.stage, place = %wrong.place,
@@ -42,14 +43,14 @@ impl Tree {
         ctx.run_later(CLOSING, Self::close_books);
     }
 
-    fn place(&self, party: Party) -> String {
+    fn place(&self, party: Party) -> (PlaceKind, String) {
         match party {
             Party::Consumer { queue, lane } => {
                 let queue = &self.plan.queues[usize::from(queue)].spec.name;
-                format!("consumer of queue `{queue}` on lane {lane}")
+                (PlaceKind::Consumer, format!("consumer of queue `{queue}` on lane {lane}"))
             }
-            Party::Way { worker } => format!("edge to worker {worker}"),
-            Party::Worker { worker } => format!("worker {worker}"),
+            Party::Way { worker } => (PlaceKind::Edge, format!("edge to worker {worker}")),
+            Party::Worker { worker } => (PlaceKind::Worker, format!("worker {worker}")),
         }
     }
 }

@@ -4,6 +4,8 @@ use anyhow::{Context, ensure};
 
 /// The gauge of what the books cannot account for.
 const UNACCOUNTED: &str = "brigade_unaccounted_messages{";
+/// What keeps the books of a stage: each is told of it.
+const PLACES: [&str; 3] = ["consumer", "edge", "worker"];
 /// What is logged where the books do not close, while it runs and at an end.
 const OPEN: &str = "the books do not close";
 
@@ -11,7 +13,7 @@ const OPEN: &str = "the books do not close";
 /// it was cut off, or nothing is told yet.
 ///
 /// # Errors
-/// A stage's books do not close, or some stage is not told of while another is.
+/// A stage's books do not close, or something is not told of while something else is.
 pub(super) fn are_closed(answer: &str, stages: &[&str]) -> anyhow::Result<bool> {
     let Some((head, page)) = answer.split_once("\r\n\r\n") else { return Ok(false) };
     let length = head.lines().find_map(|line| {
@@ -28,10 +30,10 @@ pub(super) fn are_closed(answer: &str, stages: &[&str]) -> anyhow::Result<bool> 
     for line in &books {
         ensure!(line.ends_with(" 0"), "the books do not close: {line}");
     }
-    for stage in stages {
-        let label = format!("stage=\"{stage}\"");
-        let is_told = books.iter().any(|line| line.contains(&label));
-        ensure!(is_told, "nothing is told of the books of `{stage}`: {books:?}");
+    for (stage, place) in stages.iter().flat_map(|stage| PLACES.map(|place| (stage, place))) {
+        let labels = format!("stage=\"{stage}\",place=\"{place}\"");
+        let is_told = books.iter().any(|line| line.contains(&labels));
+        ensure!(is_told, "nothing is told of the books of `{stage}`, {place}: {books:?}");
     }
     Ok(true)
 }
@@ -54,8 +56,13 @@ mod tests {
         format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{page}", page.len())
     }
 
+    /// What is told of a stage whose edges lack some messages.
     fn told(stage: &str, messages: u64) -> String {
-        format!("{UNACCOUNTED}pipeline=\"soak\",stage=\"{stage}\"}} {messages}\n")
+        let line = |place| {
+            let lost = if place == "edge" { messages } else { 0 };
+            format!("{UNACCOUNTED}pipeline=\"soak\",stage=\"{stage}\",place=\"{place}\"}} {lost}\n")
+        };
+        PLACES.map(line).concat()
     }
 
     #[test]
