@@ -1,5 +1,6 @@
 //! The books close when all is well, and find what is made wrong on purpose: a guard that is leaked, a
-//! message that is acked twice, a delivery that is lost on an edge.
+//! message that is acked twice or counted as no outcome, a delivery that is lost on an edge, an output that is
+//! forgotten.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -131,11 +132,14 @@ const TOLD: Duration = Duration::from_secs(3);
 /// By the clock that the books go by: what a machine takes to come to it is not counted.
 #[test]
 fn a_defect_is_in_the_metrics_within_three_seconds_with_its_stage_and_place() {
-    for (defect, stage, place) in [
+    let defects = [
         ("leak", "second", "worker"),
         ("ack_twice", "first", "consumer"),
         ("lose", "second", "edge"),
-    ] {
+        ("no_outcome", "first", "consumer"),
+        ("drop_output", "first", "consumer"),
+    ];
+    for (defect, stage, place) in defects {
         paused(async {
             let _alone = SCRAPED.lock().await;
             let world = World::new();
@@ -184,6 +188,27 @@ async fn a_message_that_is_acked_twice_is_found() {
         ("first", PlaceKind::Consumer, -1)
     );
     assert!(wrong.place.starts_with("consumer of queue `in`"), "{wrong:?}");
+}
+
+/// What came is one more than all outcomes, each counted as its kind, and what is in flight.
+#[tokio::test]
+async fn a_message_that_is_counted_as_no_kind_of_outcome_is_found() {
+    let wrong = found("no_outcome", "first").await;
+    assert_eq!(
+        (wrong.stage.as_str(), wrong.kind, wrong.messages),
+        ("first", PlaceKind::Consumer, 1)
+    );
+    assert!(wrong.place.starts_with("consumer of queue `in`"), "{wrong:?}");
+}
+
+#[tokio::test]
+async fn an_output_that_is_neither_put_nor_refused_is_found() {
+    let wrong = found("drop_output", "first").await;
+    assert_eq!(
+        (wrong.stage.as_str(), wrong.kind, wrong.messages),
+        ("first", PlaceKind::Consumer, 1)
+    );
+    assert!(wrong.place.starts_with("outputs of what came from queue `in`"), "{wrong:?}");
 }
 
 #[tokio::test]

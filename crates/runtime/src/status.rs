@@ -150,7 +150,7 @@ pub struct Unaccounted {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum PlaceKind {
-    /// A consumer: what came from its queue.
+    /// A consumer, which also settles: what came from its queue, and the outputs of that.
     Consumer,
     /// The way to a worker.
     Edge,

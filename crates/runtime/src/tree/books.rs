@@ -17,6 +17,8 @@ const CLOSING: Duration = Duration::from_millis(700);
 pub(super) enum Party {
     /// The consumer of a queue on a lane.
     Consumer { queue: u16, lane: usize },
+    /// What the messages of that consumer became.
+    Outputs { queue: u16, lane: usize },
     /// The way to the worker with this number.
     Way { worker: usize },
     /// The worker with this number.
@@ -44,9 +46,15 @@ impl Tree {
     }
 
     fn place(&self, party: Party) -> (PlaceKind, String) {
+        let name = |queue: u16| &self.plan.queues[usize::from(queue)].spec.name;
         match party {
+            Party::Outputs { queue, lane } => {
+                let queue = name(queue);
+                let place = format!("outputs of what came from queue `{queue}` on lane {lane}");
+                (PlaceKind::Consumer, place)
+            }
             Party::Consumer { queue, lane } => {
-                let queue = &self.plan.queues[usize::from(queue)].spec.name;
+                let queue = name(queue);
                 (PlaceKind::Consumer, format!("consumer of queue `{queue}` on lane {lane}"))
             }
             Party::Way { worker } => (PlaceKind::Edge, format!("edge to worker {worker}")),
@@ -58,9 +66,10 @@ impl Tree {
 impl Line {
     /// The pages of the line's parties.
     fn pages(&self) -> Vec<((u16, Party), Page)> {
-        let consumers = self.consumers().map(|entry| {
-            let (queue, lane) = entry.place();
-            ((entry.stage, Party::Consumer { queue, lane }), entry.control.page())
+        let consumers = self.consumers().flat_map(|entry| {
+            let ((queue, lane), (messages, outputs)) = (entry.place(), entry.control.pages());
+            [(Party::Consumer { queue, lane }, messages), (Party::Outputs { queue, lane }, outputs)]
+                .map(|(party, page)| ((entry.stage, party), page))
         });
         let mut pages: Vec<_> = consumers.collect();
         for (stage, port) in self.ports_of_all() {
