@@ -114,6 +114,10 @@ fn the_names_of_volley_are_those_of_the_documentation() {
     assert!(value(&text, consumed) > value(&text, produced), "a tenth is rejected: {text}");
     let cycle = "process_time_seconds_count{volley_app=\"sort\",process_name=\"cycle\"}";
     assert!(value(&text, cycle) > 0.0, "{text}");
+    for process in ["deserialize", "serialize"] {
+        let of = |part| format!("data_model_process_seconds_{part}{{process=\"{process}\"}}");
+        assert!(value(&text, &of("count")) > 0.0 && value(&text, &of("sum")) > 0.0, "{text}");
+    }
     assert!(!text.contains("brigade_"), "{text}");
 
     let (created, told): (BTreeSet<Metric>, BTreeSet<Metric>) =

@@ -17,6 +17,7 @@ mod actors;
 mod call;
 mod clock;
 mod codec;
+mod conversions;
 mod edge;
 mod format;
 mod lane;
@@ -30,6 +31,7 @@ mod states;
 mod stats;
 mod tree;
 
+pub use conversions::{conversions, measure_conversions};
 pub use edge::Entry;
 pub use events::{Event, Events};
 pub use pipeline::{LoadError, Pipeline, StartError, dead_letter_queue, redrive_queue};
