@@ -1,5 +1,6 @@
 //! The books close when all is well, and find what is made wrong on purpose: a guard that is leaked, a
-//! message that is acked twice, a delivery that is lost on an edge.
+//! message that is acked twice or counted as no outcome, a delivery that is lost on an edge, an output that is
+//! forgotten.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -16,7 +17,8 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use brigade::watch::{MetricNames, listen};
-use brigade::{Failure, Running, Unaccounted};
+use brigade::{Failure, PlaceKind, Registry, Running, Supervisor, Unaccounted};
+use brigade_testkit::paused;
 use common::{World, eventually};
 use scrape::value;
 use tokio::sync::Mutex;
@@ -31,6 +33,12 @@ stages:
 
 /// Starts a pipeline that has retries, dead letters and a direct edge, with traffic that goes on.
 async fn busy(world: &World) -> Running {
+    let running = world.start(YAML, &registry(world)).await;
+    eventually("it runs", async || running.is_ready().await).await;
+    running
+}
+
+fn registry(world: &World) -> Registry {
     let flaky = async |n: u64, cx: &brigade::component::Context| {
         tokio::task::yield_now().await;
         match (n % 50, n % 20, cx.attempt()) {
@@ -39,9 +47,7 @@ async fn busy(world: &World) -> Running {
             _ => Ok(serde_json::json!(n)),
         }
     };
-    let running = world.start(YAML, &world.registry().component("flaky", flaky)).await;
-    eventually("it runs", async || running.is_ready().await).await;
-    running
+    world.registry().component("flaky", flaky)
 }
 
 /// Feeds the pipeline for so long, or until the books say that something is wrong.
@@ -85,18 +91,21 @@ async fn the_books_of_a_busy_pipeline_close_also_when_actors_die() {
 /// Metrics are the process's, and all pipelines here have one name.
 static SCRAPED: Mutex<()> = Mutex::const_new(());
 
-/// How many messages of each stage the metrics say that the books cannot account for.
-fn unaccounted(address: SocketAddr) -> [f64; 2] {
+/// Where the metrics say that the books cannot account for messages, and for how many; everything else is told to be 0.
+fn unaccounted(address: SocketAddr) -> Vec<(&'static str, &'static str, f64)> {
     let mut stream = TcpStream::connect(address).unwrap();
     let request = "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
     stream.write_all(request.as_bytes()).unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
-    ["first", "second"].map(|stage| {
-        let line = format!("brigade_unaccounted_messages{{pipeline=\"test\",stage=\"{stage}\"}}");
+    let all = ["first", "second"].map(|stage| PlaceKind::ALL.map(|place| (stage, place.name())));
+    let told = all.into_iter().flatten().map(|(stage, place)| {
+        let labels = format!("pipeline=\"test\",stage=\"{stage}\",place=\"{place}\"");
+        let line = format!("brigade_unaccounted_messages{{{labels}}}");
         assert!(text.contains(&line), "{text}");
-        value(&text, &line)
-    })
+        (stage, place, value(&text, &line))
+    });
+    told.filter(|(.., messages)| *messages != 0.0).collect()
 }
 
 async fn found(defect: &str, stage: &str) -> Unaccounted {
@@ -106,35 +115,107 @@ async fn found(defect: &str, stage: &str) -> Unaccounted {
     let listening = listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
     let server = listening.serve(running.watcher(), MetricNames::Brigade).unwrap();
     assert_eq!(feed(&world, &running, WATCHED / 3).await, []);
-    assert_eq!(unaccounted(server.address()), [0.0, 0.0]);
+    assert_eq!(unaccounted(server.address()), []);
     running.sabotage(stage, defect).await.unwrap();
     let mut wrong = feed(&world, &running, PATIENCE).await;
     assert!(!wrong.is_empty(), "nobody noticed");
     let told = unaccounted(server.address());
-    let is_told = told.map(|messages| messages > 0.0);
-    assert_eq!(is_told, ["first", "second"].map(|name| name == stage), "{told:?}, {wrong:?}");
-    wrong.remove(0)
+    let wrong = wrong.remove(0);
+    let is_it = |told: &&(&str, &str, f64)| (told.0, told.1) == (stage, wrong.kind.name());
+    assert!(!told.is_empty() && told.iter().all(|told| is_it(&told)), "{told:?}, {wrong:?}");
+    wrong
+}
+
+/// Within this long the metrics tell of what has vanished or been counted twice.
+const TOLD: Duration = Duration::from_secs(3);
+
+/// By the clock that the books go by: what a machine takes to come to it is not counted.
+#[test]
+fn a_defect_is_in_the_metrics_within_three_seconds_with_its_stage_and_place() {
+    let defects = [
+        ("leak", "second", "worker"),
+        ("ack_twice", "first", "consumer"),
+        ("lose", "second", "edge"),
+        ("no_outcome", "first", "consumer"),
+        ("drop_output", "first", "consumer"),
+    ];
+    for (defect, stage, place) in defects {
+        paused(async {
+            let _alone = SCRAPED.lock().await;
+            let world = World::new();
+            let registry = registry(&world);
+            let pipeline = brigade::Pipeline::new(world.load(YAML, &registry), &registry).unwrap();
+            let pipeline = pipeline.state(world.state.clone());
+            let running = Supervisor::new().add(pipeline).start_here().await.unwrap();
+            eventually("it runs", async || running.is_ready().await).await;
+            let listening = listen(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+            let server = listening.serve(running.watcher(), MetricNames::Brigade).unwrap();
+            let address = server.address();
+            // The clock stands still while somebody waits for this.
+            let told =
+                async || tokio::task::spawn_blocking(move || unaccounted(address)).await.unwrap();
+            running.sabotage(stage, defect).await.unwrap();
+            world.put("in", 0..1000);
+            let begun = tokio::time::Instant::now();
+            let mut wrong = told().await;
+            assert_eq!(wrong, [], "it takes three closings");
+            while wrong.is_empty() {
+                assert!(begun.elapsed() < TOLD, "{defect} is not told");
+                tokio::time::advance(Duration::from_millis(50)).await;
+                wrong = told().await;
+            }
+            println!("{defect}: told after {:?}", begun.elapsed());
+            assert!(wrong.iter().all(|told| (told.0, told.1) == (stage, place)), "{wrong:?}");
+        });
+    }
 }
 
 #[tokio::test]
 async fn a_guard_that_a_worker_leaks_is_found() {
     let wrong = found("leak", "second").await;
-    assert_eq!((wrong.stage.as_str(), wrong.messages), ("second", 1));
+    assert_eq!(
+        (wrong.stage.as_str(), wrong.kind, wrong.messages),
+        ("second", PlaceKind::Worker, 1)
+    );
     assert!(wrong.place.starts_with("worker "), "{wrong:?}");
 }
 
 #[tokio::test]
 async fn a_message_that_is_acked_twice_is_found() {
     let wrong = found("ack_twice", "first").await;
-    assert_eq!((wrong.stage.as_str(), wrong.messages), ("first", -1));
+    assert_eq!(
+        (wrong.stage.as_str(), wrong.kind, wrong.messages),
+        ("first", PlaceKind::Consumer, -1)
+    );
     assert!(wrong.place.starts_with("consumer of queue `in`"), "{wrong:?}");
+}
+
+/// What came is one more than all outcomes, each counted as its kind, and what is in flight.
+#[tokio::test]
+async fn a_message_that_is_counted_as_no_kind_of_outcome_is_found() {
+    let wrong = found("no_outcome", "first").await;
+    assert_eq!(
+        (wrong.stage.as_str(), wrong.kind, wrong.messages),
+        ("first", PlaceKind::Consumer, 1)
+    );
+    assert!(wrong.place.starts_with("consumer of queue `in`"), "{wrong:?}");
+}
+
+#[tokio::test]
+async fn an_output_that_is_neither_put_nor_refused_is_found() {
+    let wrong = found("drop_output", "first").await;
+    assert_eq!(
+        (wrong.stage.as_str(), wrong.kind, wrong.messages),
+        ("first", PlaceKind::Consumer, 1)
+    );
+    assert!(wrong.place.starts_with("outputs of what came from queue `in`"), "{wrong:?}");
 }
 
 #[tokio::test]
 async fn a_delivery_that_is_lost_on_an_edge_is_found() {
     // Both workers of the stage lose one.
     let wrong = found("lose", "second").await;
-    assert_eq!((wrong.stage.as_str(), wrong.messages), ("second", 1));
+    assert_eq!((wrong.stage.as_str(), wrong.kind, wrong.messages), ("second", PlaceKind::Edge, 1));
     assert!(wrong.place.starts_with("edge to worker "), "{wrong:?}");
 }
 

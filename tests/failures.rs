@@ -9,14 +9,15 @@
 mod common;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use brigade::component::{Component, Context, Emit, Setup};
 use brigade::{BoxError, CauseKind, Event, Failure, Message, StageState};
 use bytes::Bytes;
 use common::{World, eventually};
+use tokio::sync::Semaphore;
 
 const TWO_STAGES: &str = "
 queues: { in: { type: memory }, mid: { type: memory, limit: { messages: 1000000 } }, out: { type: memory, limit: { messages: 1000000 } } }
@@ -149,6 +150,61 @@ async fn actors_that_are_killed_come_back_and_nothing_is_lost() {
     out.sort_unstable();
     out.dedup();
     assert!(out.into_iter().eq(0..4 * MESSAGES), "each is there at least once");
+}
+
+/// One worker that takes ten at once, and waits for them as long as it may.
+const TENS: &str = "
+restart: { min: 1ms, max: 1ms }
+queues: { in: { type: memory }, out: { type: memory } }
+stages:
+  first: { component: tens, input: in, outputs: [out], workers: 1, batch: { size: 10, age: 24h } }
+";
+
+/// Runs [`TENS`] with so many messages, and kills its worker when it has this many batches and nothing more to
+/// take; then more come. Returns the sizes of all its batches. None of them ends before the worker is back.
+async fn killed_with(first: u64, begun: usize, more: u64) -> Vec<usize> {
+    let world = World::new();
+    let (sizes, open) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Semaphore::new(0)));
+    let (batches, opens) = (Arc::clone(&sizes), Arc::clone(&open));
+    let registry = world.registry().component("tens", async move |numbers: Vec<u64>| {
+        batches.lock().unwrap().push(numbers.len());
+        drop(opens.acquire().await);
+        let each = numbers.into_iter().map(|n| Ok::<_, Failure>(Emit::value(n)));
+        each.collect::<Vec<_>>()
+    });
+    let running = world.start(TENS, &registry).await;
+    let stage = async || running.status().await[0].stage("first").unwrap().clone();
+    world.put("in", 0..first);
+    eventually("it has them", async || {
+        // It has waited for something to do, and there is something.
+        let status = stage().await;
+        let has_all = status.in_flight == first && status.idle > Duration::ZERO;
+        has_all && sizes.lock().unwrap().len() == begun
+    })
+    .await;
+    running.crash("first", "worker").await.unwrap();
+    eventually("it is back", async || stage().await.restarts == 1).await;
+    open.close();
+    world.put("in", first..first + more);
+    running.until_idle(None).await.unwrap();
+    let mut out = world.numbers("out");
+    out.sort_unstable();
+    assert!(out.iter().copied().eq(0..first + more), "each comes once: {out:?}");
+    let status = stage().await;
+    assert_eq!((status.acked, status.failed_attempts), (first + more, 0), "{status:?}");
+    assert_eq!(running.status().await[0].unaccounted, []);
+    running.drain().await;
+    sizes.lock().unwrap().clone()
+}
+
+#[tokio::test]
+async fn what_a_killed_worker_had_collected_for_a_batch_is_in_the_next_one() {
+    assert_eq!(killed_with(5, 0, 5).await, [10]);
+}
+
+#[tokio::test]
+async fn a_batch_that_a_killed_worker_was_handling_is_handled_again_as_one() {
+    assert_eq!(killed_with(10, 1, 10).await, [10, 10, 10]);
 }
 
 #[tokio::test]

@@ -22,7 +22,7 @@ use brigade_testkit::servers::{Kafka, Redis};
 use rdkafka::admin::{NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
-use repeats::{Blows, LINE, ranges};
+use repeats::{Blows, LINE, all_fell, ranges};
 use serde_json::Value;
 use topics::{Topic, make_topic};
 
@@ -232,7 +232,7 @@ stages:
     let blows = blows(&figures, &mut random);
     // They are spread over the run.
     let pace = figures.messages as u64 * LINE / (blows.len() as u64 + 1);
-    let mut done = Blows::default();
+    let (mut done, mut fell) = (Blows::default(), 0);
     for blow in &blows {
         let until = place.written() + random.u64(pace / 2..pace);
         let is_far = || {
@@ -242,6 +242,7 @@ stages:
         if !place.wait(&mut running, is_far) {
             break;
         }
+        fell += 1;
         match blow {
             Blow::Kill => {
                 let at = random.usize(..STAGES.len());
@@ -274,6 +275,7 @@ stages:
         done.told(),
         begun.elapsed()
     );
+    all_fell(fell, blows.len());
     let out = fs::read_to_string(place.path().join("out.jsonl")).unwrap();
     done.account(&STAGES, &out, IN_FLIGHT);
 }
@@ -339,6 +341,7 @@ stages:
     assert!(running.remove(0).wait().unwrap().success(), "{}", place.logs());
     read_all(&mut [&mut out], &orders);
     println!("{} messages over {kills} kills and {restarts} restarts", figures.messages);
+    all_fell(kills + restarts, figures.kills + figures.restarts);
     assert!(out.counts == orders, "exactly once: more than once came {}", repeated(&out.counts));
     let offsets = committed(&kafka.servers(), "orders");
     assert!(offsets.iter().all(|(committed, end)| committed == end), "{offsets:?}");

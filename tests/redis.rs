@@ -19,7 +19,7 @@ mod repeats;
 mod watched;
 
 use brigade_testkit::servers::Redis;
-use repeats::{Blows, LINE};
+use repeats::{Blows, LINE, all_fell};
 use watched::Watched;
 
 const MESSAGES: usize = 20_000;
@@ -125,7 +125,7 @@ fn kill_everything(kind: &str) {
         STAGES.iter().map(|stage| brigade(directory, &server, stage)).collect();
     let mut random = fastrand::Rng::with_seed(7);
     let length = || fs::metadata(directory.join("out.jsonl")).map_or(0, |file| file.len());
-    let mut done = Blows::default();
+    let (mut done, mut fell) = (Blows::default(), 0);
     let runs = |running: &mut Vec<Child>| {
         running.iter_mut().any(|child| child.try_wait().unwrap().is_none())
     };
@@ -141,6 +141,7 @@ fn kill_everything(kind: &str) {
             println!("{kind}: done after {kill} of {KILLS} deaths");
             break;
         }
+        fell += 1;
         if kill % 3 == 2 {
             done.restart("Redis", || server.restart());
         } else {
@@ -175,6 +176,7 @@ fn kill_everything(kind: &str) {
     let missing: Vec<usize> = (0..MESSAGES).filter(|n| !counts.contains_key(n)).collect();
     assert!(missing.is_empty(), "{} are missing, as {:?}", missing.len(), &missing[..1]);
     println!("{kind}: {MESSAGES} messages over {}", done.told());
+    all_fell(fell, KILLS);
     for stage in STAGES {
         let log = fs::read_to_string(directory.join(format!("{stage}.log"))).unwrap_or_default();
         println!("{kind} {stage}:\n{log}");

@@ -44,8 +44,8 @@ pub use brigade_memory::{Memory, MemoryState};
 pub use brigade_pipeline as pipeline_file;
 pub use brigade_runtime::{
     CommandError, Entry, Event, Events, LoadError, OpenState, Outputs, Pipeline, PipelineStatus,
-    QueueDepth, QueueTimes, Registry, Running, StageState, StageStatus, StartError, Stopped,
-    Supervisor, Times, Unaccounted, Watcher,
+    PlaceKind, QueueDepth, QueueTimes, Registry, Running, StageState, StageStatus, StartError,
+    Stopped, Supervisor, Times, Unaccounted, Watcher,
 };
 
 /// What programs with components usually need.

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use brigade_core::component::{Context, DecodeError, HandleError, Parsed};
+use brigade_core::component::{Context, Conversion, DecodeError, HandleError, Parsed};
 use bytes::Bytes;
 use jaq_core::data::JustLut;
 use jaq_core::load::{self, Arena, File, Loader, lex};
@@ -89,7 +89,10 @@ impl Expression {
 /// Encodes a value as JSON; not every jq value has a JSON form.
 pub(crate) fn json(value: &Val) -> Result<String, HandleError> {
     let unfit = |what: String| reject(format!("makes what JSON has not: {what}"));
-    no_json(value, 0).map_or_else(|| Ok(value.to_string()), |what| Err(unfit(what)))
+    match no_json(value, 0) {
+        None => Ok(Conversion::Serialize.timed(|| value.to_string())),
+        Some(what) => Err(unfit(what)),
+    }
 }
 
 /// What in a value has no JSON form, if anything.
@@ -114,15 +117,17 @@ fn no_json(value: &Val, depth: usize) -> Option<String> {
 /// The payload as a jq value.
 pub(crate) fn input(parsed: Option<Parsed>, cx: &Context) -> Result<Val, HandleError> {
     let wrong = |what: String| decode(DecodeError::new(format!("the payload is no JSON: {what}")));
+    let read_payload = |bytes| Conversion::Deserialize.timed(|| read(bytes));
     match (parsed, &cx.message().payload) {
         // Other codecs have no numbers beyond 64 bits, and are not JSON text.
         (_, Some(bytes)) if cx.codec().is_json() && has_long_number(bytes) => {
-            read(bytes).map_err(wrong)
+            read_payload(bytes).map_err(wrong)
         }
         (Some(Parsed::Json(value)), _) => {
-            Val::deserialize(value).map_err(|error| wrong(error.to_string()))
+            let value = Conversion::Construct.timed(|| Val::deserialize(value));
+            value.map_err(|error| wrong(error.to_string()))
         }
-        (_, Some(bytes)) => read(bytes).map_err(wrong),
+        (_, Some(bytes)) => read_payload(bytes).map_err(wrong),
         (_, None) => Err(wrong("it is null".to_owned())),
     }
 }

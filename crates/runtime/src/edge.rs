@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use brigade_core::component::{Input, Parsed};
+use brigade_core::component::{Conversion, Input, Parsed};
 use brigade_core::delivery::Delivery;
 use brigade_core::{Cause, CauseKind, Codec, DeadLetter, Message, Timestamp};
 use serde_json::Value;
@@ -79,7 +79,8 @@ impl QueuePlan {
     pub(crate) fn send(&self, message: &mut Message, from: Codec) -> Result<(), Cause> {
         self.read_output(message, from)?;
         if let Some(payload) = message.payload.as_ref().filter(|_| from != self.codec) {
-            let written = codec::transcode(from, self.codec, payload);
+            let transcode = || codec::transcode(from, self.codec, payload);
+            let written = Conversion::Serialize.timed(transcode);
             message.payload = Some(written.map_err(|error| self.unfit(&error))?);
         }
         Ok(())
@@ -151,7 +152,7 @@ fn decoded(message: &Message, from: Codec) -> Result<Value, String> {
     match (from, &message.payload) {
         (_, None) => Ok(Value::Null),
         (Codec::Json, _) => Value::decode(message, None).map_err(|error| error.to_string()),
-        (codec, Some(payload)) => codec::decode(codec, payload),
+        (codec, Some(payload)) => Conversion::Deserialize.timed(|| codec::decode(codec, payload)),
     }
 }
 

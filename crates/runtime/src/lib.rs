@@ -17,6 +17,7 @@ mod actors;
 mod call;
 mod clock;
 mod codec;
+mod conversions;
 mod edge;
 mod format;
 mod lane;
@@ -30,12 +31,13 @@ mod states;
 mod stats;
 mod tree;
 
+pub use conversions::{conversions, measure_conversions};
 pub use edge::Entry;
 pub use events::{Event, Events};
 pub use pipeline::{LoadError, Pipeline, StartError, dead_letter_queue, redrive_queue};
 pub use registry::{OpenState, Registry};
 pub use status::{
-    Outputs, PipelineStatus, QueueDepth, QueueTimes, StageState, StageStatus, Stopped, Times,
-    Unaccounted,
+    Outputs, PipelineStatus, PlaceKind, QueueDepth, QueueTimes, StageState, StageStatus, Stopped,
+    Times, Unaccounted,
 };
 pub use supervisor::{CommandError, Running, Supervisor, Watcher};

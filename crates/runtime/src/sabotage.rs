@@ -8,6 +8,10 @@ pub(crate) const LEAK: u8 = 1;
 pub(crate) const ACK_TWICE: u8 = 2;
 /// A delivery does not arrive at its worker.
 pub(crate) const LOSE: u8 = 3;
+/// A message that is settled is counted as no kind of outcome.
+pub(crate) const NO_OUTCOME: u8 = 4;
+/// An output is forgotten before it is put on its queue.
+pub(crate) const DROP_OUTPUT: u8 = 5;
 
 /// A defect that a stage shows, once.
 #[derive(Debug, Default)]

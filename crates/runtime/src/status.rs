@@ -138,10 +138,38 @@ pub struct Outputs {
 pub struct Unaccounted {
     /// The stage.
     pub stage: String,
-    /// Where in it: a consumer, an edge, a worker.
+    /// What keeps the page that does not add up.
+    pub kind: PlaceKind,
+    /// Where in the stage, in words: which consumer, edge or worker.
     pub place: String,
     /// How many have vanished, or, if negative, left without having come.
     pub messages: i64,
+}
+
+/// What holds messages in a stage, and keeps a page of the books.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PlaceKind {
+    /// A consumer, which also settles: what came from its queue, and the outputs of that.
+    Consumer,
+    /// The way to a worker.
+    Edge,
+    /// A worker: what is on its desk.
+    Worker,
+}
+
+impl PlaceKind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Consumer, Self::Edge, Self::Worker];
+
+    /// Its name, as in the metrics: one lower-case word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Consumer => "consumer",
+            Self::Edge => "edge",
+            Self::Worker => "worker",
+        }
+    }
 }
 
 impl PipelineStatus {

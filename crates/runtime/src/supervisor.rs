@@ -451,8 +451,8 @@ impl Running {
         tree.order(|reply| Command::Crash { stage, actor, reply }).await
     }
 
-    /// Makes a stage do something wrong, once: `leak`, `ack_twice` or `lose`. For testing the
-    /// books.
+    /// Makes a stage do something wrong, once: `leak`, `ack_twice`, `lose`, `no_outcome` or
+    /// `drop_output`. For testing the books.
     ///
     /// # Errors
     /// There is no such stage or defect.
@@ -463,6 +463,8 @@ impl Running {
             "leak" => crate::sabotage::LEAK,
             "ack_twice" => crate::sabotage::ACK_TWICE,
             "lose" => crate::sabotage::LOSE,
+            "no_outcome" => crate::sabotage::NO_OUTCOME,
+            "drop_output" => crate::sabotage::DROP_OUTPUT,
             other => return Err(CommandError(format!("no defect `{other}`"))),
         };
         let (tree, stage) = self.find(stage)?;

@@ -3,7 +3,9 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use brigade_runtime::{Outputs, PipelineStatus, QueueDepth, StageState, StageStatus};
+use brigade_runtime::{
+    Outputs, PipelineStatus, PlaceKind, QueueDepth, StageState, StageStatus, Unaccounted,
+};
 use metrics::{
     Gauge, Label, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
 };
@@ -122,8 +124,14 @@ pub(crate) fn publish(pipeline: &PipelineStatus) {
         if let Some(ago) = stage.last_message {
             gauge!(LAST, labels.clone()).set(ago.as_secs_f64());
         }
-        let lost = pipeline.unaccounted.iter().filter(|wrong| wrong.stage == stage.stage);
-        let lost: u64 = lost.map(|wrong| wrong.messages.unsigned_abs()).sum();
+        for kind in PlaceKind::ALL {
+            let is_here = |wrong: &&Unaccounted| wrong.stage == stage.stage && wrong.kind == kind;
+            let lost = pipeline.unaccounted.iter().filter(is_here);
+            let lost: u64 = lost.map(|wrong| wrong.messages.unsigned_abs()).sum();
+            let mut labels = labels.clone();
+            labels.push(Label::new("place", kind.name()));
+            gauge!(UNACCOUNTED, labels).set(lost as f64);
+        }
         let is = |yes: bool| if yes { 1.0 } else { 0.0 };
         for (name, value) in [
             (IN_FLIGHT, stage.in_flight as f64),
@@ -131,7 +139,6 @@ pub(crate) fn publish(pipeline: &PipelineStatus) {
             (RUNNING, is(stage.state == StageState::Running)),
             (BLOCKED, is(stage.blocked)),
             (STUCK, stage.stuck_threads as f64),
-            (UNACCOUNTED, lost as f64),
         ] {
             gauge!(name, labels.clone()).set(value);
         }

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 use actix_web::dev::ServerHandle;
 use actix_web::{App, HttpResponse, HttpServer, Responder, get, routes, rt, web};
 use brigade_pipeline::MetricNames;
-use brigade_runtime::{StageState, Watcher};
+use brigade_runtime::{StageState, Watcher, measure_conversions};
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use crate::{names, volley};
@@ -86,6 +86,9 @@ impl Listening {
     /// No thread can be started, or the server cannot be set up.
     pub fn serve(self, watcher: Watcher, names: MetricNames) -> Result<Server, ServeError> {
         let Self { listener, address, recorder } = self;
+        if names == MetricNames::Volley {
+            measure_conversions();
+        }
         let (ready, started) = std::sync::mpsc::channel();
         let run = move || {
             rt::System::new().block_on(async move {

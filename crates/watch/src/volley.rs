@@ -5,7 +5,7 @@
 use std::fmt::{self, Write};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use brigade_runtime::{PipelineStatus, StageState, StageStatus, Times};
+use brigade_runtime::{PipelineStatus, StageState, StageStatus, Times, conversions};
 
 /// The types of queues whose times are reported as those of Redis.
 const REDIS: [&str; 2] = ["redis_stream", "rsmq"];
@@ -59,6 +59,11 @@ impl Page {
         });
         let text = "Time in the component, and from receiving a message until it is settled.";
         self.summary("process_time_seconds", text, process)?;
+        // Components' values become payloads in one step.
+        let conversions = conversions().chain([("deconstruct", Times::default())]);
+        let conversions = conversions.map(|(name, times)| (format!("process=\"{name}\""), times));
+        let text = "Time to turn payloads into values, and values into payloads.";
+        self.summary("data_model_process_seconds", text, conversions)?;
         let ended = stages().flat_map(|stage| {
             let name = escaped(&stage.stage);
             let label = |status| format!("app_name=\"{name}\",status=\"{status}\"");

@@ -1,6 +1,7 @@
 //! The long runs: two processes over embedded queues that are disturbed in every way, the broker
 //! tests at full scale, and fuzzing. Their log is kept in the documentation.
 
+mod books;
 mod course;
 
 use std::fmt::Write as _;

@@ -80,6 +80,8 @@ impl Test {
         say(&servers::others(&real));
         passed?;
         ensure!(wrong.is_empty(), "what is shown by tests is not:\n{}", wrong.join("\n"));
+        let unused = servers::unused(&real, &counts);
+        ensure!(unused.is_empty(), "there, and used by no test: {}", unused.join("; "));
         let without = if without.is_empty() { "nothing".to_owned() } else { without.join(", ") };
         say(&[format!("all tests passed, without {without}")]);
         Ok(())

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use smallvec::{SmallVec, smallvec};
 
-use super::OutputError;
+use super::{Conversion, OutputError};
 use crate::retry::DELAY_MAX;
 use crate::{Headers, Message, Timestamp};
 
@@ -347,7 +347,7 @@ thread_local! {
 fn to_json(value: &impl Serialize) -> serde_json::Result<Bytes> {
     let mut scratch = SCRATCH.take();
     scratch.clear();
-    serde_json::to_writer(&mut scratch, value)?;
+    Conversion::Serialize.timed(|| serde_json::to_writer(&mut scratch, value))?;
     if scratch.capacity() > SCRATCH_MAX {
         return Ok(scratch.into());
     }

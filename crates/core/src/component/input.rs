@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::Conversion;
 use crate::Message;
 
 /// What a component can take: anything that serde can read from JSON, [`Raw`] (the payload's bytes)
@@ -71,8 +72,12 @@ impl<T: DeserializeOwned + Send + 'static> Input for T {
             DecodeError(format!("the payload is no {}: {error}", short_name::<T>()))
         };
         match (parsed, &message.payload) {
-            (Some(value), _) => serde_json::from_value(value).map_err(wrong),
-            (None, Some(bytes)) => serde_json::from_slice(bytes).map_err(wrong),
+            (Some(value), _) => {
+                Conversion::Construct.timed(|| serde_json::from_value(value)).map_err(wrong)
+            }
+            (None, Some(bytes)) => {
+                Conversion::Deserialize.timed(|| serde_json::from_slice(bytes)).map_err(wrong)
+            }
             (None, None) => Err(DecodeError(format!(
                 "the payload is null; the component takes {}",
                 short_name::<T>()

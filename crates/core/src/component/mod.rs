@@ -31,6 +31,7 @@
 
 mod any;
 mod context;
+mod conversion;
 mod emit;
 mod factory;
 mod functions;
@@ -40,6 +41,7 @@ mod unsettled;
 
 pub use any::{AnyComponent, BatchComponent, Component, HandleError, Handling, Kind};
 pub use context::{Context, Setup, StageContext};
+pub use conversion::{Conversion, measure};
 pub use emit::{Emit, Emitted, StateWrite, Takeover};
 pub use factory::{ComponentFactory, StageSite};
 pub use functions::{IntoComponent, into_any, markers};

@@ -166,9 +166,12 @@ struct PullLoop {
     /// Scratch space, kept for its memory.
     resolved: Vec<Resolved>,
     failures: u32,
-    /// How many messages came in, and how many have an outcome.
+    /// How many messages came in, and how many have an outcome, whichever kind.
     came: u64,
     outcomes: u64,
+    /// How many outputs settled messages had, and how many of them have come to something.
+    emitted: u64,
+    ended: u64,
 }
 
 impl PullLoop {
@@ -195,6 +198,8 @@ impl PullLoop {
             failures: 0,
             came: 0,
             outcomes: 0,
+            emitted: 0,
+            ended: 0,
         }
     }
 
@@ -256,8 +261,11 @@ impl PullLoop {
         }
     }
 
-    fn free_slots(&mut self, Settled { slots, outcomes }: Settled) {
+    fn free_slots(&mut self, settled: Settled) {
+        let Settled { slots, outcomes, outputs: (emitted, ended) } = settled;
         self.outcomes += outcomes as u64;
+        self.emitted += emitted;
+        self.ended += ended;
         for slot in slots {
             self.flights.settled(slot);
             if let Some(lines) = &mut self.lines {
@@ -269,7 +277,9 @@ impl PullLoop {
     fn close_page(&self) {
         let held = self.flights.roots() as u64;
         let page = Page { came: self.came, went: self.outcomes, held };
-        self.site.control.set_page(page);
+        // A settlement that is not over is not in it: it holds none.
+        let outputs = Page { came: self.emitted, went: self.ended, held: 0 };
+        self.site.control.set_pages(page, outputs);
     }
 
     /// Collects what was resolved since the last time.
@@ -536,6 +546,6 @@ impl Drop for PullLoop {
         // Until it is replaced, it holds nobody up.
         self.site.control.set_waiting(true);
         self.site.control.in_flight.store(0, Relaxed);
-        self.site.control.set_page(Page::default());
+        self.site.control.set_pages(Page::default(), Page::default());
     }
 }

@@ -37,7 +37,8 @@ pub(crate) struct Control {
     pub(crate) waiting: AtomicBool,
     /// The consumers that may pull only while this one waits.
     followers: Mutex<Vec<Arc<Notify>>>,
-    page: Mutex<Page>,
+    /// Of messages, and of the outputs of those that are settled.
+    pages: Mutex<(Page, Page)>,
     /// It has ended, and given back what it held.
     pub(crate) stopped: AtomicBool,
     pub(super) addr: ArcSwapOption<Addr<Consumer>>,
@@ -54,7 +55,7 @@ impl Control {
             ended: AtomicBool::new(false),
             waiting: AtomicBool::new(false),
             followers: Mutex::default(),
-            page: Mutex::default(),
+            pages: Mutex::default(),
             stopped: AtomicBool::new(false),
             addr: ArcSwapOption::empty(),
         })
@@ -95,11 +96,17 @@ impl Control {
     /// The consumer's page of the books: what came from the queue, what was settled, what is in
     /// flight.
     pub(crate) fn page(&self) -> Page {
-        *self.page.lock().unwrap_or_else(PoisonError::into_inner)
+        self.pages().0
     }
 
-    pub(super) fn set_page(&self, page: Page) {
-        *self.page.lock().unwrap_or_else(PoisonError::into_inner) = page;
+    /// Its pages of messages, and of outputs: those that settled messages had, and those that are
+    /// on their queues, were refused, or went with a message whose lease was lost.
+    pub(crate) fn pages(&self) -> (Page, Page) {
+        *self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_pages(&self, messages: Page, outputs: Page) {
+        *self.pages.lock().unwrap_or_else(PoisonError::into_inner) = (messages, outputs);
     }
 
     /// Whether an actor is behind it.

@@ -30,6 +30,33 @@ pub(super) struct Settlement {
     pub(super) parents: Rc<Parents>,
     /// What goes back to the queue.
     pub(super) failed: Vec<Failed>,
+    /// What became of the outputs so far, here and in what was split off.
+    pub(super) tally: Rc<Tally>,
+}
+
+/// What became of a settlement's outputs, dead letters among them. At its end each that there was
+/// has come to something.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    /// Those that there were.
+    emitted: Cell<u64>,
+    /// Those that are on their queue, were refused, or went with a message that is another's now.
+    ended: Cell<u64>,
+}
+
+impl Tally {
+    fn emit(&self, outputs: usize) {
+        self.emitted.set(self.emitted.get() + outputs as u64);
+    }
+
+    pub(super) fn end(&self, outputs: usize) {
+        self.ended.set(self.ended.get() + outputs as u64);
+    }
+
+    /// How many there were, and how many have come to something.
+    pub(super) fn get(&self) -> (u64, u64) {
+        (self.emitted.get(), self.ended.get())
+    }
 }
 
 type Parents = Vec<Parent>;
@@ -76,6 +103,14 @@ pub(super) enum Outcome {
     Filtered,
     DeadLettered,
     Discarded,
+    Requeued,
+    Released,
+}
+
+impl Outcome {
+    /// Those of messages that are done, one way or the other.
+    pub(super) const DONE: [Self; 4] =
+        [Self::Acked, Self::Filtered, Self::DeadLettered, Self::Discarded];
 }
 
 impl Settlement {
@@ -119,6 +154,7 @@ impl Settlement {
         let first = parents.len();
         for mut made in end.done {
             let parent = Some(parents.len());
+            self.tally.emit(made.outputs.len());
             let outputs = made.outputs.drain(..);
             self.outputs.extend(outputs.map(|(queue, outgoing)| Output {
                 receipt,
@@ -128,6 +164,7 @@ impl Settlement {
             }));
             parents.push(Parent { made, refused: Cell::new(false) });
         }
+        self.tally.emit(end.given_up.len());
         for given_up in end.given_up {
             self.outputs.push(settler.letter_of(receipt, *given_up));
         }
@@ -141,7 +178,8 @@ impl Settlement {
         let rest: HashSet<Receipt> = units.iter().map(|unit| unit.receipt).collect();
         let outputs = self.outputs.extract_if(.., |output| rest.contains(&output.receipt));
         let outputs = outputs.collect();
-        Self { units, outputs, parents: Rc::clone(&self.parents), ..Self::default() }
+        let (parents, tally) = (Rc::clone(&self.parents), Rc::clone(&self.tally));
+        Self { units, outputs, parents, tally, ..Self::default() }
     }
 
     /// Puts back what was split off.
@@ -193,10 +231,18 @@ impl Settlement {
     /// how many there were: a server that lost its latest writes may have handed the same message
     /// out twice under one receipt.
     pub(super) fn forget(&mut self, fenced: &[Receipt]) -> usize {
-        let before = self.units.len();
+        let (before, outputs) = (self.units.len(), self.outputs.len());
         self.units.retain(|unit| !fenced.contains(&unit.receipt));
         self.outputs.retain(|output| !fenced.contains(&output.receipt));
+        self.tally.end(outputs - self.outputs.len());
         before - self.units.len()
+    }
+
+    /// Adds the dead letter that a message becomes of which an output was refused.
+    pub(super) fn add_letter(&mut self, letter: Output) {
+        self.mark_dead_lettered(letter.receipt);
+        self.tally.emit(1);
+        self.outputs.push(letter);
     }
 
     /// What became of its messages in the stages that wrote to their states.
@@ -249,7 +295,7 @@ impl Settlement {
     }
 
     /// Records that the message is a dead letter now.
-    pub(super) fn mark_dead_lettered(&mut self, receipt: Receipt) {
+    fn mark_dead_lettered(&mut self, receipt: Receipt) {
         if let Some(unit) = self.units.iter_mut().find(|unit| unit.receipt == receipt) {
             unit.outcome = Outcome::DeadLettered;
         }
@@ -257,14 +303,17 @@ impl Settlement {
 }
 
 impl Settler {
-    /// Counts outputs that are on their queues; dead letters are counted separately.
+    /// Counts outputs that are on their queues; the stages' counts have no dead letters, which are
+    /// counted separately.
     pub(super) fn count_outputs<'o>(
         &self,
         parents: &Parents,
+        tally: &Tally,
         outputs: impl Iterator<Item = &'o Output>,
     ) {
         let mut put: Vec<((u16, u16), u64)> = Vec::new();
         for output in outputs {
+            tally.end(1);
             let Some(parent) = output.parent.map(|at| &parents[at].made) else { continue };
             let edge = (parent.stage, output.queue);
             match put.iter_mut().find(|(known, _)| *known == edge) {

@@ -72,8 +72,10 @@ impl fmt::Display for SettleError {
 pub(crate) struct Settled {
     /// The slots that are free.
     pub(crate) slots: Vec<Slot>,
-    /// How many messages have come to an outcome.
+    /// How many messages have come to an outcome: as many as were counted as one kind of it.
     pub(crate) outcomes: usize,
+    /// How many outputs there were, and how many have come to something.
+    pub(crate) outputs: (u64, u64),
 }
 
 /// The result of one attempt to ack.
@@ -105,14 +107,21 @@ impl Settler {
         let first = batch.first().map(|finished| finished.receipt);
         let mut settlement = Settlement::of(batch, self);
         let failed = std::mem::take(&mut settlement.failed);
-        let mut outcomes = failed.len();
+        let tally = Rc::clone(&settlement.tally);
+        #[cfg(feature = "sabotage")]
+        if !settlement.outputs.is_empty()
+            && self.root().sabotage.strike(crate::sabotage::DROP_OUTPUT)
+        {
+            settlement.outputs.pop();
+        }
+        let mut outcomes = 0;
         if !settlement.units.is_empty() {
             self.produce_elsewhere(&mut settlement).await?;
             self.write_elsewhere(&settlement).await?;
-            outcomes += self.ack(settlement).await?;
+            self.ack(settlement, &mut outcomes).await?;
         }
         if !failed.is_empty() {
-            self.give_back(failed).await?;
+            self.give_back(failed, &mut outcomes).await?;
         }
         self.root().settled(&since);
         #[cfg(feature = "sabotage")]
@@ -120,11 +129,31 @@ impl Settler {
             first.filter(|_| self.root().sabotage.strike(crate::sabotage::ACK_TWICE))
         {
             let _ = self.consumer.ack(vec![receipt], Vec::new()).await;
-            self.ahead.add(1);
-            outcomes += 1;
+            self.tell(Outcome::Acked, 1, &mut outcomes);
         }
         self.ahead.sub(outcomes);
-        Ok(Settled { slots, outcomes })
+        Ok(Settled { slots, outcomes, outputs: tally.get() })
+    }
+
+    /// Counts messages that have come to an outcome of one kind, and adds them to `outcomes`.
+    fn tell(&self, outcome: Outcome, messages: usize, outcomes: &mut usize) {
+        #[cfg(feature = "sabotage")]
+        let messages = match messages {
+            0 => 0,
+            n => n - usize::from(self.root().sabotage.strike(crate::sabotage::NO_OUTCOME)),
+        };
+        let stats = &self.root().stats;
+        let kind = match outcome {
+            Outcome::Acked => &stats.acked,
+            Outcome::Filtered => &stats.filtered,
+            Outcome::DeadLettered => &stats.dead_lettered,
+            Outcome::Discarded => &stats.discarded,
+            Outcome::Requeued => &stats.requeued,
+            Outcome::Released => &stats.released,
+        };
+        kind.add(messages);
+        self.ahead.add(messages);
+        *outcomes += messages;
     }
 
     /// Whether a queue's outputs are written in the transaction of the acks.
@@ -145,9 +174,9 @@ impl Settler {
             let mut outputs = settlement.take_outputs(outlet.queue.index);
             let outgoing = |output: &mut Output| std::mem::take(&mut output.outgoing);
             let batch = outputs.iter_mut().map(outgoing).collect();
-            let parents = Rc::clone(&settlement.parents);
+            let (parents, tally) = (Rc::clone(&settlement.parents), Rc::clone(&settlement.tally));
             let stand = |places: &[usize]| {
-                self.count_outputs(&parents, places.iter().map(|at| &outputs[*at]));
+                self.count_outputs(&parents, &tally, places.iter().map(|at| &outputs[*at]));
             };
             let rejected = outlet.produce(batch, self, stand).await.map_err(SettleError)?;
             for (at, why) in rejected {
@@ -197,15 +226,15 @@ impl Settler {
         self.consumer.store() == Some(self.state.store_id())
     }
 
-    /// Acks what is left of a settlement; returns how many messages have come to an outcome. What
-    /// cannot be written as a whole is written in smaller parts: all of it may be more than a queue
-    /// with a limit ever holds.
-    async fn ack(&self, settlement: Settlement) -> Result<usize, SettleError> {
-        let (mut left, mut tries, mut outcomes) = (settlement, Tries::default(), 0);
+    /// Acks what is left of a settlement; adds to `outcomes` how many messages have come to one.
+    /// What cannot be written as a whole is written in smaller parts: all of it may be more than a
+    /// queue with a limit ever holds.
+    async fn ack(&self, settlement: Settlement, outcomes: &mut usize) -> Result<(), SettleError> {
+        let (mut left, mut tries) = (settlement, Tries::default());
         let mut part = left.units.len();
         while !left.units.is_empty() {
             let rest = left.split_off(part.min(left.units.len()));
-            match self.ack_part(&mut left, &mut outcomes).await {
+            match self.ack_part(&mut left, outcomes).await {
                 Ok(()) => {
                     left = rest;
                     (part, tries) = (part.saturating_mul(2), Tries::default());
@@ -218,7 +247,7 @@ impl Settler {
                 }
             }
         }
-        Ok(outcomes)
+        Ok(())
     }
 
     /// Acks units in one transaction; those whose leases were lost are left out. Counts each
@@ -232,9 +261,7 @@ impl Settler {
                 Try::Acked { fenced, together } => {
                     let lost = part.forget(&fenced);
                     if lost > 0 {
-                        *outcomes += lost;
-                        self.ahead.add(lost);
-                        self.root().stats.released.add(lost);
+                        self.tell(Outcome::Released, lost, outcomes);
                         tracing::warn!(
                             queue = %self.input.spec.name, count = lost,
                             "leases were lost before the ack: these messages are handled again"
@@ -246,8 +273,7 @@ impl Settler {
                 }
             }
         }
-        self.count(part);
-        *outcomes += part.units.len();
+        self.count(part, outcomes);
         Ok(())
     }
 
@@ -317,6 +343,7 @@ impl Settler {
                 why.message
             )));
         };
+        settlement.tally.end(1);
         if parent.refused.replace(true) {
             return Ok(());
         }
@@ -329,15 +356,17 @@ impl Settler {
             cause,
             truncated: None,
         };
-        settlement.mark_dead_lettered(output.receipt);
-        let letter = self.letter_of(output.receipt, given_up);
-        settlement.outputs.push(letter);
+        settlement.add_letter(self.letter_of(output.receipt, given_up));
         Ok(())
     }
 
     /// Gives messages back to their queue. If that cannot be done the stage stops: what is neither
     /// acked nor given back comes again when the consumer's hold on it ends.
-    async fn give_back(&self, failed: Vec<Failed>) -> Result<(), SettleError> {
+    async fn give_back(
+        &self,
+        failed: Vec<Failed>,
+        outcomes: &mut usize,
+    ) -> Result<(), SettleError> {
         let mut tries = Tries::default();
         loop {
             match self.consumer.on_fail(failed.clone()).await {
@@ -345,12 +374,10 @@ impl Settler {
                 Err(error) => self.wait_after(&error, &mut tries).await?,
             }
         }
-        let stats = &self.root().stats;
         let is_released = |failed: &&Failed| matches!(failed.reason, FailedReason::Released);
         let released = failed.iter().filter(is_released).count();
-        self.ahead.add(failed.len());
-        stats.released.add(released);
-        stats.requeued.add(failed.len() - released);
+        self.tell(Outcome::Released, released, outcomes);
+        self.tell(Outcome::Requeued, failed.len() - released, outcomes);
         Ok(())
     }
 
@@ -371,11 +398,9 @@ impl Settler {
         Ok(())
     }
 
-    fn count(&self, settlement: &Settlement) {
-        let count = |outcome| settlement.units.iter().filter(|u| u.outcome == outcome).count();
-        let stats = &self.root().stats;
-        self.ahead.add(settlement.units.len());
-        self.count_outputs(&settlement.parents, settlement.outputs.iter());
+    fn count(&self, settlement: &Settlement, outcomes: &mut usize) {
+        let Settlement { parents, tally, .. } = settlement;
+        self.count_outputs(parents, tally, settlement.outputs.iter());
         // Those that were written with the acks; the producers count the others.
         for queue in self.outlets.iter().map(|outlet| &outlet.queue) {
             let here = settlement.outputs.iter().filter(|output| output.queue == queue.index);
@@ -384,10 +409,10 @@ impl Settler {
                 written => queue.times.written.add(written),
             }
         }
-        stats.acked.add(count(Outcome::Acked));
-        stats.filtered.add(count(Outcome::Filtered));
-        stats.dead_lettered.add(count(Outcome::DeadLettered));
-        stats.discarded.add(count(Outcome::Discarded));
+        for outcome in Outcome::DONE {
+            let messages = settlement.units.iter().filter(|unit| unit.outcome == outcome).count();
+            self.tell(outcome, messages, outcomes);
+        }
     }
 }
 

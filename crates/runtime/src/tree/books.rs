@@ -7,7 +7,7 @@ use brigade_core::books::Page;
 
 use super::Tree;
 use super::line::Line;
-use crate::status::Unaccounted;
+use crate::status::{PlaceKind, Unaccounted};
 
 /// How often the books are closed; what does not add up is reported at the third closing.
 const CLOSING: Duration = Duration::from_millis(700);
@@ -17,6 +17,8 @@ const CLOSING: Duration = Duration::from_millis(700);
 pub(super) enum Party {
     /// The consumer of a queue on a lane.
     Consumer { queue: u16, lane: usize },
+    /// What the messages of that consumer became.
+    Outputs { queue: u16, lane: usize },
     /// The way to the worker with this number.
     Way { worker: usize },
     /// The worker with this number.
@@ -30,7 +32,8 @@ impl Tree {
         let before = std::mem::take(&mut self.unaccounted);
         for ((stage, party), messages) in self.books.close(pages) {
             let stage = self.plan.stages[usize::from(stage)].name.to_string();
-            let wrong = Unaccounted { stage, place: self.place(party), messages };
+            let (kind, place) = self.place(party);
+            let wrong = Unaccounted { stage, kind, place, messages };
             if !before.contains(&wrong) {
                 tracing::error!(
                     pipeline = %self.plan.pipeline, stage = %wrong.stage, place = %wrong.place,
@@ -42,14 +45,20 @@ impl Tree {
         ctx.run_later(CLOSING, Self::close_books);
     }
 
-    fn place(&self, party: Party) -> String {
+    fn place(&self, party: Party) -> (PlaceKind, String) {
+        let name = |queue: u16| &self.plan.queues[usize::from(queue)].spec.name;
         match party {
-            Party::Consumer { queue, lane } => {
-                let queue = &self.plan.queues[usize::from(queue)].spec.name;
-                format!("consumer of queue `{queue}` on lane {lane}")
+            Party::Outputs { queue, lane } => {
+                let queue = name(queue);
+                let place = format!("outputs of what came from queue `{queue}` on lane {lane}");
+                (PlaceKind::Consumer, place)
             }
-            Party::Way { worker } => format!("edge to worker {worker}"),
-            Party::Worker { worker } => format!("worker {worker}"),
+            Party::Consumer { queue, lane } => {
+                let queue = name(queue);
+                (PlaceKind::Consumer, format!("consumer of queue `{queue}` on lane {lane}"))
+            }
+            Party::Way { worker } => (PlaceKind::Edge, format!("edge to worker {worker}")),
+            Party::Worker { worker } => (PlaceKind::Worker, format!("worker {worker}")),
         }
     }
 }
@@ -57,9 +66,10 @@ impl Tree {
 impl Line {
     /// The pages of the line's parties.
     fn pages(&self) -> Vec<((u16, Party), Page)> {
-        let consumers = self.consumers().map(|entry| {
-            let (queue, lane) = entry.place();
-            ((entry.stage, Party::Consumer { queue, lane }), entry.control.page())
+        let consumers = self.consumers().flat_map(|entry| {
+            let ((queue, lane), (messages, outputs)) = (entry.place(), entry.control.pages());
+            [(Party::Consumer { queue, lane }, messages), (Party::Outputs { queue, lane }, outputs)]
+                .map(|(party, page)| ((entry.stage, party), page))
         });
         let mut pages: Vec<_> = consumers.collect();
         for (stage, port) in self.ports_of_all() {

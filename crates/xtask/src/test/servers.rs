@@ -75,6 +75,22 @@ pub(super) fn table(real: &[(&str, String)], counts: &Counts) -> Vec<String> {
     lines
 }
 
+/// Needs whose only tests need others too.
+const TOGETHER: [(&str, [&str; 2]); 2] =
+    [("postgres", ["kafka", "redis"]), ("asyncapi-parser", ["kafka", "schema-registry"])];
+
+/// The servers that were there, with all that their tests need, and that no test used: without this
+/// a suite that does not start its server any more would pass.
+pub(super) fn unused(real: &[(&str, String)], counts: &Counts) -> Vec<&'static str> {
+    let there = |need: &str| real.iter().any(|(of, _)| *of == need);
+    let is_whole = |server: &&Server| {
+        let others = TOGETHER.iter().filter(|(of, _)| *of == server.need);
+        there(server.need) && others.flat_map(|(_, others)| others).all(|need| there(need))
+    };
+    let unused = SERVERS.iter().filter(is_whole).filter(|server| counts.of(server.noted) == 0);
+    unused.map(|server| server.name).collect()
+}
+
 /// What is real but has no row in the table.
 pub(super) fn others(real: &[(&str, String)]) -> Vec<String> {
     let is_other = |need: &str| SERVERS.iter().all(|server| server.need != need);
@@ -99,6 +115,18 @@ mod tests {
         assert_eq!(words(4), "Kafka, SASL PLAIN over TLS Kafka 4.1.0 0");
         assert_eq!(words(6), "Redis, plain left out none");
         assert_eq!(others(&real), ["real: file systems"]);
+    }
+
+    #[test]
+    fn a_server_that_is_there_and_that_no_test_uses_is_told() {
+        let noted = "kafka\tx one\nkafka, tls\tx two\nkafka, sasl plain\tx two\nredis\tx one\n";
+        let mut real = vec![("kafka", "Kafka 4.1.0".to_owned()), ("postgres", "17".to_owned())];
+        let counts = Counts::of_text(noted);
+        // PostgreSQL's tests need Redis too.
+        let kafka = ["Kafka, SCRAM over TLS", "Kafka, OAUTHBEARER over TLS"];
+        assert_eq!(unused(&real, &counts), kafka);
+        real.push(("redis", "Redis 8".to_owned()));
+        assert_eq!(unused(&real, &counts).last(), Some(&"PostgreSQL"));
     }
 
     #[test]
