@@ -74,6 +74,7 @@ impl Run {
                     Ending::Failed
                 }
             },
+            () = running.until_dead() => Ending::Failed,
             _ = signals.recv() => Ending::Signal,
         };
         match ending {

@@ -52,6 +52,15 @@ pub(crate) fn call_blocking(
     }
 }
 
+/// Copies a component: its `Clone` is the user's code.
+pub(crate) fn copied(
+    copy: impl FnOnce() -> Box<dyn AnyComponent>,
+) -> Result<Box<dyn AnyComponent>, String> {
+    catch_unwind(AssertUnwindSafe(copy)).map_err(|panic| {
+        format!("its component cannot be copied: `clone` panicked: {}", panic_text(panic))
+    })
+}
+
 /// Drops a value of the component's; a panic in that says nothing new.
 pub(crate) fn drop_quietly(value: impl Sized) {
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(value))) {

@@ -6,16 +6,16 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use brigade_core::connector::Producer;
-use futures_util::future::join_all;
-use tokio::sync::oneshot;
+use futures_util::future::{join_all, select_all};
+use tokio::sync::{oneshot, watch};
 use tokio::task::LocalSet;
 
 use crate::events::{EventSender, Events};
 use crate::lane::Home;
 use crate::pipeline::{Pipeline, StartError};
-use crate::plan::{Plan, QueueKeeper};
+use crate::plan::{Plan, QueueKeeper, StagePlan};
 use crate::states::UsedState;
-use crate::status::{PipelineStatus, QueueDepth, Stopped};
+use crate::status::{PipelineStatus, QueueDepth, QueueTimes, StageState, StageStatus, Stopped};
 use crate::tree::{Command, Tree};
 
 /// Starts pipelines, on threads of its own, so that it can be embedded in any program: one with a
@@ -190,8 +190,9 @@ impl Launch {
                     let (name, deadline) = (plan.pipeline.to_string(), plan.stop_deadline);
                     states.push(UsedState::new(Arc::clone(&plan.env.state)));
                     let plan = Arc::new(plan);
-                    let addr = Tree::new(Arc::clone(&plan), events.clone(), home).start();
-                    trees.push(TreeHandle { name, deadline, addr, plan });
+                    let (alive, gone) = watch::channel(());
+                    let addr = Tree::new(Arc::clone(&plan), events.clone(), home, alive).start();
+                    trees.push(TreeHandle { name, deadline, addr, plan, gone });
                 }
                 Err(error) => {
                     stop_at_once(&trees).await;
@@ -201,11 +202,16 @@ impl Launch {
                 }
             }
         }
+        let watched = trees.clone();
         match ready.send(Ok(trees)) {
             // The caller no longer waits for what has started.
             Err(Ok(trees)) => stop_at_once(&trees).await,
             // Ends by a message, or when the handle is dropped.
-            _ => drop(stopped.await),
+            _ => tokio::select! {
+                biased;
+                _ = stopped => {}
+                () = tell_of_the_dead(&watched) => {}
+            },
         }
         for state in states {
             if let Err(error) = state.end().await {
@@ -213,6 +219,16 @@ impl Launch {
             }
         }
     }
+}
+
+/// Logs each supervisor of a pipeline that dies; never returns.
+async fn tell_of_the_dead(trees: &[TreeHandle]) {
+    let each = trees.iter().map(async |tree| {
+        tree.until_dead().await;
+        tracing::error!(pipeline = %tree.name, "{DIED}");
+    });
+    join_all(each).await;
+    std::future::pending().await
 }
 
 /// Ends pipelines for which there is no handle.
@@ -229,9 +245,42 @@ struct TreeHandle {
     deadline: Duration,
     addr: Addr<Tree>,
     plan: Arc<Plan>,
+    /// Never changes; it is closed when the supervisor is gone.
+    gone: watch::Receiver<()>,
 }
 
+/// What is told of a pipeline's supervisor that has died. Nothing but its owner is left to tell it.
+const DIED: &str = "its supervisor has died, and all its stages with it: the log has the panic; this is a defect of \
+                    Brigade, please report it. What was in flight is handled again at the next start";
+
 impl TreeHandle {
+    /// Waits until it has ended, which it does early only if it panics.
+    async fn until_dead(&self) {
+        let mut gone = self.gone.clone();
+        while gone.changed().await.is_ok() {}
+    }
+
+    /// What is known of a pipeline whose supervisor can no longer say how it ended.
+    fn dead(&self) -> Stopped {
+        let Plan { stages, queues, pipeline, .. } = &*self.plan;
+        let error = || Some(DIED.to_owned());
+        let status = |stage: &Arc<StagePlan>| {
+            StageStatus::of(stage, stage.workers, StageState::Failed, error(), 0, queues)
+        };
+        Stopped {
+            status: PipelineStatus {
+                pipeline: pipeline.to_string(),
+                stages: stages.iter().map(status).collect(),
+                queues: queues.iter().map(|queue| QueueTimes::of(queue)).collect(),
+                unaccounted: Vec::new(),
+            },
+            failed: stages.iter().map(|stage| (stage.name.to_string(), DIED.to_owned())).collect(),
+            dead_letters: stages.iter().map(|stage| stage.stats.dead_lettered.get()).sum(),
+            given_back: 0,
+            took: Duration::ZERO,
+        }
+    }
+
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
         let (reply, answer) = oneshot::channel();
         self.addr.do_send(command(reply));
@@ -427,6 +476,12 @@ impl Running {
         Ok(())
     }
 
+    /// Waits until the supervisor of one of the pipelines has died, which is a defect of Brigade: the
+    /// stages of that pipeline are gone then, and [`stop`](Running::stop) reports them as failed.
+    pub async fn until_dead(&self) {
+        select_all(self.trees.iter().map(|tree| Box::pin(tree.until_dead()))).await;
+    }
+
     /// Stops pulling, resolves everything in flight however long it takes, flushes, and ends. What
     /// still blocks a thread 2 s later, such as a request to a server that does not answer, may
     /// outlive this call.
@@ -440,7 +495,7 @@ impl Running {
         self.end(|own| Some(deadline.unwrap_or(own))).await
     }
 
-    /// Kills an actor of a stage, as if by a defect in Brigade: `worker`, `consumer` or `producer`.
+    /// Kills an actor of a stage, as if by a defect in Brigade: `worker`, `consumer`, `producer` or `supervisor`.
     /// For tests.
     ///
     /// # Errors
@@ -477,8 +532,8 @@ impl Running {
             asked.push(answer);
         }
         let mut all = Vec::new();
-        for answer in asked {
-            all.extend(answer.await.ok());
+        for (tree, answer) in self.trees.iter().zip(asked) {
+            all.push(answer.await.unwrap_or_else(|_| tree.dead()));
         }
         drop(self.stop);
         // Nothing is ever sent.

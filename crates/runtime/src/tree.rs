@@ -14,6 +14,7 @@ use std::sync::atomic::AtomicU64;
 use actix::prelude::*;
 use brigade_core::books::Books;
 use brigade_core::restart::{Restart, RestartBudget};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::events::{Event, EventSender};
@@ -128,10 +129,18 @@ pub(crate) struct Tree {
     stopping: bool,
     /// Nothing is waited for any more.
     closing: bool,
+    /// Dropped with it, which tells that it is gone.
+    _alive: watch::Sender<()>,
 }
 
 impl Tree {
-    pub(crate) fn new(plan: Arc<Plan>, events: EventSender, home: Home) -> Self {
+    /// The supervisor of a pipeline; `alive` is dropped with it, also if a panic ends it.
+    pub(crate) fn new(
+        plan: Arc<Plan>,
+        events: EventSender,
+        home: Home,
+        alive: watch::Sender<()>,
+    ) -> Self {
         let stages = plan.stages.iter().map(|stage| StageEntry {
             state: StageState::Starting,
             error: None,
@@ -155,6 +164,7 @@ impl Tree {
             unaccounted: Vec::new(),
             stopping: false,
             closing: false,
+            _alive: alive,
         }
     }
 

@@ -71,6 +71,7 @@ impl Handler<Command> for Tree {
                 drop(reply.send(self.sabotage(&stage, defect)));
             }
             Command::Idle { quiet, reply } => self.wait_until_idle(quiet, reply, ctx),
+            Command::Crash { actor: "supervisor", .. } => panic!("killed by a test"),
             Command::Crash { stage, actor, reply } => {
                 let crashed = self.stage_number(&stage).and_then(|number| {
                     let line = self.lines.get(&self.root_of(number));

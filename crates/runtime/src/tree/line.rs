@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 
 use actix::prelude::*;
-use brigade_core::component::Setup;
+use brigade_core::component::{AnyComponent, Setup};
 use brigade_core::connector::{
     ConnectorError, Consumer as ConnectorConsumer, Order, Producer as ConnectorProducer, Reader,
 };
@@ -21,7 +21,7 @@ use super::{Report, Who};
 use crate::actors::{
     Ahead, Consumer, ConsumerSite, Control, Crash, Mode, Outlet, Producer, Settler, Told, Worker,
 };
-use crate::call::panic_text;
+use crate::call::{copied, panic_text};
 use crate::events::EventSender;
 use crate::lane::Lane;
 use crate::plan::{Plan, QueueKeeper, QueuePlan, StagePlan};
@@ -257,24 +257,14 @@ impl Line {
             let workers =
                 self.pools[&stage].ports().iter().filter(|port| port.lane == lane).count();
             let setup = Setup { stage: Arc::clone(&plan.context), lane, workers };
-            let mut component = plan.component();
-            let init = move || async move {
-                let init = AssertUnwindSafe(component.init(&setup)).catch_unwind().await;
-                match init {
-                    Ok(Ok(())) => Ok(component),
-                    Ok(Err(error)) => Err(error.to_string()),
-                    Err(panic) => Err(format!("panicked: {}", panic_text(panic))),
-                }
-            };
+            let plan = Arc::clone(&plan);
+            let init = move || async move { initialised(&plan, &setup).await };
             let component = match self.ground.lanes[lane].run(init).await {
                 Some(result) => result,
                 None => Err("its lane has stopped".to_owned()),
             };
-            let component = component.map_err(|error| StartFailure {
-                stage,
-                error: format!("`init` of its component failed: {error}"),
-                kind: StartFailureKind::Init,
-            })?;
+            let kind = StartFailureKind::Init;
+            let component = component.map_err(|error| StartFailure { stage, error, kind })?;
             self.templates.insert((stage, lane), Template::new(component));
         }
         Ok(())
@@ -527,6 +517,18 @@ impl Line {
             }
             _ => false,
         }
+    }
+}
+
+/// A copy of a stage's component, after its `init`. Both are the user's code, so they run on a lane, and
+/// a panic in them is the stage's failure.
+async fn initialised(plan: &StagePlan, setup: &Setup) -> Result<Box<dyn AnyComponent>, String> {
+    let mut component = copied(|| plan.component())?;
+    let failed = |error: String| format!("`init` of its component failed: {error}");
+    match AssertUnwindSafe(component.init(setup)).catch_unwind().await {
+        Ok(Ok(())) => Ok(component),
+        Ok(Err(error)) => Err(failed(error.to_string())),
+        Err(panic) => Err(failed(format!("panicked: {}", panic_text(panic)))),
     }
 }
 
