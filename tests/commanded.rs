@@ -10,10 +10,13 @@ mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::Duration;
 
 use brigade::prelude::*;
-use brigade::{Pipeline, PipelineStatus, Running, StageState};
+use brigade::{Pipeline, PipelineStatus, Registry, Running, StageState, StageStatus, Supervisor};
+use brigade_testkit::paused;
 use common::{World, eventually};
+use tokio::sync::Semaphore;
 
 const YAML: &str = "
 queues: { in: { type: memory }, out: { type: memory }, other: { type: memory } }
@@ -22,9 +25,27 @@ stages:
   second: { component: pass, input: other, outputs: [out] }
 ";
 
-async fn state_of(running: &Running, stage: &str) -> Option<StageState> {
+/// What waits longer than this waits for ever.
+const LONG: Duration = Duration::from_secs(60);
+
+async fn status_of(running: &Running, stage: &str) -> Option<StageStatus> {
     let status = running.status().await;
-    status.first().map(|status: &PipelineStatus| status.stage(stage).unwrap().state)
+    status.first().map(|status: &PipelineStatus| status.stage(stage).unwrap().clone())
+}
+
+async fn is(running: &Running, state: StageState) -> bool {
+    status_of(running, "first").await.is_some_and(|stage| stage.state == state)
+}
+
+/// Starts a pipeline on this thread, whose time is stopped, with a message in flight in `first`.
+async fn start_held(world: &World, yaml: &str, registry: &Registry) -> Running {
+    let pipeline = Pipeline::new(world.load(yaml, registry), registry).unwrap();
+    let pipeline = pipeline.state(world.state.clone());
+    let running = Supervisor::new().add(pipeline).start_here().await.unwrap();
+    world.put("in", 0..1);
+    let held = async || status_of(&running, "first").await.unwrap().in_flight > 0;
+    eventually("it is held", held).await;
+    running
 }
 
 /// A component that cannot be copied while it is told so.
@@ -56,8 +77,7 @@ async fn a_component_that_cannot_be_copied_fails_its_stage_and_not_the_others() 
     running.stop_stage("first", None).await.unwrap();
     fragile.store(true, SeqCst);
     running.resume("first").await.unwrap();
-    let failed = async || state_of(&running, "first").await == Some(StageState::Failed);
-    eventually("it fails", failed).await;
+    eventually("it fails", async || is(&running, StageState::Failed).await).await;
     world.put("other", 0..10);
     eventually("the other goes on", async || world.numbers("out").len() == 10).await;
     let stopped = running.drain().await;
@@ -90,4 +110,58 @@ async fn a_supervisor_that_dies_is_told_and_its_stages_count_as_failed() {
     let failed: Vec<&str> = stopped[0].failed.iter().map(|(stage, _)| stage.as_str()).collect();
     assert_eq!(failed, ["first", "second"]);
     assert!(stopped[0].failed[0].1.contains("its supervisor"), "{:?}", stopped[0].failed);
+}
+
+#[test]
+fn a_drain_of_a_stage_that_another_call_resumes_is_refused() {
+    paused(async {
+        let (world, gate) = (World::new(), Arc::new(Semaphore::new(0)));
+        let waits = Arc::clone(&gate);
+        let first = move |n: u64| {
+            let gate = Arc::clone(&waits);
+            async move {
+                gate.acquire().await.unwrap().forget();
+                Ok::<_, Failure>(Emit::value(n))
+            }
+        };
+        let registry = world.registry().component("first", first);
+        let running = start_held(&world, YAML, &registry).await;
+        let resume = async {
+            eventually("it is paused", async || is(&running, StageState::Paused).await).await;
+            running.resume("first").await.unwrap();
+        };
+        let drain = tokio::time::timeout(LONG, running.drain_stage("first"));
+        let (drained, ()) = tokio::join!(drain, resume);
+        let error = drained.expect("it answers").unwrap_err().to_string();
+        assert_eq!(error, "stage `first` is running; for this it has to be paused");
+        gate.add_permits(1);
+        running.drain_stage("first").await.unwrap();
+        assert_eq!(world.numbers("out"), [0]);
+    });
+}
+
+#[test]
+fn a_drain_of_a_stage_that_fails_meanwhile_is_refused() {
+    paused(async {
+        let (world, gate) = (World::new(), Arc::new(Semaphore::new(0)));
+        let waits = Arc::clone(&gate);
+        let first = move |_: u64| {
+            let gate = Arc::clone(&waits);
+            async move {
+                gate.acquire().await.unwrap().forget();
+                Err::<Emit, _>(Failure::retry("never"))
+            }
+        };
+        let registry = world.registry().component("first", first);
+        let halts = "outputs: [out], on_exhausted: halt, retry: { attempts: 1 } }\n  second";
+        let yaml = YAML.replacen("outputs: [out] }\n  second", halts, 1);
+        let running = start_held(&world, &yaml, &registry).await;
+        let release = async {
+            eventually("it is paused", async || is(&running, StageState::Paused).await).await;
+            gate.add_permits(1);
+        };
+        let (drained, ()) = tokio::join!(running.drain_stage("first"), release);
+        let error = drained.unwrap_err().to_string();
+        assert_eq!(error, "stage `first` is failed; for this it has to be paused");
+    });
 }

@@ -409,7 +409,8 @@ impl Running {
     /// run, `pipeline/stage`.
     ///
     /// # Errors
-    /// There is no such stage, or it is not running.
+    /// There is no such stage, or it is not running; or it is resumed, is stopped or fails before it has
+    /// paused.
     pub async fn pause(&self, stage: &str) -> Result<(), CommandError> {
         let (tree, stage) = self.find(stage)?;
         tree.order(|reply| Command::Pause { stage, reply }).await
@@ -418,7 +419,7 @@ impl Running {
     /// Like [`pause`](Running::pause), but waits until nothing of the stage is in flight.
     ///
     /// # Errors
-    /// There is no such stage, or it is not running.
+    /// There is no such stage, or it is not running; or it is resumed, is stopped or fails meanwhile.
     pub async fn drain_stage(&self, stage: &str) -> Result<(), CommandError> {
         let (tree, stage) = self.find(stage)?;
         tree.order(|reply| Command::Drain { stage, reply }).await

@@ -132,8 +132,8 @@ impl Tree {
         Ok(())
     }
 
-    /// The numbers of a stage and its root, if the stage may be paused, resumed or scaled now.
-    fn startable(&self, name: &str, states: &[StageState]) -> Result<(u16, u16), String> {
+    /// The number of a stage, if it is in one of these states and not about to leave it.
+    fn in_state(&self, name: &str, states: &[StageState]) -> Result<u16, String> {
         let stage = self.stage_number(name)?;
         let state = self.stages[usize::from(stage)].state;
         if self.stopping || !states.contains(&state) {
@@ -141,6 +141,12 @@ impl Tree {
             let wanted = wanted.join(" or ");
             return Err(format!("stage `{name}` is {state}; for this it has to be {wanted}"));
         }
+        Ok(stage)
+    }
+
+    /// The numbers of a stage and its root, if the stage may be paused, resumed or scaled now.
+    fn startable(&self, name: &str, states: &[StageState]) -> Result<(u16, u16), String> {
+        let stage = self.in_state(name, states)?;
         let root = self.root_of(stage);
         if root != stage && states.contains(&StageState::Paused) {
             let upstream = &self.plan.stages[usize::from(root)].name;
@@ -192,19 +198,40 @@ impl Tree {
     /// Answers when no more is pulled.
     fn pause_and_tell(&mut self, name: &str, reply: Reply, ctx: &mut Context<Self>) {
         match self.pause(name) {
-            Ok(root) => {
-                let paused = |line: &Line| line.has_heard();
-                self.when(root, None, paused, ctx, |_, _| drop(reply.send(Ok(()))));
-            }
+            Ok(_) => self.tell_when_paused(name.to_owned(), Line::has_heard, reply, ctx),
             Err(error) => drop(reply.send(Err(error))),
         }
     }
 
     fn drain(&mut self, name: &str, reply: Reply, ctx: &mut Context<Self>) {
         match self.pause(name) {
-            Ok(root) => self.when(root, None, Line::is_quiet, ctx, |_, _| drop(reply.send(Ok(())))),
+            Ok(_) => self.tell_when_paused(name.to_owned(), Line::is_quiet, reply, ctx),
             Err(error) => drop(reply.send(Err(error))),
         }
+    }
+
+    /// Answers once the line of a paused stage fulfils a condition; or that it is paused no longer, as
+    /// another call has resumed or stopped it, or it has failed: the condition may never be met then.
+    fn tell_when_paused(
+        &mut self,
+        name: String,
+        is_so: fn(&Line) -> bool,
+        reply: Reply,
+        ctx: &mut Context<Self>,
+    ) {
+        let line = |stage: u16| self.lines.get(&self.root_of(stage));
+        let answer = match self.in_state(&name, &[StageState::Paused]) {
+            Ok(stage) if line(stage).is_none_or(is_so) => Ok(()),
+            Ok(_) => {
+                ctx.run_later(LOOK, move |tree, ctx| {
+                    tree.tell_when_paused(name, is_so, reply, ctx);
+                });
+                return;
+            }
+            Err(error) => Err(error),
+        };
+        // The caller may be gone.
+        let _ = reply.send(answer);
     }
 
     fn end_stage(
