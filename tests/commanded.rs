@@ -13,7 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::time::Duration;
 
 use brigade::prelude::*;
-use brigade::{Pipeline, PipelineStatus, Registry, Running, StageState, StageStatus, Supervisor};
+use brigade::{
+    Event, Pipeline, PipelineStatus, Registry, Running, StageState, StageStatus, Supervisor,
+};
 use brigade_testkit::paused;
 use common::{World, eventually};
 use tokio::sync::Semaphore;
@@ -164,4 +166,42 @@ fn a_drain_of_a_stage_that_fails_meanwhile_is_refused() {
         let error = drained.unwrap_err().to_string();
         assert_eq!(error, "stage `first` is failed; for this it has to be paused");
     });
+}
+
+/// Its `init` says that it has begun, and never ends.
+#[derive(Clone)]
+struct Endless(Arc<AtomicBool>);
+
+impl Component for Endless {
+    type In = u64;
+    type Out = Emit;
+
+    async fn init(&mut self, _: &Setup) -> Result<(), BoxError> {
+        self.0.store(true, SeqCst);
+        std::future::pending().await
+    }
+
+    async fn handle(&mut self, n: u64, _: &Context) -> Result<Emit, Failure> {
+        Ok(Emit::value(n))
+    }
+}
+
+#[tokio::test]
+async fn a_stop_while_a_stage_starts_tells_of_no_failure() {
+    let world = World::new();
+    let begun = Arc::new(AtomicBool::new(false));
+    let registry = world.registry().component("first", Endless(Arc::clone(&begun)));
+    for budget in [0, 5] {
+        let yaml = format!("restart: {{ max_restarts: {budget} }}{YAML}");
+        let running = world.start(&yaml, &registry).await;
+        let mut events = running.events();
+        eventually("it starts", async || begun.swap(false, SeqCst)).await;
+        let stopped = running.drain().await;
+        assert_eq!(stopped[0].failed, []);
+        while let Some(event) = events.next().await {
+            if let Event::State { stage, state, error: Some(error), .. } = event {
+                panic!("{stage} is {state}: {error}");
+            }
+        }
+    }
 }
