@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use brigade_core::component::{AnyComponent, Context, Handling, Parsed};
 use brigade_core::{BoxError, Cause, CauseKind};
@@ -49,6 +50,19 @@ pub(crate) fn call_blocking(
                 Ok(answer) => Attempt::Answered(answer),
             }
         }
+    }
+}
+
+/// What a lane's workers are cloned from: the component after its `init`.
+pub(crate) struct Template(Mutex<Box<dyn AnyComponent>>);
+
+impl Template {
+    pub(crate) fn new(component: Box<dyn AnyComponent>) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(component)))
+    }
+
+    pub(crate) fn fresh(&self) -> Box<dyn AnyComponent> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).fresh()
     }
 }
 

@@ -253,7 +253,6 @@ fn not_yet(error: &ConnectorError) -> Result<bool, String> {
 /// number is one higher. A mark is the number of the run in which the stage finished. A process
 /// that starts removes the marks of its own stages: another live process that had written them
 /// writes them again, and those of a process that has ended say nothing about what has come since.
-/// a process that has ended say nothing of what has come since.
 struct Marks {
     state: Arc<dyn StateStore>,
     space: Arc<str>,

@@ -21,12 +21,12 @@ use super::{Report, Who};
 use crate::actors::{
     Ahead, Consumer, ConsumerSite, Control, Crash, Mode, Outlet, Producer, Settler, Told, Worker,
 };
-use crate::call::{copied, panic_text};
+use crate::call::{Template, copied, panic_text};
 use crate::events::EventSender;
 use crate::lane::Lane;
 use crate::plan::{Plan, QueueKeeper, QueuePlan, StagePlan};
 use crate::pool::{Pool, Port};
-use crate::runner::{RunnerSite, Template};
+use crate::runner::RunnerSite;
 use crate::stats::Blocked;
 
 /// The producers of a process: one per queue, shared by its lanes and lines.
