@@ -205,3 +205,36 @@ async fn a_stop_while_a_stage_starts_tells_of_no_failure() {
         }
     }
 }
+
+/// It holds up its whole lane.
+#[tokio::test]
+async fn a_stage_is_stopped_though_a_call_never_ends() {
+    let world = World::new();
+    let release = Arc::new(AtomicBool::new(false));
+    let held = release.clone();
+    let stuck = move |n: u64| {
+        while !held.load(SeqCst) {
+            std::thread::yield_now();
+        }
+        Ok::<_, Failure>(Emit::value(n))
+    };
+    let registry = world.registry().component("first", stuck);
+    world.put("in", 0..10);
+    let running = world.start(YAML, &registry).await;
+    let first = async || status_of(&running, "first").await.unwrap();
+    eventually("it is stuck", async || first().await.received > 0).await;
+    let stop = running.stop_stage("first", Some(Duration::from_millis(10)));
+    tokio::time::timeout(LONG, stop).await.expect("it ends").unwrap();
+    let stage = first().await;
+    assert_eq!(stage.state, StageState::Stopped);
+    assert_eq!((stage.acked, stage.in_flight as u64), (0, stage.received), "{stage:?}");
+    assert_eq!(world.numbers("in").len(), 10, "others can have it");
+    release.store(true, SeqCst);
+    eventually("its call ends", async || first().await.in_flight == 0).await;
+    running.resume("first").await.unwrap();
+    eventually("all are done", async || first().await.acked == 10).await;
+    let stopped = running.drain().await;
+    let stage = stopped[0].status.stage("first").unwrap();
+    assert_eq!(stage.without_outcome(), 0, "{stage:?}");
+    assert_eq!(world.numbers("out").len(), 10);
+}

@@ -426,8 +426,9 @@ impl Running {
     }
 
     /// Stops pulling for a stage, waits until nothing of it is in flight (at most until the
-    /// deadline), gives back the rest, and ends its actors. [`resume`](Running::resume) starts it
-    /// again.
+    /// deadline), gives back the rest, and ends its actors. A call that has not ended 10 s later is
+    /// left to itself, and what its consumer holds is given back, within another 10 s.
+    /// [`resume`](Running::resume) starts the stage again.
     ///
     /// # Errors
     /// There is no such stage, or it is not running.

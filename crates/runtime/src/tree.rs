@@ -9,7 +9,7 @@ mod stop;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use actix::prelude::*;
 use brigade_core::books::Books;
@@ -23,7 +23,7 @@ use crate::plan::Plan;
 use crate::status::{PipelineStatus, QueueTimes, StageState, StageStatus, Unaccounted};
 
 pub(crate) use command::Command;
-use line::{Line, Producers};
+use line::{ConsumerEntry, Line, Producers};
 
 /// What the actors report to their supervisor.
 #[derive(Message)]
@@ -111,6 +111,8 @@ pub(crate) struct Tree {
     stages: Vec<StageEntry>,
     /// The lines, by their roots.
     lines: HashMap<u16, Line>,
+    /// Consumers of stages that were stopped whose lanes are stuck in a call: they end when it does.
+    left: Vec<ConsumerEntry>,
     producers: Arc<Producers>,
     events: EventSender,
     /// Actors that died while the line they belong to was not in `lines`.
@@ -152,6 +154,7 @@ impl Tree {
             stages: stages.collect(),
             lanes: Some(Lanes::start(plan.lanes, home)),
             lines: HashMap::new(),
+            left: Vec::new(),
             producers,
             plan,
             events,
@@ -252,7 +255,10 @@ impl Tree {
         let numbered = self.plan.stages.iter().zip(&self.stages);
         let stages = numbered.map(|(stage, entry)| {
             let line = self.lines.get(&self.root_of(stage.index));
-            let in_flight = line.map_or(0, |line| line.in_flight(stage.index));
+            let left = self.left.iter();
+            let left = left.filter(|entry| entry.stage == stage.index && entry.is_open());
+            let left: usize = left.map(|entry| entry.control.in_flight.load(Relaxed)).sum();
+            let in_flight = left + line.map_or(0, |line| line.in_flight(stage.index));
             let (workers, error) = (entry.workers, entry.error.clone());
             StageStatus::of(stage, workers, entry.state, error, in_flight, &self.plan.queues)
         });

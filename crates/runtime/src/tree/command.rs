@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::Tree;
 use super::line::{ConsumerEntry, Line};
 use super::start::StartFailure;
+use super::stop::CLOSE;
 use crate::actors::Mode;
 use crate::status::{PipelineStatus, QueueDepth, StageState, Stopped};
 
@@ -253,24 +254,42 @@ impl Tree {
             if let Some(line) = tree.lines.get(&root) {
                 line.set_mode(Mode::Stopping);
             }
-            tree.end_when_closed(root, reply, ctx);
+            tree.end_when_closed(root, Instant::now(), reply, ctx);
         });
     }
 
-    fn end_when_closed(&mut self, root: u16, reply: Reply, ctx: &mut Context<Self>) {
+    /// Ends the actors of a line once its consumers have ended, at most [`CLOSE`] after `closing`: one
+    /// whose lane is stuck in a call does not.
+    fn end_when_closed(
+        &mut self,
+        root: u16,
+        closing: Instant,
+        reply: Reply,
+        ctx: &mut Context<Self>,
+    ) {
         if self.stages[usize::from(root)].state == StageState::Failed {
             let name = &self.plan.stages[usize::from(root)].name;
             return drop(reply.send(Err(format!("stage `{name}` is {}", StageState::Failed))));
         }
-        if self.lines.get(&root).is_some_and(|line| !line.is_closed()) {
-            ctx.run_later(LOOK, move |tree, ctx| tree.end_when_closed(root, reply, ctx));
+        let open = self.lines.get(&root).is_some_and(|line| !line.is_closed());
+        if open && closing.elapsed() < CLOSE {
+            ctx.run_later(LOOK, move |tree, ctx| tree.end_when_closed(root, closing, reply, ctx));
             return;
         }
         let close = self.lines.remove(&root).map(|line| {
-            let close = line.close_deserted();
+            let close = line.close_open();
+            self.left.retain(ConsumerEntry::is_open);
+            self.left.extend(line.consumers().filter(|entry| entry.is_open()).cloned());
             line.end();
-            close
+            tokio::time::timeout(CLOSE, close)
         });
+        if open {
+            let name = &self.plan.stages[usize::from(root)].name;
+            tracing::warn!(
+                stage = %name,
+                "a call has not ended, or a queue does not answer: what is held comes again"
+            );
+        }
         let close = OptionFuture::from(close).into_actor(self);
         ctx.spawn(close.map(move |_, tree, _| {
             for member in tree.plan.line(root) {

@@ -103,6 +103,11 @@ impl ConsumerEntry {
     pub(super) fn place(&self) -> (u16, usize) {
         (self.place.queue, self.place.lane)
     }
+
+    /// Whether its actor has not ended.
+    pub(super) fn is_open(&self) -> bool {
+        !self.control.stopped.load(Relaxed) && self.control.is_up()
+    }
 }
 
 /// Where a consumer has to run, and for which stage.
@@ -432,7 +437,7 @@ impl Line {
 
     /// Whether all consumers have ended.
     pub(super) fn is_closed(&self) -> bool {
-        self.consumers().all(|entry| entry.control.stopped.load(Relaxed) || !entry.control.is_up())
+        !self.consumers().any(ConsumerEntry::is_open)
     }
 
     /// Ends all actors; what they hold is given back.
