@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use brigade::prelude::*;
 use brigade::{
-    Event, Pipeline, PipelineStatus, Registry, Running, StageState, StageStatus, Supervisor,
+    Event, Message, Pipeline, PipelineStatus, Registry, Running, StageState, StageStatus,
+    Supervisor,
 };
 use brigade_testkit::paused;
 use common::{World, eventually};
@@ -237,4 +238,40 @@ async fn a_stage_is_stopped_though_a_call_never_ends() {
     let stage = stopped[0].status.stage("first").unwrap();
     assert_eq!(stage.without_outcome(), 0, "{stage:?}");
     assert_eq!(world.numbers("out").len(), 10);
+}
+
+#[test]
+fn pipelines_are_idle_when_all_of_them_are_at_the_same_time() {
+    paused(async {
+        let world = World::new();
+        let memory = world.memory.clone();
+        // The second pipeline gives the first one work.
+        let feed = move |n: u64| {
+            let memory = memory.clone();
+            async move {
+                tokio::time::sleep(LONG).await;
+                memory.put("test", "in", [Message::new(n.to_string())]);
+                Ok::<_, Failure>(Emit::none())
+            }
+        };
+        let slow = async |n: u64| {
+            tokio::time::sleep(LONG).await;
+            Ok::<_, Failure>(Emit::value(n))
+        };
+        let registry = world.registry().component("first", slow).component("feed", feed);
+        let fed = Pipeline::new(world.load(YAML, &registry), &registry).unwrap();
+        let feeding = "
+pipeline: feeding
+queues: { in: { type: memory } }
+stages: { feed: { component: feed, input: in } }
+";
+        let feeding = Pipeline::from_yaml(feeding, &registry).unwrap();
+        let supervisor = Supervisor::new().add(fed.state(world.state.clone()));
+        let supervisor = supervisor.add(feeding.state(brigade::MemoryState::new()));
+        let running = supervisor.start_here().await.unwrap();
+        world.memory.put("feeding", "in", (0..3).map(|n| Message::new(n.to_string())));
+        running.until_idle(None).await.unwrap();
+        assert_eq!(world.numbers("out").len(), 3);
+        running.drain().await;
+    });
 }

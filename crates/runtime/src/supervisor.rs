@@ -16,7 +16,7 @@ use crate::pipeline::{Pipeline, StartError};
 use crate::plan::{Plan, QueueKeeper, StagePlan};
 use crate::states::UsedState;
 use crate::status::{PipelineStatus, QueueDepth, QueueTimes, StageState, StageStatus, Stopped};
-use crate::tree::{Command, Tree};
+use crate::tree::{Command, IdleAs, Marks, Tree};
 
 /// Starts pipelines, on threads of its own, so that it can be embedded in any program: one with a
 /// tokio or actix runtime, another runtime, or none.
@@ -288,10 +288,10 @@ impl TreeHandle {
     }
 
     /// Sends a request that may be refused.
-    async fn order(
+    async fn order<T>(
         &self,
-        command: impl FnOnce(oneshot::Sender<Result<(), String>>) -> Command,
-    ) -> Result<(), CommandError> {
+        command: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Command,
+    ) -> Result<T, CommandError> {
         match self.ask(command).await {
             Some(answer) => answer.map_err(CommandError),
             None => Err(CommandError(format!("pipeline `{}` has stopped", self.name))),
@@ -465,17 +465,32 @@ impl Running {
     /// Waits until nothing is left to do: finite inputs are at their end, queues are empty for
     /// every process, nothing is in flight, and every upstream stage, in whichever process, has
     /// finished. `quiet` is for queues that cannot tell whether they are empty: they count as empty
-    /// when nothing has come for this long. Also returns when a stage has failed. A stage that was
+    /// when nothing has come for this long. Several pipelines have nothing left when all of them have
+    /// not at the same time. Also returns when a stage has failed. A stage that was
     /// stopped is not waited for, whatever is on its queues; one that is paused is.
     ///
     /// # Errors
     /// A queue cannot tell whether it is empty, and no `quiet` is given; or the state cannot be
     /// read.
     pub async fn until_idle(&self, quiet: Option<Duration>) -> Result<(), CommandError> {
-        for tree in &self.trees {
-            tree.order(|reply| Command::Idle { quiet, reply }).await?;
+        let moved = || self.trees.iter().map(|tree| tree.plan.moved()).collect::<Vec<_>>();
+        let mut runs: Vec<Option<Marks>> = vec![None; self.trees.len()];
+        // One may give work to another after that was found idle: all are if each was found so while
+        // nothing moved in any.
+        loop {
+            let before = moved();
+            for (tree, run) in self.trees.iter().zip(&mut runs) {
+                let known = run.take();
+                let idle = tree.order(|reply| Command::Idle { quiet, run: known, reply }).await?;
+                if let IdleAs::Finished(finished) = idle {
+                    *run = Some(finished);
+                }
+            }
+            let hopeless = runs.iter().any(Option::is_none);
+            if hopeless || self.trees.len() == 1 || moved() == before {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     /// Waits until the supervisor of one of the pipelines has died, which is a defect of Brigade: the

@@ -23,6 +23,7 @@ use crate::plan::Plan;
 use crate::status::{PipelineStatus, QueueTimes, StageState, StageStatus, Unaccounted};
 
 pub(crate) use command::Command;
+pub(crate) use idle::{IdleAs, Marks};
 use line::{ConsumerEntry, Line, Producers};
 
 /// What the actors report to their supervisor.

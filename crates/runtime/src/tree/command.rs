@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Tree;
+use super::idle::{IdleAs, Marks};
 use super::line::{ConsumerEntry, Line};
 use super::start::StartFailure;
 use super::stop::CLOSE;
@@ -41,8 +42,12 @@ pub(crate) enum Command {
     Scale { stage: String, workers: usize, reply: Reply },
     /// Stop pulling, resolve everything, at most until a deadline, and end.
     Stop { deadline: Option<Duration>, reply: oneshot::Sender<Stopped> },
-    /// Wait until nothing is left to do.
-    Idle { quiet: Option<Duration>, reply: oneshot::Sender<Result<(), String>> },
+    /// Wait until nothing is left to do, within the run of an earlier such request, if there was one.
+    Idle {
+        quiet: Option<Duration>,
+        run: Option<Marks>,
+        reply: oneshot::Sender<Result<IdleAs, String>>,
+    },
     /// Kill an actor of a stage, as if by a defect in Brigade.
     Crash { stage: String, actor: &'static str, reply: Reply },
     /// Make a stage do something wrong, once.
@@ -71,7 +76,7 @@ impl Handler<Command> for Tree {
             Command::Sabotage { stage, defect, reply } => {
                 drop(reply.send(self.sabotage(&stage, defect)));
             }
-            Command::Idle { quiet, reply } => self.wait_until_idle(quiet, reply, ctx),
+            Command::Idle { quiet, run, reply } => self.wait_until_idle(quiet, run, reply, ctx),
             Command::Crash { actor: "supervisor", .. } => panic!("killed by a test"),
             Command::Crash { stage, actor, reply } => {
                 let crashed = self.stage_number(&stage).and_then(|number| {
