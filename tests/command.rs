@@ -506,6 +506,7 @@ fn exit_codes_tell_how_it_ended() {
     let (_, error) =
         place.run(&["run", "halting.yaml", "--until-idle", "--state", "other", set], 4);
     assert!(error.contains("none.csv"), "{error}");
+    assert!(error.contains("draining"), "not idle: it has `stop_deadline` for the others: {error}");
 }
 
 #[test]

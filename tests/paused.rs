@@ -83,6 +83,44 @@ fn a_consumer_that_is_opened_again_does_not_end_the_run() {
 }
 
 #[test]
+fn a_queue_stalls_as_often_as_a_trial_plans() {
+    paused(async {
+        let yaml = format!("restart: {{ min: 5m, max: 5m }}\n{}", one("pass", ""));
+        let setup = of(&yaml, &brigade::registry()).stall("in", 1..=1).stall("in", 3..=3);
+        let trial = setup.start().await.unwrap();
+        for n in 0..2 {
+            trial.send("in", numbered(n..n + 1));
+            trial.settle().await.unwrap();
+        }
+        assert_eq!(trial.outputs("out").len(), 2);
+        assert_eq!(trial.status().await.stage("first").unwrap().restarts, 2);
+    });
+}
+
+#[test]
+fn what_was_called_is_counted_while_a_worker_still_waits() {
+    let never = async |n: u64| {
+        std::future::pending::<()>().await;
+        Ok::<_, Failure>(Emit::value(n))
+    };
+    let registry = brigade::registry().component("never", never);
+    for (component, more, acked) in [
+        ("never", "", 0),
+        ("never", "timeout: 5h", 0),
+        ("pass", "throttle: { rate: 1, per: 1h, burst: 1 }", 1),
+    ] {
+        paused(async {
+            let trial = of(&one(component, more), &registry).start().await.unwrap();
+            trial.send("in", numbered(0..3));
+            let first = async || trial.status().await.stage("first").unwrap().clone();
+            let so = async || first().await.calls == 1 && first().await.acked == acked;
+            eventually("one was called", so).await;
+            trial.stop(Duration::ZERO).await;
+        });
+    }
+}
+
+#[test]
 fn a_batch_that_is_not_full_waits_for_its_age() {
     let count = async |numbers: Vec<u64>| {
         let each = numbers.into_iter().map(|number| Ok::<_, Failure>(Emit::value(number)));

@@ -128,6 +128,19 @@ fn outputs_on_a_queue_of_dead_letters_are_told_apart_from_those() {
 }
 
 #[test]
+fn what_is_sent_twice_are_two_messages_of_which_a_component_may_drop_one() {
+    let pipeline = "
+pipeline: once
+queues: { in: { type: file, path: in.jsonl }, out: { type: file, path: out.jsonl } }
+stages:
+  once: { component: { dedupe: { key: id } }, input: in, outputs: [out] }
+";
+    let send = "    send: { in: [{ id: 1 }, { id: 1 }, { id: 2 }] }
+    expect: { outputs: { out: [{ id: 1 }, { id: 2 }] }, outcomes: { once: { filtered: 1 } } }\n";
+    test_of(pipeline, "x.test.yaml", &case(send), &[], 0);
+}
+
+#[test]
 fn names_of_nothing_are_told_with_the_nearest_right_ones() {
     said(
         &case(

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use brigade_core::Period;
 use brigade_pipeline::{MetricNames, Topology};
-use brigade_runtime::{Registry, Running, StageStatus, Stopped, Supervisor, Watcher};
+use brigade_runtime::{
+    PipelineStatus, Registry, Running, StageState, StageStatus, Stopped, Supervisor, Watcher,
+};
 use clap::Args;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -34,8 +36,11 @@ pub(crate) struct Run {
 }
 
 /// Why a run ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ending {
     Idle,
+    /// A stage has failed; the others may have messages in flight.
+    StageFailed,
     Signal,
     /// It cannot be determined whether anything is left to do.
     Failed,
@@ -68,21 +73,23 @@ impl Run {
         };
         let ending = tokio::select! {
             idle = idle => match idle {
-                Ok(()) => Ending::Idle,
+                Ok(()) => idle_or_failed(&running.status().await),
                 Err(error) => {
                     progress.aside(|| complain(&error.into()));
                     Ending::Failed
                 }
             },
+            () = running.until_dead() => Ending::Failed,
             _ = signals.recv() => Ending::Signal,
         };
         match ending {
             Ending::Idle => {}
+            Ending::StageFailed => tracing::info!("a stage has failed: draining; a signal aborts"),
             Ending::Signal => tracing::info!("draining; a second signal aborts"),
             Ending::Failed => tracing::info!("draining; a signal aborts"),
         }
         let stopped = tokio::select! {
-            stopped = end(running, &ending) => stopped,
+            stopped = running.stop(ending.deadline()) => stopped,
             _ = signals.recv() => {
                 progress.end();
                 say("aborted: what was in flight is handled again at the next start");
@@ -148,11 +155,23 @@ async fn tell_stats(watcher: Watcher, every: Duration) {
     }
 }
 
-async fn end(running: Running, ending: &Ending) -> Vec<Stopped> {
-    match ending {
-        // Nothing is in flight; this closes connections.
-        Ending::Idle => running.stop(Some(Duration::from_secs(10))).await,
-        Ending::Signal | Ending::Failed => running.stop(None).await,
+/// Why a run that waits until nothing is left to do has ended: also since a stage has failed.
+fn idle_or_failed(pipelines: &[PipelineStatus]) -> Ending {
+    let mut stages = pipelines.iter().flat_map(|pipeline| &pipeline.stages);
+    match stages.any(|stage| stage.state == StageState::Failed) {
+        true => Ending::StageFailed,
+        false => Ending::Idle,
+    }
+}
+
+impl Ending {
+    /// After which time what is in flight is given back; `None` for the pipeline's `stop_deadline`.
+    fn deadline(self) -> Option<Duration> {
+        match self {
+            // Nothing is in flight; this closes connections.
+            Self::Idle => Some(Duration::from_secs(10)),
+            Self::StageFailed | Self::Signal | Self::Failed => None,
+        }
     }
 }
 

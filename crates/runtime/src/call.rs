@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use brigade_core::component::{AnyComponent, Context, Handling, Parsed};
 use brigade_core::{BoxError, Cause, CauseKind};
@@ -50,6 +51,28 @@ pub(crate) fn call_blocking(
             }
         }
     }
+}
+
+/// What a lane's workers are cloned from: the component after its `init`.
+pub(crate) struct Template(Mutex<Box<dyn AnyComponent>>);
+
+impl Template {
+    pub(crate) fn new(component: Box<dyn AnyComponent>) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(component)))
+    }
+
+    pub(crate) fn fresh(&self) -> Box<dyn AnyComponent> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).fresh()
+    }
+}
+
+/// Copies a component: its `Clone` is the user's code.
+pub(crate) fn copied(
+    copy: impl FnOnce() -> Box<dyn AnyComponent>,
+) -> Result<Box<dyn AnyComponent>, String> {
+    catch_unwind(AssertUnwindSafe(copy)).map_err(|panic| {
+        format!("its component cannot be copied: `clone` panicked: {}", panic_text(panic))
+    })
 }
 
 /// Drops a value of the component's; a panic in that says nothing new.

@@ -16,6 +16,7 @@ use brigade_pipeline::{
 };
 use serde_json::json;
 
+use crate::call::copied;
 use crate::edge::Entry;
 use crate::plan::{Plan, QueueKeeper, QueuePlan, QueueTimings, StageEdges, StagePlan, Target};
 use crate::registry::{OpenState, Registry};
@@ -432,7 +433,9 @@ fn component(
     let wrong = |what: String| StartError::new(format!("stage `{}`: {what}", stage.name));
     match registry.component(name) {
         None => Err(wrong(format!("no component `{name}`"))),
-        Some(CatalogComponent::Registered(component)) => Ok(component.fresh()),
+        Some(CatalogComponent::Registered(component)) => {
+            copied(|| component.fresh()).map_err(wrong)
+        }
         Some(CatalogComponent::Factory(factory)) => {
             let site = StageSite {
                 stage: Arc::clone(&stage.name),

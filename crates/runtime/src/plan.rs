@@ -264,6 +264,17 @@ pub(crate) struct StageEdges {
 }
 
 impl Plan {
+    /// A number that changes whenever a message moves.
+    pub(crate) fn moved(&self) -> u64 {
+        let moved = self.stages.iter().map(|stage| {
+            let stats = &stage.stats;
+            let came = stats.received.get() + stats.calls.get();
+            let went = stats.acked.get() + stats.filtered.get() + stats.discarded.get();
+            came + went + stats.dead_lettered.get() + stats.requeued.get() + stats.released.get()
+        });
+        moved.sum()
+    }
+
     /// The stages whose outputs a stage reads.
     pub(crate) fn upstream_of(&self, stage: &str) -> &[Arc<str>] {
         self.all_stages.get(stage).map_or(&[], Vec::as_slice)

@@ -1,7 +1,10 @@
 //! One worker's handling of one delivery: check it, call the component, decide what becomes of it.
 
+use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use brigade_core::component::{
@@ -18,7 +21,7 @@ use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::call::{call, cause_of, drop_quietly, panic_text};
+use crate::call::{Template, call, cause_of, drop_quietly, panic_text};
 use crate::clock::now;
 use crate::edge::{read_value, receive, take_home};
 use crate::outbox::Outbox;
@@ -40,6 +43,13 @@ pub(crate) struct Runner {
     went: u64,
     /// How long it has waited for the stage's throttle since this was last taken.
     throttled: Duration,
+}
+
+impl Drop for Runner {
+    /// Its worker may end in the midst of what it was given.
+    fn drop(&mut self) {
+        self.count_calls();
+    }
 }
 
 /// What is the same for all workers of a stage.
@@ -157,6 +167,7 @@ impl Runner {
     pub(crate) async fn throttle(&mut self) {
         if self.site.stage.throttle.is_some() {
             let begun = Instant::now();
+            self.count_calls();
             self.site.throttle().await;
             self.throttled += begun.elapsed();
         }
@@ -189,6 +200,7 @@ impl Runner {
             return steps;
         }
         self.calls += 1;
+        self.count_calls();
         let attempts = self.attempt_batch(parsed, &contexts).await;
         if attempts.iter().any(|attempt| matches!(attempt, Attempt::Panicked(_))) {
             self.component = template.fresh();
@@ -201,16 +213,31 @@ impl Runner {
 
     /// Sends what waits to go over direct edges, and counts what was called.
     pub(crate) fn send(&mut self, lane: usize) {
-        self.site.stage.stats.calls.add(std::mem::take(&mut self.calls));
+        self.count_calls();
         self.site.send(&mut self.outbox, lane);
     }
 
+    /// Adds the calls since the last time to the stage's: together, as most take next to no time, and
+    /// before whatever may take long, as all workers of a stage share the count.
+    fn count_calls(&mut self) {
+        self.site.stage.stats.calls.add(std::mem::take(&mut self.calls));
+    }
+
     async fn attempt(&mut self, parsed: Option<Parsed>) -> Attempt {
-        let (component, cx) = (&mut self.component, &self.context);
-        let call = call(component.as_mut(), parsed, cx);
-        match self.site.stage.timeout {
-            None => call.await,
+        let Self { site, component, context, calls, .. } = self;
+        let call = call(component.as_mut(), parsed, context);
+        match site.stage.timeout {
+            None => {
+                let mut call = pin!(call);
+                let at_once = poll_fn(|cx| Poll::Ready(call.as_mut().poll(cx))).await;
+                if let Poll::Ready(attempt) = at_once {
+                    return attempt;
+                }
+                site.stage.stats.calls.add(std::mem::take(calls));
+                call.await
+            }
             Some(timeout) => {
+                site.stage.stats.calls.add(std::mem::take(calls));
                 let mut call = Box::pin(call);
                 let in_time = tokio::time::timeout(timeout, &mut call).await;
                 in_time.unwrap_or_else(|_| {
@@ -561,16 +588,3 @@ impl RunnerSite {
 
 /// The outputs of one message: for queues, and for stages fed directly, with their codec.
 type Routed = (Outputs, Vec<(u16, Message, Codec)>);
-
-/// What a lane's workers are cloned from: the component after its `init`.
-pub(crate) struct Template(Mutex<Box<dyn AnyComponent>>);
-
-impl Template {
-    pub(crate) fn new(component: Box<dyn AnyComponent>) -> Arc<Self> {
-        Arc::new(Self(Mutex::new(component)))
-    }
-
-    pub(crate) fn fresh(&self) -> Box<dyn AnyComponent> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).fresh()
-    }
-}

@@ -6,17 +6,17 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use brigade_core::connector::Producer;
-use futures_util::future::join_all;
-use tokio::sync::oneshot;
+use futures_util::future::{join_all, select_all};
+use tokio::sync::{oneshot, watch};
 use tokio::task::LocalSet;
 
 use crate::events::{EventSender, Events};
 use crate::lane::Home;
 use crate::pipeline::{Pipeline, StartError};
-use crate::plan::{Plan, QueueKeeper};
+use crate::plan::{Plan, QueueKeeper, StagePlan};
 use crate::states::UsedState;
-use crate::status::{PipelineStatus, QueueDepth, Stopped};
-use crate::tree::{Command, Tree};
+use crate::status::{PipelineStatus, QueueDepth, QueueTimes, StageState, StageStatus, Stopped};
+use crate::tree::{Command, IdleAs, Marks, Tree};
 
 /// Starts pipelines, on threads of its own, so that it can be embedded in any program: one with a
 /// tokio or actix runtime, another runtime, or none.
@@ -190,8 +190,9 @@ impl Launch {
                     let (name, deadline) = (plan.pipeline.to_string(), plan.stop_deadline);
                     states.push(UsedState::new(Arc::clone(&plan.env.state)));
                     let plan = Arc::new(plan);
-                    let addr = Tree::new(Arc::clone(&plan), events.clone(), home).start();
-                    trees.push(TreeHandle { name, deadline, addr, plan });
+                    let (alive, gone) = watch::channel(());
+                    let addr = Tree::new(Arc::clone(&plan), events.clone(), home, alive).start();
+                    trees.push(TreeHandle { name, deadline, addr, plan, gone });
                 }
                 Err(error) => {
                     stop_at_once(&trees).await;
@@ -201,11 +202,16 @@ impl Launch {
                 }
             }
         }
+        let watched = trees.clone();
         match ready.send(Ok(trees)) {
             // The caller no longer waits for what has started.
             Err(Ok(trees)) => stop_at_once(&trees).await,
             // Ends by a message, or when the handle is dropped.
-            _ => drop(stopped.await),
+            _ => tokio::select! {
+                biased;
+                _ = stopped => {}
+                () = tell_of_the_dead(&watched) => {}
+            },
         }
         for state in states {
             if let Err(error) = state.end().await {
@@ -213,6 +219,16 @@ impl Launch {
             }
         }
     }
+}
+
+/// Logs each supervisor of a pipeline that dies; never returns.
+async fn tell_of_the_dead(trees: &[TreeHandle]) {
+    let each = trees.iter().map(async |tree| {
+        tree.until_dead().await;
+        tracing::error!(pipeline = %tree.name, "{DIED}");
+    });
+    join_all(each).await;
+    std::future::pending().await
 }
 
 /// Ends pipelines for which there is no handle.
@@ -229,9 +245,42 @@ struct TreeHandle {
     deadline: Duration,
     addr: Addr<Tree>,
     plan: Arc<Plan>,
+    /// Never changes; it is closed when the supervisor is gone.
+    gone: watch::Receiver<()>,
 }
 
+/// What is told of a pipeline's supervisor that has died. Nothing but its owner is left to tell it.
+const DIED: &str = "its supervisor has died, and all its stages with it: the log has the panic; this is a defect of \
+                    Brigade, please report it. What was in flight is handled again at the next start";
+
 impl TreeHandle {
+    /// Waits until it has ended, which it does early only if it panics.
+    async fn until_dead(&self) {
+        let mut gone = self.gone.clone();
+        while gone.changed().await.is_ok() {}
+    }
+
+    /// What is known of a pipeline whose supervisor can no longer say how it ended.
+    fn dead(&self) -> Stopped {
+        let Plan { stages, queues, pipeline, .. } = &*self.plan;
+        let error = || Some(DIED.to_owned());
+        let status = |stage: &Arc<StagePlan>| {
+            StageStatus::of(stage, stage.workers, StageState::Failed, error(), 0, queues)
+        };
+        Stopped {
+            status: PipelineStatus {
+                pipeline: pipeline.to_string(),
+                stages: stages.iter().map(status).collect(),
+                queues: queues.iter().map(|queue| QueueTimes::of(queue)).collect(),
+                unaccounted: Vec::new(),
+            },
+            failed: stages.iter().map(|stage| (stage.name.to_string(), DIED.to_owned())).collect(),
+            dead_letters: stages.iter().map(|stage| stage.stats.dead_lettered.get()).sum(),
+            given_back: 0,
+            took: Duration::ZERO,
+        }
+    }
+
     async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Option<T> {
         let (reply, answer) = oneshot::channel();
         self.addr.do_send(command(reply));
@@ -239,10 +288,10 @@ impl TreeHandle {
     }
 
     /// Sends a request that may be refused.
-    async fn order(
+    async fn order<T>(
         &self,
-        command: impl FnOnce(oneshot::Sender<Result<(), String>>) -> Command,
-    ) -> Result<(), CommandError> {
+        command: impl FnOnce(oneshot::Sender<Result<T, String>>) -> Command,
+    ) -> Result<T, CommandError> {
         match self.ask(command).await {
             Some(answer) => answer.map_err(CommandError),
             None => Err(CommandError(format!("pipeline `{}` has stopped", self.name))),
@@ -360,7 +409,8 @@ impl Running {
     /// run, `pipeline/stage`.
     ///
     /// # Errors
-    /// There is no such stage, or it is not running.
+    /// There is no such stage, or it is not running; or it is resumed, is stopped or fails before it has
+    /// paused.
     pub async fn pause(&self, stage: &str) -> Result<(), CommandError> {
         let (tree, stage) = self.find(stage)?;
         tree.order(|reply| Command::Pause { stage, reply }).await
@@ -369,15 +419,16 @@ impl Running {
     /// Like [`pause`](Running::pause), but waits until nothing of the stage is in flight.
     ///
     /// # Errors
-    /// There is no such stage, or it is not running.
+    /// There is no such stage, or it is not running; or it is resumed, is stopped or fails meanwhile.
     pub async fn drain_stage(&self, stage: &str) -> Result<(), CommandError> {
         let (tree, stage) = self.find(stage)?;
         tree.order(|reply| Command::Drain { stage, reply }).await
     }
 
     /// Stops pulling for a stage, waits until nothing of it is in flight (at most until the
-    /// deadline), gives back the rest, and ends its actors. [`resume`](Running::resume) starts it
-    /// again.
+    /// deadline), gives back the rest, and ends its actors. A call that has not ended 10 s later is
+    /// left to itself, and what its consumer holds is given back, within another 10 s.
+    /// [`resume`](Running::resume) starts the stage again.
     ///
     /// # Errors
     /// There is no such stage, or it is not running.
@@ -414,17 +465,38 @@ impl Running {
     /// Waits until nothing is left to do: finite inputs are at their end, queues are empty for
     /// every process, nothing is in flight, and every upstream stage, in whichever process, has
     /// finished. `quiet` is for queues that cannot tell whether they are empty: they count as empty
-    /// when nothing has come for this long. Also returns when a stage has failed. A stage that was
+    /// when nothing has come for this long. Several pipelines have nothing left when all of them have
+    /// not at the same time. Also returns when a stage has failed. A stage that was
     /// stopped is not waited for, whatever is on its queues; one that is paused is.
     ///
     /// # Errors
     /// A queue cannot tell whether it is empty, and no `quiet` is given; or the state cannot be
     /// read.
     pub async fn until_idle(&self, quiet: Option<Duration>) -> Result<(), CommandError> {
-        for tree in &self.trees {
-            tree.order(|reply| Command::Idle { quiet, reply }).await?;
+        let moved = || self.trees.iter().map(|tree| tree.plan.moved()).collect::<Vec<_>>();
+        let mut runs: Vec<Option<Marks>> = vec![None; self.trees.len()];
+        // One may give work to another after that was found idle: all are if each was found so while
+        // nothing moved in any.
+        loop {
+            let before = moved();
+            for (tree, run) in self.trees.iter().zip(&mut runs) {
+                let known = run.take();
+                let idle = tree.order(|reply| Command::Idle { quiet, run: known, reply }).await?;
+                if let IdleAs::Finished(finished) = idle {
+                    *run = Some(finished);
+                }
+            }
+            let hopeless = runs.iter().any(Option::is_none);
+            if hopeless || self.trees.len() == 1 || moved() == before {
+                return Ok(());
+            }
         }
-        Ok(())
+    }
+
+    /// Waits until the supervisor of one of the pipelines has died, which is a defect of Brigade: the
+    /// stages of that pipeline are gone then, and [`stop`](Running::stop) reports them as failed.
+    pub async fn until_dead(&self) {
+        select_all(self.trees.iter().map(|tree| Box::pin(tree.until_dead()))).await;
     }
 
     /// Stops pulling, resolves everything in flight however long it takes, flushes, and ends. What
@@ -440,7 +512,7 @@ impl Running {
         self.end(|own| Some(deadline.unwrap_or(own))).await
     }
 
-    /// Kills an actor of a stage, as if by a defect in Brigade: `worker`, `consumer` or `producer`.
+    /// Kills an actor of a stage, as if by a defect in Brigade: `worker`, `consumer`, `producer` or `supervisor`.
     /// For tests.
     ///
     /// # Errors
@@ -479,8 +551,8 @@ impl Running {
             asked.push(answer);
         }
         let mut all = Vec::new();
-        for answer in asked {
-            all.extend(answer.await.ok());
+        for (tree, answer) in self.trees.iter().zip(asked) {
+            all.push(answer.await.unwrap_or_else(|_| tree.dead()));
         }
         drop(self.stop);
         // Nothing is ever sent.

@@ -9,11 +9,12 @@ mod stop;
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use actix::prelude::*;
 use brigade_core::books::Books;
 use brigade_core::restart::{Restart, RestartBudget};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::events::{Event, EventSender};
@@ -22,7 +23,8 @@ use crate::plan::Plan;
 use crate::status::{PipelineStatus, QueueTimes, StageState, StageStatus, Unaccounted};
 
 pub(crate) use command::Command;
-use line::{Line, Producers};
+pub(crate) use idle::{IdleAs, Marks};
+use line::{ConsumerEntry, Line, Producers};
 
 /// What the actors report to their supervisor.
 #[derive(Message)]
@@ -110,6 +112,8 @@ pub(crate) struct Tree {
     stages: Vec<StageEntry>,
     /// The lines, by their roots.
     lines: HashMap<u16, Line>,
+    /// Consumers of stages that were stopped whose lanes are stuck in a call: they end when it does.
+    left: Vec<ConsumerEntry>,
     producers: Arc<Producers>,
     events: EventSender,
     /// Actors that died while the line they belong to was not in `lines`.
@@ -128,10 +132,18 @@ pub(crate) struct Tree {
     stopping: bool,
     /// Nothing is waited for any more.
     closing: bool,
+    /// Dropped with it, which tells that it is gone.
+    _alive: watch::Sender<()>,
 }
 
 impl Tree {
-    pub(crate) fn new(plan: Arc<Plan>, events: EventSender, home: Home) -> Self {
+    /// The supervisor of a pipeline; `alive` is dropped with it, also if a panic ends it.
+    pub(crate) fn new(
+        plan: Arc<Plan>,
+        events: EventSender,
+        home: Home,
+        alive: watch::Sender<()>,
+    ) -> Self {
         let stages = plan.stages.iter().map(|stage| StageEntry {
             state: StageState::Starting,
             error: None,
@@ -143,6 +155,7 @@ impl Tree {
             stages: stages.collect(),
             lanes: Some(Lanes::start(plan.lanes, home)),
             lines: HashMap::new(),
+            left: Vec::new(),
             producers,
             plan,
             events,
@@ -155,6 +168,7 @@ impl Tree {
             unaccounted: Vec::new(),
             stopping: false,
             closing: false,
+            _alive: alive,
         }
     }
 
@@ -242,7 +256,10 @@ impl Tree {
         let numbered = self.plan.stages.iter().zip(&self.stages);
         let stages = numbered.map(|(stage, entry)| {
             let line = self.lines.get(&self.root_of(stage.index));
-            let in_flight = line.map_or(0, |line| line.in_flight(stage.index));
+            let left = self.left.iter();
+            let left = left.filter(|entry| entry.stage == stage.index && entry.is_open());
+            let left: usize = left.map(|entry| entry.control.in_flight.load(Relaxed)).sum();
+            let in_flight = left + line.map_or(0, |line| line.in_flight(stage.index));
             let (workers, error) = (entry.workers, entry.error.clone());
             StageStatus::of(stage, workers, entry.state, error, in_flight, &self.plan.queues)
         });

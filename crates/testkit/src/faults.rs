@@ -1,5 +1,6 @@
 //! Faults at chosen points of a trial: component calls that go wrong, queues that take nothing.
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -126,14 +127,27 @@ pub(crate) struct Unsteady {
     pub(crate) memory: Memory,
     /// Queues, and which batches they do not take, counted from 1.
     pub(crate) outages: Vec<(String, RangeInclusive<u64>)>,
-    pub(crate) stalls: Vec<Stalls>,
+    /// By queue.
+    pub(crate) stalls: BTreeMap<String, Stalls>,
     /// The dead letters that the queues have taken.
     pub(crate) kept: Arc<Kept>,
 }
 
-/// A queue, which of its pulls stall (counted from 1 over all its consumers), and how many pulls
-/// there were.
-pub(crate) type Stalls = (String, RangeInclusive<u64>, Arc<AtomicU64>);
+/// Which pulls of a queue stall (counted from 1 over all its consumers).
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Stalls {
+    pub(crate) planned: Vec<RangeInclusive<u64>>,
+    /// How many pulls there were.
+    pulls: Arc<AtomicU64>,
+}
+
+impl Stalls {
+    /// Counts a pull; returns whether it stalls.
+    fn next(&self) -> bool {
+        let number = self.pulls.fetch_add(1, Ordering::Relaxed) + 1;
+        self.planned.iter().any(|pulls| pulls.contains(&number))
+    }
+}
 
 #[async_trait]
 impl LikeConnector for Unsteady {
@@ -148,13 +162,9 @@ impl LikeConnector for Unsteady {
         env: &ConnectorEnv,
     ) -> Result<Arc<dyn Consumer>, ConnectorError> {
         let inner = self.memory.consumer(queue, reader, env).await?;
-        let Some((_, stalls, pulls)) = self.stalls.iter().find(|(name, ..)| **name == *queue.name)
-        else {
-            return Ok(inner);
-        };
-        let (stalls, pulls) = (stalls.clone(), Arc::clone(pulls));
+        let Some(stalls) = self.stalls.get(&*queue.name).cloned() else { return Ok(inner) };
         let (queue, closed) = (Arc::clone(&queue.name), AtomicBool::new(false));
-        Ok(Arc::new(Like(UnsteadyConsumer { inner, queue, stalls, pulls, closed })))
+        Ok(Arc::new(Like(UnsteadyConsumer { inner, queue, stalls, closed })))
     }
 
     async fn producer(
@@ -176,8 +186,7 @@ impl LikeConnector for Unsteady {
 struct UnsteadyConsumer {
     inner: Arc<dyn Consumer>,
     queue: Arc<str>,
-    stalls: RangeInclusive<u64>,
-    pulls: Arc<AtomicU64>,
+    stalls: Stalls,
     /// Once set, it answers nothing any more, like a consumer whose connection is gone.
     closed: AtomicBool,
 }
@@ -189,8 +198,7 @@ impl LikeConsumer for UnsteadyConsumer {
     }
 
     async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
-        let number = self.pulls.fetch_add(1, Ordering::Relaxed) + 1;
-        match self.stalls.contains(&number) {
+        match self.stalls.next() {
             true => Err(ConnectorError::stalled("a stall of the trial")),
             false => self.inner.consume(want).await,
         }

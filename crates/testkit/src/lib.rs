@@ -62,6 +62,7 @@ macro_rules! conformance {
             a_full_queue_says_so_and_takes_more_when_there_is_room,
             a_full_queue_that_refuses_refuses,
             an_id_that_is_put_twice_is_stored_once,
+            what_is_put_without_an_id_has_one_of_its_own,
             a_parked_message_holds_its_key_until_it_is_released,
             an_ack_and_its_writes_are_one,
             a_lost_lease_writes_nothing,

@@ -53,7 +53,7 @@ pub struct TrialSetup {
     pipeline: Pipeline,
     faults: BTreeMap<String, Vec<Planned>>,
     outages: Vec<(String, RangeInclusive<u64>)>,
-    stalls: Vec<Stalls>,
+    stalls: BTreeMap<String, Stalls>,
 }
 
 impl TrialSetup {
@@ -76,7 +76,7 @@ impl TrialSetup {
     /// connection has to be reopened.
     #[must_use]
     pub fn stall(mut self, queue: &str, pulls: RangeInclusive<u64>) -> Self {
-        self.stalls.push((queue.to_owned(), pulls, Arc::default()));
+        self.stalls.entry(queue.to_owned()).or_default().planned.push(pulls);
         self
     }
 
@@ -129,7 +129,7 @@ impl fmt::Debug for TrialSetup {
 fn can_come(
     pipeline: &Pipeline,
     outages: &[(String, RangeInclusive<u64>)],
-    stalls: &[Stalls],
+    stalls: &BTreeMap<String, Stalls>,
 ) -> Result<(), StartError> {
     let topology = pipeline.topology();
     let stages = || topology.stages.values();
@@ -140,7 +140,7 @@ fn can_come(
     let read: BTreeSet<&str> =
         stages().flat_map(|stage| stage.input_queues()).map(|queue| &**queue).collect();
     let outages = outages.iter().map(|(queue, _)| ("an outage", queue, "written", &written));
-    let stalls = stalls.iter().map(|(queue, ..)| ("a stall", queue, "read", &read));
+    let stalls = stalls.keys().map(|queue| ("a stall", queue, "read", &read));
     for (what, queue, done, known) in outages.chain(stalls) {
         if !known.contains(queue.as_str()) {
             let known = listed(known.iter().copied());
@@ -200,7 +200,12 @@ impl Trial {
     /// # Ok(()) }
     /// ```
     pub fn of(pipeline: Pipeline) -> TrialSetup {
-        TrialSetup { pipeline, faults: BTreeMap::new(), outages: Vec::new(), stalls: Vec::new() }
+        TrialSetup {
+            pipeline,
+            faults: BTreeMap::new(),
+            outages: Vec::new(),
+            stalls: BTreeMap::new(),
+        }
     }
 
     /// Starts a trial without faults; see [`of`](Trial::of).

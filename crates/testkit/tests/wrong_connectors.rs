@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use brigade_core::MessageId;
 use brigade_core::connector::{
     Acked, Connector, ConnectorEnv, ConnectorError, Consumer, Failed, FailedReason, Incoming, Lag,
     Limit, Outgoing, Produced, Producer, QueueSpec, Reader, Receipt, Want,
@@ -37,6 +38,7 @@ enum Fault {
     IgnoresTheBytesWanted,
     LosesWhenDisturbed,
     ForgetsAcksWhenDisturbed,
+    GivesOneIdToAll,
 }
 
 /// Memory queues with a fault.
@@ -105,6 +107,9 @@ impl LikeConsumer for WrongConsumer {
         let mut taken = self.inner.consume(Want { bytes, ..want }).await?;
         match self.fault {
             Fault::ReversesTheOrder => taken.reverse(),
+            Fault::GivesOneIdToAll => {
+                taken.iter_mut().for_each(|incoming| incoming.message.id = MessageId(1));
+            }
             // One blow is over before anything is taken: the suite waits for it with the next.
             Fault::LosesWhenDisturbed if self.blow.swap(false, Relaxed) => {
                 let lost = taken.pop().into_iter().map(|incoming| incoming.receipt);
@@ -232,6 +237,8 @@ found! {
         "assertion failed: taken";
     ignored_bytes: IgnoresTheBytesWanted by no_more_bytes_come_than_are_wanted,
         "not more bytes than are wanted";
+    one_id_for_all: GivesOneIdToAll by what_is_put_without_an_id_has_one_of_its_own,
+        "two messages have the same id";
     acks_that_a_blow_undoes: ForgetsAcksWhenDisturbed by a_disturbed_backend_loses_nothing,
         "it came again after its ack was answered";
 }

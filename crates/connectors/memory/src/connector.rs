@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use brigade_core::Message;
 use brigade_core::connector::{
     Connector, ConnectorEnv, ConnectorError, Consumer, Features, Limit, Problem, Producer,
     QueueSpec, Reader,
 };
+use brigade_core::{IncarnationId, Message, MessageId};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
@@ -57,9 +57,13 @@ pub struct Memory {
 type Queues = HashMap<(String, String), Arc<Queue>>;
 
 /// A queue: its groups, and what wakes those that wait for it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Queue {
     groups: Mutex<HashMap<Arc<str>, Group>>,
+    /// Random: the outputs of its messages may be on queues that last longer than this process.
+    incarnation: IncarnationId,
+    /// How many messages without an id were put.
+    nameless: AtomicU64,
     /// Something can be handed out.
     pub(crate) filled: Notify,
     /// There is room.
@@ -85,7 +89,8 @@ impl Memory {
         Self { number, queues: Arc::default() }
     }
 
-    /// Puts messages on a queue that one stage reads, ignoring its limit.
+    /// Puts messages on a queue that one stage reads, ignoring its limit. Each one without an id
+    /// gets one of its own.
     pub fn put(&self, pipeline: &str, queue: &str, messages: impl IntoIterator<Item = Message>) {
         let queue = self.queue(pipeline, queue);
         let mut groups = queue.groups();
@@ -94,6 +99,7 @@ impl Memory {
             false => groups.keys().cloned().collect(),
         };
         for message in messages {
+            let message = queue.named(message);
             for group in &known {
                 groups.entry(Arc::clone(group)).or_default().put(message.clone(), None);
             }
@@ -137,7 +143,29 @@ impl Memory {
     }
 }
 
+impl Default for Queue {
+    fn default() -> Self {
+        Self {
+            groups: Mutex::default(),
+            incarnation: IncarnationId(fastrand::u128(..)),
+            nameless: AtomicU64::new(0),
+            filled: Notify::new(),
+            emptied: Notify::new(),
+        }
+    }
+}
+
 impl Queue {
+    /// The message with an id of its own, the same for all groups, if it has none: those of its
+    /// outputs are derived from it, and messages with the same id are one message.
+    pub(crate) fn named(&self, mut message: Message) -> Message {
+        if message.id == MessageId::default() {
+            let position = self.nameless.fetch_add(1, Ordering::Relaxed);
+            message.id = MessageId::root(self.incarnation, position);
+        }
+        message
+    }
+
     pub(crate) fn groups(&self) -> MutexGuard<'_, HashMap<Arc<str>, Group>> {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -54,8 +54,9 @@ impl MemoryProducer {
                 break;
             }
             let at = outgoing.delay.map(|delay| now + delay.min(DELAY_MAX));
+            let message = self.queue.named(outgoing.message.clone());
             for group in groups.values_mut() {
-                group.put(outgoing.message.clone(), at);
+                group.put(message.clone(), at);
             }
             put += 1;
         }

@@ -119,6 +119,9 @@ impl Actor for Consumer {
             match result {
                 // It died: the supervisor reopens its connection.
                 Err(End::Stalled) => return ctx.stop(),
+                // Told to end, it may find its connection closed: that is no failure of the stage, which
+                // may have been started again by then.
+                Err(End::Failed(_)) if control.mode() == Mode::Stopping => {}
                 Err(End::Failed(error)) => report.failed(stage, error),
                 Ok(()) => {}
             }

@@ -12,8 +12,9 @@ use tokio::time::Instant;
 use super::blocking::BlockingThread;
 use super::desk::{Desk, Item};
 use super::{Crash, Halt};
+use crate::call::Template;
 use crate::pool::{CHUNK_MAX, Port};
-use crate::runner::{Runner, RunnerSite, Template};
+use crate::runner::{Runner, RunnerSite};
 use crate::tree::Exit;
 
 /// A chunk of deliveries for a worker. One that never arrives is recorded in the books as lost.
@@ -78,7 +79,8 @@ impl Actor for Worker {
                 Err(error) => {
                     tracing::error!(
                         stage = %self.site.stage.name, %error,
-                        "cannot start a thread for a component that blocks: check `ulimit -u` and the memory that is left"
+                        "cannot start a thread for a component that blocks: check `ulimit -u`, `ulimit -n` (each has a runtime, \
+                         which opens files) and the memory that is left"
                     );
                     ctx.stop();
                 }

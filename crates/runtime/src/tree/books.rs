@@ -6,7 +6,7 @@ use actix::prelude::*;
 use brigade_core::books::Page;
 
 use super::Tree;
-use super::line::Line;
+use super::line::{ConsumerEntry, Line};
 use crate::status::{PlaceKind, Unaccounted};
 
 /// How often the books are closed; what does not add up is reported at the third closing.
@@ -28,6 +28,7 @@ pub(super) enum Party {
 impl Tree {
     /// Closes the books, and schedules the next closing.
     pub(super) fn close_books(&mut self, ctx: &mut Context<Self>) {
+        self.left.retain(ConsumerEntry::is_open);
         let pages: Vec<_> = self.lines.values().flat_map(Line::pages).collect();
         let before = std::mem::take(&mut self.unaccounted);
         for ((stage, party), messages) in self.books.close(pages) {

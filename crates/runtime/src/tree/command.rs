@@ -9,8 +9,10 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::Tree;
+use super::idle::{IdleAs, Marks};
 use super::line::{ConsumerEntry, Line};
 use super::start::StartFailure;
+use super::stop::CLOSE;
 use crate::actors::Mode;
 use crate::status::{PipelineStatus, QueueDepth, StageState, Stopped};
 
@@ -40,8 +42,12 @@ pub(crate) enum Command {
     Scale { stage: String, workers: usize, reply: Reply },
     /// Stop pulling, resolve everything, at most until a deadline, and end.
     Stop { deadline: Option<Duration>, reply: oneshot::Sender<Stopped> },
-    /// Wait until nothing is left to do.
-    Idle { quiet: Option<Duration>, reply: oneshot::Sender<Result<(), String>> },
+    /// Wait until nothing is left to do, within the run of an earlier such request, if there was one.
+    Idle {
+        quiet: Option<Duration>,
+        run: Option<Marks>,
+        reply: oneshot::Sender<Result<IdleAs, String>>,
+    },
     /// Kill an actor of a stage, as if by a defect in Brigade.
     Crash { stage: String, actor: &'static str, reply: Reply },
     /// Make a stage do something wrong, once.
@@ -70,7 +76,8 @@ impl Handler<Command> for Tree {
             Command::Sabotage { stage, defect, reply } => {
                 drop(reply.send(self.sabotage(&stage, defect)));
             }
-            Command::Idle { quiet, reply } => self.wait_until_idle(quiet, reply, ctx),
+            Command::Idle { quiet, run, reply } => self.wait_until_idle(quiet, run, reply, ctx),
+            Command::Crash { actor: "supervisor", .. } => panic!("killed by a test"),
             Command::Crash { stage, actor, reply } => {
                 let crashed = self.stage_number(&stage).and_then(|number| {
                     let line = self.lines.get(&self.root_of(number));
@@ -131,8 +138,8 @@ impl Tree {
         Ok(())
     }
 
-    /// The numbers of a stage and its root, if the stage may be paused, resumed or scaled now.
-    fn startable(&self, name: &str, states: &[StageState]) -> Result<(u16, u16), String> {
+    /// The number of a stage, if it is in one of these states and not about to leave it.
+    fn in_state(&self, name: &str, states: &[StageState]) -> Result<u16, String> {
         let stage = self.stage_number(name)?;
         let state = self.stages[usize::from(stage)].state;
         if self.stopping || !states.contains(&state) {
@@ -140,6 +147,12 @@ impl Tree {
             let wanted = wanted.join(" or ");
             return Err(format!("stage `{name}` is {state}; for this it has to be {wanted}"));
         }
+        Ok(stage)
+    }
+
+    /// The numbers of a stage and its root, if the stage may be paused, resumed or scaled now.
+    fn startable(&self, name: &str, states: &[StageState]) -> Result<(u16, u16), String> {
+        let stage = self.in_state(name, states)?;
         let root = self.root_of(stage);
         if root != stage && states.contains(&StageState::Paused) {
             let upstream = &self.plan.stages[usize::from(root)].name;
@@ -191,19 +204,40 @@ impl Tree {
     /// Answers when no more is pulled.
     fn pause_and_tell(&mut self, name: &str, reply: Reply, ctx: &mut Context<Self>) {
         match self.pause(name) {
-            Ok(root) => {
-                let paused = |line: &Line| line.has_heard();
-                self.when(root, None, paused, ctx, |_, _| drop(reply.send(Ok(()))));
-            }
+            Ok(_) => self.tell_when_paused(name.to_owned(), Line::has_heard, reply, ctx),
             Err(error) => drop(reply.send(Err(error))),
         }
     }
 
     fn drain(&mut self, name: &str, reply: Reply, ctx: &mut Context<Self>) {
         match self.pause(name) {
-            Ok(root) => self.when(root, None, Line::is_quiet, ctx, |_, _| drop(reply.send(Ok(())))),
+            Ok(_) => self.tell_when_paused(name.to_owned(), Line::is_quiet, reply, ctx),
             Err(error) => drop(reply.send(Err(error))),
         }
+    }
+
+    /// Answers once the line of a paused stage fulfils a condition; or that it is paused no longer, as
+    /// another call has resumed or stopped it, or it has failed: the condition may never be met then.
+    fn tell_when_paused(
+        &mut self,
+        name: String,
+        is_so: fn(&Line) -> bool,
+        reply: Reply,
+        ctx: &mut Context<Self>,
+    ) {
+        let line = |stage: u16| self.lines.get(&self.root_of(stage));
+        let answer = match self.in_state(&name, &[StageState::Paused]) {
+            Ok(stage) if line(stage).is_none_or(is_so) => Ok(()),
+            Ok(_) => {
+                ctx.run_later(LOOK, move |tree, ctx| {
+                    tree.tell_when_paused(name, is_so, reply, ctx);
+                });
+                return;
+            }
+            Err(error) => Err(error),
+        };
+        // The caller may be gone.
+        let _ = reply.send(answer);
     }
 
     fn end_stage(
@@ -225,24 +259,42 @@ impl Tree {
             if let Some(line) = tree.lines.get(&root) {
                 line.set_mode(Mode::Stopping);
             }
-            tree.end_when_closed(root, reply, ctx);
+            tree.end_when_closed(root, Instant::now(), reply, ctx);
         });
     }
 
-    fn end_when_closed(&mut self, root: u16, reply: Reply, ctx: &mut Context<Self>) {
+    /// Ends the actors of a line once its consumers have ended, at most [`CLOSE`] after `closing`: one
+    /// whose lane is stuck in a call does not.
+    fn end_when_closed(
+        &mut self,
+        root: u16,
+        closing: Instant,
+        reply: Reply,
+        ctx: &mut Context<Self>,
+    ) {
         if self.stages[usize::from(root)].state == StageState::Failed {
             let name = &self.plan.stages[usize::from(root)].name;
             return drop(reply.send(Err(format!("stage `{name}` is {}", StageState::Failed))));
         }
-        if self.lines.get(&root).is_some_and(|line| !line.is_closed()) {
-            ctx.run_later(LOOK, move |tree, ctx| tree.end_when_closed(root, reply, ctx));
+        let open = self.lines.get(&root).is_some_and(|line| !line.is_closed());
+        if open && closing.elapsed() < CLOSE {
+            ctx.run_later(LOOK, move |tree, ctx| tree.end_when_closed(root, closing, reply, ctx));
             return;
         }
         let close = self.lines.remove(&root).map(|line| {
-            let close = line.close_deserted();
+            let close = line.close_open();
+            self.left.retain(ConsumerEntry::is_open);
+            self.left.extend(line.consumers().filter(|entry| entry.is_open()).cloned());
             line.end();
-            close
+            tokio::time::timeout(CLOSE, close)
         });
+        if open {
+            let name = &self.plan.stages[usize::from(root)].name;
+            tracing::warn!(
+                stage = %name,
+                "a call has not ended, or a queue does not answer: what is held comes again"
+            );
+        }
         let close = OptionFuture::from(close).into_actor(self);
         ctx.spawn(close.map(move |_, tree, _| {
             for member in tree.plan.line(root) {

@@ -37,7 +37,15 @@ struct Watch {
     counted: (u64, Instant),
     /// When the missing stages were last logged.
     told: Option<Instant>,
-    reply: Option<oneshot::Sender<Result<(), String>>>,
+    reply: Option<oneshot::Sender<Result<IdleAs, String>>>,
+}
+
+/// Why a wait until nothing is left to do has ended.
+pub(crate) enum IdleAs {
+    /// Nothing is left; with the run in which that was so.
+    Finished(Marks),
+    /// What is left cannot be done: a stage has failed, or the pipeline is stopping.
+    Hopeless,
 }
 
 impl Tree {
@@ -46,17 +54,24 @@ impl Tree {
     pub(super) fn wait_until_idle(
         &mut self,
         quiet: Option<Duration>,
-        reply: oneshot::Sender<Result<(), String>>,
+        run: Option<Marks>,
+        reply: oneshot::Sender<Result<IdleAs, String>>,
         ctx: &mut Context<Self>,
     ) {
         if reply.is_closed() {
             return;
         }
         let plan = Arc::clone(&self.plan);
-        let begin = async move { (Marks::begin(&plan).await, plan) };
-        ctx.spawn(begin.into_actor(self).map(move |(marks, plan), tree, ctx| match marks {
+        let begin = async move {
+            let marks = match &run {
+                Some(run) => run.again().await,
+                None => Marks::begin(&plan).await,
+            };
+            (marks, run, plan)
+        };
+        ctx.spawn(begin.into_actor(self).map(move |(marks, run, plan), tree, ctx| match marks {
             Err(error) if error.is_transient() => {
-                ctx.run_later(AWAY, move |tree, ctx| tree.wait_until_idle(quiet, reply, ctx));
+                ctx.run_later(AWAY, move |tree, ctx| tree.wait_until_idle(quiet, run, reply, ctx));
             }
             Err(error) => drop(reply.send(Err(error.to_string()))),
             Ok(marks) => {
@@ -74,10 +89,10 @@ impl Tree {
         let failed = self.stages.iter().any(|stage| stage.state == StageState::Failed);
         if failed || self.stopping {
             // What is left cannot be done: the run ends, and its exit code says so.
-            watch.answer(Ok(()));
+            watch.answer(Ok(IdleAs::Hopeless));
             return;
         }
-        let (count, started) = (self.count(), self.all_started());
+        let (count, started) = (self.plan.moved(), self.all_started());
         if watch.counted.0 != count {
             watch.counted = (count, Instant::now());
         }
@@ -90,7 +105,7 @@ impl Tree {
         ctx.spawn(look.into_actor(self).map(move |(seen, mut watch), tree, ctx| match seen {
             // The observations of all queues, made one after the other, held at one and the same
             // time.
-            Ok(Some(seen)) if tree.count() == count => {
+            Ok(Some(seen)) if tree.plan.moved() == count => {
                 watch.tell(&seen.missing);
                 tree.keep_what_is_finished(seen, watch, ctx);
             }
@@ -105,7 +120,10 @@ impl Tree {
         let all = seen.finished.len() == self.plan.stages.len();
         let keep = async move { (watch.marks.write(&seen).await, watch) };
         ctx.spawn(keep.into_actor(self).map(move |(kept, mut watch), _, ctx| match kept {
-            Ok(()) if all => watch.answer(Ok(())),
+            Ok(()) if all => {
+                let run = watch.marks.clone();
+                watch.answer(Ok(IdleAs::Finished(run)));
+            }
             Err(error) if !error.is_transient() => watch.answer(Err(error.to_string())),
             _ => {
                 ctx.run_later(LOOK, move |tree, ctx| tree.look_whether_idle(watch, ctx));
@@ -116,17 +134,6 @@ impl Tree {
     fn all_started(&self) -> bool {
         let started = |state| !matches!(state, StageState::Starting | StageState::Draining);
         self.scaling.is_empty() && self.stages.iter().all(|stage| started(stage.state))
-    }
-
-    /// A number that changes whenever a message moves.
-    fn count(&self) -> u64 {
-        let moved = self.plan.stages.iter().map(|stage| {
-            let stats = &stage.stats;
-            let came = stats.received.get() + stats.calls.get();
-            let went = stats.acked.get() + stats.filtered.get() + stats.discarded.get();
-            came + went + stats.dead_lettered.get() + stats.requeued.get() + stats.released.get()
-        });
-        moved.sum()
     }
 }
 
@@ -234,7 +241,7 @@ impl Watch {
         }
     }
 
-    fn answer(&mut self, answer: Result<(), String>) {
+    fn answer(&mut self, answer: Result<IdleAs, String>) {
         if let Some(reply) = self.reply.take() {
             // The caller may be gone.
             let _ = reply.send(answer);
@@ -253,8 +260,8 @@ fn not_yet(error: &ConnectorError) -> Result<bool, String> {
 /// number is one higher. A mark is the number of the run in which the stage finished. A process
 /// that starts removes the marks of its own stages: another live process that had written them
 /// writes them again, and those of a process that has ended say nothing about what has come since.
-/// a process that has ended say nothing of what has come since.
-struct Marks {
+#[derive(Clone)]
+pub(crate) struct Marks {
     state: Arc<dyn StateStore>,
     space: Arc<str>,
     run: u64,
@@ -262,12 +269,16 @@ struct Marks {
 
 const RUN: &str = "~run";
 
+/// The number of a run, as it is kept.
+fn number(bytes: &[u8]) -> Option<u64> {
+    std::str::from_utf8(bytes).ok()?.parse().ok()
+}
+
 impl Marks {
     async fn begin(plan: &Plan) -> Result<Self, ConnectorError> {
         let state = Arc::clone(&plan.env.state);
         let space: Arc<str> = format!("finished/{}", plan.pipeline).into();
         let kept = state.scan(&space, "").await?;
-        let number = |bytes: &[u8]| std::str::from_utf8(bytes).ok()?.parse::<u64>().ok();
         let run = kept.iter().find(|(name, _)| name == RUN).and_then(|(_, n)| number(n));
         let run = match run {
             None => 1,
@@ -284,6 +295,14 @@ impl Marks {
         let own = plan.stages.iter().map(|stage| mark(stage.name.to_string()));
         state.commit(own.chain([put]).collect()).await?;
         Ok(Self { state, space, run })
+    }
+
+    /// The same for another look of who has begun this run, or the one after it, if that has begun by
+    /// now: finished as it may be, it does not begin another one.
+    async fn again(&self) -> Result<Self, ConnectorError> {
+        let kept = self.state.load(&self.space, RUN).await?;
+        let run = kept.and_then(|bytes| number(&bytes)).unwrap_or(self.run);
+        Ok(Self { run, ..self.clone() })
     }
 
     /// The stages that are marked as finished in this run, by any process.

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 
 use actix::prelude::*;
-use brigade_core::component::Setup;
+use brigade_core::component::{AnyComponent, Setup};
 use brigade_core::connector::{
     ConnectorError, Consumer as ConnectorConsumer, Order, Producer as ConnectorProducer, Reader,
 };
@@ -21,12 +21,12 @@ use super::{Report, Who};
 use crate::actors::{
     Ahead, Consumer, ConsumerSite, Control, Crash, Mode, Outlet, Producer, Settler, Told, Worker,
 };
-use crate::call::panic_text;
+use crate::call::{Template, copied, panic_text};
 use crate::events::EventSender;
 use crate::lane::Lane;
 use crate::plan::{Plan, QueueKeeper, QueuePlan, StagePlan};
 use crate::pool::{Pool, Port};
-use crate::runner::{RunnerSite, Template};
+use crate::runner::RunnerSite;
 use crate::stats::Blocked;
 
 /// The producers of a process: one per queue, shared by its lanes and lines.
@@ -102,6 +102,11 @@ impl ConsumerEntry {
     /// Its queue and its lane.
     pub(super) fn place(&self) -> (u16, usize) {
         (self.place.queue, self.place.lane)
+    }
+
+    /// Whether its actor has not ended.
+    pub(super) fn is_open(&self) -> bool {
+        !self.control.stopped.load(Relaxed) && self.control.is_up()
     }
 }
 
@@ -257,24 +262,14 @@ impl Line {
             let workers =
                 self.pools[&stage].ports().iter().filter(|port| port.lane == lane).count();
             let setup = Setup { stage: Arc::clone(&plan.context), lane, workers };
-            let mut component = plan.component();
-            let init = move || async move {
-                let init = AssertUnwindSafe(component.init(&setup)).catch_unwind().await;
-                match init {
-                    Ok(Ok(())) => Ok(component),
-                    Ok(Err(error)) => Err(error.to_string()),
-                    Err(panic) => Err(format!("panicked: {}", panic_text(panic))),
-                }
-            };
+            let plan = Arc::clone(&plan);
+            let init = move || async move { initialised(&plan, &setup).await };
             let component = match self.ground.lanes[lane].run(init).await {
                 Some(result) => result,
                 None => Err("its lane has stopped".to_owned()),
             };
-            let component = component.map_err(|error| StartFailure {
-                stage,
-                error: format!("`init` of its component failed: {error}"),
-                kind: StartFailureKind::Init,
-            })?;
+            let kind = StartFailureKind::Init;
+            let component = component.map_err(|error| StartFailure { stage, error, kind })?;
             self.templates.insert((stage, lane), Template::new(component));
         }
         Ok(())
@@ -442,7 +437,7 @@ impl Line {
 
     /// Whether all consumers have ended.
     pub(super) fn is_closed(&self) -> bool {
-        self.consumers().all(|entry| entry.control.stopped.load(Relaxed) || !entry.control.is_up())
+        !self.consumers().any(ConsumerEntry::is_open)
     }
 
     /// Ends all actors; what they hold is given back.
@@ -527,6 +522,18 @@ impl Line {
             }
             _ => false,
         }
+    }
+}
+
+/// A copy of a stage's component, after its `init`. Both are the user's code, so they run on a lane, and
+/// a panic in them is the stage's failure.
+async fn initialised(plan: &StagePlan, setup: &Setup) -> Result<Box<dyn AnyComponent>, String> {
+    let mut component = copied(|| plan.component())?;
+    let failed = |error: String| format!("`init` of its component failed: {error}");
+    match AssertUnwindSafe(component.init(setup)).catch_unwind().await {
+        Ok(Ok(())) => Ok(component),
+        Ok(Err(error)) => Err(failed(error.to_string())),
+        Err(panic) => Err(failed(format!("panicked: {}", panic_text(panic)))),
     }
 }
 

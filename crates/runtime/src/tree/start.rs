@@ -97,6 +97,10 @@ impl Tree {
         tried: u32,
         ctx: &mut Context<Self>,
     ) {
+        if self.stopping {
+            // It may have failed only because its lane has ended; it is not started again anyway.
+            return self.tell_who_waits(root, Err("the pipeline is stopping".to_owned()));
+        }
         let StartFailure { stage, error, kind } = failure;
         let again = match kind {
             StartFailureKind::Permanent => Restart::GiveUp,

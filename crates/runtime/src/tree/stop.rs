@@ -20,7 +20,7 @@ const LOOK: Duration = Duration::from_millis(2);
 /// How often it logs which stages are late.
 const TELL: Duration = Duration::from_secs(5);
 /// How long consumers and producers may take to close once nothing is in flight.
-const CLOSE: Duration = Duration::from_secs(10);
+pub(super) const CLOSE: Duration = Duration::from_secs(10);
 
 /// A stop under way.
 struct Stop {
@@ -146,7 +146,7 @@ impl Tree {
     /// The consumers that have not ended.
     fn open(&self) -> impl Iterator<Item = &ConsumerEntry> {
         let all = self.lines.values().flat_map(|line| line.consumers());
-        all.filter(|entry| !entry.control.stopped.load(Relaxed) && entry.control.is_up())
+        all.chain(&self.left).filter(|entry| entry.is_open())
     }
 
     /// The stages with messages in flight, and how many.
