@@ -437,3 +437,64 @@ stages:
     out.sort_unstable();
     assert!(out.into_iter().eq(0..300), "everything, once");
 }
+
+#[tokio::test]
+async fn by_priority_a_later_input_waits_until_an_earlier_one_is_empty() {
+    let world = World::new();
+    let registry =
+        world.registry().component("pass", |n: u64| Ok::<_, Failure>(serde_json::json!(n)));
+    let yaml = "
+queues: { urgent: { type: memory }, rest: { type: memory }, out: { type: memory } }
+stages:
+  pass: { component: pass, input: { queues: [urgent, rest], priority: true }, outputs: [out], order: queue }
+";
+    world.put("rest", 1000..1020);
+    world.put("urgent", 0..200);
+    let running = world.start(yaml, &registry).await;
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    let out = world.numbers("out");
+    assert_eq!(out.len(), 220);
+    let first_of_the_rest = out.iter().position(|n| *n >= 1000).unwrap();
+    assert_eq!(first_of_the_rest, 200, "{out:?}");
+}
+
+/// A queue that takes its time to answer is not empty for that.
+#[tokio::test]
+async fn by_priority_a_later_input_also_waits_for_queues_on_disk() {
+    let world = World::new();
+    let handled = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&handled);
+    let note = move |n: u64| {
+        noted.lock().unwrap().push(n);
+        Ok::<_, Failure>(Emit::none())
+    };
+    let registry = world.registry().component("note", note);
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    let yaml = format!(
+        "
+queues:
+  urgent: {{ type: embedded, path: {path:?} }}
+  rest: {{ type: embedded, path: {path:?} }}
+stages:
+  note: {{ component: note, input: {{ queues: [urgent, rest], priority: true }} }}
+"
+    );
+    let running = world.start(&yaml, &registry).await;
+    eventually("it runs", async || running.is_ready().await).await;
+    running.pause("note").await.unwrap();
+    for (queue, numbers) in [("rest", 5000..7000_u64), ("urgent", 0..4000)] {
+        let producer = running.producer(queue).await.unwrap();
+        let messages: Vec<_> = numbers.map(|n| Message::new(n.to_string()).into()).collect();
+        let put = producer.produce(&messages).await.unwrap();
+        assert!(put.into_iter().all(|one| one.confirmed().is_ok()));
+    }
+    running.resume("note").await.unwrap();
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    let handled = handled.lock().unwrap();
+    assert_eq!(handled.len(), 6000);
+    let first_of_the_rest = handled.iter().position(|n| *n >= 5000).unwrap();
+    assert_eq!(first_of_the_rest, 4000);
+}

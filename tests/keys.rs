@@ -1,4 +1,4 @@
-//! What the keys of a stage and of a queue promise: timeout, throttle, priority, limits, parking,
+//! What the keys of a stage and of a queue promise: timeout, throttle, limits, parking,
 //! scaling, typed values over direct edges.
 #![allow(
     clippy::unwrap_used,
@@ -75,27 +75,6 @@ stages:
     // Ten at once, then one each 10 ms: the other 30 take 300 ms.
     assert!(took >= Duration::from_millis(280), "{took:?}");
     assert_eq!(times.len(), 40);
-}
-
-#[tokio::test]
-async fn by_priority_a_later_input_waits_until_an_earlier_one_is_empty() {
-    let world = World::new();
-    let registry =
-        world.registry().component("pass", |n: u64| Ok::<_, Failure>(serde_json::json!(n)));
-    let yaml = "
-queues: { urgent: { type: memory }, rest: { type: memory }, out: { type: memory } }
-stages:
-  pass: { component: pass, input: { queues: [urgent, rest], priority: true }, outputs: [out], order: queue }
-";
-    world.put("rest", 1000..1020);
-    world.put("urgent", 0..200);
-    let running = world.start(yaml, &registry).await;
-    running.until_idle(None).await.unwrap();
-    running.drain().await;
-    let out = world.numbers("out");
-    assert_eq!(out.len(), 220);
-    let first_of_the_rest = out.iter().position(|n| *n >= 1000).unwrap();
-    assert_eq!(first_of_the_rest, 200, "{out:?}");
 }
 
 #[tokio::test]

@@ -8,8 +8,8 @@
 
 mod common;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -447,5 +447,61 @@ stages:
         assert!(told.contains(&"c") && !told.contains(&"a"), "{told:?}");
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
         running.stop(None).await;
+    });
+}
+
+/// Little credit is used too: otherwise a quarter of the workers would wait for calls that take long.
+#[test]
+fn a_worker_works_while_all_the_others_are_held_up() {
+    let hour = 60 * MINUTE;
+    let times = Arc::new(Mutex::new(Vec::new()));
+    let noted = Arc::clone(&times);
+    let work = move |n: u64| {
+        noted.lock().unwrap().push((n, Instant::now()));
+        Ok::<_, Failure>(Emit::value(n))
+    };
+    paused(async move {
+        let registry = brigade::registry().component("work", work);
+        let yaml = one("work", "workers: 8, max_in_flight: { messages: 8 }");
+        let setup = of(&yaml, &registry).fault("first", 1..=7, Fault::Slow(hour));
+        let begun = Instant::now();
+        let (trial, took) = took(setup, 17).await;
+        assert_eq!(trial.outputs("out").len(), 17);
+        at_least(took, hour);
+        let times = times.lock().unwrap();
+        let quick = times.iter().filter(|(_, at)| *at - begun < MINUTE).count();
+        assert_eq!(quick, 10, "{times:?}");
+    });
+}
+
+/// What a component makes is larger than what it gets, and waits on a direct edge.
+#[test]
+fn what_waits_on_a_direct_edge_is_bounded_in_bytes() {
+    const MESSAGES: u64 = 800;
+    let (waiting, most) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let (added, noted) = (Arc::clone(&waiting), Arc::clone(&most));
+    let grow = move |_: u64| {
+        noted.fetch_max(added.fetch_add(1, Relaxed) + 1, Relaxed);
+        Ok::<_, Failure>(Emit::value("x".repeat(20_000)))
+    };
+    let hold = move |text: String| {
+        waiting.fetch_sub(1, Relaxed);
+        Ok::<_, Failure>(Emit::value(text.len()))
+    };
+    let yaml = "
+queues: { in: { type: memory }, out: { type: memory } }
+stages:
+  grow: { component: grow, input: in, max_in_flight: { bytes: 400KB } }
+  hold: { component: hold, input: grow, outputs: [out] }
+";
+    paused(async move {
+        let registry = brigade::registry().component("grow", grow).component("hold", hold);
+        let setup =
+            of(yaml, &registry).fault("hold", 1..=MESSAGES, Fault::Slow(Duration::from_secs(1)));
+        let (trial, _) = took(setup, MESSAGES).await;
+        assert_eq!(trial.outputs("out").len(), MESSAGES as usize);
+        // 20 fill the credit; as many as a worker gets at once may already have been dealt.
+        let most = most.load(Relaxed);
+        assert!(most <= 20 + 512 + 20, "{most} messages of 20 kB at once");
     });
 }

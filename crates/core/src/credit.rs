@@ -14,17 +14,19 @@ pub struct Credit {
 
 impl Credit {
     /// What may be pulled while `messages` and `bytes` are in flight; `None` means nothing.
-    ///
-    /// Returns `None` until enough of the messages' credit is free: a quarter of it, or `batch_max`
-    /// if that is less. So queues are asked for batches and not for every single message that is
-    /// settled.
     pub fn want(&self, messages: usize, bytes: usize, batch_max: usize) -> Option<Want> {
         let free = self.messages.saturating_sub(messages);
-        let worthwhile = free >= batch_max.min(self.messages.div_ceil(4)).max(1);
-        if !worthwhile || bytes >= self.bytes {
+        if free == 0 || bytes >= self.bytes {
             return None;
         }
         Some(Want { messages: free.min(batch_max.max(1)), bytes: self.bytes - bytes })
+    }
+
+    /// Whether it is worth waiting a moment before this is pulled: less than a quarter of the
+    /// messages' credit is free, and less than `batch_max`. So queues are asked for batches and not
+    /// for every single message that is settled.
+    pub fn is_little(&self, want: Want, batch_max: usize) -> bool {
+        want.messages < batch_max.min(self.messages.div_ceil(4)).max(1)
     }
 }
 
@@ -43,10 +45,14 @@ mod tests {
             match credit.want(in_flight, bytes, batch) {
                 Some(want) => {
                     prop_assert!(want.messages >= 1 && want.bytes >= 1);
+                    prop_assert!(in_flight > 0 || !credit.is_little(want, batch));
                     prop_assert!(in_flight + want.messages <= limit);
                     prop_assert!(bytes + want.bytes <= bytes_limit);
                 }
-                None => prop_assert!(in_flight > 0 || bytes > 0, "nothing would ever flow"),
+                None => prop_assert!(
+                    in_flight >= limit || bytes >= bytes_limit,
+                    "what is free would never be used"
+                ),
             }
         }
     }

@@ -111,10 +111,19 @@ pub enum Again {
 /// What became of a message in a component.
 #[derive(Debug, Default)]
 pub struct Done {
-    /// How many deliveries over direct edges it became; they share its slot.
-    pub children: u32,
+    /// The deliveries over direct edges that it became; they share its slot.
+    pub children: Children,
     /// What has to be written for it, if anything.
     pub made: Option<Box<Made>>,
+}
+
+/// The deliveries over direct edges that one delivery became.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Children {
+    /// How many.
+    pub count: u32,
+    /// How large their messages are together, in bytes.
+    pub size: usize,
 }
 
 /// What became of a message in one stage, to be written when the message is settled.
@@ -314,8 +323,8 @@ impl Delivery {
         std::mem::take(&mut self.guard).resolve(resolution);
     }
 
-    /// Reports that the component of this stage is done with it.
-    pub fn done(mut self, stage: u16, outputs: Outputs, written: Written, children: u32) {
+    /// Reports that the component of this stage is done with it, and made `children` of it.
+    pub fn done(mut self, stage: u16, outputs: Outputs, written: Written, children: Children) {
         let guard = std::mem::take(&mut self.guard);
         let writes_nothing = outputs.is_empty() && written.writes.is_empty();
         let made = Made { stage, delivery: self, outputs, written };
@@ -500,13 +509,13 @@ mod tests {
         let show = |key: &str| {
             unsettled.show(vec![crate::component::StateWrite { key: key.into(), value: None }])
         };
-        before.done(0, Outputs::new(), show("before"), 0);
+        before.done(0, Outputs::new(), show("before"), Children::default());
         assert_eq!(unsettled.get("before"), Some(None));
         assert!(!after.is_deserted());
         origin.close();
         assert_eq!(unsettled.get("before"), None);
         assert!(after.is_deserted());
-        after.done(0, Outputs::new(), show("after"), 0);
+        after.done(0, Outputs::new(), show("after"), Children::default());
         assert_eq!(unsettled.get("after"), None);
         assert!(taken(&origin).is_empty());
     }

@@ -20,6 +20,7 @@ pub struct Flights {
     free: Vec<Slot>,
     messages: usize,
     bytes: usize,
+    made: usize,
 }
 
 #[derive(Debug, Default)]
@@ -27,6 +28,8 @@ struct Entry {
     receipt: Option<Receipt>,
     since: Option<Since>,
     bytes: usize,
+    /// The bytes of what was made of it.
+    made: usize,
     /// Deliveries not yet resolved.
     open: u32,
     end: End,
@@ -87,7 +90,7 @@ impl Flights {
         });
         let end = End::default();
         let receipt = Some(receipt);
-        self.entries[slot.0 as usize] = Entry { receipt, since, bytes, open: 1, end };
+        self.entries[slot.0 as usize] = Entry { receipt, since, bytes, made: 0, open: 1, end };
         self.messages += 1;
         self.bytes += bytes;
         slot
@@ -100,15 +103,15 @@ impl Flights {
         let receipt = entry.receipt.expect("a guard resolves once, and only then is a slot freed");
         match resolution {
             Resolution::Done(Done { children, made }) => {
-                entry.open += children;
-                self.messages += children as usize;
+                entry.open += children.count;
+                self.messages += children.count as usize;
+                let mut bytes = children.size;
                 if let Some(made) = made {
-                    let sizes = made.outputs.iter().map(|(_, out)| out.message.size());
-                    let bytes: usize = sizes.sum();
-                    entry.bytes += bytes;
-                    self.bytes += bytes;
+                    bytes += made.outputs.iter().map(|(_, out)| out.message.size()).sum::<usize>();
                     entry.end.done.push(made);
                 }
+                entry.made += bytes;
+                self.made += bytes;
             }
             Resolution::DeadLettered(given_up) => entry.end.given_up.push(given_up),
             Resolution::Discarded => entry.end.discarded = true,
@@ -131,6 +134,7 @@ impl Flights {
         if entry.receipt.take().is_some() {
             self.messages -= 1;
             self.bytes -= entry.bytes;
+            self.made -= entry.made;
             self.free.push(slot);
         }
     }
@@ -140,9 +144,15 @@ impl Flights {
         self.messages
     }
 
-    /// Their bytes, including outputs that wait to be settled.
+    /// Their bytes, including [what was made of them](Flights::made).
     pub fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes + self.made
+    }
+
+    /// The bytes of what was made of messages that are not settled: their descendants, and outputs
+    /// that wait.
+    pub fn made(&self) -> usize {
+        self.made
     }
 
     /// Messages handed out by the consumer and not settled, without descendants.
@@ -164,11 +174,14 @@ impl Flights {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::delivery::Children;
     use proptest::prelude::*;
 
     const RECEIPT: Receipt = Receipt { position: 1, fence: 1 };
 
-    fn done(children: u32) -> Resolution {
+    /// Each child has 5 bytes.
+    fn done(count: u32) -> Resolution {
+        let children = Children { count, size: 5 * count as usize };
         Resolution::Done(Done { children, ..Done::default() })
     }
 
@@ -177,14 +190,14 @@ mod tests {
         let mut flights = Flights::default();
         let slot = flights.hand_out(RECEIPT, 10, None);
         assert!(flights.resolve(Resolved { slot, resolution: done(2) }).is_none());
-        assert_eq!(flights.messages(), 2);
+        assert_eq!((flights.messages(), flights.made(), flights.bytes()), (2, 10, 20));
         assert!(flights.resolve(Resolved { slot, resolution: done(0) }).is_none());
         let finished = flights.resolve(Resolved { slot, resolution: done(0) });
         assert!(!finished.expect("the last one").end.released);
         assert_eq!(flights.messages(), 1, "its credit is kept until it is settled");
         flights.settled(slot);
         assert!(flights.is_empty());
-        assert_eq!(flights.bytes(), 0);
+        assert_eq!((flights.made(), flights.bytes()), (0, 0));
     }
 
     #[test]
@@ -220,7 +233,7 @@ mod tests {
             }
             prop_assert_eq!(begun, ended);
             prop_assert!(flights.is_empty());
-            prop_assert_eq!(flights.bytes(), 0);
+            prop_assert_eq!((flights.made(), flights.bytes()), (0, 0));
             prop_assert!(flights.receipts().is_empty());
         }
     }

@@ -195,7 +195,7 @@ pub struct StageKeys {
     pub workers: u16,
     /// How many messages and bytes may be delivered and unresolved at once, in one process. The
     /// stage's inputs share this, each over as many lanes as read it; each may always have at least
-    /// one message.
+    /// one message. What stages on direct edges have counts for the stage that reads the queue.
     #[serde(default)]
     pub max_in_flight: InFlightKeys,
     /// In which order messages are handled.
@@ -267,8 +267,8 @@ pub enum InputKeys {
 pub struct ServedKeys {
     /// The queues.
     pub queues: Vec<String>,
-    /// Whether a queue is read only while those before it are empty. Default: all are served
-    /// equally.
+    /// Whether a queue is read only while those before it are empty, as far as they tell within a
+    /// second. Default: all are served equally.
     #[serde(default)]
     pub priority: bool,
 }

@@ -11,7 +11,9 @@ use brigade_core::component::{
     AnyComponent, Context, Emit, Emitted, HandleError, Parsed, StateWrite,
 };
 use brigade_core::connector::{Order, Outgoing};
-use brigade_core::delivery::{Again, Delivery, Outputs, Requeued, Resolution, ended_here};
+use brigade_core::delivery::{
+    Again, Children, Delivery, Outputs, Requeued, Resolution, ended_here,
+};
 use brigade_core::retry::{Retry, Waiting};
 use brigade_core::{Cause, CauseKind, Codec, Failure, Message, Period, Truncated};
 use brigade_pipeline::{Exhausted, Expiry};
@@ -28,6 +30,11 @@ use crate::outbox::Outbox;
 use crate::plan::{QueuePlan, StagePlan, Target};
 use crate::pool::Pool;
 use crate::tree::Report;
+
+/// A message that grows over a direct edge by no more than this many bytes keeps its place in its
+/// consumer's account; what grows by more is counted anew, so that `max_in_flight` bounds it. With
+/// the default of 4,096 messages in flight this is 1 MiB for each direct edge.
+const UNCOUNTED_MAX: usize = 256;
 
 /// A worker's component and everything it needs to handle deliveries.
 pub(crate) struct Runner {
@@ -447,6 +454,7 @@ impl RunnerSite {
         if writes.is_empty()
             && let [output] = &emitted[..]
             && !output.is_delayed()
+            && output.grows(&delivery.message) <= UNCOUNTED_MAX
             && let Ok([(name, Target::Direct(stage))]) = self.targets(output)
         {
             return self.go_on(delivery, name, *stage, emitted, outbox);
@@ -489,7 +497,10 @@ impl RunnerSite {
             Ok(routed) => routed,
             Err(cause) => return self.give_up_on(delivery, cause, None),
         };
-        let children = u32::try_from(direct.len()).expect("memory ends before");
+        let children = Children {
+            count: u32::try_from(direct.len()).expect("memory ends before"),
+            size: direct.iter().map(|(_, message, _)| message.size()).sum(),
+        };
         for (stage, message, codec) in direct {
             let mut child = delivery.child(message, None);
             child.codec = codec;

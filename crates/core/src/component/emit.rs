@@ -136,6 +136,25 @@ impl Emitted {
         self.delay().is_some_and(|delay| !delay.is_zero())
     }
 
+    /// By how many bytes the message is larger once this output has been [applied](Emitted::turn) to
+    /// it.
+    pub fn grows(&self, message: &Message) -> usize {
+        let length = |bytes: &Option<Bytes>| bytes.as_ref().map_or(0, Bytes::len);
+        let mut before = length(&message.payload);
+        let mut after = length(&self.payload);
+        if let Some(changes) = &self.changes {
+            if let Some(key) = &changes.key {
+                before += length(&message.key);
+                after += length(key);
+            }
+            if let Some(headers) = &changes.headers {
+                before += message.headers.size();
+                after += headers.size();
+            }
+        }
+        after.saturating_sub(before)
+    }
+
     /// Applies this output to the input message: sets everything but its id and its delay.
     pub fn turn(self, message: &mut Message) -> Takeover {
         message.payload = self.payload;

@@ -38,6 +38,8 @@ impl Lint<'_> {
         for stage in stages.values() {
             self.exactly_once(stage, &stages, &queues);
             self.own_dead_letters(stage, &stages);
+            self.order_along_edges(stage, &stages);
+            self.credit_of_fed(stage);
             self.dead_letters_are_json(stage, &queues);
         }
         (queues, stages)
@@ -182,6 +184,58 @@ impl Lint<'_> {
             }
             Order::Queue => {}
         }
+    }
+
+    /// Whether a direct edge keeps the order that a stage on either side of it asks for: a stage
+    /// without an order mixes its messages by its workers and retries.
+    fn order_along_edges(&mut self, stage: &Stage, stages: &Stages) {
+        let name: &str = &stage.name;
+        if let Inputs::Direct(up) = &stage.inputs
+            && let Some(feeding) = stages.get(up)
+            && strictness(feeding.order) < strictness(stage.order)
+        {
+            let message = format!(
+                "stage `{name}` gets its messages from stage `{up}`, which does not keep this order: its \
+                 workers and retries change it"
+            );
+            let help = match stage.order {
+                Order::Queue => format!("set `order: queue` in stage `{up}` too"),
+                _ => format!("set `order: key` in stage `{up}` too"),
+            };
+            self.warning("order", &["stages", name, "order"], message, Some(help));
+        }
+        if stage.order != Order::Key || stage.outputs.is_empty() {
+            return;
+        }
+        // With `order: queue` nothing else is in flight beside a message and what it became.
+        if let Some(fed) = line(stage, stages).into_iter().find(|fed| fed.order == Order::None) {
+            let fed = &fed.name;
+            let message = format!(
+                "the outputs of stage `{name}` leave once stage `{fed}`, which it feeds directly, is done with \
+                 their message too; `{fed}` has no order, so outputs of a key may leave in a different one"
+            );
+            let help =
+                format!("set `order: key` in stage `{fed}` too, or name a queue between them");
+            self.warning("order", &["stages", name, "order"], message, Some(help));
+        }
+    }
+
+    /// What is in flight on a direct edge is counted where it was taken from a queue.
+    fn credit_of_fed(&mut self, stage: &Stage) {
+        let name: &str = &stage.name;
+        let Inputs::Direct(up) = &stage.inputs else { return };
+        let at = ["stages", name, "max_in_flight"];
+        let given = at.iter().try_fold(self.root, |node, step| node.child(step));
+        if given.is_none() {
+            return;
+        }
+        let message = format!(
+            "stage `{name}` is fed directly by stage `{up}`: what both have in flight together is bounded by \
+             the `max_in_flight` of the stage that reads a queue"
+        );
+        let help =
+            "set it there; here it bounds only what comes back from the dead letters".to_owned();
+        self.warning("max_in_flight", &at, message, Some(help));
     }
 
     /// Direct edges may not form a circle: nothing would ever be resolved.
@@ -361,6 +415,15 @@ impl Lint<'_> {
                 self.error("guarantee", &at, message, Some(help));
             }
         }
+    }
+}
+
+/// How much an order promises: the more, the greater.
+fn strictness(order: Order) -> u8 {
+    match order {
+        Order::None => 0,
+        Order::Key => 1,
+        Order::Queue => 2,
     }
 }
 

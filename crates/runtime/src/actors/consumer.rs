@@ -23,6 +23,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::Crash;
 use super::control::{Control, Mode};
+use super::pull::{Pull, Pulled, is_in_full};
 use super::settler::{SettleError, Settled, Settler};
 use crate::plan::{QueueKeeper, QueuePlan, StagePlan};
 use crate::pool::{CHUNK_MAX, Pool, Port};
@@ -43,6 +44,8 @@ const SETTLE_BESIDE: usize = PULL_MAX / 2;
 const SETTLEMENTS_MAX: usize = 2;
 /// How long pending settlements may take when the consumer closes.
 const LAST_SETTLEMENTS: Duration = Duration::from_secs(2);
+/// How long a pull waits for more credit than there is, if there is little.
+const GATHER: Duration = Duration::from_millis(10);
 /// Back-off after a consumer could not be queried.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
@@ -148,7 +151,6 @@ enum End {
     Stalled,
 }
 
-type Pulled = Result<Vec<Incoming>, ConnectorError>;
 type Extending = LocalBoxFuture<'static, Result<(), ConnectorError>>;
 type Settling = LocalBoxFuture<'static, Result<Settled, SettleError>>;
 
@@ -165,6 +167,11 @@ struct PullLoop {
     /// What is being settled writes to a stage's state.
     writing: bool,
     pulling: Option<LocalBoxFuture<'static, Pulled>>,
+    /// Until when the next pull waits for more credit, if there is little.
+    gathering: Option<tokio::time::Instant>,
+    /// What was asked for last, and whether as much came: then there may be more.
+    asked: Want,
+    came_in_full: bool,
     extending: Option<Extending>,
     /// Scratch space, kept for its memory.
     resolved: Vec<Resolved>,
@@ -196,6 +203,9 @@ impl PullLoop {
             settling: FuturesUnordered::new(),
             writing: false,
             pulling: None,
+            gathering: None,
+            asked: Want { messages: 0, bytes: 0 },
+            came_in_full: true,
             extending: None,
             resolved: Vec::new(),
             failures: 0,
@@ -237,6 +247,7 @@ impl PullLoop {
             let due = extend.as_mut().filter(|_| self.extending.is_none());
             let tick = OptionFuture::from(due.map(tokio::time::Interval::tick));
             let extending = OptionFuture::from(self.extending.as_mut());
+            let gathered = OptionFuture::from(self.gathering.map(tokio::time::sleep_until));
             tokio::select! {
                 Some(pulled) = pulled => {
                     self.pulling = None;
@@ -259,6 +270,7 @@ impl PullLoop {
                         (Arc::clone(&self.site.consumer), self.flights.receipts());
                     self.extending = Some(Box::pin(async move { consumer.extend(&held).await }));
                 }
+                Some(()) = gathered => {}
                 () = self.site.control.notify.notified() => {}
             }
         }
@@ -314,9 +326,11 @@ impl PullLoop {
         }
     }
 
-    /// Gives chunks to the workers that have room.
+    /// Gives chunks to the workers that have room, unless what they have made so far fills the
+    /// credit: how much a component makes of a message is known only afterwards.
     fn deal(&mut self) {
-        if self.backlog.iter().all(VecDeque::is_empty) {
+        let full = self.flights.made() >= self.site.credit.bytes;
+        if full || self.backlog.iter().all(VecDeque::is_empty) {
             return;
         }
         let ports = self.site.pool.ports();
@@ -356,6 +370,7 @@ impl PullLoop {
 
     /// Requests more, if there is credit and no other input has priority.
     fn pull(&mut self) {
+        let gathering = self.gathering.take();
         let control = &self.site.control;
         let idle = self.pulling.is_none() && !control.ended.load(Relaxed);
         if control.mode() != Mode::Running {
@@ -381,24 +396,27 @@ impl PullLoop {
         }
         let (messages, bytes) = (self.flights.messages(), self.flights.bytes());
         let Some(want) = self.want(messages, bytes, room) else { return };
-        let consumer = Arc::clone(&self.site.consumer);
-        let (control, input) = (Arc::clone(control), Arc::clone(&self.site.input));
-        let wait = match self.failures {
-            0 => Duration::ZERO,
-            failures => doubled(BACK_OFF.0, BACK_OFF.1, failures),
-        };
-        self.pulling = Some(Box::pin(async move {
-            // A consumer that is backing off holds nobody up either.
-            control.set_waiting(true);
-            if !wait.is_zero() {
-                tokio::time::sleep(wait).await;
+        if self.site.credit.is_little(want, room) {
+            let now = tokio::time::Instant::now();
+            let until = gathering.unwrap_or_else(|| now + GATHER);
+            if now < until {
+                self.gathering = Some(until);
+                return;
             }
-            let begun = Instant::now();
-            let pulled = consumer.consume(want).await;
-            input.times.read.done_since(begun);
-            control.set_waiting(false);
-            pulled
-        }));
+        }
+        self.asked = want;
+        let pull = Pull {
+            consumer: Arc::clone(&self.site.consumer),
+            control: Arc::clone(control),
+            input: Arc::clone(&self.site.input),
+            want,
+            back_off: match self.failures {
+                0 => Duration::ZERO,
+                failures => doubled(BACK_OFF.0, BACK_OFF.1, failures),
+            },
+            may_have_more: self.came_in_full,
+        };
+        self.pulling = Some(Box::pin(pull.run()));
     }
 
     /// The most that the consumer holds in addition to what its workers have: as much as they do in
@@ -445,6 +463,7 @@ impl PullLoop {
             }
             Ok(messages) => {
                 self.failures = 0;
+                self.came_in_full = is_in_full(&messages, self.asked);
                 self.came += messages.len() as u64;
                 self.site.stage.came(messages.len());
                 self.hand_out(messages);

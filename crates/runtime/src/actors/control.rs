@@ -85,6 +85,11 @@ impl Control {
         }
     }
 
+    /// Whether other consumers may pull only while this one waits.
+    pub(super) fn is_followed(&self) -> bool {
+        !self.followers.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+
     /// Notifies `follower` whenever the queue has nothing to take.
     pub(super) fn follow(&self, follower: &Arc<Notify>) {
         let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);

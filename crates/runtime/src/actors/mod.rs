@@ -5,6 +5,7 @@ mod consumer;
 mod control;
 mod desk;
 mod producer;
+mod pull;
 mod settlement;
 mod settler;
 mod tries;
