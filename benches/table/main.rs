@@ -53,6 +53,7 @@ const ROWS: &[Bench] = &[
     ("Redis Streams to Redis Streams, processor", redis::streams_processor),
     ("Redis Streams to Redis Streams, p99 at 1,000/s", added::streams),
     ("RSMQ to RSMQ", redis::rsmq),
+    ("RSMQ to RSMQ, p99 at 1,000/s", added::rsmq),
     #[cfg(feature = "real-kafka")]
     ("Kafka to Kafka", kafka::at_least_once),
     #[cfg(feature = "real-kafka")]
