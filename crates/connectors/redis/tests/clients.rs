@@ -10,7 +10,7 @@
 
 mod common;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -400,6 +400,43 @@ async fn a_late_failure_does_not_take_a_message_from_a_client() {
     let noted: u64 = ask(&mut connect(&server), "HLEN rsmq:jobs:brigade:attempts");
     assert_eq!(noted, 0, "an attempt of one that has it no more");
     assert!(client.did("deleteMessage", json!({ "id": id })));
+}
+
+/// What the Node client's own tests look at, on a queue that Brigade works on: a queue that is not there, attributes set
+/// one by one, an id that nobody knows, and the order of what is visible again.
+#[tokio::test]
+async fn the_node_clients_own_cases_hold_while_brigade_works() {
+    let server = Redis::start();
+    let mut client = Client::node(&server);
+    let queue = jobs(&server, json!({ "vt": "30s", "maxsize": 1024 }));
+    let (producer, consumer) = (producer(&queue).await, consumer(&queue).await);
+    send(&producer, &["held".to_owned()]).await;
+    let held = take(&consumer, 1).await;
+    let lost = client.inner.call("sendMessage", json!({ "qname": "none", "message": "lost" }));
+    assert!(lost.unwrap_err().starts_with("queueNotFound"));
+    let mut wanted = BTreeMap::from([("vt", 30), ("delay", 0), ("maxsize", 1024)]);
+    for (name, value) in [("vt", 12), ("delay", 7), ("maxsize", 2048), ("delay", 0)] {
+        client.call("setQueueAttributes", json!({ name: value }));
+        wanted.insert(name, value);
+        for (name, value) in &wanted {
+            assert_eq!(client.attribute(name), *value, "{name}");
+        }
+    }
+    let id = "0".repeat(32);
+    assert!(!client.did("changeMessageVisibility", json!({ "id": id, "vt": 5 })));
+    assert!(!client.did("deleteMessage", json!({ "id": id })));
+    assert_eq!((client.attribute("msgs"), client.attribute("hiddenmsgs")), (1, 1), "what is held");
+    send(&producer, &["one", "two", "three"].map(str::to_owned)).await;
+    let first = client.next("receiveMessage", json!({ "vt": 1 })).expect("it is there");
+    assert_eq!(first["message"], "one");
+    // The first is behind the others now, as its second ends after they were sent.
+    let mut taken = take(&consumer, 3).await;
+    assert_eq!(taken.iter().map(body).collect::<Vec<_>>(), ["two", "three", "one"]);
+    assert_eq!(taken[2].redeliveries, 1, "the client's counts");
+    taken.extend(held);
+    let receipts = taken.iter().map(|incoming| incoming.receipt).collect();
+    assert_eq!(consumer.ack(receipts, Vec::new()).await.unwrap().fenced, []);
+    assert_eq!((client.attribute("msgs"), client.attribute("totalrecv")), (0, 5));
 }
 
 /// The file decides how its stages use a queue, whoever made it and with what settings.
