@@ -15,14 +15,16 @@ mod topics;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use brigade::component::{Context, Emit};
 use brigade::kafka::Position;
-use brigade::{CauseKind, Failure, Timestamp};
+use brigade::{CauseKind, Failure, StageState, Timestamp};
 use brigade_testkit::servers::{Kafka, Redis};
 use bytes::Bytes;
-use common::World;
+use common::{World, eventually};
 use rdkafka::admin::{NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::{Header, Message as _, OwnedHeaders};
@@ -30,7 +32,7 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use scrape::{Metric, Run, differences, tables, told, value};
 use serde::{Deserialize, Serialize};
-use topics::make_topic;
+use topics::{Topic, make_topic};
 
 const PATIENCE: Duration = Duration::from_secs(180);
 
@@ -185,6 +187,60 @@ stages:
         let why = &letter.cause.message;
         assert!(why.contains("has 4 partitions, and no number 4"), "{why}");
     }
+}
+
+/// What goes out of a stage that halts is acked, also what is still under way to the broker at that moment: when its
+/// component is mended, only what did not go out comes again.
+#[tokio::test]
+async fn what_is_under_way_when_a_stage_halts_is_acked_and_goes_out_once() {
+    const MESSAGES: u64 = 2000;
+    let (kafka, world) = (Kafka::shared(), World::new());
+    let (mended, handled) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Vec::new())));
+    let (is_mended, seen) = (Arc::clone(&mended), Arc::clone(&handled));
+    let bill = move |n: u64| {
+        if n == MESSAGES / 2 && !is_mended.load(Relaxed) {
+            return Err(Failure::retry("it cannot be done"));
+        }
+        seen.lock().unwrap().push(n);
+        Ok(serde_json::json!({ "n": n }))
+    };
+    let registry = world.registry().component("bill", bill);
+    let more = format!(
+        "create: {{ partitions: 1 }}, config: {{ bootstrap.servers: '{}' }}",
+        kafka.servers()
+    );
+    let (orders, bills) = (fastrand::u64(..), format!("bills-{:016x}", fastrand::u64(..)));
+    let yaml = format!(
+        "
+queues:
+  in: {{ type: memory }}
+  orders: {{ type: kafka, topic: orders-{orders:016x}, {more} }}
+  bills: {{ type: kafka, topic: {bills}, {more} }}
+stages:
+  feed: {{ component: pass, input: in, outputs: [orders] }}
+  bill: {{ component: bill, input: orders, outputs: [bills], on_exhausted: halt, retry: {{ attempts: 1 }} }}
+"
+    );
+    world.put("in", 0..MESSAGES);
+    let running = world.start(&yaml, &registry).await;
+    eventually("the stage halts", async || {
+        running.status().await[0].stage("bill").unwrap().state == StageState::Failed
+    })
+    .await;
+    running.drain().await;
+    let mut out = Topic::new(&kafka.servers(), &bills, 1);
+    let given_back = handled.lock().unwrap().len() - out.len();
+    mended.store(true, Relaxed);
+    let running = world.start(&yaml, &registry).await;
+    running.until_idle(None).await.unwrap();
+    running.drain().await;
+    let begun = Instant::now();
+    while out.read() < MESSAGES as usize {
+        assert!(begun.elapsed() < PATIENCE, "{} have come", out.counts.len());
+    }
+    assert_eq!(out.len(), MESSAGES as usize, "some went out again");
+    let handled = handled.lock().unwrap().len();
+    assert_eq!(handled, MESSAGES as usize + given_back, "only what did not go out comes again");
 }
 
 /// All that the documentation names, those of Kafka and Redis too.

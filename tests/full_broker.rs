@@ -8,11 +8,10 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use brigade_testkit::servers::Kafka;
+use brigade_testkit::servers::{Kafka, Mount};
 
 const MESSAGES: usize = 2000;
 const PATIENCE: Duration = Duration::from_secs(180);
@@ -30,31 +29,6 @@ stages:
   feed: { component: pass, input: in, outputs: [orders], max_in_flight: { messages: 200 } }
   keep: { component: { map: '{n}' }, input: orders, outputs: [out] }
 ";
-
-/// A file system in memory.
-struct Mount(PathBuf);
-
-impl Mount {
-    fn new(directory: &Path, size: &str) -> Self {
-        run("mount", &["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"], directory);
-        Self(directory.to_owned())
-    }
-
-    fn resize(&self, size: &str) {
-        run("mount", &["-o", &format!("remount,size={size}")], &self.0);
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
-
-fn run(program: &str, arguments: &[&str], directory: &Path) {
-    let done = Command::new(program).args(arguments).arg(directory).output().unwrap();
-    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
-}
 
 struct Brigade(Child);
 

@@ -392,6 +392,18 @@ fn with_order_by_key_no_more_is_taken_than_workers_do_soon() {
     });
 }
 
+/// Volley's kill flag ended a run within ten seconds.
+#[test]
+fn who_is_idle_stops_within_ten_seconds() {
+    paused(async {
+        let (trial, _) = took(of(&one("pass", ""), &brigade::registry()), 0).await;
+        let begun = Instant::now();
+        let stopped = trial.end().await;
+        assert!(begun.elapsed() <= Duration::from_secs(10), "{:?}", begun.elapsed());
+        assert_eq!(stopped[0].status.unaccounted, []);
+    });
+}
+
 /// Queues that never say how much waits in them.
 struct Silent(Memory);
 

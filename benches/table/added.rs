@@ -7,7 +7,10 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use brigade::Failure;
 use brigade_testkit::servers::Redis;
 
-use crate::redis::{Order, add, connect, stream_by_hand};
+use crate::redis::{
+    Order, RECEIVE, add, connect, rsmq_copy_by_hand, rsmq_delete, rsmq_receive, rsmq_send,
+    stream_by_hand,
+};
 use crate::support::{Goal, Row, pipeline, timed};
 
 /// How many messages are put; the first ones, while things warm up, do not count.
@@ -135,6 +138,65 @@ fn read_stream(client: &mut redis::Connection) -> Vec<f64> {
             ages.push(age(&payload.1));
             last = id;
         }
+    }
+    ages
+}
+
+/// From one RSMQ queue to another. Who puts announces it, as the Node client does where it is told to (`realtime`);
+/// otherwise an empty queue is looked into twenty times a second.
+pub(crate) fn rsmq(name: &'static str) -> Row {
+    let through = |by_hand: bool| {
+        let server = Redis::start();
+        let connect = || connect(&server);
+        let (mut putting, mut reading) = (connect(), connect());
+        let mut made = redis::cmd("HSET");
+        made.arg(&["rsmq:in:Q", "vt", "30", "delay", "0", "maxsize", "65536"]);
+        made.exec(&mut connect()).expect("Redis answers");
+        let mut n = 0;
+        let put = move |payload: Vec<u8>| {
+            let mut put = redis::pipe();
+            rsmq_send(&mut put, "rsmq:in", n, payload);
+            put.cmd("PUBLISH").arg("rsmq:rt:in").arg(1).ignore();
+            put.query::<()>(&mut putting).expect("Redis answers");
+            n += 1;
+        };
+        let text = format!(
+            "pipeline: bench
+lanes: 1
+queues:
+  in: {{ type: rsmq, url: '{0}', realtime: true }}
+  out: {{ type: rsmq, url: '{0}' }}
+stages:
+  add: {{ component: add, input: in, outputs: [out], workers: 1 }}
+",
+            server.url()
+        );
+        ages(
+            put,
+            move || read_rsmq(&mut reading),
+            |done| match by_hand {
+                true => rsmq_copy_by_hand(&mut connect(), |_| done.load(Relaxed)),
+                false => brigade(&text, done),
+            },
+        )
+    };
+    row(name, through(false), through(true))
+}
+
+/// The ages of all messages when they come out.
+fn read_rsmq(client: &mut redis::Connection) -> Vec<f64> {
+    let (receive, mut ages) = (redis::Script::new(RECEIVE), Vec::new());
+    while ages.len() < MESSAGES {
+        let got = rsmq_receive(client, &receive, "rsmq:out");
+        if got.is_empty() {
+            std::thread::sleep(Duration::from_micros(500));
+            continue;
+        }
+        ages.extend(got.iter().map(|(_, body)| age(body)));
+        let ids: Vec<Vec<u8>> = got.into_iter().map(|(id, _)| id).collect();
+        let mut turn = redis::pipe();
+        rsmq_delete(&mut turn, "rsmq:out", &ids);
+        turn.query::<()>(client).expect("Redis answers");
     }
     ages
 }

@@ -1,6 +1,7 @@
 //! From one Redis stream to another, beside a batched loop on the same client.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use brigade::prelude::*;
 use brigade::{Memory, Message, MessageId};
@@ -131,7 +132,7 @@ pub(crate) fn stream_by_hand(
 }
 
 /// Receives so many at once, as the Node and Python clients' script does one.
-const RECEIVE: &str = "
+pub(crate) const RECEIVE: &str = "
   local now = redis.call('TIME')
   now = now[1] * 1000 + math.floor(now[2] / 1000)
   local got = {}
@@ -146,45 +147,68 @@ const RECEIVE: &str = "
   end
   return got";
 
-/// Receives a batch with one script; sends and deletes it in one pipeline.
+/// Sends a message as the clients do, with an id as long as theirs and in their order.
+pub(crate) fn rsmq_send(pipe: &mut redis::Pipeline, queue: &str, n: usize, body: Vec<u8>) {
+    let id = format!("{n:032}");
+    pipe.cmd("ZADD").arg(queue).arg(n).arg(&id).ignore();
+    pipe.cmd("HSET").arg(format!("{queue}:Q")).arg(&id).arg(body).ignore();
+    pipe.cmd("HINCRBY").arg(format!("{queue}:Q")).arg("totalsent").arg(1).ignore();
+}
+
+/// Deletes messages.
+pub(crate) fn rsmq_delete(pipe: &mut redis::Pipeline, queue: &str, ids: &[Vec<u8>]) {
+    for id in ids {
+        pipe.cmd("ZREM").arg(queue).arg(id).ignore();
+        let field = |end: &[u8]| [id, end].concat();
+        let fields = [field(b""), field(b":rc"), field(b":fr")];
+        pipe.cmd("HDEL").arg(format!("{queue}:Q")).arg(&fields).ignore();
+    }
+}
+
+/// Receives so many messages at most: their ids and bodies.
+pub(crate) fn rsmq_receive(
+    client: &mut redis::Connection,
+    receive: &redis::Script,
+    queue: &str,
+) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let got: Vec<Vec<u8>> = receive.key(queue).arg(BATCH).invoke(client).expect("Redis answers");
+    got.chunks(2).map(|message| (message[0].clone(), message[1].clone())).collect()
+}
+
+/// A queue that is full, and the loop that empties it.
 fn rsmq_by_hand() -> Spent {
     let server = Redis::start();
     let mut client = connect(&server);
-    let send = |pipe: &mut redis::Pipeline, queue: &str, n: usize, body: Vec<u8>| {
-        // As long as the clients' ids, and in their order.
-        let id = format!("{n:032}");
-        pipe.cmd("ZADD").arg(queue).arg(n).arg(&id).ignore();
-        pipe.cmd("HSET").arg(format!("{queue}:Q")).arg(&id).arg(body).ignore();
-        pipe.cmd("HINCRBY").arg(format!("{queue}:Q")).arg("totalsent").arg(1).ignore();
-    };
     for n in (0..MESSAGES).step_by(BATCH) {
         let mut fill = redis::pipe();
-        (n..n + BATCH).for_each(|n| send(&mut fill, "rsmq:in", n, payload(n)));
+        (n..n + BATCH).for_each(|n| rsmq_send(&mut fill, "rsmq:in", n, payload(n)));
         fill.query::<()>(&mut client).expect("Redis answers");
     }
-    let receive = redis::Script::new(RECEIVE);
     let begun = Stopwatch::start();
+    rsmq_copy_by_hand(&mut client, |done| done >= MESSAGES);
+    begun.stop()
+}
+
+/// Receives a batch with one script, sends and deletes it in one pipeline, until so many are enough. An empty queue is
+/// asked again a millisecond later.
+pub(crate) fn rsmq_copy_by_hand(client: &mut redis::Connection, is_enough: impl Fn(usize) -> bool) {
+    let receive = redis::Script::new(RECEIVE);
     let mut done = 0;
-    while done < MESSAGES {
-        let got: Vec<Vec<u8>> =
-            receive.key("rsmq:in").arg(BATCH).invoke(&mut client).expect("Redis answers");
-        let mut turn = redis::pipe();
-        for message in got.chunks(2) {
-            let (id, order) =
-                (&message[0], serde_json::from_slice(&message[1]).expect("it was written so"));
-            send(
-                &mut turn,
-                "rsmq:out",
-                done,
-                serde_json::to_vec(&add(order)).expect("numbers and texts always encode"),
-            );
-            let id = String::from_utf8(id.clone()).expect("ids are letters and digits");
-            turn.cmd("ZREM").arg("rsmq:in").arg(&id).ignore();
-            let fields = [id.clone(), format!("{id}:rc"), format!("{id}:fr")];
-            turn.cmd("HDEL").arg("rsmq:in:Q").arg(&fields).ignore();
+    while !is_enough(done) {
+        let got = rsmq_receive(client, &receive, "rsmq:in");
+        if got.is_empty() {
+            std::thread::sleep(Duration::from_millis(1));
+            continue;
+        }
+        let (mut turn, mut ids) = (redis::pipe(), Vec::new());
+        for (id, body) in got {
+            let order = serde_json::from_slice(&body).expect("it was written so");
+            let json = serde_json::to_vec(&add(order)).expect("numbers and texts always encode");
+            rsmq_send(&mut turn, "rsmq:out", done, json);
+            ids.push(id);
             done += 1;
         }
-        turn.query::<()>(&mut client).expect("Redis answers");
+        rsmq_delete(&mut turn, "rsmq:in", &ids);
+        turn.query::<()>(client).expect("Redis answers");
     }
-    begun.stop()
 }

@@ -15,10 +15,12 @@ use crate::fixture::{
 
 mod bounds;
 mod disturbed;
+mod lease;
 mod store;
 
 pub use bounds::*;
 pub use disturbed::*;
+pub use lease::*;
 pub use store::*;
 
 /// Bytes, headers, key, event time, id, null and empty payloads, as far as they are declared.
@@ -229,23 +231,6 @@ pub async fn a_key_is_with_one_consumer_at_a_time(fixture: &Fixture) {
             left -= 1;
         }
     }
-}
-
-/// A late ack of a message that was given back does not affect its new holder.
-pub async fn a_late_ack_does_not_undo_what_another_does(fixture: &Fixture) {
-    if !fixture.features().competing {
-        return;
-    }
-    fixture.put(vec![numbered(0)]).await;
-    let late = fixture.consumer("", Order::None).await;
-    let taken = take_all(&late, 1).await;
-    fail(&late, vec![attempt(&taken[0], Duration::ZERO)]).await;
-    let other = fixture.consumer("", Order::None).await;
-    let again = take_all(&other, 1).await;
-    let receipts = vec![taken[0].receipt];
-    let acked = patiently(async || late.ack(receipts.clone(), Vec::new()).await).await;
-    assert_eq!(acked.fenced, [taken[0].receipt]);
-    ack(&other, &again).await;
 }
 
 /// The future of `consume` may be dropped at any moment.

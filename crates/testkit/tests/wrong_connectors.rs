@@ -150,7 +150,10 @@ impl LikeConsumer for WrongConsumer {
                 failed.reason = FailedReason::Attempt { attempts: 1, error: String::new() };
             }
         }
-        self.inner.on_fail(failed).await
+        match self.fault {
+            Fault::FencesNobody => self.inner.on_fail(failed).await.map(|_| Acked::default()),
+            _ => self.inner.on_fail(failed).await,
+        }
     }
 
     async fn lag(&self) -> Result<Lag, ConnectorError> {
@@ -230,6 +233,8 @@ found! {
     releases_that_use_attempts: CountsReleasesAsAttempts by a_release_uses_no_attempt,
         "left == right";
     missing_fences: FencesNobody by a_late_ack_does_not_undo_what_another_does, "left == right";
+    missing_fences_of_failures: FencesNobody by a_late_failure_does_not_undo_what_another_does,
+        "left == right";
     ignored_limits: IgnoresLimits by a_full_queue_says_so_and_takes_more_when_there_is_room,
         "left == right";
     a_wrong_lag: LiesAboutItsLag by the_lag_is_what_is_there, "six are not";

@@ -1,4 +1,5 @@
-//! Kafka in the conformance suite, on a real server that is cut off, or killed and started again.
+//! Kafka in the conformance suite, on a real server that is cut off, killed and started again, or has no room on its
+//! disk.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -95,4 +96,66 @@ async fn a_killed_server_loses_nothing() {
 #[tokio::test]
 async fn what_a_killed_server_settles_is_put_once() {
     what_a_disturbed_backend_settles_is_put_once(&killed(both)).await;
+}
+
+/// A server whose disk is full for a while: it halts, and is started again when there is room.
+#[cfg(feature = "machine")]
+mod full {
+    use std::fs::{self, File};
+    use std::io::Write as _;
+    use std::time::{Duration, Instant};
+
+    use brigade_testkit::servers::Mount;
+
+    use super::*;
+
+    /// How long it may take until the server has something to write.
+    const PATIENCE: Duration = Duration::from_secs(180);
+
+    struct Full {
+        /// Dropped first: the server writes to the file system, and that is mounted on the directory.
+        server: Kafka,
+        _disk: Mount,
+        directory: tempfile::TempDir,
+    }
+
+    impl Full {
+        fn start() -> Self {
+            let directory = tempfile::tempdir().unwrap();
+            let disk = Mount::new(directory.path(), "96m");
+            Self { server: Kafka::start_in(directory.path()), _disk: disk, directory }
+        }
+
+        /// Takes all of the room until the server has noticed.
+        fn fill(&self) {
+            let (path, begun) = (self.directory.path().join("filler"), Instant::now());
+            let mut filler = File::create(&path).unwrap();
+            while !self.server.has_ended() {
+                assert!(begun.elapsed() < PATIENCE, "it does not halt");
+                while filler.write_all(&[0; 4096]).is_ok() {}
+                std::thread::park_timeout(Duration::from_millis(10));
+            }
+            drop(filler);
+            fs::remove_file(path).unwrap();
+            self.server.restart();
+        }
+    }
+
+    fn fixture(change: impl FnOnce(&mut QueueSpec)) -> Fixture {
+        let full = Arc::new(Full::start());
+        let mut queue = queue(&full.server.servers());
+        change(&mut queue);
+        let victim = Arc::clone(&full);
+        super::fixture(queue).keep(full).disturb(move || victim.fill())
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_loses_nothing() {
+        a_disturbed_backend_loses_nothing(&fixture(|_| ())).await;
+    }
+
+    #[tokio::test]
+    async fn what_is_settled_over_a_full_disk_is_put_once() {
+        what_a_disturbed_backend_settles_is_put_once(&fixture(both)).await;
+    }
 }

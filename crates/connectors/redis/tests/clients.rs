@@ -10,19 +10,19 @@
 
 mod common;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use brigade_core::connector::{
     Connector as _, ConnectorEnv, Consumer, Failed, FailedReason, Incoming, Order, Outgoing,
-    Produced, Producer, QueueSpec, Reader, Want,
+    Produced, Producer, QueueSpec, Reader, Receipt, Want,
 };
 use brigade_core::{Message, MessageId, Timestamp};
 use brigade_memory::MemoryState;
 use brigade_redis::{RedisStreams, Rsmq};
 use brigade_testkit::servers::{Redis, RsmqClient};
-use common::{PATIENCE, again, patient};
+use common::{PATIENCE, again, ask, connect, patient};
 use futures_util::StreamExt as _;
 use serde_json::{Value, json};
 
@@ -334,6 +334,109 @@ async fn a_late_ack_does_not_take_a_message_from_a_client() {
     assert_eq!(consumer.ack(vec![receipt], Vec::new()).await.unwrap().fenced, [receipt]);
     assert_eq!(client.attribute("msgs"), 1, "the client has it");
     assert!(client.did("deleteMessage", json!({ "id": message["id"] })));
+}
+
+/// By when a message is visible to all, in milliseconds.
+fn visible_from(server: &Redis, id: &str) -> f64 {
+    ask(&mut connect(server), &format!("ZSCORE rsmq:jobs {id}"))
+}
+
+/// Brigade holds a message that a client then has for a day: its receipt, and its id.
+async fn overtaken(consumer: &Arc<dyn Consumer>, client: &mut Client) -> (Receipt, String) {
+    client.call("sendMessage", json!({ "message": "theirs" }));
+    let receipt = take(consumer, 1).await[0].receipt;
+    let id = consumer.locate(receipt).rsplit_once('#').unwrap().1.to_owned();
+    let begun = Instant::now();
+    loop {
+        assert!(begun.elapsed() < PATIENCE, "the client does not get it");
+        assert!(client.did("changeMessageVisibility", json!({ "id": id, "vt": 0 })));
+        // Brigade may just have hidden it again: as yet it is Brigade's.
+        if let Some(message) = client.next("receiveMessage", json!({ "vt": 24 * 60 * 60 })) {
+            assert_eq!(message["id"], id);
+            return (receipt, id);
+        }
+    }
+}
+
+/// Less than the day for which the client has hidden it, more than Brigade would ever do here.
+const HALF_A_DAY_MS: f64 = 12.0 * 60.0 * 60.0 * 1000.0;
+
+/// What Brigade holds it hides again and again, but not what a client has received since.
+#[tokio::test]
+async fn a_late_holder_does_not_change_for_how_long_a_client_has_a_message() {
+    let server = Redis::start();
+    let mut client = Client::node(&server);
+    let queue = jobs(&server, json!({ "vt": "3s" }));
+    let (producer, consumer) = (producer(&queue).await, consumer(&queue).await);
+    let (receipt, theirs) = overtaken(&consumer, &mut client).await;
+    // Received after that: when this one is hidden again, so would theirs have been.
+    send(&producer, &["ours".to_owned()]).await;
+    let held = take(&consumer, 1).await[0].receipt;
+    let ours = consumer.locate(held).rsplit_once('#').unwrap().1.to_owned();
+    let (before, begun) = (visible_from(&server, &ours), Instant::now());
+    while visible_from(&server, &ours) <= before {
+        assert!(begun.elapsed() < PATIENCE, "what is held is not hidden again");
+        tokio::task::yield_now().await;
+    }
+    assert!(visible_from(&server, &theirs) > now() + HALF_A_DAY_MS, "it was taken from the client");
+    let acked = consumer.ack(vec![receipt, held], Vec::new()).await.unwrap();
+    assert_eq!(acked.fenced, [receipt]);
+    assert!(client.did("deleteMessage", json!({ "id": theirs })));
+}
+
+/// Nor is it given back by who held it before, and no attempt is noted.
+#[tokio::test]
+async fn a_late_failure_does_not_take_a_message_from_a_client() {
+    let server = Redis::start();
+    let mut client = Client::node(&server);
+    // Nothing is renewed meanwhile: only the failure itself could find out.
+    let queue = jobs(&server, json!({ "vt": "1h" }));
+    let (_producer, consumer) = (producer(&queue).await, consumer(&queue).await);
+    let (receipt, id) = overtaken(&consumer, &mut client).await;
+    let reason = FailedReason::Attempt { attempts: 1, error: "no".into() };
+    let failed = Failed { receipt, reason, delay: Duration::ZERO };
+    assert_eq!(consumer.on_fail(vec![failed]).await.unwrap().fenced, [receipt]);
+    assert!(visible_from(&server, &id) > now() + HALF_A_DAY_MS, "it was taken from the client");
+    let noted: u64 = ask(&mut connect(&server), "HLEN rsmq:jobs:brigade:attempts");
+    assert_eq!(noted, 0, "an attempt of one that has it no more");
+    assert!(client.did("deleteMessage", json!({ "id": id })));
+}
+
+/// What the Node client's own tests look at, on a queue that Brigade works on: a queue that is not there, attributes set
+/// one by one, an id that nobody knows, and the order of what is visible again.
+#[tokio::test]
+async fn the_node_clients_own_cases_hold_while_brigade_works() {
+    let server = Redis::start();
+    let mut client = Client::node(&server);
+    let queue = jobs(&server, json!({ "vt": "30s", "maxsize": 1024 }));
+    let (producer, consumer) = (producer(&queue).await, consumer(&queue).await);
+    send(&producer, &["held".to_owned()]).await;
+    let held = take(&consumer, 1).await;
+    let lost = client.inner.call("sendMessage", json!({ "qname": "none", "message": "lost" }));
+    assert!(lost.unwrap_err().starts_with("queueNotFound"));
+    let mut wanted = BTreeMap::from([("vt", 30), ("delay", 0), ("maxsize", 1024)]);
+    for (name, value) in [("vt", 12), ("delay", 7), ("maxsize", 2048), ("delay", 0)] {
+        client.call("setQueueAttributes", json!({ name: value }));
+        wanted.insert(name, value);
+        for (name, value) in &wanted {
+            assert_eq!(client.attribute(name), *value, "{name}");
+        }
+    }
+    let id = "0".repeat(32);
+    assert!(!client.did("changeMessageVisibility", json!({ "id": id, "vt": 5 })));
+    assert!(!client.did("deleteMessage", json!({ "id": id })));
+    assert_eq!((client.attribute("msgs"), client.attribute("hiddenmsgs")), (1, 1), "what is held");
+    send(&producer, &["one", "two", "three"].map(str::to_owned)).await;
+    let first = client.next("receiveMessage", json!({ "vt": 1 })).expect("it is there");
+    assert_eq!(first["message"], "one");
+    // The first is behind the others now, as its second ends after they were sent.
+    let mut taken = take(&consumer, 3).await;
+    assert_eq!(taken.iter().map(body).collect::<Vec<_>>(), ["two", "three", "one"]);
+    assert_eq!(taken[2].redeliveries, 1, "the client's counts");
+    taken.extend(held);
+    let receipts = taken.iter().map(|incoming| incoming.receipt).collect();
+    assert_eq!(consumer.ack(receipts, Vec::new()).await.unwrap().fenced, []);
+    assert_eq!((client.attribute("msgs"), client.attribute("totalrecv")), (0, 5));
 }
 
 /// The file decides how its stages use a queue, whoever made it and with what settings.

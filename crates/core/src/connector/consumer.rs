@@ -38,18 +38,22 @@ pub trait Consumer: Send + Sync {
     -> Result<Acked, ConnectorError>;
 
     /// Gives back messages that failed or were released, to be handed out again after their delay.
+    /// Those whose leases were lost are returned as [fenced](Acked::fenced), and stay as their new
+    /// holder has them.
     ///
     /// # Errors
     /// See [`ack`](Consumer::ack). If it cannot be done, the stage stops.
     async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError>;
 
-    /// How often [`extend`](Consumer::extend) must be called for messages that are being worked on;
-    /// `None` if they belong to this consumer for as long as it lives.
+    /// For how long a message belongs to this consumer after it was handed out or last
+    /// [extended](Consumer::extend); the runtime extends what is being worked on three times in
+    /// that. `None` if it belongs to this consumer for as long as that lives.
     fn lease(&self) -> Option<Duration> {
         None
     }
 
-    /// Extends the leases of these messages, which are still being worked on.
+    /// Extends the leases of these messages, which are still being worked on. A message whose lease
+    /// is lost stays as its new holder has it.
     ///
     /// # Errors
     /// A message whose lease is lost is not an error here; its ack will be fenced.

@@ -61,12 +61,13 @@ impl Kafka {
         Self::start_with(None, None, STEADY_SESSION)
     }
 
-    /// Starts one that keeps its records in this directory.
+    /// Starts one that keeps its records in this directory. It is a [steady](Kafka::start_steady)
+    /// one.
     ///
     /// # Panics
     /// As [`start`](Kafka::start).
     pub fn start_in(records: &Path) -> Self {
-        Self::start_with(None, Some(records), SESSION)
+        Self::start_with(None, Some(records), STEADY_SESSION)
     }
 
     /// Starts one that also listens for TLS and for SASL over TLS: PLAIN and SCRAM-SHA-256 with the
@@ -175,6 +176,11 @@ impl Kafka {
     /// It cannot be killed.
     pub fn kill(&self) {
         self.keeper.kill();
+    }
+
+    /// Whether it has ended by itself, as it does when it cannot write its records.
+    pub fn has_ended(&self) -> bool {
+        self.keeper.has_ended()
     }
 
     /// Kills it, starts it again on the same port with its data, and waits until it listens.

@@ -47,7 +47,8 @@ impl Keeper {
         }
     }
 
-    fn has_ended(&self) -> bool {
+    /// Whether the server has ended by itself.
+    pub(super) fn has_ended(&self) -> bool {
         let mut keeper = self.child();
         keeper.as_mut().is_some_and(|keeper| matches!(keeper.try_wait(), Ok(Some(_))))
     }
