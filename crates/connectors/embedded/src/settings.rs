@@ -18,8 +18,9 @@ pub(crate) struct Settings {
     pub(crate) sync: Option<Sync>,
     /// Stores a message only once if it is put again with the same id. Default: every time.
     pub(crate) dedup: Option<Dedup>,
-    /// Messages that could have been taken for this long, but were not, are removed when the queue
-    /// is written or opened. Default: never.
+    /// Messages that could have been taken for this long, but were not, are removed: all of them
+    /// before a stage that begins to read the queue gets any, and at most 1000 with each write.
+    /// Default: never.
     pub(crate) retention: Option<Period>,
 }
 
