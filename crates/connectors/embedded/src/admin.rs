@@ -25,7 +25,7 @@ pub(crate) struct EmbeddedAdmin {
 
 impl EmbeddedAdmin {
     pub(crate) fn open(store: &Store, queue: &QueueSpec) -> Result<Self, ConnectorError> {
-        let producer = EmbeddedProducer::open(store, queue)?;
+        let producer = EmbeddedProducer::enter(store, queue)?;
         Ok(Self {
             requests: store.requests().clone(),
             target: Arc::clone(producer.target()),
@@ -161,6 +161,7 @@ impl QueueAdmin for EmbeddedAdmin {
         let target = Arc::clone(&self.target);
         let positions: Vec<i64> = positions.iter().filter_map(|at| row_id(*at)).collect();
         let deleted = self.requests.ask(move |work| {
+        self.producer.share_out().await?;
             let mut deleted = 0;
             for position in &positions {
                 deleted += delete(work, &target, Some(*position))?;

@@ -419,7 +419,7 @@ impl StateStore for Store {
     }
 
     async fn queue_producer(&self, queue: &QueueSpec) -> Result<Arc<dyn Producer>, ConnectorError> {
-        Ok(Arc::new(EmbeddedProducer::open(self, queue)?))
+        Ok(Arc::new(EmbeddedProducer::open(self, queue).await?))
     }
 
     async fn queue_admin(&self, queue: &QueueSpec) -> Result<Arc<dyn QueueAdmin>, ConnectorError> {
