@@ -87,16 +87,8 @@ impl Connector for Embedded {
 
     fn check(&self, queue: &QueueSpec) -> Vec<Problem> {
         match queue.settings::<Settings>() {
-            Ok(Settings { path: None, sync: Some(_), .. }) => {
-                vec![
-                    Problem::at("sync", "`sync` is a matter of the whole store")
-                        .help("give the queue a `path` of its own"),
-                ]
-            }
-            Ok(_) => Vec::new(),
-            Err(error) => {
-                vec![Problem::whole(error.to_string())]
-            }
+            Ok(settings) => settings.problems(),
+            Err(error) => vec![Problem::whole(error.to_string())],
         }
     }
 
