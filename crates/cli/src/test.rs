@@ -164,6 +164,7 @@ impl<'p> Plan<'p> {
         let mut overrides = Overrides::from_env();
         overrides.variables.retain(|(name, _)| !file.env.contains_key(name));
         overrides.variables.extend(file.env.clone());
+        overrides.no_unicode.retain(|name| !file.env.contains_key(name));
         let loaded = PipelineFile::load(&directory.join(&file.pipeline), &overrides, registry)?;
         let topology = loaded.topology;
         let file = checked(document, &topology)?;
