@@ -1,0 +1,77 @@
+//! `brigade queues` and its neighbours: what they say of queues, and what they leave behind.
+#![allow(clippy::unwrap_used, reason = "a test that stops says where")]
+
+use std::fs;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+/// A directory with a pipeline.
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new(queues: &str, stages: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let text = format!("pipeline: p\nstate: state\nqueues:\n{queues}\nstages:\n{stages}\n");
+        fs::write(directory.path().join("p.yaml"), text).unwrap();
+        Self(directory)
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    /// Runs the command with these lines as its input; it ends with this code. What it printed, and
+    /// what it said.
+    fn run(&self, arguments: &[&str], input: &str, code: i32) -> (String, String) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
+        command.current_dir(self.0.path()).args(arguments).env_remove("RUST_LOG");
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut running = command.spawn().unwrap();
+        running.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let output = running.wait_with_output().unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        let (out, error) = (text(output.stdout), text(output.stderr));
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {out}\n{error}");
+        (out, error)
+    }
+
+    fn put(&self, queue: &str, lines: &str, code: i32) -> String {
+        self.run(&["queues", "put", "p.yaml", queue, "--key", "k"], lines, code).1
+    }
+
+    /// The rows of the table, each with its cells.
+    fn listed(&self) -> Vec<Vec<String>> {
+        let (list, _) = self.run(&["queues", "list", "p.yaml"], "", 0);
+        let cells = |line: &str| line.split_whitespace().map(str::to_owned).collect();
+        list.lines().skip(1).map(cells).collect()
+    }
+}
+
+const QUEUES: &str = "
+  in: { type: embedded, schema: { type: object } }
+  out: { type: embedded }
+  dead: { type: embedded }";
+const STAGES: &str = "  s: { component: pass, input: in, outputs: [out], dead_letter: dead }";
+
+#[test]
+fn a_queue_is_listed_before_anything_has_opened_it() {
+    let place = Place::new(QUEUES, STAGES);
+    place.put("in", "{}\n{}\n", 0);
+    let row = |cells: &str| cells.split(' ').map(str::to_owned).collect::<Vec<_>>();
+    let rows = place.listed();
+    for cells in ["dead embedded 0 0 0 0 0", "out embedded 0 0 0 0 0"] {
+        assert!(rows.contains(&row(cells)), "{rows:?}");
+    }
+    assert!(rows.iter().any(|cells| cells[..3] == row("in embedded 2")), "{rows:?}");
+    // Each of its readers gets what is put.
+    let both = "  s: { component: pass, input: in, outputs: [out], dead_letter: dead }
+  t: { component: log, input: dead }
+  u: { component: log, input: dead }";
+    let place = Place::new(QUEUES, both);
+    place.put("in", "{}\n", 0);
+    let rows = place.listed();
+    for cells in ["dead embedded t 0 0 0 0 0", "dead embedded u 0 0 0 0 0"] {
+        assert!(rows.contains(&row(cells)), "{rows:?}");
+    }
+}
