@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// A directory with a pipeline.
@@ -73,5 +73,24 @@ fn a_queue_is_listed_before_anything_has_opened_it() {
     let rows = place.listed();
     for cells in ["dead embedded t 0 0 0 0 0", "dead embedded u 0 0 0 0 0"] {
         assert!(rows.contains(&row(cells)), "{rows:?}");
+    }
+}
+
+fn files(directory: &Path) -> Vec<PathBuf> {
+    fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect()
+}
+
+/// A cron job may do so every minute.
+#[test]
+fn a_command_that_ends_with_an_error_leaves_no_file() {
+    let place = Place::new(QUEUES, STAGES);
+    place.put("in", "{}\n", 0);
+    let holders = place.path("state/holders");
+    for _ in 0..5 {
+        place.put("in", "1\n", 2);
+        assert_eq!(files(&holders), [""; 0].map(PathBuf::from));
+        place.run(&["dead-letters", "show", "p.yaml", "999"], "", 2);
+        place.run(&["queues", "peek", "p.yaml", "no"], "", 2);
+        assert_eq!(files(&holders), [""; 0].map(PathBuf::from));
     }
 }

@@ -145,9 +145,12 @@ impl Opened {
         Ok(names)
     }
 
-    /// Closes what was opened.
-    pub(crate) async fn close(self) -> anyhow::Result<()> {
-        Ok(self.state.shutdown().await?)
+    /// Closes what was opened, whatever came of the work with it; returns what did.
+    pub(crate) async fn close_after<T>(self, done: anyhow::Result<T>) -> anyhow::Result<T> {
+        let closed = self.state.shutdown().await;
+        let done = done?;
+        closed?;
+        Ok(done)
     }
 }
 
