@@ -76,6 +76,24 @@ fn a_queue_is_listed_before_anything_has_opened_it() {
     }
 }
 
+#[test]
+fn to_look_makes_no_store_and_to_put_does() {
+    let queues = QUEUES.replace("in: { type: embedded", "in: { type: embedded, path: elsewhere");
+    let place = Place::new(&queues, STAGES);
+    place.put("out", "{}\n", 0);
+    for command in ["list", "peek", "purge", "release"] {
+        let (arguments, code) = match command {
+            "list" => (vec!["queues", command, "p.yaml"], 0),
+            _ => (vec!["queues", command, "p.yaml", "in"], 2),
+        };
+        let (_, error) = place.run(&arguments, "", code);
+        assert!(error.contains("there is no store in elsewhere, as nothing has run"), "{error}");
+        assert!(!place.path("elsewhere").exists(), "{command}");
+    }
+    place.put("in", "{}\n", 0);
+    assert!(place.listed().iter().any(|cells| cells[0] == "in" && cells[2] == "1"));
+}
+
 fn files(directory: &Path) -> Vec<PathBuf> {
     fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect()
 }

@@ -4,7 +4,9 @@ use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use brigade_core::connector::{ConnectorEnv, QueueAdmin, QueueSpec};
+use brigade_core::connector::{
+    ConnectorEnv, ConnectorError, ErrorKind as ConnectorErrorKind, QueueAdmin, QueueSpec,
+};
 use brigade_core::state::StateStore;
 use brigade_pipeline::{Loaded, Overrides, PipelineFile, Topology};
 use brigade_runtime::{Pipeline, Registry, dead_letter_queue, redrive_queue};
@@ -127,6 +129,29 @@ impl Opened {
         );
         let spec = QueueSpec::new(&topology.pipeline, name, serde_json::json!({}));
         Ok(self.state.queue_admin(&spec).await?)
+    }
+
+    /// The same for a queue that messages are put on: what does not exist is made, as for a stage.
+    pub(crate) async fn queue_to_fill(
+        &self,
+        name: &str,
+        registry: &Registry,
+    ) -> anyhow::Result<Arc<dyn QueueAdmin>> {
+        let error = match self.queue(name, registry).await {
+            Ok(queue) => return Ok(queue),
+            Err(error) => error,
+        };
+        let why = error.downcast_ref::<ConnectorError>().map(ConnectorError::kind);
+        let queue = self.pipeline.topology().queues.get(name);
+        let connector = queue.and_then(|queue| registry.connector_of(&queue.type_name));
+        let (Some(ConnectorErrorKind::Permanent), Some(queue), Some(connector)) =
+            (why, queue, connector)
+        else {
+            return Err(error);
+        };
+        let env = ConnectorEnv { state: Arc::clone(&self.state) };
+        let _makes_it = connector.producer(&queue.spec, &env).await?;
+        self.queue(name, registry).await
     }
 
     /// The queues that the state keeps, or will keep, in addition to those of the file.

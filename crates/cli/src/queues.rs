@@ -170,7 +170,7 @@ async fn put(
     queue: &str,
     key: Option<&str>,
 ) -> anyhow::Result<()> {
-    let admin = opened.queue(queue, registry).await?;
+    let admin = opened.queue_to_fill(queue, registry).await?;
     let codec = opened.pipeline.topology().queues.get(queue).map_or(Codec::Json, |q| q.codec);
     let entry = opened.pipeline.entry(queue)?;
     let mut putting = Putting { admin, queue, batch: Vec::new(), lines: 0 };

@@ -165,6 +165,12 @@ impl Store {
         Ok(Self::of(file))
     }
 
+    /// Whether a store was ever made in this directory.
+    pub(crate) fn is_made(directory: &Path) -> bool {
+        let path = directory.join(FILE);
+        path.exists() || path.with_extension("made").exists()
+    }
+
     /// A store that is registered.
     fn of(file: Arc<OpenFile>) -> Arc<Self> {
         let shut = AtomicBool::new(false);
