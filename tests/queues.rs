@@ -46,6 +46,12 @@ impl Place {
         let cells = |line: &str| line.split_whitespace().map(str::to_owned).collect();
         list.lines().skip(1).map(cells).collect()
     }
+
+    /// What is written to the database of the state by somebody else.
+    fn write(&self, sql: &str) -> usize {
+        let db = rusqlite::Connection::open(self.path("state/brigade.db")).unwrap();
+        db.execute(sql, []).unwrap()
+    }
 }
 
 const QUEUES: &str = "
@@ -111,4 +117,34 @@ fn a_command_that_ends_with_an_error_leaves_no_file() {
         place.run(&["queues", "peek", "p.yaml", "no"], "", 2);
         assert_eq!(files(&holders), [""; 0].map(PathBuf::from));
     }
+}
+
+/// Three messages of a key, of which the first is parked.
+fn parked() -> Place {
+    let stages =
+        "  s: { component: pass, input: in, outputs: [out], order: key, on_exhausted: park }";
+    let place = Place::new(QUEUES, stages);
+    place.run(&["run", "p.yaml", "--until-idle"], "", 0);
+    place.put("in", "{}\n{}\n{}\n", 0);
+    let sql = "UPDATE messages SET state = 4, error = 'no luck' WHERE state = 0";
+    assert_eq!(place.write(sql), 1, "the others wait behind it");
+    place
+}
+
+#[test]
+fn who_names_a_message_that_is_not_parked_is_told_so() {
+    let place = parked();
+    let (peek, _) = place.run(&["queues", "peek", "p.yaml", "in"], "", 0);
+    let positions: Vec<&str> =
+        peek.lines().map(|line| line.trim_start_matches('#').split(' ').next().unwrap()).collect();
+    for wrong in [positions[1], "99"] {
+        let arguments = ["queues", "release", "p.yaml", "in", positions[0], wrong];
+        let (out, error) = place.run(&arguments, "", 2);
+        let told = format!("queue `in`: no message is parked at position {wrong}");
+        assert!(out.is_empty() && error.contains(&told), "{error}");
+    }
+    let (out, _) = place.run(&["queues", "release", "p.yaml", "in", positions[0]], "", 0);
+    assert_eq!(out, "1 messages released\n");
+    let (out, _) = place.run(&["queues", "release", "p.yaml", "in"], "", 0);
+    assert_eq!(out, "0 messages released\n");
 }

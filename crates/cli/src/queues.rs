@@ -106,9 +106,19 @@ async fn release(
     name: &str,
     positions: &[u64],
 ) -> anyhow::Result<()> {
+    let of_queue = || format!("queue `{name}`");
     let queue = opened.queue(name, registry).await?;
+    // Whether it can be done for queues of this type at all is said first.
+    queue.release(Some(&[])).await.with_context(of_queue)?;
+    for position in positions {
+        let is_parked = queue.get(*position).await?.is_some_and(|peeked| peeked.parked.is_some());
+        anyhow::ensure!(
+            is_parked,
+            "queue `{name}`: no message is parked at position {position}; nothing was done"
+        );
+    }
     let only = (!positions.is_empty()).then_some(positions);
-    let released = queue.release(only).await.with_context(|| format!("queue `{name}`"))?;
+    let released = queue.release(only).await.with_context(of_queue)?;
     print(&format!("{released} messages released"))
 }
 
