@@ -119,6 +119,17 @@ fn a_command_that_ends_with_an_error_leaves_no_file() {
     }
 }
 
+#[test]
+fn what_is_shown_of_a_queue_that_several_stages_read_says_for_whom_it_is() {
+    let both = "  s: { component: pass, input: in, outputs: [out] }
+  t: { component: log, input: in }";
+    let place = Place::new(QUEUES, both);
+    place.put("in", "{}\n", 0);
+    let (peek, _) = place.run(&["queues", "peek", "p.yaml", "in"], "", 0);
+    let shown: Vec<&str> = peek.lines().collect();
+    assert!(shown.len() == 2 && peek.contains(" for=s ") && peek.contains(" for=t "), "{peek}");
+}
+
 /// Three messages of a key, of which the first is parked.
 fn parked() -> Place {
     let stages =

@@ -162,8 +162,12 @@ async fn peek(opened: &Opened, registry: &Registry, queue: &str, limit: u64) -> 
     for peeked in peeked {
         let payload = peeked.message.payload.as_deref().unwrap_or_default();
         let parked = peeked.parked.map_or_else(String::new, |why| format!(" parked={why:?}"));
+        let reader = match &*peeked.group {
+            "" => String::new(),
+            group => format!(" for={group}"),
+        };
         print(&format!(
-            "#{} {} attempts={} redeliveries={}{parked} {}",
+            "#{} {}{reader} attempts={} redeliveries={}{parked} {}",
             peeked.position,
             peeked.message.id,
             peeked.attempts,
