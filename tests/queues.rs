@@ -159,3 +159,14 @@ fn who_names_a_message_that_is_not_parked_is_told_so() {
     let (out, _) = place.run(&["queues", "release", "p.yaml", "in"], "", 0);
     assert_eq!(out, "0 messages released\n");
 }
+
+#[test]
+fn a_run_that_leaves_parked_messages_says_so() {
+    let place = parked();
+    let (_, said) = place.run(&["run", "p.yaml", "--until-idle"], "", 0);
+    let told = "queue `in`: 3 messages are parked, or wait behind one that is, before stage `s`";
+    assert!(said.contains(told), "{said}");
+    place.run(&["queues", "release", "p.yaml", "in"], "", 0);
+    let (_, said) = place.run(&["run", "p.yaml", "--until-idle"], "", 0);
+    assert!(!said.contains("parked"), "{said}");
+}
