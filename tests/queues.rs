@@ -170,3 +170,13 @@ fn a_run_that_leaves_parked_messages_says_so() {
     let (_, said) = place.run(&["run", "p.yaml", "--until-idle"], "", 0);
     assert!(!said.contains("parked"), "{said}");
 }
+
+#[test]
+fn a_full_queue_says_so_once() {
+    let queues =
+        QUEUES.replace("out: { type: embedded", "out: { type: embedded, limit: { messages: 1 }");
+    let place = Place::new(&queues, STAGES);
+    let error = place.put("out", "{}\n{}\n", 2);
+    assert_eq!(error.matches("its limit").count(), 1, "{error}");
+    assert!(error.contains("is full: its limit is 1 messages: it takes more once"), "{error}");
+}

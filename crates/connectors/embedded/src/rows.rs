@@ -404,7 +404,7 @@ struct Full;
 
 impl fmt::Display for Full {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the queue is at its limit")
+        f.write_str("it takes more once some of that was taken")
     }
 }
 
