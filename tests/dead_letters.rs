@@ -256,8 +256,8 @@ fn a_number_that_no_queue_can_have_is_the_number_of_no_dead_letter() {
     }
     let all = place.run(&["queues", "peek", "dead", "--limit", "18446744073709551615"], 0);
     assert_eq!(all.lines().count(), 1, "{all}");
-    let told = place.run(&["queues", "release", "dead", "9223372036854775808"], 0);
-    assert!(told.contains("0 messages released"), "{told}");
+    let told = place.run(&["queues", "release", "dead", "9223372036854775808"], 2);
+    assert!(told.contains("no message is parked at position 9223372036854775808"), "{told}");
 }
 
 #[test]

@@ -122,6 +122,19 @@ fn a_name_that_looks_like_no_text_is_one() {
 }
 
 #[test]
+fn a_name_that_no_pipeline_may_have_is_refused() {
+    let place = tempfile::tempdir().unwrap();
+    let (redis, _) = MAPPING.split_once("  topic:").unwrap();
+    std::fs::write(place.path().join("volley.yml"), redis).unwrap();
+    for name in ["", &"n".repeat(101)] {
+        let arguments = ["import", "volley", "volley.yml", "--name", name, "--output", "p.yaml"];
+        let (code, _, said) = brigade(place.path(), &arguments);
+        assert!(code == 2 && said.contains("with `--name`"), "{code}: {said}");
+        assert!(!place.path().join("p.yaml").exists());
+    }
+}
+
+#[test]
 fn kafkas_queues_keep_their_topics_and_properties() {
     let place = tempfile::tempdir().unwrap();
     std::fs::write(place.path().join("volley.yml"), MAPPING).unwrap();

@@ -119,6 +119,39 @@ fn dead_letters_that_another_stage_reads_are_told_and_can_be_expected() {
     test_of(REPAIRED, "x.test.yaml", &case(&right), &[], 0);
 }
 
+/// What a stage put on it and another has read is an output of it all the same.
+#[test]
+fn outputs_on_a_queue_that_a_stage_reads_can_be_expected() {
+    let send = "    send: { in: [{ n: 11 }, { n: 3 }, { n: 12 }] }\n    expect:\n      outputs: ";
+    let out = "out: [{ n: 11 }, { n: 12 }]";
+    let right = format!("{send}{{ big: [{{ n: 12 }}, {{ n: 11 }}], {out} }}");
+    test("x.test.yaml", &case(&right), &[], 0);
+    // What is sent to it is not put there by a stage.
+    let sent =
+        "    send: { big: [{ n: 5 }] }\n    expect: { outputs: { big: [], out: [{ n: 5 }] } }";
+    test("x.test.yaml", &case(sent), &[], 0);
+    let (told, _) = test("x.test.yaml", &case(&format!("{send}{{ big: [], {out} }}")), &[], 4);
+    let wrong: Vec<&str> = told.lines().filter(|line| line.starts_with("    ")).collect();
+    let not_expected = |n| format!("        queue `big`: not expected {{\"n\":{n}}}");
+    assert_eq!(wrong, [not_expected(11), not_expected(12)], "{told}");
+}
+
+/// It is for the file that sets it to say what it is.
+#[test]
+fn a_variable_that_the_file_sets_may_be_anything_in_the_environment() {
+    use std::os::unix::ffi::OsStrExt;
+    let directory = tempfile::tempdir().unwrap();
+    let pipeline = PIPELINE.replace("pipeline: sorted", "pipeline: ${NAME}");
+    fs::write(directory.path().join("p.yaml"), pipeline).unwrap();
+    let rest = "    send: { in: [{ n: 3 }] }\nenv: { NAME: sorted }";
+    fs::write(directory.path().join("x.test.yaml"), case(rest)).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
+    command.current_dir(directory.path()).args(["test", "x.test.yaml"]);
+    command.env("NAME", std::ffi::OsStr::from_bytes(b"\xff"));
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 #[test]
 fn outputs_on_a_queue_of_dead_letters_are_told_apart_from_those() {
     let send = "    send: { bills: [1, 10] }\n    expect:\n      dead_letters: { check: [{}] }\n";

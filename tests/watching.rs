@@ -35,7 +35,7 @@ fn metrics_are_those_of_the_documentation_and_tell_what_happens() {
     let run = Run::start(YAML);
     assert_eq!(run.get("/health/live").0, 200);
     run.until("/health/ready", |code, _| code == 200);
-    for path in ["/health/live", "/health/ready"] {
+    for path in ["/metrics", "/health/live", "/health/ready"] {
         assert_eq!(run.ask("HEAD", path), (200, String::new()), "{path}");
     }
     let acked = "brigade_messages_acked_total{pipeline=\"watched\",stage=\"copy\"}";

@@ -39,33 +39,37 @@ impl Check {
         }
     }
 
-    /// Queries all queues concurrently, so that the delays of several that are away do not add up.
     async fn reach(&self, topology: Topology, registry: &Registry) -> anyhow::Result<Exit> {
         let opened = Opened::of(self.file.with_code(topology, registry)?).await?;
-        let queues = &opened.pipeline.topology().queues;
-        let env = ConnectorEnv { state: Arc::clone(&opened.state) };
-        let asked = queues.values().map(|queue| {
-            let connector = registry.connector_of(&queue.type_name);
-            let env = &env;
-            async move {
-                match connector {
-                    Some(connector) => connector.reach(&queue.spec, env).await,
-                    None => Ok(()),
-                }
-            }
-        });
-        let mut exit = Exit::Done;
-        for (queue, reached) in queues.values().zip(join_all(asked).await) {
-            let Queue { spec, type_name, .. } = queue;
-            match reached {
-                Ok(()) => print(&format!("queue `{}` ({type_name}): reached", spec.name))?,
-                Err(error) => {
-                    complain(&anyhow::Error::new(error));
-                    exit = Exit::Usage;
-                }
+        let reached = reached(&opened, registry).await;
+        opened.close_after(reached).await
+    }
+}
+
+/// Queries all queues concurrently, so that the delays of several that are away do not add up.
+async fn reached(opened: &Opened, registry: &Registry) -> anyhow::Result<Exit> {
+    let queues = &opened.pipeline.topology().queues;
+    let env = ConnectorEnv { state: Arc::clone(&opened.state) };
+    let asked = queues.values().map(|queue| {
+        let connector = registry.connector_of(&queue.type_name);
+        let env = &env;
+        async move {
+            match connector {
+                Some(connector) => connector.reach(&queue.spec, env).await,
+                None => Ok(()),
             }
         }
-        opened.close().await?;
-        Ok(exit)
+    });
+    let mut exit = Exit::Done;
+    for (queue, reached) in queues.values().zip(join_all(asked).await) {
+        let Queue { spec, type_name, .. } = queue;
+        match reached {
+            Ok(()) => print(&format!("queue `{}` ({type_name}): reached", spec.name))?,
+            Err(error) => {
+                complain(&anyhow::Error::new(error));
+                exit = Exit::Usage;
+            }
+        }
     }
+    Ok(exit)
 }

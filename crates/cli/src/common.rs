@@ -4,7 +4,9 @@ use std::io::{ErrorKind, Write};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use brigade_core::connector::{ConnectorEnv, QueueAdmin, QueueSpec};
+use brigade_core::connector::{
+    ConnectorEnv, ConnectorError, ErrorKind as ConnectorErrorKind, QueueAdmin, QueueSpec,
+};
 use brigade_core::state::StateStore;
 use brigade_pipeline::{Loaded, Overrides, PipelineFile, Topology};
 use brigade_runtime::{Pipeline, Registry, dead_letter_queue, redrive_queue};
@@ -129,6 +131,29 @@ impl Opened {
         Ok(self.state.queue_admin(&spec).await?)
     }
 
+    /// The same for a queue that messages are put on: what does not exist is made, as for a stage.
+    pub(crate) async fn queue_to_fill(
+        &self,
+        name: &str,
+        registry: &Registry,
+    ) -> anyhow::Result<Arc<dyn QueueAdmin>> {
+        let error = match self.queue(name, registry).await {
+            Ok(queue) => return Ok(queue),
+            Err(error) => error,
+        };
+        let why = error.downcast_ref::<ConnectorError>().map(ConnectorError::kind);
+        let queue = self.pipeline.topology().queues.get(name);
+        let connector = queue.and_then(|queue| registry.connector_of(&queue.type_name));
+        let (Some(ConnectorErrorKind::Permanent), Some(queue), Some(connector)) =
+            (why, queue, connector)
+        else {
+            return Err(error);
+        };
+        let env = ConnectorEnv { state: Arc::clone(&self.state) };
+        let _makes_it = connector.producer(&queue.spec, &env).await?;
+        self.queue(name, registry).await
+    }
+
     /// The queues that the state keeps, or will keep, in addition to those of the file.
     async fn kept_names(&self) -> anyhow::Result<Vec<String>> {
         let topology = self.pipeline.topology();
@@ -145,9 +170,12 @@ impl Opened {
         Ok(names)
     }
 
-    /// Closes what was opened.
-    pub(crate) async fn close(self) -> anyhow::Result<()> {
-        Ok(self.state.shutdown().await?)
+    /// Closes what was opened, whatever came of the work with it; returns what did.
+    pub(crate) async fn close_after<T>(self, done: anyhow::Result<T>) -> anyhow::Result<T> {
+        let closed = self.state.shutdown().await;
+        let done = done?;
+        closed?;
+        Ok(done)
     }
 }
 

@@ -88,13 +88,24 @@ impl DeadLetters {
             | Command::Delete { choice, .. } => choice,
         };
         let opened = choice.file.look(registry).await?;
-        let letters = find(&opened, registry, choice.stage.as_deref()).await?;
+        let done = self.done(&opened, registry, choice.stage.as_deref()).await;
+        opened.close_after(done).await?;
+        Ok(Exit::Done)
+    }
+
+    async fn done(
+        &self,
+        opened: &Opened,
+        registry: &Registry,
+        stage: Option<&str>,
+    ) -> anyhow::Result<()> {
+        let letters = find(opened, registry, stage).await?;
         match &self.command {
             Command::List { limit, .. } => list(&letters, *limit).await?,
             Command::Show { number, .. } => show(&letters, *number).await?,
             Command::Redrive { numbers, .. } => {
-                let _alone = alone(&opened).await?;
-                let sent = redrive(&opened, registry, &letters, numbers).await?;
+                let _alone = alone(opened).await?;
+                let sent = redrive(opened, registry, &letters, numbers).await?;
                 // For each one it was reported why it stays.
                 anyhow::ensure!(
                     sent > 0 || numbers.is_empty(),
@@ -103,7 +114,7 @@ impl DeadLetters {
                 print(&format!("{} sent back", letters_counted(sent)))?;
             }
             Command::Delete { numbers, .. } => {
-                let _alone = alone(&opened).await?;
+                let _alone = alone(opened).await?;
                 let chosen = chosen(&letters, numbers).await?;
                 let mut deleted = 0;
                 for (letters, chosen) in letters.iter().zip(chosen) {
@@ -113,9 +124,7 @@ impl DeadLetters {
                 print(&format!("{} deleted", letters_counted(deleted)))?;
             }
         }
-        drop(letters);
-        opened.close().await?;
-        Ok(Exit::Done)
+        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@ mod dead_letters;
 mod graph;
 mod import;
 mod log;
+mod parked;
 mod progress;
 mod queues;
 mod run;

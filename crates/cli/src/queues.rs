@@ -10,7 +10,7 @@ use brigade_runtime::{Entry, Registry};
 use clap::{Args, Subcommand};
 
 use crate::Exit;
-use crate::common::{FileArguments, number, print, say, table};
+use crate::common::{FileArguments, Opened, number, print, say, table};
 
 /// Look into queues.
 #[derive(Debug, Args)]
@@ -71,32 +71,58 @@ const READ: usize = 64 << 10;
 
 impl Queues {
     pub(crate) async fn run(&self, registry: &Registry) -> anyhow::Result<Exit> {
+        let opened = match &self.command {
+            Command::Put { file, .. } => file.open(registry).await?,
+            Command::List { file }
+            | Command::Peek { file, .. }
+            | Command::Release { file, .. }
+            | Command::Purge { file, .. } => file.look(registry).await?,
+        };
+        let done = self.done(&opened, registry).await;
+        opened.close_after(done).await?;
+        Ok(Exit::Done)
+    }
+
+    async fn done(&self, opened: &Opened, registry: &Registry) -> anyhow::Result<()> {
         match &self.command {
-            Command::List { file } => list(file, registry).await,
-            Command::Peek { file, queue, limit } => peek(file, registry, queue, *limit).await,
-            Command::Put { file, queue, key } => put(file, registry, queue, key.as_deref()).await,
-            Command::Release { file, queue, positions } => {
-                let only = (!positions.is_empty()).then_some(&positions[..]);
-                let opened = file.look(registry).await?;
-                let released = opened.queue(queue, registry).await?.release(only).await;
-                let released = released.with_context(|| format!("queue `{queue}`"))?;
-                print(&format!("{released} messages released"))?;
-                opened.close().await?;
-                Ok(Exit::Done)
+            Command::List { .. } => list(opened, registry).await,
+            Command::Peek { queue, limit, .. } => peek(opened, registry, queue, *limit).await,
+            Command::Put { queue, key, .. } => put(opened, registry, queue, key.as_deref()).await,
+            Command::Release { queue, positions, .. } => {
+                release(opened, registry, queue, positions).await
             }
-            Command::Purge { file, queue } => {
-                let opened = file.look(registry).await?;
+            Command::Purge { queue, .. } => {
                 let purged = opened.queue(queue, registry).await?.purge().await?;
-                print(&format!("{purged} messages deleted"))?;
-                opened.close().await?;
-                Ok(Exit::Done)
+                print(&format!("{purged} messages deleted"))
             }
         }
     }
 }
 
-async fn list(file: &FileArguments, registry: &Registry) -> anyhow::Result<Exit> {
-    let opened = file.look(registry).await?;
+/// Releases the parked messages at these positions, or all if there are none.
+async fn release(
+    opened: &Opened,
+    registry: &Registry,
+    name: &str,
+    positions: &[u64],
+) -> anyhow::Result<()> {
+    let of_queue = || format!("queue `{name}`");
+    let queue = opened.queue(name, registry).await?;
+    // Whether it can be done for queues of this type at all is said first.
+    queue.release(Some(&[])).await.with_context(of_queue)?;
+    for position in positions {
+        let is_parked = queue.get(*position).await?.is_some_and(|peeked| peeked.parked.is_some());
+        anyhow::ensure!(
+            is_parked,
+            "queue `{name}`: no message is parked at position {position}; nothing was done"
+        );
+    }
+    let only = (!positions.is_empty()).then_some(positions);
+    let released = queue.release(only).await.with_context(of_queue)?;
+    print(&format!("{released} messages released"))
+}
+
+async fn list(opened: &Opened, registry: &Registry) -> anyhow::Result<()> {
     let topology = opened.pipeline.topology();
     let mut rows =
         table(&["queue", "type", "for", "ready", "delayed", "in flight", "parked", "bytes"]);
@@ -128,23 +154,20 @@ async fn list(file: &FileArguments, registry: &Registry) -> anyhow::Result<Exit>
     }
     print(&rows.to_string())?;
     notes.iter().for_each(|note| say(note));
-    opened.close().await?;
-    Ok(Exit::Done)
+    Ok(())
 }
 
-async fn peek(
-    file: &FileArguments,
-    registry: &Registry,
-    queue: &str,
-    limit: u64,
-) -> anyhow::Result<Exit> {
-    let opened = file.look(registry).await?;
+async fn peek(opened: &Opened, registry: &Registry, queue: &str, limit: u64) -> anyhow::Result<()> {
     let peeked = opened.queue(queue, registry).await?.peek(0, limit).await?;
     for peeked in peeked {
         let payload = peeked.message.payload.as_deref().unwrap_or_default();
         let parked = peeked.parked.map_or_else(String::new, |why| format!(" parked={why:?}"));
+        let reader = match &*peeked.group {
+            "" => String::new(),
+            group => format!(" for={group}"),
+        };
         print(&format!(
-            "#{} {} attempts={} redeliveries={}{parked} {}",
+            "#{} {}{reader} attempts={} redeliveries={}{parked} {}",
             peeked.position,
             peeked.message.id,
             peeked.attempts,
@@ -152,18 +175,16 @@ async fn peek(
             String::from_utf8_lossy(payload)
         ))?;
     }
-    opened.close().await?;
-    Ok(Exit::Done)
+    Ok(())
 }
 
 async fn put(
-    file: &FileArguments,
+    opened: &Opened,
     registry: &Registry,
     queue: &str,
     key: Option<&str>,
-) -> anyhow::Result<Exit> {
-    let opened = file.open(registry).await?;
-    let admin = opened.queue(queue, registry).await?;
+) -> anyhow::Result<()> {
+    let admin = opened.queue_to_fill(queue, registry).await?;
     let codec = opened.pipeline.topology().queues.get(queue).map_or(Codec::Json, |q| q.codec);
     let entry = opened.pipeline.entry(queue)?;
     let mut putting = Putting { admin, queue, batch: Vec::new(), lines: 0 };
@@ -185,10 +206,7 @@ async fn put(
         }
     }
     putting.put().await?;
-    print(&format!("{} messages put", putting.lines))?;
-    drop(putting);
-    opened.close().await?;
-    Ok(Exit::Done)
+    print(&format!("{} messages put", putting.lines))
 }
 
 /// The next line, without its line ending; `None` at the end.

@@ -83,7 +83,7 @@ impl Run {
             _ = signals.recv() => Ending::Signal,
         };
         match ending {
-            Ending::Idle => {}
+            Ending::Idle => crate::parked::tell(&running.watcher(), &progress).await,
             Ending::StageFailed => tracing::info!("a stage has failed: draining; a signal aborts"),
             Ending::Signal => tracing::info!("draining; a second signal aborts"),
             Ending::Failed => tracing::info!("draining; a signal aborts"),

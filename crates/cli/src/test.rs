@@ -57,8 +57,8 @@ struct Case {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Expect {
-    /// Payloads by queue, in full; a queue that no stage reads and that is not listed must stay
-    /// empty.
+    /// Payloads by queue, in full: all that stages put there, even if another stage reads it. A
+    /// queue that no stage reads and that is not listed must stay empty.
     #[serde(default)]
     outputs: BTreeMap<String, Vec<Value>>,
     /// Whether outputs must come in this order. Default: any order.
@@ -164,6 +164,7 @@ impl<'p> Plan<'p> {
         let mut overrides = Overrides::from_env();
         overrides.variables.retain(|(name, _)| !file.env.contains_key(name));
         overrides.variables.extend(file.env.clone());
+        overrides.no_unicode.retain(|name| !file.env.contains_key(name));
         let loaded = PipelineFile::load(&directory.join(&file.pipeline), &overrides, registry)?;
         let topology = loaded.topology;
         let file = checked(document, &topology)?;
@@ -217,7 +218,7 @@ fn checked(mut document: Document<TestFile>, topology: &Topology) -> Result<Test
 
 /// What is wrong with a case, line by line; empty if it passes.
 async fn run_case(plan: &Plan<'_>, case: &Case, registry: &Registry) -> Vec<String> {
-    let trial = match start(plan, registry).await {
+    let trial = match start(plan, case, registry).await {
         Ok(trial) => trial,
         Err(error) => {
             complain(&error);
@@ -247,8 +248,15 @@ async fn run_case(plan: &Plan<'_>, case: &Case, registry: &Registry) -> Vec<Stri
     wrong
 }
 
-async fn start(plan: &Plan<'_>, registry: &Registry) -> anyhow::Result<Trial> {
-    Ok(Trial::start(Pipeline::new(plan.topology.clone(), registry)?).await?)
+async fn start(plan: &Plan<'_>, case: &Case, registry: &Registry) -> anyhow::Result<Trial> {
+    let trial = Trial::of(Pipeline::new(plan.topology.clone(), registry)?);
+    let read = case.expect.outputs.keys().filter(|queue| is_read(&plan.topology, queue));
+    Ok(read.fold(trial, |trial, queue| trial.keep(queue)).start().await?)
+}
+
+/// Whether a stage reads this queue.
+fn is_read(topology: &Topology, queue: &str) -> bool {
+    topology.queues.get(queue).is_some_and(|queue| !queue.spec.groups.is_empty())
 }
 
 /// A message as written in a test file: a payload, or an object with `raw` or `payload`.
@@ -295,14 +303,17 @@ fn payload(message: &Message) -> Value {
 
 async fn check_outputs(trial: &Trial, topology: &Topology, case: &Case, wrong: &mut Vec<String>) {
     // For a queue that a stage reads, the stage's outcomes show what came to it.
-    let unread = topology.queues.iter().filter(|(_, queue)| queue.spec.groups.is_empty());
-    let mut queues: Vec<&str> = unread.map(|(name, _)| &**name).collect();
+    let queues = topology.queues.keys().map(|name| &**name);
+    let mut queues: Vec<&str> = queues.filter(|name| !is_read(topology, name)).collect();
     queues.extend(case.expect.outputs.keys().map(String::as_str));
     queues.sort_unstable();
     queues.dedup();
     for queue in queues {
         let expected = case.expect.outputs.get(queue);
-        let mut got = trial.outputs(queue);
+        let mut got = match is_read(topology, queue) {
+            true => trial.kept(queue),
+            false => trial.outputs(queue),
+        };
         if expected.is_none() {
             // They are reported by stage.
             got.retain(|message| !is_dead_letter(message, queue, topology));

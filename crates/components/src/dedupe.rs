@@ -97,6 +97,10 @@ impl ComponentFactory for Dedupe {
     ) -> Result<Box<dyn AnyComponent>, Vec<Problem>> {
         one_way("dedupe", site)?;
         let settings: Settings = settings(given)?;
+        if settings.period.0.is_zero() {
+            let message = "`for` must be more than 0s: nothing would be remembered";
+            return Err(vec![Problem::at("for", message).help("leave it out for 1h")]);
+        }
         let wrong = |error: FieldPathError| vec![Problem::at("key", error.to_string())];
         let field = settings.key.parse().map_err(wrong)?;
         let (period, max) = (settings.period.0, settings.max.max(1));

@@ -40,6 +40,16 @@ impl TokenBucket {
     }
 }
 
+/// The burst of a throttle that names none: what `rate` allows in 20 ms, and at least 1.
+///
+/// Timers and threads are late by some milliseconds, at each message. With a burst of 1 that time
+/// is lost, and a rate of 1000/s would come to less than half.
+pub fn default_burst(rate: u32, per: Duration) -> u32 {
+    const LATE: Duration = Duration::from_millis(20);
+    let allowed = LATE.as_nanos() * u128::from(rate) / per.as_nanos().max(1);
+    u32::try_from(allowed).unwrap_or(u32::MAX).max(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,6 +60,17 @@ mod tests {
         let mut bucket = TokenBucket::new(1, Duration::from_millis(u64::MAX), u32::MAX);
         let now = Instant::now();
         assert!((0..1000).any(|_| bucket.take(now).is_err()), "the clock ends before the tokens");
+    }
+
+    #[test]
+    fn a_low_rate_has_no_burst_of_its_own_accord() {
+        let second = Duration::from_secs(1);
+        assert_eq!(
+            [1, 20, 99, 100, 1000].map(|rate| default_burst(rate, second)),
+            [1, 1, 1, 2, 20]
+        );
+        assert_eq!(default_burst(6000, second * 60), 2);
+        assert_eq!(default_burst(u32::MAX, Duration::ZERO), u32::MAX);
     }
 
     proptest! {
@@ -80,6 +101,24 @@ mod tests {
             let now = Instant::now();
             prop_assert_eq!(bucket.take(now), Ok(()), "the bucket is full at first");
             let _last = (0..1000).map(|_| bucket.take(now)).last();
+        }
+
+        /// As timers are that count whole milliseconds, and threads that wait for a processor.
+        #[test]
+        fn who_is_late_each_time_still_gets_a_high_rate(
+            rate in 100_u32..20_000, late in prop::collection::vec(0_u64..5000, 100),
+        ) {
+            let per = Duration::from_secs(1);
+            let mut bucket = TokenBucket::new(rate, per, default_burst(rate, per));
+            let start = Instant::now();
+            let mut now = start;
+            for late in late.iter().cycle().take(1000) {
+                while let Err(wait) = bucket.take(now) {
+                    now += wait + Duration::from_micros(*late);
+                }
+            }
+            let longest = per * 1000 / rate + Duration::from_millis(5);
+            prop_assert!(now - start <= longest, "{:?} > {longest:?}", now - start);
         }
 
         #[test]

@@ -318,10 +318,12 @@ pub struct ThrottleKeys {
     /// The period that `rate` applies to.
     #[serde(default = "defaults::second")]
     pub per: Period,
-    /// At most this many at once.
-    #[serde(default = "defaults::burst")]
+    /// At most this many at once, beyond which no stretch of time has more than `rate` allows.
+    /// Default: what comes in 20ms, and at least 1. With 1, a high rate is not reached: each message
+    /// waits for a timer, which is late by up to some milliseconds.
+    #[serde(default)]
     #[schemars(range(min = 1))]
-    pub burst: u32,
+    pub burst: Option<u32>,
 }
 
 /// An age, and what happens to messages that are older.
@@ -416,10 +418,6 @@ mod defaults {
 
     pub(super) fn stuck_limit() -> u16 {
         8
-    }
-
-    pub(super) fn burst() -> u32 {
-        1
     }
 
     pub(super) fn second() -> Period {

@@ -12,8 +12,9 @@ use crate::node::{Entry, Node, NodeValue, Origin};
 const PREFIX: &str = "BRIGADE";
 
 /// Applies the environment to a tree. Names are matched case-insensitively, since variables are
-/// written in capitals; a name that matches nothing becomes a new key, in lower case. Values are
-/// taken verbatim: a `$` in them is left to whoever sets the variable.
+/// written in capitals; a name that matches nothing becomes a new key, in lower case, but in a
+/// stage's `env` as it is spelled: there it is no key of the file but a name of the component's.
+/// Values are taken verbatim: a `$` in them is left to whoever sets the variable.
 pub(crate) fn lay_environment(root: &mut Node, overrides: &Overrides, findings: &mut Findings) {
     let prefix = format!("{PREFIX}__");
     for variable in overrides.no_unicode.iter().filter(|name| name.starts_with(&prefix)) {
@@ -32,21 +33,33 @@ pub(crate) fn lay_environment(root: &mut Node, overrides: &Overrides, findings: 
         let layer = Config::builder().add_source(environment).build();
         let Ok(layer) = layer.and_then(Config::try_deserialize::<config::Value>) else { continue };
         let origin = Origin::Variable(variable.clone());
-        lay(root, &layer.kind, &origin, true);
+        let steps: Vec<&str> = variable[prefix.len()..].split("__").collect();
+        lay(root, &layer.kind, &origin, &steps);
     }
 }
 
-fn lay(node: &mut Node, layer: &ValueKind, origin: &Origin, loosely: bool) {
-    let ValueKind::Table(table) = layer else {
-        let text = layer.to_string();
-        *node = Node::new(NodeValue::Text(text), origin.clone());
-        node.loose = true;
-        return;
+/// `steps` are those of the variable's name, as it is spelled.
+fn lay(root: &mut Node, layer: &ValueKind, origin: &Origin, steps: &[&str]) {
+    let (mut node, mut layer) = (root, layer);
+    let own = match steps {
+        [stages, _, env, name]
+            if stages.eq_ignore_ascii_case("stages") && env.eq_ignore_ascii_case("env") =>
+        {
+            Some(*name)
+        }
+        _ => None,
     };
-    for (key, value) in table {
-        let child = child_of(node, key, origin, loosely);
-        lay(child, &value.kind, origin, loosely);
+    // One variable is one value: each table has one key.
+    while let ValueKind::Table(table) = layer
+        && let Some((key, value)) = table.iter().next()
+    {
+        let key =
+            own.filter(|_| !matches!(value.kind, ValueKind::Table(_))).unwrap_or(key.as_str());
+        node = child_of(node, key, origin, true);
+        layer = &value.kind;
     }
+    *node = Node::new(NodeValue::Text(layer.to_string()), origin.clone());
+    node.loose = true;
 }
 
 /// Applies `key.path=value` to a tree; the value is parsed as YAML.

@@ -68,8 +68,28 @@ fn values_of_the_environment_are_taken_as_they_are() {
     let loaded = load_str("p.yaml", Format::Yaml, text, Path::new("."), &overrides, &Fake);
     let topology = loaded.unwrap_or_else(|error| panic!("{error}")).topology;
     let env = &topology.stages["s"].env;
-    let of = |name: &str| env.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).unwrap().1;
-    assert_eq!((&**of("secret"), &**of("file"), &**of("set")), ("pa$$w${X}${y", "a$x$$", "b$x$$"));
+    let of = |name: &str| &*env[name];
+    assert_eq!((of("SECRET"), of("FILE"), of("SET")), ("pa$$w${X}${y", "a$x$$", "b$x$$"));
+}
+
+/// What a component reads by name is named as the variable names it, or as the file does.
+#[test]
+fn a_stages_variable_is_spelled_as_the_variable_that_sets_it() {
+    let text = "pipeline: p\nqueues: { in: { type: rich } }\nstages: { s: { component: code, input: in, env: { lower: a, Mixed-Up: b } } }";
+    let set = |name: &str| (format!("BRIGADE__{name}"), name.to_owned());
+    let names = ["STAGES__S__ENV__NEW", "stages__s__env__Other", "STAGES__S__ENV__LOWER"];
+    let more = ["STAGES__S__ENV__MIXED_UP", "STAGES__S__RETRY__ATTEMPTS"];
+    let mut variables: Vec<(String, String)> = names.into_iter().chain(more).map(set).collect();
+    variables[4].1 = "7".to_owned();
+    let overrides = Overrides { variables, ..Overrides::default() };
+    let loaded = load_str("p.yaml", Format::Yaml, text, Path::new("."), &overrides, &Fake);
+    let topology = loaded.unwrap_or_else(|error| panic!("{error}")).topology;
+    let stage = &topology.stages["s"];
+    let env: Vec<(&str, &str)> =
+        stage.env.iter().map(|(name, value)| (&**name, &**value)).collect();
+    let expected =
+        [("Mixed-Up", more[0]), ("NEW", names[0]), ("Other", names[1]), ("lower", names[2])];
+    assert_eq!((env, stage.retry.attempts), (expected.to_vec(), 7));
 }
 
 #[test]

@@ -1,36 +1,62 @@
-//! The dead letters of a trial as they were put, whatever has read them since.
+//! What was put on queues of a trial, whatever has read it since.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
-use brigade_core::DeadLetter;
 use brigade_core::connector::{ConnectorError, Outgoing, Produced, Producer};
+use brigade_core::{DeadLetter, Message};
 
 use crate::like::{Like, LikeProducer};
 
-/// How many dead letters of a queue are kept: as many as a memory queue holds if nothing reads it.
+/// How many messages of a queue are kept: as many as a memory queue holds if nothing reads it.
 const KEPT_MAX: usize = 100_000;
 
-/// The dead letters that were put on the queues that stages name for them. A stage may read a queue
-/// of dead letters, so what is left on it proves nothing.
+/// What was put on some of the queues. A stage may read a queue, so what is left on it proves
+/// nothing.
 #[derive(Debug)]
-pub(crate) struct Kept(Mutex<BTreeMap<String, Vec<DeadLetter>>>);
+pub(crate) struct Kept(Mutex<BTreeMap<String, KeptOf>>);
+
+/// What was put on a queue, in order of arrival.
+#[derive(Debug)]
+struct KeptOf {
+    what: What,
+    messages: Vec<Message>,
+}
+
+/// What is kept of a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum What {
+    /// Its dead letters. Anything else on it is an output.
+    DeadLetters,
+    /// Every message.
+    All,
+}
 
 impl Kept {
-    /// Keeps the dead letters of these queues.
-    pub(crate) fn of(queues: impl IntoIterator<Item = String>) -> Arc<Self> {
-        let queues = queues.into_iter().map(|queue| (queue, Vec::new()));
+    /// Keeps this of these queues; of one that is named twice, the latter.
+    pub(crate) fn of(queues: impl IntoIterator<Item = (String, What)>) -> Arc<Self> {
+        let queues = queues.into_iter();
+        let queues = queues.map(|(queue, what)| (queue, KeptOf { what, messages: Vec::new() }));
         Arc::new(Self(Mutex::new(queues.collect())))
     }
 
-    /// What was put on a queue, in order of arrival.
+    /// The dead letters that were put on a queue.
     pub(crate) fn letters(&self, queue: &str) -> Vec<DeadLetter> {
-        self.queues().get(queue).cloned().unwrap_or_default()
+        let queues = self.queues();
+        let messages = queues.get(queue).into_iter().flat_map(|kept| &kept.messages);
+        messages.filter_map(letter).collect()
     }
 
-    fn count(&self, queue: &str) -> usize {
-        self.queues().get(queue).map_or(0, Vec::len)
+    /// Everything that was put on a queue; `None` if not everything is kept.
+    pub(crate) fn messages(&self, queue: &str) -> Option<Vec<Message>> {
+        let queues = self.queues();
+        let kept = queues.get(queue).filter(|kept| kept.what == What::All)?;
+        Some(kept.messages.clone())
+    }
+
+    fn is_full(&self, queue: &str) -> bool {
+        self.queues().get(queue).is_some_and(|kept| kept.messages.len() >= KEPT_MAX)
     }
 
     /// A producer that keeps what its queue takes, if this is one of the queues; otherwise the
@@ -47,9 +73,13 @@ impl Kept {
         Arc::new(Like(Keeping { inner, queue, kept }))
     }
 
-    fn queues(&self) -> MutexGuard<'_, BTreeMap<String, Vec<DeadLetter>>> {
+    fn queues(&self) -> MutexGuard<'_, BTreeMap<String, KeptOf>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn letter(message: &Message) -> Option<DeadLetter> {
+    DeadLetter::from_json(message.payload.as_deref()?).ok()
 }
 
 struct Keeping {
@@ -65,20 +95,19 @@ impl LikeProducer for Keeping {
     }
 
     async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
-        if self.kept.count(&self.queue) >= KEPT_MAX {
+        if self.kept.is_full(&self.queue) {
             let queue = &self.queue;
-            let text =
-                format!("a trial keeps no more than {KEPT_MAX} dead letters of queue `{queue}`");
+            let text = format!("a trial keeps no more than {KEPT_MAX} messages of queue `{queue}`");
             return Err(ConnectorError::transient(text));
         }
         let produced = self.inner.produce(batch).await?;
         let taken = batch.iter().zip(&produced);
         let taken = taken.filter(|(_, produced)| matches!(produced, Produced::Confirmed));
-        // Anything that is not a dead letter is an output, and is on the queue.
-        let letters = taken.filter_map(|(outgoing, _)| {
-            DeadLetter::from_json(outgoing.message.payload.as_deref()?).ok()
-        });
-        self.kept.queues().entry(self.queue.clone()).or_default().extend(letters);
+        let taken = taken.map(|(outgoing, _)| &outgoing.message);
+        if let Some(kept) = self.kept.queues().get_mut(&self.queue) {
+            let is_kept = |message: &&Message| kept.what == What::All || letter(message).is_some();
+            kept.messages.extend(taken.filter(is_kept).cloned());
+        }
         Ok(produced)
     }
 }

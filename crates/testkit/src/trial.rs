@@ -15,7 +15,7 @@ use brigade_runtime::{
 };
 
 use crate::faults::{Fault, Faulty, Planned, Stalls, Unsteady};
-use crate::kept::Kept;
+use crate::kept::{Kept, What};
 use crate::like::Like;
 use crate::paused;
 
@@ -39,7 +39,8 @@ pub struct Trial {
     memory: Memory,
     state: Arc<MemoryState>,
     pipeline: String,
-    /// The dead letters that were put on declared queues.
+    /// The dead letters that were put on declared queues, and what was put on the queues of which
+    /// everything is kept.
     kept: Arc<Kept>,
     /// The dead-letter queue that the file names for each stage, if any.
     declared: Vec<(String, Option<String>)>,
@@ -54,6 +55,8 @@ pub struct TrialSetup {
     faults: BTreeMap<String, Vec<Planned>>,
     outages: Vec<(String, RangeInclusive<u64>)>,
     stalls: BTreeMap<String, Stalls>,
+    /// The queues of which everything is kept.
+    keep: Vec<String>,
 }
 
 impl TrialSetup {
@@ -80,6 +83,15 @@ impl TrialSetup {
         self
     }
 
+    /// Keeps everything that stages put on a queue, for [`Trial::kept`]: what is on a queue that a
+    /// stage reads says nothing of that. At most 100,000 messages are kept: the queue takes no more
+    /// then.
+    #[must_use]
+    pub fn keep(mut self, queue: &str) -> Self {
+        self.keep.push(queue.to_owned());
+        self
+    }
+
     /// Shortens back-offs before retries and restarts to a millisecond, whatever the file says;
     /// delays of messages and timeouts are unchanged. For trials whose lanes are threads; with
     /// [`paused`](crate::paused()) time no wait takes any time.
@@ -93,16 +105,19 @@ impl TrialSetup {
     ///
     /// # Errors
     /// It does not start, a stage fails before it runs, a fault is planned for an unknown stage, an
-    /// outage for a queue that no stage writes, or a stall for one that no stage reads.
+    /// outage for a queue that no stage writes, a stall for one that no stage reads, or a queue is
+    /// to be kept that the pipeline does not have.
     pub async fn start(self) -> Result<Trial, StartError> {
-        let Self { mut pipeline, faults, outages, stalls } = self;
+        let Self { mut pipeline, faults, outages, stalls, keep } = self;
         can_come(&pipeline, &outages, &stalls)?;
+        can_be_kept(&pipeline, &keep)?;
         for (stage, faults) in faults {
             pipeline = pipeline.wrap(&stage, |inner| Box::new(Faulty::new(inner, faults)))?;
         }
         let (memory, state) = (Memory::new(), MemoryState::new());
         let (name, declared) = (pipeline.name().to_owned(), declared(&pipeline));
-        let kept = Kept::of(declared.iter().filter_map(|(_, dead)| dead.clone()));
+        let dead = declared.iter().filter_map(|(_, dead)| Some((dead.clone()?, What::DeadLetters)));
+        let kept = Kept::of(dead.chain(keep.into_iter().map(|queue| (queue, What::All))));
         let connector =
             Like(Unsteady { memory: memory.clone(), outages, stalls, kept: Arc::clone(&kept) });
         let queues = pipeline.topology().queues.keys().map(ToString::to_string).collect();
@@ -150,6 +165,19 @@ fn can_come(
         }
     }
     Ok(())
+}
+
+/// Reports queues that are to be kept and do not exist.
+fn can_be_kept(pipeline: &Pipeline, keep: &[String]) -> Result<(), StartError> {
+    let queues = &pipeline.topology().queues;
+    match keep.iter().find(|queue| !queues.contains_key(queue.as_str())) {
+        None => Ok(()),
+        Some(queue) => {
+            let known = listed(queues.keys().map(|name| &**name));
+            let text = format!("queue `{queue}` is to be kept, which the pipeline does not have");
+            Err(StartError::new(format!("{text}; it has {known}")))
+        }
+    }
 }
 
 /// Names, listed as in a sentence.
@@ -205,6 +233,7 @@ impl Trial {
             faults: BTreeMap::new(),
             outages: Vec::new(),
             stalls: BTreeMap::new(),
+            keep: Vec::new(),
         }
     }
 
@@ -263,6 +292,16 @@ impl Trial {
     pub fn outputs(&self, queue: &str) -> Vec<Message> {
         self.assert_queue(queue);
         self.memory.messages(&self.pipeline, queue)
+    }
+
+    /// What stages have put on a queue, in order of arrival and whatever has read it since.
+    ///
+    /// # Panics
+    /// If it was not to be kept: see [`TrialSetup::keep`].
+    #[track_caller]
+    pub fn kept(&self, queue: &str) -> Vec<Message> {
+        let kept = self.kept.messages(queue);
+        kept.unwrap_or_else(|| panic!("queue `{queue}` was not to be kept: see `TrialSetup::keep`"))
     }
 
     /// The dead letters of a stage, including those that another stage has read. Stages that share

@@ -5,7 +5,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use actix_web::dev::ServerHandle;
-use actix_web::{App, HttpResponse, HttpServer, Responder, get, routes, rt, web};
+use actix_web::{App, HttpResponse, HttpServer, Responder, routes, rt, web};
 use brigade_pipeline::MetricNames;
 use brigade_runtime::{StageState, Watcher, measure_conversions};
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -132,7 +132,9 @@ struct Site {
     depths: names::Depths,
 }
 
+#[routes]
 #[get("/metrics")]
+#[head("/metrics")]
 async fn metrics(site: web::Data<Site>) -> impl Responder {
     let pipelines = site.watcher.status().await;
     site.recorder.run_upkeep();

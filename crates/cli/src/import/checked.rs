@@ -45,6 +45,15 @@ impl<'r> Rules<'r> {
         loaded.map_or_else(|wrong| wrong.0, |_| Vec::new())
     }
 
+    /// What is wrong with the name of the pipeline.
+    pub(super) fn name(&self, pipeline: &str) -> Option<String> {
+        let text = json!({ "pipeline": pipeline, "queues": {}, "stages": {} }).to_string();
+        let (overrides, here) = (Overrides::default(), Path::new(""));
+        let loaded = load_str("imported", Format::Json, &text, here, &overrides, self.registry);
+        let wrong = loaded.err()?.0.into_iter().find(|one| one.path == "pipeline")?;
+        Some(wrong.message)
+    }
+
     /// Removes from a queue what is wrong with it. Returns `None` if nothing is left.
     pub(super) fn queue(
         &self,

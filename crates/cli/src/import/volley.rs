@@ -44,6 +44,9 @@ pub(super) fn import(
         }
     }
     let rules = Rules::new(registry, &secrets);
+    if let Some(wrong) = rules.name(&name(pipeline)) {
+        anyhow::bail!("{place}: the pipeline's name: {wrong}: give it another one with `--name`");
+    }
     let mut queues: BTreeMap<String, Value> = BTreeMap::new();
     for (alias, own, queue) in translated {
         let note = |text: String| notes.push(format!("queue `{alias}`: {text}"));

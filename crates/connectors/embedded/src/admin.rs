@@ -9,7 +9,7 @@ use brigade_core::connector::{
 };
 use rusqlite::{OptionalExtension, Row, params};
 
-use crate::lag::lag;
+use crate::lag::{lag, nothing};
 use crate::producer::EmbeddedProducer;
 use crate::rows::{MESSAGE, Target, delete_rows, message, now_ms};
 use crate::store::Store;
@@ -25,7 +25,7 @@ pub(crate) struct EmbeddedAdmin {
 
 impl EmbeddedAdmin {
     pub(crate) fn open(store: &Store, queue: &QueueSpec) -> Result<Self, ConnectorError> {
-        let producer = EmbeddedProducer::open(store, queue)?;
+        let producer = EmbeddedProducer::enter(store, queue)?;
         Ok(Self {
             requests: store.requests().clone(),
             target: Arc::clone(producer.target()),
@@ -125,6 +125,13 @@ impl QueueAdmin for EmbeddedAdmin {
             for (queue, group) in groups(work, &target)? {
                 all.push(QueueStatus { group, lag: lag(work, queue)? });
             }
+            for group in &target.groups {
+                // Nothing has opened it yet.
+                if !all.iter().any(|status| status.group == **group) {
+                    all.push(QueueStatus { group: group.to_string(), lag: nothing() });
+                }
+            }
+            all.sort_by(|a, b| a.group.cmp(&b.group));
             Ok(all)
         });
         status.await
@@ -154,6 +161,7 @@ impl QueueAdmin for EmbeddedAdmin {
     }
 
     async fn put(&self, messages: Vec<Outgoing>) -> Result<Vec<Produced>, ConnectorError> {
+        self.producer.share_out().await?;
         self.producer.produce(&messages).await
     }
 

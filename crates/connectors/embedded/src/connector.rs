@@ -87,16 +87,8 @@ impl Connector for Embedded {
 
     fn check(&self, queue: &QueueSpec) -> Vec<Problem> {
         match queue.settings::<Settings>() {
-            Ok(Settings { path: None, sync: Some(_), .. }) => {
-                vec![
-                    Problem::at("sync", "`sync` is a matter of the whole store")
-                        .help("give the queue a `path` of its own"),
-                ]
-            }
-            Ok(_) => Vec::new(),
-            Err(error) => {
-                vec![Problem::whole(error.to_string())]
-            }
+            Ok(settings) => settings.problems(),
+            Err(error) => vec![Problem::whole(error.to_string())],
         }
     }
 
@@ -133,11 +125,24 @@ impl Connector for Embedded {
         Self::store(queue, env).await?.queue_producer(queue).await
     }
 
+    async fn reach(&self, queue: &QueueSpec, env: &ConnectorEnv) -> Result<(), ConnectorError> {
+        // Whether the store can be made is a part of it.
+        Self::store(queue, env).await?.queue_admin(queue).await?.status().await.map(drop)
+    }
+
     async fn admin(
         &self,
         queue: &QueueSpec,
         env: &ConnectorEnv,
     ) -> Result<Arc<dyn QueueAdmin>, ConnectorError> {
+        let settings: Settings = queue.settings()?;
+        if let Some(path) = settings.path.filter(|path| !Store::is_made(path)) {
+            return Err(ConnectorError::permanent(format!(
+                "queue `{}` cannot be looked into: there is no store in {}, as nothing has run yet",
+                queue.name,
+                path.display()
+            )));
+        }
         Self::store(queue, env).await?.queue_admin(queue).await
     }
 }

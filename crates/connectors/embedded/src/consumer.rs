@@ -6,12 +6,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use brigade_core::IncarnationId;
 use brigade_core::connector::{
     Acked, ConnectorError, Consumer, Failed, FailedReason, Features, Incoming, Lag, Order,
     QueueSpec, Reader, Receipt, Want,
 };
 use brigade_core::state::{StateStore, StoreId, StoreOp};
+use brigade_core::{IncarnationId, Period};
 use rusqlite::{OptionalExtension, params};
 use tokio::sync::Notify;
 
@@ -19,7 +19,7 @@ use crate::claim::{Claimed, claim};
 use crate::connector::features;
 use crate::lag::lag;
 use crate::readers::Readers;
-use crate::rows::{MadeOf, delete_leased, expire, leased, now_ms, promote, queue_id};
+use crate::rows::{MadeOf, delete_leased, expire_from, leased, now_ms, promote, queue_id};
 use crate::settings::Settings;
 use crate::store::{Store, Targets, apply};
 use crate::thread::{Requests, Work};
@@ -59,12 +59,12 @@ impl EmbeddedConsumer {
             let id = queue_id(work.db, pipeline, name, group)?;
             opening.begin(work, id)?;
             set_key_order(work, id, opening.ordered())?;
-            if let Some(retention) = retention {
-                expire(work, id, name, retention)?;
-            }
             Ok(id)
         });
         let id = opened.await?;
+        if let Some(retention) = retention {
+            remove_old(store, id, &queue.name, retention).await?;
+        }
         Ok(Self {
             requests: store.requests().clone(),
             visible: Arc::clone(store.visible()),
@@ -116,6 +116,22 @@ impl EmbeddedConsumer {
         let queue = self.queue;
         self.requests.send_owed(move |work| Ok(release(work, queue, &receipts)?))
     }
+}
+
+/// Removes what nobody took for as long as `retention`, in steps between which others do theirs.
+async fn remove_old(
+    store: &Store,
+    queue: i64,
+    name: &Arc<str>,
+    retention: Period,
+) -> Result<(), ConnectorError> {
+    let mut next = Some(0);
+    while let Some(from) = next {
+        let name = Arc::clone(name);
+        let step = move |work: &mut Work<'_>| Ok(expire_from(work, queue, &name, retention, from)?);
+        next = store.requests().ask(step).await?;
+    }
+    Ok(())
 }
 
 /// A claim that has not reached its caller: given back if it never does.

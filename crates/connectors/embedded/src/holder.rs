@@ -136,13 +136,19 @@ impl Holder {
             let freed =
                 freed.query_map([self.id, now_ms()], |row| Ok((row.get(0)?, row.get(1)?)))?;
             promote_freed(db, &freed.collect::<rusqlite::Result<_>>()?)?;
-            db.execute("DELETE FROM holders WHERE id = ?1", [self.id])?;
             Ok(())
         };
-        if let Err(error) = left() {
-            tracing::debug!(%error, "a holder did not leave; others will notice");
+        // The row goes last, as nobody would look at the file without it: the program may end at any
+        // time, because nobody has to wait for this.
+        let left = left().map_err(|error| error.to_string());
+        let removed = std::fs::remove_file(self.directory.join(&self.name));
+        let left = left.and_then(|()| removed.map_err(|error| error.to_string())).and_then(|()| {
+            let gone = db.execute("DELETE FROM holders WHERE id = ?1", [self.id]);
+            gone.map_err(|error| error.to_string())
+        });
+        if let Err(error) = left {
+            tracing::debug!(error, "a holder did not leave; others will notice");
         }
-        let _ = std::fs::remove_file(self.directory.join(&self.name));
     }
 }
 
@@ -316,6 +322,27 @@ mod tests {
         assert!(!is_dead(&path));
         drop(other);
         assert!(is_dead(&path));
+    }
+
+    /// Nobody looks at a file without a row, and the program may end between the two.
+    #[test]
+    fn who_leaves_has_a_row_for_as_long_as_a_file() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut db = store(&directory);
+        let holders = directory.path().join("holders");
+        let enter = || Holder::enter(&db, &holders).expect("it enters");
+        let (mut me, other) = (enter(), enter());
+        let path = holders.join(&other.name);
+        std::fs::remove_file(&path).expect("it is removed");
+        std::fs::create_dir(&path).expect("this is no file to be removed");
+        other.leave(&db);
+        let rows = || db.query_row("SELECT count(*) FROM holders", [], |row| row.get::<_, i64>(0));
+        assert_eq!(rows(), Ok(2));
+        std::fs::remove_dir(&path).expect("it is removed");
+        me.free_the_dead(&mut db, LEASE).expect("it looks");
+        assert_eq!(me.others(&db).expect("rows").len(), 0);
+        me.leave(&db);
+        assert_eq!(std::fs::read_dir(&holders).expect("a directory").count(), 0);
     }
 
     /// Each attempt to open a store on a full disk would leave a file.

@@ -26,6 +26,12 @@ const OF_STATE: &str = "SELECT count(*) FROM messages WHERE queue = ?1 AND state
 const OLDEST: &str = "SELECT enqueued_at FROM messages WHERE queue = ?1 AND state = 0
   ORDER BY id LIMIT 1";
 
+/// That nothing is there.
+pub(crate) fn nothing() -> Lag {
+    let none = Some(0);
+    Lag { ready: none, parked: none, delayed: none, in_flight: none, bytes: none, ..Lag::default() }
+}
+
 /// How much a queue's group holds.
 pub(crate) fn lag(work: &Work<'_>, queue: i64) -> rusqlite::Result<Lag> {
     let sql = "SELECT messages, bytes FROM queues WHERE id = ?1";

@@ -10,6 +10,7 @@ use brigade_core::connector::{
 use brigade_core::state::{StateStore, StoreId, StoreOp};
 
 use crate::connector::features;
+use crate::readers::Readers;
 use crate::rows::{MadeOf, Target, enqueue, is_full, without_room};
 use crate::store::Store;
 use crate::thread::Requests;
@@ -25,7 +26,16 @@ pub(crate) struct EmbeddedProducer {
 }
 
 impl EmbeddedProducer {
-    pub(crate) fn open(store: &Store, queue: &QueueSpec) -> Result<Self, ConnectorError> {
+    /// A producer for a stage: what the queue held for the only reader of before is shared out
+    /// among those that read it now, so that it comes before what is put.
+    pub(crate) async fn open(store: &Store, queue: &QueueSpec) -> Result<Self, ConnectorError> {
+        let producer = Self::enter(store, queue)?;
+        producer.share_out().await?;
+        Ok(producer)
+    }
+
+    /// The same for one that may put nothing: see [`share_out`](Self::share_out).
+    pub(crate) fn enter(store: &Store, queue: &QueueSpec) -> Result<Self, ConnectorError> {
         let (name, target) = store.enter(queue)?;
         Ok(Self {
             requests: store.requests().clone(),
@@ -34,6 +44,15 @@ impl EmbeddedProducer {
             target,
             _open: store.hold(),
         })
+    }
+
+    /// Shares out what is there for the only reader of before.
+    pub(crate) async fn share_out(&self) -> Result<(), ConnectorError> {
+        let readers = Readers::of(&self.target);
+        if readers.are_several() {
+            self.requests.ask(move |work| Ok(readers.share_first(work)?)).await?;
+        }
+        Ok(())
     }
 
     pub(crate) fn target(&self) -> &Arc<Target> {

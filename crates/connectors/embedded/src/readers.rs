@@ -8,7 +8,7 @@ use rusqlite::{OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
 use crate::consumer::arrange;
-use crate::rows::{now_ms, queue_id};
+use crate::rows::{Target, now_ms, queue_id};
 use crate::thread::Work;
 
 /// The stages that read a queue, according to this process's pipeline file.
@@ -64,6 +64,38 @@ impl Readers {
             order: reader.order,
             told: Mutex::default(),
         }
+    }
+
+    /// The readers of a queue that is going to be written, for none of which it is opened.
+    pub(crate) fn of(target: &Target) -> Self {
+        Self {
+            pipeline: Arc::clone(&target.pipeline),
+            name: Arc::clone(&target.name),
+            groups: target.groups.clone(),
+            group: "".into(),
+            stage: "".into(),
+            order: Order::None,
+            told: Mutex::default(),
+        }
+    }
+
+    /// Whether several stages read it, each in a group of its own.
+    pub(crate) fn are_several(&self) -> bool {
+        self.groups.iter().all(|group| !group.is_empty())
+    }
+
+    /// Before anything is put: the present readers get what waited for the only one of before, unless
+    /// a process with an older file works on it. That process takes over again what is its own.
+    pub(crate) fn share_first(&self, work: &mut Work<'_>) -> rusqlite::Result<()> {
+        let left = self.left_behind(work)?.into_iter().find(|left| left.group.is_empty());
+        let Some(left) = left else { return Ok(()) };
+        if is_worked_on(work, left.id)? {
+            return Ok(());
+        }
+        let before = self.remembered(work)?;
+        let mut now = before.clone();
+        self.share_out(work, &left, &mut now)?;
+        if now == before { Ok(()) } else { self.remember(work, &now) }
     }
 
     pub(crate) fn ordered(&self) -> bool {

@@ -282,17 +282,69 @@ pub(crate) fn expire(
     name: &str,
     retention: Period,
 ) -> rusqlite::Result<()> {
-    /// How many are checked, starting at the first that has to go.
-    const LOOK: u64 = 1000;
     let before = now_ms().saturating_sub(millis(retention));
     let Some(from) = old_row(work.db, queue, before)? else { return Ok(()) };
     let sql = "DELETE FROM messages WHERE id IN (SELECT id FROM messages
                  WHERE queue = ?1 AND state = 0 AND id >= ?2 ORDER BY id LIMIT ?3) AND visible_at < ?4
                RETURNING size, order_key";
     // Rows waiting behind them were not taken either, so they keep their age.
-    let gone = delete_rows(work, queue, sql, params![queue, from, LOOK, before], 0)?;
-    tracing::info!(queue = name, gone, ?retention, "removed what nobody took for so long");
+    let gone = delete_rows(work, queue, sql, params![queue, from, EXPIRE_LOOK, before], 0)?;
+    tell_expired(name, gone, retention);
     Ok(())
+}
+
+/// How many rows are checked at once, so that nothing else waits for long.
+const EXPIRE_LOOK: u64 = 1000;
+
+fn tell_expired(queue: &str, gone: u64, retention: Period) {
+    if gone > 0 {
+        tracing::info!(queue, gone, %retention, "removed what nobody took for so long");
+    }
+}
+
+/// One step of removing everything that `retention` bounds, starting at row `from`, before a queue
+/// hands out anything. Returns where the next step starts, if there may be more.
+pub(crate) fn expire_from(
+    work: &mut Work<'_>,
+    queue: i64,
+    name: &str,
+    retention: Period,
+    from: i64,
+) -> rusqlite::Result<Option<i64>> {
+    let before = now_ms().saturating_sub(millis(retention));
+    // What waits for its time is found by that; it is not made ready first, as it may be much.
+    let delayed = "DELETE FROM messages WHERE id IN (SELECT id FROM messages
+                     WHERE queue = ?1 AND state = 1 AND visible_at < ?2 LIMIT ?3)
+                   RETURNING size, order_key";
+    let mut gone = delete_rows(work, queue, delayed, params![queue, before, EXPIRE_LOOK], 0)?;
+    let looked_at = "SELECT id, enqueued_at FROM (SELECT id, enqueued_at FROM messages
+                       WHERE queue = ?1 AND state = 0 AND id >= ?2 ORDER BY id LIMIT ?3)
+                     ORDER BY id DESC LIMIT 1";
+    let ready = "DELETE FROM messages WHERE queue = ?1 AND state = 0 AND id BETWEEN ?2 AND ?3
+                   AND visible_at < ?4
+                 RETURNING size, order_key";
+    let next = loop {
+        let read = |row: &Row<'_>| Ok((row.get::<_, i64>(0)?, row.get::<_, i64>(1)?));
+        let last = work.db.prepare_cached(looked_at)?;
+        let last = { last }.query_row(params![queue, from, EXPIRE_LOOK], read).optional()?;
+        let more = match last {
+            None => 0,
+            Some((last, _)) => {
+                delete_rows(work, queue, ready, params![queue, from, last, before], 0)?
+            }
+        };
+        gone += more;
+        match last {
+            // Rows that waited behind them are ready now, and as old.
+            _ if gone >= EXPIRE_LOOK => break Some(from),
+            Some(_) if more > 0 => {}
+            // Rows that were put later cannot be old.
+            Some((last, put)) if put < before => break Some(last + 1),
+            _ => break None,
+        }
+    };
+    tell_expired(name, gone, retention);
+    Ok(next)
 }
 
 /// A row that could have been taken since before this time, if one is found cheaply: the first
@@ -352,7 +404,7 @@ struct Full;
 
 impl fmt::Display for Full {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the queue is at its limit")
+        f.write_str("it takes more once some of that was taken")
     }
 }
 

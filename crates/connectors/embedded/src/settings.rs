@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use brigade_core::Period;
-
+use brigade_core::connector::Problem;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -18,9 +18,34 @@ pub(crate) struct Settings {
     pub(crate) sync: Option<Sync>,
     /// Stores a message only once if it is put again with the same id. Default: every time.
     pub(crate) dedup: Option<Dedup>,
-    /// Messages that could have been taken for this long, but were not, are removed when the queue
-    /// is written or opened. Default: never.
+    /// Messages that could have been taken for this long, but were not, are removed: all of them
+    /// before a stage that begins to read the queue gets any, and at most 1000 with each write.
+    /// Default: never.
     pub(crate) retention: Option<Period>,
+}
+
+impl Settings {
+    /// What is wrong beyond the schema.
+    pub(crate) fn problems(&self) -> Vec<Problem> {
+        let mut problems = Vec::new();
+        if self.path.is_none() && self.sync.is_some() {
+            let problem = Problem::at("sync", "`sync` is a matter of the whole store");
+            problems.push(problem.help("give the queue a `path` of its own"));
+        }
+        let is_nothing = |period: Option<Period>| period.is_some_and(|period| period.0.is_zero());
+        if is_nothing(self.retention) {
+            let message = "`retention` must be more than 0s: nothing would stay to be taken";
+            let help = "leave it out to keep messages until they are taken";
+            problems.push(Problem::at("retention", message).help(help));
+        }
+        if is_nothing(self.dedup.map(|dedup| dedup.period)) {
+            let message = "`for` must be more than 0s: nothing would be remembered";
+            let help = "leave out `for` for 1h, or `dedup` to store every message";
+            let path = ["dedup", "for"].map(str::to_owned).to_vec();
+            problems.push(Problem { path, ..Problem::whole(message).help(help) });
+        }
+        problems
+    }
 }
 
 /// Which ids a queue remembers: those within both limits.

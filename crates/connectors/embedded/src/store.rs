@@ -165,6 +165,12 @@ impl Store {
         Ok(Self::of(file))
     }
 
+    /// Whether a store was ever made in this directory.
+    pub(crate) fn is_made(directory: &Path) -> bool {
+        let path = directory.join(FILE);
+        path.exists() || path.with_extension("made").exists()
+    }
+
     /// A store that is registered.
     fn of(file: Arc<OpenFile>) -> Arc<Self> {
         let shut = AtomicBool::new(false);
@@ -419,7 +425,7 @@ impl StateStore for Store {
     }
 
     async fn queue_producer(&self, queue: &QueueSpec) -> Result<Arc<dyn Producer>, ConnectorError> {
-        Ok(Arc::new(EmbeddedProducer::open(self, queue)?))
+        Ok(Arc::new(EmbeddedProducer::open(self, queue).await?))
     }
 
     async fn queue_admin(&self, queue: &QueueSpec) -> Result<Arc<dyn QueueAdmin>, ConnectorError> {

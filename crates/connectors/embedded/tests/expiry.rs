@@ -186,3 +186,47 @@ async fn what_was_given_back_keeps_nothing_behind_it_from_going() {
     place.put_all(&[numbered(4)]).await;
     assert_eq!(place.held().await, [1, 4]);
 }
+
+/// However many they are, whatever they wait for, and whichever of them came later.
+#[tokio::test]
+async fn of_what_nobody_took_for_so_long_a_stage_that_begins_to_read_gets_nothing() {
+    const MANY: u128 = 2500;
+    let one_key: fn(u128) -> Outgoing = |n| of_key(n, "k");
+    let some_keys: fn(u128) -> Outgoing =
+        |n| of_key(n, ["a", "b", "c"][usize::try_from(n % 3).unwrap()]);
+    let delayed: fn(u128) -> Outgoing =
+        |n| Outgoing { delay: Some(Duration::from_secs(60)), ..numbered(n) };
+    for (outgoing, order) in [
+        (numbered as fn(u128) -> Outgoing, Order::None),
+        (delayed, Order::None),
+        (some_keys, Order::Key),
+        (one_key, Order::Key),
+    ] {
+        let place = keeping_a_minute();
+        place.only_consumer(order).await.shutdown().await.unwrap();
+        place.put_all(&(1..=MANY).map(outgoing).collect::<Vec<_>>()).await;
+        place.later(HOUR);
+        let consumer = place.only_consumer(order).await;
+        assert_eq!(place.held().await, [0; 0]);
+        place.put_all(&[numbered(MANY + 1)]).await;
+        assert_eq!(taken(consumer.as_ref(), 9).await.len(), 1);
+    }
+}
+
+/// What was in flight comes before it, and is not as old.
+#[tokio::test]
+async fn what_was_given_back_goes_on_where_a_stage_begins_to_read_and_the_rest_does_not() {
+    const GIVEN_BACK: u128 = 1100;
+    let place = keeping_a_minute();
+    place.put_all(&(1..=2 * GIVEN_BACK).map(numbered).collect::<Vec<_>>()).await;
+    let consumer = place.only_consumer(Order::None).await;
+    let taken = taken(consumer.as_ref(), usize::try_from(GIVEN_BACK).unwrap()).await;
+    assert_eq!(taken.len() as u128, GIVEN_BACK);
+    place.later(HOUR);
+    consumer.shutdown().await.unwrap();
+    place.only_consumer(Order::None).await;
+    let admin = Embedded.admin(&place.queue, &place.env).await.unwrap();
+    let held = admin.peek(0, 9999).await.unwrap();
+    let held: Vec<u128> = held.iter().map(|peeked| peeked.message.id.0).collect();
+    assert_eq!(held, (1..=GIVEN_BACK).collect::<Vec<_>>());
+}

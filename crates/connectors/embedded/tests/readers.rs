@@ -202,9 +202,14 @@ async fn what_another_only_reader_had_before_it_is_for_all() {
 async fn what_is_put_for_all_is_withheld_from_nobody() {
     let place = Place::new(json!({}));
     place.opened_by(BOTH, Order::None).await;
-    place.put_for(BOTH, &[(1, "x")]).await;
+    let newer = Embedded.producer(&place.read_by(BOTH), &place.env).await.unwrap();
+    let put = async |n| {
+        let outgoing = Message::new("{}").with_id(MessageId(n)).with_key("x").into();
+        newer.produce(&[outgoing]).await.unwrap().remove(0).confirmed().unwrap();
+    };
+    put(1).await;
     place.put(&[(2, "x")]).await;
-    place.put_for(BOTH, &[(3, "x")]).await;
+    put(3).await;
     place.opened_by(&["a"], Order::None).await;
     place.opened_by(BOTH, Order::None).await;
     let now = [group("", NONE), group("a", &[1, 2, 3]), group("b", &[1, 3, 2, 3])];
@@ -234,7 +239,7 @@ async fn what_was_put_once_is_remembered_when_the_readers_change() {
     place.put_for(BOTH, &[(1, "x"), (2, "x")]).await;
     place.opened_by(BOTH, Order::None).await;
     place.put_for(BOTH, &[(1, "x"), (2, "x")]).await;
-    let mut now = [group("", NONE), group("a", &[2, 1]), group("b", &[2, 1])];
+    let mut now = [group("", NONE), group("a", &[1, 2]), group("b", &[1, 2])];
     assert_eq!(place.held().await, now);
     place.admin().await.purge().await.unwrap();
     place.opened_by(&["b"], Order::None).await;
@@ -282,6 +287,44 @@ async fn what_is_remembered_for_former_readers_is_forgotten_in_its_time() {
     let db = place.database();
     let sql = "SELECT seen FROM queues WHERE grp = ''";
     assert_eq!(db.query_row(sql, [], left), Ok(0));
+}
+
+/// As when the process that puts is the first to be restarted with the file in which another stage
+/// reads it.
+#[tokio::test]
+async fn what_is_put_for_new_readers_comes_after_what_was_there() {
+    for by_command in [true, false] {
+        let place = Place::new(json!({}));
+        place.opened_by(&["a"], Order::Key).await;
+        place.put(&[(1, "x"), (2, "x")]).await;
+        match by_command {
+            true => {
+                let admin = Embedded.admin(&place.read_by(BOTH), &place.env).await.unwrap();
+                assert_eq!(admin.peek(0, 9).await.unwrap().len(), 2, "to look changes nothing");
+                let outgoing = Message::new("{}").with_id(MessageId(3)).with_key("x").into();
+                admin.put(vec![outgoing]).await.unwrap();
+            }
+            false => place.put_for(BOTH, &[(3, "x")]).await,
+        }
+        place.opened_by(BOTH, Order::Key).await;
+        let now = [group("", NONE), group("a", &[1, 2, 3]), group("b", &[1, 2, 3])];
+        assert_eq!(place.held().await, now);
+    }
+}
+
+/// It goes on with what is its own.
+#[tokio::test]
+async fn who_reads_alone_loses_nothing_to_a_process_that_puts_for_two() {
+    let place = Place::new(json!({}));
+    let older = place.consumer("a", &["a"], Order::Key).await;
+    place.put(&[(1, "x"), (2, "x")]).await;
+    place.put_for(BOTH, &[(3, "x")]).await;
+    let its = taken(older.as_ref(), 9).await;
+    assert_eq!(numbers(&its), [1, 2, 3]);
+    older.ack(its.iter().map(|one| one.receipt).collect(), Vec::new()).await.unwrap();
+    place.opened_by(BOTH, Order::Key).await;
+    let now = [group("", NONE), group("a", NONE), group("b", &[1, 2, 3])];
+    assert_eq!(place.held().await, now);
 }
 
 /// As while a process with the file from before, in which one stage reads it, is still to be restarted.

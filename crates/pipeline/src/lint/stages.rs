@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use brigade_core::component::{Kind, StageSite};
 use brigade_core::retry::RetryPolicy;
+use brigade_core::throttle::default_burst;
 use indexmap::IndexMap;
 use serde_json::Value;
 
@@ -78,7 +79,7 @@ impl Lint<'_> {
         let throttle = |keys: &crate::file::ThrottleKeys| Throttle {
             rate: keys.rate,
             per: keys.per.0,
-            burst: keys.burst,
+            burst: keys.burst.unwrap_or_else(|| default_burst(keys.rate, keys.per.0)),
         };
         Stage {
             name: name.into(),
