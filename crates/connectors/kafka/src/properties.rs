@@ -38,12 +38,20 @@ const SPELLINGS: [(&str, &str); 12] = [
 ];
 
 /// Properties that Brigade sets itself, and what to do instead.
-const OWN: [(&str, &str); 5] = [
+const OWN: [(&str, &str); 7] = [
     ("group.id", "write `group:` beside `config:`"),
     ("enable.auto.commit", "leave it out: Brigade commits what is resolved"),
     ("enable.auto.offset.store", "leave it out: Brigade commits what is resolved"),
     ("enable.idempotence", "leave it out: it is always on"),
     ("acks", "leave it out: it is always `all`"),
+    // Every record's report is counted: without those of records that arrived no output would ever
+    // be confirmed.
+    ("delivery.report.only.error", "leave it out: the delivery reports decide about acks"),
+    // A client that has one puts nothing outside of transactions.
+    (
+        "transactional.id",
+        "leave it out: `guarantee: exactly_once` on the input queue makes one for each member",
+    ),
 ];
 
 /// Defaults that differ from librdkafka's; a queue's `config` takes precedence.
@@ -314,6 +322,22 @@ mod tests {
         assert_eq!(told_of(json!({ "metadata.broker.list": "b:1" })).len(), 1);
         let own = told_of(json!({ "request.required.acks": 1 }));
         assert_eq!(own[0].1, "`request.required.acks` cannot be set here");
+    }
+
+    /// With either of them outputs would wait for ever, and nothing would tell why.
+    #[test]
+    fn properties_with_which_nothing_would_be_confirmed_are_refused() {
+        for (name, value) in
+            [("delivery.report.only.error", json!(true)), ("transactional.id", json!("x"))]
+        {
+            let config = json!({ "bootstrap.servers": "127.0.0.1:1", name: value });
+            for guarantee in [Guarantee::AtLeastOnce, Guarantee::ExactlyOnce] {
+                assert_eq!(
+                    told(json!({ "config": config }), guarantee),
+                    [(format!("config {name}"), format!("`{name}` cannot be set here"))]
+                );
+            }
+        }
     }
 
     #[test]
