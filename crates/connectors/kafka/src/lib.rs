@@ -40,6 +40,7 @@ mod admin;
 mod assignment;
 mod client;
 mod commits;
+mod conflict;
 mod connector;
 mod consumer;
 mod lag;
