@@ -339,7 +339,9 @@ async fn redrive(
             let looked_at = batch.len() as u64;
             let Gone { gone, sent: back } =
                 send_back(opened, registry, letters, &batch, &mut copies).await?;
-            (left, stay, sent) = (left - looked_at.min(left), stay + looked_at - gone, sent + back);
+            // However a queue counts: what stays is never less than nothing.
+            let stays = looked_at.saturating_sub(gone);
+            (left, stay, sent) = (left - looked_at.min(left), stay + stays, sent + back);
         }
     }
     Ok(sent)

@@ -232,25 +232,36 @@ impl Desk {
         }
     }
 
-    /// Resolves records for each group; returns how many were unresolved for the first group.
-    fn resolve(&self, mut gone: impl FnMut(&mut Partition)) -> KafkaResult<u64> {
+    /// Resolves records for each group; `gone` does so in one partition, and returns how many were
+    /// unresolved. Returns their sum for the first group.
+    fn resolve(&self, mut gone: impl FnMut(&mut Partition) -> u64) -> KafkaResult<u64> {
         let mut resolved = 0;
         for (at, group) in self.groups.iter().enumerate() {
-            let before = group.waiting()?;
             let mut list = TopicPartitionList::new();
             for mut partition in self.partitions(group)? {
-                gone(&mut partition);
+                let of_partition = gone(&mut partition);
+                if at == 0 {
+                    resolved += of_partition;
+                }
                 let watermark = &partition.watermark;
                 let mut one = list.add_partition(&self.topic, partition.number);
                 one.set_offset(Offset::Offset(i64::try_from(watermark.low()).unwrap_or(i64::MAX)))?;
                 one.set_metadata(metadata::encode(watermark));
             }
             group.client.commit(&list, CommitMode::Sync)?;
-            if at == 0 {
-                resolved = before.saturating_sub(group.waiting()?);
-            }
         }
         Ok(resolved)
+    }
+
+    /// Resolves everything that is there; returns how much waited for the first group. Counted
+    /// before, as offsets alone do not tell a record from a transaction's marker.
+    fn purge(&self) -> KafkaResult<u64> {
+        let waited = self.groups[0].waiting()?;
+        self.resolve(|one| {
+            one.watermark = Watermark::starting_at(one.past.max(one.watermark.low()));
+            0
+        })?;
+        Ok(waited)
     }
 }
 
@@ -292,22 +303,20 @@ impl QueueAdmin for TopicAdmin {
         let gone: Vec<(i32, u64)> = positions.iter().map(|position| unpack(*position)).collect();
         let resolved = self.at_desk("cannot commit", move |desk| {
             desk.resolve(|partition| {
+                let mut resolved = 0;
                 for (_, offset) in gone.iter().filter(|(number, _)| *number == partition.number) {
-                    if *offset < partition.past {
+                    if *offset < partition.past && !partition.watermark.is_resolved(*offset) {
                         partition.watermark.resolve(*offset);
+                        resolved += 1;
                     }
                 }
+                resolved
             })
         });
         resolved.await
     }
 
     async fn purge(&self) -> Result<u64, ConnectorError> {
-        let resolved = self.at_desk("cannot commit", |desk| {
-            desk.resolve(|one| {
-                one.watermark = Watermark::starting_at(one.past.max(one.watermark.low()));
-            })
-        });
-        resolved.await
+        self.at_desk("cannot commit", Desk::purge).await
     }
 }
