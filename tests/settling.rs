@@ -16,7 +16,7 @@ use brigade::connector::{
     Acked, Connector, ConnectorEnv, ConnectorError, Consumer, Failed, Outgoing, Produced, Producer,
     QueueSpec, Reader,
 };
-use brigade::{Failure, Memory, Running};
+use brigade::{DeadLetter, Failure, Memory, Message, Running, Timestamp};
 use brigade_testkit::{Like, LikeConnector, LikeConsumer, LikeProducer};
 use common::{World, eventually};
 
@@ -235,4 +235,24 @@ stages: { first: { component: no, input: in, retry: { attempts: 3, min: 1m, max:
     assert!(error.contains(expected), "{error}");
     running.drain().await;
     assert_eq!(world.numbers("in"), [7, 8], "they are not acked");
+}
+
+/// A broker may refuse what is of tomorrow, and soon delete what is of last week: the letter would not be kept.
+#[tokio::test]
+async fn a_dead_letter_does_not_have_the_event_time_of_its_message() {
+    let world = World::new();
+    let registry = world.registry().component("no", |_: u64| Err::<(), _>(Failure::reject("no")));
+    let yaml = "
+queues: { in: { type: memory }, dead: { type: memory } }
+stages: { first: { component: no, input: in, dead_letter: dead } }
+";
+    let event_time = Some(Timestamp(4_000_000_000_000));
+    world.memory.put("test", "in", [Message { event_time, ..Message::new("7") }]);
+    let running = world.start(yaml, &registry).await;
+    eventually("it is given up", async || world.memory.messages("test", "dead").len() == 1).await;
+    running.drain().await;
+    let letter = world.memory.messages("test", "dead").remove(0);
+    assert_eq!(letter.event_time, None);
+    let letter = DeadLetter::from_json(letter.payload.as_deref().unwrap()).unwrap();
+    assert_eq!(letter.message.event_time, event_time, "it comes back with it");
 }
