@@ -54,6 +54,7 @@ mod record;
 mod retry;
 mod settings;
 mod slot;
+mod stall;
 mod topic;
 mod transaction;
 

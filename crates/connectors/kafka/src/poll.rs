@@ -113,6 +113,8 @@ pub(crate) struct State {
     pub(crate) is_shared_out: bool,
     /// What has gone wrong since an error was last reported.
     pub(crate) trouble: Option<ConnectorError>,
+    /// Such an error ends the consumer.
+    pub(crate) broken: Arc<Notify>,
     /// `None` once the thread ends: the thread is the last to release it, as closing waits for the
     /// group.
     pub(crate) client: Option<Arc<Client>>,
@@ -124,6 +126,9 @@ impl State {
     /// Records an error. One that ends the consumer is not replaced by a later one.
     fn tell(&mut self, error: ConnectorError) {
         if !self.trouble.as_ref().is_some_and(is_final) {
+            if is_final(&error) {
+                self.broken.notify_one();
+            }
             self.trouble = Some(error);
         }
     }
