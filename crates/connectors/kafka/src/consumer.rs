@@ -450,7 +450,8 @@ mod tests {
 
     use super::*;
     use crate::assignment::{Arrival, Place};
-    use crate::poll::{Membership, Watch};
+    use crate::membership::Membership;
+    use crate::poll::Watch;
     use crate::settings::{FEATURES, Role, Settings, Site};
 
     /// A consumer whose broker never answers; it has handed out these messages of one partition.

@@ -45,6 +45,7 @@ mod connector;
 mod consumer;
 mod lag;
 mod ledger;
+mod membership;
 mod metadata;
 mod poll;
 mod position;
