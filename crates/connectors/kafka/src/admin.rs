@@ -47,6 +47,8 @@ struct Desk {
 
 struct Group {
     name: String,
+    /// Its name at the broker.
+    id: String,
     client: BaseConsumer<Heard>,
     lagging: Lagging,
 }
@@ -84,13 +86,14 @@ impl TopicAdmin {
         producer: KafkaProducer,
     ) -> Result<Self, ConnectorError> {
         let open = |GroupSettings { name, mut config, retry_topics }: GroupSettings| {
+            let id = config.get("group.id").unwrap_or_default().to_owned();
             config.remove("group.instance.id");
             config.set("enable.partition.eof", "true");
             let client = config
                 .create_with_context(Heard::new(&site))
                 .map_err(|error| explain(&site, "the consumer cannot be made", &error))?;
             let lagging = Lagging::new(site.clone(), vec![topic.clone()], retry_topics, config);
-            Ok(Group { name, client, lagging })
+            Ok(Group { name, id, client, lagging })
         };
         let groups = groups.into_iter().map(open).collect::<Result<_, ConnectorError>>()?;
         let desk = Desk { site, topic, cluster, groups, turn: Mutex::default() };
@@ -116,9 +119,12 @@ impl Desk {
         let members = [Code::UnknownMemberId, Code::IllegalGeneration, Code::RebalanceInProgress];
         match error.rdkafka_error_code() {
             Some(code) if members.contains(&code) => {
+                let groups = self.groups.iter().map(|group| format!("`{}`", group.id));
+                let groups = groups.collect::<Vec<_>>().join(", ");
                 ConnectorError::permanent(self.site.told(format!(
-                    "{doing}: a stage that runs reads it; stop that first, or, if it was killed, wait \
-                     until its session has timed out (`session.timeout.ms`) ({code})"
+                    "{doing}: the group has members ({groups}): stop all stages that read from Kafka as this \
+                     group, whatever the topic, or, if one was killed, wait until its session has timed out \
+                     (`session.timeout.ms`); a queue that no stage reads may have a `group` of its own ({code})"
                 )))
             }
             _ => explain(&self.site, doing, error),
@@ -297,6 +303,11 @@ impl QueueAdmin for TopicAdmin {
 
     async fn put(&self, messages: Vec<Outgoing>) -> Result<Vec<Produced>, ConnectorError> {
         self.producer.produce(&messages).await
+    }
+
+    async fn can_delete(&self) -> Result<(), ConnectorError> {
+        // What is committed remains as it is; a group with members refuses even that.
+        self.at_desk("cannot commit", |desk| desk.resolve(|_| 0)).await.map(drop)
     }
 
     async fn delete(&self, positions: &[u64]) -> Result<u64, ConnectorError> {

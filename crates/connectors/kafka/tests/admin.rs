@@ -1,4 +1,4 @@
-//! What is deleted from a topic, and how it is counted.
+//! What is deleted from a topic, how it is counted, and when it cannot be.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -8,9 +8,9 @@
 
 mod common;
 
-use brigade_core::connector::QueueSpec;
+use brigade_core::connector::{ErrorKind, QueueSpec};
 use brigade_testkit::servers::Kafka;
-use common::{PATIENCE, admin, patiently, queue};
+use common::{PATIENCE, admin, consumer, numbered, patiently, producer, put, queue, take_all};
 use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
 
@@ -46,4 +46,33 @@ async fn what_was_put_in_transactions_counts_once_when_it_is_deleted() {
     assert_eq!(left.iter().map(|peeked| peeked.position).collect::<Vec<_>>(), positions[1..2]);
     assert_eq!(patiently(async || admin.delete(&positions).await).await, 1);
     assert!(patiently(async || admin.peek(0, 10).await).await.is_empty());
+}
+
+/// Its members may read another topic: the broker asks only whether there are any.
+#[tokio::test]
+async fn that_nothing_can_be_deleted_is_told_before_it_is_tried() {
+    let letters = queue(1, &Kafka::shared().servers());
+    let mut read = queue(1, &Kafka::shared().servers());
+    read.settings["group"] = letters.settings["group"].clone();
+    put(&producer(&letters).await, 0..3).await;
+    let producing = producer(&read).await;
+    let outcomes = producing.produce(&[numbered(7)]).await.unwrap();
+    outcomes.into_iter().for_each(|one| one.confirmed().unwrap());
+    let admin = admin(&letters).await;
+    let member = consumer(&read).await;
+    take_all(&member, 1).await;
+    let error = patiently(async || match admin.can_delete().await {
+        Err(error) if error.kind() == ErrorKind::Permanent => Ok(error),
+        Err(error) => Err(error),
+        Ok(()) => panic!("the group has a member"),
+    });
+    let error = error.await;
+    let group = letters.settings["group"].as_str().unwrap();
+    let told = format!("the group has members (`{group}`)");
+    assert!(error.to_string().contains(&told), "{error}");
+    member.shutdown().await.unwrap();
+    drop(member);
+    patiently(async || admin.can_delete().await).await;
+    assert_eq!(patiently(async || admin.peek(0, 10).await).await.len(), 3, "all are there");
+    assert_eq!(patiently(async || admin.purge().await).await, 3);
 }
