@@ -525,6 +525,19 @@ fn make_narrow(servers: &str) {
     runtime.block_on(make_topic(servers, &new));
 }
 
+/// A member of the pipeline's group, as a stage that runs has one.
+fn member_of_shop(servers: &str) -> BaseConsumer {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", servers).set("group.id", "shop");
+    config.set("partition.assignment.strategy", "cooperative-sticky");
+    let member: BaseConsumer = config.create().unwrap();
+    member.subscribe(&["orders"]).unwrap();
+    while member.assignment().unwrap().count() == 0 {
+        drop(member.poll(Duration::from_millis(100)));
+    }
+    member
+}
+
 #[test]
 fn topics_and_dead_letters_on_kafka_are_looked_into_and_sent_back() {
     let directory = tempfile::tempdir().unwrap();
@@ -570,6 +583,12 @@ stages:
     let number = number.split_whitespace().next().unwrap();
     let (_, whole) = brigade(&["dead-letters", "show", "p.yaml", number]);
     assert!(whole.contains("\"stage\": \"bill\""), "{whole}");
+    let member = member_of_shop(&server.servers());
+    let (code, told) = brigade(&["dead-letters", "redrive", "p.yaml"]);
+    assert!(code == Some(2) && told.contains("the group has members (`shop`)"), "{told}");
+    let (_, peeked) = brigade(&["queues", "peek", "p.yaml", "~redrive.bill"]);
+    assert!(!peeked.contains("three") && !peeked.contains("\"n\":3"), "it is not sent: {peeked}");
+    drop(member);
     let (code, told) = brigade(&["dead-letters", "redrive", "p.yaml"]);
     assert_eq!(code, Some(0), "{told}");
     let (code, told) =

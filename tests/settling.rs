@@ -9,16 +9,20 @@
 mod common;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 
 use async_trait::async_trait;
 use brigade::component::{Emit, Emitted};
 use brigade::connector::{
     Acked, Connector, ConnectorEnv, ConnectorError, Consumer, Failed, Outgoing, Produced, Producer,
-    QueueSpec, Reader,
+    QueueSpec, Reader, Receipt,
 };
-use brigade::{Failure, Memory, Running};
+use brigade::state::StoreOp;
+use brigade::{DeadLetter, Failure, Memory, Message, Running, Timestamp};
 use brigade_testkit::{Like, LikeConnector, LikeConsumer, LikeProducer};
 use common::{World, eventually};
+use tokio::sync::Notify;
 
 /// Waits until the stage has failed; answers with why.
 async fn failed(running: &Running) -> String {
@@ -235,4 +239,100 @@ stages: { first: { component: no, input: in, retry: { attempts: 3, min: 1m, max:
     assert!(error.contains(expected), "{error}");
     running.drain().await;
     assert_eq!(world.numbers("in"), [7, 8], "they are not acked");
+}
+
+/// A broker may refuse what is of tomorrow, and soon delete what is of last week: the letter would not be kept.
+#[tokio::test]
+async fn a_dead_letter_does_not_have_the_event_time_of_its_message() {
+    let world = World::new();
+    let registry = world.registry().component("no", |_: u64| Err::<(), _>(Failure::reject("no")));
+    let yaml = "
+queues: { in: { type: memory }, dead: { type: memory } }
+stages: { first: { component: no, input: in, dead_letter: dead } }
+";
+    let event_time = Some(Timestamp(4_000_000_000_000));
+    world.memory.put("test", "in", [Message { event_time, ..Message::new("7") }]);
+    let running = world.start(yaml, &registry).await;
+    eventually("it is given up", async || world.memory.messages("test", "dead").len() == 1).await;
+    running.drain().await;
+    let letter = world.memory.messages("test", "dead").remove(0);
+    assert_eq!(letter.event_time, None);
+    let letter = DeadLetter::from_json(letter.payload.as_deref().unwrap()).unwrap();
+    assert_eq!(letter.message.event_time, event_time, "it comes back with it");
+}
+
+/// Memory queues whose first consumer stands still as soon as an ack is asked of it.
+struct Forgetful {
+    memory: Memory,
+    opened: AtomicUsize,
+}
+
+struct ForgetfulConsumer {
+    inner: Arc<dyn Consumer>,
+    is_first: bool,
+    acked: Notify,
+}
+
+#[async_trait]
+impl LikeConnector for Forgetful {
+    fn inner(&self) -> &dyn Connector {
+        &self.memory
+    }
+
+    fn type_name(&self) -> &'static str {
+        "forgetful"
+    }
+
+    async fn consumer(
+        &self,
+        queue: &QueueSpec,
+        reader: &Reader,
+        env: &ConnectorEnv,
+    ) -> Result<Arc<dyn Consumer>, ConnectorError> {
+        let inner = self.memory.consumer(queue, reader, env).await?;
+        let is_first = self.opened.fetch_add(1, Relaxed) == 0;
+        Ok(Arc::new(Like(ForgetfulConsumer { inner, is_first, acked: Notify::new() })))
+    }
+}
+
+#[async_trait]
+impl LikeConsumer for ForgetfulConsumer {
+    fn inner(&self) -> &dyn Consumer {
+        &*self.inner
+    }
+
+    async fn ack(
+        &self,
+        receipts: Vec<Receipt>,
+        ops: Vec<StoreOp>,
+    ) -> Result<Acked, ConnectorError> {
+        if !self.is_first {
+            return self.inner.ack(receipts, ops).await;
+        }
+        self.acked.notify_one();
+        std::future::pending().await
+    }
+
+    async fn broken(&self) -> ConnectorError {
+        self.acked.notified().await;
+        ConnectorError::stalled("it has forgotten its server")
+    }
+}
+
+/// With order by queue nothing is asked for while a message is in flight, and that ack never ends.
+#[tokio::test]
+async fn a_consumer_that_stands_still_is_opened_again_though_nothing_is_asked_of_it() {
+    let world = World::new();
+    let connector =
+        Arc::new(Like(Forgetful { memory: world.memory.clone(), opened: AtomicUsize::new(0) }));
+    let registry = world.registry().connector(Arc::clone(&connector) as Arc<dyn Connector>);
+    let yaml = "
+queues: { in: { type: forgetful } }
+stages: { first: { component: log, input: in, order: queue } }
+";
+    world.put("in", [7, 8, 9]);
+    let running = world.start(yaml, &registry).await;
+    eventually("all are acked", async || world.numbers("in").is_empty()).await;
+    running.drain().await;
+    assert_eq!(connector.0.opened.load(Relaxed), 2);
 }

@@ -116,6 +116,7 @@ impl DeadLetters {
             Command::Delete { numbers, .. } => {
                 let _alone = alone(opened).await?;
                 let chosen = chosen(&letters, numbers).await?;
+                can_delete(&letters, &chosen).await?;
                 let mut deleted = 0;
                 for (letters, chosen) in letters.iter().zip(chosen) {
                     let positions: Vec<u64> = chosen.iter().map(|peeked| peeked.position).collect();
@@ -324,6 +325,14 @@ async fn chosen(letters: &[Letters], numbers: &[u64]) -> anyhow::Result<Vec<Vec<
     Ok(chosen)
 }
 
+/// Whether the letters that were chosen can be deleted: otherwise nothing is done.
+async fn can_delete(letters: &[Letters], chosen: &[Vec<Peeked>]) -> anyhow::Result<()> {
+    for (letters, _) in letters.iter().zip(chosen).filter(|(_, chosen)| !chosen.is_empty()) {
+        letters.queue.can_delete().await?;
+    }
+    Ok(())
+}
+
 /// Sends back those with these numbers, or all that are there now: letters added meanwhile may be
 /// the same ones again. Returns how many.
 async fn redrive(
@@ -333,13 +342,19 @@ async fn redrive(
     numbers: &[u64],
 ) -> anyhow::Result<u64> {
     let mut sent = 0;
-    for (letters, chosen) in letters.iter().zip(chosen(letters, numbers).await?) {
+    let all_chosen = chosen(letters, numbers).await?;
+    can_delete(letters, &all_chosen).await?;
+    for (letters, chosen) in letters.iter().zip(all_chosen) {
         let mut copies = Copies::of(letters).await?;
         if !numbers.is_empty() {
             sent += send_back(opened, registry, letters, &chosen, &mut copies).await?.sent;
             continue;
         }
         let (mut left, mut stay) = (letters.count().await?, 0);
+        if left > 0 {
+            // Before any is sent back: it would come again with each attempt to delete it.
+            letters.queue.can_delete().await?;
+        }
         while left > 0 {
             let batch = letters.queue.peek(stay, BATCH.min(left)).await?;
             if batch.is_empty() {
@@ -348,7 +363,9 @@ async fn redrive(
             let looked_at = batch.len() as u64;
             let Gone { gone, sent: back } =
                 send_back(opened, registry, letters, &batch, &mut copies).await?;
-            (left, stay, sent) = (left - looked_at.min(left), stay + looked_at - gone, sent + back);
+            // However a queue counts: what stays is never less than nothing.
+            let stays = looked_at.saturating_sub(gone);
+            (left, stay, sent) = (left - looked_at.min(left), stay + stays, sent + back);
         }
     }
     Ok(sent)

@@ -171,6 +171,10 @@ impl Consumer for FormattedConsumer {
         self.inner.on_fail(failed).await
     }
 
+    async fn broken(&self) -> ConnectorError {
+        self.inner.broken().await
+    }
+
     fn lease(&self) -> Option<Duration> {
         self.inner.lease()
     }

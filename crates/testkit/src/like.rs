@@ -174,6 +174,11 @@ pub trait LikeConsumer: Send + Sync {
         self.inner().on_fail(failed).await
     }
 
+    /// See [`Consumer::broken`].
+    async fn broken(&self) -> ConnectorError {
+        self.inner().broken().await
+    }
+
     /// See [`Consumer::lease`].
     fn lease(&self) -> Option<Duration> {
         self.inner().lease()
@@ -224,6 +229,10 @@ impl<T: LikeConsumer> Consumer for Like<T> {
 
     async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
         self.0.on_fail(failed).await
+    }
+
+    async fn broken(&self) -> ConnectorError {
+        self.0.broken().await
     }
 
     fn lease(&self) -> Option<Duration> {

@@ -10,7 +10,7 @@ const ANY_MODEL: [&str; 2] = ["GenericMessage", "ComponentMessage"];
 const VT: std::ops::RangeInclusive<f64> = 1.0..=9_999_999.0;
 
 /// Keys of a Kafka queue's `config` that do not apply here, and why.
-const NOT_FOR_KAFKA: [(&str, &str); 13] = [
+const NOT_FOR_KAFKA: [(&str, &str); 15] = [
     ("poll_interval", "Brigade polls by itself"),
     ("poll_interval_seconds", "Brigade polls by itself"),
     ("stop_on_failure", "a failing message is tried again and then kept as a dead letter"),
@@ -24,6 +24,8 @@ const NOT_FOR_KAFKA: [(&str, &str); 13] = [
     ("acks", "it is always `all`"),
     ("request.required.acks", "it is always `all`"),
     ("enable.idempotence", "it is always on"),
+    ("delivery.report.only.error", "the delivery reports decide about acks"),
+    ("transactional.id", "`guarantee: exactly_once` makes one for each member"),
 ];
 
 /// A queue that is being translated; keys that were translated are removed.

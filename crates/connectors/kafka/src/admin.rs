@@ -47,6 +47,8 @@ struct Desk {
 
 struct Group {
     name: String,
+    /// Its name at the broker.
+    id: String,
     client: BaseConsumer<Heard>,
     lagging: Lagging,
 }
@@ -84,13 +86,14 @@ impl TopicAdmin {
         producer: KafkaProducer,
     ) -> Result<Self, ConnectorError> {
         let open = |GroupSettings { name, mut config, retry_topics }: GroupSettings| {
+            let id = config.get("group.id").unwrap_or_default().to_owned();
             config.remove("group.instance.id");
             config.set("enable.partition.eof", "true");
             let client = config
                 .create_with_context(Heard::new(&site))
                 .map_err(|error| explain(&site, "the consumer cannot be made", &error))?;
             let lagging = Lagging::new(site.clone(), vec![topic.clone()], retry_topics, config);
-            Ok(Group { name, client, lagging })
+            Ok(Group { name, id, client, lagging })
         };
         let groups = groups.into_iter().map(open).collect::<Result<_, ConnectorError>>()?;
         let desk = Desk { site, topic, cluster, groups, turn: Mutex::default() };
@@ -116,9 +119,12 @@ impl Desk {
         let members = [Code::UnknownMemberId, Code::IllegalGeneration, Code::RebalanceInProgress];
         match error.rdkafka_error_code() {
             Some(code) if members.contains(&code) => {
+                let groups = self.groups.iter().map(|group| format!("`{}`", group.id));
+                let groups = groups.collect::<Vec<_>>().join(", ");
                 ConnectorError::permanent(self.site.told(format!(
-                    "{doing}: a stage that runs reads it; stop that first, or, if it was killed, wait \
-                     until its session has timed out (`session.timeout.ms`) ({code})"
+                    "{doing}: the group has members ({groups}): stop all stages that read from Kafka as this \
+                     group, whatever the topic, or, if one was killed, wait until its session has timed out \
+                     (`session.timeout.ms`); a queue that no stage reads may have a `group` of its own ({code})"
                 )))
             }
             _ => explain(&self.site, doing, error),
@@ -232,25 +238,36 @@ impl Desk {
         }
     }
 
-    /// Resolves records for each group; returns how many were unresolved for the first group.
-    fn resolve(&self, mut gone: impl FnMut(&mut Partition)) -> KafkaResult<u64> {
+    /// Resolves records for each group; `gone` does so in one partition, and returns how many were
+    /// unresolved. Returns their sum for the first group.
+    fn resolve(&self, mut gone: impl FnMut(&mut Partition) -> u64) -> KafkaResult<u64> {
         let mut resolved = 0;
         for (at, group) in self.groups.iter().enumerate() {
-            let before = group.waiting()?;
             let mut list = TopicPartitionList::new();
             for mut partition in self.partitions(group)? {
-                gone(&mut partition);
+                let of_partition = gone(&mut partition);
+                if at == 0 {
+                    resolved += of_partition;
+                }
                 let watermark = &partition.watermark;
                 let mut one = list.add_partition(&self.topic, partition.number);
                 one.set_offset(Offset::Offset(i64::try_from(watermark.low()).unwrap_or(i64::MAX)))?;
                 one.set_metadata(metadata::encode(watermark));
             }
             group.client.commit(&list, CommitMode::Sync)?;
-            if at == 0 {
-                resolved = before.saturating_sub(group.waiting()?);
-            }
         }
         Ok(resolved)
+    }
+
+    /// Resolves everything that is there; returns how much waited for the first group. Counted
+    /// before, as offsets alone do not tell a record from a transaction's marker.
+    fn purge(&self) -> KafkaResult<u64> {
+        let waited = self.groups[0].waiting()?;
+        self.resolve(|one| {
+            one.watermark = Watermark::starting_at(one.past.max(one.watermark.low()));
+            0
+        })?;
+        Ok(waited)
     }
 }
 
@@ -288,26 +305,29 @@ impl QueueAdmin for TopicAdmin {
         self.producer.produce(&messages).await
     }
 
+    async fn can_delete(&self) -> Result<(), ConnectorError> {
+        // What is committed remains as it is; a group with members refuses even that.
+        self.at_desk("cannot commit", |desk| desk.resolve(|_| 0)).await.map(drop)
+    }
+
     async fn delete(&self, positions: &[u64]) -> Result<u64, ConnectorError> {
         let gone: Vec<(i32, u64)> = positions.iter().map(|position| unpack(*position)).collect();
         let resolved = self.at_desk("cannot commit", move |desk| {
             desk.resolve(|partition| {
+                let mut resolved = 0;
                 for (_, offset) in gone.iter().filter(|(number, _)| *number == partition.number) {
-                    if *offset < partition.past {
+                    if *offset < partition.past && !partition.watermark.is_resolved(*offset) {
                         partition.watermark.resolve(*offset);
+                        resolved += 1;
                     }
                 }
+                resolved
             })
         });
         resolved.await
     }
 
     async fn purge(&self) -> Result<u64, ConnectorError> {
-        let resolved = self.at_desk("cannot commit", |desk| {
-            desk.resolve(|one| {
-                one.watermark = Watermark::starting_at(one.past.max(one.watermark.low()));
-            })
-        });
-        resolved.await
+        self.at_desk("cannot commit", Desk::purge).await
     }
 }

@@ -5,16 +5,18 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use brigade_core::connector::{
     Connector, ConnectorEnv, ConnectorError, Consumer, Features, Guarantee, Order, Problem,
-    Producer, QueueAdmin, QueuePlace, QueueSpec, Reader,
+    Producer, QueueAdmin, QueuePlace, QueueSpec, Reader, Used,
 };
 use rdkafka::ClientConfig;
 use serde_json::Value;
 
 use crate::admin::{GroupSettings, TopicAdmin};
 use crate::client::{Recollection, explain};
+use crate::conflict::conflict;
 use crate::consumer::{KafkaConsumer, Reading, blocking};
 use crate::lag::Lagging;
-use crate::poll::{Client, Membership, Shared, Watch};
+use crate::membership::Membership;
+use crate::poll::{Client, Shared, Watch};
 use crate::producer::KafkaProducer;
 use crate::properties::SERVERS;
 use crate::retry::RetryTopics;
@@ -61,6 +63,10 @@ impl Connector for Kafka {
                 vec![Problem::whole(error.to_string())]
             }
         }
+    }
+
+    fn conflict(&self, one: Used<'_>, other: Used<'_>) -> Option<Problem> {
+        if one.read && other.read { conflict(one.queue, other.queue) } else { None }
     }
 
     async fn reach(&self, queue: &QueueSpec, _: &ConnectorEnv) -> Result<(), ConnectorError> {

@@ -22,6 +22,7 @@ use crate::lag::Lagging;
 use crate::metadata::{RANGES_MAX, SPAN_MAX};
 use crate::poll::{Client, Shared, commit, is_final, run};
 use crate::retry::{RetryCopy, RetryTopics};
+use crate::stall;
 use crate::transaction::{Settled, Transactions};
 
 /// How long closing waits in total, and for the last commit.
@@ -104,31 +105,6 @@ impl KafkaConsumer {
     fn client(&self) -> Result<Arc<Client>, ConnectorError> {
         let client = self.shared.state().client.clone();
         client.ok_or_else(|| ConnectorError::closed(&self.shared.site.queue))
-    }
-
-    /// Called when nothing has come for long: returns an error if the thread hangs in the client,
-    /// or the broker has records that do not arrive.
-    async fn watch(&self) -> Result<(), ConnectorError> {
-        let Shared { site, stall_after, .. } = &*self.shared;
-        let beats = self.shared.beats();
-        let why = if beats.polled.elapsed() >= *stall_after {
-            "the consumer's thread does not poll any more"
-        } else if beats.came.elapsed() >= *stall_after
-            && self.is_starved().await?
-            // What came while the broker was asked is what it told of.
-            && self.shared.beats().came.elapsed() >= *stall_after
-        {
-            "the broker has records, and none comes"
-        } else {
-            return Ok(());
-        };
-        let what = format!("{why}, for {stall_after:?} (`stall_after`)");
-        Err(ConnectorError::stalled(site.told(what)))
-    }
-
-    async fn is_starved(&self) -> Result<bool, ConnectorError> {
-        let (shared, lagging) = (Arc::clone(&self.shared), Arc::clone(&self.lagging));
-        blocking(move || lagging.is_starved(&shared)).await
     }
 
     /// Takes what is here now.
@@ -349,13 +325,10 @@ impl Consumer for KafkaConsumer {
             }
             match self.take(want)? {
                 Taken::Messages(taken) => return Ok(taken),
-                Taken::Nothing { until: due } => {
-                    let patience = Instant::now() + self.shared.stall_after;
-                    let until = due.map_or(patience, |due| due.min(patience));
-                    let waited = tokio::time::timeout_at(until.into(), arrived).await;
-                    if waited.is_err() && until == patience {
-                        self.watch().await?;
-                    }
+                Taken::Nothing { until: None } => arrived.await,
+                // Whichever comes first: what is here is looked at again.
+                Taken::Nothing { until: Some(due) } => {
+                    let _ = tokio::time::timeout_at(due.into(), arrived).await;
                 }
             }
         }
@@ -407,6 +380,10 @@ impl Consumer for KafkaConsumer {
             None => self.put_back(failed),
         };
         Ok(fenced.into())
+    }
+
+    async fn broken(&self) -> ConnectorError {
+        stall::broken(&self.shared, &self.lagging).await
     }
 
     async fn lag(&self) -> Result<Lag, ConnectorError> {
@@ -473,7 +450,8 @@ mod tests {
 
     use super::*;
     use crate::assignment::{Arrival, Place};
-    use crate::poll::{Membership, Watch};
+    use crate::membership::Membership;
+    use crate::poll::Watch;
     use crate::settings::{FEATURES, Role, Settings, Site};
 
     /// A consumer whose broker never answers; it has handed out these messages of one partition.
@@ -547,6 +525,16 @@ mod tests {
         let want = Want { messages: 1, bytes: usize::MAX };
         let error = consumer.consume(want).await.expect_err("it is told first");
         assert!(error.to_string().contains("for good"), "{error}");
+    }
+
+    /// A stage whose credit is used up does not ask for messages.
+    #[tokio::test]
+    async fn what_ends_the_consumer_is_told_though_nothing_is_consumed() {
+        let (consumer, _) = alone(&[]);
+        consumer.shared.tell(ConnectorError::stalled("it stands still"));
+        consumer.shared.tell(ConnectorError::transient("for now"));
+        let error = tokio::time::timeout(CLOSE, consumer.broken()).await.expect("it is told");
+        assert!(error.to_string().contains("it stands still"), "{error}");
     }
 
     /// Once the partition has gone, only what the broker took counts as done.

@@ -22,6 +22,13 @@ use crate::settings::Site;
 /// How long one request to the broker may take.
 const ASK: Duration = Duration::from_secs(5);
 
+/// How long the group may take, beyond a session of a dead member, in which a joining one waits:
+/// this many times what the client takes to look for new topics.
+const LOOKS: u32 = 3;
+/// The client's defaults, in milliseconds.
+const SESSION: u64 = 45_000;
+const REFRESH: u64 = 10_000;
+
 /// Reads the lag. Blocks.
 pub(crate) struct Lagging {
     site: Site,
@@ -31,6 +38,7 @@ pub(crate) struct Lagging {
     /// assigned anything, but does not join the group.
     config: ClientConfig,
     looker: Mutex<Looker>,
+    opened: Instant,
 }
 
 /// The progress in a partition.
@@ -119,15 +127,29 @@ impl Lagging {
     ) -> Self {
         config.remove("group.instance.id");
         config.set("enable.partition.eof", "true");
-        Self { site, topics, retry_topics, config, looker: Mutex::default() }
+        let (looker, opened) = (Mutex::default(), Instant::now());
+        Self { site, topics, retry_topics, config, looker, opened }
+    }
+
+    /// How long the group may take to share its topics out. A member without any topic or partition
+    /// may never hear of it.
+    fn patience(&self) -> Duration {
+        let of = |name: &str, default: u64| {
+            let given = self.config.get(name).and_then(|given| given.parse().ok());
+            Duration::from_millis(given.unwrap_or(default))
+        };
+        let refresh = of("topic.metadata.refresh.interval.ms", REFRESH);
+        of("session.timeout.ms", SESSION).saturating_add(refresh.saturating_mul(LOOKS))
     }
 
     pub(crate) fn ask(&self, shared: &Shared, client: &Client) -> Result<Lag, ConnectorError> {
-        if self.has_patterns() && !shared.state().is_shared_out {
+        let is_unknown = self.has_patterns() && !shared.state().is_shared_out;
+        if is_unknown && self.opened.elapsed() < self.patience() {
             let told = shared.site.told("the group is not shared out yet: nobody knows its topics");
             return Err(ConnectorError::transient(told));
         }
         let asked = self.try_ask(shared, client);
+        let asked = asked.map(|lag| Lag { ready: lag.ready.filter(|_| !is_unknown), ..lag });
         asked.map_err(|error| explain(&shared.site, "cannot read the lag", &error))
     }
 

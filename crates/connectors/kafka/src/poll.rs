@@ -23,6 +23,7 @@ use crate::client::{Reason, Recollection, explain, log};
 use crate::commits::Commit;
 use crate::lag::ends;
 use crate::ledger::begin;
+use crate::membership::Membership;
 use crate::metadata::SPAN_MAX;
 use crate::record::{CopyHeaders, Shelf};
 use crate::settings::{Settings, Site};
@@ -44,8 +45,6 @@ const NO_ROOM: Duration = Duration::from_millis(500);
 const AGAIN: Duration = Duration::from_millis(100);
 /// How long to wait before checking again whether the client can be released.
 const LEAVE: Duration = Duration::from_millis(5);
-/// The most topics that an error names.
-const TOPICS_SHOWN: usize = 5;
 /// How long one request to the broker may take.
 const ASK: Duration = Duration::from_secs(10);
 
@@ -76,29 +75,6 @@ pub(crate) struct Shared {
 /// A partition, and what is resolved in it according to the group's commit, if there is one.
 type Known = (Place, Option<Watermark>);
 
-/// The group membership of a consumer.
-pub(crate) struct Membership {
-    /// The cluster, for the ids of records without one.
-    pub(crate) cluster: String,
-    pub(crate) group: String,
-    /// What it subscribes to.
-    pub(crate) topics: Vec<String>,
-    /// Whether offsets are committed with outputs.
-    pub(crate) in_transactions: bool,
-    /// Whether it begins at the end (`auto.offset.reset: latest`).
-    pub(crate) from_end: bool,
-}
-
-impl Membership {
-    /// The topics, in readable form: the client does not say which one it refers to.
-    fn named(&self) -> String {
-        let shown = self.topics.iter().take(TOPICS_SHOWN).map(|topic| format!("`{topic}`"));
-        let more = self.topics.len().saturating_sub(TOPICS_SHOWN);
-        let more = (more > 0).then(|| format!("{more} more"));
-        shown.chain(more).collect::<Vec<_>>().join(", ")
-    }
-}
-
 /// When something last moved.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Beats {
@@ -113,6 +89,8 @@ pub(crate) struct State {
     pub(crate) is_shared_out: bool,
     /// What has gone wrong since an error was last reported.
     pub(crate) trouble: Option<ConnectorError>,
+    /// Such an error ends the consumer.
+    pub(crate) broken: Arc<Notify>,
     /// `None` once the thread ends: the thread is the last to release it, as closing waits for the
     /// group.
     pub(crate) client: Option<Arc<Client>>,
@@ -124,6 +102,9 @@ impl State {
     /// Records an error. One that ends the consumer is not replaced by a later one.
     fn tell(&mut self, error: ConnectorError) {
         if !self.trouble.as_ref().is_some_and(is_final) {
+            if is_final(&error) {
+                self.broken.notify_one();
+            }
             self.trouble = Some(error);
         }
     }
@@ -405,6 +386,10 @@ fn poll_failed(shared: &Shared, error: &KafkaError) {
         // Polled late after the whole process was suspended: the client joins again by itself.
         Some(Code::PollExceeded) => {
             tracing::warn!(queue = %shared.site.queue, "the group gave the partitions to others");
+        }
+        Some(Code::UnknownTopicOrPartition) if shared.of.only_finds() => {
+            let what = format!("there is no topic that {} finds", shared.of.named());
+            shared.tell(ConnectorError::transient(shared.site.told(what)));
         }
         _ => {
             let doing = format!("cannot consume {}", shared.of.named());

@@ -231,6 +231,10 @@ pub(crate) fn refusal(error: &KafkaError) -> Option<Rejected> {
             " (the client's limit is `message.max.bytes` in `config:`, with `guarantee: exactly_once` that of \
              the input queue; the broker's the topic's `max.message.bytes`)"
         }
+        _ if error.rdkafka_error_code() == Some(Code::InvalidTimestamp) => {
+            " (how far event times may be from now is the topic's `message.timestamp.before.max.ms` and \
+             `message.timestamp.after.max.ms`)"
+        }
         _ => "",
     };
     Some(Rejected { kind, message: format!("{error}{advice}") })

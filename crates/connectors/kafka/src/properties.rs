@@ -38,12 +38,20 @@ const SPELLINGS: [(&str, &str); 12] = [
 ];
 
 /// Properties that Brigade sets itself, and what to do instead.
-const OWN: [(&str, &str); 5] = [
+const OWN: [(&str, &str); 7] = [
     ("group.id", "write `group:` beside `config:`"),
     ("enable.auto.commit", "leave it out: Brigade commits what is resolved"),
     ("enable.auto.offset.store", "leave it out: Brigade commits what is resolved"),
     ("enable.idempotence", "leave it out: it is always on"),
     ("acks", "leave it out: it is always `all`"),
+    // Every record's report is counted: without those of records that arrived no output would ever
+    // be confirmed.
+    ("delivery.report.only.error", "leave it out: the delivery reports decide about acks"),
+    // A client that has one puts nothing outside of transactions.
+    (
+        "transactional.id",
+        "leave it out: `guarantee: exactly_once` on the input queue makes one for each member",
+    ),
 ];
 
 /// Defaults that differ from librdkafka's; a queue's `config` takes precedence.
@@ -73,6 +81,12 @@ fn spelled(name: &str) -> &str {
     SPELLINGS.iter().find(|(other, _)| *other == name).map_or(name, |(_, used)| used)
 }
 
+/// Whether an expression says itself how a topic's name ends: the client lets a name go on after
+/// what is matched, the broker does not.
+fn is_whole(expression: &str) -> bool {
+    expression.ends_with(".*") || expression.ends_with('$') && !expression.ends_with("\\$")
+}
+
 fn at(name: &str, message: String, help: impl Into<String>) -> Problem {
     let path = vec!["config".to_owned(), name.to_owned()];
     Problem { path, message, help: Some(help.into()) }
@@ -83,6 +97,12 @@ impl Settings {
     pub(crate) fn property(&self, name: &str) -> Option<String> {
         let mut given = self.config.iter().filter(|(key, _)| spelled(key) == spelled(name));
         given.next().map(|(_, value)| value.to_string())
+    }
+
+    /// Whether the broker assigns partitions, and finds topics by expressions.
+    fn broker_assigns(&self) -> bool {
+        let protocol = self.property("group.protocol");
+        protocol.is_some_and(|protocol| protocol.eq_ignore_ascii_case("consumer"))
     }
 
     /// A client's properties: the defaults, the environment's, the file's. Each in one spelling, so
@@ -97,8 +117,7 @@ impl Settings {
             client.set(*name, *value);
         }
         // With this protocol the broker assigns, and the client refuses an assignment strategy.
-        let protocol = self.property("group.protocol").unwrap_or_default();
-        if protocol.eq_ignore_ascii_case("consumer") {
+        if self.broker_assigns() {
             client.remove(STRATEGY);
         }
         let credentials = (environment("KAFKA_KEY"), environment("KAFKA_SECRET"));
@@ -221,6 +240,14 @@ impl Settings {
             } else if topic.starts_with('^') && consumer.subscribe(&[topic]).is_err() {
                 let message = format!("`{topic}` is no regular expression");
                 (message, "expected an extended POSIX regular expression, as `^orders\\..*`")
+            } else if topic.starts_with('^') && self.broker_assigns() && !is_whole(topic) {
+                let message = format!(
+                    "with `group.protocol: consumer` `{topic}` finds only topics that it matches to the end"
+                );
+                (
+                    message,
+                    "end it with `.*` or with `$`, so that it means the same with either protocol",
+                )
             } else {
                 continue;
             };
@@ -316,6 +343,22 @@ mod tests {
         assert_eq!(own[0].1, "`request.required.acks` cannot be set here");
     }
 
+    /// With either of them outputs would wait for ever, and nothing would tell why.
+    #[test]
+    fn properties_with_which_nothing_would_be_confirmed_are_refused() {
+        for (name, value) in
+            [("delivery.report.only.error", json!(true)), ("transactional.id", json!("x"))]
+        {
+            let config = json!({ "bootstrap.servers": "127.0.0.1:1", name: value });
+            for guarantee in [Guarantee::AtLeastOnce, Guarantee::ExactlyOnce] {
+                assert_eq!(
+                    told(json!({ "config": config }), guarantee),
+                    [(format!("config {name}"), format!("`{name}` cannot be set here"))]
+                );
+            }
+        }
+    }
+
     #[test]
     fn a_key_in_the_environment_is_for_sasl_unless_the_file_says_otherwise() {
         let client = settings(json!({})).client_in(Role::Consumer, all);
@@ -378,6 +421,23 @@ mod tests {
         assert_eq!(told_of(both)[0].0, "config session.timeout.ms");
         let client = settings(json!({})).client_in(Role::Consumer, all);
         is(&client, STRATEGY, "cooperative-sticky");
+    }
+
+    /// The broker matches whole names, the client their beginnings.
+    #[test]
+    fn expressions_that_mean_another_thing_to_the_broker_are_told() {
+        let of = |protocol: &str, topics: Value| {
+            let config = json!({ "bootstrap.servers": "127.0.0.1:1", "group.protocol": protocol });
+            told(json!({ "topics": topics, "config": config }), Guarantee::AtLeastOnce)
+        };
+        let whole = json!(["^orders\\..*", "^ord(ers|inals)$", "plain"]);
+        let beginnings = json!(["^orders", "^shop\\$", "^a.*b"]);
+        assert_eq!(of("consumer", whole), []);
+        assert_eq!(of("classic", beginnings.clone()), []);
+        let told = of("Consumer", beginnings);
+        assert_eq!(told.len(), 3, "{told:?}");
+        assert_eq!(told[0].0, "topics 0");
+        assert!(told[0].1.contains("`^orders` finds only"), "{told:?}");
     }
 
     #[test]

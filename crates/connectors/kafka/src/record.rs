@@ -1,6 +1,7 @@
 //! Messages as records, and back.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, SystemTime};
 
 use brigade_core::connector::{Defect, Incoming, Receipt, Rejected};
 use brigade_core::{CauseKind, Headers, IncarnationId, Message, MessageId, Timestamp};
@@ -32,8 +33,22 @@ pub(crate) fn partition(message: &Message) -> Result<Option<i32>, Rejected> {
     }
 }
 
-/// The headers of a message's record.
-pub(crate) fn headers(message: &Message) -> OwnedHeaders {
+/// How far ahead of this machine's clock a record's timestamp may be. Brokers refuse what is more
+/// than an hour ahead of theirs (`message.timestamp.after.max.ms`), and clocks differ.
+const AHEAD_MAX: Duration = Duration::from_secs(1800);
+
+/// A message's event time, as the timestamp of its record and in a header. Kafka has no timestamps
+/// before 1970, and takes none that are far ahead: such a record has that of when it is put.
+fn times(message: &Message, now: SystemTime) -> (Option<i64>, Option<i64>) {
+    let Some(Timestamp(time)) = message.event_time else { return (None, None) };
+    match time > 0 && time <= Timestamp::from(now + AHEAD_MAX).0 {
+        true => (Some(time), None),
+        false => (None, Some(time)),
+    }
+}
+
+/// The headers of a message's record, with the event time if it is to be one.
+fn headers(message: &Message, event_time: Option<i64>) -> OwnedHeaders {
     let id = message.id.to_string();
     let mut headers = OwnedHeaders::new_with_capacity(message.headers.len() + 2);
     for (key, value) in message.headers.iter().filter(|(key, _)| *key != PARTITION) {
@@ -43,7 +58,7 @@ pub(crate) fn headers(message: &Message) -> OwnedHeaders {
     if message.id != MessageId::default() {
         headers = headers.insert(Header { key: ID, value: Some(&id) });
     }
-    if let Some(Timestamp(time @ ..=0)) = message.event_time {
+    if let Some(time) = event_time {
         headers = headers.insert(Header { key: EVENT_TIME, value: Some(&time.to_string()) });
     }
     headers
@@ -55,7 +70,9 @@ pub(crate) fn record<'m, D: IntoOpaque>(
     message: &'m Message,
     opaque: D,
 ) -> BaseRecord<'m, [u8], [u8], D> {
-    let mut record = BaseRecord::with_opaque_to(topic, opaque).headers(headers(message));
+    let (timestamp, in_header) = times(message, SystemTime::now());
+    let headers = headers(message, in_header);
+    let mut record = BaseRecord::with_opaque_to(topic, opaque).headers(headers);
     if let Ok(Some(partition)) = partition(message) {
         record = record.partition(partition);
     }
@@ -65,9 +82,9 @@ pub(crate) fn record<'m, D: IntoOpaque>(
     if let Some(key) = &message.key {
         record = record.key(&key[..]);
     }
-    match message.event_time {
-        Some(Timestamp(time @ 1..)) => record.timestamp(time),
-        _ => record,
+    match timestamp {
+        Some(time) => record.timestamp(time),
+        None => record,
     }
 }
 
@@ -231,6 +248,22 @@ mod tests {
             last = Some(short);
         }
         assert_eq!(beside, 97, "a hundred of fifty bytes need three pieces");
+    }
+
+    #[test]
+    fn a_time_that_a_broker_might_refuse_is_in_a_header() {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let of = |time: i64| {
+            let event_time = Some(Timestamp(time));
+            times(&Message { event_time, ..Message::new("x") }, now)
+        };
+        assert_eq!(times(&Message::new("x"), now), (None, None));
+        for time in [1, 1_700_000_000_000, 1_700_001_800_000] {
+            assert_eq!(of(time), (Some(time), None));
+        }
+        for time in [i64::MIN, 0, 1_700_001_800_001, i64::MAX] {
+            assert_eq!(of(time), (None, Some(time)));
+        }
     }
 
     #[test]

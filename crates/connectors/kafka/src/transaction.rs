@@ -109,10 +109,8 @@ pub(crate) fn store_id(servers: &str) -> StoreId {
 
 /// Settings of a transactional producer, unless the file says otherwise.
 pub(crate) fn defaults(config: &mut ClientConfig, group: &str) {
-    if config.get("transactional.id").is_none() {
-        // The group's generation fences late members, so the id need not be the same next time.
-        config.set("transactional.id", format!("{group}.{:016x}", fastrand::u64(..)));
-    }
+    // The group's generation fences late members, so the id need not be the same next time.
+    config.set("transactional.id", format!("{group}.{:016x}", fastrand::u64(..)));
     if config.get("transaction.timeout.ms").is_none() {
         // The longest time for which what a dead member began holds up readers of its outputs.
         config.set("transaction.timeout.ms", "30000");

@@ -146,6 +146,32 @@ async fn what_waits_in_topics_that_an_expression_finds_is_told_over_all_members(
     }
 }
 
+/// Otherwise a run that is to end when nothing is left would never do so.
+#[tokio::test]
+async fn that_an_expression_finds_nothing_is_no_error_for_ever() {
+    let queue = queue(1, &Kafka::shared().servers());
+    let mut finds_nothing = with(&queue, "topic.metadata.refresh.interval.ms", 300);
+    finds_nothing = with(&finds_nothing, "session.timeout.ms", 6000);
+    let settings = finds_nothing.settings.as_object_mut().unwrap();
+    settings.retain(|key, _| key != "create");
+    let topic = settings.remove("topic").unwrap();
+    settings.insert("topics".to_owned(), json!([format!("^{}$", topic.as_str().unwrap())]));
+    let member = consumer(&finds_nothing).await;
+    let begun = Instant::now();
+    loop {
+        match member.lag().await {
+            Ok(lag) => {
+                assert_eq!((lag.ready, lag.in_flight), (None, Some(0)), "it may come");
+                break;
+            }
+            Err(error) => assert!(error.is_transient() && begun.elapsed() < PATIENCE, "{error}"),
+        }
+    }
+    put(&producer(&queue).await, 0..3).await;
+    take_all(&member, 3).await;
+    assert_eq!(lag(&member).await.ready, Some(0));
+}
+
 #[tokio::test]
 async fn each_topic_that_is_named_is_made() {
     let queue = queue(2, &Kafka::shared().servers());

@@ -11,9 +11,9 @@ mod common;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use brigade_core::connector::{ErrorKind, Produced, QueueSpec, Want};
+use brigade_core::connector::{ErrorKind, Produced, QueueSpec, Receipt, Want};
 use brigade_testkit::servers::{Kafka, KafkaDoor};
-use common::{PATIENCE, consumer, number, numbered, producer, put, queue, with};
+use common::{PATIENCE, consumer, newer, number, numbered, producer, put, queue, take_all, with};
 
 const FENCED: u32 = 40;
 /// How long a client that knows a broker takes to ask again, at most.
@@ -73,6 +73,52 @@ async fn a_consumer_goes_on_though_the_cluster_named_no_broker() {
         assert!(begun.elapsed() < PATIENCE, "{seen:?} came");
     }
     println!("opened again {reopened} times");
+}
+
+/// A stage whose credit is used up wants nothing, and cannot ack: nobody asks the client for anything that would tell.
+async fn is_noticed_with_everything_held(door: &KafkaDoor, queue: &QueueSpec) {
+    let member = consumer(queue).await;
+    put(&producer(&queue_behind(queue)).await, 0..10).await;
+    let taken = take_all(&member, 10).await;
+    fence(door).await;
+    let receipts: Vec<Receipt> = taken.iter().map(|incoming| incoming.receipt).collect();
+    let acked = async {
+        loop {
+            match member.ack(receipts.clone(), Vec::new()).await {
+                Ok(acked) => break acked,
+                Err(error) => assert!(error.is_transient(), "{error}"),
+            }
+        }
+    };
+    let noticed = async {
+        tokio::select! {
+            error = member.broken() => {
+                assert_eq!(error.kind(), ErrorKind::Stalled, "{error}");
+                assert!(error.to_string().contains("knows no broker"), "{error}");
+                println!("it was noticed");
+            }
+            acked = acked => {
+                assert!(acked.fenced.is_empty(), "it is lost only when its session is over");
+                println!("the client found its broker again");
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, noticed).await.expect("it is noticed");
+    // It may not be able to close.
+    drop(member.shutdown().await);
+}
+
+#[tokio::test]
+async fn a_consumer_that_nobody_asks_notices_it_too() {
+    let door = KafkaDoor::open(Kafka::shared());
+    let queue = with(&queue_before(&door), "session.timeout.ms", 300_000);
+    is_noticed_with_everything_held(&door, &queue).await;
+}
+
+#[tokio::test]
+async fn a_member_by_the_newer_protocol_notices_it_too() {
+    let door = KafkaDoor::open(Kafka::shared());
+    is_noticed_with_everything_held(&door, &newer(&queue_before(&door))).await;
 }
 
 #[tokio::test]

@@ -338,13 +338,21 @@ fn may_pass(error: &ConnectorError) -> bool {
     error.is_transient() || passes.iter().any(|told| error.to_string().contains(told))
 }
 
+/// What comes, or why nothing will, as the runtime waits for both.
+async fn next(member: &Arc<dyn Consumer>, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
+    tokio::select! {
+        taken = member.consume(want) => taken,
+        error = member.broken() => Err(error),
+    }
+}
+
 async fn stalls(queue: &QueueSpec, why: &str) {
     let member = consumer(queue).await;
     let want = Want { messages: 10, bytes: usize::MAX };
     let begun = Instant::now();
     loop {
         assert!(begun.elapsed() < PATIENCE, "it does not notice");
-        match member.consume(want).await {
+        match next(&member, want).await {
             Err(error) if error.to_string().contains(why) => {
                 assert_eq!(error.kind(), ErrorKind::Stalled, "{error}");
                 assert!(error.to_string().contains("stall_after"), "{error}");
@@ -378,7 +386,7 @@ async fn an_empty_queue_does_not_count_as_stalled() {
     // Whatever else passes: that the broker has records is not told.
     let told = async {
         loop {
-            match member.consume(want).await {
+            match next(&member, want).await {
                 Err(error) if may_pass(&error) => {}
                 other => break other,
             }

@@ -9,13 +9,13 @@
 mod common;
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use brigade_core::connector::{
     Acked, Connector as _, ConnectorError, Failed, FailedReason, Guarantee, Order, Outgoing,
     Produced, QueueSpec, Reader, Want,
 };
-use brigade_core::{CauseKind, Message, MessageId};
+use brigade_core::{CauseKind, Message, MessageId, Timestamp};
 use brigade_kafka::{Kafka as Connector, Position};
 use brigade_testkit::servers::Kafka;
 use common::{
@@ -404,4 +404,17 @@ async fn with_a_key_of_the_payload_records_come_in_the_order_of_their_partition(
     }
     let again = take_all(&member, 7).await;
     assert_eq!(again.iter().map(number).collect::<Vec<_>>(), [1, 2, 3, 4, 6, 7, 8]);
+}
+
+/// Kafka takes no timestamp that is more than an hour ahead; the message is not refused for that.
+#[tokio::test]
+async fn an_event_time_that_no_broker_takes_as_a_timestamp_comes_back() {
+    let queue = queue(1, &Kafka::shared().servers());
+    let tomorrow = Timestamp::from(SystemTime::now() + Duration::from_secs(86_400));
+    let message = Message { event_time: Some(tomorrow), ..Message::new("7") };
+    let outcomes = producer(&queue).await.produce(&[message.into()]).await.unwrap();
+    assert!(matches!(outcomes[..], [Produced::Confirmed]), "{outcomes:?}");
+    let taken = take_all(&consumer(&queue).await, 1).await;
+    assert_eq!(taken[0].message.event_time, Some(tomorrow));
+    assert!(taken[0].enqueued_at.unwrap() < tomorrow, "the record has the time of the writing");
 }

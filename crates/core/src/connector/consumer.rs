@@ -45,6 +45,18 @@ pub trait Consumer: Send + Sync {
     /// See [`ack`](Consumer::ack). If it cannot be done, the stage stops.
     async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError>;
 
+    /// Waits until the consumer cannot go on, and returns why. The runtime waits for this all the
+    /// time: a stage whose credit is used up does not call [`consume`](Consumer::consume), and its
+    /// acks may not end. [`Stalled`](crate::connector::ErrorKind::Stalled) has the consumer closed
+    /// and reopened, another error fails the stage; what passes by itself is not for this method.
+    /// The runtime calls it once, and may drop it at any time.
+    ///
+    /// The default implementation never returns: for a consumer all of whose calls end, with an
+    /// error if need be.
+    async fn broken(&self) -> ConnectorError {
+        std::future::pending().await
+    }
+
     /// For how long a message belongs to this consumer after it was handed out or last
     /// [extended](Consumer::extend); the runtime extends what is being worked on three times in
     /// that. `None` if it belongs to this consumer for as long as that lives.

@@ -334,6 +334,16 @@ pub trait QueueAdmin: Send + Sync {
     /// See [`Producer::produce`].
     async fn put(&self, messages: Vec<Outgoing>) -> Result<Vec<Produced>, ConnectorError>;
 
+    /// Whether messages can be deleted now. Asked before messages are sent elsewhere that are to be
+    /// deleted here afterwards: if only that is refused, they are in both places.
+    ///
+    /// # Errors
+    /// They cannot, or the queue could not be queried; the error says why. The default
+    /// implementation returns none.
+    async fn can_delete(&self) -> Result<(), ConnectorError> {
+        Ok(())
+    }
+
     /// Deletes these messages, unless they are being worked on; returns how many.
     ///
     /// # Errors

@@ -173,6 +173,8 @@ struct PullLoop {
     asked: Want,
     came_in_full: bool,
     extending: Option<Extending>,
+    /// Ends when the consumer cannot go on, whatever else it is asked for.
+    breaking: LocalBoxFuture<'static, ConnectorError>,
     /// Scratch space, kept for its memory.
     resolved: Vec<Resolved>,
     failures: u32,
@@ -191,6 +193,7 @@ impl PullLoop {
         let handed_out = site.stage.handed_out.clone();
         let locate = Arc::new(move |receipt| consumer.locate(receipt));
         site.before.iter().for_each(|first| first.follow(&site.control.notify));
+        let watched = Arc::clone(&site.consumer);
         let by_key = site.stage.order == Order::Key && !site.consumer.features().key_order;
         let lines = by_key.then(|| Lines::new(site.pool.ports().iter().map(|port| port.life())));
         Self {
@@ -207,6 +210,7 @@ impl PullLoop {
             asked: Want { messages: 0, bytes: 0 },
             came_in_full: true,
             extending: None,
+            breaking: Box::pin(async move { watched.broken().await }),
             resolved: Vec::new(),
             failures: 0,
             came: 0,
@@ -253,6 +257,7 @@ impl PullLoop {
                     self.pulling = None;
                     self.take_in(pulled)?;
                 }
+                error = &mut self.breaking => return Err(self.end(&error)),
                 Some(settled) = self.settling.next() => {
                     self.free_slots(settled.map_err(|error| End::Failed(error.to_string()))?);
                 }
@@ -475,12 +480,18 @@ impl PullLoop {
                 tracing::warn!(%queue, %error, failures = self.failures, ?again, "cannot consume");
                 Ok(())
             }
-            Err(error) if error.kind() == ErrorKind::Stalled => {
-                tracing::error!(%queue, %error, "the consumer is opened again");
-                Err(End::Stalled)
-            }
-            Err(error) => Err(End::Failed(format!("cannot consume from queue `{queue}`: {error}"))),
+            Err(error) => Err(self.end(&error)),
         }
+    }
+
+    /// What an error does that does not pass by itself.
+    fn end(&self, error: &ConnectorError) -> End {
+        let queue = &self.site.input.spec.name;
+        if error.kind() == ErrorKind::Stalled {
+            tracing::error!(%queue, %error, "the consumer is opened again");
+            return End::Stalled;
+        }
+        End::Failed(format!("cannot consume from queue `{queue}`: {error}"))
     }
 
     fn hand_out(&mut self, messages: Vec<Incoming>) {

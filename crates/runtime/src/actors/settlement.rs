@@ -345,7 +345,6 @@ impl Settler {
         let mut delivery = given_up.delivery;
         let message = std::mem::take(&mut delivery.message);
         let key = message.key.clone();
-        let event_time = message.event_time;
         let id = self.letter_id(&message, &stage.name, receipt);
         let letter = DeadLetter {
             message,
@@ -360,8 +359,10 @@ impl Settler {
             last_at: now,
             truncated: given_up.truncated,
         };
+        // Its event time is in the JSON only: a queue may refuse what is of tomorrow, or soon delete
+        // what is of last week, and a letter is for exactly what goes wrong.
         let payload = Some(letter.to_json());
-        let message = Message { id, key, payload, event_time, ..Message::default() };
+        let message = Message { id, key, payload, ..Message::default() };
         Output { receipt, queue: stage.dead_letters, outgoing: message.into(), parent: None }
     }
 
