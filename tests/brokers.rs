@@ -303,3 +303,80 @@ stages:
         run.until("/metrics", |_, text| text.contains(&line));
     }
 }
+
+/// A member of the pipeline's group, as a stage that runs has one.
+fn member_of_shop(servers: &str) -> BaseConsumer {
+    let mut config = ClientConfig::new();
+    config.set("bootstrap.servers", servers).set("group.id", "shop");
+    config.set("partition.assignment.strategy", "cooperative-sticky");
+    let member: BaseConsumer = config.create().unwrap();
+    member.subscribe(&["orders"]).unwrap();
+    while member.assignment().unwrap().count() == 0 {
+        drop(member.poll(Duration::from_millis(100)));
+    }
+    member
+}
+
+#[test]
+fn topics_and_dead_letters_on_kafka_are_looked_into_and_sent_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let yaml = "
+pipeline: shop
+state: state
+queues:
+  in: { type: generator, count: 10, template: { n: '{{seq}}' } }
+  orders: KAFKA
+  dead: KAFKA
+  out: KAFKA
+stages:
+  feed: { component: pass, input: in, outputs: [orders] }
+  bill:
+    component: { map: 'if .n == 3 then error(\"three\") else . end' }
+    input: orders
+    outputs: [out]
+    dead_letter: dead
+";
+    let queue =
+        "{ type: kafka, create: { partitions: 3 }, config: { bootstrap.servers: '${BROKERS}' } }";
+    fs::write(directory.path().join("p.yaml"), yaml.replace("KAFKA", queue)).unwrap();
+    let server = Kafka::start();
+    let brigade = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
+        command.current_dir(directory.path()).args(arguments).env("BROKERS", server.servers());
+        let output = command.output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (output.status.code(), text(&output.stdout) + &text(&output.stderr))
+    };
+    let (code, told) = brigade(&["run", "p.yaml", "--until-idle"]);
+    assert_eq!(code, Some(3), "{told}");
+    let ready = |queue: &str| -> String {
+        let (_, listed) = brigade(&["queues", "list", "p.yaml"]);
+        let row = listed.lines().find(|line| line.trim_start().starts_with(queue));
+        let row = row.unwrap_or_else(|| panic!("{listed}"));
+        row.split_whitespace().nth(2).unwrap().to_owned()
+    };
+    assert_eq!((&*ready("out"), &*ready("dead"), &*ready("orders")), ("9", "1", "0"));
+    let (_, shown) = brigade(&["dead-letters", "list", "p.yaml"]);
+    assert!(shown.contains("three"), "{shown}");
+    let number = shown.lines().find(|line| line.contains("three")).unwrap();
+    let number = number.split_whitespace().next().unwrap();
+    let (_, whole) = brigade(&["dead-letters", "show", "p.yaml", number]);
+    assert!(whole.contains("\"stage\": \"bill\""), "{whole}");
+    let member = member_of_shop(&server.servers());
+    let (code, told) = brigade(&["dead-letters", "redrive", "p.yaml"]);
+    assert!(code == Some(2) && told.contains("the group has members (`shop`)"), "{told}");
+    let (_, peeked) = brigade(&["queues", "peek", "p.yaml", "~redrive.bill"]);
+    assert!(!peeked.contains("three") && !peeked.contains("\"n\":3"), "it is not sent: {peeked}");
+    drop(member);
+    let (code, told) = brigade(&["dead-letters", "redrive", "p.yaml"]);
+    assert_eq!(code, Some(0), "{told}");
+    let (code, told) =
+        brigade(&["run", "p.yaml", "--until-idle", "--set", "stages.bill.component.map=."]);
+    assert_eq!(code, Some(0), "{told}");
+    assert_eq!((&*ready("out"), &*ready("dead")), ("10", "0"));
+    let (_, peeked) = brigade(&["queues", "peek", "p.yaml", "out"]);
+    assert_eq!(peeked.matches("{\"n\":").count(), 10, "{peeked}");
+    let (_, purged) = brigade(&["queues", "purge", "p.yaml", "out"]);
+    assert!(purged.contains("10"), "{purged}");
+    assert_eq!(ready("out"), "0");
+}

@@ -24,6 +24,7 @@ mod lane;
 mod outbox;
 mod plan;
 mod pool;
+mod route;
 mod runner;
 #[cfg(feature = "sabotage")]
 mod sabotage;

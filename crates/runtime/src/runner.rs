@@ -10,12 +10,10 @@ use std::time::Duration;
 use brigade_core::component::{
     AnyComponent, Context, Emit, Emitted, HandleError, Parsed, StateWrite,
 };
-use brigade_core::connector::{Order, Outgoing};
-use brigade_core::delivery::{
-    Again, Children, Delivery, Outputs, Requeued, Resolution, ended_here,
-};
+use brigade_core::connector::Order;
+use brigade_core::delivery::{Again, Children, Delivery, Requeued, Resolution, ended_here};
 use brigade_core::retry::{Retry, Waiting};
-use brigade_core::{Cause, CauseKind, Codec, Failure, Message, Period, Truncated};
+use brigade_core::{Cause, CauseKind, Codec, Failure, Period, Truncated};
 use brigade_pipeline::{Exhausted, Expiry};
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -519,83 +517,4 @@ impl RunnerSite {
             pool.send_direct(*order, lane, deliveries);
         }
     }
-
-    /// Finds where each output goes and makes its message.
-    fn route(&self, delivery: &Delivery, emitted: SmallVec<[Emitted; 1]>) -> Result<Routed, Cause> {
-        let (mut outputs, mut direct) = (Outputs::new(), Vec::new());
-        let mut index = 0;
-        for mut output in emitted {
-            let targets = self.targets(&output)?;
-            for (at, (name, target)) in targets.iter().enumerate() {
-                self.can_delay(&output, name, *target)?;
-                // Only payloads that go several ways are shared.
-                let payload = match at + 1 == targets.len() {
-                    true => output.payload.take(),
-                    false => output.payload.clone(),
-                };
-                let mut message = output.message(&delivery.message, payload);
-                message.id = delivery.message.id.output(&self.stage.name, name, index);
-                let codec = if output.is_value() { Codec::Json } else { delivery.codec };
-                index += 1;
-                match *target {
-                    Target::Queue(queue) => {
-                        self.queues[usize::from(queue)].send(&mut message, codec)?;
-                        outputs.push((queue, Outgoing { message, delay: output.delay() }));
-                    }
-                    Target::Direct(stage) => direct.push((stage, message, codec)),
-                }
-            }
-        }
-        Ok((outputs, direct))
-    }
-
-    /// Refuses a delay where nothing can wait, since the output would be handed out at once.
-    fn can_delay(&self, output: &Emitted, name: &str, target: Target) -> Result<(), Cause> {
-        let Some(delay) = output.delay().filter(|_| output.is_delayed()) else { return Ok(()) };
-        let what = match target {
-            Target::Direct(_) => format!(
-                "stage `{name}`, which is fed directly, where nothing can wait: name an `embedded` \
-                 queue between them"
-            ),
-            Target::Queue(queue) => {
-                let queue = &self.queues[usize::from(queue)];
-                if queue.features.delay {
-                    return Ok(());
-                }
-                let kind = queue.keeper.type_name();
-                format!("queue `{name}` of type {kind}, which cannot delay: use an `embedded` one")
-            }
-        };
-        let (delay, from) = (Period(delay), &self.stage.name);
-        let message = format!("stage `{from}` delays an output by {delay} for {what}");
-        Err(Cause::new(CauseKind::Output, message))
-    }
-
-    fn targets(&self, output: &Emitted) -> Result<&[(Arc<str>, Target)], Cause> {
-        let all = &self.stage.outputs;
-        let declared = || {
-            let names: Vec<_> = all.iter().map(|(name, _)| format!("`{name}`")).collect();
-            format!(
-                "stage `{}` declares {}",
-                self.stage.name,
-                match names.len() {
-                    0 => "no output".to_owned(),
-                    _ => names.join(", "),
-                }
-            )
-        };
-        let wrong = |what: String| Cause::new(CauseKind::Output, format!("{what}; {}", declared()));
-        match &output.output {
-            Some(name) => all
-                .iter()
-                .position(|(have, _)| **have == **name)
-                .map(|at| &all[at..=at])
-                .ok_or_else(|| wrong(format!("no output `{name}`"))),
-            None if all.len() == 1 || (self.stage.copy && !all.is_empty()) => Ok(all),
-            None => Err(wrong("the output has no name".to_owned())),
-        }
-    }
 }
-
-/// The outputs of one message: for queues, and for stages fed directly, with their codec.
-type Routed = (Outputs, Vec<(u16, Message, Codec)>);
