@@ -6,15 +6,15 @@ use std::time::Duration;
 
 use brigade::prelude::*;
 use brigade::{Memory, Message, MessageId};
-use brigade_testkit::servers::{Kafka, Redis};
+use brigade_testkit::servers::Kafka;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::message::Message as _;
 use rdkafka::producer::{BaseRecord, DefaultProducerContext, Producer as _, ThreadedProducer};
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 
 use crate::redis::{Order, add, payload};
-use crate::support::{Goal, Row, Spent, Stopwatch, acked, pipeline, resident, timed};
-use crate::{added, peers};
+use crate::support::{Row, Spent, Stopwatch, acked, pipeline, timed};
+use crate::{added, backlog, peers};
 
 const MESSAGES: usize = 200_000;
 const BATCH: usize = 1000;
@@ -284,57 +284,18 @@ fn make_topics(config: &ClientConfig, names: [&str; 2]) {
     made.into_iter().for_each(|one| drop(one.expect("the topic can be made")));
 }
 
-/// How many messages wait, and for how long the output's server is away, in [`backlog`].
-const BACKLOG: usize = 5_000_000;
-const OUTAGE: Duration = Duration::from_secs(60);
-
-/// The memory of a process that works on a long backlog, and whose output's server goes away.
+/// From a topic to a Redis stream.
 pub(crate) fn backlog(name: &'static str) -> Row {
-    let redis = Redis::start();
     let (from, _) = topics();
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", broker().servers()).set("linger.ms", "20");
     make_topics(&config, [&from, &format!("{from}-unused")]);
     let producer: Plain = config.create().expect("the properties are good");
-    for n in 0..BACKLOG {
-        let payload = format!("{{\"n\":{n},\"text\":\"{n:064}\"}}");
-        send(&producer, &from, payload.as_bytes());
+    for n in 0..backlog::WAITING {
+        send(&producer, &from, backlog::payload(n).as_bytes());
     }
     producer.flush(Duration::from_secs(60)).expect("the broker takes them");
-    let directory = tempfile::tempdir().expect("a directory can be made");
-    let text = format!(
-        "pipeline: bench
-state: state
-queues:
-  in: {{ type: kafka, topic: {from}, config: {{ bootstrap.servers: '{}' }} }}
-  out: {{ type: redis_stream, url: '{}' }}
-stages:
-  pass: {{ component: pass, input: in, outputs: [out] }}
-",
-        broker().servers(),
-        redis.url()
-    );
-    std::fs::write(directory.path().join("p.yaml"), text).expect("the directory can be written");
-    let mut brigade = std::process::Command::new(env!("CARGO_BIN_EXE_brigade"));
-    brigade.current_dir(directory.path()).args(["run", "p.yaml"]);
-    let log = std::fs::File::create(directory.path().join("log"))
-        .expect("the file is there or can be made");
-    let mut running = brigade.stderr(log).spawn().expect("the program is there");
-    let mut row =
-        Row { name, unit: "MB resident", ours: vec![], by_hand: vec![], goal: Goal::AtMost(200.0) };
-    let mut watch = |period: Duration| {
-        let begun = std::time::Instant::now();
-        while begun.elapsed() < period {
-            std::thread::sleep(Duration::from_millis(200));
-            row.ours.push(resident(&running.id().to_string()));
-        }
-    };
-    watch(Duration::from_secs(10));
-    redis.kill();
-    watch(OUTAGE);
-    redis.restart();
-    watch(Duration::from_secs(5));
-    running.kill().expect("it runs");
-    running.wait().expect("nobody else waits for it");
-    row
+    let servers = broker().servers();
+    let input = format!("type: kafka, topic: {from}, config: {{ bootstrap.servers: '{servers}' }}");
+    backlog::watched(name, &input)
 }

@@ -7,6 +7,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "a benchmark prints")]
 
 mod added;
+mod backlog;
 mod embedded;
 mod files;
 #[cfg(not(feature = "real-kafka"))]
@@ -52,6 +53,7 @@ const ROWS: &[Bench] = &[
     ("Redis Streams to Redis Streams", redis::streams),
     ("Redis Streams to Redis Streams, processor", redis::streams_processor),
     ("Redis Streams to Redis Streams, p99 at 1,000/s", added::streams),
+    ("Redis Streams, 5,000,000 waiting, the output away for a minute", backlog::streams),
     ("RSMQ to RSMQ", redis::rsmq),
     ("RSMQ to RSMQ, p99 at 1,000/s", added::rsmq),
     #[cfg(feature = "real-kafka")]
