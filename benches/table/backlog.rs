@@ -8,7 +8,8 @@ use brigade_testkit::servers::Redis;
 use crate::redis::connect;
 use crate::support::{Goal, Row, resident};
 
-/// How many messages wait: on a Redis stream they take about 600 MB of the server's memory, which a machine of 8 GB has.
+/// How many messages wait: on a Redis stream they take about 600 MB of the server's memory, which a machine of 8 GB
+/// has.
 pub(crate) const WAITING: usize = 5_000_000;
 /// For how long the output's server is away.
 const OUTAGE: Duration = Duration::from_secs(60);
