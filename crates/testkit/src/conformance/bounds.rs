@@ -1,10 +1,10 @@
 //! What a queue holds, reports and refuses.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use brigade_core::connector::{
-    Failed, FailedReason, Limit, Order, Outgoing, Produced, Want, WhenFull,
+    Failed, FailedReason, Incoming, Limit, Order, Outgoing, Produced, Want, WhenFull,
 };
 use brigade_core::{Message, MessageId};
 
@@ -165,35 +165,24 @@ pub async fn an_id_that_is_put_twice_is_stored_once(fixture: &Fixture) {
     expect_nothing(&consumer).await;
 }
 
-/// Messages that are put without an id each have one of their own, and keep it, in every group: ids of
-/// outputs and dead letters are derived from it, and what has the same id is one message.
+/// Messages that are put without an id each have one of their own, and keep it when they come again:
+/// ids of outputs and dead letters are derived from it, and what has the same id is one message.
 pub async fn what_is_put_without_an_id_has_one_of_its_own(fixture: &Fixture) {
-    let groups: &[&str] = if fixture.features().groups { &["a", "b"] } else { &[""] };
-    let fixture = fixture.with(|queue| {
-        queue.groups =
-            groups.iter().filter(|group| !group.is_empty()).map(|g| (*g).into()).collect();
-    });
     let nameless = |n: u64| numbered(n).with_id(MessageId::default());
     for first in [0, 5] {
         fixture.put((first..first + 5).map(nameless).collect()).await;
     }
-    let mut known: BTreeMap<u64, MessageId> = BTreeMap::new();
-    for group in groups {
-        let consumer = fixture.consumer(group, Order::None).await;
-        let taken = take_all(&consumer, 10).await;
-        for incoming in &taken {
-            let (n, id) = (number(incoming), incoming.message.id);
-            assert_ne!(id, MessageId::default(), "message {n} has no id");
-            assert_eq!(*known.entry(n).or_insert(id), id, "message {n} has two ids");
-        }
-        fail(&consumer, vec![attempt(&taken[0], Duration::ZERO)]).await;
-        let again = take_all(&consumer, 1).await;
-        assert_eq!(again[0].message.id, taken[0].message.id, "it came again with another id");
-        ack(&consumer, &again).await;
-        ack(&consumer, &taken[1..]).await;
-    }
-    let ids: BTreeSet<MessageId> = known.values().copied().collect();
-    assert_eq!(ids.len(), 10, "two messages have the same id: {known:?}");
+    let consumer = fixture.consumer("", Order::None).await;
+    let taken = take_all(&consumer, 10).await;
+    let id = |incoming: &Incoming| incoming.message.id;
+    assert!(taken.iter().all(|incoming| id(incoming) != MessageId::default()), "no id: {taken:?}");
+    let ids: BTreeSet<MessageId> = taken.iter().map(id).collect();
+    assert_eq!(ids.len(), 10, "two messages have the same id: {taken:?}");
+    fail(&consumer, vec![attempt(&taken[0], Duration::ZERO)]).await;
+    let again = take_all(&consumer, 1).await;
+    assert_eq!(id(&again[0]), id(&taken[0]), "it came again with another id");
+    ack(&consumer, &again).await;
+    ack(&consumer, &taken[1..]).await;
 }
 
 /// `park`: other keys go on, messages of its own key wait behind it, and after a release they come
