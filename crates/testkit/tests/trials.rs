@@ -50,6 +50,10 @@ async fn faults_of_queues_that_nobody_uses_so_are_refused() {
             Trial::of(orders()).stall("inn", 1..=1),
             "a stall is planned for `inn`, which is no queue that is read by a stage; such are `dead`, `in`",
         ),
+        (
+            Trial::of(orders()).keep("outt"),
+            "queue `outt` is to be kept, which the pipeline does not have; it has `in`, `out`, `dead`, `fixed`",
+        ),
     ] {
         assert_eq!(setup.start().await.unwrap_err().to_string(), said);
     }
@@ -87,6 +91,23 @@ async fn dead_letters_are_told_though_a_stage_has_read_them() {
     assert_eq!((letters.len(), &*letters[0].cause.message), (1, "negative"));
     assert!(trial.dead_letters("repair").is_empty());
     trial.end().await;
+}
+
+#[tokio::test]
+async fn what_is_to_be_kept_is_told_though_a_stage_has_read_it() {
+    let trial = Trial::of(orders()).keep("dead").keep("in").start().await.unwrap();
+    trial.send("in", [Message::new("-1"), Message::new("1")]);
+    trial.settle().await.unwrap();
+    assert_eq!((trial.kept("dead").len(), trial.outputs("dead").len()), (1, 0));
+    assert_eq!(trial.dead_letters("bill").len(), 1);
+    assert!(trial.kept("in").is_empty(), "no stage has put anything there");
+    trial.end().await;
+}
+
+#[tokio::test]
+#[should_panic(expected = "queue `out` was not to be kept: see `TrialSetup::keep`")]
+async fn what_was_not_to_be_kept_is_not_told() {
+    Trial::of(orders()).keep("dead").start().await.unwrap().kept("out");
 }
 
 #[tokio::test]
