@@ -99,9 +99,10 @@ impl Memory {
             false => groups.keys().cloned().collect(),
         };
         for message in messages {
-            let message = queue.named(message);
+            let id = queue.id_of(&message);
             for group in &known {
-                groups.entry(Arc::clone(group)).or_default().put(message.clone(), None);
+                let message = Message { id, ..message.clone() };
+                groups.entry(Arc::clone(group)).or_default().put(message, None);
             }
         }
         drop(groups);
@@ -156,14 +157,14 @@ impl Default for Queue {
 }
 
 impl Queue {
-    /// The message with an id of its own, the same for all groups, if it has none: those of its
-    /// outputs are derived from it, and messages with the same id are one message.
-    pub(crate) fn named(&self, mut message: Message) -> Message {
-        if message.id == MessageId::default() {
-            let position = self.nameless.fetch_add(1, Ordering::Relaxed);
-            message.id = MessageId::root(self.incarnation, position);
+    /// A message's id, or one of its own, the same for all groups, if it has none: those of its outputs
+    /// are derived from it, and messages with the same id are one message.
+    pub(crate) fn id_of(&self, message: &Message) -> MessageId {
+        if message.id != MessageId::default() {
+            return message.id;
         }
-        message
+        let position = self.nameless.fetch_add(1, Ordering::Relaxed);
+        MessageId::root(self.incarnation, position)
     }
 
     pub(crate) fn groups(&self) -> MutexGuard<'_, HashMap<Arc<str>, Group>> {

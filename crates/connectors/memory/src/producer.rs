@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use brigade_core::CauseKind;
 use brigade_core::connector::{
     ConnectorError, Features, Limit, Outgoing, Produced, Producer, QueueSpec, Rejected, WhenFull,
 };
 use brigade_core::retry::DELAY_MAX;
+use brigade_core::{CauseKind, Message};
 use tokio::time::Instant;
 
 use crate::Group;
@@ -54,9 +54,9 @@ impl MemoryProducer {
                 break;
             }
             let at = outgoing.delay.map(|delay| now + delay.min(DELAY_MAX));
-            let message = self.queue.named(outgoing.message.clone());
+            let id = self.queue.id_of(&outgoing.message);
             for group in groups.values_mut() {
-                group.put(message.clone(), at);
+                group.put(Message { id, ..outgoing.message.clone() }, at);
             }
             put += 1;
         }
