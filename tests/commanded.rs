@@ -207,25 +207,45 @@ async fn a_stop_while_a_stage_starts_tells_of_no_failure() {
     }
 }
 
-/// It holds up its whole lane.
-#[tokio::test]
-async fn a_stage_is_stopped_though_a_call_never_ends() {
-    let world = World::new();
-    let release = Arc::new(AtomicBool::new(false));
-    let held = release.clone();
-    let stuck = move |n: u64| {
-        while !held.load(SeqCst) {
+/// A component that does not return before it is released, and so holds up its whole lane.
+fn stuck(release: &Arc<AtomicBool>) -> impl Fn(u64) -> Result<Emit, Failure> + Clone + use<> {
+    let release = Arc::clone(release);
+    move |n| {
+        while !release.load(SeqCst) {
             std::thread::yield_now();
         }
-        Ok::<_, Failure>(Emit::value(n))
-    };
-    let registry = world.registry().component("first", stuck);
+        Ok(Emit::value(n))
+    }
+}
+
+/// Starts a stage whose call is stuck, and stops it.
+async fn stopped_while_stuck(world: &World, release: &Arc<AtomicBool>) -> Running {
+    let registry = world.registry().component("first", stuck(release));
     world.put("in", 0..10);
     let running = world.start(YAML, &registry).await;
-    let first = async || status_of(&running, "first").await.unwrap();
-    eventually("it is stuck", async || first().await.received > 0).await;
+    eventually("it is stuck", async || {
+        status_of(&running, "first").await.is_some_and(|stage| stage.received > 0)
+    })
+    .await;
     let stop = running.stop_stage("first", Some(Duration::from_millis(10)));
     tokio::time::timeout(LONG, stop).await.expect("it ends").unwrap();
+    running
+}
+
+#[tokio::test]
+async fn the_books_close_though_a_call_of_a_stopped_stage_never_ended() {
+    let (world, release) = (World::new(), Arc::new(AtomicBool::new(false)));
+    let running = stopped_while_stuck(&world, &release).await;
+    let stopped = running.drain().await;
+    assert!(stopped[0].status.closes(), "{:?}", stopped[0].status);
+    release.store(true, SeqCst);
+}
+
+#[tokio::test]
+async fn a_stage_is_stopped_though_a_call_never_ends() {
+    let (world, release) = (World::new(), Arc::new(AtomicBool::new(false)));
+    let running = stopped_while_stuck(&world, &release).await;
+    let first = async || status_of(&running, "first").await.unwrap();
     let stage = first().await;
     assert_eq!(stage.state, StageState::Stopped);
     assert_eq!((stage.acked, stage.in_flight as u64), (0, stage.received), "{stage:?}");

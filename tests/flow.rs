@@ -475,8 +475,8 @@ async fn by_priority_a_later_input_also_waits_for_queues_on_disk() {
     let yaml = format!(
         "
 queues:
-  urgent: {{ type: embedded, path: {path:?} }}
-  rest: {{ type: embedded, path: {path:?} }}
+  urgent: {{ type: embedded, path: {path:?}, sync: normal }}
+  rest: {{ type: embedded, path: {path:?}, sync: normal }}
 stages:
   note: {{ component: note, input: {{ queues: [urgent, rest], priority: true }} }}
 "

@@ -486,6 +486,17 @@ fn a_worker_works_while_all_the_others_are_held_up() {
     });
 }
 
+/// One at a time means one after the other, not one each time that credit has been waited for.
+#[test]
+fn messages_in_the_order_of_the_queue_do_not_wait_for_credit() {
+    paused(async {
+        let setup = of(&one("pass", "order: queue"), &brigade::registry());
+        let (trial, took) = took(setup, 1000).await;
+        assert_eq!(trial.outputs("out").len(), 1000);
+        assert!(took < Duration::from_secs(5), "{took:?}");
+    });
+}
+
 /// What a component makes is larger than what it gets, and waits on a direct edge.
 #[test]
 fn what_waits_on_a_direct_edge_is_bounded_in_bytes() {

@@ -82,8 +82,13 @@ impl Run {
             () = running.until_dead() => Ending::Failed,
             _ = signals.recv() => Ending::Signal,
         };
+        let watcher = running.watcher();
         match ending {
-            Ending::Idle => crate::parked::tell(&running.watcher(), &progress).await,
+            Ending::Idle => tokio::select! {
+                () = crate::parked::tell(&watcher, &progress) => {}
+                // There is nothing to abort: it only ends the asking.
+                _ = signals.recv() => {}
+            },
             Ending::StageFailed => tracing::info!("a stage has failed: draining; a signal aborts"),
             Ending::Signal => tracing::info!("draining; a second signal aborts"),
             Ending::Failed => tracing::info!("draining; a signal aborts"),

@@ -122,7 +122,7 @@ pub struct Done {
 pub struct Children {
     /// How many.
     pub count: u32,
-    /// How large their messages are together, in bytes.
+    /// By how many bytes their messages together are larger than the message that they replace.
     pub size: usize,
 }
 

@@ -40,14 +40,15 @@ impl TokenBucket {
     }
 }
 
-/// The burst of a throttle that names none: what `rate` allows in 20 ms, and at least 1.
+/// The burst of a throttle that names none: what `rate` allows in 20 ms, at least 1 and at most
+/// `rate`.
 ///
 /// Timers and threads are late by some milliseconds, at each message. With a burst of 1 that time
 /// is lost, and a rate of 1000/s would come to less than half.
 pub fn default_burst(rate: u32, per: Duration) -> u32 {
     const LATE: Duration = Duration::from_millis(20);
     let allowed = LATE.as_nanos() * u128::from(rate) / per.as_nanos().max(1);
-    u32::try_from(allowed).unwrap_or(u32::MAX).max(1)
+    u32::try_from(allowed).unwrap_or(u32::MAX).min(rate).max(1)
 }
 
 #[cfg(test)]
@@ -70,6 +71,7 @@ mod tests {
             [1, 1, 1, 2, 20]
         );
         assert_eq!(default_burst(6000, second * 60), 2);
+        assert_eq!(default_burst(10, Duration::from_millis(10)), 10);
         assert_eq!(default_burst(u32::MAX, Duration::ZERO), u32::MAX);
     }
 

@@ -319,7 +319,7 @@ pub struct ThrottleKeys {
     #[serde(default = "defaults::second")]
     pub per: Period,
     /// At most this many at once, beyond which no stretch of time has more than `rate` allows.
-    /// Default: what comes in 20ms, and at least 1. With 1, a high rate is not reached: each message
+    /// Default: what comes in 20ms, at least 1 and at most `rate`. With 1, a high rate is not reached: each message
     /// waits for a timer, which is late by up to some milliseconds.
     #[serde(default)]
     #[schemars(range(min = 1))]

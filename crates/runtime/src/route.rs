@@ -1,5 +1,6 @@
 //! Where a component's outputs go: to queues, and over direct edges.
 
+use std::any::Any;
 use std::sync::Arc;
 
 use brigade_core::component::Emitted;
@@ -11,8 +12,17 @@ use smallvec::SmallVec;
 use crate::plan::Target;
 use crate::runner::RunnerSite;
 
-/// The outputs of one message: for queues, and for stages fed directly, with their codec.
-pub(crate) type Routed = (Outputs, Vec<(u16, Message, Codec)>);
+/// The outputs of one message: for queues, and for stages fed directly.
+pub(crate) type Routed = (Outputs, Vec<Child>);
+
+/// An output over a direct edge.
+pub(crate) struct Child {
+    pub(crate) stage: u16,
+    pub(crate) message: Message,
+    /// What its payload was encoded from, if it is known and goes to no other stage.
+    pub(crate) typed: Option<Box<dyn Any + Send>>,
+    pub(crate) codec: Codec,
+}
 
 impl RunnerSite {
     /// Finds where each output goes and makes its message.
@@ -41,7 +51,11 @@ impl RunnerSite {
                         self.queues[usize::from(queue)].send(&mut message, codec)?;
                         outputs.push((queue, Outgoing { message, delay: output.delay() }));
                     }
-                    Target::Direct(stage) => direct.push((stage, message, codec)),
+                    Target::Direct(stage) => {
+                        let is_last = at + 1 == targets.len();
+                        let typed = if is_last { output.take_typed() } else { None };
+                        direct.push(Child { stage, message, typed, codec });
+                    }
                 }
             }
         }

@@ -27,6 +27,7 @@ use crate::edge::{read_value, receive, take_home};
 use crate::outbox::Outbox;
 use crate::plan::{QueuePlan, StagePlan, Target};
 use crate::pool::Pool;
+use crate::route::Child;
 use crate::tree::Report;
 
 /// A message that grows over a direct edge by no more than this many bytes keeps its place in its
@@ -495,12 +496,14 @@ impl RunnerSite {
             Ok(routed) => routed,
             Err(cause) => return self.give_up_on(delivery, cause, None),
         };
+        let made: usize = direct.iter().map(|child| child.message.size()).sum();
         let children = Children {
             count: u32::try_from(direct.len()).expect("memory ends before"),
-            size: direct.iter().map(|(_, message, _)| message.size()).sum(),
+            // They replace the message, which is counted already.
+            size: made.saturating_sub(delivery.message.size()),
         };
-        for (stage, message, codec) in direct {
-            let mut child = delivery.child(message, None);
+        for Child { stage, message, typed, codec } in direct {
+            let mut child = delivery.child(message, typed.map(Parsed::Typed));
             child.codec = codec;
             outbox.push(stage, child);
         }

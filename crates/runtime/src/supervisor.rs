@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use brigade_core::connector::Producer;
-use futures_util::future::{join_all, select_all};
+use futures_util::future::{join_all, select_all, try_join_all};
 use tokio::sync::{oneshot, watch};
 use tokio::task::LocalSet;
 
@@ -479,9 +479,12 @@ impl Running {
         // nothing moved in any.
         loop {
             let before = moved();
-            for (tree, run) in self.trees.iter().zip(&mut runs) {
-                let known = run.take();
-                let idle = tree.order(|reply| Command::Idle { quiet, run: known, reply }).await?;
+            let asked = self.trees.iter().zip(&mut runs).map(|(tree, run)| {
+                let run = run.take();
+                tree.order(move |reply| Command::Idle { quiet, run, reply })
+            });
+            let answers = try_join_all(asked.collect::<Vec<_>>()).await?;
+            for (run, idle) in runs.iter_mut().zip(answers) {
                 if let IdleAs::Finished(finished) = idle {
                     *run = Some(finished);
                 }

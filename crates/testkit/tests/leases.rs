@@ -17,11 +17,11 @@ use brigade_core::connector::{
 use brigade_memory::{Memory, MemoryState};
 use brigade_testkit::{Fixture, Like, LikeConnector, LikeConsumer, conformance};
 
-const LEASE: Duration = Duration::from_millis(500);
+const LEASE: Duration = Duration::from_secs(2);
 /// How often it is looked what has lapsed.
 const LOOK: Duration = Duration::from_millis(10);
 /// Far longer than a lease: what has not come by then never does.
-const NEVER: Duration = Duration::from_secs(10);
+const NEVER: Duration = Duration::from_secs(15);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Extends {

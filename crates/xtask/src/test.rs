@@ -42,6 +42,11 @@ impl Test {
         let mut real = vec![("", always.to_owned())];
         let mut off = BTreeSet::new();
         for need in &NEEDS {
+            // The clients of RSMQ are of no use without its server.
+            let of_redis = need.name == "rsmq-clients" && without.contains(&"redis");
+            if of_redis && !without.contains(&need.name) {
+                without.push(need.name);
+            }
             let is_wanted = !without.contains(&need.name);
             match is_wanted.then(|| need.find_or_install()).flatten() {
                 Some(there) => {

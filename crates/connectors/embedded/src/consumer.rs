@@ -19,7 +19,9 @@ use crate::claim::{Claimed, claim};
 use crate::connector::features;
 use crate::lag::lag;
 use crate::readers::Readers;
-use crate::rows::{MadeOf, delete_leased, expire_from, leased, now_ms, promote, queue_id};
+use crate::rows::{
+    MadeOf, delete_leased, expire_from, leased, millis, now_ms, promote, queue_id, tell_expired,
+};
 use crate::settings::Settings;
 use crate::store::{Store, Targets, apply};
 use crate::thread::{Requests, Work};
@@ -122,15 +124,17 @@ impl EmbeddedConsumer {
 async fn remove_old(
     store: &Store,
     queue: i64,
-    name: &Arc<str>,
+    name: &str,
     retention: Period,
 ) -> Result<(), ConnectorError> {
-    let mut next = Some(0);
+    let before = now_ms().saturating_sub(millis(retention));
+    let (mut next, mut gone) = (Some(0), 0);
     while let Some(from) = next {
-        let name = Arc::clone(name);
-        let step = move |work: &mut Work<'_>| Ok(expire_from(work, queue, &name, retention, from)?);
-        next = store.requests().ask(step).await?;
+        let step = move |work: &mut Work<'_>| Ok(expire_from(work, queue, before, from)?);
+        let (following, removed) = store.requests().ask(step).await?;
+        (next, gone) = (following, gone + removed);
     }
+    tell_expired(name, gone, retention);
     Ok(())
 }
 

@@ -296,22 +296,21 @@ pub(crate) fn expire(
 /// How many rows are checked at once, so that nothing else waits for long.
 const EXPIRE_LOOK: u64 = 1000;
 
-fn tell_expired(queue: &str, gone: u64, retention: Period) {
+pub(crate) fn tell_expired(queue: &str, gone: u64, retention: Period) {
     if gone > 0 {
         tracing::info!(queue, gone, %retention, "removed what nobody took for so long");
     }
 }
 
 /// One step of removing everything that `retention` bounds, starting at row `from`, before a queue
-/// hands out anything. Returns where the next step starts, if there may be more.
+/// hands out anything: what could have been taken since `before`. Returns where the next step
+/// starts, if there may be more, and how many are gone.
 pub(crate) fn expire_from(
     work: &mut Work<'_>,
     queue: i64,
-    name: &str,
-    retention: Period,
+    before: i64,
     from: i64,
-) -> rusqlite::Result<Option<i64>> {
-    let before = now_ms().saturating_sub(millis(retention));
+) -> rusqlite::Result<(Option<i64>, u64)> {
     // What waits for its time is found by that; it is not made ready first, as it may be much.
     let delayed = "DELETE FROM messages WHERE id IN (SELECT id FROM messages
                      WHERE queue = ?1 AND state = 1 AND visible_at < ?2 LIMIT ?3)
@@ -343,8 +342,7 @@ pub(crate) fn expire_from(
             _ => break None,
         }
     };
-    tell_expired(name, gone, retention);
-    Ok(next)
+    Ok((next, gone))
 }
 
 /// A row that could have been taken since before this time, if one is found cheaply: the first
@@ -394,7 +392,7 @@ pub(crate) fn delete_rows(
     Ok(gone.len() as u64)
 }
 
-fn millis(period: Period) -> i64 {
+pub(crate) fn millis(period: Period) -> i64 {
     i64::try_from(period.0.as_millis()).unwrap_or(i64::MAX)
 }
 

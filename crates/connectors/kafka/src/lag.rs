@@ -148,6 +148,12 @@ impl Lagging {
             let told = shared.site.told("the group is not shared out yet: nobody knows its topics");
             return Err(ConnectorError::transient(told));
         }
+        if is_unknown {
+            // Expressions name no topic that a broker would be asked for, and one that is away is
+            // not one that has nothing.
+            let metadata = client.fetch_metadata(None, ASK);
+            metadata.map_err(|error| explain(&shared.site, "cannot read the lag", &error))?;
+        }
         let asked = self.try_ask(shared, client);
         let asked = asked.map(|lag| Lag { ready: lag.ready.filter(|_| !is_unknown), ..lag });
         asked.map_err(|error| explain(&shared.site, "cannot read the lag", &error))

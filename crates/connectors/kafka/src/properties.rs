@@ -84,7 +84,12 @@ fn spelled(name: &str) -> &str {
 /// Whether an expression says itself how a topic's name ends: the client lets a name go on after
 /// what is matched, the broker does not.
 fn is_whole(expression: &str) -> bool {
-    expression.ends_with(".*") || expression.ends_with('$') && !expression.ends_with("\\$")
+    [".*", ".+", "$"].iter().any(|end| {
+        expression.strip_suffix(end).is_some_and(|before| {
+            let escapes = before.bytes().rev().take_while(|byte| *byte == b'\\').count();
+            escapes % 2 == 0
+        })
+    })
 }
 
 fn at(name: &str, message: String, help: impl Into<String>) -> Problem {
@@ -430,12 +435,12 @@ mod tests {
             let config = json!({ "bootstrap.servers": "127.0.0.1:1", "group.protocol": protocol });
             told(json!({ "topics": topics, "config": config }), Guarantee::AtLeastOnce)
         };
-        let whole = json!(["^orders\\..*", "^ord(ers|inals)$", "plain"]);
-        let beginnings = json!(["^orders", "^shop\\$", "^a.*b"]);
+        let whole = json!(["^orders\\..*", "^a.+", "^ord(ers|inals)$", "plain"]);
+        let beginnings = json!(["^orders", "^shop\\$", "^shop\\.*", "^a.*b"]);
         assert_eq!(of("consumer", whole), []);
         assert_eq!(of("classic", beginnings.clone()), []);
         let told = of("Consumer", beginnings);
-        assert_eq!(told.len(), 3, "{told:?}");
+        assert_eq!(told.len(), 4, "{told:?}");
         assert_eq!(told[0].0, "topics 0");
         assert!(told[0].1.contains("`^orders` finds only"), "{told:?}");
     }

@@ -136,6 +136,11 @@ impl Emitted {
         self.delay().is_some_and(|delay| !delay.is_zero())
     }
 
+    /// Takes the value that the payload was encoded from, if it is known.
+    pub fn take_typed(&mut self) -> Option<Box<dyn Any + Send>> {
+        self.typed.take()
+    }
+
     /// By how many bytes the message is larger once this output has been [applied](Emitted::turn) to
     /// it.
     pub fn grows(&self, message: &Message) -> usize {

@@ -207,15 +207,22 @@ impl Lint<'_> {
         if stage.order != Order::Key || stage.outputs.is_empty() {
             return;
         }
-        // With `order: queue` nothing else is in flight beside a message and what it became.
-        if let Some(fed) = line(stage, stages).into_iter().find(|fed| fed.order == Order::None) {
-            let fed = &fed.name;
+        let Some(root) = root(stage, stages) else { return };
+        // With `order: queue` nothing else is in flight beside a message and what it became; and what
+        // feeds the stage is looked at above.
+        if root.order == Order::Queue {
+            return;
+        }
+        let all = line(root, stages);
+        let feeds = |other: &&&Stage| line(other, stages).iter().any(|fed| fed.name == stage.name);
+        let other = all.iter().filter(|other| other.order == Order::None).find(|o| !feeds(o));
+        if let Some(other) = other.map(|other| &other.name) {
             let message = format!(
-                "the outputs of stage `{name}` leave once stage `{fed}`, which it feeds directly, is done with \
-                 their message too; `{fed}` has no order, so outputs of a key may leave in a different one"
+                "the outputs of stage `{name}` leave once stage `{other}`, which gets the same messages over direct \
+                 edges, is done with them too; `{other}` has no order, so outputs of a key may leave in a different one"
             );
             let help =
-                format!("set `order: key` in stage `{fed}` too, or name a queue between them");
+                format!("set `order: key` in stage `{other}` too, or name a queue before it");
             self.warning("order", &["stages", name, "order"], message, Some(help));
         }
     }
@@ -416,6 +423,18 @@ impl Lint<'_> {
             }
         }
     }
+}
+
+/// The stage at whose queue the direct edges to this one begin; `None` on a circle.
+fn root<'s>(stage: &'s Stage, stages: &'s Stages) -> Option<&'s Stage> {
+    let mut at = stage;
+    for _ in 0..=stages.len() {
+        match &at.inputs {
+            Inputs::Direct(up) => at = stages.get(up)?,
+            Inputs::Queues { .. } => return Some(at),
+        }
+    }
+    None
 }
 
 /// How much an order promises: the more, the greater.

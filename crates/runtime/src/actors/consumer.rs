@@ -238,6 +238,7 @@ impl PullLoop {
             self.collect();
             self.settle();
             self.deal();
+            self.site.control.set_undealt(self.backlog.iter().any(|line| !line.is_empty()));
             self.pull();
             let in_flight = self.flights.messages();
             self.site.control.in_flight.store(in_flight, Relaxed);
@@ -388,20 +389,22 @@ impl PullLoop {
         if let Some(lines) = &mut self.lines
             && lines.wait(self.site.pool.ports().iter().map(|port| port.life()))
         {
-            // What it has taken but not returned comes after what is given back.
+            // What it has taken but not returned comes after what is given back. Nobody is held up
+            // by that: it takes until a worker is back.
             self.pulling = None;
+            control.set_waiting(true);
             return;
         }
         let room = self.room();
         if !idle || self.is_full(room) {
             return;
         }
-        if self.site.before.iter().any(|first| !first.waiting.load(Relaxed)) {
+        if self.site.before.iter().any(|first| first.holds_up()) {
             return;
         }
-        let (messages, bytes) = (self.flights.messages(), self.flights.bytes());
-        let Some(want) = self.want(messages, bytes, room) else { return };
-        if self.site.credit.is_little(want, room) {
+        let max = if self.site.stage.order == Order::Queue { 1 } else { room };
+        let Some(want) = self.want(max) else { return };
+        if self.site.credit.is_little(want, max) {
             let now = tokio::time::Instant::now();
             let until = gathering.unwrap_or_else(|| now + GATHER);
             if now < until {
@@ -448,13 +451,14 @@ impl PullLoop {
         }
     }
 
-    fn want(&self, messages: usize, bytes: usize, room: usize) -> Option<Want> {
+    /// What may be pulled now, at most `max` messages.
+    fn want(&self, max: usize) -> Option<Want> {
+        let (messages, bytes) = (self.flights.messages(), self.flights.bytes());
         // In queue order one at a time: the next may not be seen before the previous one is
         // resolved.
         if self.site.stage.order == Order::Queue && messages > 0 {
             return None;
         }
-        let max = if self.site.stage.order == Order::Queue { 1 } else { room };
         self.site.credit.want(messages, bytes, max)
     }
 
@@ -577,6 +581,7 @@ impl Drop for PullLoop {
         self.site.stage.stats.released.add(self.flights.roots().saturating_sub(counted));
         self.origin.close();
         // Until it is replaced, it holds nobody up.
+        self.site.control.set_undealt(false);
         self.site.control.set_waiting(true);
         self.site.control.in_flight.store(0, Relaxed);
         self.site.control.set_pages(Page::default(), Page::default());

@@ -34,7 +34,9 @@ pub(crate) struct Control {
     /// A finite queue was read to its end.
     pub(crate) ended: AtomicBool,
     /// The consumer waits for more: its last request found nothing.
-    pub(crate) waiting: AtomicBool,
+    waiting: AtomicBool,
+    /// It has messages that no worker has been given yet.
+    undealt: AtomicBool,
     /// The consumers that may pull only while this one waits.
     followers: Mutex<Vec<Arc<Notify>>>,
     /// Of messages, and of the outputs of those that are settled.
@@ -54,6 +56,7 @@ impl Control {
             in_flight: AtomicUsize::new(0),
             ended: AtomicBool::new(false),
             waiting: AtomicBool::new(false),
+            undealt: AtomicBool::new(false),
             followers: Mutex::default(),
             pages: Mutex::default(),
             stopped: AtomicBool::new(false),
@@ -80,9 +83,26 @@ impl Control {
     pub(super) fn set_waiting(&self, waiting: bool) {
         let before = self.waiting.swap(waiting, Relaxed);
         if waiting && !before {
-            let followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
-            followers.iter().for_each(|follower| follower.notify_one());
+            self.tell_followers();
         }
+    }
+
+    /// Records whether it has messages that no worker has been given yet.
+    pub(super) fn set_undealt(&self, undealt: bool) {
+        let before = self.undealt.swap(undealt, Relaxed);
+        if before && !undealt {
+            self.tell_followers();
+        }
+    }
+
+    fn tell_followers(&self) {
+        let followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
+        followers.iter().for_each(|follower| follower.notify_one());
+    }
+
+    /// Whether consumers that come after it by priority may not pull.
+    pub(super) fn holds_up(&self) -> bool {
+        !self.waiting.load(Relaxed) || self.undealt.load(Relaxed)
     }
 
     /// Whether other consumers may pull only while this one waits.

@@ -8,7 +8,7 @@ use brigade_core::connector::{ConnectorError, Consumer, Incoming, Want};
 use super::control::Control;
 use crate::plan::QueuePlan;
 
-/// How long a pull may take before its queue is asked whether it is empty.
+/// How long a pull may take before its queue is asked whether it is empty, and asked again.
 const ANSWER: Duration = Duration::from_millis(20);
 /// How long a pull may take before its queue counts as empty, whatever it says: its messages may
 /// wait for something else, such as others of their keys.
@@ -32,7 +32,7 @@ impl Pull {
     /// Waits for messages. Inputs that come after this one may pull as soon as its queue is known
     /// to be empty.
     pub(super) async fn run(self) -> Pulled {
-        let hold_up = self.may_have_more && self.control.is_followed();
+        let hold_up = self.control.is_followed();
         // A consumer that is backing off holds nobody up either.
         self.control.set_waiting(!hold_up || !self.back_off.is_zero());
         if !self.back_off.is_zero() {
@@ -52,8 +52,10 @@ impl Pull {
     async fn hold_up_while_it_has_more(&self) -> Pulled {
         let mut consume = self.consumer.consume(self.want);
         let empty = tokio::time::timeout(ANSWER_MAX, async {
+            // A queue that gave less than was asked for is probably empty.
+            let mut first = if self.may_have_more { ANSWER } else { Duration::ZERO };
             loop {
-                tokio::time::sleep(ANSWER).await;
+                tokio::time::sleep(std::mem::replace(&mut first, ANSWER)).await;
                 let lag = self.consumer.lag().await;
                 if !lag.is_ok_and(|lag| lag.ready.is_some_and(|ready| ready > 0)) {
                     return;

@@ -117,6 +117,7 @@ impl Tree {
             line.halt();
         }
         self.lines.clear();
+        self.left.clear();
         drop(self.lanes.take());
         let mut failed = Vec::new();
         for stage in 0..self.plan.stages.len() {
