@@ -188,15 +188,18 @@ impl Producer for TableProducer {
         FEATURES
     }
 
-    /// One statement, so all or nothing; a message that is there already is not put again.
+    /// One statement, so all or nothing; a message that is there already is not put again. One
+    /// without an id gets one of its own.
     async fn produce(&self, batch: &[Outgoing]) -> Result<Vec<Produced>, ConnectorError> {
-        let ids: Vec<String> = batch.iter().map(|one| one.message.id.to_string()).collect();
+        let id = |one: &Outgoing| Some(one.message.id).filter(|id| *id != MessageId::default());
+        let ids: Vec<_> = batch.iter().map(|one| id(one).map(|id| id.to_string())).collect();
         let keys: Vec<_> = batch.iter().map(|one| one.message.key.as_deref()).collect();
         let payloads: Vec<_> = batch.iter().map(|one| one.message.payload.as_deref()).collect();
         let delays = batch.iter().map(|one| one.delay.unwrap_or_default().as_secs_f64());
         let delays: Vec<f64> = delays.collect();
         let put = "insert into TABLE (id, key, payload, visible_at)
-            select id, key, payload, clock_timestamp() + make_interval(secs => delay)
+            select coalesce(id, replace(gen_random_uuid()::text, '-', '')), key, payload,
+                clock_timestamp() + make_interval(secs => delay)
             from unnest($1::text[], $2::bytea[], $3::bytea[], $4::float8[])
                 with ordinality as all_of(id, key, payload, delay, place)
             order by place on conflict (id) do nothing";
