@@ -27,8 +27,19 @@ pub(crate) struct Test {
 /// The value of `--without` for everything that is missing.
 const MISSING: &str = "missing";
 
+/// What a run has of all that tests need.
+struct Chosen<'t> {
+    features: Vec<&'static str>,
+    /// What is there, by the need it meets, with its version.
+    real: Vec<(&'static str, String)>,
+    /// The features that are off.
+    off: BTreeSet<String>,
+    without: Vec<&'t str>,
+}
+
 impl Test {
-    pub(crate) fn run(&self) -> anyhow::Result<()> {
+    /// Finds or installs everything that is not to be left out.
+    fn choose(&self) -> anyhow::Result<Chosen<'_>> {
         let mut without: Vec<&str> = self.without.iter().map(String::as_str).collect();
         for name in &without {
             let is_known = *name == MISSING || NEEDS.iter().any(|need| need.name == *name);
@@ -36,7 +47,6 @@ impl Test {
         }
         let without_missing = without.contains(&MISSING);
         without.retain(|name| *name != MISSING);
-        crate::tidy::run()?;
         let mut features = vec!["sabotage"];
         let always = "processes (killed with SIGKILL), files, SQLite (bundled)";
         let mut real = vec![("", always.to_owned())];
@@ -61,6 +71,12 @@ impl Test {
             // A feature for a real server also enables the code that talks to it.
             off.extend([need.feature, need.feature.trim_start_matches("real-")].map(str::to_owned));
         }
+        Ok(Chosen { features, real, off, without })
+    }
+
+    pub(crate) fn run(&self) -> anyhow::Result<()> {
+        crate::tidy::run()?;
+        let Chosen { features, real, off, without } = self.choose()?;
         let features = features.join(",");
         let used = std::env::temp_dir().join(format!("brigade-servers-{}", std::process::id()));
         // The crash tests kill the real command, so it must exist.
