@@ -262,6 +262,11 @@ impl Settings {
             let message = "`topic` and `topics` exclude each other";
             problems.push(Problem::at("topics", message).help("leave one of them out"));
         }
+        if self.stall_after.0.is_zero() {
+            let message =
+                "`stall_after` must be more than 0s: the connection would be closed at once";
+            problems.push(Problem::at("stall_after", message).help("leave it out for 2m"));
+        }
         problems.extend(self.retry_problems());
         problems.extend(self.isolation_problem(queue));
         if self.servers(Role::of(queue)).is_none() {
@@ -463,6 +468,18 @@ mod tests {
         let config = json!({ "max.poll.interval.ms": 9000 });
         let short = "expected less than `max.poll.interval.ms`, which is 9s, found 10s";
         assert_eq!(told(json!({ "config": config })).as_deref(), Some(short));
+    }
+
+    #[test]
+    fn a_consumer_is_not_closed_as_soon_as_it_is_open() {
+        let queue = QueueSpec::new("shop", "in", json!({}));
+        let told = |stall_after: &str| {
+            let config = json!({ "bootstrap.servers": "127.0.0.1:1" });
+            let problems = settings(json!({ "stall_after": stall_after, "config": config }));
+            problems.problems(&queue).into_iter().map(|one| one.path.concat()).collect::<Vec<_>>()
+        };
+        assert_eq!(told("0s"), ["stall_after"]);
+        assert!(told("1s").is_empty());
     }
 
     #[test]
