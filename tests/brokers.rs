@@ -6,6 +6,8 @@
     reason = "a test that stops says where"
 )]
 
+#[path = "common/command.rs"]
+mod command;
 mod common;
 #[path = "common/scrape.rs"]
 mod scrape;
@@ -340,21 +342,12 @@ stages:
         "{ type: kafka, create: { partitions: 3 }, config: { bootstrap.servers: '${BROKERS}' } }";
     fs::write(directory.path().join("p.yaml"), yaml.replace("KAFKA", queue)).unwrap();
     let server = Kafka::start();
-    let brigade = |arguments: &[&str]| {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
-        command.current_dir(directory.path()).args(arguments).env("BROKERS", server.servers());
-        let output = command.output().unwrap();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        (output.status.code(), text(&output.stdout) + &text(&output.stderr))
-    };
+    let url = server.servers();
+    let brigade =
+        |arguments: &[&str]| command::brigade(directory.path(), ("BROKERS", &url), arguments);
     let (code, told) = brigade(&["run", "p.yaml", "--until-idle"]);
     assert_eq!(code, Some(3), "{told}");
-    let ready = |queue: &str| -> String {
-        let (_, listed) = brigade(&["queues", "list", "p.yaml"]);
-        let row = listed.lines().find(|line| line.trim_start().starts_with(queue));
-        let row = row.unwrap_or_else(|| panic!("{listed}"));
-        row.split_whitespace().nth(2).unwrap().to_owned()
-    };
+    let ready = |queue: &str| command::ready(&brigade(&["queues", "list", "p.yaml"]).1, queue);
     assert_eq!((&*ready("out"), &*ready("dead"), &*ready("orders")), ("9", "1", "0"));
     let (_, shown) = brigade(&["dead-letters", "list", "p.yaml"]);
     assert!(shown.contains("three"), "{shown}");

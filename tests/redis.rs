@@ -13,6 +13,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+#[path = "common/command.rs"]
+mod command;
 #[path = "common/repeats.rs"]
 mod repeats;
 #[path = "common/watched.rs"]
@@ -334,21 +336,12 @@ stages:
 "
         .replace("KIND", kind);
         fs::write(directory.path().join("p.yaml"), yaml).unwrap();
-        let brigade = |arguments: &[&str]| {
-            let mut command = Command::new(env!("CARGO_BIN_EXE_brigade"));
-            command.current_dir(directory.path()).args(arguments).env("REDIS_URL", server.url());
-            let output = command.output().unwrap();
-            let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-            (output.status.code(), text(&output.stdout) + &text(&output.stderr))
-        };
+        let url = server.url();
+        let brigade =
+            |arguments: &[&str]| command::brigade(directory.path(), ("REDIS_URL", &url), arguments);
         let (code, told) = brigade(&["run", "p.yaml", "--until-idle"]);
         assert_eq!(code, Some(3), "{kind}: {told}");
-        let ready = |queue: &str| -> String {
-            let (_, listed) = brigade(&["queues", "list", "p.yaml"]);
-            let row = listed.lines().find(|line| line.trim_start().starts_with(queue));
-            let row = row.unwrap_or_else(|| panic!("{listed}"));
-            row.split_whitespace().nth(2).unwrap().to_owned()
-        };
+        let ready = |queue: &str| command::ready(&brigade(&["queues", "list", "p.yaml"]).1, queue);
         assert_eq!((&*ready("out"), &*ready("dead")), ("9", "1"), "{kind}");
         let (_, shown) = brigade(&["dead-letters", "list", "p.yaml"]);
         assert!(shown.contains("three"), "{kind}: {shown}");
