@@ -1,4 +1,4 @@
-//! Actor-based multi-stage pipelines between queues that lose nothing.
+//! Actor-based multi-stage pipelines that move messages between queues and lose none.
 //!
 //! Write a component (a Rust function), name queues and stages in a pipeline file, run it:
 //!
@@ -69,9 +69,9 @@ pub use brigade_cli as cli;
 
 use std::sync::Arc;
 
-/// Everything that this crate brings: the connectors `embedded`, `file`, `generator`, `memory`,
-/// `redis_stream` and `rsmq`, with the feature `kafka` also `kafka`; the built-in components; and the
-/// state on SQLite.
+/// Everything that this crate was built with: the connectors `embedded`, `file`, `generator`, `memory`,
+/// `redis_stream` and `rsmq`, and with the feature `kafka` also `kafka`; with the feature
+/// `schema-registry`, the formats of schema registries; the built-in components; and the state on SQLite.
 pub fn registry() -> Registry {
     let mut registry = Registry::new()
         .connector(Arc::new(brigade_embedded::Embedded))
