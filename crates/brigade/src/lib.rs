@@ -21,7 +21,7 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let registry = brigade::registry().component("bill", bill);
-//! let pipeline = Pipeline::from_file("pipelines/bills.yaml", &registry)?;
+//! let pipeline = Pipeline::from_file("shop.yaml", &registry)?;
 //! let running = Supervisor::new().add(pipeline).start().await?;
 //! running.until_idle(None).await?;
 //! running.drain().await;
@@ -63,7 +63,8 @@ pub mod kafka {
 #[cfg(feature = "watch")]
 pub use brigade_watch as watch;
 
-#[doc(hidden)]
+/// The command line: `cli::main(registry)` is the whole `main` of a program with connectors of its
+/// own; one that adds components only has [`main!`].
 #[cfg(feature = "cli")]
 pub use brigade_cli as cli;
 
