@@ -1,5 +1,5 @@
-//! A pipeline inside of a program that has its own work: it feeds a queue, watches events, pauses and
-//! scales a stage, and drains at the end.
+//! A pipeline inside a program that has its own work: it feeds a queue, watches events, scales a
+//! stage, and drains at the end.
 //!
 //! `cargo run --example embedded_in_a_program`
 

@@ -21,7 +21,7 @@ struct Bill {
 
 async fn bill(order: Order) -> Result<Bill, Failure> {
     if order.total <= 0 {
-        // Will never go better: a dead letter, now. Any other error (`?`) is tried again.
+        // This will never succeed: a dead letter, now. Any other error (`?`) is tried again.
         return Err(Failure::reject(format!("order {} has no total", order.id)));
     }
     Ok(Bill { order: order.id, customer: order.customer, due: order.total * 120 / 100 })

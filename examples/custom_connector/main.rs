@@ -2,7 +2,7 @@
 //! a message. The connector is in `spool.rs`; `tests/examples.rs` has it in the conformance suite.
 //!
 //! `cargo run --example custom_connector -- run pipelines/spool.yaml --until-idle`, after
-//! `mkdir -p out/in` and `echo hello > out/in/1.msg`.
+//! `mkdir -p out/in` and `echo '"hello"' > out/in/1.msg`.
 
 mod spool;
 

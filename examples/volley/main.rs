@@ -3,8 +3,8 @@
 //! and sends some back to the beginning; outside programs read both, the topic `consumer.rs`. `tests/volley.rs`
 //! runs all of them on real servers.
 //!
-//! `KAFKA_BROKERS=127.0.0.1:9092 REDIS_HOST=127.0.0.1 POSTGRES="host=127.0.0.1 user=postgres" cargo run
-//! --features kafka --example volley -- run examples/volley/volley.yaml`
+//! `KAFKA_BROKERS=127.0.0.1:9092 REDIS_HOST=127.0.0.1 POSTGRES="host=127.0.0.1 user=postgres
+//! password=brigade" cargo run --features kafka --example volley -- run examples/volley/volley.yaml`
 
 mod postgres;
 

@@ -1,4 +1,4 @@
-//! Actor-based multi-stage pipelines between queues that lose nothing.
+//! Actor-based multi-stage pipelines that move messages between queues and lose none.
 //!
 //! Write a component (a Rust function), name queues and stages in a pipeline file, run it:
 //!
@@ -21,7 +21,7 @@
 //! # #[tokio::main(flavor = "current_thread")]
 //! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let registry = brigade::registry().component("bill", bill);
-//! let pipeline = Pipeline::from_file("pipelines/bills.yaml", &registry)?;
+//! let pipeline = Pipeline::from_file("shop.yaml", &registry)?;
 //! let running = Supervisor::new().add(pipeline).start().await?;
 //! running.until_idle(None).await?;
 //! running.drain().await;
@@ -63,15 +63,16 @@ pub mod kafka {
 #[cfg(feature = "watch")]
 pub use brigade_watch as watch;
 
-#[doc(hidden)]
+/// The command line: `cli::main(registry)` is the whole `main` of a program with connectors of its
+/// own; one that adds components only has [`main!`].
 #[cfg(feature = "cli")]
 pub use brigade_cli as cli;
 
 use std::sync::Arc;
 
-/// Everything that this crate brings: the connectors `embedded`, `file`, `generator`, `memory`,
-/// `redis_stream` and `rsmq`, with the feature `kafka` also `kafka`; the built-in components; and the
-/// state on SQLite.
+/// Everything that this crate was built with: the connectors `embedded`, `file`, `generator`, `memory`,
+/// `redis_stream` and `rsmq`, and with the feature `kafka` also `kafka`; with the feature
+/// `schema-registry`, the formats of schema registries; the built-in components; and the state on SQLite.
 pub fn registry() -> Registry {
     let mut registry = Registry::new()
         .connector(Arc::new(brigade_embedded::Embedded))

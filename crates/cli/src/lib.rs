@@ -32,7 +32,7 @@ enum Exit {
     Aborted = 5,
 }
 
-/// Pipelines between queues that lose nothing.
+/// Pipelines that move messages between queues and lose none.
 #[derive(Debug, Parser)]
 #[command(name = "brigade", version, arg_required_else_help = true)]
 struct Arguments {

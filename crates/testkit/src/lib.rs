@@ -3,7 +3,7 @@
 //! of your own, with one call.
 //!
 //! ```ignore
-//! brigade_testkit::conformance!(|| async { my_fixture() });
+//! brigade_testkit::conformance!(|| my_fixture());
 //! ```
 //!
 //! A [`Fixture`] defines how to make queues; the suite reads the connector's declared
