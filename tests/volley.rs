@@ -25,10 +25,11 @@ const REQUESTS: usize = 300;
 const PATIENCE: Duration = Duration::from_secs(180);
 
 mod the_connector {
+    use std::collections::BTreeSet;
     use std::sync::Arc;
 
-    use brigade::MemoryState;
-    use brigade::connector::{ConnectorEnv, QueueSpec};
+    use brigade::connector::{Connector, ConnectorEnv, Consumer, Order, QueueSpec, Reader, Want};
+    use brigade::{MemoryState, MessageId};
     use brigade_testkit::Fixture;
     use brigade_testkit::servers::Postgres;
 
@@ -43,6 +44,36 @@ mod the_connector {
     }
 
     brigade_testkit::conformance!(|| fixture());
+
+    /// They are told apart by what they are called there, each time they come.
+    #[tokio::test]
+    async fn rows_of_other_programs_have_an_id_each_whatever_theirs_look_like() {
+        let server = Postgres::start();
+        let settings = serde_json::json!({ "url": server.url() });
+        let queue = QueueSpec::new("suite", "queue", settings);
+        let env = ConnectorEnv { state: MemoryState::new() };
+        let reader = Reader { stage: "s".into(), group: "".into(), order: Order::None };
+        let open = || super::postgres::Postgres.consumer(&queue, &reader, &env);
+        let consumer = open().await.unwrap();
+        let connected = tokio_postgres::connect(&server.url(), tokio_postgres::NoTls).await;
+        let (client, connection) = connected.unwrap();
+        tokio::spawn(connection);
+        let put = "insert into queue (id, payload) values
+                   ('order-1', '1'), ('c56a4180-65aa-42ec-a945-5fd21dec0538', '2'), ('', '3'), ('0', '4')";
+        client.batch_execute(put).await.unwrap();
+        let ids = async |consumer: &dyn Consumer| {
+            let mut ids = BTreeSet::new();
+            while ids.len() < 4 {
+                let taken = consumer.consume(Want { messages: 4, bytes: 1 << 20 }).await.unwrap();
+                ids.extend(taken.iter().map(|one| one.message.id));
+            }
+            ids
+        };
+        let first = ids(&*consumer).await;
+        assert!(!first.contains(&MessageId::default()), "{first:?}");
+        consumer.shutdown().await.unwrap();
+        assert_eq!(ids(&*open().await.unwrap()).await, first);
+    }
 }
 
 /// A program of the example.

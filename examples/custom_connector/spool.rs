@@ -234,7 +234,11 @@ impl SpoolConsumer {
         let directory = Arc::clone(&self.directory);
         let listed = blocking(move || {
             let entries = fs::read_dir(&directory).map_err(|error| wrong(&directory, error))?;
-            let paths = entries.filter_map(|entry| Some(entry.ok()?.path()));
+            let files = entries.filter_map(Result::ok).filter(|entry| {
+                // A directory cannot be read, whatever it is called.
+                entry.file_type().is_ok_and(|kind| !kind.is_dir())
+            });
+            let paths = files.map(|entry| entry.path());
             Ok(paths.filter(|path| path.extension().is_some_and(|kind| kind == "msg")).collect())
         });
         let listed = listed.await?;

@@ -12,7 +12,7 @@ use brigade::connector::{
     Incoming, Lag, Outgoing, Problem, Produced, Producer, QueueSpec, Reader, Receipt, Want,
 };
 use brigade::state::StoreOp;
-use brigade::{Message, MessageId};
+use brigade::{IncarnationId, Message, MessageId};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, NoTls, Row};
@@ -235,12 +235,18 @@ fn pairs(receipts: impl Iterator<Item = Receipt>) -> (Vec<i64>, Vec<i64>) {
     receipts.map(|receipt| (receipt.position as i64, receipt.fence as i64)).unzip()
 }
 
-fn incoming(row: &Row) -> Incoming {
+fn incoming(table: &str, row: &Row) -> Incoming {
     let bytes = |name: &str| row.get::<_, Option<Vec<u8>>>(name).map(Into::into);
-    let id: MessageId = row.get::<_, &str>("id").parse().unwrap_or_default();
+    let (position, handed_out): (i64, i64) = (row.get("position"), row.get("handed_out"));
+    let text: &str = row.get("id");
+    // Other programs give ids of their own: an order's number, a UUID. Each stands for itself, whoever reads it
+    // and however often.
+    let own = || {
+        MessageId::root(IncarnationId::of(format!("{table}#{text}").as_bytes()), position as u64)
+    };
+    let id = text.parse().ok().filter(|id| *id != MessageId::default()).unwrap_or_else(own);
     let message =
         Message { id, key: bytes("key"), payload: bytes("payload"), ..Message::default() };
-    let (position, handed_out): (i64, i64) = (row.get("position"), row.get("handed_out"));
     let attempts = u32::try_from(row.get::<_, i32>("attempts")).unwrap_or_default();
     let receipt = Receipt { position: position as u64, fence: handed_out as u64 };
     let mut incoming = Incoming::new(message, receipt);
@@ -277,7 +283,8 @@ impl TableConsumer {
         let fetched = under_way.await;
         *fetch = None;
         let fetched = fetched.map_err(|error| ConnectorError::transient(error.to_string()))??;
-        let mut taken: Vec<Incoming> = fetched.iter().map(incoming).collect();
+        let mut taken: Vec<Incoming> =
+            fetched.iter().map(|row| incoming(&self.table.name, row)).collect();
         taken.sort_unstable_by_key(|incoming| incoming.receipt.position);
         let mut rows = self.rows();
         for one in taken {
