@@ -15,6 +15,7 @@ use smallvec::SmallVec;
 
 use crate::component::{Parsed, Written};
 use crate::connector::{Defect, Outgoing, Receipt};
+use crate::outcome::{Ledger, Outcome};
 use crate::{Cause, Codec, Message, Timestamp};
 
 /// A message on its way through a stage, with the duty to resolve it.
@@ -65,6 +66,9 @@ pub struct Guard {
     origin: Option<Arc<Origin>>,
     /// Taken by resolving.
     slot: Option<Slot>,
+    /// Where its outcome is counted: for a message that came over a direct edge, in the stage that
+    /// has it. What comes from a queue is counted when it is settled.
+    ledger: Option<Arc<Ledger>>,
 }
 
 /// A delivery's slot in its consumer's list of what is in flight.
@@ -115,6 +119,13 @@ pub struct Done {
     pub children: Children,
     /// What has to be written for it, if anything.
     pub made: Option<Box<Made>>,
+}
+
+impl Done {
+    /// Whether nothing became of the message: it was filtered.
+    pub fn is_nothing(&self) -> bool {
+        self.children.count == 0 && self.made.is_none()
+    }
 }
 
 /// The deliveries over direct edges that one delivery became.
@@ -223,7 +234,7 @@ impl Origin {
     }
 
     fn guard(self: &Arc<Self>, slot: Slot) -> Guard {
-        Guard { origin: Some(Arc::clone(self)), slot: Some(slot) }
+        Guard { origin: Some(Arc::clone(self)), slot: Some(slot), ledger: None }
     }
 
     /// Moves everything resolved since the last call, oldest first, into an empty vector.
@@ -288,7 +299,15 @@ impl HandingOut<'_> {
 impl Guard {
     /// Reports how the delivery ended.
     pub fn resolve(mut self, resolution: Resolution) {
+        self.report(resolution);
+    }
+
+    fn report(&mut self, resolution: Resolution) {
         if let (Some(origin), Some(slot)) = (&self.origin, self.slot.take()) {
+            // First: whoever sees the message settled finds it counted.
+            if let Some(ledger) = self.ledger.take() {
+                ledger.add(Outcome::from(&resolution), 1);
+            }
             origin.resolve(slot, resolution);
         }
     }
@@ -305,9 +324,7 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if let (Some(origin), Some(slot)) = (&self.origin, self.slot) {
-            origin.resolve(slot, Resolution::Dropped);
-        }
+        self.report(Resolution::Dropped);
     }
 }
 
@@ -350,9 +367,17 @@ impl Delivery {
         self.guard.origin.as_ref().map_or(0, |origin| origin.handed_out.0.load(Ordering::Relaxed))
     }
 
+    /// From here on its outcome is counted in this ledger, which has counted it as received.
+    pub fn count_in(&mut self, ledger: &Arc<Ledger>) {
+        self.guard.ledger = Some(Arc::clone(ledger));
+    }
+
     /// Starts over in the next stage: there it is a new message, with attempts of its own and the
-    /// same duty.
+    /// same duty. In the stage that it leaves it is acked.
     pub fn go_on(&mut self, parsed: Option<Parsed>) {
+        if let Some(ledger) = self.guard.ledger.take() {
+            ledger.add(Outcome::Acked, 1);
+        }
         self.parsed = parsed;
         self.attempts = 0;
         self.first_failed_at = None;
@@ -392,7 +417,7 @@ impl Delivery {
             first_failed_at,
             ..
         } = *self.0;
-        let guard = Guard { origin: self.guard.origin.clone(), slot: None };
+        let guard = Guard { origin: self.guard.origin.clone(), slot: None, ledger: None };
         let message = self.message.clone();
         let parts = Parts {
             message,

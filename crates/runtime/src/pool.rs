@@ -11,6 +11,7 @@ use brigade_core::books::Page;
 use brigade_core::connector::Order;
 use brigade_core::delivery::Delivery;
 use brigade_core::order::shard;
+use brigade_core::outcome::Ledger;
 
 use crate::actors::{Desk, Halt, Work, Worker};
 
@@ -49,6 +50,8 @@ pub(crate) struct Port {
     pub(crate) sabotage: crate::sabotage::Sabotage,
     /// How long one message takes, as a moving average, in nanoseconds; 0 if unknown.
     pace_ns: AtomicU64,
+    /// What came to its lane over a direct edge, if its stage is fed directly.
+    ledger: Option<Arc<Ledger>>,
 }
 
 /// What was sent to a worker.
@@ -80,7 +83,7 @@ impl Pool {
     pub(crate) fn send_direct(&self, order: Order, lane: usize, deliveries: Vec<Delivery>) {
         let ports = self.ports.load();
         match order {
-            Order::Queue => ports[0].send(None, deliveries),
+            Order::Queue => ports[0].send_direct(deliveries),
             Order::None => {
                 let mut deliveries = deliveries.into_iter();
                 loop {
@@ -89,7 +92,7 @@ impl Pool {
                     if chunk.is_empty() {
                         return;
                     }
-                    port.send(None, chunk);
+                    port.send_direct(chunk);
                 }
             }
             Order::Key => {
@@ -100,7 +103,7 @@ impl Pool {
                     lines[line].push(delivery);
                 }
                 for (port, line) in ports.iter().zip(lines).filter(|(_, line)| !line.is_empty()) {
-                    port.send(None, line);
+                    port.send_direct(line);
                 }
             }
         }
@@ -115,7 +118,7 @@ fn least_busy(ports: &[Arc<Port>], lane: usize) -> &Arc<Port> {
 }
 
 impl Port {
-    pub(crate) fn new(lane: usize, index: usize) -> Arc<Self> {
+    pub(crate) fn new(lane: usize, index: usize, ledger: Option<Arc<Ledger>>) -> Arc<Self> {
         Arc::new(Self {
             lane,
             index,
@@ -130,12 +133,22 @@ impl Port {
             #[cfg(feature = "sabotage")]
             sabotage: Default::default(),
             pace_ns: AtomicU64::new(0),
+            ledger,
         })
     }
 
     /// The worker's current life, or its next one while it is down.
     pub(crate) fn life(&self) -> u64 {
         self.deaths.load(Ordering::SeqCst)
+    }
+
+    /// Hands over deliveries that came over a direct edge: they are counted in this stage.
+    fn send_direct(self: &Arc<Self>, mut deliveries: Vec<Delivery>) {
+        if let Some(ledger) = &self.ledger {
+            ledger.receive(deliveries.len() as u64);
+            deliveries.iter_mut().for_each(|delivery| delivery.count_in(ledger));
+        }
+        self.send(None, deliveries);
     }
 
     /// Hands deliveries to the worker, or keeps them until it is back. Those for one of its lives

@@ -2,17 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use brigade_core::outcome::{Ledger, Outcome};
 
 /// One stage's counters since the start. Atomic, relaxed: each is correct on its own.
 #[derive(Debug, Default)]
 pub(crate) struct StageStats {
-    pub(crate) received: Counter,
-    pub(crate) acked: Counter,
-    pub(crate) filtered: Counter,
-    pub(crate) requeued: Counter,
-    pub(crate) dead_lettered: Counter,
+    /// What came from its queues.
+    pub(crate) from_queues: Ledger,
+    /// What came over a direct edge, by the lane of the worker that it went to: workers of
+    /// different lanes should not share counters. Empty for a stage that reads queues.
+    pub(crate) direct: Box<[Arc<Ledger>]>,
     /// Dead letters by the kind of their cause.
     pub(crate) causes: Mutex<BTreeMap<&'static str, u64>>,
     /// Outputs by the queue their root came from and the queue they went to.
@@ -28,8 +30,6 @@ pub(crate) struct StageStats {
     /// Messages that were settled, and the total time from receiving to settling them.
     pub(crate) settled: Counter,
     pub(crate) settled_ns: Counter,
-    pub(crate) discarded: Counter,
-    pub(crate) released: Counter,
     pub(crate) calls: Counter,
     pub(crate) failed_attempts: Counter,
     pub(crate) panics: Counter,
@@ -39,6 +39,27 @@ pub(crate) struct StageStats {
     pub(crate) stuck: Counter,
     /// Whether outputs wait for a queue that does not take them.
     pub(crate) blocked: Blocked,
+}
+
+impl StageStats {
+    /// The counters of a stage that is fed directly, on so many lanes.
+    pub(crate) fn fed_directly(lanes: usize) -> Self {
+        Self { direct: (0..lanes).map(|_| Arc::default()).collect(), ..Self::default() }
+    }
+
+    fn ledgers(&self) -> impl Iterator<Item = &Ledger> {
+        [&self.from_queues].into_iter().chain(self.direct.iter().map(|ledger| &**ledger))
+    }
+
+    /// Messages that came, from queues and over a direct edge.
+    pub(crate) fn received(&self) -> u64 {
+        self.ledgers().map(Ledger::received).sum()
+    }
+
+    /// Messages that came to this outcome.
+    pub(crate) fn count(&self, outcome: Outcome) -> u64 {
+        self.ledgers().map(|ledger| ledger.get(outcome)).sum()
+    }
 }
 
 /// How many wait for something that takes nothing, and for how long in total any of them did.

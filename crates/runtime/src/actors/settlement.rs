@@ -11,6 +11,7 @@ use brigade_core::component::Claim;
 use brigade_core::connector::{Failed, FailedReason, Outgoing, Receipt};
 use brigade_core::delivery::{Again, GivenUp, Made, Requeued};
 use brigade_core::flight::{End, Finished};
+use brigade_core::outcome::Outcome;
 use brigade_core::state::StoreOp;
 use brigade_core::{Cause, DeadLetter, Message, MessageId};
 
@@ -95,22 +96,6 @@ pub(super) struct Output {
     pub(super) outgoing: Outgoing,
     /// What it was made from, as an index in `parents`; a dead letter has none.
     pub(super) parent: Option<usize>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Outcome {
-    Acked,
-    Filtered,
-    DeadLettered,
-    Discarded,
-    Requeued,
-    Released,
-}
-
-impl Outcome {
-    /// Those of messages that are done, one way or the other.
-    pub(super) const DONE: [Self; 4] =
-        [Self::Acked, Self::Filtered, Self::DeadLettered, Self::Discarded];
 }
 
 impl Settlement {

@@ -140,7 +140,7 @@ impl Line {
             ground,
         };
         for stage in line.members.clone() {
-            let ports = line.ports(line.ground.workers[usize::from(stage)]);
+            let ports = line.ports(stage, line.ground.workers[usize::from(stage)]);
             line.pools.insert(stage, Pool::new(ports));
         }
         let plan = Arc::clone(&line.ground.plan);
@@ -205,10 +205,15 @@ impl Line {
 
     /// The ports of a stage's workers: the root's number decides on which lane they begin, so that
     /// lines with one worker each do not all live on the first lane.
-    fn ports(&self, workers: usize) -> Vec<Arc<Port>> {
+    fn ports(&self, stage: u16, workers: usize) -> Vec<Arc<Port>> {
         let lanes = self.ground.lanes.len();
         let offset = usize::from(self.members[0]);
-        (0..workers).map(|index| Port::new((offset + index) % lanes, index)).collect()
+        let ledgers = &self.ground.plan.stages[usize::from(stage)].stats.direct;
+        let port = |index| {
+            let lane = (offset + index) % lanes;
+            Port::new(lane, index, ledgers.get(lane).cloned())
+        };
+        (0..workers).map(port).collect()
     }
 
     fn lanes_of(&self, stage: u16) -> Vec<usize> {
@@ -486,7 +491,7 @@ impl Line {
             port.close();
         }
         self.close_deserted().await;
-        self.pools[&stage].replace(self.ports(workers));
+        self.pools[&stage].replace(self.ports(stage, workers));
         self.init(stage).await?;
         for index in 0..workers {
             self.start_worker(Who::Worker { stage, index });
