@@ -7,10 +7,11 @@
 use std::cell::Cell;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use crate::component::{Parsed, Written};
@@ -240,13 +241,13 @@ impl Origin {
     /// Moves everything resolved since the last call, oldest first, into an empty vector.
     pub fn take(&self, into: &mut Vec<Resolved>) {
         debug_assert!(into.is_empty(), "the vector would be lost");
-        std::mem::swap(&mut *self.lock(), into);
+        std::mem::swap(&mut *self.resolved.lock(), into);
     }
 
     /// Ends the consumer's life: from now on resolutions of its messages are dropped at once, with
     /// what those messages wrote, since another life hands them out again.
     pub fn close(&self) {
-        let mut resolved = self.lock();
+        let mut resolved = self.resolved.lock();
         self.closed.store(true, Ordering::Relaxed);
         let left = std::mem::take(&mut *resolved);
         // Outside the lock, as it may hold anything.
@@ -256,7 +257,7 @@ impl Origin {
 
     fn resolve(&self, slot: Slot, resolution: Resolution) {
         ENDED_HERE.set(ENDED_HERE.get().wrapping_add(1));
-        let mut resolved = self.lock();
+        let mut resolved = self.resolved.lock();
         if self.closed.load(Ordering::Relaxed) {
             // Outside the lock, as it may hold anything.
             drop(resolved);
@@ -268,11 +269,6 @@ impl Origin {
         if first {
             (self.wake)();
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Resolved>> {
-        // A poisoned lock is harmless: the only thing ever done under it is a push.
-        self.resolved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -2,7 +2,7 @@
 //! and never change it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use brigade_core::Codec;
@@ -17,6 +17,7 @@ use brigade_core::restart::RestartPolicy;
 use brigade_core::retry::RetryPolicy;
 use brigade_core::throttle::TokenBucket;
 use brigade_pipeline::{Exhausted, Expire};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::clock::now;
@@ -255,7 +256,7 @@ impl StagePlan {
 
     /// A copy of the component as registered, before any `init`.
     pub(crate) fn component(&self) -> Box<dyn AnyComponent> {
-        self.component.lock().unwrap_or_else(PoisonError::into_inner).fresh()
+        self.component.lock().fresh()
     }
 }
 

@@ -1,8 +1,8 @@
 //! A stage's workers as their senders see them: ports that stay while the actors behind them come
 //! and go.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use actix::Addr;
@@ -12,6 +12,7 @@ use brigade_core::connector::Order;
 use brigade_core::delivery::Delivery;
 use brigade_core::order::shard;
 use brigade_core::outcome::Ledger;
+use parking_lot::Mutex;
 
 use crate::actors::{Desk, Halt, Work, Worker};
 
@@ -168,7 +169,7 @@ impl Port {
         match &*addr {
             Some(addr) => addr.do_send(Work::new(deliveries, Arc::clone(self))),
             None => {
-                let mut held = self.held();
+                let mut held = self.held.lock();
                 if is_over() {
                     drop(held);
                     return self.lose(deliveries);
@@ -177,7 +178,7 @@ impl Port {
                 drop(held);
                 // The worker may have come up between the check and the push.
                 if let Some(addr) = &*self.addr.load() {
-                    let held = std::mem::take(&mut *self.held());
+                    let held = std::mem::take(&mut *self.held.lock());
                     addr.do_send(Work::new(held, Arc::clone(self)));
                 }
             }
@@ -196,7 +197,7 @@ impl Port {
     pub(crate) fn up(&self, addr: Addr<Worker>, desk: Arc<Desk>) -> Vec<Delivery> {
         self.addr.store(Some(Arc::new(addr)));
         self.desk.store(Some(desk));
-        let held = std::mem::take(&mut *self.held());
+        let held = std::mem::take(&mut *self.held.lock());
         self.queued.store(held.len(), Ordering::Relaxed);
         self.mail.arrived.fetch_add(held.len() as u64, Ordering::Relaxed);
         held
@@ -205,7 +206,7 @@ impl Port {
     /// Records that the worker is gone, and with it what was sent to it. Repeating this is
     /// harmless.
     pub(crate) fn down(&self) {
-        let mut held = self.held();
+        let mut held = self.held.lock();
         // What was sent since then is for the next one.
         if self.addr.swap(None).is_none() {
             return;
@@ -253,7 +254,7 @@ impl Port {
     pub(crate) fn page(&self) -> Page {
         let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
         let mail = &self.mail;
-        let held = load(&mail.posted) + self.held().len() as u64;
+        let held = load(&mail.posted) + self.held.lock().len() as u64;
         Page { came: load(&mail.sent), went: load(&mail.arrived) + load(&mail.lost), held }
     }
 
@@ -269,7 +270,7 @@ impl Port {
 
     /// Drops what waits for a worker that will not come, which gives it back.
     pub(crate) fn give_back(&self) {
-        let held = std::mem::take(&mut *self.held());
+        let held = std::mem::take(&mut *self.held.lock());
         self.lose(held);
     }
 
@@ -329,9 +330,5 @@ impl Port {
             0 => 1,
             pace => usize::try_from(chunk_ns / pace).unwrap_or(max).clamp(1, max),
         }
-    }
-
-    fn held(&self) -> std::sync::MutexGuard<'_, Vec<Delivery>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

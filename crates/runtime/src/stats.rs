@@ -1,11 +1,12 @@
 //! Counters of a stage, kept by its actors and readable by everyone.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use brigade_core::outcome::{Ledger, Outcome};
+use parking_lot::Mutex;
 
 /// One stage's counters since the start. Atomic, relaxed: each is correct on its own.
 #[derive(Debug, Default)]
@@ -77,7 +78,7 @@ pub(crate) struct Waiting<'b>(&'b Blocked);
 impl Blocked {
     /// Records another waiter.
     pub(crate) fn wait(&self) -> Waiting<'_> {
-        let mut now = self.lock();
+        let mut now = self.now.lock();
         now.0 += 1;
         now.1.get_or_insert_with(Instant::now);
         Waiting(self)
@@ -85,7 +86,7 @@ impl Blocked {
 
     /// How many are waiting.
     pub(crate) fn count(&self) -> usize {
-        self.lock().0
+        self.now.lock().0
     }
 
     pub(crate) fn is(&self) -> bool {
@@ -94,18 +95,14 @@ impl Blocked {
 
     /// For how long any waited, including a wait that is not over.
     pub(crate) fn time(&self) -> Duration {
-        let since = self.lock().1;
+        let since = self.now.lock().1;
         self.ns.time() + since.map_or(Duration::ZERO, |since| since.elapsed())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, (usize, Option<Instant>)> {
-        self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        let mut now = self.0.lock();
+        let mut now = self.0.now.lock();
         now.0 -= 1;
         if now.0 == 0
             && let Some(since) = now.1.take()

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use brigade_core::Timestamp;
@@ -293,7 +293,7 @@ impl StageStatus {
             filtered: stats.count(Outcome::Filtered),
             requeued: stats.count(Outcome::Requeued),
             dead_lettered: stats.count(Outcome::DeadLettered),
-            causes: stats.causes.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            causes: stats.causes.lock().clone(),
             discarded: stats.count(Outcome::Discarded),
             released: stats.count(Outcome::Released),
             in_flight: in_flight as u64,
@@ -316,7 +316,7 @@ impl StageStatus {
 }
 
 fn outputs(stage: &StagePlan, queues: &[Arc<QueuePlan>]) -> Vec<Outputs> {
-    let outputs = stage.stats.outputs.lock().unwrap_or_else(PoisonError::into_inner);
+    let outputs = stage.stats.outputs.lock();
     let name = |queue: u16| queues[usize::from(queue)].spec.name.to_string();
     let told = outputs.iter().map(|((input, output), messages)| Outputs {
         input: name(*input),

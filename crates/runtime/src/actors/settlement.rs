@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::collections::HashSet;
 use std::ops::Range;
 use std::rc::Rc;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use brigade_core::component::Claim;
@@ -308,7 +308,7 @@ impl Settler {
         }
         for ((stage, queue), count) in put {
             let outputs = &self.stage(stage).stats.outputs;
-            let mut outputs = outputs.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut outputs = outputs.lock();
             *outputs.entry((self.input.index, queue)).or_default() += count;
         }
     }
@@ -323,7 +323,7 @@ impl Settler {
         );
         self.events.dead_letter(stage, &given_up);
         let kind = given_up.cause.kind.as_str();
-        let mut causes = stage.stats.causes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut causes = stage.stats.causes.lock();
         *causes.entry(kind).or_default() += 1;
         drop(causes);
         let now = now();

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex};
 
 use actix::prelude::*;
 use brigade_core::component::{AnyComponent, Setup};
@@ -14,6 +14,7 @@ use brigade_core::connector::{
 use brigade_core::credit::Credit;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
+use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use super::start::{StartFailure, StartFailureKind};
