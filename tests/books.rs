@@ -16,6 +16,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use brigade::component::{Context, Emit};
 use brigade::watch::{MetricNames, listen};
 use brigade::{Failure, PlaceKind, Registry, Running, Supervisor, Unaccounted};
 use brigade_testkit::paused;
@@ -39,7 +40,7 @@ async fn busy(world: &World) -> Running {
 }
 
 fn registry(world: &World) -> Registry {
-    let flaky = async |n: u64, cx: &brigade::component::Context| {
+    let flaky = async |n: u64, cx: &Context| {
         tokio::task::yield_now().await;
         match (n % 50, n % 20, cx.attempt()) {
             (0, _, _) => Err(Failure::reject("each fiftieth")),
@@ -86,6 +87,55 @@ async fn the_books_of_a_busy_pipeline_close_also_when_actors_die() {
         eventually("there is one to kill", crash).await;
     }
     assert_eq!(feed(&world, &running, WATCHED).await, []);
+}
+
+#[tokio::test]
+async fn a_stage_that_is_fed_directly_counts_what_came_to_it_and_how_it_ended_there() {
+    let world = World::new();
+    let twice = |n: u64, _: &Context| Ok::<_, Failure>(Emit::to("sort", n).and("sort", n + 100));
+    let sort = async |n: u64, _: &Context| match n % 10 {
+        0 => Err(Failure::reject("each tenth")),
+        1 => Ok(Emit::none()),
+        _ => Ok(Emit::value(n)),
+    };
+    let registry = world.registry().component("twice", twice).component("sort", sort);
+    let yaml = "
+queues: { in: { type: memory }, out: { type: memory } }
+stages:
+  twice: { component: twice, input: in }
+  sort: { component: sort, input: twice, workers: 2 }
+  last: { component: pass, input: sort, outputs: [out] }
+";
+    world.put("in", 0..100);
+    let running = world.start(yaml, &registry).await;
+    running.until_idle(None).await.unwrap();
+    let stopped = running.drain().await.remove(0);
+    assert!(stopped.status.closes(), "{:?}", stopped.status);
+    assert_eq!(stopped.dead_letters, 10, "messages that became letters");
+    let count = |name: &str| {
+        let stage = stopped.status.stage(name).unwrap();
+        let ended = (stage.acked, stage.filtered, stage.dead_lettered);
+        (stage.fed_by.as_deref(), stage.received, ended)
+    };
+    assert_eq!(count("twice"), (None, 100, (80, 10, 10)), "with all that they became");
+    assert_eq!(count("sort"), (Some("twice"), 200, (160, 20, 20)));
+    assert_eq!(count("last"), (Some("sort"), 160, (160, 0, 0)));
+}
+
+#[tokio::test]
+async fn what_came_over_a_direct_edge_has_one_outcome_also_when_actors_die() {
+    let world = World::new();
+    let running = busy(&world).await;
+    for (stage, actor) in [("second", "worker"), ("first", "consumer"), ("second", "worker")] {
+        assert_eq!(feed(&world, &running, WATCHED / 10).await, []);
+        let crash = async || running.crash(stage, actor).await.is_ok();
+        eventually("there is one to kill", crash).await;
+    }
+    assert_eq!(feed(&world, &running, WATCHED / 10).await, []);
+    let stopped = running.drain().await.remove(0);
+    let second = stopped.status.stage("second").unwrap();
+    assert!(second.received > 0 && second.released > 0, "{second:?}");
+    assert!(stopped.status.closes(), "{:?}", stopped.status);
 }
 
 /// Metrics are the process's, and all pipelines here have one name.

@@ -58,9 +58,10 @@ impl Progress {
     }
 }
 
-/// Messages that have come to an outcome, summed over all stages.
+/// Messages from queues that have come to an outcome, summed over all stages that read them.
 fn done(pipelines: &[PipelineStatus]) -> u64 {
     let stages = pipelines.iter().flat_map(|pipeline| &pipeline.stages);
+    let stages = stages.filter(|stage| stage.fed_by.is_none());
     stages.map(|s| s.acked + s.filtered + s.dead_lettered + s.discarded).sum()
 }
 
@@ -95,7 +96,7 @@ fn line(pipelines: &[PipelineStatus], rate: f64, left: Option<u64>) -> String {
         }
     };
     add(sum(|stage| stage.in_flight), "in flight");
-    add(sum(|stage| stage.dead_lettered), "dead letters");
+    add(sum(|stage| stage.causes.values().sum()), "dead letters");
     add(sum(|stage| stage.failed_attempts), "failed attempts");
     if let Some(left) = left {
         let _ = write!(line, ", {} left", HumanCount(left));

@@ -246,7 +246,8 @@ fn summary(pipelines: &[Stopped]) {
     // Standard output may be an output of the pipeline.
     say(&rows.to_string());
     if pipelines.iter().all(|stopped| stopped.status.closes()) {
-        let received: u64 = stages().map(|stage| stage.received).sum();
+        let received = stages().filter(|stage| stage.fed_by.is_none()).map(|stage| stage.received);
+        let received: u64 = received.sum();
         say(&format!("the books close: {received} messages received, each has an outcome"));
     }
 }

@@ -1,7 +1,7 @@
 //! The component `dedupe`.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use brigade_core::component::{
@@ -14,6 +14,7 @@ use brigade_core::{BoxError, Failure, MessageId, Period, Timestamp};
 use bytes::Bytes;
 use futures_util::future::LocalBoxFuture;
 use jaq_json::Val;
+use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
@@ -118,7 +119,7 @@ impl Seen {
 impl Deduping {
     async fn check(&self, key: String, cx: &Context) -> Result<Emit, HandleError> {
         let now = Timestamp::from(SystemTime::now());
-        let before = self.lock().keys.get(&key).copied();
+        let before = self.seen.lock().keys.get(&key).copied();
         // What was seen here does not count if its message became a dead letter; what another
         // process has seen does.
         let known = kept(&key, cx).await?;
@@ -160,7 +161,7 @@ impl Deduping {
         now: Timestamp,
         before: Option<Sighting>,
     ) -> Option<Vec<(String, Sighting)>> {
-        let (mut seen, mut forgotten) = (self.lock(), Vec::new());
+        let (mut seen, mut forgotten) = (self.seen.lock(), Vec::new());
         let meanwhile = seen.keys.get(key).copied().filter(|seen| before != Some(*seen));
         if meanwhile.is_some_and(|seen| self.is_of_another(seen, id, now)) {
             return None;
@@ -186,14 +187,14 @@ impl Deduping {
 
     /// Loads what was seen before this process started, so that it is forgotten in turn.
     async fn fill(&self, stage: &StageContext) -> Result<(), BoxError> {
-        let Some(state) = stage.state.as_ref().filter(|_| !self.lock().is_filled) else {
+        let Some(state) = stage.state.as_ref().filter(|_| !self.seen.lock().is_filled) else {
             return Ok(());
         };
         let kept = state.scan(&stage.state_space, "").await?;
         let kept = kept.into_iter().filter_map(|(key, value)| Some((key, decode_seen(&value)?)));
         let mut kept: Vec<_> = kept.collect();
         kept.sort_by_key(|(_, (_, at))| *at);
-        let mut seen = self.lock();
+        let mut seen = self.seen.lock();
         if !std::mem::replace(&mut seen.is_filled, true) {
             kept.into_iter().for_each(|(key, (id, at))| seen.insert(key, id, at));
         }
@@ -204,10 +205,6 @@ impl Deduping {
         let payload = input(parsed, cx)?;
         let key = find(&self.field, &payload).filter(|key| **key != Val::Null).map(key_of);
         key.ok_or_else(|| reject(format!("the message has no `{}`", self.field)))
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Seen> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -276,7 +273,7 @@ mod tests {
         assert!(remember("a", 10).is_empty(), "its period begins anew");
         assert_eq!(remember("c", 12), ["b"], "nothing stands before it any more");
         assert_eq!(remember("d", 20), ["a"]);
-        assert_eq!(dedupe.lock().keys.len(), 2);
+        assert_eq!(dedupe.seen.lock().keys.len(), 2);
     }
 
     #[test]
@@ -340,7 +337,7 @@ mod tests {
     async fn later(processes: &[&Process]) {
         let before = |at: Timestamp| Timestamp(at.0 - 2 * 3600 * 1000);
         for process in processes {
-            let mut seen = process.dedupe.lock();
+            let mut seen = process.dedupe.seen.lock();
             seen.keys.values_mut().for_each(|(_, at)| *at = before(*at));
             seen.by_age.iter_mut().for_each(|(_, at)| *at = before(*at));
         }

@@ -7,14 +7,16 @@
 use std::cell::Cell;
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use smallvec::SmallVec;
 
 use crate::component::{Parsed, Written};
 use crate::connector::{Defect, Outgoing, Receipt};
+use crate::outcome::{Ledger, Outcome};
 use crate::{Cause, Codec, Message, Timestamp};
 
 /// A message on its way through a stage, with the duty to resolve it.
@@ -65,6 +67,9 @@ pub struct Guard {
     origin: Option<Arc<Origin>>,
     /// Taken by resolving.
     slot: Option<Slot>,
+    /// Where its outcome is counted: for a message that came over a direct edge, in the stage that
+    /// has it. What comes from a queue is counted when it is settled.
+    ledger: Option<Arc<Ledger>>,
 }
 
 /// A delivery's slot in its consumer's list of what is in flight.
@@ -115,6 +120,13 @@ pub struct Done {
     pub children: Children,
     /// What has to be written for it, if anything.
     pub made: Option<Box<Made>>,
+}
+
+impl Done {
+    /// Whether nothing became of the message: it was filtered.
+    pub fn is_nothing(&self) -> bool {
+        self.children.count == 0 && self.made.is_none()
+    }
 }
 
 /// The deliveries over direct edges that one delivery became.
@@ -223,19 +235,19 @@ impl Origin {
     }
 
     fn guard(self: &Arc<Self>, slot: Slot) -> Guard {
-        Guard { origin: Some(Arc::clone(self)), slot: Some(slot) }
+        Guard { origin: Some(Arc::clone(self)), slot: Some(slot), ledger: None }
     }
 
     /// Moves everything resolved since the last call, oldest first, into an empty vector.
     pub fn take(&self, into: &mut Vec<Resolved>) {
         debug_assert!(into.is_empty(), "the vector would be lost");
-        std::mem::swap(&mut *self.lock(), into);
+        std::mem::swap(&mut *self.resolved.lock(), into);
     }
 
     /// Ends the consumer's life: from now on resolutions of its messages are dropped at once, with
     /// what those messages wrote, since another life hands them out again.
     pub fn close(&self) {
-        let mut resolved = self.lock();
+        let mut resolved = self.resolved.lock();
         self.closed.store(true, Ordering::Relaxed);
         let left = std::mem::take(&mut *resolved);
         // Outside the lock, as it may hold anything.
@@ -245,7 +257,7 @@ impl Origin {
 
     fn resolve(&self, slot: Slot, resolution: Resolution) {
         ENDED_HERE.set(ENDED_HERE.get().wrapping_add(1));
-        let mut resolved = self.lock();
+        let mut resolved = self.resolved.lock();
         if self.closed.load(Ordering::Relaxed) {
             // Outside the lock, as it may hold anything.
             drop(resolved);
@@ -257,11 +269,6 @@ impl Origin {
         if first {
             (self.wake)();
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Resolved>> {
-        // A poisoned lock is harmless: the only thing ever done under it is a push.
-        self.resolved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -288,7 +295,15 @@ impl HandingOut<'_> {
 impl Guard {
     /// Reports how the delivery ended.
     pub fn resolve(mut self, resolution: Resolution) {
+        self.report(resolution);
+    }
+
+    fn report(&mut self, resolution: Resolution) {
         if let (Some(origin), Some(slot)) = (&self.origin, self.slot.take()) {
+            // First: whoever sees the message settled finds it counted.
+            if let Some(ledger) = self.ledger.take() {
+                ledger.add(Outcome::from(&resolution), 1);
+            }
             origin.resolve(slot, resolution);
         }
     }
@@ -305,9 +320,7 @@ impl Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        if let (Some(origin), Some(slot)) = (&self.origin, self.slot) {
-            origin.resolve(slot, Resolution::Dropped);
-        }
+        self.report(Resolution::Dropped);
     }
 }
 
@@ -350,9 +363,17 @@ impl Delivery {
         self.guard.origin.as_ref().map_or(0, |origin| origin.handed_out.0.load(Ordering::Relaxed))
     }
 
+    /// From here on its outcome is counted in this ledger, which has counted it as received.
+    pub fn count_in(&mut self, ledger: &Arc<Ledger>) {
+        self.guard.ledger = Some(Arc::clone(ledger));
+    }
+
     /// Starts over in the next stage: there it is a new message, with attempts of its own and the
-    /// same duty.
+    /// same duty. In the stage that it leaves it is acked.
     pub fn go_on(&mut self, parsed: Option<Parsed>) {
+        if let Some(ledger) = self.guard.ledger.take() {
+            ledger.add(Outcome::Acked, 1);
+        }
         self.parsed = parsed;
         self.attempts = 0;
         self.first_failed_at = None;
@@ -392,7 +413,7 @@ impl Delivery {
             first_failed_at,
             ..
         } = *self.0;
-        let guard = Guard { origin: self.guard.origin.clone(), slot: None };
+        let guard = Guard { origin: self.guard.origin.clone(), slot: None, ledger: None };
         let message = self.message.clone();
         let parts = Parts {
             message,

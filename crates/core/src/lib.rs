@@ -5,7 +5,7 @@
 //! decisions into actors.
 //!
 //! Reading order: [`Message`], the [`component`] API, the [`connector`] contract, [`state`], then
-//! the machines that decide: [`delivery`], [`flight`], [`group`], [`retry`], [`order`], [`credit`],
+//! the machines that decide: [`delivery`], [`outcome`], [`flight`], [`group`], [`retry`], [`order`], [`credit`],
 //! [`restart`], [`throttle`], [`watermark`].
 
 pub mod books;
@@ -22,6 +22,7 @@ pub mod group;
 mod id;
 mod message;
 pub mod order;
+pub mod outcome;
 pub mod restart;
 pub mod retry;
 pub mod state;

@@ -2,11 +2,12 @@
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use brigade_core::component::{AnyComponent, Context, Handling, Parsed};
 use brigade_core::{BoxError, Cause, CauseKind};
 use futures_util::FutureExt;
+use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 
 use crate::runner::Attempt;
@@ -62,7 +63,7 @@ impl Template {
     }
 
     pub(crate) fn fresh(&self) -> Box<dyn AnyComponent> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).fresh()
+        self.0.lock().fresh()
     }
 }
 

@@ -2,7 +2,7 @@
 //! encode payloads.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,6 +13,7 @@ use brigade_core::connector::{
     QueueSpec, Reader, Receipt, Rejected, Staged, Used, Want,
 };
 use brigade_core::state::{StoreId, StoreOp};
+use parking_lot::Mutex;
 use serde_json::Value;
 
 use crate::actors::{one_for_each, only_of_the_batch};
@@ -103,14 +104,10 @@ struct FormattedConsumer {
 }
 
 impl FormattedConsumer {
-    fn unread(&self) -> MutexGuard<'_, VecDeque<Incoming>> {
-        self.unread.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// The first of the unread messages, as many as are wanted.
     fn peek(&self, want: Want) -> Vec<Incoming> {
         let (mut peeked, mut bytes) = (Vec::new(), 0);
-        for incoming in self.unread().iter().take(want.messages) {
+        for incoming in self.unread.lock().iter().take(want.messages) {
             if bytes >= want.bytes {
                 break;
             }
@@ -143,19 +140,19 @@ impl Consumer for FormattedConsumer {
     }
 
     async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
-        if self.unread().is_empty() {
+        if self.unread.lock().is_empty() {
             let taken = self.inner.consume(want).await?;
             if taken.is_empty() {
                 return Ok(taken);
             }
-            self.unread().extend(taken);
+            self.unread.lock().extend(taken);
         }
         // They leave the line once all are decoded: the caller may stop waiting before that.
         let mut taken = self.peek(want);
         for incoming in &mut taken {
             self.read(incoming).await?;
         }
-        self.unread().drain(..taken.len());
+        self.unread.lock().drain(..taken.len());
         Ok(taken)
     }
 
@@ -180,7 +177,7 @@ impl Consumer for FormattedConsumer {
     }
 
     async fn extend(&self, receipts: &[Receipt]) -> Result<(), ConnectorError> {
-        let unread: Vec<Receipt> = self.unread().iter().map(|unread| unread.receipt).collect();
+        let unread: Vec<Receipt> = self.unread.lock().iter().map(|unread| unread.receipt).collect();
         self.inner.extend(&[receipts, &unread].concat()).await
     }
 
@@ -197,7 +194,7 @@ impl Consumer for FormattedConsumer {
     }
 
     async fn shutdown(&self) -> Result<(), ConnectorError> {
-        self.unread().clear();
+        self.unread.lock().clear();
         self.inner.shutdown().await
     }
 }

@@ -20,6 +20,7 @@ use crate::call::copied;
 use crate::edge::Entry;
 use crate::plan::{Plan, QueueKeeper, QueuePlan, QueueTimings, StageEdges, StagePlan, Target};
 use crate::registry::{OpenState, Registry};
+use crate::stats::StageStats;
 
 /// A checked pipeline file together with the code it names.
 pub struct Pipeline {
@@ -384,6 +385,10 @@ impl Planner {
             Some(name) => self.queue(name),
             None => self.queue(&kept_queue(DEAD, &stage.name)),
         };
+        let stats = match upstream {
+            Some(_) => StageStats::fed_directly(self.topology.lanes),
+            None => StageStats::default(),
+        };
         let edges = StageEdges {
             index: self.stage_number(&stage.name),
             inputs,
@@ -391,6 +396,7 @@ impl Planner {
             upstream,
             outputs,
             dead_letters,
+            stats,
         };
         let component = self.components.remove(&stage.name);
         let component = component.expect("each stage's component was made with the pipeline");

@@ -2,7 +2,7 @@
 //! and never change it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use brigade_core::Codec;
@@ -12,10 +12,12 @@ use brigade_core::credit::Credit;
 use brigade_core::delivery::HandedOut;
 use brigade_core::field::FieldPath;
 use brigade_core::flight::Since;
+use brigade_core::outcome::Outcome;
 use brigade_core::restart::RestartPolicy;
 use brigade_core::retry::RetryPolicy;
 use brigade_core::throttle::TokenBucket;
 use brigade_pipeline::{Exhausted, Expire};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::clock::now;
@@ -208,7 +210,7 @@ impl StagePlan {
             on_exhausted: stage.on_exhausted,
             blocking: stage.blocking,
             stuck_limit: stage.stuck_limit,
-            stats: StageStats::default(),
+            stats: edges.stats,
             call_seconds: histogram("brigade_component_seconds"),
             settle_seconds: histogram("brigade_settle_seconds"),
             age_seconds: histogram("brigade_age_seconds"),
@@ -225,8 +227,13 @@ impl StagePlan {
 
     /// Records that `n` messages came together.
     pub(crate) fn came(&self, n: usize) {
-        self.stats.received.add(n);
+        self.stats.from_queues.receive(n as u64);
         self.stats.pulls.add(1);
+        self.heard();
+    }
+
+    /// Records that messages come now.
+    pub(crate) fn heard(&self) {
         self.stats.last_message.set(u64::try_from(now().0).unwrap_or(0));
     }
 
@@ -249,7 +256,7 @@ impl StagePlan {
 
     /// A copy of the component as registered, before any `init`.
     pub(crate) fn component(&self) -> Box<dyn AnyComponent> {
-        self.component.lock().unwrap_or_else(PoisonError::into_inner).fresh()
+        self.component.lock().fresh()
     }
 }
 
@@ -261,6 +268,7 @@ pub(crate) struct StageEdges {
     pub(crate) upstream: Option<u16>,
     pub(crate) outputs: Vec<(Arc<str>, Target)>,
     pub(crate) dead_letters: u16,
+    pub(crate) stats: StageStats,
 }
 
 impl Plan {
@@ -268,11 +276,17 @@ impl Plan {
     pub(crate) fn moved(&self) -> u64 {
         let moved = self.stages.iter().map(|stage| {
             let stats = &stage.stats;
-            let came = stats.received.get() + stats.calls.get();
-            let went = stats.acked.get() + stats.filtered.get() + stats.discarded.get();
-            came + went + stats.dead_lettered.get() + stats.requeued.get() + stats.released.get()
+            let went: u64 = Outcome::ALL.into_iter().map(|outcome| stats.count(outcome)).sum();
+            stats.received() + stats.calls.get() + went
         });
         moved.sum()
+    }
+
+    /// How many messages have become dead letters. One that fails in a stage that is fed directly
+    /// counts once, at the stage that read it.
+    pub(crate) fn dead_letters(&self) -> u64 {
+        let dead = |stage: &Arc<StagePlan>| stage.stats.from_queues.get(Outcome::DeadLettered);
+        self.stages.iter().map(dead).sum()
     }
 
     /// The stages whose outputs a stage reads.

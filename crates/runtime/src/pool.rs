@@ -1,8 +1,8 @@
 //! A stage's workers as their senders see them: ports that stay while the actors behind them come
 //! and go.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use actix::Addr;
@@ -11,6 +11,8 @@ use brigade_core::books::Page;
 use brigade_core::connector::Order;
 use brigade_core::delivery::Delivery;
 use brigade_core::order::shard;
+use brigade_core::outcome::Ledger;
+use parking_lot::Mutex;
 
 use crate::actors::{Desk, Halt, Work, Worker};
 
@@ -49,6 +51,8 @@ pub(crate) struct Port {
     pub(crate) sabotage: crate::sabotage::Sabotage,
     /// How long one message takes, as a moving average, in nanoseconds; 0 if unknown.
     pace_ns: AtomicU64,
+    /// What came to its lane over a direct edge, if its stage is fed directly.
+    ledger: Option<Arc<Ledger>>,
 }
 
 /// What was sent to a worker.
@@ -80,7 +84,7 @@ impl Pool {
     pub(crate) fn send_direct(&self, order: Order, lane: usize, deliveries: Vec<Delivery>) {
         let ports = self.ports.load();
         match order {
-            Order::Queue => ports[0].send(None, deliveries),
+            Order::Queue => ports[0].send_direct(deliveries),
             Order::None => {
                 let mut deliveries = deliveries.into_iter();
                 loop {
@@ -89,7 +93,7 @@ impl Pool {
                     if chunk.is_empty() {
                         return;
                     }
-                    port.send(None, chunk);
+                    port.send_direct(chunk);
                 }
             }
             Order::Key => {
@@ -100,7 +104,7 @@ impl Pool {
                     lines[line].push(delivery);
                 }
                 for (port, line) in ports.iter().zip(lines).filter(|(_, line)| !line.is_empty()) {
-                    port.send(None, line);
+                    port.send_direct(line);
                 }
             }
         }
@@ -115,7 +119,7 @@ fn least_busy(ports: &[Arc<Port>], lane: usize) -> &Arc<Port> {
 }
 
 impl Port {
-    pub(crate) fn new(lane: usize, index: usize) -> Arc<Self> {
+    pub(crate) fn new(lane: usize, index: usize, ledger: Option<Arc<Ledger>>) -> Arc<Self> {
         Arc::new(Self {
             lane,
             index,
@@ -130,12 +134,22 @@ impl Port {
             #[cfg(feature = "sabotage")]
             sabotage: Default::default(),
             pace_ns: AtomicU64::new(0),
+            ledger,
         })
     }
 
     /// The worker's current life, or its next one while it is down.
     pub(crate) fn life(&self) -> u64 {
         self.deaths.load(Ordering::SeqCst)
+    }
+
+    /// Hands over deliveries that came over a direct edge: they are counted in this stage.
+    fn send_direct(self: &Arc<Self>, mut deliveries: Vec<Delivery>) {
+        if let Some(ledger) = &self.ledger {
+            ledger.receive(deliveries.len() as u64);
+            deliveries.iter_mut().for_each(|delivery| delivery.count_in(ledger));
+        }
+        self.send(None, deliveries);
     }
 
     /// Hands deliveries to the worker, or keeps them until it is back. Those for one of its lives
@@ -155,7 +169,7 @@ impl Port {
         match &*addr {
             Some(addr) => addr.do_send(Work::new(deliveries, Arc::clone(self))),
             None => {
-                let mut held = self.held();
+                let mut held = self.held.lock();
                 if is_over() {
                     drop(held);
                     return self.lose(deliveries);
@@ -164,7 +178,7 @@ impl Port {
                 drop(held);
                 // The worker may have come up between the check and the push.
                 if let Some(addr) = &*self.addr.load() {
-                    let held = std::mem::take(&mut *self.held());
+                    let held = std::mem::take(&mut *self.held.lock());
                     addr.do_send(Work::new(held, Arc::clone(self)));
                 }
             }
@@ -183,7 +197,7 @@ impl Port {
     pub(crate) fn up(&self, addr: Addr<Worker>, desk: Arc<Desk>) -> Vec<Delivery> {
         self.addr.store(Some(Arc::new(addr)));
         self.desk.store(Some(desk));
-        let held = std::mem::take(&mut *self.held());
+        let held = std::mem::take(&mut *self.held.lock());
         self.queued.store(held.len(), Ordering::Relaxed);
         self.mail.arrived.fetch_add(held.len() as u64, Ordering::Relaxed);
         held
@@ -192,7 +206,7 @@ impl Port {
     /// Records that the worker is gone, and with it what was sent to it. Repeating this is
     /// harmless.
     pub(crate) fn down(&self) {
-        let mut held = self.held();
+        let mut held = self.held.lock();
         // What was sent since then is for the next one.
         if self.addr.swap(None).is_none() {
             return;
@@ -240,7 +254,7 @@ impl Port {
     pub(crate) fn page(&self) -> Page {
         let load = |n: &AtomicU64| n.load(Ordering::Relaxed);
         let mail = &self.mail;
-        let held = load(&mail.posted) + self.held().len() as u64;
+        let held = load(&mail.posted) + self.held.lock().len() as u64;
         Page { came: load(&mail.sent), went: load(&mail.arrived) + load(&mail.lost), held }
     }
 
@@ -256,7 +270,7 @@ impl Port {
 
     /// Drops what waits for a worker that will not come, which gives it back.
     pub(crate) fn give_back(&self) {
-        let held = std::mem::take(&mut *self.held());
+        let held = std::mem::take(&mut *self.held.lock());
         self.lose(held);
     }
 
@@ -316,9 +330,5 @@ impl Port {
             0 => 1,
             pace => usize::try_from(chunk_ns / pace).unwrap_or(max).clamp(1, max),
         }
-    }
-
-    fn held(&self) -> std::sync::MutexGuard<'_, Vec<Delivery>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

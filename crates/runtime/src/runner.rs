@@ -3,7 +3,7 @@
 use std::future::poll_fn;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use brigade_core::{Cause, CauseKind, Codec, Failure, Period, Truncated};
 use brigade_pipeline::{Exhausted, Expiry};
 use bytes::Bytes;
 use futures_util::FutureExt;
+use parking_lot::Mutex;
 use smallvec::SmallVec;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -276,18 +277,18 @@ impl Runner {
 impl RunnerSite {
     /// Adds a consumer that deals to the stage.
     pub(crate) fn listen(&self, consumer: Arc<Notify>) {
-        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).push(consumer);
+        self.listeners.lock().push(consumer);
     }
 
     /// Forgets the consumers: from now on they deal to other workers, and register again.
     pub(crate) fn forget_listeners(&self) {
-        self.listeners.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.listeners.lock().clear();
     }
 
     /// Notifies the consumers that a worker is back, or has room, so that they can deal what waited
     /// for it.
     pub(crate) fn tell_listeners(&self) {
-        let listeners = self.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+        let listeners = self.listeners.lock();
         listeners.iter().for_each(|listener| listener.notify_one());
     }
 
@@ -331,10 +332,7 @@ impl RunnerSite {
     async fn throttle(&self) {
         let Some(bucket) = &self.stage.throttle else { return };
         loop {
-            let taken = bucket
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take(Instant::now().into_std());
+            let taken = bucket.lock().take(Instant::now().into_std());
             match taken {
                 Ok(()) => return,
                 Err(wait) => tokio::time::sleep(wait).await,

@@ -1,18 +1,21 @@
 //! Counters of a stage, kept by its actors and readable by everyone.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use brigade_core::outcome::{Ledger, Outcome};
+use parking_lot::Mutex;
 
 /// One stage's counters since the start. Atomic, relaxed: each is correct on its own.
 #[derive(Debug, Default)]
 pub(crate) struct StageStats {
-    pub(crate) received: Counter,
-    pub(crate) acked: Counter,
-    pub(crate) filtered: Counter,
-    pub(crate) requeued: Counter,
-    pub(crate) dead_lettered: Counter,
+    /// What came from its queues.
+    pub(crate) from_queues: Ledger,
+    /// What came over a direct edge, by the lane of the worker that it went to: workers of
+    /// different lanes should not share counters. Empty for a stage that reads queues.
+    pub(crate) direct: Box<[Arc<Ledger>]>,
     /// Dead letters by the kind of their cause.
     pub(crate) causes: Mutex<BTreeMap<&'static str, u64>>,
     /// Outputs by the queue their root came from and the queue they went to.
@@ -28,8 +31,6 @@ pub(crate) struct StageStats {
     /// Messages that were settled, and the total time from receiving to settling them.
     pub(crate) settled: Counter,
     pub(crate) settled_ns: Counter,
-    pub(crate) discarded: Counter,
-    pub(crate) released: Counter,
     pub(crate) calls: Counter,
     pub(crate) failed_attempts: Counter,
     pub(crate) panics: Counter,
@@ -39,6 +40,27 @@ pub(crate) struct StageStats {
     pub(crate) stuck: Counter,
     /// Whether outputs wait for a queue that does not take them.
     pub(crate) blocked: Blocked,
+}
+
+impl StageStats {
+    /// The counters of a stage that is fed directly, on so many lanes.
+    pub(crate) fn fed_directly(lanes: usize) -> Self {
+        Self { direct: (0..lanes).map(|_| Arc::default()).collect(), ..Self::default() }
+    }
+
+    fn ledgers(&self) -> impl Iterator<Item = &Ledger> {
+        [&self.from_queues].into_iter().chain(self.direct.iter().map(|ledger| &**ledger))
+    }
+
+    /// Messages that came, from queues and over a direct edge.
+    pub(crate) fn received(&self) -> u64 {
+        self.ledgers().map(Ledger::received).sum()
+    }
+
+    /// Messages that came to this outcome.
+    pub(crate) fn count(&self, outcome: Outcome) -> u64 {
+        self.ledgers().map(|ledger| ledger.get(outcome)).sum()
+    }
 }
 
 /// How many wait for something that takes nothing, and for how long in total any of them did.
@@ -56,7 +78,7 @@ pub(crate) struct Waiting<'b>(&'b Blocked);
 impl Blocked {
     /// Records another waiter.
     pub(crate) fn wait(&self) -> Waiting<'_> {
-        let mut now = self.lock();
+        let mut now = self.now.lock();
         now.0 += 1;
         now.1.get_or_insert_with(Instant::now);
         Waiting(self)
@@ -64,7 +86,7 @@ impl Blocked {
 
     /// How many are waiting.
     pub(crate) fn count(&self) -> usize {
-        self.lock().0
+        self.now.lock().0
     }
 
     pub(crate) fn is(&self) -> bool {
@@ -73,18 +95,14 @@ impl Blocked {
 
     /// For how long any waited, including a wait that is not over.
     pub(crate) fn time(&self) -> Duration {
-        let since = self.lock().1;
+        let since = self.now.lock().1;
         self.ns.time() + since.map_or(Duration::ZERO, |since| since.elapsed())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, (usize, Option<Instant>)> {
-        self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        let mut now = self.0.lock();
+        let mut now = self.0.now.lock();
         now.0 -= 1;
         if now.0 == 0
             && let Some(since) = now.1.take()

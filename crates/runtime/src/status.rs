@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use brigade_core::Timestamp;
 use brigade_core::connector::Lag;
+use brigade_core::outcome::Outcome;
 use serde::Serialize;
 
 use crate::clock::now;
-use crate::plan::{QueueKeeper, QueuePlan, StagePlan};
+use crate::plan::{Plan, QueueKeeper, QueuePlan, StagePlan};
 
 /// The state of a stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
@@ -204,9 +205,13 @@ pub struct StageStatus {
     pub error: Option<String>,
     /// Its workers.
     pub workers: usize,
+    /// The stage that feeds it directly, if one does. What came over the direct edge has an outcome
+    /// here as soon as the component is done with it; what came from a queue, when everything that
+    /// became of it is settled.
+    pub fed_by: Option<String>,
     /// Messages handed to it.
     pub received: u64,
-    /// Messages done, their outputs confirmed.
+    /// Messages done: their outputs are confirmed, or went on over direct edges.
     pub acked: u64,
     /// Messages done without output, on purpose.
     pub filtered: u64,
@@ -267,12 +272,12 @@ impl StageStatus {
     }
 
     pub(crate) fn of(
+        plan: &Plan,
         stage: &StagePlan,
         workers: usize,
         state: StageState,
         error: Option<String>,
         in_flight: usize,
-        queues: &[Arc<QueuePlan>],
     ) -> Self {
         let stats = &stage.stats;
         let last = stats.last_message.get();
@@ -282,16 +287,17 @@ impl StageStatus {
             state,
             error,
             workers,
-            received: stats.received.get(),
-            acked: stats.acked.get(),
-            filtered: stats.filtered.get(),
-            requeued: stats.requeued.get(),
-            dead_lettered: stats.dead_lettered.get(),
-            causes: stats.causes.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-            discarded: stats.discarded.get(),
-            released: stats.released.get(),
+            fed_by: stage.upstream.map(|up| plan.stages[usize::from(up)].name.to_string()),
+            received: stats.received(),
+            acked: stats.count(Outcome::Acked),
+            filtered: stats.count(Outcome::Filtered),
+            requeued: stats.count(Outcome::Requeued),
+            dead_lettered: stats.count(Outcome::DeadLettered),
+            causes: stats.causes.lock().clone(),
+            discarded: stats.count(Outcome::Discarded),
+            released: stats.count(Outcome::Released),
             in_flight: in_flight as u64,
-            outputs: outputs(stage, queues),
+            outputs: outputs(stage, &plan.queues),
             calls: stats.calls.get(),
             busy: stats.busy_ns.time(),
             idle: stats.idle_ns.time(),
@@ -310,7 +316,7 @@ impl StageStatus {
 }
 
 fn outputs(stage: &StagePlan, queues: &[Arc<QueuePlan>]) -> Vec<Outputs> {
-    let outputs = stage.stats.outputs.lock().unwrap_or_else(PoisonError::into_inner);
+    let outputs = stage.stats.outputs.lock();
     let name = |queue: u16| queues[usize::from(queue)].spec.name.to_string();
     let told = outputs.iter().map(|((input, output), messages)| Outputs {
         input: name(*input),

@@ -265,7 +265,7 @@ impl TreeHandle {
         let Plan { stages, queues, pipeline, .. } = &*self.plan;
         let error = || Some(DIED.to_owned());
         let status = |stage: &Arc<StagePlan>| {
-            StageStatus::of(stage, stage.workers, StageState::Failed, error(), 0, queues)
+            StageStatus::of(&self.plan, stage, stage.workers, StageState::Failed, error(), 0)
         };
         Stopped {
             status: PipelineStatus {
@@ -275,7 +275,7 @@ impl TreeHandle {
                 unaccounted: Vec::new(),
             },
             failed: stages.iter().map(|stage| (stage.name.to_string(), DIED.to_owned())).collect(),
-            dead_letters: stages.iter().map(|stage| stage.stats.dead_lettered.get()).sum(),
+            dead_letters: self.plan.dead_letters(),
             given_back: 0,
             took: Duration::ZERO,
         }

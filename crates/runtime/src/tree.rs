@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use actix::prelude::*;
 use brigade_core::books::Books;
+use brigade_core::outcome::Outcome;
 use brigade_core::restart::{Restart, RestartBudget};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -185,8 +186,9 @@ impl Tree {
             }
             (StageState::Running, None) => tracing::info!(%pipeline, stage = %name, "running"),
             (StageState::Stopped, _) => tracing::info!(
-                %pipeline, stage = %name, received = stats.received.get(),
-                acked = stats.acked.get(), dead_letters = stats.dead_lettered.get(), "done"
+                %pipeline, stage = %name, received = stats.received(),
+                acked = stats.count(Outcome::Acked),
+                dead_letters = stats.count(Outcome::DeadLettered), "done"
             ),
             _ => tracing::debug!(%pipeline, stage = %name, %state, "state"),
         }
@@ -261,7 +263,7 @@ impl Tree {
             let left: usize = left.map(|entry| entry.control.in_flight.load(Relaxed)).sum();
             let in_flight = left + line.map_or(0, |line| line.in_flight(stage.index));
             let (workers, error) = (entry.workers, entry.error.clone());
-            StageStatus::of(stage, workers, entry.state, error, in_flight, &self.plan.queues)
+            StageStatus::of(&self.plan, stage, workers, entry.state, error, in_flight)
         });
         PipelineStatus {
             pipeline: self.plan.pipeline.to_string(),
@@ -269,6 +271,17 @@ impl Tree {
             queues: self.plan.queues.iter().map(|queue| QueueTimes::of(queue)).collect(),
             unaccounted: self.unaccounted.clone(),
         }
+    }
+
+    /// The status once nothing runs any more. What came to a stage over a direct edge and is still
+    /// in a call that does not end has been given back with the message that it came from.
+    fn last_status(&self) -> PipelineStatus {
+        let mut status = self.status();
+        for stage in status.stages.iter_mut().filter(|stage| stage.fed_by.is_some()) {
+            let left = stage.without_outcome();
+            stage.released += u64::try_from(left).unwrap_or_default();
+        }
+        status
     }
 
     fn died(&mut self, who: Who, life: u64, ctx: &mut Context<Self>) {

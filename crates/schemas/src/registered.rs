@@ -1,12 +1,13 @@
 //! The payloads of a queue that has a registry.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use brigade_core::connector::{ConnectorError, Format, SchemaRegistry};
 use brigade_core::long_integer;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use schema_registry_converter::async_impl::proto_decoder::ProtoDecoder;
 use schema_registry_converter::async_impl::proto_encoder::ProtoEncoder;
 use schema_registry_converter::error::SRCError;
@@ -53,7 +54,7 @@ impl Registered {
     }
 
     async fn schema(&self, id: u32) -> Answer<Arc<Schema>> {
-        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = || self.known.lock();
         if let Some(known) = known().get(&id) {
             return Ok(Ok(Arc::clone(known)));
         }

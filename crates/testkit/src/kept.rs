@@ -1,11 +1,12 @@
 //! What was put on queues of a trial, whatever has read it since.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use brigade_core::connector::{ConnectorError, Outgoing, Produced, Producer};
 use brigade_core::{DeadLetter, Message};
+use parking_lot::Mutex;
 
 use crate::like::{Like, LikeProducer};
 
@@ -43,20 +44,20 @@ impl Kept {
 
     /// The dead letters that were put on a queue.
     pub(crate) fn letters(&self, queue: &str) -> Vec<DeadLetter> {
-        let queues = self.queues();
+        let queues = self.0.lock();
         let messages = queues.get(queue).into_iter().flat_map(|kept| &kept.messages);
         messages.filter_map(letter).collect()
     }
 
     /// Everything that was put on a queue; `None` if not everything is kept.
     pub(crate) fn messages(&self, queue: &str) -> Option<Vec<Message>> {
-        let queues = self.queues();
+        let queues = self.0.lock();
         let kept = queues.get(queue).filter(|kept| kept.what == What::All)?;
         Some(kept.messages.clone())
     }
 
     fn is_full(&self, queue: &str) -> bool {
-        self.queues().get(queue).is_some_and(|kept| kept.messages.len() >= KEPT_MAX)
+        self.0.lock().get(queue).is_some_and(|kept| kept.messages.len() >= KEPT_MAX)
     }
 
     /// A producer that keeps what its queue takes, if this is one of the queues; otherwise the
@@ -66,15 +67,11 @@ impl Kept {
         queue: &str,
         inner: Arc<dyn Producer>,
     ) -> Arc<dyn Producer> {
-        if !self.queues().contains_key(queue) {
+        if !self.0.lock().contains_key(queue) {
             return inner;
         }
         let (queue, kept) = (queue.to_owned(), Arc::clone(self));
         Arc::new(Like(Keeping { inner, queue, kept }))
-    }
-
-    fn queues(&self) -> MutexGuard<'_, BTreeMap<String, KeptOf>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -104,7 +101,7 @@ impl LikeProducer for Keeping {
         let taken = batch.iter().zip(&produced);
         let taken = taken.filter(|(_, produced)| matches!(produced, Produced::Confirmed));
         let taken = taken.map(|(outgoing, _)| &outgoing.message);
-        if let Some(kept) = self.kept.queues().get_mut(&self.queue) {
+        if let Some(kept) = self.kept.0.lock().get_mut(&self.queue) {
             let is_kept = |message: &&Message| kept.what == What::All || letter(message).is_some();
             kept.messages.extend(taken.filter(is_kept).cloned());
         }

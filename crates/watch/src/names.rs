@@ -1,14 +1,13 @@
 //! What is measured, and under which names. `docs/src/metrics.md` lists them; a test compares the
 //! two.
 
-use std::sync::{Mutex, PoisonError};
-
 use brigade_runtime::{
     Outputs, PipelineStatus, PlaceKind, QueueDepth, StageState, StageStatus, Unaccounted,
 };
 use metrics::{
     Gauge, Label, Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge,
 };
+use parking_lot::Mutex;
 
 /// A counter's name, its meaning, and where to find it in the status.
 type Count = (&'static str, &'static str, fn(&StageStatus) -> u64);
@@ -154,7 +153,7 @@ impl Depths {
     /// published and is not known any more, such as that of a queue that cannot be queried, becomes
     /// NaN: the last value would look current.
     pub(crate) fn publish(&self, depths: &[QueueDepth]) {
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.0.lock();
         told.drain(..).for_each(|gauge| gauge.set(f64::NAN));
         let mut tell = |gauge: Gauge, value: f64| {
             gauge.set(value);

@@ -1,8 +1,8 @@
 //! The consumer of embedded queues: claims rows, acks them and gives them back.
 
 use std::collections::HashSet;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,6 +12,7 @@ use brigade_core::connector::{
 };
 use brigade_core::state::{StateStore, StoreId, StoreOp};
 use brigade_core::{IncarnationId, Period};
+use parking_lot::Mutex;
 use rusqlite::{OptionalExtension, params};
 use tokio::sync::Notify;
 
@@ -100,20 +101,20 @@ impl EmbeddedConsumer {
         });
         let mut guard = answer.await.map_err(|_| ConnectorError::closed(&self.name))??;
         let claimed = guard.claimed.take().expect("it was put there by the request");
-        let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = held.lock();
         held.extend(claimed.messages.iter().map(|incoming| incoming.receipt));
         Ok(claimed)
     }
 
     fn forget(&self, receipts: &[Receipt]) {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.held.lock();
         for receipt in receipts {
             held.remove(receipt);
         }
     }
 
     fn give_back(&self) -> tokio::sync::oneshot::Receiver<Result<(), ConnectorError>> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.held.lock();
         let receipts: Vec<Receipt> = held.drain().collect();
         let queue = self.queue;
         self.requests.send_owed(move |work| Ok(release(work, queue, &receipts)?))
@@ -413,7 +414,7 @@ mod tests {
     }
 
     fn held(consumer: &EmbeddedConsumer) -> usize {
-        consumer.held.lock().unwrap().len()
+        consumer.held.lock().len()
     }
 
     /// It would otherwise count as in flight for ever, and a suspect waits until nothing is.

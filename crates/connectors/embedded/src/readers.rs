@@ -1,9 +1,10 @@
 //! What becomes of a queue's messages when its set of readers changes.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use brigade_core::connector::{Order, QueueSpec, Reader};
+use parking_lot::Mutex;
 use rusqlite::{OptionalExtension, params};
 use serde::{Deserialize, Serialize};
 
@@ -177,7 +178,7 @@ impl Readers {
 
     /// Whether it was not logged yet.
     fn is_new(&self, left: &Left) -> bool {
-        self.told.lock().unwrap_or_else(PoisonError::into_inner).insert(left.id)
+        self.told.lock().insert(left.id)
     }
 
     /// The stages that read it, independent of their order in the file.

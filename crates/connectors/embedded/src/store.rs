@@ -5,7 +5,7 @@ use std::fmt;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Weak};
 use std::thread::JoinHandle;
 
 use async_trait::async_trait;
@@ -13,6 +13,7 @@ use brigade_core::IncarnationId;
 use brigade_core::connector::{ConnectorError, Consumer, Producer, QueueAdmin, QueueSpec, Reader};
 use brigade_core::state::{StateLock, StateStore, StoreId, StoreOp};
 use bytes::Bytes;
+use parking_lot::Mutex;
 use rusqlite::{OptionalExtension, params};
 use tokio::sync::Notify;
 
@@ -116,13 +117,9 @@ impl OpenFile {
         }
     }
 
-    fn used(&self) -> MutexGuard<'_, Used> {
-        self.used.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Registers another store that uses the file, unless it is closed for good.
     fn enter(&self) -> bool {
-        let mut used = self.used();
+        let mut used = self.used.lock();
         let open = used.stores > 0;
         used.stores += usize::from(open);
         open
@@ -130,7 +127,7 @@ impl OpenFile {
 
     /// Unregisters a store; the last one gets the thread, to stop it.
     fn leave(&self) -> Option<JoinHandle<()>> {
-        let mut used = self.used();
+        let mut used = self.used.lock();
         used.stores -= 1;
         if used.stores == 0 { used.thread.take() } else { None }
     }
@@ -152,7 +149,7 @@ impl Store {
         };
         std::fs::create_dir_all(directory).map_err(io)?;
         let directory = directory.canonicalize().map_err(io)?;
-        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = OPEN.lock();
         if let Some(file) = open.get(&directory).and_then(Weak::upgrade)
             && file.enter()
         {
@@ -234,7 +231,7 @@ impl Store {
             limit: queue.limit.clone(),
             settings,
         });
-        let mut targets = self.file.targets.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut targets = self.file.targets.0.lock();
         targets.insert(Arc::clone(&name), Arc::clone(&target));
         drop(targets);
         Ok((name, target))
@@ -248,7 +245,7 @@ impl Store {
 impl Targets {
     /// Finds the queues that operations name.
     pub(crate) fn resolve(&self, ops: Vec<StoreOp>) -> Result<Vec<Op>, ConnectorError> {
-        let targets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let targets = self.0.lock();
         let mut resolved: Vec<Op> = Vec::with_capacity(ops.len());
         for op in ops {
             match op {

@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -11,6 +11,7 @@ use brigade_core::connector::{
 use brigade_core::state::{KeptPositions, StateLock, StateStore, StoreId, StoreOp};
 use brigade_core::{CauseKind, Message, MessageId};
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc};
 
 use crate::connector::features;
@@ -177,13 +178,9 @@ impl FileConsumer {
         })
     }
 
-    fn shared(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Enters what the thread said.
     fn hear(&self, said: Said) {
-        let shared = &mut *self.shared();
+        let shared = &mut *self.shared.lock();
         match said {
             Said::File { key, position } => shared.go_on_with(key, *position),
             Said::Records(records) => {
@@ -237,7 +234,7 @@ impl FileConsumer {
 
     /// What can be handed out now, or until when to wait for what was put back.
     fn take(&self, want: Want) -> Result<Taken, ConnectorError> {
-        let mut shared = self.shared();
+        let mut shared = self.shared.lock();
         if shared.closed {
             return Err(ConnectorError::closed(&self.name));
         }
@@ -268,7 +265,7 @@ impl FileConsumer {
     /// The positions as they will be when these are resolved, as operations on the state, and the
     /// files concerned.
     fn resolved(&self, places: &[(usize, u64)]) -> (Vec<(usize, Progress)>, Vec<StoreOp>) {
-        let shared = self.shared();
+        let shared = self.shared.lock();
         let mut changed: BTreeMap<usize, Progress> = BTreeMap::new();
         for (file, record) in places.iter().copied() {
             let Some(progress) = shared.files.get(file) else { continue };
@@ -300,22 +297,22 @@ impl FileConsumer {
     /// Notes that files have begun, before anything of them is handed out: after a crash, also if nothing of them
     /// was acked, their messages have the same ids, and those that are followed are found by another name.
     async fn keep_begun(&self) -> Result<(), ConnectorError> {
-        if self.shared().begun.is_empty() {
+        if self.shared.lock().begun.is_empty() {
             return Ok(());
         }
         // An ack of a former life of the same file would go over it.
         let _one_at_a_time = self.acking.lock().await;
-        if self.shared().closed {
+        if self.shared.lock().closed {
             return Err(ConnectorError::closed(&self.name));
         }
         let mut ops = Vec::new();
         let noted = {
-            let shared = self.shared();
+            let shared = self.shared.lock();
             shared.begun.iter().for_each(|file| self.keep(&shared.files[*file], &mut ops));
             shared.begun.len()
         };
         self.state.commit(ops).await?;
-        self.shared().begun.drain(..noted);
+        self.shared.lock().begun.drain(..noted);
         Ok(())
     }
 }
@@ -391,11 +388,11 @@ impl Consumer for FileConsumer {
         mut ops: Vec<StoreOp>,
     ) -> Result<Acked, ConnectorError> {
         let _one_at_a_time = self.acking.lock().await;
-        if self.shared().closed {
+        if self.shared.lock().closed {
             return Err(ConnectorError::closed(&self.name));
         }
         let ((receipts, fenced), places): ((Vec<_>, Vec<_>), _) = {
-            let shared = self.shared();
+            let shared = self.shared.lock();
             let parts: (Vec<_>, _) = receipts.into_iter().partition(|one| shared.stands(*one));
             let places = shared.places(&parts.0);
             (parts, places)
@@ -411,7 +408,7 @@ impl Consumer for FileConsumer {
                 _ => self.state.commit(ops).await?,
             }
         }
-        let mut shared = self.shared();
+        let mut shared = self.shared.lock();
         for (file, resolved) in changed {
             // Records may have been read meanwhile; only what was resolved is taken over.
             let progress = &mut shared.files[file];
@@ -430,7 +427,7 @@ impl Consumer for FileConsumer {
     }
 
     async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
-        let mut shared = self.shared();
+        let mut shared = self.shared.lock();
         let (now, mut fenced) = (Instant::now(), Vec::new());
         for Failed { receipt, reason, delay } in failed {
             if !shared.stands(receipt) {
@@ -457,7 +454,7 @@ impl Consumer for FileConsumer {
     }
 
     async fn lag(&self) -> Result<Lag, ConnectorError> {
-        let shared = self.shared();
+        let shared = self.shared.lock();
         let returned = shared.returned.len();
         let out = shared.out.len() - returned;
         let end = shared.at_end && shared.ahead.is_empty();
@@ -471,7 +468,7 @@ impl Consumer for FileConsumer {
     }
 
     fn locate(&self, receipt: Receipt) -> String {
-        let shared = self.shared();
+        let shared = self.shared.lock();
         let place = shared.out.get(&receipt.position).map(|out| out.place);
         let file = place.and_then(|(file, record)| Some((shared.files.get(file)?, record)));
         file.map_or_else(
@@ -486,7 +483,7 @@ impl Consumer for FileConsumer {
 
     async fn shutdown(&self) -> Result<(), ConnectorError> {
         self.stop.store(true, Ordering::Relaxed);
-        self.shared().closed = true;
+        self.shared.lock().closed = true;
         // The thread may wait for room in the channel.
         if let Ok(mut said) = self.said.try_lock() {
             said.close();
@@ -496,7 +493,7 @@ impl Consumer for FileConsumer {
         // state does what it is asked in order.
         let asked = self.state.load(&self.space, "").await;
         asked.map(drop)?;
-        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(self.lock.lock().take());
         Ok(())
     }
 }

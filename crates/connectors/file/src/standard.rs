@@ -3,8 +3,8 @@
 use std::fs::File;
 use std::io::{Error, ErrorKind, Read, Result, StdinLock, Write};
 use std::os::fd::AsFd;
-use std::sync::{Mutex, PoisonError};
 
+use parking_lot::Mutex;
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::settings::Compression;
@@ -19,7 +19,7 @@ pub(crate) fn print(bytes: &[u8], compression: Compression) -> Result<()> {
     out.flush()?;
     // Without the buffer of the standard library, which does not say how much was written.
     let mut out = Patient(File::from(out.as_fd().try_clone_to_owned()?));
-    let mut rest = REST.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut rest = REST.lock();
     write(&mut out, &mut rest, bytes, compression)
 }
 

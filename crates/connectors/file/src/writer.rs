@@ -6,11 +6,12 @@ use std::io::{Error, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::mem::ManuallyDrop;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Weak};
 use std::time::{Duration, Instant};
 
 use brigade_core::connector::{ConnectorError, Hold, QueueSpec};
 use brigade_core::state::{StateStore, StoreOp};
+use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::OwnedMutexGuard;
 
@@ -64,7 +65,7 @@ impl Writer {
         refuse_special(path, "output")?;
         let path = resolved(path)?;
         let key = (path.clone(), format!("{:?}", state.store_id()));
-        let mut writers = WRITERS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut writers = WRITERS.lock();
         if let Some(writer) = writers.get(&key).and_then(Weak::upgrade) {
             return Ok(writer);
         }
@@ -93,7 +94,7 @@ impl Writer {
     /// Enters a queue whose producer writes by this. Another queue of its pipeline may not: what is
     /// written for both in one transaction would wait for itself.
     pub(crate) fn enter(&self, queue: &QueueSpec) -> Result<(), ConnectorError> {
-        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut users = self.users.lock();
         let mut others = users.iter().filter(|(pipeline, _)| *pipeline == queue.pipeline);
         if let Some((_, other)) = others.find(|(_, other)| *other != queue.name) {
             return Err(ConnectorError::permanent(format!(
@@ -109,7 +110,7 @@ impl Writer {
 
     /// Takes out what was entered; says whether it was the last.
     pub(crate) fn forget(&self, queue: &QueueSpec) -> bool {
-        let mut users = self.users.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut users = self.users.lock();
         let mine = |(pipeline, name): &User| *pipeline == queue.pipeline && *name == queue.name;
         if let Some(at) = users.iter().position(mine) {
             users.swap_remove(at);

@@ -1,7 +1,7 @@
 //! The consumer of generated messages: makes them, and keeps its position in the state.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use brigade_core::connector::{
@@ -12,6 +12,7 @@ use brigade_core::state::{KeptPositions, StateLock, StateStore, StoreId, StoreOp
 use brigade_core::throttle::TokenBucket;
 use brigade_core::watermark::Watermark;
 use brigade_core::{IncarnationId, Message, MessageId};
+use parking_lot::Mutex;
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
@@ -88,10 +89,6 @@ impl GeneratorConsumer {
         })
     }
 
-    fn shared(&self) -> MutexGuard<'_, Shared> {
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn make(&self, n: u64, (attempts, redeliveries): (u32, u32)) -> Incoming {
         let payload = render(&self.settings.template, self.settings.seed, n).to_string();
         let message = Message::new(payload).with_id(MessageId::root(self.incarnation, n));
@@ -125,7 +122,7 @@ impl GeneratorConsumer {
 
     /// What can be handed out now; otherwise until when to wait, if there is anything to wait for.
     fn take(&self, want: Want) -> Result<(Vec<Incoming>, Option<Instant>, bool), ConnectorError> {
-        let shared = &mut *self.shared();
+        let shared = &mut *self.shared.lock();
         if shared.closed {
             return Err(ConnectorError::closed(&self.name));
         }
@@ -168,10 +165,10 @@ impl Consumer for GeneratorConsumer {
         mut ops: Vec<StoreOp>,
     ) -> Result<Acked, ConnectorError> {
         let _one_at_a_time = self.acking.lock().await;
-        if self.shared().closed {
+        if self.shared.lock().closed {
             return Err(ConnectorError::closed(&self.name));
         }
-        let mut resolved = self.shared().resolved.clone();
+        let mut resolved = self.shared.lock().resolved.clone();
         receipts.iter().for_each(|receipt| resolved.resolve(receipt.position));
         let value = serde_json::to_vec(&resolved).expect("numbers always encode").into();
         let (space, key) = (Arc::clone(&self.space), POSITION.to_owned());
@@ -180,7 +177,7 @@ impl Consumer for GeneratorConsumer {
             1 => self.state.commit_of_one(ops).await?,
             _ => self.state.commit(ops).await?,
         }
-        let mut shared = self.shared();
+        let mut shared = self.shared.lock();
         shared.resolved = resolved;
         for receipt in receipts {
             shared.out.remove(&receipt.position);
@@ -191,7 +188,7 @@ impl Consumer for GeneratorConsumer {
     }
 
     async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
-        let mut shared = self.shared();
+        let mut shared = self.shared.lock();
         for Failed { receipt, reason, delay } in failed {
             let Some((tried, redeliveries)) = shared.out.get_mut(&receipt.position) else {
                 continue;
@@ -209,7 +206,7 @@ impl Consumer for GeneratorConsumer {
     }
 
     async fn lag(&self) -> Result<Lag, ConnectorError> {
-        let shared = self.shared();
+        let shared = self.shared.lock();
         let returned = shared.returned.len() as u64;
         let left = self.settings.count.map(|count| count.saturating_sub(shared.next));
         Ok(Lag {
@@ -230,12 +227,12 @@ impl Consumer for GeneratorConsumer {
     }
 
     async fn shutdown(&self) -> Result<(), ConnectorError> {
-        self.shared().closed = true;
+        self.shared.lock().closed = true;
         self.changed.notify_one();
         // Another process may take over, but not before a pending ack is written: the state handles
         // requests in order.
         self.state.load(&self.space, POSITION).await?;
-        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(self.lock.lock().take());
         Ok(())
     }
 }

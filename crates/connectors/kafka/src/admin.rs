@@ -1,7 +1,7 @@
 //! Administration of a topic. Kafka cannot delete single records: what is deleted here is committed
 //! as resolved, for each group that reads the topic in this pipeline.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -10,6 +10,7 @@ use brigade_core::connector::{
 };
 use brigade_core::watermark::Watermark;
 use brigade_core::{IncarnationId, Message};
+use parking_lot::Mutex;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode as Code};
 use rdkafka::message::Message as _;
@@ -107,7 +108,7 @@ impl TopicAdmin {
     ) -> Result<T, ConnectorError> {
         let desk = Arc::clone(&self.desk);
         let asked = blocking(move || {
-            let _turn = desk.turn.lock().unwrap_or_else(PoisonError::into_inner);
+            let _turn = desk.turn.lock();
             ask(&desk).map_err(|error| desk.explain(doing, &error))
         });
         asked.await?

@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use brigade_core::connector::ConnectorError;
+use parking_lot::Mutex;
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -89,7 +89,7 @@ const COUNTS: Duration = Duration::from_secs(60);
 impl Reason {
     /// Records an error; returns the underlying error, if that was reported before.
     pub(crate) fn of(&self, error: &KafkaError, now: Instant) -> KafkaError {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last.lock();
         match error.rdkafka_error_code() {
             Some(Code::AllBrokersDown) => {
                 let counts = |(_, at): &&(KafkaError, Instant)| now.duration_since(*at) < COUNTS;
@@ -117,7 +117,7 @@ impl Heard {
 
     /// Takes the first error since this was last called.
     pub(crate) fn trouble(&self) -> Option<KafkaError> {
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.trouble.lock().take()
     }
 }
 
@@ -129,7 +129,7 @@ impl ClientContext for Heard {
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(queue = %self.site.queue, %error, reason, "the client met an error");
         // That all brokers are down follows from an error that was reported before.
-        self.trouble.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        self.trouble.lock().get_or_insert(error);
     }
 }
 

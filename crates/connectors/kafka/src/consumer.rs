@@ -36,7 +36,7 @@ const AGAIN: Duration = Duration::from_millis(20);
 pub(crate) struct KafkaConsumer {
     shared: Arc<Shared>,
     order: Order,
-    thread: std::sync::Mutex<Option<JoinHandle<()>>>,
+    thread: parking_lot::Mutex<Option<JoinHandle<()>>>,
     closed: AtomicBool,
     /// One commit after the other; what is resolved meanwhile goes with the next.
     committing: Arc<Mutex<()>>,
@@ -91,7 +91,7 @@ impl KafkaConsumer {
         Ok(Self {
             shared,
             order,
-            thread: std::sync::Mutex::new(Some(thread)),
+            thread: parking_lot::Mutex::new(Some(thread)),
             closed: AtomicBool::new(false),
             committing: Arc::default(),
             asking: Arc::default(),
@@ -420,7 +420,7 @@ impl Consumer for KafkaConsumer {
             )))),
         };
         self.shared.stop();
-        let thread = self.thread.lock().ok().and_then(|mut thread| thread.take());
+        let thread = self.thread.lock().take();
         if let Some(thread) = thread {
             let joined = blocking(move || thread.join());
             if tokio::time::timeout_at(until, joined).await.is_err() {

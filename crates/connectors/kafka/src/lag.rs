@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use brigade_core::connector::{ConnectorError, Lag, PartitionLag};
 use brigade_core::watermark::Watermark;
+use parking_lot::Mutex;
 use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::Message as _;
@@ -292,7 +293,7 @@ impl Lagging {
     /// Those of a topic's partitions in which there is no record from an offset to the end. It
     /// checks all at once, as the broker reports an end only after half a second.
     fn only_marks(&self, topic: &Arc<str>, mut unseen: Vec<Unseen>) -> KafkaResult<Vec<usize>> {
-        let mut looker = self.looker.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut looker = self.looker.lock();
         let mut only_marks = Vec::new();
         unseen.retain(|one| {
             let known = looker.found.only_marks(&one.place(topic), one.low, one.past);

@@ -2,13 +2,14 @@
 //! else polls, so neither a slow component nor a drain keeps the group waiting.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use brigade_core::connector::{ConnectorError, Incoming};
 use brigade_core::watermark::Watermark;
 use brigade_core::{IncarnationId, Timestamp};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance};
@@ -136,13 +137,13 @@ impl Shared {
 
     /// When something last moved.
     pub(crate) fn beats(&self) -> Beats {
-        *self.beats.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.beats.lock()
     }
 
     /// Records that the thread is alive; `came` says that a record came, or none could come.
     fn beat(&self, came: bool) {
         let now = Instant::now();
-        let mut beats = self.beats.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut beats = self.beats.lock();
         beats.polled = now;
         if came {
             beats.came = now;
@@ -150,7 +151,7 @@ impl Shared {
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Wakes the thread: something was taken or resolved.
@@ -177,7 +178,7 @@ impl Shared {
     /// Pauses all partitions, or resumes them all.
     fn pause(&self, client: &Client, pause: bool) {
         self.paused.store(pause, Ordering::Relaxed);
-        self.resting.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.resting.lock().clear();
         let set = |all: &_| if pause { client.pause(all) } else { client.resume(all) };
         if let Err(error) = client.assignment().and_then(|all| set(&all)) {
             tracing::debug!(queue = %self.site.queue, %error, pause, "pausing or resuming failed");
@@ -186,7 +187,7 @@ impl Shared {
 
     /// Pauses the partitions with enough delayed messages, and resumes those that no longer have.
     fn rest(&self, client: &Client) {
-        let mut resting = self.resting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut resting = self.resting.lock();
         let now = self.state().assignment.resting(SPAN_MAX - SPAN_SPARE);
         let list = |of: &[Place], but: &[Place]| {
             let mut list = TopicPartitionList::new();
@@ -297,8 +298,7 @@ impl Shared {
     /// Waits a while for room; returns whether there is some.
     fn wait_for_room(&self) -> bool {
         let full = |state: &mut State| Self::is_full(state) && !self.stopping();
-        let waited = self.room.wait_timeout_while(self.state(), NO_ROOM, full);
-        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
+        !self.room.wait_while_for(&mut self.state(), full, NO_ROOM).timed_out()
     }
 }
 
@@ -524,8 +524,7 @@ impl Watch {
             if held == 0 || lost || left.is_zero() || shared.stopping() {
                 break;
             }
-            let waited = shared.room.wait_timeout(state, left.min(POLL));
-            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+            shared.room.wait_for(&mut state, left.min(POLL));
         }
         let held = state.assignment.held_of(&places);
         let mut commits = state.assignment.to_commit();

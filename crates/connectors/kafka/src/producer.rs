@@ -1,7 +1,7 @@
 //! The producer of Kafka topics: sends records and waits for their delivery reports.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -10,6 +10,7 @@ use brigade_core::connector::{
     ConnectorError, Features, Outgoing, Produced, Producer, Rejected, Staged,
 };
 use brigade_core::state::{StoreId, StoreOp};
+use parking_lot::Mutex;
 use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
@@ -103,7 +104,7 @@ impl Link {
     }
 
     fn client(&self) -> Result<Arc<Client>, ConnectorError> {
-        let mut client = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut client = self.client.lock();
         if client.context().is_lost() {
             *client = Self::make(&self.site, &self.config)?;
         }
@@ -130,7 +131,7 @@ impl Reports {
 
     /// Whether it was not logged a moment ago: the client repeats itself twenty times a second.
     fn may_tell(&self) -> bool {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.told.lock();
         let may = told.is_none_or(|at| at.elapsed() > TELL_EVERY);
         if may {
             *told = Some(Instant::now());
@@ -187,7 +188,7 @@ impl Batch {
     }
 
     fn set(&self, at: usize, report: Report) {
-        self.odd.lock().unwrap_or_else(PoisonError::into_inner).push((at, report));
+        self.odd.lock().push((at, report));
         self.count();
     }
 
@@ -203,7 +204,7 @@ impl Batch {
         if self.missing.load(Ordering::Acquire) > 0 {
             self.done.notified().await;
         }
-        let mut odd = std::mem::take(&mut *self.odd.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut odd = std::mem::take(&mut *self.odd.lock());
         odd.sort_unstable_by_key(|(at, _)| *at);
         odd
     }

@@ -1,11 +1,11 @@
 //! Outputs and offsets in one transaction.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use brigade_core::connector::{ConnectorError, Receipt, Rejected};
 use brigade_core::state::{StoreId, StoreOp};
+use parking_lot::Mutex;
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{Consumer as _, ConsumerGroupMetadata};
@@ -79,16 +79,16 @@ impl ClientContext for Quiet {
 impl Quiet {
     fn note(&self, at: usize, error: &KafkaError) {
         if let Some(rejected) = refusal(error) {
-            self.refused.lock().unwrap_or_else(PoisonError::into_inner).push((at, rejected));
+            self.refused.lock().push((at, rejected));
         }
     }
 
     fn has_refused(&self) -> bool {
-        !self.refused.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        !self.refused.lock().is_empty()
     }
 
     fn take_refused(&self) -> Vec<(usize, Rejected)> {
-        std::mem::take(&mut self.refused.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(&mut self.refused.lock())
     }
 }
 
@@ -144,7 +144,7 @@ impl Transactions {
         ops: &[StoreOp],
     ) -> Result<Settled, ConnectorError> {
         let explained = |error: &KafkaError| explain(&self.site, "the transaction failed", error);
-        let mut producer = self.producer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut producer = self.producer.lock();
         // In this order: what is lost after the receipts are checked ends the generation, and the
         // transaction with it; what was lost and came back before is seen by the check.
         let member = client

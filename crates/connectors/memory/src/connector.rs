@@ -1,8 +1,8 @@
 //! The connector of memory queues.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use brigade_core::connector::{
@@ -10,6 +10,7 @@ use brigade_core::connector::{
     QueueSpec, Reader,
 };
 use brigade_core::{IncarnationId, Message, MessageId};
+use parking_lot::{Mutex, MutexGuard};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
@@ -133,7 +134,7 @@ impl Memory {
     }
 
     pub(crate) fn queue(&self, pipeline: &str, queue: &str) -> Arc<Queue> {
-        let mut queues = self.queues.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut queues = self.queues.lock();
         let key = (pipeline.to_owned(), queue.to_owned());
         Arc::clone(queues.entry(key).or_default())
     }
@@ -168,7 +169,7 @@ impl Queue {
     }
 
     pub(crate) fn groups(&self) -> MutexGuard<'_, HashMap<Arc<str>, Group>> {
-        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+        self.groups.lock()
     }
 }
 

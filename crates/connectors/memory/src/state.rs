@@ -1,12 +1,13 @@
 //! A state that is kept in memory only.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use brigade_core::connector::{ConnectorError, Consumer, Producer, QueueAdmin, QueueSpec, Reader};
 use brigade_core::state::{StateLock, StateStore, StoreId, StoreOp};
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use crate::connector::Memory;
 use crate::consumer::MemoryConsumer;
@@ -28,7 +29,7 @@ struct Locked {
 
 impl Drop for Locked {
     fn drop(&mut self) {
-        self.all.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
+        self.all.lock().remove(&self.name);
     }
 }
 
@@ -42,10 +43,6 @@ impl MemoryState {
     pub fn queues(&self) -> &Memory {
         &self.memory
     }
-
-    fn values(&self) -> MutexGuard<'_, BTreeMap<(String, String), Bytes>> {
-        self.values.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 #[async_trait]
@@ -55,7 +52,7 @@ impl StateStore for MemoryState {
     }
 
     async fn load(&self, space: &str, key: &str) -> Result<Option<Bytes>, ConnectorError> {
-        Ok(self.values().get(&(space.to_owned(), key.to_owned())).cloned())
+        Ok(self.values.lock().get(&(space.to_owned(), key.to_owned())).cloned())
     }
 
     async fn scan(
@@ -63,13 +60,13 @@ impl StateStore for MemoryState {
         space: &str,
         prefix: &str,
     ) -> Result<Vec<(String, Bytes)>, ConnectorError> {
-        let values = self.values();
+        let values = self.values.lock();
         let found = values.iter().filter(|((at, key), _)| at == space && key.starts_with(prefix));
         Ok(found.map(|((_, key), value)| (key.clone(), value.clone())).collect())
     }
 
     async fn commit(&self, ops: Vec<StoreOp>) -> Result<(), ConnectorError> {
-        let mut values = self.values();
+        let mut values = self.values.lock();
         for op in ops {
             match op {
                 StoreOp::Put { space, key, value } => {
@@ -88,7 +85,7 @@ impl StateStore for MemoryState {
     }
 
     async fn lock(&self, name: &str) -> Result<Option<StateLock>, ConnectorError> {
-        let mut all = self.locked.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.locked.lock();
         let locked = || Locked { name: name.to_owned(), all: Arc::clone(&self.locked) };
         Ok(all.insert(name.to_owned()).then(|| StateLock::new(locked())))
     }

@@ -2,10 +2,10 @@
 //! where the caller wants bytes, so it depends on the size of recent messages.
 
 use std::future::Future;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use brigade_core::connector::{Incoming, Want};
+use parking_lot::Mutex;
 
 use crate::failure::Failure;
 use crate::server::ANSWER_MAX;
@@ -102,7 +102,7 @@ impl Paced {
     }
 
     pub(crate) fn count(&self, want: Want) -> usize {
-        self.pace().count(want)
+        self.pace.lock().count(want)
     }
 
     /// Asks for messages, as part of a read; it is told how long the answer may take.
@@ -111,32 +111,24 @@ impl Paced {
         F: Future<Output = Result<T, Failure>>,
     {
         let begun = Instant::now();
-        let answer_max = self.pace().answer_max(begun);
+        let answer_max = self.pace.lock().answer_max(begun);
         let answer = ask(answer_max).await;
         // What else takes long, such as another question before, says nothing about messages.
         let is_late = answer.as_ref().is_err_and(Failure::is_late);
-        *self.late() = is_late.then(|| begun.elapsed());
+        *self.late.lock() = is_late.then(|| begun.elapsed());
         answer
     }
 
     /// What became of a read that asked for so many messages.
     pub(crate) fn read<E>(&self, asked: usize, read: Result<&[Incoming], E>) {
-        let late = self.late().take();
+        let late = self.late.lock().take();
         match read {
             Ok(read) => {
                 let sizes = read.iter().map(|incoming| incoming.message.size());
-                self.pace().brought(asked, sizes);
+                self.pace.lock().brought(asked, sizes);
             }
-            Err(_) => self.pace().failed(asked, late, Instant::now()),
+            Err(_) => self.pace.lock().failed(asked, late, Instant::now()),
         }
-    }
-
-    fn pace(&self) -> MutexGuard<'_, Pace> {
-        self.pace.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn late(&self) -> MutexGuard<'_, Option<Duration>> {
-        self.late.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

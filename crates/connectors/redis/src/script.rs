@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::ops::Deref;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::LazyLock;
+
+use parking_lot::Mutex;
 
 /// The texts of all scripts, by the hash that a server gives in its errors.
 static TEXTS: LazyLock<Mutex<HashMap<String, String>>> = LazyLock::new(Mutex::default);
@@ -14,7 +16,7 @@ pub(crate) struct Script(redis::Script);
 impl Script {
     pub(crate) fn new(text: &str) -> Self {
         let script = redis::Script::new(text);
-        let mut texts = TEXTS.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut texts = TEXTS.lock();
         texts.insert(script.get_hash().to_owned(), text.to_owned());
         Self(script)
     }
@@ -31,7 +33,7 @@ impl Deref for Script {
 /// The commands in the line that an error points at, in lower case; if that line names none, those
 /// that may reach it as arguments.
 pub(crate) fn commands_at(error: &str) -> Vec<String> {
-    let texts = TEXTS.lock().unwrap_or_else(PoisonError::into_inner);
+    let texts = TEXTS.lock();
     let at = |(hash, rest): (&str, &str)| {
         let line = rest.split_once("user_script:")?.1;
         let digits = line.find(|c: char| !c.is_ascii_digit()).unwrap_or(line.len());

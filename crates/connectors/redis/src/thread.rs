@@ -4,10 +4,11 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Mutex, PoisonError, mpsc};
+use std::sync::mpsc;
 use std::task::{Context, Poll};
 use std::{io, panic};
 
+use parking_lot::Mutex;
 use tokio::runtime::{Builder, Handle};
 use tokio::task::JoinHandle;
 
@@ -21,7 +22,7 @@ pub(crate) struct Thread(Handle);
 impl Thread {
     /// Starts the thread at first use.
     pub(crate) fn get() -> io::Result<Self> {
-        let mut there = THREAD.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut there = THREAD.lock();
         if let Some(thread) = &*there {
             return Ok(thread.clone());
         }

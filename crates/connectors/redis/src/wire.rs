@@ -1,13 +1,14 @@
 //! A connection that is made when it is needed, and again after it broke.
 
 use std::future::Future;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use brigade_core::connector::ConnectorError;
 use brigade_core::state::StoreId;
+use parking_lot::Mutex;
 use redis::{Cmd, ErrorKind, FromRedisValue, Pipeline, RedisResult, ScriptInvocation, Value};
 
 use crate::failure::Failure;
@@ -99,7 +100,7 @@ impl Wire {
     /// are used.
     fn server(&self) -> Arc<Server> {
         let anew = self.place.has_certificates().then(|| self.place.server());
-        let mut server = self.server.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut server = self.server.lock();
         match anew {
             Some(Ok(anew)) => *server = Arc::new(anew),
             Some(Err(why)) => {
@@ -113,21 +114,13 @@ impl Wire {
 
     /// The connection, made if there is none. The lock is not held meanwhile.
     async fn connection(&self) -> RedisResult<Connection> {
-        if let Some(connection) = &*self.current() {
+        if let Some(connection) = &*self.connection.lock() {
             return Ok(connection.clone());
         }
         let made = self.server().connect(ANSWER_MAX).await?;
         // This may be another server, or one with other settings.
         self.takes.store(SURE, Relaxed);
-        Ok(self.current().get_or_insert(made).clone())
-    }
-
-    fn current(&self) -> MutexGuard<'_, Option<Connection>> {
-        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn patient(&self) -> MutexGuard<'_, Option<(Duration, Connection)>> {
-        self.patient.lock().unwrap_or_else(PoisonError::into_inner)
+        Ok(self.connection.lock().get_or_insert(made).clone())
     }
 
     /// How long a value the server is known to take, on this connection.
@@ -167,7 +160,7 @@ impl Wire {
         answer_max: Duration,
     ) -> RedisResult<(Connection, Option<Duration>)> {
         let (mut connection, alone) = if answer_max > SHARED_MAX {
-            let kept = self.patient().take().filter(|(kept_max, _)| *kept_max >= answer_max);
+            let kept = self.patient.lock().take().filter(|(kept_max, _)| *kept_max >= answer_max);
             match kept {
                 Some((kept_max, connection)) => (connection, Some(kept_max)),
                 None => (self.server().connect(answer_max).await?, Some(answer_max)),
@@ -201,7 +194,7 @@ impl Wire {
                 (None, Ok(_)) => {}
                 (None, Err(failure)) => wire.look_at(failure),
                 (Some(_), Err(failure)) if failure.is_of_connection() => {}
-                (again, _) => *wire.patient() = again,
+                (again, _) => *wire.patient.lock() = again,
             }
             answer
         });
@@ -211,8 +204,8 @@ impl Wire {
     /// A broken connection is made anew the next time; so is the other, which goes the same way.
     fn look_at(&self, failure: &Failure) {
         if failure.is_of_connection() {
-            *self.current() = None;
-            *self.patient() = None;
+            *self.connection.lock() = None;
+            *self.patient.lock() = None;
         }
     }
 

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use super::StateWrite;
 
@@ -59,7 +60,7 @@ impl Unsettled {
         if writes.is_empty() {
             return Written::default();
         }
-        let mut shared = self.lock();
+        let mut shared = self.0.lock();
         let number = shared.next;
         shared.next += 1;
         for write in &writes {
@@ -73,12 +74,8 @@ impl Unsettled {
 
     /// The last value written to a key, if it is not stored yet; the inner `None` is a removal.
     pub fn get(&self, key: &str) -> Option<Option<Bytes>> {
-        let shared = self.lock();
+        let shared = self.0.lock();
         shared.values.get(key)?.last().map(|waiting| waiting.value.clone())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Shared> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -87,7 +84,7 @@ impl Written {
     /// handled later. What a later message has stored must not be overwritten.
     pub fn waiting(&self) -> impl Iterator<Item = (u64, &StateWrite)> {
         self.seen.iter().flat_map(|(unsettled, number, _)| {
-            let shared = unsettled.lock();
+            let shared = unsettled.0.lock();
             let waits = |write: &&StateWrite| {
                 let values = shared.values.get(&write.key);
                 values.is_some_and(|values| values.iter().any(|waiting| waiting.number == *number))
@@ -101,7 +98,7 @@ impl Written {
     /// of them: that value could otherwise overwrite a later one stored in the meantime.
     pub fn claim(&self, claim: Claim) -> bool {
         let Some((unsettled, number, keys)) = &self.seen else { return true };
-        let mut shared = unsettled.lock();
+        let mut shared = unsettled.0.lock();
         let others = |waiting: &Waiting| waiting.claim.is_some_and(|other| other != claim);
         let is_free = |key: &String| !shared.values.get(key).is_some_and(|v| v.iter().any(others));
         if !keys.iter().all(is_free) {
@@ -117,7 +114,7 @@ impl Written {
     /// Releases the claim on its keys.
     pub fn unclaim(&self) {
         let Some((unsettled, number, keys)) = &self.seen else { return };
-        let mut shared = unsettled.lock();
+        let mut shared = unsettled.0.lock();
         for key in keys {
             let values = shared.values.get_mut(key).into_iter().flatten();
             values.filter(|waiting| waiting.number == *number).for_each(|w| w.claim = None);
@@ -133,7 +130,7 @@ impl Written {
     /// Hides the writes to its keys for which `is_over(number of that write, own number)` holds.
     fn forget(&self, is_over: impl Fn(u64, u64) -> bool) {
         let Some((unsettled, number, keys)) = &self.seen else { return };
-        let mut shared = unsettled.lock();
+        let mut shared = unsettled.0.lock();
         for key in keys {
             let Some(values) = shared.values.get_mut(key) else { continue };
             values.retain(|waiting| !is_over(waiting.number, *number));
@@ -153,7 +150,7 @@ impl Drop for Written {
 
 impl fmt::Debug for Unsettled {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Unsettled").field("keys", &self.lock().values.len()).finish()
+        f.debug_struct("Unsettled").field("keys", &self.0.lock().values.len()).finish()
     }
 }
 
@@ -187,7 +184,7 @@ mod tests {
         assert_eq!(unsettled.get("a"), Some(None));
         drop(third);
         assert_eq!(unsettled.get("a"), None);
-        assert!(unsettled.lock().values.is_empty(), "nothing is kept");
+        assert!(unsettled.0.lock().values.is_empty(), "nothing is kept");
     }
 
     #[test]
@@ -214,7 +211,7 @@ mod tests {
         assert_eq!(unsettled.get("a"), None, "the state has the second");
         assert_eq!((waits(&first), waits(&second)), (0, 0), "it may not be written over");
         drop(first);
-        assert!(unsettled.lock().values.is_empty());
+        assert!(unsettled.0.lock().values.is_empty());
     }
 
     /// One party may claim several values of a key at once.
@@ -271,7 +268,7 @@ mod tests {
                 }
             }
             drop(waiting);
-            prop_assert!(unsettled.lock().values.is_empty());
+            prop_assert!(unsettled.0.lock().values.is_empty());
         }
     }
 }

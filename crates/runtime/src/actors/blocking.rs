@@ -4,7 +4,7 @@
 //! cancelled; it is fenced off: its delivery is taken away from it, anything it still returns is
 //! discarded, and another thread continues with the desk. Such threads are counted and limited.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use actix::WeakAddr;
@@ -12,6 +12,7 @@ use actix::prelude::*;
 use brigade_core::component::{Context as ComponentContext, Kind};
 use brigade_core::connector::Order;
 use brigade_core::delivery::{Delivery, ended_here};
+use parking_lot::Mutex;
 use tokio::runtime::Runtime;
 use tokio::time::Instant;
 
@@ -62,7 +63,7 @@ struct Thread {
 
 impl Drop for Thread {
     fn drop(&mut self) {
-        if lock(&self.call).fenced {
+        if self.call.lock().fenced {
             self.stage.stats.stuck.sub(1);
         } else if let Some(worker) = self.worker.upgrade() {
             worker.do_send(Ended(Arc::clone(&self.call)));
@@ -95,7 +96,7 @@ impl BlockingThread {
 impl Drop for BlockingThread {
     fn drop(&mut self) {
         // The thread ends with its call, since the desk is closed. What it holds is given back now.
-        drop(lock(&self.call).current.take());
+        drop(self.call.lock().current.take());
     }
 }
 
@@ -125,7 +126,7 @@ impl Worker {
     fn look(&mut self, timeout: Duration, ctx: &mut actix::Context<Self>) {
         let Some(thread) = self.thread_mut() else { return };
         let late = {
-            let mut call = lock(&thread.call);
+            let mut call = thread.call.lock();
             match call.current.take() {
                 Some(current) if current.since.elapsed() >= timeout => {
                     call.fenced = true;
@@ -220,7 +221,7 @@ impl WorkLoop {
     async fn run_blocking_batches(&mut self, call: &Mutex<Call>) {
         let size = self.runner.site.stage.batch.map_or(1, |(size, _)| size);
         while let Some(items) = self.next(size).await {
-            if lock(call).fenced {
+            if call.lock().fenced {
                 return;
             }
             let desk = Arc::clone(&self.desk);
@@ -258,11 +259,11 @@ impl WorkLoop {
         let parsed = delivery.parsed.take();
         let copy = delivery.copy_without_duty();
         let context = ComponentContext::lend(Arc::clone(&stage.context), copy);
-        lock(call).current = Some(Current { delivery, retry, since: Instant::now() });
+        call.lock().current = Some(Current { delivery, retry, since: Instant::now() });
         // Checked only now: if the desk is closed later, whoever closes it finds what is to be
         // given back.
         if self.desk.is_closed() {
-            drop(lock(call).current.take());
+            drop(call.lock().current.take());
             return None;
         }
         stage.stats.calls.add(1);
@@ -271,13 +272,9 @@ impl WorkLoop {
         if matches!(attempt, Attempt::Panicked(_)) {
             self.runner.component = self.template.fresh();
         }
-        let Current { delivery, .. } = lock(call).current.take()?;
+        let Current { delivery, .. } = call.lock().current.take()?;
         let step = self.runner.decide(delivery, attempt);
         self.send();
         Some(step)
     }
-}
-
-fn lock(call: &Mutex<Call>) -> std::sync::MutexGuard<'_, Call> {
-    call.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -16,6 +16,7 @@ use brigade_core::credit::Credit;
 use brigade_core::delivery::{Delivery, Guard, Origin, Parts, Resolved};
 use brigade_core::flight::{Finished, Flights, Since};
 use brigade_core::order::{Lines, shard};
+use brigade_core::outcome::Outcome;
 use brigade_core::retry::doubled;
 use futures_util::future::{LocalBoxFuture, OptionFuture};
 use futures_util::stream::{FuturesUnordered, StreamExt};
@@ -578,7 +579,8 @@ impl Drop for PullLoop {
     /// Also when the actor dies: what was in flight has an outcome.
     fn drop(&mut self) {
         let counted = self.site.settler.ahead.take();
-        self.site.stage.stats.released.add(self.flights.roots().saturating_sub(counted));
+        let released = self.flights.roots().saturating_sub(counted) as u64;
+        self.site.stage.stats.from_queues.add(Outcome::Released, released);
         self.origin.close();
         // Until it is replaced, it holds nobody up.
         self.site.control.set_undealt(false);

@@ -1,12 +1,13 @@
 //! What is visible of a consumer, and how it is controlled, whichever actor is behind it.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use actix::Addr;
 use arc_swap::ArcSwapOption;
 use brigade_core::books::Page;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::Crash;
@@ -65,7 +66,7 @@ impl Control {
     }
 
     pub(crate) fn set(&self, mode: Mode) {
-        *self.mode.lock().unwrap_or_else(PoisonError::into_inner) = mode;
+        *self.mode.lock() = mode;
         self.asked.fetch_add(1, Release);
         self.notify.notify_one();
     }
@@ -96,7 +97,7 @@ impl Control {
     }
 
     fn tell_followers(&self) {
-        let followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
+        let followers = self.followers.lock();
         followers.iter().for_each(|follower| follower.notify_one());
     }
 
@@ -107,12 +108,12 @@ impl Control {
 
     /// Whether other consumers may pull only while this one waits.
     pub(super) fn is_followed(&self) -> bool {
-        !self.followers.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        !self.followers.lock().is_empty()
     }
 
     /// Notifies `follower` whenever the queue has nothing to take.
     pub(super) fn follow(&self, follower: &Arc<Notify>) {
-        let mut followers = self.followers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut followers = self.followers.lock();
         if !followers.iter().any(|known| Arc::ptr_eq(known, follower)) {
             followers.push(Arc::clone(follower));
         }
@@ -127,11 +128,11 @@ impl Control {
     /// Its pages of messages, and of outputs: those that settled messages had, and those that are
     /// on their queues, were refused, or went with a message whose lease was lost.
     pub(crate) fn pages(&self) -> (Page, Page) {
-        *self.pages.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.pages.lock()
     }
 
     pub(super) fn set_pages(&self, messages: Page, outputs: Page) {
-        *self.pages.lock().unwrap_or_else(PoisonError::into_inner) = (messages, outputs);
+        *self.pages.lock() = (messages, outputs);
     }
 
     /// Whether an actor is behind it.
@@ -152,6 +153,6 @@ impl Control {
     }
 
     pub(crate) fn mode(&self) -> Mode {
-        *self.mode.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.mode.lock()
     }
 }

@@ -3,13 +3,13 @@
 //! The desk outlives a blocking thread that is given up on; another thread continues with it.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use brigade_core::books::Page;
 use brigade_core::connector::Order;
 use brigade_core::delivery::{Delivery, Resolution, ended_here};
 use brigade_core::order::Gate;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -64,7 +64,7 @@ impl Desk {
 
     /// Adds work.
     pub(crate) fn push(&self, deliveries: Vec<Delivery>) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.came += deliveries.len() as u64;
         let items = deliveries.into_iter().map(|delivery| Item { delivery, retry: false });
         state.queue.extend(items);
@@ -76,7 +76,7 @@ impl Desk {
     pub(crate) async fn next(&self, max: usize) -> Option<Vec<Item>> {
         loop {
             let due = {
-                let mut state = self.lock();
+                let mut state = self.state.lock();
                 if state.closed {
                     return None;
                 }
@@ -105,7 +105,7 @@ impl Desk {
     pub(crate) async fn gather(&self, items: &mut Vec<Item>, size: usize, until: Instant) {
         while items.len() < size {
             {
-                let mut state = self.lock();
+                let mut state = self.state.lock();
                 state.fetch_due(Instant::now());
                 let n = (size - items.len()).min(state.queue.len());
                 state.in_hand += n;
@@ -126,7 +126,7 @@ impl Desk {
         if item.retry {
             return Some(item);
         }
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.parked.is_empty() && state.gate.is_open() {
             return Some(item);
         }
@@ -153,21 +153,21 @@ impl Desk {
     fn release(&self, item: Item) {
         let before = ended_here();
         item.delivery.resolve(Resolution::Released);
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.went += ended_here() - before;
         state.in_hand -= 1;
     }
 
     /// Called when the loop is done with what it had in hand; `went` of it have ended or gone on.
     pub(crate) fn finish(&self, went: u64) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.went += went;
         state.in_hand = 0;
     }
 
     /// What came in, what left, and what is here.
     pub(crate) fn page(&self) -> Page {
-        let state = self.lock();
+        let state = self.state.lock();
         let held = state.queue.len() + state.in_hand + state.gate.waiting() + state.retries.len();
         Page { came: state.came, went: state.went, held: held as u64 }
     }
@@ -195,13 +195,13 @@ impl Desk {
     /// Handles a key that is parked in its queue: what is on the desk with this key goes back.
     fn park(&self, parked: Parked, taken: Vec<Item>) {
         let Parked { key, input, last } = parked;
-        self.lock().parked.insert((input, key.clone()), last);
+        self.state.lock().parked.insert((input, key.clone()), last);
         self.open(key.as_ref(), taken);
     }
 
     /// Retries this delivery at `at`; later ones of its key wait.
     fn retry(&self, delivery: Delivery, at: Instant) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.gate.block(delivery.message.key.as_ref());
         state.retried += 1;
         let number = state.retried;
@@ -214,7 +214,7 @@ impl Desk {
     /// Called when a delivery that was being retried is resolved: what waited behind it comes next,
     /// in order, and only then what was taken from the desk after it.
     fn open(&self, key: Option<&Bytes>, taken: Vec<Item>) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         for item in taken.into_iter().rev() {
             state.in_hand -= 1;
             state.queue.push_front(item);
@@ -227,7 +227,7 @@ impl Desk {
 
     /// Closes the desk: what is on it is given back.
     pub(crate) fn close(&self) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.closed = true;
         let queue = std::mem::take(&mut state.queue);
         let retries = std::mem::take(&mut state.retries);
@@ -236,7 +236,7 @@ impl Desk {
         // Dropped outside the lock: resolving wakes consumers.
         let before = ended_here();
         drop((queue, retries, behind));
-        self.lock().went += ended_here() - before;
+        self.state.lock().went += ended_here() - before;
         self.notify.notify_one();
         self.end.notify_one();
     }
@@ -255,11 +255,7 @@ impl Desk {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.lock().closed
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().closed
     }
 }
 

@@ -4,13 +4,14 @@ use std::cell::Cell;
 use std::collections::HashSet;
 use std::ops::Range;
 use std::rc::Rc;
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use brigade_core::component::Claim;
 use brigade_core::connector::{Failed, FailedReason, Outgoing, Receipt};
 use brigade_core::delivery::{Again, GivenUp, Made, Requeued};
 use brigade_core::flight::{End, Finished};
+use brigade_core::outcome::Outcome;
 use brigade_core::state::StoreOp;
 use brigade_core::{Cause, DeadLetter, Message, MessageId};
 
@@ -95,22 +96,6 @@ pub(super) struct Output {
     pub(super) outgoing: Outgoing,
     /// What it was made from, as an index in `parents`; a dead letter has none.
     pub(super) parent: Option<usize>,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Outcome {
-    Acked,
-    Filtered,
-    DeadLettered,
-    Discarded,
-    Requeued,
-    Released,
-}
-
-impl Outcome {
-    /// Those of messages that are done, one way or the other.
-    pub(super) const DONE: [Self; 4] =
-        [Self::Acked, Self::Filtered, Self::DeadLettered, Self::Discarded];
 }
 
 impl Settlement {
@@ -323,7 +308,7 @@ impl Settler {
         }
         for ((stage, queue), count) in put {
             let outputs = &self.stage(stage).stats.outputs;
-            let mut outputs = outputs.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut outputs = outputs.lock();
             *outputs.entry((self.input.index, queue)).or_default() += count;
         }
     }
@@ -338,7 +323,7 @@ impl Settler {
         );
         self.events.dead_letter(stage, &given_up);
         let kind = given_up.cause.kind.as_str();
-        let mut causes = stage.stats.causes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut causes = stage.stats.causes.lock();
         *causes.entry(kind).or_default() += 1;
         drop(causes);
         let now = now();

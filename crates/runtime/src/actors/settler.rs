@@ -12,12 +12,13 @@ use brigade_core::connector::{
 };
 use brigade_core::delivery::{GivenUp, Slot};
 use brigade_core::flight::{Finished, Since};
+use brigade_core::outcome::Outcome;
 use brigade_core::state::StateStore;
 use brigade_core::{Cause, CauseKind};
 use tokio::sync::Notify;
 
 use super::producer::Outlet;
-use super::settlement::{Claimed, Outcome, Output, Settlement};
+use super::settlement::{Claimed, Output, Settlement};
 use super::tries::{Told, Tries};
 use crate::events::EventSender;
 use crate::plan::{QueuePlan, StagePlan};
@@ -142,16 +143,7 @@ impl Settler {
             0 => 0,
             n => n - usize::from(self.root().sabotage.strike(crate::sabotage::NO_OUTCOME)),
         };
-        let stats = &self.root().stats;
-        let kind = match outcome {
-            Outcome::Acked => &stats.acked,
-            Outcome::Filtered => &stats.filtered,
-            Outcome::DeadLettered => &stats.dead_lettered,
-            Outcome::Discarded => &stats.discarded,
-            Outcome::Requeued => &stats.requeued,
-            Outcome::Released => &stats.released,
-        };
-        kind.add(messages);
+        self.root().stats.from_queues.add(outcome, messages as u64);
         self.ahead.add(messages);
         *outcomes += messages;
     }

@@ -1,9 +1,9 @@
 //! Consecutive failures while a store or a queue takes nothing.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use brigade_core::retry::doubled;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::settler::Settler;
@@ -21,7 +21,7 @@ pub(crate) struct Told(Mutex<Option<Instant>>);
 impl Told {
     /// Whether to log it now; if so, it counts as logged.
     pub(super) fn is_due(&self) -> bool {
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.0.lock();
         let is_due = told.is_none_or(|at| at.elapsed() >= TELL_EVERY);
         if is_due {
             *told = Some(Instant::now());

@@ -110,6 +110,9 @@ impl Handler<Work> for Worker {
     fn handle(&mut self, mut work: Work, _: &mut Self::Context) {
         let deliveries = std::mem::take(&mut work.deliveries);
         self.port.arrived(deliveries.len());
+        if self.site.stage.upstream.is_some() {
+            self.site.stage.heard();
+        }
         self.desk.push(deliveries);
     }
 }

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex};
 
 use actix::prelude::*;
 use brigade_core::component::{AnyComponent, Setup};
@@ -14,6 +14,7 @@ use brigade_core::connector::{
 use brigade_core::credit::Credit;
 use futures_util::FutureExt;
 use futures_util::future::join_all;
+use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use super::start::{StartFailure, StartFailureKind};
@@ -140,7 +141,7 @@ impl Line {
             ground,
         };
         for stage in line.members.clone() {
-            let ports = line.ports(line.ground.workers[usize::from(stage)]);
+            let ports = line.ports(stage, line.ground.workers[usize::from(stage)]);
             line.pools.insert(stage, Pool::new(ports));
         }
         let plan = Arc::clone(&line.ground.plan);
@@ -205,10 +206,15 @@ impl Line {
 
     /// The ports of a stage's workers: the root's number decides on which lane they begin, so that
     /// lines with one worker each do not all live on the first lane.
-    fn ports(&self, workers: usize) -> Vec<Arc<Port>> {
+    fn ports(&self, stage: u16, workers: usize) -> Vec<Arc<Port>> {
         let lanes = self.ground.lanes.len();
         let offset = usize::from(self.members[0]);
-        (0..workers).map(|index| Port::new((offset + index) % lanes, index)).collect()
+        let ledgers = &self.ground.plan.stages[usize::from(stage)].stats.direct;
+        let port = |index| {
+            let lane = (offset + index) % lanes;
+            Port::new(lane, index, ledgers.get(lane).cloned())
+        };
+        (0..workers).map(port).collect()
     }
 
     fn lanes_of(&self, stage: u16) -> Vec<usize> {
@@ -486,7 +492,7 @@ impl Line {
             port.close();
         }
         self.close_deserted().await;
-        self.pools[&stage].replace(self.ports(workers));
+        self.pools[&stage].replace(self.ports(stage, workers));
         self.init(stage).await?;
         for index in 0..workers {
             self.start_worker(Who::Worker { stage, index });

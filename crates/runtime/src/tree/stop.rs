@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use brigade_core::connector::Producer;
+use brigade_core::outcome::Outcome;
 use futures_util::future::{join, join_all};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -107,7 +108,7 @@ impl Tree {
             // Its lane is stuck in a call, or its queue does not answer.
             let (stage, held) =
                 (&self.plan.stages[usize::from(entry.stage)], entry.control.page().held);
-            stage.stats.released.add(usize::try_from(held).unwrap_or_default());
+            stage.stats.from_queues.add(Outcome::Released, held);
             tracing::warn!(
                 stage = %stage.name, held,
                 "a call has not ended, or a queue does not answer: what is held comes again"
@@ -130,11 +131,10 @@ impl Tree {
                 self.set_state(stage, StageState::Stopped, None);
             }
         }
-        let dead = self.plan.stages.iter().map(|stage| stage.stats.dead_lettered.get());
         let stopped = Stopped {
-            status: self.status(),
+            status: self.last_status(),
             failed,
-            dead_letters: dead.sum(),
+            dead_letters: self.plan.dead_letters(),
             given_back: stop.given_back,
             took: stop.begun.elapsed(),
         };

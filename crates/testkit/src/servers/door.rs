@@ -1,7 +1,9 @@
 use std::io;
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
 
 /// One direction of a connection: passes on what comes from the first stream to the second, until
 /// it ends.
@@ -77,7 +79,7 @@ impl Door {
     /// Breaks every connection in both directions, wherever it is in its traffic, and turns away
     /// this many of the next clients.
     pub fn cut(&self, unwelcome: u32) {
-        let mut within = self.shared.within();
+        let mut within = self.shared.within.lock();
         within.unwelcome = unwelcome;
         within.connections.drain(..).filter_map(|one| one.upgrade()).for_each(|one| one.cut());
     }
@@ -95,7 +97,7 @@ impl Drop for Door {
 impl Shared {
     fn admit(&self, client: TcpStream, ways: impl FnOnce() -> [Way; 2]) -> io::Result<()> {
         // Held until the connection is registered, so that no cut misses it.
-        let mut within = self.within();
+        let mut within = self.within.lock();
         if within.unwelcome > 0 {
             within.unwelcome -= 1;
             return Ok(());
@@ -117,10 +119,6 @@ impl Shared {
             connection.cut();
         });
         Ok(())
-    }
-
-    fn within(&self) -> MutexGuard<'_, Within> {
-        self.within.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

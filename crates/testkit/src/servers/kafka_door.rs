@@ -1,8 +1,10 @@
 use std::collections::HashMap;
 use std::io::{self, Read as _, Write as _};
 use std::net::TcpStream;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+
+use parking_lot::Mutex;
 
 use super::Kafka;
 use super::door::{Door, Way};
@@ -142,7 +144,7 @@ fn ask(from: &TcpStream, to: &TcpStream, known: &Known) -> io::Result<()> {
             _ => true,
         };
         assert!(is_known, "the door does not know version {} of request {}", at(2), at(0));
-        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = known.lock();
         known.insert(frame[4..8].to_vec(), at(0));
         drop(known);
         pass_on(to, &frame)?;
@@ -158,7 +160,7 @@ fn answer(
 ) -> io::Result<()> {
     loop {
         let frame = frame(from)?;
-        let asked = known.lock().unwrap_or_else(PoisonError::into_inner).remove(&frame[..4]);
+        let asked = known.lock().remove(&frame[..4]);
         let frame = match asked {
             Some(METADATA) => told.rewritten(&frame, port),
             Some(FIND_COORDINATOR) => led_to(port, frame),

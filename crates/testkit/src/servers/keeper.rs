@@ -1,8 +1,9 @@
 use std::fs::File;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
+
+use parking_lot::Mutex;
 
 use super::{LOOK, PATIENCE};
 
@@ -34,7 +35,7 @@ impl Keeper {
         let mut keeper = Command::new("sh");
         keeper.args(["-c", SCRIPT, "sh", signal]).arg(server.get_program()).args(server.get_args());
         keeper.stdin(Stdio::piped()).stdout(output).stderr(errors);
-        *self.child() = Some(keeper.spawn().expect("there is a shell"));
+        *self.0.lock() = Some(keeper.spawn().expect("there is a shell"));
         let begun = Instant::now();
         while !ready() {
             // For example because another process has its port.
@@ -49,7 +50,7 @@ impl Keeper {
 
     /// Whether the server has ended by itself.
     pub(super) fn has_ended(&self) -> bool {
-        let mut keeper = self.child();
+        let mut keeper = self.0.lock();
         keeper.as_mut().is_some_and(|keeper| matches!(keeper.try_wait(), Ok(Some(_))))
     }
 
@@ -58,14 +59,10 @@ impl Keeper {
     /// # Panics
     /// It cannot be waited for.
     pub(super) fn kill(&self) {
-        if let Some(mut keeper) = self.child().take() {
+        if let Some(mut keeper) = self.0.lock().take() {
             drop(keeper.stdin.take());
             keeper.wait().expect("one's own child can be waited for");
         }
-    }
-
-    fn child(&self) -> MutexGuard<'_, Option<Child>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

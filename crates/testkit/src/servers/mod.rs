@@ -7,7 +7,6 @@ use std::io::Write as _;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 mod asyncapi;
@@ -27,6 +26,7 @@ pub use door::Door;
 pub use kafka::Kafka;
 pub use kafka_door::KafkaDoor;
 pub use mount::Mount;
+use parking_lot::Mutex;
 pub use postgres::Postgres;
 pub use redis::{Redis, STREAM_COMMANDS};
 pub use redis_groups::{MASTER, RedisCluster, RedisSentinel};
@@ -62,7 +62,7 @@ fn free_port_of_node() -> u16 {
 /// Other processes do the same; to keep clear of them, each starts from a random place.
 fn free_port_of(ports: std::ops::Range<u16>, higher: &[u16]) -> u16 {
     static TAKEN: Mutex<(Option<u16>, BTreeSet<u16>)> = Mutex::new((None, BTreeSet::new()));
-    let (at, taken) = &mut *TAKEN.lock().unwrap_or_else(PoisonError::into_inner);
+    let (at, taken) = &mut *TAKEN.lock();
     let is_free =
         |port: u16| !taken.contains(&port) && TcpListener::bind(("127.0.0.1", port)).is_ok();
     let at = at.get_or_insert_with(|| fastrand::u16(..));

@@ -2,8 +2,9 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::{Door, LOOK, PATIENCE, free_port, used};
 
@@ -136,7 +137,7 @@ impl Redis {
     /// # Panics
     /// It cannot be killed.
     pub fn kill(&self) {
-        if let Some(mut child) = self.child().take() {
+        if let Some(mut child) = self.child.lock().take() {
             child.kill().expect("one's own child can be killed");
             child.wait().expect("one's own child can be waited for");
         }
@@ -152,11 +153,11 @@ impl Redis {
         server.args(["--port", &self.port.to_string(), "--save", "", "--appendonly", "yes"]);
         server.args(["--appendfsync", "always", "--dir"]).arg(self.directory.path());
         let server = server.args(&self.more).stdout(Stdio::null()).spawn();
-        *self.child() = Some(server.expect("redis-server is installed"));
+        *self.child.lock() = Some(server.expect("redis-server is installed"));
         let begun = Instant::now();
         while !self.answers() {
             // For example because another process has its port.
-            let ended = self.child().as_mut().map(|child| child.try_wait());
+            let ended = self.child.lock().as_mut().map(|child| child.try_wait());
             assert!(!matches!(ended, Some(Ok(Some(_)))), "the server ended: {ended:?}");
             assert!(begun.elapsed() < PATIENCE, "the server does not answer");
             std::thread::sleep(LOOK);
@@ -200,10 +201,6 @@ impl Redis {
             Ok([b"+PONG", b"-NOAU"].contains(&&answer))
         };
         ping().unwrap_or(false)
-    }
-
-    fn child(&self) -> std::sync::MutexGuard<'_, Option<Child>> {
-        self.child.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

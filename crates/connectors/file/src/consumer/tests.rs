@@ -36,7 +36,7 @@ async fn a_receipt_is_of_its_file_however_many_there_are() {
     let file = |n: usize| Progress::new(Some(n.to_string()), beginning(&n.to_string()));
     consumer.hear(Said::File { key: Some("0".to_owned()), position: beginning("0").into() });
     consumer.hear(Said::Records(vec![first_record()]));
-    consumer.shared().files.extend((1..FILES).map(file));
+    consumer.shared.lock().files.extend((1..FILES).map(file));
     let last = Said::File { key: Some(FILES.to_string()), position: beginning("last").into() };
     say.send(vec![last, Said::Records(vec![first_record()])]).await.unwrap();
     let mut taken = consumer.consume(WANT).await.unwrap();
@@ -46,7 +46,7 @@ async fn a_receipt_is_of_its_file_however_many_there_are() {
     let of_last = taken[1].receipt;
     assert_eq!(consumer.locate(of_last), "last:record 1");
     assert!(consumer.ack(vec![of_last], Vec::new()).await.unwrap().fenced.is_empty());
-    let shared = consumer.shared();
+    let shared = consumer.shared.lock();
     assert_eq!(shared.files[FILES].position.records.low(), 1);
     assert_eq!(shared.files[0].position.records.low(), 0, "the first is not resolved");
     assert!(shared.stands(taken[0].receipt));

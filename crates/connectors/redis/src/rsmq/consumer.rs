@@ -1,7 +1,7 @@
 //! Receiving messages of an RSMQ queue.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -9,6 +9,7 @@ use brigade_core::connector::{
     Acked, ConnectorError, Consumer, Failed, Features, Incoming, Lag, Receipt, Want,
 };
 use brigade_core::state::{StoreId, StoreOp};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::connector::Site;
@@ -65,7 +66,7 @@ impl RsmqConsumer {
 
     /// What is held, to be given back: it is no longer renewed.
     fn give_up(&self) -> Vec<Hide> {
-        *self.keeping.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.keeping.lock() = None;
         self.received.give_up()
     }
 }

@@ -3,11 +3,12 @@
 //! does.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use brigade_core::connector::{ConnectorError, Incoming, Receipt, Want};
 use brigade_core::{IncarnationId, Message, MessageId, Timestamp};
+use parking_lot::Mutex;
 use redis::ScriptInvocation;
 
 use super::connector::Site;
@@ -78,10 +79,6 @@ impl Received {
         Arc::new(Self { site, pace, held, forgetting, hiding, receiving })
     }
 
-    fn held(&self) -> MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Receives what there is.
     pub(super) async fn receive(self: Arc<Self>, want: Want) -> Fetched {
         let _ends = self.receiving.lock().await;
@@ -114,7 +111,7 @@ impl Received {
     /// Now and then forgets attempts of messages that other clients have deleted: those clients
     /// leave them behind. Errors are ignored, as the receive that follows reports their cause.
     async fn forget_deleted(&self) {
-        let forgetting = || self.forgetting.lock().unwrap_or_else(PoisonError::into_inner);
+        let forgetting = || self.forgetting.lock();
         let begin = {
             let (begin, last) = &mut *forgetting();
             if last.is_some_and(|last| last.elapsed() < FORGET_AFTER) {
@@ -131,7 +128,7 @@ impl Received {
     }
 
     fn enter_all(&self, all: Vec<Told>, since: Instant, max: usize) {
-        let mut held = self.held();
+        let mut held = self.held.lock();
         let before = held.ready.len();
         all.into_iter().for_each(|told| self.enter(&mut held, told, since));
         self.pace.read::<()>(max, Ok(&held.ready.make_contiguous()[before..]));
@@ -165,25 +162,25 @@ impl Received {
     /// Whether some message that is not yet handed out may soon be received by others, or already
     /// has been: for example after this process stood still, or the server was away.
     pub(super) fn is_stale(&self) -> bool {
-        let (held, half) = (self.held(), self.site.vt / 2);
+        let (held, half) = (self.held.lock(), self.site.vt / 2);
         let since = |one: &Incoming| held.messages.get(&one.receipt.position).map(|one| one.since);
         held.ready.iter().filter_map(since).any(|since| since.elapsed() >= half)
     }
 
     /// Hands out messages that were received.
     pub(super) fn take(&self, want: Want) -> Vec<Incoming> {
-        let mut held = self.held();
+        let mut held = self.held.lock();
         want.fill(|| held.ready.pop_front())
     }
 
     /// The id behind a receipt, if it is known.
     pub(super) fn id(&self, position: u64) -> Option<Id> {
-        self.held().messages.get(&position).map(|hidden| hidden.id.clone())
+        self.held.lock().messages.get(&position).map(|hidden| hidden.id.clone())
     }
 
     /// The ids behind receipts that still stand here; the rest are fenced.
     pub(super) fn ids(&self, receipts: &[Receipt]) -> (Vec<(Receipt, Id)>, Vec<Receipt>) {
-        let held = self.held();
+        let held = self.held.lock();
         let (mut known, mut fenced) = (Vec::new(), Vec::new());
         for receipt in receipts {
             match held.messages.get(&receipt.position) {
@@ -199,25 +196,25 @@ impl Received {
         &self,
         receipts: impl IntoIterator<Item = &'r Receipt>,
     ) -> Vec<(u64, Hidden)> {
-        let mut held = self.held();
+        let mut held = self.held.lock();
         let gone = receipts.into_iter().map(|receipt| receipt.position);
         gone.filter_map(|position| Some((position, held.messages.remove(&position)?))).collect()
     }
 
     /// Takes back what was forgotten: it is unresolved after all.
     pub(super) fn remember(&self, forgotten: Vec<(u64, Hidden)>) {
-        self.held().messages.extend(forgotten);
+        self.held.lock().messages.extend(forgotten);
     }
 
     /// Whether nothing is handed out any more.
     pub(super) fn is_given_up(&self) -> bool {
-        self.held().given_up
+        self.held.lock().given_up
     }
 
     /// Forgets everything, and hands out nothing from now on; returns how to give it back. A
     /// receive under way gives back what it brings by itself.
     pub(super) fn give_up(&self) -> Vec<Hide> {
-        let mut held = self.held();
+        let mut held = self.held.lock();
         held.given_up = true;
         held.ready.clear();
         let all = held.messages.drain();
@@ -254,12 +251,12 @@ impl Received {
         let _turn = self.hiding.lock().await;
         let (since, vt) = (Instant::now(), self.site.vt);
         let (positions, all): (Vec<u64>, Vec<Hide>) = {
-            let held = self.held();
+            let held = self.held.lock();
             let all = held.messages.iter();
             all.map(|(position, one)| (*position, (one.id.clone(), one.fence, vt, -1))).unzip()
         };
         let fenced: HashSet<usize> = self.hide_in_turn(&all).await?.into_iter().collect();
-        let mut held = self.held();
+        let mut held = self.held.lock();
         let Held { ready, messages, .. } = &mut *held;
         for (place, position) in positions.iter().enumerate() {
             if fenced.contains(&place) {

@@ -1,8 +1,8 @@
 //! Reading a stream as a member of a group.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -53,7 +53,7 @@ pub(crate) struct StreamConsumer {
     fetch: Mutex<Fetch>,
     woken: Notify,
     /// Keeps showing that the member is alive, until this is taken away.
-    heartbeat: std::sync::Mutex<Option<Task<()>>>,
+    heartbeat: parking_lot::Mutex<Option<Task<()>>>,
 }
 
 /// What reading needs, even while no `consume` waits for it.
@@ -67,12 +67,12 @@ pub(super) struct Site {
     /// This process, if others on this machine can see when it is gone.
     pub(super) process: Option<Process>,
     /// Which stream of this name was last read.
-    incarnation: std::sync::Mutex<IncarnationId>,
+    incarnation: parking_lot::Mutex<IncarnationId>,
     /// The connection that waits for new entries; commands use the other one.
     reading: Arc<Wire>,
     pub(super) wire: Arc<Wire>,
     /// What was received and is unresolved.
-    held: std::sync::Mutex<Held>,
+    held: parking_lot::Mutex<Held>,
     pace: Paced,
     /// An answer may have been lost: the server may have handed out entries that never arrived
     /// here.
@@ -82,11 +82,11 @@ pub(super) struct Site {
     /// Held during a read: closing waits for its end, even if the consumer's lane stalls.
     reads: Mutex<()>,
     /// When due entries were last checked for, if new entries have come since.
-    looked: std::sync::Mutex<Option<Instant>>,
+    looked: parking_lot::Mutex<Option<Instant>>,
     /// When it was last found that others had left nothing behind.
-    looked_after: std::sync::Mutex<Option<Instant>>,
+    looked_after: parking_lot::Mutex<Option<Instant>>,
     /// For members without a key that have done nothing meanwhile: since when.
-    pub(super) missing: std::sync::Mutex<HashMap<Vec<u8>, Instant>>,
+    pub(super) missing: parking_lot::Mutex<HashMap<Vec<u8>, Instant>>,
 }
 
 /// Reads that outlive the call that started them, so that a dropped `consume` loses nothing.
@@ -108,7 +108,7 @@ impl StreamConsumer {
         if !groups.contains(&keys.group) {
             groups.push(keys.group.clone());
         }
-        let incarnation = std::sync::Mutex::new(make_groups(&wire, &keys, &groups).await?);
+        let incarnation = parking_lot::Mutex::new(make_groups(&wire, &keys, &groups).await?);
         let member = format!("{OURS}{:016x}", fastrand::u64(..));
         let site = Arc::new(Site {
             keys,
@@ -120,14 +120,14 @@ impl StreamConsumer {
             incarnation,
             reading,
             wire,
-            held: std::sync::Mutex::default(),
+            held: parking_lot::Mutex::default(),
             pace: Paced::new(READ_MAX),
             lost: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             reads: Mutex::default(),
-            looked: std::sync::Mutex::default(),
-            looked_after: std::sync::Mutex::default(),
-            missing: std::sync::Mutex::default(),
+            looked: parking_lot::Mutex::default(),
+            looked_after: parking_lot::Mutex::default(),
+            missing: parking_lot::Mutex::default(),
         });
         site.find_timeless().await?;
         if let Err(error) = site.say_alive().await {
@@ -151,12 +151,12 @@ impl StreamConsumer {
             site,
             fetch: Mutex::default(),
             woken: Notify::new(),
-            heartbeat: std::sync::Mutex::new(Some(heartbeat)),
+            heartbeat: parking_lot::Mutex::new(Some(heartbeat)),
         })
     }
 
     fn end_heartbeat(&self) {
-        *self.heartbeat.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.heartbeat.lock() = None;
     }
 
     fn refuse_if_closed(&self) -> Result<(), ConnectorError> {
@@ -172,7 +172,7 @@ impl Site {
         &self,
         entries: Vec<Value>,
     ) -> Result<Vec<Incoming>, ConnectorError> {
-        let of = *self.incarnation();
+        let of = *self.incarnation.lock();
         let read = entries.into_iter().filter_map(|one| incoming(&self.keys, one, of).transpose());
         let read: Vec<(EntryId, Incoming)> = read.collect::<Result<_, _>>()?;
         if read.iter().any(|(id, incoming)| id.names(&incoming.message, of))
@@ -201,19 +201,15 @@ impl Site {
             None => make_groups(&self.wire, &self.keys, &self.groups).await?,
         };
         if now != of {
-            *self.incarnation() = now;
+            *self.incarnation.lock() = now;
             *self.held() = Held::default();
             self.lost.store(true, Ordering::Relaxed);
         }
         Ok(now == of)
     }
 
-    fn incarnation(&self) -> std::sync::MutexGuard<'_, IncarnationId> {
-        self.incarnation.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn held(&self) -> std::sync::MutexGuard<'_, Held> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn held(&self) -> parking_lot::MutexGuard<'_, Held> {
+        self.held.lock()
     }
 
     /// Makes entries that wait without a time come now.
@@ -338,7 +334,7 @@ impl Site {
             }
         }
         // Before new entries, and again until nothing is left: these are older.
-        if self.looked_after().is_none_or(|at| at.elapsed() >= LOOK) {
+        if self.looked_after.lock().is_none_or(|at| at.elapsed() >= LOOK) {
             let taken = self.take_over(max).await?;
             if !taken.is_empty() {
                 return Ok(taken);
@@ -346,9 +342,9 @@ impl Site {
             // Entries become too old even while nothing is acked; and a group that is gone now, or
             // a retention, may have left some behind.
             Retention::trim(self.bounds.retention, &self.wire, keys, &self.groups).await?;
-            *self.looked_after() = Some(Instant::now());
+            *self.looked_after.lock() = Some(Instant::now());
         }
-        let looked = *self.looked();
+        let looked = *self.looked.lock();
         let left = looked.map(|looked| LOOK_DUE.saturating_sub(looked.elapsed()));
         let wait = match left {
             Some(left) if !left.is_zero() => left,
@@ -369,7 +365,7 @@ impl Site {
         let answer: Value = answer.map_err(|failure| self.reading.told(&failure))?;
         let read = self.incoming(entries_of(answer)).await?;
         if read.is_empty() {
-            *self.looked() = None;
+            *self.looked.lock() = None;
         }
         Ok(read)
     }
@@ -380,25 +376,17 @@ impl Site {
         let mut due = CLAIM_DUE.key(&keys.stream);
         due.key(&keys.delayed).key(&keys.attempts).key(&keys.later);
         due.arg(&keys.group).arg(&self.member).arg(max);
-        *self.looked() = Some(Instant::now());
+        *self.looked.lock() = Some(Instant::now());
         let (entries, next_ms): (Vec<Value>, i64) = self.bring(due).await?;
         if !entries.is_empty() {
             // There may be more.
-            *self.looked() = None;
+            *self.looked.lock() = None;
         }
         let wait = match u64::try_from(next_ms) {
             Ok(ms) => BLOCK.min(Duration::from_millis(ms.max(1))),
             Err(_) => BLOCK,
         };
         Ok((self.incoming(entries).await?, wait))
-    }
-
-    fn looked(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
-        self.looked.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn looked_after(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
-        self.looked_after.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -493,7 +481,7 @@ impl Consumer for StreamConsumer {
         let fenced = fenced?;
         self.site.held().forget(&receipts);
         // The next read checks for due entries; one that is already waiting ends first.
-        *self.site.looked() = None;
+        *self.site.looked.lock() = None;
         Ok([those(&entries, &fenced), gone].concat().into())
     }
 

@@ -1,8 +1,6 @@
 //! The members of a group: showing that this one is alive, and taking over what others left behind.
 
-use std::collections::HashMap;
 use std::sync::atomic::Ordering;
-use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use brigade_core::connector::{ConnectorError, Incoming};
@@ -75,7 +73,7 @@ impl Site {
         let renewed = self.wire.command(cmd("PEXPIRE").arg(&key).arg(&lasts)).await;
         if renewed.is_err() {
             // A server that this member cannot reach may be out of reach for others too.
-            self.missing().clear();
+            self.missing.lock().clear();
         }
         if renewed? {
             return self.touch().await;
@@ -100,11 +98,6 @@ impl Site {
         read.arg("STREAMS").arg(&self.keys.stream);
         read.arg("18446744073709551615-18446744073709551614");
         self.wire.command::<Value>(&read).await.map(drop)
-    }
-
-    /// For members without a key that have done nothing meanwhile: since when.
-    fn missing(&self) -> MutexGuard<'_, HashMap<Vec<u8>, Instant>> {
-        self.missing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Claims what was handed to this member and never arrived, what dead members of Brigade's
@@ -132,7 +125,7 @@ impl Site {
                 return Ok(found);
             }
         }
-        self.missing().retain(|name, _| members.iter().any(|member| member.name == *name));
+        self.missing.lock().retain(|name, _| members.iter().any(|member| member.name == *name));
         let others = |member: &Member| {
             member.name != self.member.as_bytes() && member.name != DELAYED.as_bytes()
         };
@@ -181,7 +174,7 @@ impl Site {
             ask.key(self.keys.alive(&member.name));
         }
         let signs: Vec<Option<String>> = self.wire.script(ask).await?;
-        let (mut missing, mut dead) = (self.missing(), Vec::new());
+        let (mut missing, mut dead) = (self.missing.lock(), Vec::new());
         let now = Instant::now();
         for (Member { name, idle, .. }, sign) in members.into_iter().zip(signs) {
             let since = match &sign {

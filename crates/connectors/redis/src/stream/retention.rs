@@ -1,10 +1,11 @@
 //! What is kept of a stream once every group is past it.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use brigade_core::Period;
 use brigade_core::connector::{ConnectorError, Problem};
+use parking_lot::Mutex;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
@@ -104,7 +105,7 @@ impl Trimming {
             return Ok(());
         }
         let is_due = {
-            let mut since = self.since.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut since = self.since.lock();
             let is_due =
                 since.0 >= TRIM_EACH || since.1.is_none_or(|at| at.elapsed() >= TRIM_AFTER);
             if is_due {
