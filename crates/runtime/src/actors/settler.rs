@@ -256,7 +256,8 @@ impl Settler {
                         self.tell(Outcome::Released, lost, outcomes);
                         tracing::warn!(
                             queue = %self.input.spec.name, count = lost,
-                            "leases were lost before the ack: these messages are handled again"
+                            "leases were lost before the ack: these messages are handled again, unless an ack \
+                             whose answer was lost has settled them"
                         );
                     }
                     if fenced.is_empty() || !together {
