@@ -204,6 +204,31 @@ fn engine(input: &str, output: &str) -> String {
     )
 }
 
+/// Volley reads YAML 1.1.
+#[test]
+fn flags_are_those_of_volleys_yaml() {
+    for (ssl, scheme, told) in [
+        ("yes", "rediss", false),
+        ("On", "rediss", false),
+        ("TRUE", "rediss", false),
+        ("1", "rediss", false),
+        ("no", "redis", false),
+        ("off", "redis", false),
+        ("0", "redis", false),
+        ("required", "rediss", true),
+    ] {
+        let options = format!("options: {{ ssl: {ssl}, password: hidden }}");
+        let config = format!("config: {{ host: h, realtime: {ssl}, {options} }}");
+        let queues = format!("queues: {{ a: {{ value: x, profile: rsmq, {config} }} }}");
+        let (file, notes) = imported(&queues, "e = Engine(input_queue='a')");
+        let queue = &file["queues"]["a"];
+        assert_eq!(queue["url"], format!("{scheme}://:${{REDIS_PASSWORD}}@h:6379"), "{notes}");
+        assert_eq!(queue.get("realtime").is_some(), scheme == "rediss" && !told, "{ssl}");
+        assert_eq!(notes.contains("`config.options.ssl` is taken as `true`"), told, "{notes}");
+        assert_eq!(notes.contains("`config.realtime` is left out"), told, "{notes}");
+    }
+}
+
 #[test]
 fn queues_whose_names_would_be_one_are_two() {
     let queues =
