@@ -204,6 +204,33 @@ fn engine(input: &str, output: &str) -> String {
     )
 }
 
+/// The example of Volley's own pages.
+#[test]
+fn an_engine_with_several_outputs_has_nothing_to_be_mended() {
+    let queues = "
+queues:
+  - { name: my_input, value: input, type: rsmq }
+  - { name: queue_a, value: a, type: rsmq }
+  - { name: queue_b, value: b, type: rsmq }
+";
+    let python = r#"
+engine = Engine(
+  input_queue="my_input",
+  output_queues=["queue_a", "queue_b"]
+)
+
+@engine.stream_app
+def my_component_function(input_object): ...
+"#;
+    let place = tempfile::tempdir().unwrap();
+    std::fs::write(place.path().join("volley.yml"), queues).unwrap();
+    std::fs::write(place.path().join("app.py"), python).unwrap();
+    let (code, out, notes) = brigade(place.path(), &["import", "volley", "volley.yml", "app.py"]);
+    assert_eq!((code, &*notes), (0, ""));
+    assert!(!out.contains("Not carried over") && !out.contains("copy"), "{out}");
+    assert!(out.contains(r#""outputs":["queue_a","queue_b"]"#), "{out}");
+}
+
 /// Volley reads YAML 1.1.
 #[test]
 fn flags_are_those_of_volleys_yaml() {

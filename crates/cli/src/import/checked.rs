@@ -35,8 +35,12 @@ impl<'r> Rules<'r> {
             queues.iter().map(|(name, queue)| (name, complete(queue))).collect();
         let mut stages = stages.clone();
         for stage in stages.values_mut() {
-            let ends = stage.get("outputs").is_none();
-            stage["component"] = if ends { "log" } else { "pass" }.into();
+            let outputs = stage.get("outputs").and_then(Value::as_array).map_or(0, Vec::len);
+            stage["component"] = if outputs == 0 { "log" } else { "pass" }.into();
+            if outputs > 1 {
+                // Which message goes to which output is in the component.
+                stage["copy"] = true.into();
+            }
         }
         let file = json!({ "pipeline": "imported", "queues": queues, "stages": stages });
         let overrides = Overrides { variables: self.variables.clone(), ..Overrides::default() };
