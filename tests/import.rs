@@ -231,6 +231,25 @@ def my_component_function(input_object): ...
     assert!(out.contains(r#""outputs":["queue_a","queue_b"]"#), "{out}");
 }
 
+#[test]
+fn a_list_or_a_mapping_alone_is_read_too() {
+    let list = "
+- name: postgres_queue
+  value: pg_queue_table
+  type: postgres
+  producer: example.plugins.my_plugin.MyPGProducer
+  consumer: example.plugins.my_plugin.MyPGConsumer
+- { name: main_queue, value: main_rsmq_queue, type: rsmq, schema: volley.data_models.ComponentMessage }
+";
+    let mapping = "{ main_queue: { value: main_rsmq_queue, type: rsmq } }";
+    for queues in [list, mapping] {
+        let (file, notes) = imported(queues, "e = Engine(input_queue='main_queue')");
+        let queue = json!({ "type": "rsmq", "queue": "main_rsmq_queue" });
+        assert_eq!(file["queues"], json!({ "main_queue": queue }), "{notes}");
+        assert_eq!(notes.contains("`example.plugins.my_plugin.MyPGConsumer`"), queues == list);
+    }
+}
+
 /// Volley reads YAML 1.1.
 #[test]
 fn flags_are_those_of_volleys_yaml() {
@@ -401,6 +420,8 @@ fn what_is_no_volley_file_is_told() {
         error
     };
     assert!(told("stages: {}", None).contains("expected the key `queues`"));
+    assert!(told("", None).contains("expected the key `queues`"));
+    assert!(told("[5]", None).contains("at place 1 has no `name`"));
     assert!(told("queues: { a: 5 }", None).contains("queue `a`: expected a mapping"));
     assert!(told("queues: [{ value: x }]", None).contains("at place 1 has no `name`"));
     assert!(told("queues: { a: { profile: rsmq } }", None).contains("queue `a` has no `value`"));

@@ -101,13 +101,19 @@ fn free(name: &str, is_taken: impl Fn(&String) -> bool) -> String {
     names.find(|name| !is_taken(name)).unwrap_or_else(|| name.to_owned())
 }
 
-/// The queues by their aliases, in either form.
+/// The queues by their aliases: a list or a mapping, under the key `queues` or alone.
 fn entries(place: &str, config: &Value) -> anyhow::Result<Vec<(String, Map<String, Value>)>> {
     let keys = |alias: &str, keys: &Value| match keys {
         Value::Object(keys) => Ok(keys.clone()),
         _ => anyhow::bail!("{place}: queue `{alias}`: expected a mapping"),
     };
-    match config.get("queues") {
+    let is_queue = |queue: &Value| queue.get("value").is_some();
+    let alone = match config {
+        Value::Array(_) => true,
+        Value::Object(queues) => !queues.is_empty() && queues.values().all(is_queue),
+        _ => false,
+    };
+    match if alone { Some(config) } else { config.get("queues") } {
         Some(Value::Object(queues)) => {
             queues.iter().map(|(alias, queue)| Ok((alias.clone(), keys(alias, queue)?))).collect()
         }
