@@ -232,6 +232,51 @@ def my_component_function(input_object): ...
 }
 
 #[test]
+fn what_of_an_engine_is_not_literal_is_told() {
+    let queues = "queues: { a: { value: x, profile: rsmq }, b: { value: y, profile: rsmq } }";
+    let python = "
+OUT = ['b']
+e = Engine(input_queue='a', output_queues=OUT, dead_letter_queue=DEAD, metrics_port=3000, queue_config=CONFIG)
+@e.stream_app
+def work(m): ...
+";
+    let (file, notes) = imported(queues, python);
+    assert_eq!(file["stages"]["work"], json!({ "component": "work", "input": "a" }));
+    for note in [
+        "stage `work`: its `output_queues` is no list of texts: name them in `outputs`",
+        "stage `work`: its `dead_letter_queue` is no text: name the queue in `dead_letter`",
+        "stage `work`: its `metrics_port` is left out: the file's `metrics: { address, names: volley }`",
+        "stage `work`: its `queue_config` is left out",
+    ] {
+        assert!(notes.contains(note), "{note} is not in {notes}");
+    }
+}
+
+#[test]
+fn a_python_file_without_engines_is_told() {
+    let place = tempfile::tempdir().unwrap();
+    let queues = "queues: { a: { value: x, profile: rsmq } }";
+    std::fs::write(place.path().join("volley.yml"), queues).unwrap();
+    let python = "from volley import Engine as E\ne = E(input_queue='a')";
+    std::fs::write(place.path().join("app.py"), python).unwrap();
+    let (code, _, notes) = brigade(place.path(), &["import", "volley", "volley.yml", "app.py"]);
+    assert_eq!(code, 0, "{notes}");
+    assert!(notes.contains("no stages out of app.py: no call of `Engine(..)` is there"), "{notes}");
+    assert!(!notes.contains("name its files"), "{notes}");
+}
+
+/// The stock command would run its own component in place of the function.
+#[test]
+fn a_function_with_the_name_of_a_built_in_component_is_told() {
+    let queues = "queues: { a: { value: x, profile: rsmq } }";
+    let python = "e = Engine(input_queue='a')\n@e.stream_app\ndef log(m): ...";
+    let (file, notes) = imported(queues, python);
+    assert_eq!(file["stages"]["log"]["component"], "log");
+    assert!(notes.contains("stage `log`: `log` is a component of Brigade's own"), "{notes}");
+    assert!(!imported(queues, &python.replace("log", "logs")).1.contains("Brigade's own"));
+}
+
+#[test]
 fn a_list_or_a_mapping_alone_is_read_too() {
     let list = "
 - name: postgres_queue

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use brigade_pipeline::{Diagnostic, Format, Overrides, load_str};
+use brigade_pipeline::{Catalog as _, CatalogComponent, Diagnostic, Format, Overrides, load_str};
 use brigade_runtime::Registry;
 use serde_json::{Value, json};
 
@@ -47,6 +47,12 @@ impl<'r> Rules<'r> {
         let (text, here) = (file.to_string(), Path::new(""));
         let loaded = load_str("imported", Format::Json, &text, here, &overrides, self.registry);
         loaded.map_or_else(|wrong| wrong.0, |_| Vec::new())
+    }
+
+    /// Whether a stage of this name's component would be one of Brigade's own, not one that the
+    /// program registers.
+    pub(super) fn is_built_in(&self, component: &str) -> bool {
+        matches!(self.registry.component(component), Some(CatalogComponent::Factory(_)))
     }
 
     /// What is wrong with the name of the pipeline.
