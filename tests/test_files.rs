@@ -160,6 +160,23 @@ fn outputs_on_a_queue_of_dead_letters_are_told_apart_from_those() {
     assert_eq!(wrong, ["        queue `more`: not expected 1"], "{out}");
 }
 
+/// As one whose table is missing.
+#[test]
+fn a_stage_that_fails_before_it_runs_is_told_and_can_be_expected() {
+    let pipeline = "
+pipeline: looked
+restart: { max_restarts: 0 }
+queues: { in: { type: file, path: in.jsonl }, out: { type: file, path: out.jsonl } }
+stages:
+  look: { component: { lookup: { file: t.csv, key: id, match: [{ field: id, add: { name: name } }] } }, input: in, outputs: [out] }
+";
+    let send = "    send: { in: [{ id: 1 }] }\n";
+    let (out, _) = test_of(pipeline, "x.test.yaml", &case(send), &[], 4);
+    assert!(out.contains("stage `look` failed: ") && out.contains("t.csv"), "{out}");
+    let expected = [send, "    expect: { failed: { look: t.csv } }"].concat();
+    test_of(pipeline, "x.test.yaml", &case(&expected), &[], 0);
+}
+
 #[test]
 fn what_is_sent_twice_are_two_messages_of_which_a_component_may_drop_one() {
     let pipeline = "

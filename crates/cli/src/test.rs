@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::Exit;
-use crate::common::{complain, print};
+use crate::common::print;
 
 /// Run the cases of test files: messages that are sent to a pipeline, and what is expected of it.
 ///
@@ -50,7 +50,7 @@ struct Case {
     send: BTreeMap<String, Vec<Value>>,
     #[serde(default)]
     expect: Expect,
-    /// How long it may take. Default: 30s.
+    /// How long it may take, with the start of its pipeline. Default: 30s.
     timeout: Option<Period>,
 }
 
@@ -70,8 +70,8 @@ struct Expect {
     /// How many messages of a stage came to an outcome, by stage.
     #[serde(default)]
     outcomes: BTreeMap<String, Outcomes>,
-    /// Stages that fail, as with `on_exhausted: halt`, each with a part of the reason; no other may
-    /// fail. The case ends when one fails, with whatever is left undone.
+    /// Stages that fail, as with `on_exhausted: halt` or before they run, each with a part of the
+    /// reason; no other may fail. The case ends when one fails, with whatever is left undone.
     #[serde(default)]
     failed: BTreeMap<String, String>,
 }
@@ -220,30 +220,24 @@ fn checked(mut document: Document<TestFile>, topology: &Topology) -> Result<Test
 async fn run_case(plan: &Plan<'_>, case: &Case, registry: &Registry) -> Vec<String> {
     let trial = match start(plan, case, registry).await {
         Ok(trial) => trial,
-        Err(error) => {
-            complain(&error);
-            return vec!["the pipeline did not start".to_owned()];
-        }
+        Err(error) => return vec![format!("the pipeline did not start: {error:#}")],
     };
-    let mut wrong = Vec::new();
-    for (queue, messages) in &case.send {
-        match messages.iter().map(message).collect::<Result<Vec<_>, _>>() {
-            Ok(messages) => trial.send(queue, messages),
-            Err(what) => wrong.push(format!("queue `{queue}`: {what}")),
-        }
-    }
     let timeout = case.timeout.map_or(TIMEOUT, |timeout| timeout.0);
-    // Also returns when a stage has failed; whether that was expected is checked at the end.
-    let idle = tokio::time::timeout(timeout, trial.running().until_idle(None)).await;
-    match &idle {
+    let mut wrong = Vec::new();
+    let done = tokio::time::timeout(timeout, run(&trial, case)).await;
+    match &done {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => wrong.push(error.to_string()),
-        Err(_) => wrong.push(format!("not done within {timeout:?}")),
+        Ok(Err(what)) => wrong.push(what.clone()),
+        Err(_) => {
+            let late = [format!("not done within {timeout:?}")];
+            let late = late.into_iter().chain(trial.starting().await);
+            wrong.push(late.collect::<Vec<_>>().join(": "));
+        }
     }
     check_outputs(&trial, &plan.topology, case, &mut wrong).await;
     check_dead_letters(&trial, case, &mut wrong).await;
     // What was not done in time would not be done in a drain without a deadline either.
-    let deadline = if idle.is_ok() { timeout } else { Duration::ZERO };
+    let deadline = if done.is_ok() { timeout } else { Duration::ZERO };
     check_end(&trial.stop(deadline).await, case, &mut wrong);
     wrong
 }
@@ -251,7 +245,18 @@ async fn run_case(plan: &Plan<'_>, case: &Case, registry: &Registry) -> Vec<Stri
 async fn start(plan: &Plan<'_>, case: &Case, registry: &Registry) -> anyhow::Result<Trial> {
     let trial = Trial::of(Pipeline::new(plan.topology.clone(), registry)?);
     let read = case.expect.outputs.keys().filter(|queue| is_read(&plan.topology, queue));
-    Ok(read.fold(trial, |trial, queue| trial.keep(queue)).start().await?)
+    Ok(read.fold(trial, |trial, queue| trial.keep(queue)).launch().await?)
+}
+
+/// Sends the messages once all stages run, and returns when nothing is left to do. Also returns when
+/// a stage has failed, before it ran or later; whether that was expected is checked at the end.
+async fn run(trial: &Trial, case: &Case) -> Result<(), String> {
+    trial.until_started().await;
+    for (queue, messages) in &case.send {
+        let messages = messages.iter().map(message).collect::<Result<Vec<_>, _>>();
+        trial.send(queue, messages.map_err(|what| format!("queue `{queue}`: {what}"))?);
+    }
+    trial.running().until_idle(None).await.map_err(|error| error.to_string())
 }
 
 /// Whether a stage reads this queue.
@@ -429,8 +434,8 @@ fn fits(expected: &ExpectedLetter, letter: &DeadLetter) -> bool {
 mod tests {
     use std::sync::Arc;
 
-    use brigade_core::Failure;
-    use brigade_core::component::IntoComponent;
+    use brigade_core::component::{Component, Context, IntoComponent, Setup};
+    use brigade_core::{BoxError, Failure};
     use brigade_memory::Memory;
 
     use super::*;
@@ -438,6 +443,7 @@ mod tests {
     const PIPELINE: &str = "
 pipeline: p
 queues: { in: { type: memory }, out: { type: memory } }
+restart: { max_restarts: 0 }
 stages:
   s: { component: code, input: in, outputs: [out], on_exhausted: halt, retry: { attempts: 1 } }
 ";
@@ -481,6 +487,44 @@ stages:
         let code = async |_: Value| std::future::pending::<Result<Value, Failure>>().await;
         let wrong = wrong_of("timeout: 10ms", code).await;
         assert_eq!(wrong, ["not done within 10ms"]);
+    }
+
+    /// A component that does not start.
+    #[derive(Clone)]
+    enum Stuck {
+        Fails,
+        Waits,
+    }
+
+    impl Component for Stuck {
+        type In = Value;
+        type Out = Value;
+
+        async fn init(&mut self, _: &Setup) -> Result<(), BoxError> {
+            match self {
+                Self::Fails => Err("no table".into()),
+                Self::Waits => std::future::pending().await,
+            }
+        }
+
+        async fn handle(&mut self, input: Value, _: &Context) -> Result<Value, Failure> {
+            Ok(input)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_case_whose_stage_does_not_start_ends_after_its_time_and_names_it() {
+        let wrong = wrong_of("timeout: 10ms", Stuck::Waits).await;
+        assert_eq!(wrong, ["not done within 10ms: stage `s` is still starting"]);
+    }
+
+    #[tokio::test]
+    async fn a_stage_that_fails_before_it_runs_can_be_expected() {
+        let wrong = wrong_of("timeout: 30s", Stuck::Fails).await;
+        let [told] = &wrong[..] else { panic!("{wrong:?}") };
+        assert!(told.starts_with("stage `s` failed: ") && told.contains("no table"), "{told}");
+        let expected = "expect: { failed: { s: no table }, outputs: { out: [] } }";
+        assert_eq!(wrong_of(expected, Stuck::Fails).await, [""; 0]);
     }
 
     #[test]
