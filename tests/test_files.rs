@@ -160,6 +160,17 @@ fn outputs_on_a_queue_of_dead_letters_are_told_apart_from_those() {
     assert_eq!(wrong, ["        queue `more`: not expected 1"], "{out}");
 }
 
+/// They are dead letters, wherever they are.
+#[test]
+fn dead_letters_on_a_queue_whose_outputs_are_listed_are_no_outputs() {
+    let send = "    send: { bills: [1, 10] }\n    expect:\n      outputs: { more: [1] }\n";
+    let right = [send, "      dead_letters: { check: [{}] }"].concat();
+    test_of(REPAIRED, "x.test.yaml", &case(&right), &[], 0);
+    let (out, _) = test_of(REPAIRED, "x.test.yaml", &case(send), &[], 4);
+    assert!(out.contains("stage `check`: dead letter not expected"), "{out}");
+    assert!(!out.contains("queue `more`"), "{out}");
+}
+
 /// As one whose table is missing.
 #[test]
 fn a_stage_that_fails_before_it_runs_is_told_and_can_be_expected() {

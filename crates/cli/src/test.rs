@@ -319,10 +319,8 @@ async fn check_outputs(trial: &Trial, topology: &Topology, case: &Case, wrong: &
             true => trial.kept(queue),
             false => trial.outputs(queue),
         };
-        if expected.is_none() {
-            // They are reported by stage.
-            got.retain(|message| !is_dead_letter(message, queue, topology));
-        }
+        // They are reported by stage.
+        got.retain(|message| !is_dead_letter(message, queue, topology));
         let (expected, got) = (expected.cloned().unwrap_or_default(), got.iter().map(payload));
         let place = format!("queue `{queue}`");
         compare(&place, expected, got.collect(), case.expect.ordered, wrong);
