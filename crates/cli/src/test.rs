@@ -1,5 +1,8 @@
 //! `brigade test`: runs the cases of test files.
 
+mod checked;
+mod compare;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -14,6 +17,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use self::checked::checked;
+use self::compare::{Got, compare};
 use crate::Exit;
 use crate::common::print;
 
@@ -46,7 +51,8 @@ struct TestFile {
 #[serde(deny_unknown_fields)]
 struct Case {
     name: String,
-    /// What is sent, by queue: payloads, or messages with `payload` or `raw`, `key`, `headers`.
+    /// What is sent, by queue: payloads, or messages with `payload` or `raw`
+    /// (`null` is no payload), `key`, `headers`.
     send: BTreeMap<String, Vec<Value>>,
     #[serde(default)]
     expect: Expect,
@@ -57,8 +63,9 @@ struct Case {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Expect {
-    /// Payloads by queue, in full: all that stages put there, even if another stage reads it. A
-    /// queue that no stage reads and that is not listed must stay empty.
+    /// Payloads by queue, in full: all that stages put there, even if another stage reads it, apart
+    /// from dead letters. Equal by value, or byte for byte those in `raw`. A queue that no stage
+    /// reads and that is not listed must stay empty.
     #[serde(default)]
     outputs: BTreeMap<String, Vec<Value>>,
     /// Whether outputs must come in this order. Default: any order.
@@ -172,50 +179,6 @@ impl<'p> Plan<'p> {
     }
 }
 
-/// Reports names that the pipeline does not have, and values that are not messages: a case with
-/// those tests nothing.
-fn checked(mut document: Document<TestFile>, topology: &Topology) -> Result<TestFile, Diagnostics> {
-    let queues: Vec<&str> = topology.queues.keys().map(|name| &**name).collect();
-    let stages: Vec<&str> = topology.stages.keys().map(|name| &**name).collect();
-    let (mut named, mut wrong) = (Vec::new(), Vec::new());
-    for (at, case) in document.value().cases.iter().enumerate() {
-        let path = |steps: &[&str]| -> Vec<String> {
-            let case = ["cases".to_owned(), at.to_string()];
-            case.into_iter().chain(steps.iter().map(|step| (*step).to_owned())).collect()
-        };
-        let expect = &case.expect;
-        named.extend(case.send.keys().map(|name| ("queue", path(&["send", name]))));
-        let outputs = expect.outputs.keys();
-        named.extend(outputs.map(|name| ("queue", path(&["expect", "outputs", name]))));
-        let letters = expect.dead_letters.keys();
-        named.extend(letters.map(|name| ("stage", path(&["expect", "dead_letters", name]))));
-        let outcomes = expect.outcomes.keys();
-        named.extend(outcomes.map(|name| ("stage", path(&["expect", "outcomes", name]))));
-        let failed = expect.failed.keys();
-        named.extend(failed.map(|name| ("stage", path(&["expect", "failed", name]))));
-        for (queue, messages) in &case.send {
-            for (place, value) in messages.iter().enumerate() {
-                if let Err(what) = message(value) {
-                    wrong.push((path(&["send", queue, &place.to_string()]), what));
-                }
-            }
-        }
-    }
-    if document.value().cases.is_empty() {
-        wrong.push((vec!["cases".to_owned()], "no case is in the test file".to_owned()));
-    }
-    for (what, path) in named {
-        let known = if what == "stage" { &stages } else { &queues };
-        if !path.last().is_some_and(|name| known.contains(&name.as_str())) {
-            document.unknown(&path, what, known.iter().copied());
-        }
-    }
-    for (path, what) in wrong {
-        document.wrong(&path, what);
-    }
-    document.finish()
-}
-
 /// What is wrong with a case, line by line; empty if it passes.
 async fn run_case(plan: &Plan<'_>, case: &Case, registry: &Registry) -> Vec<String> {
     let trial = match start(plan, case, registry).await {
@@ -277,6 +240,8 @@ fn message(value: &Value) -> Result<Message, String> {
     let mut message = match (text("raw")?, keys.get("payload")) {
         (Some(raw), None) => Message::new(raw),
         (None, Some(payload)) => Message::new(payload.to_string()),
+        // A payload that is none, as Kafka has it for what is gone.
+        (None, None) if keys.contains_key("raw") => Message::default(),
         _ => return Err("a message has `raw` or `payload`".to_owned()),
     };
     message.key = text("key")?.map(Into::into);
@@ -299,13 +264,6 @@ fn is_message(keys: &Map<String, Value>) -> bool {
     says && keys.keys().all(|key| KEYS.contains(&key.as_str()))
 }
 
-/// A payload as JSON, or its text.
-fn payload(message: &Message) -> Value {
-    let bytes = message.payload.as_deref().unwrap_or(b"null");
-    let text = || Value::String(String::from_utf8_lossy(bytes).into_owned());
-    serde_json::from_slice(bytes).unwrap_or_else(|_| text())
-}
-
 async fn check_outputs(trial: &Trial, topology: &Topology, case: &Case, wrong: &mut Vec<String>) {
     // For a queue that a stage reads, the stage's outcomes show what came to it.
     let queues = topology.queues.keys().map(|name| &**name);
@@ -321,9 +279,9 @@ async fn check_outputs(trial: &Trial, topology: &Topology, case: &Case, wrong: &
         };
         // They are reported by stage.
         got.retain(|message| !is_dead_letter(message, queue, topology));
-        let (expected, got) = (expected.cloned().unwrap_or_default(), got.iter().map(payload));
-        let place = format!("queue `{queue}`");
-        compare(&place, expected, got.collect(), case.expect.ordered, wrong);
+        let expected = expected.map_or(&[][..], |expected| expected);
+        let got = got.iter().map(Got::of).collect();
+        compare(&format!("queue `{queue}`"), expected, got, case.expect.ordered, wrong);
     }
     let status = trial.status().await;
     for (name, outcomes) in &case.expect.outcomes {
@@ -372,33 +330,6 @@ fn check_end(stopped: &[Stopped], case: &Case, wrong: &mut Vec<String>) {
     }
 }
 
-/// Reports what is in only one of two lists.
-fn compare(
-    place: &str,
-    expected: Vec<Value>,
-    got: Vec<Value>,
-    ordered: bool,
-    wrong: &mut Vec<String>,
-) {
-    if ordered {
-        let first = (0..expected.len().max(got.len())).find(|at| expected.get(*at) != got.get(*at));
-        if let Some(at) = first {
-            let show = |value: Option<&Value>| value.map_or("nothing".to_owned(), Value::to_string);
-            let (want, have) = (show(expected.get(at)), show(got.get(at)));
-            wrong.push(format!("{place}, output {}: {want} expected, {have} found", at + 1));
-        }
-        return;
-    }
-    let mut left = got;
-    for want in expected {
-        match left.iter().position(|have| *have == want) {
-            Some(at) => drop(left.remove(at)),
-            None => wrong.push(format!("{place}: missing {want}")),
-        }
-    }
-    wrong.extend(left.iter().map(|have| format!("{place}: not expected {have}")));
-}
-
 async fn check_dead_letters(trial: &Trial, case: &Case, wrong: &mut Vec<String>) {
     let status = trial.status().await;
     for stage in &status.stages {
@@ -412,7 +343,7 @@ async fn check_dead_letters(trial: &Trial, case: &Case, wrong: &mut Vec<String>)
         }
         wrong.extend(left.iter().map(|letter| {
             let (kind, message) = (letter.cause.kind.as_str(), &letter.cause.message);
-            let payload = payload(&letter.message);
+            let payload = Got::of(&letter.message);
             format!(
                 "stage `{name}`: dead letter not expected: {kind}: {message}; payload {payload}"
             )
@@ -425,7 +356,7 @@ fn fits(expected: &ExpectedLetter, letter: &DeadLetter) -> bool {
     expected.cause.is_none_or(|kind| kind == cause.kind)
         && expected.message.as_ref().is_none_or(|text| cause.message.contains(text))
         && expected.attempts.is_none_or(|attempts| attempts == letter.attempts)
-        && expected.payload.as_ref().is_none_or(|value| *value == payload(&letter.message))
+        && expected.payload.as_ref().is_none_or(|value| Got::of(&letter.message).is(value))
 }
 
 #[cfg(test)]
