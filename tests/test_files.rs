@@ -172,6 +172,14 @@ fn dead_letters_on_a_queue_whose_outputs_are_listed_are_no_outputs() {
 }
 
 #[test]
+fn what_is_sent_to_a_queue_that_no_stage_reads_is_told() {
+    said(
+        &case("    send: { out: [{ n: 1 }] }\n    expect: { outputs: { out: [{ n: 1 }] } }"),
+        &["no stage reads `out`; stages read `in`, `big`", "x.test.yaml:4:18 (cases.0.send.out)"],
+    );
+}
+
+#[test]
 fn numbers_are_compared_by_their_value() {
     let pipeline = "
 pipeline: priced

@@ -51,7 +51,7 @@ struct TestFile {
 #[serde(deny_unknown_fields)]
 struct Case {
     name: String,
-    /// What is sent, by queue: payloads, or messages with `payload` or `raw`
+    /// What is sent, by queue that a stage reads: payloads, or messages with `payload` or `raw`
     /// (`null` is no payload), `key`, `headers`.
     send: BTreeMap<String, Vec<Value>>,
     #[serde(default)]

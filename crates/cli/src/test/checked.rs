@@ -4,13 +4,13 @@ use brigade_pipeline::{Diagnostics, Document, Topology};
 use serde_json::Value;
 
 use super::compare::beyond_64_bits;
-use super::{Case, TestFile, message};
+use super::{Case, TestFile, is_read, message};
 
 /// The steps to a place in a test file.
 type Steps = Vec<String>;
 
-/// Reports names that the pipeline does not have, and values that are not messages, or would be
-/// others: a case with those tests nothing.
+/// Reports names that the pipeline does not have, queues that nobody reads, and values that are not
+/// messages, or would be others: a case with those tests nothing.
 pub(super) fn checked(
     mut document: Document<TestFile>,
     topology: &Topology,
@@ -23,6 +23,7 @@ pub(super) fn checked(
             ["cases".to_owned(), at.to_string()].into_iter().chain(steps).collect()
         };
         named.extend(names(case).into_iter().map(|(what, steps)| (what, whole(steps))));
+        wrong.extend(unread(case, topology).into_iter().map(|(steps, text)| (whole(steps), text)));
         wrong.extend(values(case).into_iter().map(|(steps, text)| (whole(steps), text)));
     }
     if document.value().cases.is_empty() {
@@ -54,6 +55,20 @@ fn names(case: &Case) -> Vec<(&'static str, Steps)> {
     let failed = expect.failed.keys();
     named.extend(failed.map(|name| ("stage", steps(&["expect", "failed", name]))));
     named
+}
+
+/// Queues to which a case sends and that no stage reads: what is sent is what is found there.
+fn unread(case: &Case, topology: &Topology) -> Vec<(Steps, String)> {
+    let is_unread =
+        |queue: &&String| topology.queues.contains_key(queue.as_str()) && !is_read(topology, queue);
+    let read = topology.queues.keys().filter(|queue| is_read(topology, queue));
+    let read: Vec<String> = read.map(|queue| format!("`{queue}`")).collect();
+    let unread = case.send.keys().filter(is_unread);
+    let wrong = unread.map(|queue| {
+        let text = format!("no stage reads `{queue}`; stages read {}", read.join(", "));
+        (steps(&["send", queue]), text)
+    });
+    wrong.collect()
 }
 
 /// What is wrong with the messages and payloads of a case.
