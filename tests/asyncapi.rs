@@ -98,6 +98,11 @@ fn the_document_is_one_for_asyncapis_own_parser() {
         (content("checked"), content("jobs")),
         (&json!("application/protobuf"), &json!("application/cbor"))
     );
+    // Otherwise the parser would not read what is in them.
+    for queue in ["orders", "bills", "old"] {
+        let payload = &document["components"]["messages"][queue]["payload"];
+        assert_eq!(payload["schemaFormat"], "application/schema+json;version=draft-07");
+    }
     assert_eq!(document["operations"]["check.receive.orders.shop.returns"]["action"], "receive");
     assert_eq!(asyncapi_complaints(&text), Vec::<String>::new());
 }
@@ -110,4 +115,14 @@ fn a_reference_to_nothing_is_told_by_the_parser() {
     std::fs::write(place.path().join("p.yaml"), pipeline).unwrap();
     let wrong = document(place.path()).replace("schema/$defs/Named", "schema/$defs/Gone");
     assert!(asyncapi_complaints(&wrong).concat().contains("Gone"));
+}
+
+/// It reads what is in the schemas.
+#[test]
+fn a_schema_that_is_none_is_told_by_the_parser() {
+    let place = tempfile::tempdir().unwrap();
+    let pipeline = PIPELINE.replace("schema: order.json", "schema: { type: object }");
+    std::fs::write(place.path().join("p.yaml"), pipeline).unwrap();
+    let wrong = document(place.path()).replace("\"type\": \"string\"", "\"type\": \"text\"");
+    assert!(asyncapi_complaints(&wrong).concat().contains("\"type\" property"));
 }

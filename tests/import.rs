@@ -204,6 +204,122 @@ fn engine(input: &str, output: &str) -> String {
     )
 }
 
+/// The example of Volley's own pages.
+#[test]
+fn an_engine_with_several_outputs_has_nothing_to_be_mended() {
+    let queues = "
+queues:
+  - { name: my_input, value: input, type: rsmq }
+  - { name: queue_a, value: a, type: rsmq }
+  - { name: queue_b, value: b, type: rsmq }
+";
+    let python = r#"
+engine = Engine(
+  input_queue="my_input",
+  output_queues=["queue_a", "queue_b"]
+)
+
+@engine.stream_app
+def my_component_function(input_object): ...
+"#;
+    let place = tempfile::tempdir().unwrap();
+    std::fs::write(place.path().join("volley.yml"), queues).unwrap();
+    std::fs::write(place.path().join("app.py"), python).unwrap();
+    let (code, out, notes) = brigade(place.path(), &["import", "volley", "volley.yml", "app.py"]);
+    assert_eq!((code, &*notes), (0, ""));
+    assert!(!out.contains("Not carried over") && !out.contains("copy"), "{out}");
+    assert!(out.contains(r#""outputs":["queue_a","queue_b"]"#), "{out}");
+}
+
+#[test]
+fn what_of_an_engine_is_not_literal_is_told() {
+    let queues = "queues: { a: { value: x, profile: rsmq }, b: { value: y, profile: rsmq } }";
+    let python = "
+OUT = ['b']
+e = Engine(input_queue='a', output_queues=OUT, dead_letter_queue=DEAD, metrics_port=3000, queue_config=CONFIG)
+@e.stream_app
+def work(m): ...
+";
+    let (file, notes) = imported(queues, python);
+    assert_eq!(file["stages"]["work"], json!({ "component": "work", "input": "a" }));
+    for note in [
+        "stage `work`: its `output_queues` is no list of texts: name them in `outputs`",
+        "stage `work`: its `dead_letter_queue` is no text: name the queue in `dead_letter`",
+        "stage `work`: its `metrics_port` is left out: the file's `metrics: { address, names: volley }`",
+        "stage `work`: its `queue_config` is left out",
+    ] {
+        assert!(notes.contains(note), "{note} is not in {notes}");
+    }
+}
+
+#[test]
+fn a_python_file_without_engines_is_told() {
+    let place = tempfile::tempdir().unwrap();
+    let queues = "queues: { a: { value: x, profile: rsmq } }";
+    std::fs::write(place.path().join("volley.yml"), queues).unwrap();
+    let python = "from volley import Engine as E\ne = E(input_queue='a')";
+    std::fs::write(place.path().join("app.py"), python).unwrap();
+    let (code, _, notes) = brigade(place.path(), &["import", "volley", "volley.yml", "app.py"]);
+    assert_eq!(code, 0, "{notes}");
+    assert!(notes.contains("no stages out of app.py: no call of `Engine(..)` is there"), "{notes}");
+    assert!(!notes.contains("name its files"), "{notes}");
+}
+
+/// The stock command would run its own component in place of the function.
+#[test]
+fn a_function_with_the_name_of_a_built_in_component_is_told() {
+    let queues = "queues: { a: { value: x, profile: rsmq } }";
+    let python = "e = Engine(input_queue='a')\n@e.stream_app\ndef log(m): ...";
+    let (file, notes) = imported(queues, python);
+    assert_eq!(file["stages"]["log"]["component"], "log");
+    assert!(notes.contains("stage `log`: `log` is a component of Brigade's own"), "{notes}");
+    assert!(!imported(queues, &python.replace("log", "logs")).1.contains("Brigade's own"));
+}
+
+#[test]
+fn a_list_or_a_mapping_alone_is_read_too() {
+    let list = "
+- name: postgres_queue
+  value: pg_queue_table
+  type: postgres
+  producer: example.plugins.my_plugin.MyPGProducer
+  consumer: example.plugins.my_plugin.MyPGConsumer
+- { name: main_queue, value: main_rsmq_queue, type: rsmq, schema: volley.data_models.ComponentMessage }
+";
+    let mapping = "{ main_queue: { value: main_rsmq_queue, type: rsmq } }";
+    for queues in [list, mapping] {
+        let (file, notes) = imported(queues, "e = Engine(input_queue='main_queue')");
+        let queue = json!({ "type": "rsmq", "queue": "main_rsmq_queue" });
+        assert_eq!(file["queues"], json!({ "main_queue": queue }), "{notes}");
+        assert_eq!(notes.contains("`example.plugins.my_plugin.MyPGConsumer`"), queues == list);
+    }
+}
+
+/// Volley reads YAML 1.1.
+#[test]
+fn flags_are_those_of_volleys_yaml() {
+    for (ssl, scheme, told) in [
+        ("yes", "rediss", false),
+        ("On", "rediss", false),
+        ("TRUE", "rediss", false),
+        ("1", "rediss", false),
+        ("no", "redis", false),
+        ("off", "redis", false),
+        ("0", "redis", false),
+        ("required", "rediss", true),
+    ] {
+        let options = format!("options: {{ ssl: {ssl}, password: hidden }}");
+        let config = format!("config: {{ host: h, realtime: {ssl}, {options} }}");
+        let queues = format!("queues: {{ a: {{ value: x, profile: rsmq, {config} }} }}");
+        let (file, notes) = imported(&queues, "e = Engine(input_queue='a')");
+        let queue = &file["queues"]["a"];
+        assert_eq!(queue["url"], format!("{scheme}://:${{REDIS_PASSWORD}}@h:6379"), "{notes}");
+        assert_eq!(queue.get("realtime").is_some(), scheme == "rediss" && !told, "{ssl}");
+        assert_eq!(notes.contains("`config.options.ssl` is taken as `true`"), told, "{notes}");
+        assert_eq!(notes.contains("`config.realtime` is left out"), told, "{notes}");
+    }
+}
+
 #[test]
 fn queues_whose_names_would_be_one_are_two() {
     let queues =
@@ -349,6 +465,8 @@ fn what_is_no_volley_file_is_told() {
         error
     };
     assert!(told("stages: {}", None).contains("expected the key `queues`"));
+    assert!(told("", None).contains("expected the key `queues`"));
+    assert!(told("[5]", None).contains("at place 1 has no `name`"));
     assert!(told("queues: { a: 5 }", None).contains("queue `a`: expected a mapping"));
     assert!(told("queues: [{ value: x }]", None).contains("at place 1 has no `name`"));
     assert!(told("queues: { a: { profile: rsmq } }", None).contains("queue `a` has no `value`"));

@@ -160,6 +160,102 @@ fn outputs_on_a_queue_of_dead_letters_are_told_apart_from_those() {
     assert_eq!(wrong, ["        queue `more`: not expected 1"], "{out}");
 }
 
+/// They are dead letters, wherever they are.
+#[test]
+fn dead_letters_on_a_queue_whose_outputs_are_listed_are_no_outputs() {
+    let send = "    send: { bills: [1, 10] }\n    expect:\n      outputs: { more: [1] }\n";
+    let right = [send, "      dead_letters: { check: [{}] }"].concat();
+    test_of(REPAIRED, "x.test.yaml", &case(&right), &[], 0);
+    let (out, _) = test_of(REPAIRED, "x.test.yaml", &case(send), &[], 4);
+    assert!(out.contains("stage `check`: dead letter not expected"), "{out}");
+    assert!(!out.contains("queue `more`"), "{out}");
+}
+
+#[test]
+fn what_is_sent_to_a_queue_that_no_stage_reads_is_told() {
+    said(
+        &case("    send: { out: [{ n: 1 }] }\n    expect: { outputs: { out: [{ n: 1 }] } }"),
+        &["no stage reads `out`; stages read `in`, `big`", "x.test.yaml:4:18 (cases.0.send.out)"],
+    );
+}
+
+#[test]
+fn numbers_are_compared_by_their_value() {
+    let pipeline = "
+pipeline: priced
+queues: { in: { type: file, path: in.jsonl }, out: { type: file, path: out.jsonl } }
+stages:
+  price: { component: { map: '{ total: (.price * .count) }' }, input: in, outputs: [out] }
+";
+    let send = "    send: { in: [{ price: 2.5, count: 2 }] }
+    expect: { outputs: { out: [{ total: 5 }] } }\n";
+    test_of(pipeline, "x.test.yaml", &case(send), &[], 0);
+    test_of(pipeline, "x.test.yaml", &case(&send.replace("total: 5", "total: 5.5")), &[], 4);
+}
+
+/// A file's numbers of more than 64 bits would lose digits before they are sent or compared.
+#[test]
+fn numbers_of_more_than_64_bits_are_sent_and_expected_as_texts() {
+    let long = "{ n: 123456789012345678901 }";
+    for (keys, place) in [
+        (format!("    send: {{ in: [{long}] }}"), "(cases.0.send.in.0)"),
+        (format!("    send: {{}}\n    expect: {{ outputs: {{ out: [1, {long}] }} }}"), ".out.1)"),
+        (
+            format!(
+                "    send: {{}}\n    expect: {{ dead_letters: {{ sort: [{{ payload: {long} }}] }} }}"
+            ),
+            "(cases.0.expect.dead_letters.sort.0.payload)",
+        ),
+    ] {
+        let (_, error) = test("x.test.yaml", &case(&keys), &[], 2);
+        let is_told = error.contains("has more than 64 bits") && error.contains(place);
+        assert!(is_told && error.contains("raw"), "{error}");
+    }
+    let raw = |digits: &str| format!("{{ raw: '{{\"n\":{digits}}}' }}");
+    let exact = |got: &str| {
+        let send = raw("123456789012345678901");
+        case(&format!(
+            "    send: {{ big: [{send}] }}\n    expect: {{ outputs: {{ out: [{}] }} }}",
+            raw(got)
+        ))
+    };
+    test("x.test.yaml", &exact("123456789012345678901"), &[], 0);
+    test("x.test.yaml", &exact("123456789012345678902"), &[], 4);
+}
+
+/// Kafka's sign that something is gone.
+#[test]
+fn a_payload_that_is_none_is_sent_and_told_apart_from_null() {
+    let send = |payloads: &str, expected: &str| {
+        case(&format!(
+            "    send: {{ big: [{payloads}] }}\n    expect: {{ outputs: {{ out: [{expected}] }} }}"
+        ))
+    };
+    test("x.test.yaml", &send("{ raw: null, key: a }", "{ raw: null }"), &[], 0);
+    test("x.test.yaml", &send("{ raw: null }, null", "{ raw: 'null' }, { raw: null }"), &[], 0);
+    let (out, _) = test("x.test.yaml", &send("null", "{ raw: null }"), &[], 4);
+    assert!(out.contains("queue `out`: missing {\"raw\":null}"), "{out}");
+    let (out, _) = test("x.test.yaml", &send("{ raw: null }", "5"), &[], 4);
+    assert!(out.contains("queue `out`: not expected {\"raw\":null}"), "{out}");
+}
+
+/// As one whose table is missing.
+#[test]
+fn a_stage_that_fails_before_it_runs_is_told_and_can_be_expected() {
+    let pipeline = "
+pipeline: looked
+restart: { max_restarts: 0 }
+queues: { in: { type: file, path: in.jsonl }, out: { type: file, path: out.jsonl } }
+stages:
+  look: { component: { lookup: { file: t.csv, key: id, match: [{ field: id, add: { name: name } }] } }, input: in, outputs: [out] }
+";
+    let send = "    send: { in: [{ id: 1 }] }\n";
+    let (out, _) = test_of(pipeline, "x.test.yaml", &case(send), &[], 4);
+    assert!(out.contains("stage `look` failed: ") && out.contains("t.csv"), "{out}");
+    let expected = [send, "    expect: { failed: { look: t.csv } }"].concat();
+    test_of(pipeline, "x.test.yaml", &case(&expected), &[], 0);
+}
+
 #[test]
 fn what_is_sent_twice_are_two_messages_of_which_a_component_may_drop_one() {
     let pipeline = "

@@ -134,11 +134,8 @@ fn description(name: &str, queue: &Queue, own: &str, is_pattern: bool) -> String
 fn message(name: &str, queue: &Queue) -> Value {
     let mut message = json!({ "name": name, "contentType": content_type(queue) });
     if let Some(schema) = &queue.schema {
-        let at = format!("#/components/messages/{name}/payload/schema");
-        message["payload"] = json!({
-            "schemaFormat": schema::format_of(schema),
-            "schema": schema::embedded(schema, &at),
-        });
+        let at = format!("#/components/messages/{name}/payload");
+        message["payload"] = schema::payload(schema, &at);
         if let Some(title) = schema.get("title").and_then(Value::as_str) {
             message["title"] = title.into();
         }

@@ -49,12 +49,12 @@ impl Import {
             std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
         };
         let config = brigade_pipeline::read(file)?;
-        let mut found = Vec::new();
+        let mut program = engines::Program::default();
         for path in engines {
-            found.extend(engines::find(&path.display().to_string(), &read(path)?)?);
+            program.add(&path.display().to_string(), &read(path)?)?;
         }
         let name = name.clone().unwrap_or_else(|| directory_of(file));
-        let imported = volley::import(&place, &config, &found, &name, registry)?;
+        let imported = volley::import(&place, &config, &program, &name, registry)?;
         let volley::Imported { text, notes } = imported;
         match output {
             None => print(text.trim_end())?,

@@ -1,5 +1,8 @@
 //! `brigade test`: runs the cases of test files.
 
+mod checked;
+mod compare;
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -14,8 +17,10 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
+use self::checked::checked;
+use self::compare::{Got, compare};
 use crate::Exit;
-use crate::common::{complain, print};
+use crate::common::print;
 
 /// Run the cases of test files: messages that are sent to a pipeline, and what is expected of it.
 ///
@@ -46,19 +51,21 @@ struct TestFile {
 #[serde(deny_unknown_fields)]
 struct Case {
     name: String,
-    /// What is sent, by queue: payloads, or messages with `payload` or `raw`, `key`, `headers`.
+    /// What is sent, by queue that a stage reads: payloads, or messages with `payload` or `raw`
+    /// (`null` is no payload), `key`, `headers`.
     send: BTreeMap<String, Vec<Value>>,
     #[serde(default)]
     expect: Expect,
-    /// How long it may take. Default: 30s.
+    /// How long it may take, with the start of its pipeline. Default: 30s.
     timeout: Option<Period>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Expect {
-    /// Payloads by queue, in full: all that stages put there, even if another stage reads it. A
-    /// queue that no stage reads and that is not listed must stay empty.
+    /// Payloads by queue, in full: all that stages put there, even if another stage reads it, apart
+    /// from dead letters. Equal by value, or byte for byte those in `raw`. A queue that no stage
+    /// reads and that is not listed must stay empty.
     #[serde(default)]
     outputs: BTreeMap<String, Vec<Value>>,
     /// Whether outputs must come in this order. Default: any order.
@@ -70,8 +77,8 @@ struct Expect {
     /// How many messages of a stage came to an outcome, by stage.
     #[serde(default)]
     outcomes: BTreeMap<String, Outcomes>,
-    /// Stages that fail, as with `on_exhausted: halt`, each with a part of the reason; no other may
-    /// fail. The case ends when one fails, with whatever is left undone.
+    /// Stages that fail, as with `on_exhausted: halt` or before they run, each with a part of the
+    /// reason; no other may fail. The case ends when one fails, with whatever is left undone.
     #[serde(default)]
     failed: BTreeMap<String, String>,
 }
@@ -172,78 +179,28 @@ impl<'p> Plan<'p> {
     }
 }
 
-/// Reports names that the pipeline does not have, and values that are not messages: a case with
-/// those tests nothing.
-fn checked(mut document: Document<TestFile>, topology: &Topology) -> Result<TestFile, Diagnostics> {
-    let queues: Vec<&str> = topology.queues.keys().map(|name| &**name).collect();
-    let stages: Vec<&str> = topology.stages.keys().map(|name| &**name).collect();
-    let (mut named, mut wrong) = (Vec::new(), Vec::new());
-    for (at, case) in document.value().cases.iter().enumerate() {
-        let path = |steps: &[&str]| -> Vec<String> {
-            let case = ["cases".to_owned(), at.to_string()];
-            case.into_iter().chain(steps.iter().map(|step| (*step).to_owned())).collect()
-        };
-        let expect = &case.expect;
-        named.extend(case.send.keys().map(|name| ("queue", path(&["send", name]))));
-        let outputs = expect.outputs.keys();
-        named.extend(outputs.map(|name| ("queue", path(&["expect", "outputs", name]))));
-        let letters = expect.dead_letters.keys();
-        named.extend(letters.map(|name| ("stage", path(&["expect", "dead_letters", name]))));
-        let outcomes = expect.outcomes.keys();
-        named.extend(outcomes.map(|name| ("stage", path(&["expect", "outcomes", name]))));
-        let failed = expect.failed.keys();
-        named.extend(failed.map(|name| ("stage", path(&["expect", "failed", name]))));
-        for (queue, messages) in &case.send {
-            for (place, value) in messages.iter().enumerate() {
-                if let Err(what) = message(value) {
-                    wrong.push((path(&["send", queue, &place.to_string()]), what));
-                }
-            }
-        }
-    }
-    if document.value().cases.is_empty() {
-        wrong.push((vec!["cases".to_owned()], "no case is in the test file".to_owned()));
-    }
-    for (what, path) in named {
-        let known = if what == "stage" { &stages } else { &queues };
-        if !path.last().is_some_and(|name| known.contains(&name.as_str())) {
-            document.unknown(&path, what, known.iter().copied());
-        }
-    }
-    for (path, what) in wrong {
-        document.wrong(&path, what);
-    }
-    document.finish()
-}
-
 /// What is wrong with a case, line by line; empty if it passes.
 async fn run_case(plan: &Plan<'_>, case: &Case, registry: &Registry) -> Vec<String> {
     let trial = match start(plan, case, registry).await {
         Ok(trial) => trial,
-        Err(error) => {
-            complain(&error);
-            return vec!["the pipeline did not start".to_owned()];
-        }
+        Err(error) => return vec![format!("the pipeline did not start: {error:#}")],
     };
-    let mut wrong = Vec::new();
-    for (queue, messages) in &case.send {
-        match messages.iter().map(message).collect::<Result<Vec<_>, _>>() {
-            Ok(messages) => trial.send(queue, messages),
-            Err(what) => wrong.push(format!("queue `{queue}`: {what}")),
-        }
-    }
     let timeout = case.timeout.map_or(TIMEOUT, |timeout| timeout.0);
-    // Also returns when a stage has failed; whether that was expected is checked at the end.
-    let idle = tokio::time::timeout(timeout, trial.running().until_idle(None)).await;
-    match &idle {
+    let mut wrong = Vec::new();
+    let done = tokio::time::timeout(timeout, run(&trial, case)).await;
+    match &done {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => wrong.push(error.to_string()),
-        Err(_) => wrong.push(format!("not done within {timeout:?}")),
+        Ok(Err(what)) => wrong.push(what.clone()),
+        Err(_) => {
+            let late = [format!("not done within {timeout:?}")];
+            let late = late.into_iter().chain(trial.starting().await);
+            wrong.push(late.collect::<Vec<_>>().join(": "));
+        }
     }
     check_outputs(&trial, &plan.topology, case, &mut wrong).await;
     check_dead_letters(&trial, case, &mut wrong).await;
     // What was not done in time would not be done in a drain without a deadline either.
-    let deadline = if idle.is_ok() { timeout } else { Duration::ZERO };
+    let deadline = if done.is_ok() { timeout } else { Duration::ZERO };
     check_end(&trial.stop(deadline).await, case, &mut wrong);
     wrong
 }
@@ -251,7 +208,18 @@ async fn run_case(plan: &Plan<'_>, case: &Case, registry: &Registry) -> Vec<Stri
 async fn start(plan: &Plan<'_>, case: &Case, registry: &Registry) -> anyhow::Result<Trial> {
     let trial = Trial::of(Pipeline::new(plan.topology.clone(), registry)?);
     let read = case.expect.outputs.keys().filter(|queue| is_read(&plan.topology, queue));
-    Ok(read.fold(trial, |trial, queue| trial.keep(queue)).start().await?)
+    Ok(read.fold(trial, |trial, queue| trial.keep(queue)).launch().await?)
+}
+
+/// Sends the messages once all stages run, and returns when nothing is left to do. Also returns when
+/// a stage has failed, before it ran or later; whether that was expected is checked at the end.
+async fn run(trial: &Trial, case: &Case) -> Result<(), String> {
+    trial.until_started().await;
+    for (queue, messages) in &case.send {
+        let messages = messages.iter().map(message).collect::<Result<Vec<_>, _>>();
+        trial.send(queue, messages.map_err(|what| format!("queue `{queue}`: {what}"))?);
+    }
+    trial.running().until_idle(None).await.map_err(|error| error.to_string())
 }
 
 /// Whether a stage reads this queue.
@@ -272,6 +240,8 @@ fn message(value: &Value) -> Result<Message, String> {
     let mut message = match (text("raw")?, keys.get("payload")) {
         (Some(raw), None) => Message::new(raw),
         (None, Some(payload)) => Message::new(payload.to_string()),
+        // A payload that is none, as Kafka has it for what is gone.
+        (None, None) if keys.contains_key("raw") => Message::default(),
         _ => return Err("a message has `raw` or `payload`".to_owned()),
     };
     message.key = text("key")?.map(Into::into);
@@ -294,13 +264,6 @@ fn is_message(keys: &Map<String, Value>) -> bool {
     says && keys.keys().all(|key| KEYS.contains(&key.as_str()))
 }
 
-/// A payload as JSON, or its text.
-fn payload(message: &Message) -> Value {
-    let bytes = message.payload.as_deref().unwrap_or(b"null");
-    let text = || Value::String(String::from_utf8_lossy(bytes).into_owned());
-    serde_json::from_slice(bytes).unwrap_or_else(|_| text())
-}
-
 async fn check_outputs(trial: &Trial, topology: &Topology, case: &Case, wrong: &mut Vec<String>) {
     // For a queue that a stage reads, the stage's outcomes show what came to it.
     let queues = topology.queues.keys().map(|name| &**name);
@@ -314,13 +277,11 @@ async fn check_outputs(trial: &Trial, topology: &Topology, case: &Case, wrong: &
             true => trial.kept(queue),
             false => trial.outputs(queue),
         };
-        if expected.is_none() {
-            // They are reported by stage.
-            got.retain(|message| !is_dead_letter(message, queue, topology));
-        }
-        let (expected, got) = (expected.cloned().unwrap_or_default(), got.iter().map(payload));
-        let place = format!("queue `{queue}`");
-        compare(&place, expected, got.collect(), case.expect.ordered, wrong);
+        // They are reported by stage.
+        got.retain(|message| !is_dead_letter(message, queue, topology));
+        let expected = expected.map_or(&[][..], |expected| expected);
+        let got = got.iter().map(Got::of).collect();
+        compare(&format!("queue `{queue}`"), expected, got, case.expect.ordered, wrong);
     }
     let status = trial.status().await;
     for (name, outcomes) in &case.expect.outcomes {
@@ -369,33 +330,6 @@ fn check_end(stopped: &[Stopped], case: &Case, wrong: &mut Vec<String>) {
     }
 }
 
-/// Reports what is in only one of two lists.
-fn compare(
-    place: &str,
-    expected: Vec<Value>,
-    got: Vec<Value>,
-    ordered: bool,
-    wrong: &mut Vec<String>,
-) {
-    if ordered {
-        let first = (0..expected.len().max(got.len())).find(|at| expected.get(*at) != got.get(*at));
-        if let Some(at) = first {
-            let show = |value: Option<&Value>| value.map_or("nothing".to_owned(), Value::to_string);
-            let (want, have) = (show(expected.get(at)), show(got.get(at)));
-            wrong.push(format!("{place}, output {}: {want} expected, {have} found", at + 1));
-        }
-        return;
-    }
-    let mut left = got;
-    for want in expected {
-        match left.iter().position(|have| *have == want) {
-            Some(at) => drop(left.remove(at)),
-            None => wrong.push(format!("{place}: missing {want}")),
-        }
-    }
-    wrong.extend(left.iter().map(|have| format!("{place}: not expected {have}")));
-}
-
 async fn check_dead_letters(trial: &Trial, case: &Case, wrong: &mut Vec<String>) {
     let status = trial.status().await;
     for stage in &status.stages {
@@ -409,7 +343,7 @@ async fn check_dead_letters(trial: &Trial, case: &Case, wrong: &mut Vec<String>)
         }
         wrong.extend(left.iter().map(|letter| {
             let (kind, message) = (letter.cause.kind.as_str(), &letter.cause.message);
-            let payload = payload(&letter.message);
+            let payload = Got::of(&letter.message);
             format!(
                 "stage `{name}`: dead letter not expected: {kind}: {message}; payload {payload}"
             )
@@ -422,15 +356,15 @@ fn fits(expected: &ExpectedLetter, letter: &DeadLetter) -> bool {
     expected.cause.is_none_or(|kind| kind == cause.kind)
         && expected.message.as_ref().is_none_or(|text| cause.message.contains(text))
         && expected.attempts.is_none_or(|attempts| attempts == letter.attempts)
-        && expected.payload.as_ref().is_none_or(|value| *value == payload(&letter.message))
+        && expected.payload.as_ref().is_none_or(|value| Got::of(&letter.message).is(value))
 }
 
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
 
-    use brigade_core::Failure;
-    use brigade_core::component::IntoComponent;
+    use brigade_core::component::{Component, Context, IntoComponent, Setup};
+    use brigade_core::{BoxError, Failure};
     use brigade_memory::Memory;
 
     use super::*;
@@ -438,6 +372,7 @@ mod tests {
     const PIPELINE: &str = "
 pipeline: p
 queues: { in: { type: memory }, out: { type: memory } }
+restart: { max_restarts: 0 }
 stages:
   s: { component: code, input: in, outputs: [out], on_exhausted: halt, retry: { attempts: 1 } }
 ";
@@ -481,6 +416,44 @@ stages:
         let code = async |_: Value| std::future::pending::<Result<Value, Failure>>().await;
         let wrong = wrong_of("timeout: 10ms", code).await;
         assert_eq!(wrong, ["not done within 10ms"]);
+    }
+
+    /// A component that does not start.
+    #[derive(Clone)]
+    enum Stuck {
+        Fails,
+        Waits,
+    }
+
+    impl Component for Stuck {
+        type In = Value;
+        type Out = Value;
+
+        async fn init(&mut self, _: &Setup) -> Result<(), BoxError> {
+            match self {
+                Self::Fails => Err("no table".into()),
+                Self::Waits => std::future::pending().await,
+            }
+        }
+
+        async fn handle(&mut self, input: Value, _: &Context) -> Result<Value, Failure> {
+            Ok(input)
+        }
+    }
+
+    #[tokio::test]
+    async fn a_case_whose_stage_does_not_start_ends_after_its_time_and_names_it() {
+        let wrong = wrong_of("timeout: 10ms", Stuck::Waits).await;
+        assert_eq!(wrong, ["not done within 10ms: stage `s` is still starting"]);
+    }
+
+    #[tokio::test]
+    async fn a_stage_that_fails_before_it_runs_can_be_expected() {
+        let wrong = wrong_of("timeout: 30s", Stuck::Fails).await;
+        let [told] = &wrong[..] else { panic!("{wrong:?}") };
+        assert!(told.starts_with("stage `s` failed: ") && told.contains("no table"), "{told}");
+        let expected = "expect: { failed: { s: no table }, outputs: { out: [] } }";
+        assert_eq!(wrong_of(expected, Stuck::Fails).await, [""; 0]);
     }
 
     #[test]

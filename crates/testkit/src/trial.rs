@@ -19,8 +19,10 @@ use crate::kept::{Kept, What};
 use crate::like::Like;
 use crate::paused;
 
-/// How often it is checked whether a pipeline has started.
-const LOOK: Duration = Duration::from_millis(1);
+/// How often it is checked whether a pipeline has started: soon at first, then rarely.
+const LOOK: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
+/// How long a trial may take to start: longer than any `init` that is not stuck.
+const START_MAX: Duration = Duration::from_secs(300);
 
 /// A whole pipeline on memory queues: send it messages, and look at what becomes of them.
 ///
@@ -104,10 +106,27 @@ impl TrialSetup {
     /// runs. Schemas, keys and event times are kept; settings and limits of the queues are not.
     ///
     /// # Errors
-    /// It does not start, a stage fails before it runs, a fault is planned for an unknown stage, an
-    /// outage for a queue that no stage writes, a stall for one that no stage reads, or a queue is
-    /// to be kept that the pipeline does not have.
+    /// It does not start, a stage fails before it runs or still starts after 5 minutes, a fault is
+    /// planned for an unknown stage, an outage for a queue that no stage writes, a stall for one that
+    /// no stage reads, or a queue is to be kept that the pipeline does not have.
     pub async fn start(self) -> Result<Trial, StartError> {
+        let trial = self.launch().await?;
+        if tokio::time::timeout(START_MAX, trial.until_started()).await.is_err() {
+            let starting = trial.starting().await.join(", ");
+            return Err(StartError::new(format!("not started within {START_MAX:?}: {starting}")));
+        }
+        match trial.failed().await {
+            Some(failed) => Err(StartError::new(failed)),
+            None => Ok(trial),
+        }
+    }
+
+    /// Like [`start`](TrialSetup::start), but returns at once: stages may still be starting, or fail
+    /// before they run, see [`Trial::until_started`].
+    ///
+    /// # Errors
+    /// See there, apart from what becomes of stages.
+    pub async fn launch(self) -> Result<Trial, StartError> {
         let Self { mut pipeline, faults, outages, stalls, keep } = self;
         can_come(&pipeline, &outages, &stalls)?;
         can_be_kept(&pipeline, &keep)?;
@@ -127,7 +146,6 @@ impl TrialSetup {
             true => supervisor.start_here().await?,
             false => supervisor.start().await?,
         };
-        wait_until_ready(&running).await?;
         Ok(Trial { memory, state, pipeline: name, kept, declared, queues, running })
     }
 }
@@ -196,16 +214,11 @@ fn declared(pipeline: &Pipeline) -> Vec<(String, Option<String>)> {
     declared.collect()
 }
 
-async fn wait_until_ready(running: &Running) -> Result<(), StartError> {
-    while !running.is_ready().await {
-        let stages = running.status().await.into_iter().flat_map(|pipeline| pipeline.stages);
-        if let Some(failed) = { stages }.find(|stage| stage.state == StageState::Failed) {
-            let why = failed.error.unwrap_or_default();
-            return Err(StartError::new(format!("stage `{}` failed: {why}", failed.stage)));
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-    Ok(())
+/// Which stage has failed, and why.
+fn failed(pipeline: &PipelineStatus) -> Option<String> {
+    let failed = pipeline.stages.iter().find(|stage| stage.state == StageState::Failed)?;
+    let why = failed.error.as_deref().unwrap_or_default();
+    Some(format!("stage `{}` failed: {why}", failed.stage))
 }
 
 impl Trial {
@@ -245,6 +258,34 @@ impl Trial {
         Self::of(pipeline).start().await
     }
 
+    /// Waits, however long it takes, until every stage runs or one has failed: for trials that were
+    /// only [launched](TrialSetup::launch).
+    pub async fn until_started(&self) {
+        let mut wait = LOOK.0;
+        let is_over = |pipeline: &PipelineStatus| pipeline.is_ready() || failed(pipeline).is_some();
+        // A pipeline whose supervisor has died is not among them.
+        while !self.running.status().await.iter().all(is_over) {
+            tokio::time::sleep(wait).await;
+            wait = LOOK.1.min(wait * 2);
+        }
+    }
+
+    /// The stages that have not started yet, each in a sentence with what went wrong so far, if
+    /// anything.
+    pub async fn starting(&self) -> Vec<String> {
+        let stages = self.running.status().await.into_iter().flat_map(|pipeline| pipeline.stages);
+        let starting = stages.filter(|stage| stage.state == StageState::Starting);
+        let sentence = starting.map(|stage| match stage.error {
+            Some(error) => format!("stage `{}` is still starting: {error}", stage.stage),
+            None => format!("stage `{}` is still starting", stage.stage),
+        });
+        sentence.collect()
+    }
+
+    async fn failed(&self) -> Option<String> {
+        self.running.status().await.iter().find_map(failed)
+    }
+
     /// Puts messages on a queue.
     ///
     /// # Panics
@@ -262,13 +303,9 @@ impl Trial {
     /// that, use [`running`](Trial::running) and [`Running::until_idle`].
     pub async fn settle(&self) -> Result<(), CommandError> {
         self.running.until_idle(None).await?;
-        let stages = self.running.status().await.into_iter().flat_map(|pipeline| pipeline.stages);
-        match { stages }.find(|stage| stage.state == StageState::Failed) {
+        match self.failed().await {
             None => Ok(()),
-            Some(failed) => {
-                let why = failed.error.unwrap_or_default();
-                Err(CommandError::new(format!("stage `{}` failed: {why}", failed.stage)))
-            }
+            Some(failed) => Err(CommandError::new(failed)),
         }
     }
 

@@ -3,7 +3,8 @@
 
 use std::sync::Arc;
 
-use brigade_core::{Failure, Message};
+use brigade_core::component::{Component, Context, Setup};
+use brigade_core::{BoxError, Failure, Message};
 use brigade_memory::Memory;
 use brigade_runtime::{Pipeline, Registry};
 use brigade_testkit::Trial;
@@ -120,4 +121,36 @@ async fn a_stage_that_failed_has_not_settled() {
         "{said}"
     );
     trial.end().await;
+}
+
+/// A component that does not start.
+#[derive(Clone)]
+struct Stuck;
+
+impl Component for Stuck {
+    type In = Value;
+    type Out = Value;
+
+    async fn init(&mut self, _: &Setup) -> Result<(), BoxError> {
+        std::future::pending().await
+    }
+
+    async fn handle(&mut self, input: Value, _: &Context) -> Result<Value, Failure> {
+        Ok(input)
+    }
+}
+
+#[test]
+fn a_stage_that_does_not_start_is_not_waited_for_without_end() {
+    let registry = Registry::new().connector(Arc::new(Memory::new())).component("stuck", Stuck);
+    let registry = registry.component("repair", |letter: Value| Ok::<_, Failure>(letter));
+    let text = PIPELINE.replace("component: bill", "component: stuck");
+    let pipeline = || Pipeline::from_yaml(&text, &registry).unwrap();
+    brigade_testkit::paused(async {
+        let said = Trial::start(pipeline()).await.unwrap_err().to_string();
+        assert_eq!(said, "not started within 300s: stage `bill` is still starting");
+        let trial = Trial::of(pipeline()).launch().await.unwrap();
+        assert!(trial.starting().await.contains(&"stage `bill` is still starting".to_owned()));
+        trial.stop(std::time::Duration::ZERO).await;
+    });
 }

@@ -1,7 +1,7 @@
 //! A JSON Schema as a part of a larger document. A reference there points into the whole document,
 //! so those of the schema have to include the schema's position in it.
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// Keys whose values are schemas by name.
 const BY_NAME: [&str; 5] =
@@ -9,20 +9,85 @@ const BY_NAME: [&str; 5] =
 /// Keys whose values are data, whatever they look like.
 const DATA: [&str; 4] = ["const", "enum", "default", "examples"];
 
-/// The format of a schema according to its `$schema`, as AsyncAPI names it.
-pub(super) fn format_of(schema: &Value) -> String {
-    let dialect = schema.get("$schema").and_then(Value::as_str).unwrap_or_default();
-    let versions = ["draft-04", "draft-06", "draft-07"];
-    let old = versions.into_iter().find(|version| dialect.contains(version));
-    let version = old.unwrap_or(match dialect.contains("2019-09") {
-        true => "draft-2019-09",
-        false => "draft-2020-12",
-    });
-    format!("application/schema+json;version={version}")
+/// The draft that AsyncAPI's own parser reads.
+const OLD: &str = "draft-07";
+/// Keys that drafts after 07 brought, and that change what fits. Of their other keys `$defs` is only
+/// a place, and references to an `$anchor` are written as pointers.
+const LATER: [&str; 11] = [
+    "$dynamicAnchor",
+    "$dynamicRef",
+    "$recursiveAnchor",
+    "$recursiveRef",
+    "dependentRequired",
+    "dependentSchemas",
+    "maxContains",
+    "minContains",
+    "prefixItems",
+    "unevaluatedItems",
+    "unevaluatedProperties",
+];
+/// Keys that say nothing of what fits, or are only places: a reference may stand beside them in any
+/// draft. Up to 07 it replaces everything else.
+const BESIDE_REFERENCE: [&str; 13] = [
+    "$anchor",
+    "$comment",
+    "$defs",
+    "$ref",
+    "$schema",
+    "default",
+    "definitions",
+    "deprecated",
+    "description",
+    "examples",
+    "readOnly",
+    "title",
+    "writeOnly",
+];
+
+/// The schema as the payload of a message at this pointer (`#/components/...`) of a document, where
+/// its key is `schema`, with its format.
+pub(super) fn payload(schema: &Value, at: &str) -> Value {
+    let mut schema = embedded(schema, &format!("{at}/schema"));
+    let version = version_of(&schema);
+    if let Some(keys) = schema.as_object_mut()
+        && version == OLD
+        && !dialect(keys).contains(OLD)
+    {
+        // It would say another draft than the format.
+        keys.shift_remove("$schema");
+    }
+    json!({ "schemaFormat": format!("application/schema+json;version={version}"), "schema": schema })
+}
+
+/// The draft of an embedded schema, as AsyncAPI names it: that of its `$schema` if it is an old one;
+/// otherwise 07 if it says nothing that only later ones know. Of those, AsyncAPI's own parser reads
+/// none, and its older versions refuse whole documents for them.
+fn version_of(schema: &Value) -> &'static str {
+    let dialect = schema.as_object().map(dialect).unwrap_or_default();
+    let old = ["draft-04", "draft-06", OLD].into_iter().find(|old| dialect.contains(old));
+    match old {
+        Some(old) => old,
+        None if !is_later(schema) => OLD,
+        None if dialect.contains("2019-09") => "draft-2019-09",
+        None => "draft-2020-12",
+    }
+}
+
+fn dialect(schema: &Map<String, Value>) -> &str {
+    schema.get("$schema").and_then(Value::as_str).unwrap_or_default()
+}
+
+/// Whether a schema, or one in it, says what draft 07 cannot.
+fn is_later(schema: &Value) -> bool {
+    let Some(keys) = schema.as_object() else { return false };
+    let is_reference = keys.get("$ref").is_some_and(Value::is_string);
+    let adds = |key: &String| !BESIDE_REFERENCE.contains(&key.as_str()) && !key.starts_with("x-");
+    keys.keys().any(|key| LATER.contains(&key.as_str()) || is_reference && adds(key))
+        || below(schema).iter().any(|(_, below)| is_later(below))
 }
 
 /// The schema as it appears at this pointer (`#/components/...`) of a document.
-pub(super) fn embedded(schema: &Value, at: &str) -> Value {
+fn embedded(schema: &Value, at: &str) -> Value {
     let mut named = Named::default();
     named.collect(schema, at, at);
     let mut schema = schema.clone();
@@ -185,9 +250,44 @@ mod tests {
     }
 
     #[test]
-    fn the_dialect_is_that_of_the_schema() {
-        let old = json!({ "$schema": "http://json-schema.org/draft-07/schema#" });
-        assert_eq!(format_of(&old), "application/schema+json;version=draft-07");
-        assert_eq!(format_of(&json!({})), "application/schema+json;version=draft-2020-12");
+    fn an_old_schema_keeps_its_draft() {
+        for draft in ["draft-04", "draft-07"] {
+            let dialect = format!("http://json-schema.org/{draft}/schema#");
+            let payload = payload(&json!({ "$schema": dialect, "type": "object" }), "#/at");
+            assert_eq!(payload["schemaFormat"], format!("application/schema+json;version={draft}"));
+            assert_eq!(payload["schema"]["$schema"], dialect);
+        }
+    }
+
+    #[test]
+    fn a_schema_is_of_draft_07_if_it_says_nothing_that_only_later_drafts_know() {
+        let of = |schema: &Value| {
+            let format = payload(schema, "#/at")["schemaFormat"].as_str().unwrap().to_owned();
+            format.strip_prefix("application/schema+json;version=").unwrap().to_owned()
+        };
+        let newest = "https://json-schema.org/draft/2020-12/schema";
+        for schema in [
+            json!({}),
+            json!(true),
+            json!({ "$schema": newest, "$ref": "#/$defs/K", "type": "object", "$defs": { "K": { "$anchor": "k" } } }),
+            json!({ "properties": { "k": { "$ref": "#/definitions/K", "description": "one", "x-own": 1 } } }),
+            json!({ "properties": { "prefixItems": {}, "$ref": { "minLength": 1 } }, "required": ["minContains"] }),
+            json!({ "default": { "prefixItems": [] }, "enum": [{ "unevaluatedItems": 1 }] }),
+        ] {
+            assert_eq!(of(&schema), "draft-07", "{schema}");
+            assert_eq!(payload(&schema, "#/at")["schema"].get("$schema"), None, "{schema}");
+        }
+        for schema in [
+            json!({ "prefixItems": [true] }),
+            json!({ "anyOf": [{ "properties": { "k": { "unevaluatedProperties": false } } }] }),
+            json!({ "$defs": { "K": { "dependentRequired": { "a": ["b"] } } } }),
+            json!({ "$dynamicRef": "#k" }),
+            json!({ "properties": { "k": { "$ref": "#", "minLength": 1 } } }),
+        ] {
+            assert_eq!(of(&schema), "draft-2020-12", "{schema}");
+            let mut older = schema;
+            older["$schema"] = json!("https://json-schema.org/draft/2019-09/schema");
+            assert_eq!(of(&older), "draft-2019-09", "{older}");
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use brigade_pipeline::{Diagnostic, Format, Overrides, load_str};
+use brigade_pipeline::{Catalog as _, CatalogComponent, Diagnostic, Format, Overrides, load_str};
 use brigade_runtime::Registry;
 use serde_json::{Value, json};
 
@@ -35,14 +35,24 @@ impl<'r> Rules<'r> {
             queues.iter().map(|(name, queue)| (name, complete(queue))).collect();
         let mut stages = stages.clone();
         for stage in stages.values_mut() {
-            let ends = stage.get("outputs").is_none();
-            stage["component"] = if ends { "log" } else { "pass" }.into();
+            let outputs = stage.get("outputs").and_then(Value::as_array).map_or(0, Vec::len);
+            stage["component"] = if outputs == 0 { "log" } else { "pass" }.into();
+            if outputs > 1 {
+                // Which message goes to which output is in the component.
+                stage["copy"] = true.into();
+            }
         }
         let file = json!({ "pipeline": "imported", "queues": queues, "stages": stages });
         let overrides = Overrides { variables: self.variables.clone(), ..Overrides::default() };
         let (text, here) = (file.to_string(), Path::new(""));
         let loaded = load_str("imported", Format::Json, &text, here, &overrides, self.registry);
         loaded.map_or_else(|wrong| wrong.0, |_| Vec::new())
+    }
+
+    /// Whether a stage of this name's component would be one of Brigade's own, not one that the
+    /// program registers.
+    pub(super) fn is_built_in(&self, component: &str) -> bool {
+        matches!(self.registry.component(component), Some(CatalogComponent::Factory(_)))
     }
 
     /// What is wrong with the name of the pipeline.

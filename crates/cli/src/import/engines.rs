@@ -3,7 +3,30 @@
 
 use std::ops::Range;
 
-use super::python::Python;
+use super::python::{Python, parts, past_of};
+
+/// What was found in Python files.
+#[derive(Debug, Default)]
+pub(super) struct Program {
+    pub(super) engines: Vec<Engine>,
+    /// The files in which no engine was found.
+    pub(super) without: Vec<String>,
+}
+
+impl Program {
+    /// Adds the engines of a file.
+    ///
+    /// # Errors
+    /// An engine's input queue cannot be read from the file.
+    pub(super) fn add(&mut self, file: &str, text: &str) -> anyhow::Result<()> {
+        let found = find(file, text)?;
+        if found.is_empty() {
+            self.without.push(file.to_owned());
+        }
+        self.engines.extend(found);
+        Ok(())
+    }
+}
 
 /// An engine: one component between queues.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,13 +38,25 @@ pub(super) struct Engine {
     pub(super) input: String,
     pub(super) outputs: Vec<String>,
     pub(super) dead_letters: Option<String>,
+    /// What could not be read of it, or has another place here.
+    pub(super) notes: Vec<String>,
 }
+
+/// Arguments that have another place here, with that place.
+const ELSEWHERE: [(&str, &str); 3] = [
+    ("metrics_port", "the file's `metrics: { address, names: volley }` serves the same names"),
+    ("poll_interval_seconds", "Brigade polls by itself"),
+    (
+        "queue_config",
+        "Volley takes the queues from it, and not from the file, if it has both: compare them",
+    ),
+];
 
 /// Finds the engines of a file.
 ///
 /// # Errors
 /// An engine's input queue cannot be read from the file.
-pub(super) fn find(file: &str, text: &str) -> anyhow::Result<Vec<Engine>> {
+fn find(file: &str, text: &str) -> anyhow::Result<Vec<Engine>> {
     const CALL: &str = "Engine(";
     let python = Python::new(text);
     let code = python.code();
@@ -32,11 +67,8 @@ pub(super) fn find(file: &str, text: &str) -> anyhow::Result<Vec<Engine>> {
         let place = format!("{file}:{}", code[..at].matches('\n').count() + 1);
         let begin = at + CALL.len();
         let end = begin + past_of(&code[begin..], false);
-        let texts = |name: &str| {
-            let value = argument(&code[begin..end], name);
-            value.map_or_else(Vec::new, |part| python.texts(begin + part.start..begin + part.end))
-        };
-        let Some(input) = texts("input_queue").into_iter().next() else {
+        let mut call = Call { python: &python, arguments: begin..end, notes: Vec::new() };
+        let Some(input) = call.text("input_queue") else {
             anyhow::bail!(
                 "{place}: the engine's `input_queue` is no text: write it as one, as \"in\""
             );
@@ -47,17 +79,68 @@ pub(super) fn find(file: &str, text: &str) -> anyhow::Result<Vec<Engine>> {
         };
         // If there is no other engine, it can only be this one's function.
         let name = name.or_else(|| decorated(&code[end..]).filter(|_| calls.len() == 1));
-        let name = name.map(str::to_owned);
-        let name = name.or_else(|| texts("app_name").into_iter().next());
-        engines.push(Engine {
-            place,
-            name: name.unwrap_or_else(|| "component".to_owned()),
-            input,
-            outputs: texts("output_queues"),
-            dead_letters: texts("dead_letter_queue").into_iter().next(),
-        });
+        let name = name.map(str::to_owned).or_else(|| call.text("app_name"));
+        let outputs = call.outputs();
+        let dead_letters = call.dead_letters();
+        call.others();
+        let name = name.unwrap_or_else(|| "component".to_owned());
+        engines.push(Engine { place, name, input, outputs, dead_letters, notes: call.notes });
     }
     Ok(engines)
+}
+
+/// The arguments of an engine.
+struct Call<'p> {
+    python: &'p Python<'p>,
+    arguments: Range<usize>,
+    notes: Vec<String>,
+}
+
+impl Call<'_> {
+    /// The range of an argument's value, unless that is missing or `None`.
+    fn value(&self, name: &str) -> Option<Range<usize>> {
+        let code = self.python.code();
+        let part = argument(&code[self.arguments.clone()], name)?;
+        let begin = self.arguments.start;
+        let part = begin + part.start..begin + part.end;
+        (code[part.clone()].trim() != "None").then_some(part)
+    }
+
+    /// An argument that is a literal text.
+    fn text(&self, name: &str) -> Option<String> {
+        self.python.literal(self.value(name)?)
+    }
+
+    fn outputs(&mut self) -> Vec<String> {
+        let Some(part) = self.value("output_queues") else { return Vec::new() };
+        self.python.literals(part).unwrap_or_else(|| {
+            self.notes
+                .push("its `output_queues` is no list of texts: name them in `outputs`".into());
+            Vec::new()
+        })
+    }
+
+    fn dead_letters(&mut self) -> Option<String> {
+        let text = self.python.literal(self.value("dead_letter_queue")?);
+        if text.is_none() {
+            let note = "its `dead_letter_queue` is no text: name the queue in `dead_letter`";
+            self.notes.push(note.to_owned());
+        }
+        text
+    }
+
+    /// Notes the arguments that are not read.
+    fn others(&mut self) {
+        for (name, place) in ELSEWHERE {
+            if self.value(name).is_some() {
+                self.notes.push(format!("its `{name}` is left out: {place}"));
+            }
+        }
+        let code = &self.python.code()[self.arguments.clone()];
+        if parts(code).any(|part| code[part].trim_start().starts_with("**")) {
+            self.notes.push("its arguments after `**` are not read: compare them".to_owned());
+        }
+    }
 }
 
 /// Whether the text before `Engine(` makes it a call of `Engine`: not the end of another name, and
@@ -67,29 +150,13 @@ fn is_call(before: &str) -> bool {
     is_whole && !matches!(before.split_whitespace().next_back(), Some("class" | "def"))
 }
 
-/// The length up to the bracket that closes what is open, or to the comma that ends a value.
-fn past_of(code: &str, is_value: bool) -> usize {
-    let mut open = 0_usize;
-    for (at, c) in code.char_indices() {
-        match c {
-            '(' | '[' | '{' => open += 1,
-            ')' | ']' | '}' if open == 0 => return at,
-            ')' | ']' | '}' => open -= 1,
-            ',' if open == 0 && is_value => return at,
-            _ => {}
-        }
-    }
-    code.len()
-}
-
 /// The range of what follows `name=`, up to the comma that ends it.
 fn argument(arguments: &str, name: &str) -> Option<Range<usize>> {
-    let begin = arguments.match_indices(name).find_map(|(at, _)| {
-        let own = !arguments[..at].ends_with(|c: char| c.is_alphanumeric() || c == '_');
-        let value = arguments[at + name.len()..].trim_start().strip_prefix('=')?;
-        (own && !value.starts_with('=')).then(|| arguments.len() - value.len())
-    })?;
-    Some(begin..begin + past_of(&arguments[begin..], true))
+    parts(arguments).find_map(|part| {
+        let code = &arguments[part.clone()];
+        let value = code.trim_start().strip_prefix(name)?.trim_start().strip_prefix('=')?;
+        (!value.starts_with('=')).then(|| part.end - value.len()..part.end)
+    })
 }
 
 /// The variable, without its owner, that is assigned the value whose call begins after this.
@@ -167,6 +234,7 @@ other = volley.Engine(input_queue="b", output_queues=[])
             input: "in".into(),
             outputs: vec!["a".into(), "b".into()],
             dead_letters: Some("dead".into()),
+            notes: vec![format!("its `queue_config` is left out: {}", ELSEWHERE[2].1)],
         };
         assert_eq!(engines[0], first);
         assert_eq!((&*engines[1].name, &*engines[1].input), ("component", "b"));
@@ -203,6 +271,50 @@ def sixth(m): ...
         let names: Vec<String> =
             find("app.py", text).unwrap().into_iter().map(|engine| engine.name).collect();
         assert_eq!(names, ["first", "second", "third", "fourth", "fifth", "sixth", "sixth"]);
+    }
+
+    #[test]
+    fn arguments_that_are_no_literal_texts_are_told_and_not_guessed() {
+        let of = |arguments: &str| {
+            let found = find("app.py", &format!("Engine(input_queue='in', {arguments})"));
+            let Engine { outputs, dead_letters, notes, .. } = found.unwrap().remove(0);
+            (outputs, dead_letters, notes.join("; "))
+        };
+        for outputs in [
+            "OUT",
+            "['a'] + MORE",
+            "['a', OTHER]",
+            "['a'] + ['b']",
+            "os.environ.get('OUT', 'a')",
+            "[f'{stage}-a']",
+            "['a' 'b']",
+        ] {
+            let (found, _, notes) = of(&format!("output_queues={outputs}"));
+            assert_eq!(found, [""; 0], "{outputs}");
+            assert_eq!(notes, "its `output_queues` is no list of texts: name them in `outputs`");
+        }
+        for outputs in ["[]", "None", "(\n)", "[ # 'a'\n]"] {
+            let (found, _, notes) = of(&format!("output_queues={outputs}"));
+            assert_eq!((found.len(), &*notes), (0, ""), "{outputs}");
+        }
+        for outputs in ["['a', r\"b\",]", "('a', 'b')", "{ 'a' , ('b') }"] {
+            let (found, _, notes) = of(&format!("output_queues={outputs}"));
+            assert_eq!((found, &*notes), (vec!["a".to_owned(), "b".to_owned()], ""), "{outputs}");
+        }
+        let (_, dead, notes) = of("dead_letter_queue=DEAD");
+        assert_eq!(dead, None);
+        assert_eq!(notes, "its `dead_letter_queue` is no text: name the queue in `dead_letter`");
+        assert_eq!(of("dead_letter_queue=None"), (Vec::new(), None, String::new()));
+        let (_, _, notes) = of("metrics_port=3000, poll_interval_seconds=1, **more");
+        for said in ["`metrics_port`", "`poll_interval_seconds`", "after `**`"] {
+            assert!(notes.contains(said), "{notes}");
+        }
+        // What is within another value is not the engine's.
+        let inner = "queue_config=dict(output_queues=['x'], dead_letter_queue='y')";
+        assert_eq!((of(inner).0, of(inner).1), (Vec::new(), None));
+        for input in ["os.environ['IN']", "f'{name}'", "'a' + B"] {
+            assert!(find("app.py", &format!("Engine(input_queue={input})")).is_err(), "{input}");
+        }
     }
 
     /// What Python does not run is not an engine, and does not end a call.
@@ -242,6 +354,7 @@ def hello(msg):
             input: "in".into(),
             outputs: vec!["a".into(), "c".into()],
             dead_letters: Some("dead".into()),
+            notes: Vec::new(),
         };
         assert_eq!(find("app.py", text).unwrap(), [engine]);
     }

@@ -51,11 +51,60 @@ impl<'t> Python<'t> {
         &self.code
     }
 
+    /// The text that this part is, if it is nothing but one string.
+    pub(super) fn literal(&self, part: Range<usize>) -> Option<String> {
+        let code = self.code[part.clone()].trim();
+        let code = code.strip_prefix(['r', 'R', 'u', 'U']).unwrap_or(code);
+        let is_string = |c: char| c.is_whitespace() || matches!(c, '"' | '\'' | '(' | ')');
+        match &mut self.texts(part)[..] {
+            [text] if code.chars().all(is_string) => Some(std::mem::take(text)),
+            _ => None,
+        }
+    }
+
+    /// The texts of this part, if it is nothing but a list, tuple or set of strings.
+    pub(super) fn literals(&self, part: Range<usize>) -> Option<Vec<String>> {
+        let code = self.code[part.clone()].trim_end();
+        let begin = part.start + code.len() - code.trim_start().len() + 1;
+        let inner = [('[', ']'), ('(', ')'), ('{', '}')]
+            .into_iter()
+            .find_map(|(open, close)| code.trim_start().strip_prefix(open)?.strip_suffix(close))?;
+        // After the last one there may be a comma, too.
+        let items = parts(inner).filter(|item| !inner[item.clone()].trim().is_empty());
+        items.map(|item| self.literal(begin + item.start..begin + item.end)).collect()
+    }
+
     /// The strings within this part.
-    pub(super) fn texts(&self, part: Range<usize>) -> Vec<String> {
+    fn texts(&self, part: Range<usize>) -> Vec<String> {
         let within = self.strings.iter().filter(|string| part.contains(&string.start));
         within.map(|string| self.text[string.clone()].to_owned()).collect()
     }
+}
+
+/// The length up to the bracket that closes what is open, or to the comma that ends a value.
+pub(super) fn past_of(code: &str, is_value: bool) -> usize {
+    let mut open = 0_usize;
+    for (at, c) in code.char_indices() {
+        match c {
+            '(' | '[' | '{' => open += 1,
+            ')' | ']' | '}' if open == 0 => return at,
+            ')' | ']' | '}' => open -= 1,
+            ',' if open == 0 && is_value => return at,
+            _ => {}
+        }
+    }
+    code.len()
+}
+
+/// The ranges of what commas separate, outside of any bracket.
+pub(super) fn parts(code: &str) -> impl Iterator<Item = Range<usize>> {
+    let mut begin = 0;
+    std::iter::from_fn(move || {
+        let rest = code.get(begin..).filter(|rest| !rest.is_empty())?;
+        let part = begin..begin + past_of(rest, true);
+        begin = part.end + 1;
+        Some(part)
+    })
 }
 
 /// The length up to the quote that ends a string. A quote after a backslash does not end it, even

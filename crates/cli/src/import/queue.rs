@@ -177,10 +177,12 @@ impl Queue<'_> {
         if let Some(size) = config.remove("maxsize") {
             queue.insert("maxsize".to_owned(), size);
         }
-        match config.remove("realtime") {
-            Some(Value::Bool(true)) => drop(queue.insert("realtime".to_owned(), true.into())),
-            None | Some(Value::Bool(false)) => {}
-            Some(other) => self.note(format!("`config.realtime` is left out: {other} is no flag")),
+        if let Some(realtime) = config.remove("realtime") {
+            match flag(&realtime) {
+                Some(true) => drop(queue.insert("realtime".to_owned(), true.into())),
+                Some(false) => {}
+                None => self.note(format!("`config.realtime` is left out: {realtime} is no flag")),
+            }
         }
         if config.remove("delay").is_some_and(|delay| delay.as_f64() != Some(0.0)) {
             self.note(
@@ -205,8 +207,7 @@ impl Queue<'_> {
             return;
         }
         let mut option = |key: &str| options.remove(key).filter(|value| !value.is_null());
-        let is_set = |value: &Value| plain(value).eq_ignore_ascii_case("true");
-        let tls = option("ssl").as_ref().is_some_and(is_set);
+        let tls = option("ssl").is_some_and(|ssl| self.tls(&ssl));
         let user = option("username").map(|user| escaped(&plain(&user))).unwrap_or_default();
         let (password, database) = (option("password"), option("db"));
         let mut certificates = Map::new();
@@ -247,6 +248,15 @@ impl Queue<'_> {
         if !certificates.is_empty() {
             queue.insert("tls".to_owned(), Value::Object(certificates));
         }
+    }
+
+    /// Whether the connection is to be encrypted.
+    fn tls(&mut self, ssl: &Value) -> bool {
+        flag(ssl).unwrap_or_else(|| {
+            // To Python it is true, and without encryption everyone could read the password.
+            self.note(format!("`config.options.ssl` is taken as `true`: {ssl} is no flag"));
+            true
+        })
     }
 
     /// The visibility timeout, which is in whole seconds here.
@@ -324,6 +334,16 @@ impl Queue<'_> {
                 ));
             }
         }
+    }
+}
+
+/// A flag as Volley reads it: in YAML 1.1 some words are flags that are texts in YAML 1.2, and
+/// Python takes 0 and 1.
+fn flag(value: &Value) -> Option<bool> {
+    match plain(value).to_ascii_lowercase().as_str() {
+        "true" | "yes" | "on" | "1" => Some(true),
+        "false" | "no" | "off" | "0" => Some(false),
+        _ => None,
     }
 }
 

@@ -7,7 +7,7 @@ use brigade_runtime::Registry;
 use serde_json::{Map, Value, json};
 
 use super::checked::Rules;
-use super::engines::Engine;
+use super::engines::Program;
 use super::queue::Queue;
 use super::secrets::Secrets;
 
@@ -24,7 +24,7 @@ pub(super) struct Imported {
 pub(super) fn import(
     place: &str,
     config: &Value,
-    engines: &[Engine],
+    program: &Program,
     pipeline: &str,
     registry: &Registry,
 ) -> anyhow::Result<Imported> {
@@ -58,14 +58,8 @@ pub(super) fn import(
         let name = names.get(alias).filter(|name| queues.contains_key(*name));
         name.cloned()
     };
-    let stages = stages(engines, &queues, queue_of, &mut notes)?;
-    if engines.is_empty() {
-        notes.push(
-            "no stages: which component stands between which queues is in the Python code; name its \
-             files too"
-                .to_owned(),
-        );
-    }
+    let stages = stages(program, &queues, queue_of, &rules, &mut notes)?;
+    notes.extend(without(program));
     notes.extend(rules.all(&queues, &stages));
     Ok(Imported { text: write(place, pipeline, &queues, &stages, &notes), notes })
 }
@@ -101,13 +95,35 @@ fn free(name: &str, is_taken: impl Fn(&String) -> bool) -> String {
     names.find(|name| !is_taken(name)).unwrap_or_else(|| name.to_owned())
 }
 
-/// The queues by their aliases, in either form.
+/// Why there are no stages.
+fn without(program: &Program) -> Vec<String> {
+    if program.engines.is_empty() && program.without.is_empty() {
+        let text = "no stages: which component stands between which queues is in the Python code; name \
+                    its files too";
+        return vec![text.to_owned()];
+    }
+    let without = program.without.iter().map(|file| {
+        format!(
+            "no stages out of {file}: no call of `Engine(..)` is there; one by another name is not \
+             found"
+        )
+    });
+    without.collect()
+}
+
+/// The queues by their aliases: a list or a mapping, under the key `queues` or alone.
 fn entries(place: &str, config: &Value) -> anyhow::Result<Vec<(String, Map<String, Value>)>> {
     let keys = |alias: &str, keys: &Value| match keys {
         Value::Object(keys) => Ok(keys.clone()),
         _ => anyhow::bail!("{place}: queue `{alias}`: expected a mapping"),
     };
-    match config.get("queues") {
+    let is_queue = |queue: &Value| queue.get("value").is_some();
+    let alone = match config {
+        Value::Array(_) => true,
+        Value::Object(queues) => !queues.is_empty() && queues.values().all(is_queue),
+        _ => false,
+    };
+    match if alone { Some(config) } else { config.get("queues") } {
         Some(Value::Object(queues)) => {
             queues.iter().map(|(alias, queue)| Ok((alias.clone(), keys(alias, queue)?))).collect()
         }
@@ -132,13 +148,14 @@ fn name(alias: &str) -> String {
 
 /// The stages made from engines.
 fn stages(
-    engines: &[Engine],
+    program: &Program,
     queues: &BTreeMap<String, Value>,
     queue_of: impl Fn(&str) -> Option<String>,
+    rules: &Rules<'_>,
     notes: &mut Vec<String>,
 ) -> anyhow::Result<BTreeMap<String, Value>> {
     let mut stages = BTreeMap::new();
-    for engine in engines {
+    for engine in &program.engines {
         let mut known = |alias: &String, role: &str| {
             let queue = queue_of(alias);
             if queue.is_none() {
@@ -158,7 +175,16 @@ fn stages(
             .collect();
         let dead = engine.dead_letters.as_ref();
         let dead = dead.and_then(|dead| known(dead, "dead-letter queue"));
-        let mut stage = json!({ "component": name(&engine.name), "input": input });
+        let component = name(&engine.name);
+        let own = engine.notes.iter().map(|note| format!("stage `{}`: {note}", engine.name));
+        notes.extend(own);
+        if rules.is_built_in(&component) {
+            notes.push(format!(
+                "stage `{component}`: `{component}` is a component of Brigade's own, which is taken until \
+                 the program has one of this name, or the stage names another"
+            ));
+        }
+        let mut stage = json!({ "component": component, "input": input });
         if !outputs.is_empty() {
             stage["outputs"] = json!(outputs);
         }
