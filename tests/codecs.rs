@@ -32,6 +32,16 @@ fn count_up(order: Order) -> Result<Order, Failure> {
     }
 }
 
+#[derive(Debug, Serialize, Deserialize, Output)]
+struct Bill {
+    id: u128,
+}
+
+/// Needs all digits, and no field twice.
+fn next_bill(bill: Bill) -> Result<Bill, Failure> {
+    Ok(Bill { id: bill.id + 1 })
+}
+
 fn as_it_is(raw: Raw) -> Result<Raw, Failure> {
     Ok(raw)
 }
@@ -41,6 +51,7 @@ async fn run(memory: &Memory, text: &str) {
     let registry = brigade::registry()
         .connector(Arc::new(memory.clone()))
         .component("count_up", count_up)
+        .component("next_bill", next_bill)
         .component("as_it_is", as_it_is);
     let (path, overrides) = (Path::new("."), Overrides::default());
     let loaded = load_str("codecs", Format::Yaml, text, path, &overrides, &registry);
@@ -85,6 +96,34 @@ stages:
     let value: Value = serde_json::from_slice(out[0].payload.as_deref().unwrap()).unwrap();
     assert_eq!(value, json!({ "n": 3, "name": "Lübeck" }));
     assert_eq!(out[0].key.as_deref(), Some("Lübeck".as_bytes()), "read out of MessagePack");
+}
+
+#[tokio::test]
+async fn a_typed_component_reads_the_same_whatever_its_queue_asks_for() {
+    let memory = Memory::new();
+    for queue in ["plain", "keyed", "held"] {
+        let payloads = ["{\"id\":123456789012345678901}", "{\"id\":1,\"id\":2}"];
+        memory.put("codecs", queue, (1..).zip(payloads).map(|(n, payload)| message(n, payload)));
+    }
+    let text = "pipeline: codecs
+queues:
+  plain: { type: memory }
+  keyed: { type: memory, key: id }
+  held: { type: memory, schema: { required: [id] } }
+  out: { type: memory }
+  dead: { type: memory }
+stages:
+  one: { component: next_bill, input: plain, outputs: [out], dead_letter: dead }
+  two: { component: next_bill, input: keyed, outputs: [out], dead_letter: dead }
+  three: { component: next_bill, input: held, outputs: [out], dead_letter: dead }
+";
+    run(&memory, text).await;
+    assert_eq!(payloads(&memory, "out"), ["{\"id\":123456789012345678902}"; 3]);
+    let causes = payloads(&memory, "dead");
+    let causes = causes.iter().map(|letter| DeadLetter::from_json(letter).unwrap().cause);
+    let causes: Vec<_> = causes.collect();
+    assert_eq!(causes.len(), 3, "{causes:?}");
+    assert!(causes.iter().all(|cause| cause.message.contains("duplicate field")), "{causes:?}");
 }
 
 #[tokio::test]

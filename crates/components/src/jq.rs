@@ -123,7 +123,7 @@ pub(crate) fn input(parsed: Option<Parsed>, cx: &Context) -> Result<Val, HandleE
         (_, Some(bytes)) if cx.codec().is_json() && has_long_number(bytes) => {
             read_payload(bytes).map_err(wrong)
         }
-        (Some(Parsed::Json(value)), _) => {
+        (Some(Parsed::Json(value) | Parsed::Converted(value)), _) => {
             let value = Conversion::Construct.timed(|| Val::deserialize(value));
             value.map_err(|error| wrong(error.to_string()))
         }
