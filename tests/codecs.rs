@@ -245,6 +245,23 @@ stages:
     assert!(letter.cause.message.contains("123456789012345678901"), "{:?}", letter.cause);
 }
 
+#[tokio::test]
+async fn json_that_goes_to_a_queue_of_texts_changes_in_nothing() {
+    let memory = Memory::new();
+    let order = "{\"id\":123456789012345678901,\"price\":0.12345678901234567890}";
+    let all = [order, "{\"id\":1,\"id\":2}", "\"Gr\u{fc}\u{df}e\""];
+    memory.put("codecs", "in", (1..).zip(all).map(|(n, payload)| message(n, payload)));
+    let text = "pipeline: codecs
+queues:
+  in: { type: memory }
+  out: { type: memory, codec: text }
+stages:
+  one: { component: pass, input: in, outputs: [out] }
+";
+    run(&memory, text).await;
+    assert_eq!(payloads(&memory, "out"), [order, "{\"id\":1,\"id\":2}", "Grüße"]);
+}
+
 /// What is wrong with a message may be told with the whole of it, several times over.
 #[tokio::test]
 async fn a_dead_letter_has_the_beginning_of_its_cause() {
