@@ -292,6 +292,40 @@ stages:
     }
 }
 
+/// Also where the draft takes formats for notes, as that without a `$schema` does.
+#[tokio::test]
+async fn formats_of_a_schema_are_held_to_in_every_draft() {
+    let fits = r#"{"at":"2024-02-29T12:00:00Z","mail":"a@b.example","size":-1}"#;
+    let wrong = [r#"{"at":"yesterday"}"#, r#"{"at":"2024-02-29T12:00:00"}"#, r#"{"mail":"no"}"#];
+    for draft in ["draft-07/schema#", "draft/2019-09/schema", "draft/2020-12/schema", ""] {
+        let memory = Memory::new();
+        let all = [fits].into_iter().chain(wrong);
+        memory.put("codecs", "in", (1..).zip(all).map(|(n, payload)| message(n, payload)));
+        let scheme = if draft.starts_with("draft-07") { "http" } else { "https" };
+        let said = match draft {
+            "" => String::new(),
+            draft => format!("$schema: '{scheme}://json-schema.org/{draft}', "),
+        };
+        let text = format!(
+            "pipeline: codecs
+queues:
+  in:
+    type: memory
+    schema: {{ {said}properties: {{ at: {{ format: date-time }}, mail: {{ format: email }}, size: {{ format: uint64 }} }} }}
+  out: {{ type: memory }}
+  dead: {{ type: memory }}
+stages:
+  one: {{ component: pass, input: in, outputs: [out], dead_letter: dead }}
+"
+        );
+        run(&memory, &text).await;
+        assert_eq!(payloads(&memory, "out"), [fits], "{draft}");
+        let letters = payloads(&memory, "dead");
+        let causes = letters.iter().map(|letter| DeadLetter::from_json(letter).unwrap().cause.kind);
+        assert_eq!(causes.collect::<Vec<_>>(), [CauseKind::Schema; 3], "{draft}");
+    }
+}
+
 /// It says that something is gone, and has nothing in it that a schema could ask for.
 #[tokio::test]
 async fn a_null_payload_passes_schemas() {
