@@ -97,6 +97,21 @@ async fn map_makes_any_number_of_messages_and_keeps_integers_exact() {
 }
 
 #[tokio::test]
+async fn map_writes_what_it_computes_as_jq_and_what_passes_as_it_came() {
+    let halves = json!({ "map": "{ half: (.n / 2), same: .n }" });
+    let made = answers(halves.clone(), &["o"], "{\"n\":10}").await;
+    assert_eq!(made.unwrap(), ["{\"half\":5,\"same\":10}"]);
+    let made = answers(halves, &["o"], "{\"n\":10.0}").await;
+    assert_eq!(made.unwrap(), ["{\"half\":5,\"same\":10.0}"]);
+    let mut map = build(json!({ "map": { "jq": ".n / 2", "key": "." } }), &["o"]).unwrap();
+    let input = Message::new("{\"n\":10}");
+    let emit = run(map.as_mut(), input.clone()).await.unwrap();
+    assert_eq!(emit.outputs()[0].message(&input, None).key.as_deref(), Some(&b"5"[..]));
+    let told = answers(json!({ "filter": ".n / 2" }), &["o"], "{\"n\":10}").await.unwrap_err();
+    assert!(told.ends_with("expected true or false, found 5"), "{told}");
+}
+
+#[tokio::test]
 async fn a_key_that_is_null_is_none() {
     let mut map = build(json!({ "map": { "jq": ".", "key": ".customer" } }), &["o"]).unwrap();
     for (payload, key) in [("{\"customer\":\"Ada\"}", Some("Ada")), ("{}", None)] {
