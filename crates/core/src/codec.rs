@@ -14,9 +14,9 @@ pub enum Codec {
     #[default]
     Json,
     /// MessagePack. What JSON cannot express (binary data, map keys that are not strings, integers
-    /// beyond 64 bits) does not decode.
+    /// beyond 64 bits, extensions) does not decode; timestamps are read as RFC 3339.
     Messagepack,
-    /// CBOR, with the same limits.
+    /// CBOR, with the same limits; its tags are dropped.
     Cbor,
     /// UTF-8 text; components that read values get a JSON string.
     Text,

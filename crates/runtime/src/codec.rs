@@ -1,15 +1,11 @@
 //! Conversion of payloads from and to a queue's `codec`. The structured form is JSON.
 
-use std::io::Cursor;
+mod binary;
 
 use brigade_core::{Codec, long_integer};
 use bytes::Bytes;
-use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
-
-/// The deepest nesting of values, as for JSON.
-const DEPTH_MAX: usize = 128;
 
 /// Decodes a payload to a value.
 ///
@@ -20,33 +16,13 @@ pub(crate) fn decode(codec: Codec, payload: &[u8]) -> Result<Value, String> {
     match codec {
         Codec::Json => serde_json::from_slice(payload)
             .map_err(|error| format!("the payload is no JSON: {error}")),
-        Codec::Messagepack => {
-            let mut reader = rmp_serde::Deserializer::new(Cursor::new(payload));
-            reader.set_max_depth(DEPTH_MAX);
-            let value = Value::deserialize(&mut reader).map_err(|error| {
-                format!("the payload is no MessagePack that JSON can say: {error}")
-            })?;
-            let read = reader.get_ref().position();
-            whole(value, payload.len() as u64 - read)
-        }
-        Codec::Cbor => {
-            let mut rest = payload;
-            let value = ciborium::de::from_reader_with_recursion_limit(&mut rest, DEPTH_MAX)
-                .map_err(|error| format!("the payload is no CBOR that JSON can say: {error}"))?;
-            whole(value, rest.len() as u64)
-        }
+        Codec::Messagepack => binary::read_messagepack(payload),
+        Codec::Cbor => binary::read_cbor(payload),
         Codec::Text => match std::str::from_utf8(payload) {
             Ok(text) => Ok(Value::String(text.to_owned())),
             Err(error) => Err(format!("the payload is no UTF-8 text: {error}")),
         },
         Codec::Bytes => Err("the queue's codec is `bytes`: its payloads are no values".to_owned()),
-    }
-}
-
-fn whole(value: Value, left: u64) -> Result<Value, String> {
-    match left {
-        0 => Ok(value),
-        left => Err(format!("the payload has {left} bytes behind its value")),
     }
 }
 
