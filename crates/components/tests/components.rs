@@ -350,3 +350,22 @@ async fn delay_delays_and_says_so() {
     assert_eq!(emit.outputs()[0].delay(), Some(std::time::Duration::from_secs(300)));
     assert!(build(json!({ "delay": {} }), &["o"]).is_err());
 }
+
+#[tokio::test]
+async fn delay_takes_times_in_milliseconds_in_seconds_and_as_text() {
+    let mut delay = build(json!({ "delay": { "until": "at" } }), &["o"]).unwrap();
+    // In the year 2096.
+    for at in ["4000000000000", "4000000000", "4000000000.5", "\"2096-10-02T07:06:40Z\""] {
+        let emit = run(delay.as_mut(), Message::new(format!("{{\"at\":{at}}}"))).await.unwrap();
+        let days = emit.outputs()[0].delay().unwrap().as_secs() / (24 * 60 * 60);
+        assert!((365..30_000).contains(&days), "{at}: {days} days");
+    }
+    for over in ["1700000000000", "1700000000", "0", "-1"] {
+        let emit = run(delay.as_mut(), Message::new(format!("{{\"at\":{over}}}"))).await.unwrap();
+        assert_eq!(emit.outputs()[0].delay(), None, "{over}");
+    }
+    for wrong in ["\"soon\"", "1700000000000.5", "null"] {
+        let emit = run(delay.as_mut(), Message::new(format!("{{\"at\":{wrong}}}"))).await;
+        assert!(format!("{:?}", emit.unwrap_err()).contains("`at` is no time"), "{wrong}");
+    }
+}
