@@ -32,6 +32,16 @@ fn count_up(order: Order) -> Result<Order, Failure> {
     }
 }
 
+#[derive(Debug, Serialize, Deserialize, Output)]
+struct Bill {
+    id: u128,
+}
+
+/// Needs all digits, and no field twice.
+fn next_bill(bill: Bill) -> Result<Bill, Failure> {
+    Ok(Bill { id: bill.id + 1 })
+}
+
 fn as_it_is(raw: Raw) -> Result<Raw, Failure> {
     Ok(raw)
 }
@@ -41,6 +51,7 @@ async fn run(memory: &Memory, text: &str) {
     let registry = brigade::registry()
         .connector(Arc::new(memory.clone()))
         .component("count_up", count_up)
+        .component("next_bill", next_bill)
         .component("as_it_is", as_it_is);
     let (path, overrides) = (Path::new("."), Overrides::default());
     let loaded = load_str("codecs", Format::Yaml, text, path, &overrides, &registry);
@@ -85,6 +96,34 @@ stages:
     let value: Value = serde_json::from_slice(out[0].payload.as_deref().unwrap()).unwrap();
     assert_eq!(value, json!({ "n": 3, "name": "Lübeck" }));
     assert_eq!(out[0].key.as_deref(), Some("Lübeck".as_bytes()), "read out of MessagePack");
+}
+
+#[tokio::test]
+async fn a_typed_component_reads_the_same_whatever_its_queue_asks_for() {
+    let memory = Memory::new();
+    for queue in ["plain", "keyed", "held"] {
+        let payloads = ["{\"id\":123456789012345678901}", "{\"id\":1,\"id\":2}"];
+        memory.put("codecs", queue, (1..).zip(payloads).map(|(n, payload)| message(n, payload)));
+    }
+    let text = "pipeline: codecs
+queues:
+  plain: { type: memory }
+  keyed: { type: memory, key: id }
+  held: { type: memory, schema: { required: [id] } }
+  out: { type: memory }
+  dead: { type: memory }
+stages:
+  one: { component: next_bill, input: plain, outputs: [out], dead_letter: dead }
+  two: { component: next_bill, input: keyed, outputs: [out], dead_letter: dead }
+  three: { component: next_bill, input: held, outputs: [out], dead_letter: dead }
+";
+    run(&memory, text).await;
+    assert_eq!(payloads(&memory, "out"), ["{\"id\":123456789012345678902}"; 3]);
+    let causes = payloads(&memory, "dead");
+    let causes = causes.iter().map(|letter| DeadLetter::from_json(letter).unwrap().cause);
+    let causes: Vec<_> = causes.collect();
+    assert_eq!(causes.len(), 3, "{causes:?}");
+    assert!(causes.iter().all(|cause| cause.message.contains("duplicate field")), "{causes:?}");
 }
 
 #[tokio::test]
@@ -206,6 +245,23 @@ stages:
     assert!(letter.cause.message.contains("123456789012345678901"), "{:?}", letter.cause);
 }
 
+#[tokio::test]
+async fn json_that_goes_to_a_queue_of_texts_changes_in_nothing() {
+    let memory = Memory::new();
+    let order = "{\"id\":123456789012345678901,\"price\":0.12345678901234567890}";
+    let all = [order, "{\"id\":1,\"id\":2}", "\"Gr\u{fc}\u{df}e\""];
+    memory.put("codecs", "in", (1..).zip(all).map(|(n, payload)| message(n, payload)));
+    let text = "pipeline: codecs
+queues:
+  in: { type: memory }
+  out: { type: memory, codec: text }
+stages:
+  one: { component: pass, input: in, outputs: [out] }
+";
+    run(&memory, text).await;
+    assert_eq!(payloads(&memory, "out"), [order, "{\"id\":1,\"id\":2}", "Grüße"]);
+}
+
 /// What is wrong with a message may be told with the whole of it, several times over.
 #[tokio::test]
 async fn a_dead_letter_has_the_beginning_of_its_cause() {
@@ -233,6 +289,40 @@ stages:
         let bytes_max = if letter.stage == "hold" { 300 } else { 4200 };
         assert!(told.contains("ää") && told.len() < bytes_max, "{}: {told}", letter.stage);
         assert!(told.ends_with("bytes more)"), "{told}");
+    }
+}
+
+/// Also where the draft takes formats for notes, as that without a `$schema` does.
+#[tokio::test]
+async fn formats_of_a_schema_are_held_to_in_every_draft() {
+    let fits = r#"{"at":"2024-02-29T12:00:00Z","mail":"a@b.example","size":-1}"#;
+    let wrong = [r#"{"at":"yesterday"}"#, r#"{"at":"2024-02-29T12:00:00"}"#, r#"{"mail":"no"}"#];
+    for draft in ["draft-07/schema#", "draft/2019-09/schema", "draft/2020-12/schema", ""] {
+        let memory = Memory::new();
+        let all = [fits].into_iter().chain(wrong);
+        memory.put("codecs", "in", (1..).zip(all).map(|(n, payload)| message(n, payload)));
+        let scheme = if draft.starts_with("draft-07") { "http" } else { "https" };
+        let said = match draft {
+            "" => String::new(),
+            draft => format!("$schema: '{scheme}://json-schema.org/{draft}', "),
+        };
+        let text = format!(
+            "pipeline: codecs
+queues:
+  in:
+    type: memory
+    schema: {{ {said}properties: {{ at: {{ format: date-time }}, mail: {{ format: email }}, size: {{ format: uint64 }} }} }}
+  out: {{ type: memory }}
+  dead: {{ type: memory }}
+stages:
+  one: {{ component: pass, input: in, outputs: [out], dead_letter: dead }}
+"
+        );
+        run(&memory, &text).await;
+        assert_eq!(payloads(&memory, "out"), [fits], "{draft}");
+        let letters = payloads(&memory, "dead");
+        let causes = letters.iter().map(|letter| DeadLetter::from_json(letter).unwrap().cause.kind);
+        assert_eq!(causes.collect::<Vec<_>>(), [CauseKind::Schema; 3], "{draft}");
     }
 }
 

@@ -2,12 +2,12 @@
 
 use std::time::{Duration, SystemTime};
 
-use brigade_core::Period;
 use brigade_core::component::{
     AnyComponent, ComponentFactory, Context, Emit, HandleError, Parsed, StageSite,
 };
 use brigade_core::connector::Problem;
 use brigade_core::field::{FieldPath, FieldPathError};
+use brigade_core::{Period, Timestamp};
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
@@ -30,7 +30,8 @@ struct Settings {
     /// For this long.
     #[serde(default, rename = "for")]
     period: Option<Period>,
-    /// Until the time in this field: milliseconds since 1970, or RFC 3339.
+    /// Until the time in this field: RFC 3339, or a number since 1970: milliseconds, or seconds if it
+    /// is below 100,000,000,000.
     #[serde(default)]
     until: Option<String>,
 }
@@ -75,8 +76,10 @@ impl Inline for Delaying {
             Self::For(period) => *period,
             Self::Until(field) => {
                 let payload = json(parsed, cx)?;
-                let time = field.time(&payload).ok_or_else(|| {
-                    reject(format!("`{field}` is no time: expected milliseconds or RFC 3339"))
+                let time = time(field, &payload).ok_or_else(|| {
+                    reject(format!(
+                        "`{field}` is no time: expected RFC 3339, or a number of milliseconds or seconds since 1970"
+                    ))
                 })?;
                 time.since(SystemTime::now().into())
             }
@@ -87,5 +90,19 @@ impl Inline for Delaying {
 
     fn delays(&self) -> bool {
         true
+    }
+}
+
+/// The time that a field gives. Many write seconds since 1970; taken for milliseconds, they would be
+/// over long ago, and nothing would be delayed.
+fn time(field: &FieldPath, payload: &Value) -> Option<Timestamp> {
+    /// As milliseconds, smaller numbers are times before March 1973.
+    const SECONDS_BELOW: f64 = 1e11;
+    match field.find(payload).and_then(Value::as_f64) {
+        #[expect(clippy::cast_possible_truncation, reason = "it is small enough")]
+        Some(seconds) if (0.0..SECONDS_BELOW).contains(&seconds) => {
+            Some(Timestamp((seconds * 1000.0) as i64))
+        }
+        _ => field.time(payload),
     }
 }

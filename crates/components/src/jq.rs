@@ -3,13 +3,14 @@
 use std::sync::Arc;
 
 use brigade_core::component::{Context, Conversion, DecodeError, HandleError, Parsed};
+use brigade_core::numbers;
 use bytes::Bytes;
 use jaq_core::data::JustLut;
 use jaq_core::load::{self, Arena, File, Loader, lex};
 use jaq_core::native::{self, Fun};
 use jaq_core::{Compiler, Ctx, Error, Vars, unwrap_valr};
-use jaq_json::{Num, Val};
-use serde::Deserialize;
+use jaq_json::{Num, Rc, Val};
+use serde_json::Value;
 
 use crate::shared::{decode, reject};
 
@@ -22,7 +23,8 @@ const DEPTH_MAX: usize = 127;
 /// What would end the process, or put its environment into messages.
 const LEFT_OUT: [&str; 3] = ["halt", "halt_error", "env"];
 
-/// A compiled expression. Numbers are exact, however many digits they have.
+/// A compiled expression. Numbers are exact, however many digits they have: those that it passes on
+/// stay as they are written, and those that it computes are written as by jq.
 #[derive(Clone)]
 pub(crate) struct Expression {
     filter: Arc<jaq_core::compile::Filter<jaq_core::Native<JustLut<Val>>>>,
@@ -68,7 +70,7 @@ impl Expression {
                 let text = &self.text;
                 return Err(reject(format!("`{text}` makes more than {VALUES_MAX} values")));
             }
-            values.push(value);
+            values.push(as_by_jq(value));
         }
         Ok(values)
     }
@@ -84,6 +86,49 @@ impl Expression {
             _ => Err(reject(format!("`{}`: expected one value, found several", self.text))),
         }
     }
+}
+
+/// A value whose computed numbers are written as by jq: `10 / 2` is a float here, and there it is
+/// `5`. What came as `5.0` is [`Num::Dec`]. What is nested too deep for JSON stays as it is.
+fn as_by_jq(mut value: Val) -> Val {
+    if has_whole(&value, 0) {
+        make_whole(&mut value, 0);
+    }
+    value
+}
+
+fn has_whole(value: &Val, depth: usize) -> bool {
+    match value {
+        Val::Num(number) => whole(number).is_some(),
+        _ if depth >= DEPTH_MAX => false,
+        Val::Arr(values) => values.iter().any(|value| has_whole(value, depth + 1)),
+        Val::Obj(entries) => entries.values().any(|value| has_whole(value, depth + 1)),
+        _ => false,
+    }
+}
+
+fn make_whole(value: &mut Val, depth: usize) {
+    let inner = |value: &mut Val| make_whole(value, depth + 1);
+    match value {
+        Val::Num(number) => *number = whole(number).unwrap_or_else(|| number.clone()),
+        _ if depth >= DEPTH_MAX => {}
+        Val::Arr(values) => Rc::make_mut(values).iter_mut().for_each(inner),
+        Val::Obj(entries) => Rc::make_mut(entries).values_mut().for_each(inner),
+        _ => {}
+    }
+}
+
+/// The integer that a float is, if it is one.
+fn whole(number: &Num) -> Option<Num> {
+    /// Up to here every whole number is exact as a float.
+    const EXACT: f64 = (1_u64 << 53) as f64;
+    let Num::Float(number) = *number else { return None };
+    let is_whole = number.fract() == 0.0 && number.abs() <= EXACT;
+    is_whole.then(|| match number == 0.0 && number.is_sign_negative() {
+        true => Num::Dec(Rc::new("-0".to_owned())),
+        #[expect(clippy::cast_possible_truncation, reason = "it is whole and small enough")]
+        false => Num::from_integral(number as i64),
+    })
 }
 
 /// Encodes a value as JSON; not every jq value has a JSON form.
@@ -119,27 +164,47 @@ pub(crate) fn input(parsed: Option<Parsed>, cx: &Context) -> Result<Val, HandleE
     let wrong = |what: String| decode(DecodeError::new(format!("the payload is no JSON: {what}")));
     let read_payload = |bytes| Conversion::Deserialize.timed(|| read(bytes));
     match (parsed, &cx.message().payload) {
-        // Other codecs have no numbers beyond 64 bits, and are not JSON text.
-        (_, Some(bytes)) if cx.codec().is_json() && has_long_number(bytes) => {
+        (Some(Parsed::Json(_)), Some(bytes)) if numbers(bytes).any(would_change) => {
             read_payload(bytes).map_err(wrong)
         }
-        (Some(Parsed::Json(value)), _) => {
-            let value = Conversion::Construct.timed(|| Val::deserialize(value));
-            value.map_err(|error| wrong(error.to_string()))
+        (Some(Parsed::Json(value) | Parsed::Converted(value)), _) => {
+            Ok(Conversion::Construct.timed(|| val(value)))
         }
         (_, Some(bytes)) => read_payload(bytes).map_err(wrong),
         (_, None) => Err(wrong("it is null".to_owned())),
     }
 }
 
-/// Parses JSON, with all digits of its numbers.
-pub(crate) fn read(bytes: &[u8]) -> Result<Val, String> {
-    with_all_digits(serde_json::from_slice(bytes).map_err(|error| error.to_string())?, bytes)
+/// A parsed value, whose floats stay floats, also those that are whole.
+fn val(value: Value) -> Val {
+    match value {
+        Value::Null => Val::Null,
+        Value::Bool(is) => Val::Bool(is),
+        Value::Number(number) => {
+            Val::Num(match (number.as_i64(), number.as_u64(), number.as_f64()) {
+                (Some(number), ..) => Num::from_integral(number),
+                (_, Some(number), _) => Num::from_integral(number),
+                (.., Some(float)) if float.fract() != 0.0 => Num::Float(float),
+                _ => Num::Dec(Rc::new(number.to_string())),
+            })
+        }
+        Value::String(text) => Val::utf8_str(text.into_bytes()),
+        Value::Array(values) => values.into_iter().map(val).collect(),
+        Value::Object(fields) => {
+            let field = |(name, value)| (Val::utf8_str(String::into_bytes(name)), val(value));
+            Val::obj(fields.into_iter().map(field).collect())
+        }
+    }
 }
 
-/// The value parsed from this JSON, or, if needed, one parsed with all digits of its numbers.
-fn with_all_digits(value: Val, bytes: &[u8]) -> Result<Val, String> {
-    match has_long_number(bytes) {
+/// Parses JSON, with its numbers as they are written.
+pub(crate) fn read(bytes: &[u8]) -> Result<Val, String> {
+    with_its_numbers(serde_json::from_slice(bytes).map_err(|error| error.to_string())?, bytes)
+}
+
+/// The value parsed from this JSON, or, if needed, one parsed with its numbers as they are written.
+fn with_its_numbers(value: Val, bytes: &[u8]) -> Result<Val, String> {
+    match numbers(bytes).any(would_change) {
         false => Ok(value),
         // The exact parser accepts more than JSON, and nests as deep as the stack allows; text that
         // is not JSON has been refused by now.
@@ -159,7 +224,7 @@ fn read_many(bytes: Bytes) -> impl Iterator<Item = Result<Val, String>> {
         };
         let to = values.byte_offset();
         rest = Some(text.slice(to..));
-        Some(with_all_digits(value, &text[..to]))
+        Some(with_its_numbers(value, &text[..to]))
     })
 }
 
@@ -178,19 +243,16 @@ fn from_json() -> Fun<JustLut<Val>> {
     }))
 }
 
-/// Whether there may be a number that 64 bits cannot hold exactly.
-fn has_long_number(bytes: &[u8]) -> bool {
+/// Whether a number of a JSON text may be written otherwise again: one that 64 bits cannot hold
+/// exactly, with an exponent, a fraction that ends in zero, or one that is close to zero.
+fn would_change(number: &[u8]) -> bool {
     /// This many digits are always exact.
     const EXACT: usize = 15;
-    let mut run = 0;
-    bytes.iter().any(|byte| {
-        run = match byte {
-            b'0'..=b'9' => run + 1,
-            b'.' => run,
-            _ => 0,
-        };
-        run > EXACT
-    })
+    let fraction = number.contains(&b'.');
+    number.iter().filter(|byte| byte.is_ascii_digit()).count() > EXACT
+        || number.iter().any(|byte| matches!(byte, b'e' | b'E'))
+        || fraction && number.ends_with(b"0")
+        || fraction && number.strip_prefix(b"-").unwrap_or(number).starts_with(b"0.0000")
 }
 
 /// What is wrong with an expression: what was expected, and what was found.
@@ -247,12 +309,46 @@ mod tests {
         let text = r#""12345678901234567890.5 [1]\n{\"a\":null}""#;
         let values = ["12345678901234567890.5", "[1]", "{\"a\":null}"];
         assert_eq!(run("fromjson", text).unwrap(), values);
-        assert_eq!(
-            run("[.[] | tonumber]", r#"["12", " 1.50 ", "-0"]"#).unwrap(),
-            ["[12,1.5,-0.0]"]
-        );
+        assert_eq!(run("[.[] | tonumber]", r#"["12", " 1.50 ", "-0"]"#).unwrap(), ["[12,1.50,-0]"]);
         assert!(run("fromjson", r#""{""#).is_err() && run("fromjson", "1").is_err());
         assert_eq!(run("fromjson", r#""  ""#).unwrap(), [""; 0]);
+    }
+
+    #[test]
+    fn a_number_that_passes_stays_as_it_is_written() {
+        let all = r#"{"a":[5.0,-0.0,1.50,1e3,2E-7,0.000001,-0.00000010,2.5,7,-7,100,1.0e+20],"1e4":"5.0"}"#;
+        assert_eq!(run(".", all).unwrap(), [all]);
+        assert_eq!(run("[.a[] | select(. == 5 or . == 1000)]", all).unwrap(), ["[5.0,1e3]"]);
+        for number in all.split(['[', ',', ']']).filter(|text| text.parse::<f64>().is_ok()) {
+            assert_eq!(run(".", number).unwrap(), [number], "also alone");
+        }
+    }
+
+    #[test]
+    fn a_number_that_is_computed_is_written_as_by_jq() {
+        for (expression, made) in [
+            ("10 / 2", "5"),
+            ("2.5 * 2", "5"),
+            ("{n: [10 / 2, 1 / 4]}", r#"{"n":[5,0.25]}"#),
+            ("[6, 8] | add / length", "7"),
+            ("-10 / 2", "-5"),
+            ("0 / -5", "-0"),
+            ("9007199254740992 / 1", "9007199254740992"),
+            ("5.0", "5.0"),
+            ("[1, 2.5]", "[1,2.5]"),
+        ] {
+            assert_eq!(run(expression, "null").unwrap(), [made], "{expression}");
+        }
+        // All that is computed with is read.
+        assert_eq!(run(".price * .count", r#"{"price":2.50,"count":4.0}"#).unwrap(), ["10"]);
+        let shared = run(". as $all | [.[0] / 2, $all]", "[4, 1.0]").unwrap();
+        assert_eq!(shared, ["[2,[4,1.0]]"]);
+    }
+
+    #[test]
+    fn floats_of_other_codecs_stay_floats() {
+        let value = serde_json::json!({ "a": [5.0, 5, 0.5, -1, u64::MAX, 1e300], "b": null });
+        assert_eq!(val(value.clone()).to_string(), value.to_string());
     }
 
     #[test]

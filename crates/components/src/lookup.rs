@@ -1,13 +1,14 @@
 //! The component `lookup`.
 
-use std::collections::HashMap;
+mod table;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use brigade_core::BoxError;
 use brigade_core::component::{
-    AnyComponent, ComponentFactory, Context, Emit, Emitted, HandleError, Handling, Kind, Parsed,
-    Setup, StageSite,
+    AnyComponent, ComponentFactory, Context, DecodeError, Emit, Emitted, HandleError, Handling,
+    Kind, Parsed, Setup, StageSite,
 };
 use brigade_core::connector::Problem;
 use brigade_core::field::FieldPath;
@@ -18,12 +19,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::jq::{input, json, read};
+use self::table::{ColumnType, Table, Wanted, is_csv};
+use crate::jq::{input, json};
 use crate::key::{find, key_of};
 use crate::shared::{decode, one_way, reject, schema, settings};
 
 /// `lookup`: adds fields from a CSV or JSON Lines file, found by a key. The file is read when the
-/// stage starts; at most 1,000,000 rows. Numbers keep all their digits.
+/// stage starts; at most 1,000,000 rows and 512 MiB. Numbers keep all their digits.
 ///
 /// ```yaml
 /// component:
@@ -62,17 +64,9 @@ struct Settings {
 struct Match {
     /// Path of the key in the message.
     field: String,
-    /// The fields to add, each with its column in the table.
+    /// The fields to add, as paths, each with its column in the table. Objects on the way are made
+    /// where there are none.
     add: IndexMap<String, String>,
-}
-
-/// The type of a column.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-enum ColumnType {
-    Text,
-    Number,
-    Boolean,
 }
 
 /// What happens when a key is not in the table.
@@ -86,19 +80,27 @@ enum OnMiss {
     Pass,
 }
 
-type Row = HashMap<String, Val>;
-type Table = HashMap<String, Row>;
-
-/// The most rows of a table, so that a wrong file cannot fill the memory.
-const ROWS_MAX: usize = 1_000_000;
-
 #[derive(Clone)]
 struct Looking {
     settings: Arc<Settings>,
-    fields: Vec<FieldPath>,
     path: PathBuf,
+    wanted: Arc<LookUps>,
     /// Read by `init`; the workers of a lane share it.
     table: Arc<Table>,
+}
+
+/// What is looked up.
+struct LookUps {
+    /// The columns of a row.
+    columns: Vec<String>,
+    all: Vec<LookUp>,
+}
+
+/// One look-up.
+struct LookUp {
+    field: FieldPath,
+    /// Each with its place in a row.
+    add: Vec<(FieldPath, usize)>,
 }
 
 impl ComponentFactory for Lookup {
@@ -117,116 +119,96 @@ impl ComponentFactory for Lookup {
     ) -> Result<Box<dyn AnyComponent>, Vec<Problem>> {
         one_way("lookup", site)?;
         let settings: Settings = settings(given)?;
-        let fields = settings.matches.iter().map(|found| found.field.parse());
-        let fields = fields.collect::<Result<Vec<FieldPath>, _>>();
-        let fields = fields.map_err(|error| vec![Problem::whole(error.to_string())])?;
         let path = PathBuf::from(&settings.file);
+        if !settings.types.is_empty() && !is_csv(&path) {
+            let text = "`types` is for tables in CSV: the values of JSON Lines have their types";
+            return Err(vec![Problem::at("types", text).help("remove `types`")]);
+        }
+        let wanted = Arc::new(look_ups(&settings.matches)?);
         let table = Arc::default();
-        Ok(Box::new(Looking { settings: Arc::new(settings), fields, path, table }))
+        Ok(Box::new(Looking { settings: Arc::new(settings), path, wanted, table }))
+    }
+}
+
+fn look_ups(matches: &[Match]) -> Result<LookUps, Vec<Problem>> {
+    let (mut columns, mut all, mut problems) = (Vec::new(), Vec::new(), Vec::new());
+    let mut path = |path: &str, at: &[&str]| {
+        path.parse::<FieldPath>().map_err(|error| {
+            let path = at.iter().map(|step| (*step).to_owned()).collect();
+            problems.push(Problem { path, message: error.to_string(), help: None });
+        })
+    };
+    for (at, Match { field, add }) in matches.iter().enumerate() {
+        let at = at.to_string();
+        let field = path(field, &["match", &at, "field"]);
+        let mut added = Vec::with_capacity(add.len());
+        for (name, column) in add {
+            if let Ok(to) = path(name, &["match", &at, "add", name]) {
+                added.push((to, columns.len()));
+                columns.push(column.clone());
+            }
+        }
+        if let Ok(field) = field {
+            all.push(LookUp { field, add: added });
+        }
+    }
+    match problems.is_empty() {
+        true => Ok(LookUps { columns, all }),
+        false => Err(problems),
     }
 }
 
 impl Looking {
-    fn load(&self) -> Result<Table, BoxError> {
-        let place = self.path.display();
-        let csv = self.path.extension().is_some_and(|extension| extension == "csv");
-        let rows = if csv { self.csv() } else { self.json_lines() };
-        let mut table = Table::new();
-        for (line, row) in rows.map_err(|error| format!("{place}: {error}"))? {
-            let Some(key) = row.get(&self.settings.key).map(key_of) else {
-                return Err(format!("{place}:{line}: no column `{}`", self.settings.key).into());
-            };
-            let columns = self.settings.matches.iter().flat_map(|found| found.add.values());
-            if let Some(missing) = columns.into_iter().find(|column| !row.contains_key(*column)) {
-                return Err(format!("{place}:{line}: no column `{missing}`").into());
-            }
-            if table.contains_key(&key) {
-                return Err(format!("{place}:{line}: the key `{key}` stands twice").into());
-            }
-            if table.len() >= ROWS_MAX {
-                return Err(format!("{place}: more than {ROWS_MAX} rows").into());
-            }
-            table.insert(key, row);
-        }
-        Ok(table)
-    }
-
-    /// The rows of a CSV file, each with the line on which it begins.
-    fn csv(&self) -> Result<Vec<(usize, Row)>, BoxError> {
-        let text = std::fs::read(&self.path)?;
-        let mut reader = csv::Reader::from_reader(&text[..]);
-        let header = reader.headers()?.clone();
-        let (mut rows, mut line, mut counted) = (Vec::new(), 1, 0);
-        for record in reader.records().take(ROWS_MAX + 1) {
-            let record = record?;
-            let at = record.position().map_or(0, csv::Position::byte);
-            // Empty lines before a record count as part of it.
-            let mut begin = usize::try_from(at)?;
-            while matches!(text.get(begin), Some(b'\r' | b'\n')) {
-                begin += 1;
-            }
-            line += text[counted..begin].iter().filter(|byte| **byte == b'\n').count();
-            counted = begin;
-            let mut row = Row::new();
-            for (column, text) in header.iter().zip(record.iter()) {
-                row.insert(column.to_owned(), self.typed(column, text, line)?);
-            }
-            rows.push((line, row));
-        }
-        Ok(rows)
-    }
-
-    fn typed(&self, column: &str, text: &str, line: usize) -> Result<Val, BoxError> {
-        let wrong = |kind: &str| format!("line {line}: `{text}` in column `{column}` is no {kind}");
-        match self.settings.types.get(column) {
-            None | Some(ColumnType::Text) => Ok(text.to_owned().into()),
-            Some(ColumnType::Number) => match read(text.as_bytes()) {
-                Ok(number @ Val::Num(_)) => Ok(number),
-                _ => Err(wrong("number").into()),
-            },
-            Some(ColumnType::Boolean) => Ok(Val::Bool(text.parse().map_err(|_| wrong("boolean"))?)),
-        }
-    }
-
-    /// The rows of a file of JSON Lines, each with its line.
-    fn json_lines(&self) -> Result<Vec<(usize, Row)>, BoxError> {
-        let text = std::fs::read_to_string(&self.path)?;
-        let lines = (1..).zip(text.lines()).filter(|(_, line)| !line.trim().is_empty());
-        let row = |(at, line): (usize, &str)| match read(line.as_bytes()) {
-            Ok(Val::Obj(row)) => {
-                Ok((at, row.iter().map(|(name, value)| (key_of(name), value.clone())).collect()))
-            }
-            Ok(_) => Err(format!("line {at}: expected a JSON object").into()),
-            Err(error) => Err(format!("line {at}: {error}").into()),
-        };
-        lines.take(ROWS_MAX + 1).map(row).collect()
-    }
-
     fn look_up(&self, parsed: Option<Parsed>, cx: &Context) -> Result<Emit, HandleError> {
         let mut payload = input(parsed, cx)?;
-        for (found, field) in self.settings.matches.iter().zip(&self.fields) {
+        for LookUp { field, add } in &self.wanted.all {
             let key = find(field, &payload).filter(|key| **key != Val::Null).map(key_of);
-            let Some(row) = key.as_ref().and_then(|key| self.table.get(key)) else {
+            let Some(row) = key.as_ref().and_then(|key| self.table.row(key)) else {
                 if self.settings.on_miss == OnMiss::Pass {
                     continue;
                 }
-                let (field, table) = (&found.field, self.path.display());
+                let table = self.path.display();
                 return Err(reject(match key {
                     Some(key) => format!("`{field}`: `{key}` is not in {table}"),
                     None => format!("the message has no `{field}` to look up in {table}"),
                 }));
             };
-            let Val::Obj(fields) = &mut payload else {
+            if !matches!(payload, Val::Obj(_)) {
                 let text = "the payload is no JSON object, so no field can be added";
-                return Err(decode(brigade_core::component::DecodeError::new(text)));
-            };
-            let fields = Rc::make_mut(fields);
-            for (name, column) in &found.add {
-                fields.insert(name.clone().into(), row[column].clone());
+                return Err(decode(DecodeError::new(text)));
+            }
+            for (to, column) in add {
+                put(&mut payload, to, row[*column].clone())?;
             }
         }
         Ok(Emit::from(Emitted::json(json(&payload)?)))
     }
+}
+
+/// Puts a value at a path; the objects on the way that are not there are made.
+fn put(payload: &mut Val, path: &FieldPath, value: Val) -> Result<(), HandleError> {
+    let mut place = payload;
+    for (depth, name) in path.names().enumerate() {
+        if matches!(place, Val::Null) {
+            *place = Val::obj(Default::default());
+        }
+        let within = match place {
+            Val::Obj(fields) => {
+                Some(Rc::make_mut(fields).entry(name.to_owned().into()).or_insert(Val::Null))
+            }
+            Val::Arr(items) => {
+                name.parse().ok().and_then(|at: usize| Rc::make_mut(items).get_mut(at))
+            }
+            _ => None,
+        };
+        place = within.ok_or_else(|| {
+            let before: Vec<&str> = path.names().take(depth).collect();
+            let before = before.join(".");
+            reject(format!("`{path}` cannot be added: `{before}` has no place for `{name}`"))
+        })?;
+    }
+    *place = value;
+    Ok(())
 }
 
 impl AnyComponent for Looking {
@@ -236,7 +218,9 @@ impl AnyComponent for Looking {
 
     fn init<'a>(&'a mut self, _: &'a Setup) -> LocalBoxFuture<'a, Result<(), BoxError>> {
         Box::pin(async {
-            self.table = Arc::new(self.load()?);
+            let Settings { key, types, .. } = &*self.settings;
+            let wanted = Wanted { key, columns: &self.wanted.columns, types };
+            self.table = Arc::new(Table::read(&self.path, &wanted)?);
             Ok(())
         })
     }

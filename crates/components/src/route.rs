@@ -79,6 +79,22 @@ impl ComponentFactory for Route {
             false => Err(problems),
         }
     }
+
+    fn warnings(&self, given: &Value, site: &StageSite) -> Vec<Problem> {
+        let rules: Vec<Rule> = serde_json::from_value(given.clone()).unwrap_or_default();
+        let last = rules.iter().position(|rule| rule.when.is_none()).unwrap_or(rules.len());
+        let unreached = (last + 1..rules.len()).map(|at| {
+            let message = "this rule is never reached: one before it has no `when`";
+            let problem = Problem { path: vec![at.to_string()], ..Problem::whole(message) };
+            problem.help("put the rule without `when` last")
+        });
+        let unnamed =
+            site.outputs.iter().filter(|output| rules.iter().all(|rule| *rule.to != ***output));
+        let unnamed = unnamed.map(|output| {
+            Problem::whole(format!("no rule sends anything to the output `{output}`"))
+        });
+        unreached.chain(unnamed).collect()
+    }
 }
 
 impl Inline for Routing {

@@ -97,6 +97,21 @@ async fn map_makes_any_number_of_messages_and_keeps_integers_exact() {
 }
 
 #[tokio::test]
+async fn map_writes_what_it_computes_as_jq_and_what_passes_as_it_came() {
+    let halves = json!({ "map": "{ half: (.n / 2), same: .n }" });
+    let made = answers(halves.clone(), &["o"], "{\"n\":10}").await;
+    assert_eq!(made.unwrap(), ["{\"half\":5,\"same\":10}"]);
+    let made = answers(halves, &["o"], "{\"n\":10.0}").await;
+    assert_eq!(made.unwrap(), ["{\"half\":5,\"same\":10.0}"]);
+    let mut map = build(json!({ "map": { "jq": ".n / 2", "key": "." } }), &["o"]).unwrap();
+    let input = Message::new("{\"n\":10}");
+    let emit = run(map.as_mut(), input.clone()).await.unwrap();
+    assert_eq!(emit.outputs()[0].message(&input, None).key.as_deref(), Some(&b"5"[..]));
+    let told = answers(json!({ "filter": ".n / 2" }), &["o"], "{\"n\":10}").await.unwrap_err();
+    assert!(told.ends_with("expected true or false, found 5"), "{told}");
+}
+
+#[tokio::test]
 async fn a_key_that_is_null_is_none() {
     let mut map = build(json!({ "map": { "jq": ".", "key": ".customer" } }), &["o"]).unwrap();
     for (payload, key) in [("{\"customer\":\"Ada\"}", Some("Ada")), ("{}", None)] {
@@ -166,7 +181,7 @@ async fn lookup_adds_fields_and_tells_of_a_wrong_table() {
     assert!(run(lookup.as_mut(), Message::new("{\"at\":\"C\"}")).await.is_err());
     let mut wrong = build(settings(json!({ "city": "number" })), &["o"]).unwrap();
     let said = wrong.init(&setup).await.unwrap_err().to_string();
-    assert!(said.contains("line 2: `Ulm` in column `city` is no number"), "{said}");
+    assert!(said.ends_with("t.csv:2: `Ulm` in column `city` is no number"), "{said}");
     // Lines are those of the file, whatever stands between rows and in them.
     for (name, rows) in [
         ("t.csv", "id,city,lat\n\nA,\"Ulm\n(Donau)\",48.4\n\r\n\nA,Kiel,54.3\n"),
@@ -177,7 +192,7 @@ async fn lookup_adds_fields_and_tells_of_a_wrong_table() {
     ] {
         let table = directory.path().join(name);
         std::fs::write(&table, rows).unwrap();
-        let mut settings = settings(Value::Object(serde_json::Map::new()));
+        let mut settings = settings(json!({}));
         settings["lookup"]["file"] = json!(table);
         let said = build(settings, &["o"]).unwrap().init(&setup).await.unwrap_err().to_string();
         assert!(said.ends_with(&format!("{name}:7: the key `A` stands twice")), "{said}");
@@ -200,8 +215,9 @@ async fn lookup_changes_no_number() {
     ] {
         let table = directory.path().join(name);
         std::fs::write(&table, rows).unwrap();
+        let types = if name == "t.csv" { json!({ "n": "number" }) } else { json!({}) };
         let settings = json!({ "lookup": {
-            "file": table, "key": "id", "types": { "n": "number" },
+            "file": table, "key": "id", "types": types,
             "match": [{ "field": "at.0", "add": { "n": "n" } }],
         } });
         let mut lookup = build(settings, &["o"]).unwrap();
@@ -230,6 +246,102 @@ async fn lookup_changes_no_number() {
     }
 }
 
+/// A `lookup` in a table with these contents.
+fn lookup(
+    name: &str,
+    rows: &str,
+    more: Value,
+) -> (tempfile::TempDir, Result<Box<dyn AnyComponent>, Vec<Problem>>) {
+    let directory = tempfile::tempdir().unwrap();
+    let table = directory.path().join(name);
+    std::fs::write(&table, rows).unwrap();
+    let mut settings = json!({ "file": table, "key": "id", "match": [] });
+    settings.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    (directory, build(json!({ "lookup": settings }), &["o"]))
+}
+
+async fn init(component: &mut dyn AnyComponent) -> Result<(), String> {
+    let stage = Arc::new(StageContext::new("p", "s"));
+    let setup = Setup { stage, lane: 0, workers: 1 };
+    component.init(&setup).await.map_err(|error| error.to_string())
+}
+
+#[tokio::test]
+async fn lookup_tells_what_is_wrong_with_its_table_and_which_columns_there_are() {
+    let add = |column: &str| json!({ "match": [{ "field": "at", "add": { "x": column } }] });
+    for (name, rows, settings, wrong) in [
+        (
+            "t.csv",
+            "id,lat\nA,1\n",
+            json!({ "types": { "latitud": "number" } }),
+            "t.csv: no column `latitud`; there are `id`, `lat`",
+        ),
+        ("t.csv", "id,lat\n", add("city"), "t.csv: no column `city`; there are `id`, `lat`"),
+        ("t.csv", "iata,lat\n", json!({}), "t.csv: no column `id`; there are `iata`, `lat`"),
+        ("t.csv", "", json!({}), "t.csv: no column `id`: it has none"),
+        (
+            "t.csv",
+            "id,x,x\nA,1,2\n",
+            add("x"),
+            "t.csv: its header has the column `x` twice: give each its own name",
+        ),
+        (
+            "t.jsonl",
+            "{\"id\":1,\"lat\":1}\n{\"id\":2}\n",
+            add("lat"),
+            "t.jsonl:2: no column `lat`; there are `id`",
+        ),
+        ("t.jsonl", "[1]", json!({}), "t.jsonl:1: expected a JSON object"),
+    ] {
+        let (_directory, built) = lookup(name, rows, settings);
+        let told = init(built.unwrap().as_mut()).await.unwrap_err();
+        assert!(told.ends_with(wrong), "{told}");
+    }
+    let (_directory, built) = lookup("t.jsonl", "", json!({ "types": { "id": "number" } }));
+    assert_eq!(built.unwrap_err()[0].path, ["types"]);
+    let (_directory, built) =
+        lookup("t.csv", "", json!({ "match": [{ "field": "a", "add": { "b..c": "id" } }] }));
+    assert_eq!(built.unwrap_err()[0].path, ["match", "0", "add", "b..c"]);
+}
+
+#[tokio::test]
+async fn a_table_may_begin_with_a_byte_order_mark_and_end_in_any_case() {
+    let add = json!({ "match": [{ "field": "at", "add": { "n": "n" } }] });
+    for (name, rows) in [
+        ("T.CSV", "\u{feff}id,n\nA,1\n"),
+        ("t.csv", "\u{feff}\"id\",n\r\nA,1\r\n"),
+        ("t.jsonl", "\u{feff}{\"id\":\"A\",\"n\":\"1\"}"),
+    ] {
+        let (_directory, built) = lookup(name, rows, add.clone());
+        let mut lookup = built.unwrap();
+        init(lookup.as_mut()).await.unwrap();
+        let emit = run(lookup.as_mut(), Message::new("{\"at\":\"A\"}")).await.unwrap();
+        let made = emit.outputs()[0].payload.as_deref().unwrap();
+        assert_eq!(made, &br#"{"at":"A","n":"1"}"#[..], "{name}");
+    }
+}
+
+#[tokio::test]
+async fn lookup_adds_at_paths() {
+    let add =
+        json!({ "match": [{ "field": "c.id", "add": { "c.city": "city", "a.0.b": "city" } }] });
+    let (_directory, built) = lookup("t.csv", "id,city\nA,Ulm\n", add);
+    let mut lookup = built.unwrap();
+    init(lookup.as_mut()).await.unwrap();
+    for (payload, made) in [
+        (r#"{"c":{"id":"A"},"a":[{}]}"#, r#"{"c":{"id":"A","city":"Ulm"},"a":[{"b":"Ulm"}]}"#),
+        (r#"{"c":{"id":"A"},"a":null}"#, r#"{"c":{"id":"A","city":"Ulm"},"a":{"0":{"b":"Ulm"}}}"#),
+    ] {
+        let emit = run(lookup.as_mut(), Message::new(payload)).await.unwrap();
+        assert_eq!(emit.outputs()[0].payload.as_deref().unwrap(), made.as_bytes());
+    }
+    for there in ["\"text\"", "[]", "[7]"] {
+        let payload = format!("{{\"c\":{{\"id\":\"A\"}},\"a\":{there}}}");
+        let told = format!("{:?}", run(lookup.as_mut(), Message::new(payload)).await.unwrap_err());
+        assert!(told.contains("`a.0.b` cannot be added: `a"), "{told}");
+    }
+}
+
 #[tokio::test]
 async fn delay_delays_and_says_so() {
     let mut delay = build(json!({ "delay": { "for": "5m" } }), &["o"]).unwrap();
@@ -237,4 +349,23 @@ async fn delay_delays_and_says_so() {
     let emit = run(delay.as_mut(), Message::new("x")).await.unwrap();
     assert_eq!(emit.outputs()[0].delay(), Some(std::time::Duration::from_secs(300)));
     assert!(build(json!({ "delay": {} }), &["o"]).is_err());
+}
+
+#[tokio::test]
+async fn delay_takes_times_in_milliseconds_in_seconds_and_as_text() {
+    let mut delay = build(json!({ "delay": { "until": "at" } }), &["o"]).unwrap();
+    // In the year 2096.
+    for at in ["4000000000000", "4000000000", "4000000000.5", "\"2096-10-02T07:06:40Z\""] {
+        let emit = run(delay.as_mut(), Message::new(format!("{{\"at\":{at}}}"))).await.unwrap();
+        let days = emit.outputs()[0].delay().unwrap().as_secs() / (24 * 60 * 60);
+        assert!((365..30_000).contains(&days), "{at}: {days} days");
+    }
+    for over in ["1700000000000", "1700000000", "0", "-1"] {
+        let emit = run(delay.as_mut(), Message::new(format!("{{\"at\":{over}}}"))).await.unwrap();
+        assert_eq!(emit.outputs()[0].delay(), None, "{over}");
+    }
+    for wrong in ["\"soon\"", "1700000000000.5", "null"] {
+        let emit = run(delay.as_mut(), Message::new(format!("{{\"at\":{wrong}}}"))).await;
+        assert!(format!("{:?}", emit.unwrap_err()).contains("`at` is no time"), "{wrong}");
+    }
 }

@@ -1,4 +1,4 @@
-//! The codecs of payloads, and a check for integers that JSON numbers cannot hold.
+//! The codecs of payloads, and the numbers in JSON as they are written.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -14,9 +14,9 @@ pub enum Codec {
     #[default]
     Json,
     /// MessagePack. What JSON cannot express (binary data, map keys that are not strings, integers
-    /// beyond 64 bits) does not decode.
+    /// beyond 64 bits, extensions) does not decode; timestamps are read as RFC 3339.
     Messagepack,
-    /// CBOR, with the same limits.
+    /// CBOR, with the same limits; its tags are dropped.
     Cbor,
     /// UTF-8 text; components that read values get a JSON string.
     Text,
@@ -63,24 +63,37 @@ impl Codec {
 /// assert_eq!(long_integer(br#"[-9223372036854775808, 18446744073709551615, 1e30]"#), None);
 /// ```
 pub fn long_integer(json: &[u8]) -> Option<&str> {
+    let number = numbers(json).find(|number| is_long(number))?;
+    std::str::from_utf8(number).ok()
+}
+
+/// The numbers in a JSON text, in order and as they are written there; strings have none. In bytes
+/// that are not JSON, it is whatever looks like one.
+///
+/// ```
+/// use brigade_core::numbers;
+/// let found: Vec<_> = numbers(br#"{ "1": [2.50, "3"], "b": -4e0 }"#).collect();
+/// assert_eq!(found, [&b"2.50"[..], b"-4e0"]);
+/// ```
+pub fn numbers(json: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut rest = json;
-    while let [first, behind @ ..] = rest {
-        rest = match first {
-            b'"' => behind_text(behind),
-            b'-' | b'0'..=b'9' => {
-                let in_number =
-                    |byte: &u8| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
-                let end = rest.iter().position(|byte| !in_number(byte)).unwrap_or(rest.len());
-                let (number, behind) = rest.split_at(end);
-                if is_long(number) {
-                    return std::str::from_utf8(number).ok();
+    std::iter::from_fn(move || {
+        while let [first, behind @ ..] = rest {
+            match first {
+                b'"' => rest = behind_text(behind),
+                b'-' | b'0'..=b'9' => {
+                    let in_number =
+                        |byte: &u8| matches!(byte, b'0'..=b'9' | b'-' | b'+' | b'.' | b'e' | b'E');
+                    let end = rest.iter().position(|byte| !in_number(byte)).unwrap_or(rest.len());
+                    let (number, behind) = rest.split_at(end);
+                    rest = behind;
+                    return Some(number);
                 }
-                behind
+                _ => rest = behind,
             }
-            _ => behind,
-        };
-    }
-    None
+        }
+        None
+    })
 }
 
 /// What follows the string that has begun.

@@ -30,7 +30,7 @@ pub mod throttle;
 mod units;
 pub mod watermark;
 
-pub use codec::{Codec, long_integer};
+pub use codec::{Codec, long_integer, numbers};
 pub use dead_letter::{Cause, CauseKind, DeadLetter, DeadLetterError, Truncated};
 pub use failure::{BoxError, Failure};
 pub use id::{IncarnationId, MessageId};

@@ -33,7 +33,7 @@ pub use format::Format;
 pub use graph::GraphFormat;
 pub use load::{Catalog, CatalogComponent, Loaded, Overrides, load_str, read};
 pub use node::Origin;
-pub use schema::json_schema;
+pub use schema::{json_schema, payload_validator};
 pub use topology::{
     Batch, ComponentChoice, Expire, Inputs, MaxInFlight, Queue, Stage, Throttle, Topology,
 };

@@ -1,14 +1,11 @@
 //! Conversion of payloads from and to a queue's `codec`. The structured form is JSON.
 
-use std::io::Cursor;
+mod binary;
 
 use brigade_core::{Codec, long_integer};
 use bytes::Bytes;
-use serde::Deserialize;
+use serde::de::IgnoredAny;
 use serde_json::Value;
-
-/// The deepest nesting of values, as for JSON.
-const DEPTH_MAX: usize = 128;
 
 /// Decodes a payload to a value.
 ///
@@ -19,33 +16,13 @@ pub(crate) fn decode(codec: Codec, payload: &[u8]) -> Result<Value, String> {
     match codec {
         Codec::Json => serde_json::from_slice(payload)
             .map_err(|error| format!("the payload is no JSON: {error}")),
-        Codec::Messagepack => {
-            let mut reader = rmp_serde::Deserializer::new(Cursor::new(payload));
-            reader.set_max_depth(DEPTH_MAX);
-            let value = Value::deserialize(&mut reader).map_err(|error| {
-                format!("the payload is no MessagePack that JSON can say: {error}")
-            })?;
-            let read = reader.get_ref().position();
-            whole(value, payload.len() as u64 - read)
-        }
-        Codec::Cbor => {
-            let mut rest = payload;
-            let value = ciborium::de::from_reader_with_recursion_limit(&mut rest, DEPTH_MAX)
-                .map_err(|error| format!("the payload is no CBOR that JSON can say: {error}"))?;
-            whole(value, rest.len() as u64)
-        }
+        Codec::Messagepack => binary::read_messagepack(payload),
+        Codec::Cbor => binary::read_cbor(payload),
         Codec::Text => match std::str::from_utf8(payload) {
             Ok(text) => Ok(Value::String(text.to_owned())),
             Err(error) => Err(format!("the payload is no UTF-8 text: {error}")),
         },
         Codec::Bytes => Err("the queue's codec is `bytes`: its payloads are no values".to_owned()),
-    }
-}
-
-fn whole(value: Value, left: u64) -> Result<Value, String> {
-    match left {
-        0 => Ok(value),
-        left => Err(format!("the payload has {left} bytes behind its value")),
     }
 }
 
@@ -73,13 +50,16 @@ pub(crate) fn encode(codec: Codec, value: &Value) -> Result<Bytes, String> {
 }
 
 /// Converts a payload from one codec to another. Bytes stay as they are, whatever the other side
-/// is.
+/// is, and so does JSON that becomes a text, unless it is a string.
 ///
 /// # Errors
 /// See [`decode`] and [`encode`]; also if an integer would change its value.
 pub(crate) fn transcode(from: Codec, to: Codec, payload: &Bytes) -> Result<Bytes, String> {
     if from == to || from == Codec::Bytes || to == Codec::Bytes {
         return Ok(payload.clone());
+    }
+    if from == Codec::Json && to == Codec::Text {
+        return text(payload);
     }
     if from == Codec::Json
         && matches!(to, Codec::Messagepack | Codec::Cbor)
@@ -92,6 +72,20 @@ pub(crate) fn transcode(from: Codec, to: Codec, payload: &Bytes) -> Result<Bytes
         ));
     }
     encode(to, &decode(from, payload)?)
+}
+
+/// JSON as a text: a string's own, anything else as it is written, because a value would lack digits
+/// of long numbers, and fields that stand twice.
+fn text(json: &Bytes) -> Result<Bytes, String> {
+    let no_json = |error: &dyn std::fmt::Display| format!("the payload is no JSON: {error}");
+    if json.trim_ascii_start().first() == Some(&b'"') {
+        let text: String = serde_json::from_slice(json).map_err(|error| no_json(&error))?;
+        return Ok(text.into());
+    }
+    // What is ignored may be no UTF-8.
+    let text = std::str::from_utf8(json).map_err(|error| no_json(&error))?;
+    serde_json::from_str::<IgnoredAny>(text).map_err(|error| no_json(&error))?;
+    Ok(json.clone())
 }
 
 #[cfg(test)]
@@ -174,6 +168,27 @@ mod tests {
             let there = transcode(Codec::Json, to, &most).unwrap();
             assert_eq!(transcode(to, Codec::Json, &there).unwrap(), most);
         }
+    }
+
+    #[test]
+    fn json_is_the_same_as_a_text() {
+        let text = |json: &str| {
+            transcode(Codec::Json, Codec::Text, &Bytes::copy_from_slice(json.as_bytes()))
+        };
+        for json in [
+            r#"{"id":123456789012345678901, "price": 0.12345678901234567890}"#,
+            r#"{"id":1,"id":2}"#,
+            "[1e999, 1.50]",
+            "null",
+        ] {
+            assert_eq!(text(json).unwrap(), json);
+        }
+        assert_eq!(text(" \"Gr\\u00fc\u{df}e\"\n").unwrap(), "Grüße");
+        for wrong in ["", "{", "{\"a\":1}}", "Grüße", "\"a", "nul"] {
+            assert!(text(wrong).unwrap_err().starts_with("the payload is no JSON: "), "{wrong}");
+        }
+        let odd = Bytes::from_static(b"[\"\xff\"]");
+        assert!(transcode(Codec::Json, Codec::Text, &odd).is_err());
     }
 
     #[test]

@@ -198,13 +198,16 @@ pub(crate) fn read_value(delivery: &mut Delivery) -> Result<(), Cause> {
 
 /// Parses the payload once; the result is kept for later use.
 fn parse(delivery: &mut Delivery) -> Result<&Value, Cause> {
-    if !matches!(delivery.parsed, Some(Parsed::Json(_))) {
+    if !matches!(delivery.parsed, Some(Parsed::Json(_) | Parsed::Converted(_))) {
         let value = decoded(&delivery.message, delivery.codec)
             .map_err(|error| Cause::new(CauseKind::Decode, error))?;
-        delivery.parsed = Some(Parsed::Json(value));
+        delivery.parsed = Some(match delivery.codec {
+            Codec::Json => Parsed::Json(value),
+            _ => Parsed::Converted(value),
+        });
     }
     match &delivery.parsed {
-        Some(Parsed::Json(value)) => Ok(value),
+        Some(Parsed::Json(value) | Parsed::Converted(value)) => Ok(value),
         _ => unreachable!("it was parsed just now"),
     }
 }

@@ -12,7 +12,7 @@ use brigade_core::connector::{Connector, ConnectorEnv, Features, QueueSpec};
 use brigade_core::state::StateStore;
 use brigade_pipeline::{
     Catalog, CatalogComponent, Diagnostics, Format, Loaded, Overrides, PipelineFile, Queue, Stage,
-    Topology, load_str,
+    Topology, load_str, payload_validator,
 };
 use serde_json::json;
 
@@ -415,7 +415,7 @@ impl Planner {
 /// A queue of the file, with its schema compiled.
 fn declared(queue: &Queue, connector: Arc<dyn Connector>) -> Result<QueuePlan, StartError> {
     let wrong = |what: String| StartError::new(format!("queue `{}`: {what}", queue.spec.name));
-    let schema = queue.schema.as_deref().map(jsonschema::validator_for).transpose();
+    let schema = queue.schema.as_deref().map(payload_validator).transpose();
     let schema = schema.map_err(|error| wrong(format!("its schema is wrong: {error}")))?;
     Ok(QueuePlan {
         index: 0,

@@ -12,7 +12,8 @@ use std::time::Duration;
 pub enum Conversion {
     /// A payload is read, as a component's type where it needs no other form in between.
     Deserialize,
-    /// A component's type is made of what was read already, for a schema or out of another codec.
+    /// A component's input is made of what was read already: out of another codec, or for a schema
+    /// where a value does as well as the payload.
     Construct,
     /// A value becomes a payload.
     Serialize,

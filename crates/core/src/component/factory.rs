@@ -25,6 +25,13 @@ pub trait ComponentFactory: Send + Sync {
         settings: &Value,
         site: &StageSite,
     ) -> Result<Box<dyn AnyComponent>, Vec<Problem>>;
+
+    /// What is most likely a mistake in settings that `build` accepts, with key paths relative to
+    /// the settings. Default: nothing.
+    fn warnings(&self, settings: &Value, site: &StageSite) -> Vec<Problem> {
+        let _ = (settings, site);
+        Vec::new()
+    }
 }
 
 /// Where a component is placed.

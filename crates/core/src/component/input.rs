@@ -26,8 +26,11 @@ pub trait Input: Sized + Send + 'static {
 
 /// A decoded payload, so that it is not decoded again.
 pub enum Parsed {
-    /// Its JSON.
+    /// The value of a payload that is JSON, for components that take a [`Value`]. Others decode the
+    /// payload: a value lacks digits of long numbers, and fields that stand twice.
     Json(Value),
+    /// The value of a payload in another codec.
+    Converted(Value),
     /// The value it was encoded from, passed over a direct edge. A component that takes another
     /// type decodes the payload.
     Typed(Box<dyn Any + Send>),
@@ -37,6 +40,7 @@ impl fmt::Debug for Parsed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Json(value) => f.debug_tuple("Json").field(value).finish(),
+            Self::Converted(value) => f.debug_tuple("Converted").field(value).finish(),
             Self::Typed(_) => f.write_str("Typed"),
         }
     }
@@ -60,29 +64,46 @@ pub struct Raw(pub Option<Bytes>);
 
 impl<T: DeserializeOwned + Send + 'static> Input for T {
     fn decode(message: &Message, parsed: Option<Parsed>) -> Result<Self, DecodeError> {
-        let parsed = match parsed {
-            Some(Parsed::Typed(value)) => match value.downcast::<Self>() {
-                Ok(value) => return Ok(*value),
-                Err(_) => None,
-            },
-            Some(Parsed::Json(value)) => Some(value),
-            None => None,
-        };
         let wrong = |error: serde_json::Error| {
             DecodeError(format!("the payload is no {}: {error}", short_name::<T>()))
         };
-        match (parsed, &message.payload) {
-            (Some(value), _) => {
-                Conversion::Construct.timed(|| serde_json::from_value(value)).map_err(wrong)
+        match parsed {
+            Some(Parsed::Typed(value)) => {
+                if let Ok(value) = value.downcast::<Self>() {
+                    return Ok(*value);
+                }
             }
-            (None, Some(bytes)) => {
+            Some(Parsed::Json(value)) => {
+                if let Ok(value) = as_it_is(value) {
+                    return Ok(value);
+                }
+            }
+            Some(Parsed::Converted(value)) => {
+                return as_it_is(value).or_else(|value| {
+                    Conversion::Construct.timed(|| serde_json::from_value(value)).map_err(wrong)
+                });
+            }
+            None => {}
+        }
+        match &message.payload {
+            Some(bytes) => {
                 Conversion::Deserialize.timed(|| serde_json::from_slice(bytes)).map_err(wrong)
             }
-            (None, None) => Err(DecodeError(format!(
+            None => Err(DecodeError(format!(
                 "the payload is null; the component takes {}",
                 short_name::<T>()
             ))),
         }
+    }
+}
+
+/// The value itself, if a [`Value`] is what is taken.
+fn as_it_is<T: 'static>(value: Value) -> Result<T, Value> {
+    let mut value = Some(value);
+    let any: &mut dyn Any = &mut value;
+    match any.downcast_mut::<Option<T>>().and_then(Option::take) {
+        Some(taken) => Ok(taken),
+        None => Err(value.expect("it was not taken")),
     }
 }
 
@@ -121,6 +142,24 @@ mod tests {
     use std::collections::HashMap;
 
     use super::*;
+
+    #[test]
+    fn a_value_that_is_there_is_taken_only_as_it_is() {
+        let message = Message::new("{\"n\":123456789012345678901,\"m\":1}");
+        let there = || serde_json::json!({ "there": true });
+        let taken = Value::decode(&message, Some(Parsed::Json(there()))).expect("it is there");
+        assert_eq!(taken, there());
+        let typed: HashMap<String, u128> =
+            Input::decode(&message, Some(Parsed::Json(there()))).expect("it is in the payload");
+        assert_eq!(typed["n"], 123_456_789_012_345_678_901);
+        let packed = Message::new(vec![0x81]);
+        for parsed in [Parsed::Converted(there()), Parsed::Typed(Box::new(there()))] {
+            assert_eq!(Value::decode(&packed, Some(parsed)).expect("it is there"), there());
+        }
+        let converted = Some(Parsed::Converted(there()));
+        let typed: HashMap<String, bool> = Input::decode(&packed, converted).expect("it fits");
+        assert!(typed["there"]);
+    }
 
     #[test]
     fn a_type_is_told_without_its_paths() {

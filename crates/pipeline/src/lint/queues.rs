@@ -16,7 +16,7 @@ use crate::diagnostic::{Findings, Severity, did_you_mean};
 use crate::file::{QueueKeys, SchemaChoice};
 use crate::load::{Catalog, beside};
 use crate::node::Node;
-use crate::schema::{newly_named, queue_schema, validate};
+use crate::schema::{newly_named, payload_validator, queue_schema, validate};
 use crate::topology::Queue;
 
 /// The common keys, which are not the connector's.
@@ -227,7 +227,7 @@ impl Lint<'_> {
                 None => self.schema_file(&at, name)?,
             },
         };
-        match jsonschema::validator_for(&schema) {
+        match payload_validator(&schema) {
             Ok(_) => Some(schema),
             Err(error) => {
                 let place = error.instance_path().as_str();

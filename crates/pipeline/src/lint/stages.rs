@@ -3,14 +3,14 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use brigade_core::component::{Kind, StageSite};
+use brigade_core::component::{ComponentFactory, Kind, StageSite};
 use brigade_core::retry::RetryPolicy;
 use brigade_core::throttle::default_burst;
 use indexmap::IndexMap;
 use serde_json::Value;
 
 use super::{Depth, Lint, path};
-use crate::diagnostic::Findings;
+use crate::diagnostic::{Findings, Severity};
 use crate::file::{ComponentKeys, ExpireKeys, ExpireThen, InputKeys, PipelineFile, StageKeys};
 use crate::load::{Catalog, CatalogComponent};
 use crate::node::{Entry, Node};
@@ -258,28 +258,36 @@ impl Lint<'_> {
             Some(CatalogComponent::Factory(_)) if self.unsettled.contains(&*stage.name) => {
                 (None, false)
             }
-            Some(CatalogComponent::Factory(factory)) => {
-                let outputs = stage.outputs.iter().chain(&stage.direct).cloned().collect();
-                let site = StageSite {
-                    stage: Arc::clone(&stage.name),
-                    outputs,
-                    copy: stage.copy,
-                    directory: self.directory.to_path_buf(),
-                };
-                match factory.build(&stage.component.settings, &site) {
-                    Ok(component) => (Some(component.kind()), component.delays()),
-                    Err(problems) => {
-                        for problem in problems {
-                            let mut at = vec!["stages", &stage.name, "component", name];
-                            at.extend(problem.path.iter().map(String::as_str));
-                            let message = format!("component `{name}`: {}", problem.message);
-                            self.error("component_setting", &at, message, problem.help);
-                        }
-                        (None, false)
-                    }
-                }
+            Some(CatalogComponent::Factory(factory)) => self.built(stage, factory),
+        }
+    }
+
+    /// Builds a stage's component, and tells what is wrong with its settings.
+    fn built(&mut self, stage: &Stage, factory: &dyn ComponentFactory) -> (Option<Kind>, bool) {
+        let (name, settings) = (&stage.component.name, &stage.component.settings);
+        let site = StageSite {
+            stage: Arc::clone(&stage.name),
+            outputs: stage.outputs.iter().chain(&stage.direct).cloned().collect(),
+            copy: stage.copy,
+            directory: self.directory.to_path_buf(),
+        };
+        let (built, problems, severity) = match factory.build(settings, &site) {
+            Ok(component) => {
+                let built = (Some(component.kind()), component.delays());
+                (built, factory.warnings(settings, &site), Severity::Warning)
+            }
+            Err(problems) => ((None, false), problems, Severity::Error),
+        };
+        for problem in problems {
+            let mut at = vec!["stages", &stage.name, "component", name];
+            at.extend(problem.path.iter().map(String::as_str));
+            let message = format!("component `{name}`: {}", problem.message);
+            match severity {
+                Severity::Error => self.error("component_setting", &at, message, problem.help),
+                Severity::Warning => self.warning("component_setting", &at, message, problem.help),
             }
         }
+        built
     }
 
     fn unused_code(&mut self, placed: &IndexMap<Arc<str>, Placed>) {
