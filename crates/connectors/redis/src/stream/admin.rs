@@ -10,13 +10,13 @@ use brigade_core::connector::{
 use redis::{Value, cmd};
 use tokio::sync::OnceCell;
 
+use super::admin_scripts::{DELETE, KNOWN, PURGE_LATER, WAITING};
 use super::connector::{Keys, producer};
 use super::entry::{EntryId, incoming};
 use super::groups;
 use super::lag::lag;
 use super::producer::StreamProducer;
 use super::retention::Retention;
-use super::scripts::{DELETE, KNOWN, PURGE_LATER, WAITING};
 use crate::wire::Wire;
 
 /// How many entries are looked at or deleted in one go.
