@@ -151,6 +151,9 @@ pub(crate) static HIDE: LazyLock<Script> = LazyLock::new(|| {
         &[NOW, STANDS],
         "
         local fenced = {}
+        -- A full server refuses a script what takes room, but not once it has removed something. What fails has
+        -- to go back all the same, and what is renewed takes none: the deletions that make room wait for it.
+        redis.call('HDEL', KEYS[3], 'f')
         for i = 1, #ARGV, 4 do
           local id = ARGV[i]
           if stands(id, ARGV[i + 1]) then

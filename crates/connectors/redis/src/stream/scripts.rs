@@ -208,6 +208,9 @@ pub(crate) static FAIL: LazyLock<Script> = LazyLock::new(|| {
         may_delay(KEYS[1], KEYS[2], ARGV[1])
         redis.call('HGET', KEYS[3], 'f')
         may({{{{'HSET', KEYS[3], 'f', 'v'}}}})
+        -- A full server refuses a script what takes room, but not once it has removed something. What fails has
+        -- to go back all the same: the acks that make room wait for it.
+        redis.call('HDEL', KEYS[3], 'f')
         for i = 3, #ARGV, 4 do
           local id, attempts = ARGV[i], tonumber(ARGV[i + 3])
           if stands(KEYS[1], ARGV[1], ARGV[2], id, ARGV[i + 1]) then
@@ -231,6 +234,8 @@ pub(crate) static GIVE_BACK: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{FORGET}{MAY}{DELAY}
         may_delay(KEYS[1], KEYS[2], ARGV[1])
+        -- A full server refuses a script what takes room, but not once it has removed something.
+        redis.call('XACK', KEYS[1], ARGV[1], '0-0')
         -- All are due, and come in their order on the stream: equal times go by the ids as texts.
         local due = 0
         while true do
