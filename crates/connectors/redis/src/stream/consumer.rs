@@ -22,7 +22,7 @@ use super::lag::lag;
 use super::members::{HEARTBEAT, HEARTBEAT_AGAIN, LOOK, OURS};
 use super::process::Process;
 use super::retention::Retention;
-use super::scripts::{ACK, CLAIM_DUE, CLAIM_OWN, FAIL, FIND_TIMELESS, GIVE_BACK, HELD};
+use super::scripts::{ACK, CLAIM_DUE, CLAIM_OWN, FIND_TIMELESS, HELD};
 use crate::failure::is_no_group;
 use crate::output::{self, Settled};
 use crate::pace::Paced;
@@ -34,7 +34,7 @@ use crate::wire::Wire;
 /// How long a read waits for new entries.
 const BLOCK: Duration = Duration::from_millis(500);
 /// The most entries that are read at once.
-const READ_MAX: usize = 1000;
+pub(super) const READ_MAX: usize = 1000;
 /// How often to check for due entries while new ones keep coming: a check before each read would
 /// wait behind the acks.
 const LOOK_DUE: Duration = Duration::from_millis(20);
@@ -78,9 +78,9 @@ pub(super) struct Site {
     /// here.
     pub(super) lost: AtomicBool,
     /// What is read from now on is neither handed out nor resolved.
-    closed: AtomicBool,
+    pub(super) closed: AtomicBool,
     /// Held during a read: closing waits for its end, even if the consumer's lane stalls.
-    reads: Mutex<()>,
+    pub(super) reads: Mutex<()>,
     /// When due entries were last checked for, if new entries have come since.
     looked: std::sync::Mutex<Option<Instant>>,
     /// When it was last found that others had left nothing behind.
@@ -288,7 +288,7 @@ impl Site {
 
     /// Makes the groups again if an answer says that this one is gone, for example because someone
     /// deleted the stream: all groups read what is put from now on. Returns whether it did.
-    async fn mend<T: Sync>(
+    pub(super) async fn mend<T: Sync>(
         &self,
         answer: &Result<T, ConnectorError>,
     ) -> Result<bool, ConnectorError> {
@@ -299,15 +299,6 @@ impl Site {
         let made = mend_groups(&self.wire, &self.keys, &self.groups).await;
         made.map_err(|failure| self.wire.told(&failure))?;
         Ok(true)
-    }
-
-    /// The script that gives back everything that this member holds, and forgets the member.
-    fn give_back(&self) -> ScriptInvocation<'static> {
-        let keys = &self.keys;
-        let mut back = GIVE_BACK.key(&keys.stream);
-        back.key(&keys.delayed).key(keys.alive(self.member.as_bytes()));
-        back.arg(&keys.group).arg(&self.member);
-        back
     }
 
     /// The script that acks these, without outputs.
@@ -393,7 +384,7 @@ impl Site {
         Ok((self.incoming(entries).await?, wait))
     }
 
-    fn looked(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
+    pub(super) fn looked(&self) -> std::sync::MutexGuard<'_, Option<Instant>> {
         self.looked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -474,27 +465,27 @@ impl Consumer for StreamConsumer {
         if failed.is_empty() {
             return Ok(Acked::default());
         }
-        let receipts: Vec<Receipt> = failed.iter().map(|failed| failed.receipt).collect();
-        let (entries, gone) = self.site.held().ids(&receipts);
-        let standing = failed.iter().filter(|failed| !gone.contains(&failed.receipt));
-        let keys = &self.site.keys;
-        let mut fail = FAIL.key(&keys.stream);
-        fail.key(&keys.delayed).key(&keys.attempts).arg(&keys.group).arg(&self.site.member);
-        for (Failed { receipt, reason, delay }, (_, id)) in standing.zip(&entries) {
-            let attempts = reason.attempts().map_or(-1, i64::from);
-            fail.arg(id.to_string()).arg(receipt.fence);
-            fail.arg(delay.as_millis().to_string()).arg(attempts);
-        }
-        let fail = Arc::new(fail);
-        let mut fenced: Result<Vec<usize>, _> = self.site.wire.script(Arc::clone(&fail)).await;
-        if self.site.mend(&fenced).await? {
-            fenced = self.site.wire.script(Arc::clone(&fail)).await;
-        }
-        let fenced = fenced?;
-        self.site.held().forget(&receipts);
-        // The next read checks for due entries; one that is already waiting ends first.
-        *self.site.looked() = None;
+        let (fail, entries, gone) = self.site.failing(&failed);
+        let fenced = self.site.fail(fail).await?;
+        self.site.held().forget(failed.iter().map(|failed| &failed.receipt));
         Ok([those(&entries, &fenced), gone].concat().into())
+    }
+
+    async fn put_back(&self) -> Result<(), ConnectorError> {
+        let fetch = &mut *self.fetch.lock().await;
+        if let Some(reading) = &mut fetch.reading {
+            let read = reading.await;
+            fetch.reading = None;
+            fetch.ready.extend(read?);
+        }
+        if fetch.ready.is_empty() && !self.site.lost.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        // Instead of a read: if nobody waits for its end, the next read does.
+        let back = Arc::clone(&self.site).put_back(fetch.ready.drain(..).collect());
+        let put_back = fetch.reading.insert(self.site.wire.spawn(back)).await;
+        fetch.reading = None;
+        put_back.map(drop)
     }
 
     async fn lag(&self) -> Result<Lag, ConnectorError> {

@@ -27,6 +27,7 @@
 
 mod admin;
 mod admin_scripts;
+mod back;
 mod connector;
 mod consumer;
 mod entry;
