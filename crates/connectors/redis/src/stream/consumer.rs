@@ -141,7 +141,7 @@ impl StreamConsumer {
             loop {
                 tokio::time::sleep(pause).await;
                 pause = HEARTBEAT;
-                if let Err(error) = beating.say_alive().await {
+                if let Err(error) = beating.beat().await {
                     tracing::warn!(queue = %beating.keys.queue, %error, "no heartbeat");
                     pause = HEARTBEAT_AGAIN;
                 }
@@ -299,6 +299,17 @@ impl Site {
         let made = mend_groups(&self.wire, &self.keys, &self.groups).await;
         made.map_err(|failure| self.wire.told(&failure))?;
         Ok(true)
+    }
+
+    /// Shows that this member is alive, and makes the groups again if they are gone. Who backs off,
+    /// is paused or has no credit reads nothing, and would not hear of it; until the groups are there,
+    /// whoever else reads the stream knows of none that has not had what it removes.
+    async fn beat(&self) -> Result<(), ConnectorError> {
+        let alive = self.say_alive().await;
+        match self.mend(&alive).await? {
+            true => self.say_alive().await,
+            false => alive,
+        }
     }
 
     /// The script that acks these, without outputs.
