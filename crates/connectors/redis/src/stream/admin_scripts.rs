@@ -18,9 +18,9 @@ local function holder(stream, groups, own, id)
 end
 ";
 
-/// What is known about an entry apart from its contents. KEYS: stream, attempts of the first group.
-/// ARGV: id, the groups. Returns the member that works on it, if any, how often the first group has
-/// handed it out, and what is kept of its attempts.
+/// An entry, and what is known about it. KEYS: stream, attempts of the first group. ARGV: id, the
+/// groups. Returns the entry, if it is there, the member that works on it, if any, how often the
+/// first group has handed it out, and what is kept of its attempts.
 pub(crate) static KNOWN: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{NEEDS}{HOLDER}
@@ -33,7 +33,8 @@ pub(crate) static KNOWN: LazyLock<Script> = LazyLock::new(|| {
           end
         end
         local held = holder(KEYS[1], there, own, ARGV[1])
-        return {{held, count, redis.call('HGET', KEYS[2], ARGV[1])}}"
+        local entry = redis.call('XRANGE', KEYS[1], ARGV[1], ARGV[1])[1]
+        return {{entry or false, held, count, redis.call('HGET', KEYS[2], ARGV[1])}}"
     ))
 });
 
@@ -71,10 +72,11 @@ pub(crate) static PURGE_LATER: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Entries that at least one of these groups has not acked. KEYS: stream. ARGV: the first id, or
-/// nothing to begin with the first that a group needs; the last id; how many to look at; the
-/// groups. Returns them, and the last id that was looked at.
-pub(crate) static WAITING: LazyLock<Script> = LazyLock::new(|| {
+/// Which entries at least one of these groups has not acked; without groups all entries. KEYS:
+/// stream. ARGV: the first id, or nothing to begin with the first that a group needs; the last id;
+/// how many to look at, if they have no more than 4 MiB before the last of them; the groups. Returns
+/// the id of each and its length in bytes, and the last id that was looked at.
+pub(crate) static LIST: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{NEEDS}
         local first, last, there = nil, {{}}, 0
@@ -90,17 +92,21 @@ pub(crate) static WAITING: LazyLock<Script> = LazyLock::new(|| {
         -- A group that is not there has acked nothing.
         if there < #ARGV - 3 then first = nil end
         local from = ARGV[1] ~= '' and ARGV[1] or first or '-'
-        local entries = redis.call('XRANGE', KEYS[1], from, ARGV[2], 'COUNT', ARGV[3])
-        local waiting, at = {{}}, ''
-        for _, entry in ipairs(entries) do
-          at = entry[1]
-          local waits = false
+        local waiting, at, count, bytes = {{}}, '', 0, 0
+        while count < tonumber(ARGV[3]) and bytes < 4194304 do
+          -- One by one: they may be long, and here they take memory that is beyond `maxmemory`.
+          local entry = redis.call('XRANGE', KEYS[1], from, ARGV[2], 'COUNT', 1)[1]
+          if not entry then break end
+          local length, waits = 0, #ARGV == 3
+          for _, text in ipairs(entry[2]) do length = length + #text end
+          at, count, bytes = entry[1], count + 1, bytes + length
+          from = '(' .. at
           for g = 4, #ARGV do
             local group = ARGV[g]
             waits = waits or not last[group] or before(last[group], at)
               or redis.call('XPENDING', KEYS[1], group, at, at, 1)[1] ~= nil
           end
-          if waits then waiting[#waiting + 1] = entry end
+          if waits then waiting[#waiting + 1] = {{at, length}} end
         end
         return {{waiting, at}}"
     ))
