@@ -85,6 +85,8 @@ pub(super) struct Site {
     looked: std::sync::Mutex<Option<Instant>>,
     /// When it was last found that others had left nothing behind.
     looked_after: std::sync::Mutex<Option<Instant>>,
+    /// When entries that wait without a time were last looked for.
+    pub(super) looked_timeless: std::sync::Mutex<Instant>,
     /// For members without a key that have done nothing meanwhile: since when.
     pub(super) missing: std::sync::Mutex<HashMap<Vec<u8>, Instant>>,
 }
@@ -127,6 +129,7 @@ impl StreamConsumer {
             reads: Mutex::default(),
             looked: std::sync::Mutex::default(),
             looked_after: std::sync::Mutex::default(),
+            looked_timeless: std::sync::Mutex::new(Instant::now()),
             missing: std::sync::Mutex::default(),
         });
         site.find_timeless().await?;
@@ -217,7 +220,7 @@ impl Site {
     }
 
     /// Makes entries that wait without a time come now.
-    async fn find_timeless(&self) -> Result<(), ConnectorError> {
+    pub(super) async fn find_timeless(&self) -> Result<(), ConnectorError> {
         let keys = &self.keys;
         let mut find = FIND_TIMELESS.key(&keys.stream);
         find.key(&keys.delayed).arg(&keys.group);

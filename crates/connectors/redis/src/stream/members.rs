@@ -28,6 +28,8 @@ const MISSING: Duration = ALIVE;
 const SLACK: Duration = Duration::from_secs(1);
 /// How often to check what others left behind.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
+/// How often to check that what waits for its time has one.
+const LOOK_TIMELESS: Duration = Duration::from_secs(5);
 
 /// What the server says about a member.
 struct Member {
@@ -132,6 +134,9 @@ impl Site {
                 return Ok(found);
             }
         }
+        if members.iter().any(|member| member.name == DELAYED.as_bytes() && member.pending > 0) {
+            self.look_for_timeless().await?;
+        }
         self.missing().retain(|name, _| members.iter().any(|member| member.name == *name));
         let others = |member: &Member| {
             member.name != self.member.as_bytes() && member.name != DELAYED.as_bytes()
@@ -152,6 +157,19 @@ impl Site {
             }
         }
         Ok(Vec::new())
+    }
+
+    /// Now and then makes what waits without a time come: somebody has deleted the times, or the
+    /// server evicted them.
+    async fn look_for_timeless(&self) -> Result<(), ConnectorError> {
+        {
+            let mut looked = self.looked_timeless.lock().unwrap_or_else(PoisonError::into_inner);
+            if looked.elapsed() < LOOK_TIMELESS {
+                return Ok(());
+            }
+            *looked = Instant::now();
+        }
+        self.find_timeless().await
     }
 
     async fn taken_over(
