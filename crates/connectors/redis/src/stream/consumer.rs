@@ -35,6 +35,8 @@ use crate::wire::Wire;
 const BLOCK: Duration = Duration::from_millis(500);
 /// The most entries that are read at once.
 pub(super) const READ_MAX: usize = 1000;
+/// How many entries the server names at once that it believes this member to hold.
+const HELD_MAX: usize = 10_000;
 /// How often to check for due entries while new ones keep coming: a check before each read would
 /// wait behind the acks.
 const LOOK_DUE: Duration = Duration::from_millis(20);
@@ -46,6 +48,9 @@ pub(crate) struct Bounds {
     pub(crate) claim_idle: Duration,
     pub(crate) retention: Option<Retention>,
 }
+
+/// What a script has claimed: entries, and how many are not there any more.
+pub(super) type Claimed = (Vec<Value>, u64);
 
 /// Takes messages from a stream, as one member of its group.
 pub(crate) struct StreamConsumer {
@@ -198,12 +203,19 @@ impl Site {
     /// not, nothing that is held belongs to the new stream, and what was read is looked for as if
     /// it had never arrived: what is found then does.
     async fn is_still(&self, of: IncarnationId) -> Result<bool, ConnectorError> {
-        let now = match groups::incarnation(&self.wire, &self.keys).await? {
+        let noted = groups::incarnation(&self.wire, &self.keys).await?;
+        let now = match noted {
             Some(now) => now,
-            // Someone deleted only this hash, or the server evicted it.
             None => make_groups(&self.wire, &self.keys, &self.groups).await?,
         };
         if now != of {
+            if noted.is_none() {
+                tracing::warn!(
+                    queue = %self.keys.queue, key = %self.keys.incarnation,
+                    "somebody has deleted this key, or the server has evicted it: what is in flight is handed out \
+                     again, and what comes without an id gets other ids"
+                );
+            }
             *self.incarnation() = now;
             *self.held() = Held::default();
             self.lost.store(true, Ordering::Relaxed);
@@ -239,14 +251,17 @@ impl Site {
     /// Claims what the server believes it handed to this member, but never arrived.
     pub(super) async fn find_lost(&self, max: usize) -> Result<Vec<Incoming>, ConnectorError> {
         let keys = &self.keys;
-        let mut held = HELD.key(&keys.stream);
-        held.arg(&keys.group).arg(&self.member);
-        let ids: Vec<String> = self.wire.script(held).await?;
-        let unknown: Vec<String> = {
+        let (mut unknown, mut from) = (Vec::new(), Some("-".to_owned()));
+        while let Some(first) = from.take().filter(|_| unknown.len() < max) {
+            let mut held = HELD.key(&keys.stream);
+            held.arg(&keys.group).arg(&self.member).arg(first).arg(HELD_MAX);
+            let ids: Vec<String> = self.wire.script(held).await?;
+            from = ids.last().filter(|_| ids.len() == HELD_MAX).map(|last| format!("({last}"));
             let known = self.held();
             let is_unknown = |id: &String| id.parse().is_ok_and(|id| !known.knows(id));
-            ids.into_iter().filter(is_unknown).take(max).collect()
-        };
+            let room = max - unknown.len();
+            unknown.extend(ids.into_iter().filter(is_unknown).take(room));
+        }
         if unknown.is_empty() {
             self.lost.store(false, Ordering::Relaxed);
             return Ok(Vec::new());
@@ -256,7 +271,21 @@ impl Site {
         for id in &unknown {
             claim.arg(id);
         }
-        self.incoming(self.bring(claim).await?).await
+        let claimed = self.bring(claim).await?;
+        self.incoming(self.there_of(claimed)).await
+    }
+
+    /// The entries among what was claimed.
+    pub(super) fn there_of(&self, (entries, gone): Claimed) -> Vec<Value> {
+        if gone > 0 {
+            let (queue, key) = (&self.keys.queue, &self.keys.stream);
+            tracing::warn!(
+                %queue, %key, count = gone,
+                "somebody has deleted messages from the stream, or trimmed it, while they waited for their time \
+                 or for another member: they are lost"
+            );
+        }
+        entries
     }
 
     /// Runs a script that returns entries, which may be long.
@@ -386,7 +415,8 @@ impl Site {
         due.key(&keys.delayed).key(&keys.attempts).key(&keys.later);
         due.arg(&keys.group).arg(&self.member).arg(max);
         *self.looked() = Some(Instant::now());
-        let (entries, next_ms): (Vec<Value>, i64) = self.bring(due).await?;
+        let (claimed, next_ms): (Claimed, i64) = self.bring(due).await?;
+        let entries = self.there_of(claimed);
         if !entries.is_empty() {
             // There may be more.
             *self.looked() = None;

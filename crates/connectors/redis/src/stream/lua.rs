@@ -1,10 +1,11 @@
 //! What scripts share.
 
-/// Shared by scripts that claim: entries with how often they were handed out and their attempts. An
-/// entry that was deleted while it was pending is forgotten: nobody could resolve it.
+/// Shared by scripts that claim pending entries: these with how often they were handed out and their
+/// attempts; and how many were deleted while they were pending, which are forgotten: nobody could
+/// resolve them.
 pub(super) const CLAIM: &str = "
 local function claim(stream, attempts, group, me, ids)
-  local claimed = {}
+  local claimed, gone = {}, 0
   for _, id in ipairs(ids) do
     local got = redis.call('XCLAIM', stream, group, me, 0, id)
     if got[1] then
@@ -15,9 +16,10 @@ local function claim(stream, attempts, group, me, ids)
       -- Before Redis 7 it is pending with who claimed it.
       redis.call('XACK', stream, group, id)
       redis.call('HDEL', attempts, id)
+      gone = gone + 1
     end
   end
-  return claimed
+  return claimed, gone
 end
 ";
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use brigade_core::connector::{ConnectorError, Incoming};
 use redis::{Value, cmd};
 
-use super::consumer::Site;
+use super::consumer::{Claimed, Site};
 use super::process::{self, Process};
 use super::scripts::{ALIVE_KEYS, CLAIM_DEAD, CLAIM_IDLE};
 
@@ -145,13 +145,15 @@ impl Site {
         let (ours, strangers): (Vec<Member>, Vec<Member>) =
             members.into_iter().filter(others).partition(is_ours);
         for (name, sign) in self.dead(ours).await? {
-            let entries = self.claim_dead(&name, sign.as_deref(), max).await?;
+            let claimed = self.claim_dead(&name, sign.as_deref(), max).await?;
+            let entries = self.there_of(claimed);
             if !entries.is_empty() {
                 return self.taken_over(&name, "is dead", entries).await;
             }
         }
         for Member { name, .. } in strangers.into_iter().filter(|member| member.pending > 0) {
-            let entries = self.claim_idle(&name, max).await?;
+            let claimed = self.claim_idle(&name, max).await?;
+            let entries = self.there_of(claimed);
             if !entries.is_empty() {
                 return self.taken_over(&name, "held it for too long", entries).await;
             }
@@ -227,7 +229,7 @@ impl Site {
         name: &[u8],
         sign: Option<&str>,
         max: usize,
-    ) -> Result<Vec<Value>, ConnectorError> {
+    ) -> Result<Claimed, ConnectorError> {
         let keys = &self.keys;
         let mut claim = CLAIM_DEAD.key(&keys.stream);
         claim.key(&keys.attempts).key(keys.alive(name));
@@ -235,7 +237,7 @@ impl Site {
         self.bring(claim).await
     }
 
-    async fn claim_idle(&self, name: &[u8], max: usize) -> Result<Vec<Value>, ConnectorError> {
+    async fn claim_idle(&self, name: &[u8], max: usize) -> Result<Claimed, ConnectorError> {
         let keys = &self.keys;
         let mut claim = CLAIM_IDLE.key(&keys.stream);
         claim.key(&keys.attempts).arg(&keys.group).arg(&self.member).arg(name).arg(max);

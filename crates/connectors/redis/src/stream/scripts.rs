@@ -19,7 +19,7 @@ pub(crate) static TRIM: LazyLock<Script> = LazyLock::new(|| {
 /// Claims what was put back and is due. First moves messages that were put with a delay and are due
 /// to the stream, if the server has room for them: at most a thousand, and no further one once
 /// these have 4 MiB. KEYS: stream, delayed, attempts, later. ARGV: group, member, count. Returns
-/// the entries, and in how many milliseconds the next is due, or -1.
+/// what [`CLAIM`] does, and in how many milliseconds the next is due, or -1.
 pub(crate) static CLAIM_DUE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{CLAIM}{NOW}{MAY}
@@ -53,15 +53,15 @@ pub(crate) static CLAIM_DUE: LazyLock<Script> = LazyLock::new(|| {
           }})
           for _, id in ipairs(due) do
             local pending = redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1)[1]
-            if pending and pending[2] ~= '~delayed' then
-              -- Handed out as new by a group that was made again, or claimed by another program.
-              redis.call('HDEL', KEYS[3], id)
-            else
+            if pending and pending[2] == '~delayed' then
               waiting[#waiting + 1] = id
+            else
+              -- Handed out as new by a group that was made again, or claimed or acked by another program.
+              redis.call('HDEL', KEYS[3], id)
             end
           end
         end
-        local claimed = claim(KEYS[1], KEYS[3], ARGV[1], ARGV[2], waiting)
+        local claimed, gone = claim(KEYS[1], KEYS[3], ARGV[1], ARGV[2], waiting)
         -- Last: what is neither claimed nor here nobody would find.
         if #due > 0 then redis.call('ZREM', KEYS[2], unpack(due)) end
         local wait = -1
@@ -73,7 +73,7 @@ pub(crate) static CLAIM_DUE: LazyLock<Script> = LazyLock::new(|| {
             if wait < 0 or left < wait then wait = left end
           end
         end
-        return {{claimed, wait}}"
+        return {{{{claimed, gone}}, wait}}"
     ))
 });
 
@@ -89,21 +89,21 @@ pub(crate) static ALIVE_KEYS: LazyLock<Script> = LazyLock::new(|| {
 
 /// Claims what a member held that is no longer alive, and forgets it when it holds nothing. KEYS:
 /// stream, attempts, the member's alive key. ARGV: group, member, the dead one, count, the value of
-/// its alive key that is no sign of life, or nothing if it has none. Returns nothing if that value
-/// has changed.
+/// its alive key that is no sign of life, or nothing if it has none. Claims nothing if that value has
+/// changed. Like those below it returns what [`CLAIM`] does.
 pub(crate) static CLAIM_DEAD: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{CLAIM}{FORGET}
         local alive = redis.call('GET', KEYS[3])
-        if (alive or '') ~= ARGV[5] then return {{}} end
+        if (alive or '') ~= ARGV[5] then return {{{{}}, 0}} end
         local held = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', ARGV[4], ARGV[3])
         if #held == 0 then
           forget(KEYS[1], ARGV[1], ARGV[3], KEYS[3])
-          return {{}}
+          return {{{{}}, 0}}
         end
         local ids = {{}}
         for _, entry in ipairs(held) do ids[#ids + 1] = entry[1] end
-        return claim(KEYS[1], KEYS[2], ARGV[1], ARGV[2], ids)"
+        return {{claim(KEYS[1], KEYS[2], ARGV[1], ARGV[2], ids)}}"
     ))
 });
 
@@ -117,16 +117,16 @@ pub(crate) static CLAIM_IDLE: LazyLock<Script> = LazyLock::new(|| {
           redis.call('XPENDING', KEYS[1], ARGV[1], 'IDLE', ARGV[5], '-', '+', ARGV[4], ARGV[3])
         local ids = {{}}
         for _, entry in ipairs(held) do ids[#ids + 1] = entry[1] end
-        return claim(KEYS[1], KEYS[2], ARGV[1], ARGV[2], ids)"
+        return {{claim(KEYS[1], KEYS[2], ARGV[1], ARGV[2], ids)}}"
     ))
 });
 
-/// Which entries a member holds. KEYS: stream. ARGV: group, member.
+/// Which entries a member holds. KEYS: stream. ARGV: group, member, from which on, how many at most.
 pub(crate) static HELD: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "
         local ids = {}
-        for _, entry in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 100000, ARGV[2])) do
+        for _, entry in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], '+', ARGV[4], ARGV[2])) do
           ids[#ids + 1] = entry[1]
         end
         return ids",
@@ -144,7 +144,7 @@ pub(crate) static CLAIM_OWN: LazyLock<Script> = LazyLock::new(|| {
           local own = redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1, ARGV[2])
           if own[1] then ids[#ids + 1] = id end
         end
-        return claim(KEYS[1], KEYS[2], ARGV[1], ARGV[2], ids)"
+        return {{claim(KEYS[1], KEYS[2], ARGV[1], ARGV[2], ids)}}"
     ))
 });
 
@@ -293,6 +293,9 @@ mod tests {
 
     use super::*;
 
+    /// What a script that claims returns.
+    type Claimed = (Vec<(String, Value, u64, String)>, u64);
+
     /// Runs a command as it is typed into `redis-cli`.
     fn ask(server: &mut redis::Connection, command: &str) -> Value {
         let mut words = command.split(' ');
@@ -316,10 +319,9 @@ mod tests {
         ask("XCLAIM s g other 0 2-1 JUSTID");
         let mut claim = CLAIM_OWN.key("s");
         claim.key("attempts").arg("g").arg("me").arg("1-1").arg("2-1").arg("3-1").arg("4-1");
-        let claimed: Vec<(String, Value, u64, String)> =
-            claim.invoke(&mut server).expect("it runs");
+        let (claimed, gone): Claimed = claim.invoke(&mut server).expect("it runs");
         let ids: Vec<&str> = claimed.iter().map(|(id, ..)| &**id).collect();
-        assert_eq!((ids, claimed[0].2), (vec!["3-1"], 2));
+        assert_eq!((ids, claimed[0].2, gone), (vec!["3-1"], 2, 0));
     }
 
     /// Otherwise nobody else would be answered meanwhile, and the script would hold them all in
@@ -338,36 +340,47 @@ mod tests {
         for moved in [4, 8, 10] {
             let mut due = CLAIM_DUE.key("s");
             due.key("delayed").key("attempts").key("later").arg("g").arg("me").arg(10);
-            let (_, wait): (Vec<Value>, i64) = due.invoke(&mut server).expect("it runs");
+            let (_, wait): (Value, i64) = due.invoke(&mut server).expect("it runs");
             assert_eq!(ask(&mut server, "XLEN s"), Value::Int(moved));
             assert_eq!(wait, if moved < 10 { 0 } else { -1 });
         }
     }
 
-    /// Deleted by someone who knows nothing about attempts.
+    /// Deleted, or trimmed, by someone who knows nothing about attempts.
     #[test]
-    fn of_a_deleted_entry_nothing_is_left_when_it_is_claimed() {
+    fn of_deleted_entries_nothing_is_left_when_they_are_claimed_and_they_are_counted() {
         let server = Redis::start();
         let client = redis::Client::open(server.url()).expect("it is an address");
         let mut server = client.get_connection().expect("it answers");
         for command in [
             "XADD s 1-1 payload x",
             "XADD s 2-1 payload x",
+            "XADD s 3-1 payload x",
+            "XADD s 4-1 payload x",
             "XGROUP CREATE s g 0",
             "XREADGROUP GROUP g other STREAMS s >",
-            "HSET attempts 1-1 1:5 2-1 2:6",
-            "XDEL s 1-1",
+            "HSET attempts 1-1 1:5 2-1 2:6 3-1 1:7 4-1 1:8",
+            "XCLAIM s g ~delayed 0 3-1 4-1 JUSTID",
+            // What is not pending has been resolved.
+            "ZADD delayed 0 3-1 0 4-1 0 0-7",
+            "XTRIM s MINID 2",
+            "XDEL s 3-1",
         ] {
             ask(&mut server, command);
         }
-        let mut claim = CLAIM_IDLE.key("s");
-        claim.key("attempts").arg("g").arg("me").arg("other").arg(10).arg(0);
-        let claimed: Vec<(String, Value, u64, String)> =
-            claim.invoke(&mut server).expect("it runs");
+        let mut idle = CLAIM_IDLE.key("s");
+        idle.key("attempts").arg("g").arg("me").arg("other").arg(10).arg(0);
+        let (claimed, gone): Claimed = idle.invoke(&mut server).expect("it runs");
         let claimed: Vec<_> = claimed.iter().map(|one| (&*one.0, &*one.3)).collect();
-        assert_eq!(claimed, [("2-1", "2:6")]);
-        assert_eq!(ask(&mut server, "HLEN attempts"), Value::Int(1));
-        assert_eq!(ask(&mut server, "XPENDING s g - + 10 other"), Value::Array(Vec::new()));
-        assert_eq!(ask(&mut server, "XPENDING s g 1-1 1-1 10"), Value::Array(Vec::new()));
+        assert_eq!((claimed, gone), (vec![("2-1", "2:6")], 1));
+        let mut due = CLAIM_DUE.key("s");
+        due.key("delayed").key("attempts").key("later").arg("g").arg("me").arg(10);
+        let ((claimed, gone), _): (Claimed, i64) = due.invoke(&mut server).expect("it runs");
+        let claimed: Vec<_> = claimed.iter().map(|one| (&*one.0, &*one.3)).collect();
+        assert_eq!((claimed, gone), (vec![("4-1", "1:8")], 1));
+        assert_eq!(ask(&mut server, "HLEN attempts"), Value::Int(2));
+        for command in ["XPENDING s g - + 10 other", "XPENDING s g - + 10 ~delayed"] {
+            assert_eq!(ask(&mut server, command), Value::Array(Vec::new()));
+        }
     }
 }
