@@ -98,9 +98,10 @@ pub(crate) static RECEIVE: LazyLock<Script> = LazyLock::new(|| {
             scores[#scores + 1] = id
             received[i] = {id, values[3 * i - 2], rc, fr, attempts[i] or false}
           end
+          -- First: of something that is no number it fails, and then nothing is hidden.
+          redis.call('HINCRBY', KEYS[2], 'totalrecv', #due)
           many('ZADD', KEYS[1], scores)
           many('HSET', KEYS[2], counts)
-          redis.call('HINCRBY', KEYS[2], 'totalrecv', #due)
         end
         local next = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
         return {received, next[2] and math.max(tonumber(next[2]) - now, 0) or -1}",
