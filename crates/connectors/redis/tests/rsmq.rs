@@ -59,7 +59,8 @@ async fn where_the_counts_are_no_numbers_nothing_is_put_or_received() {
     ops.extend(producer.stage(&[numbered(2)]).await.unwrap().ops);
     put(&*producer, &[numbered(0)]).await.unwrap();
     ask::<()>(&mut beside, "HSET rsmq:shop:Q totalrecv many");
-    assert!(consumer.consume(WANT).await.unwrap_err().is_transient());
+    let error = consumer.consume(WANT).await.unwrap_err();
+    assert!(error.is_transient() && error.to_string().contains("`totalrecv`"), "{error}");
     let id = ask::<Vec<String>>(&mut beside, "ZRANGE rsmq:shop 0 0").remove(0);
     assert_eq!(ask::<u64>(&mut beside, &format!("HEXISTS rsmq:shop:Q {id}:rc")), 0);
     ask::<()>(&mut beside, "HSET rsmq:shop:Q totalrecv 0");
