@@ -43,7 +43,7 @@ local function stands(stream, group, me, id, fence)
 end
 ";
 
-/// Makes an entry wait for its time, with the member `~delayed`. Needs [`MAY`].
+/// Makes an entry wait for its time, with the member `~delayed`. Needs [`MAY`](crate::output::MAY).
 pub(super) const DELAY: &str = "
 -- What would fail if the key had another type, or a right were missing, fails here.
 local function may_delay(stream, delayed, group)
