@@ -54,6 +54,8 @@ struct Will {
     told: Semaphore,
     /// It gives nothing before this is closed.
     giving: Semaphore,
+    /// How often consumers were told to put back what they have not handed out.
+    put_back: AtomicU64,
 }
 
 impl Default for Will {
@@ -72,6 +74,7 @@ impl Default for Will {
             looked: AtomicUsize::new(0),
             told: Semaphore::new(0),
             giving: Semaphore::new(0),
+            put_back: AtomicU64::new(0),
         }
     }
 }
@@ -114,8 +117,8 @@ impl LikeConnector for Wilful {
         self.will.opened.fetch_add(1, SeqCst);
         let inner = self.memory.consumer(queue, reader, env).await?;
         let (will, closed) = (Arc::clone(&self.will), AtomicU64::new(1));
-        let queue = queue.name.to_string();
-        Ok(Arc::new(Like(WilfulConsumer { inner, will, closed, queue })))
+        let (queue, put_back) = (queue.name.to_string(), AtomicU64::new(0));
+        Ok(Arc::new(Like(WilfulConsumer { inner, will, closed, queue, put_back })))
     }
 
     async fn producer(
@@ -137,6 +140,7 @@ struct WilfulConsumer {
     /// One until it is closed.
     closed: AtomicU64,
     queue: String,
+    put_back: AtomicU64,
 }
 
 #[async_trait]
@@ -153,6 +157,15 @@ impl LikeConsumer for WilfulConsumer {
                 self.inner.consume(want).await
             }
             _ => self.inner.consume(want).await,
+        }
+    }
+
+    /// Each time it works when it is tried again.
+    async fn put_back(&self) -> Result<(), ConnectorError> {
+        self.will.put_back.fetch_add(1, SeqCst);
+        match self.put_back.fetch_add(1, SeqCst) % 2 {
+            0 => Err(ConnectorError::transient("it puts nothing back")),
+            _ => self.inner.put_back().await,
         }
     }
 
@@ -238,6 +251,28 @@ async fn a_stage_that_is_stopped_leaves_no_producer_behind() {
     eventually("those of the stopped lines end", async || held() == first).await;
     let stage = stage(&running).await;
     assert_eq!((stage.state, stage.restarts), (StageState::Running, 0));
+    running.drain().await;
+}
+
+/// They would be in flight at a consumer that nobody asks for them, for as long as the pause lasts.
+#[tokio::test]
+async fn a_stage_that_is_paused_puts_back_what_it_has_not_handed_out() {
+    let wilful = Wilful::default();
+    let running = World::new().start(YAML, &wilful.registry()).await;
+    ready(&running).await;
+    for times in 1..=3 {
+        running.pause("pass").await.unwrap();
+        let told = wilful.will.opened.load(SeqCst) * 2 * times;
+        eventually("all are told, until they have done it", async || {
+            wilful.will.put_back.load(SeqCst) == told
+        })
+        .await;
+        running.resume("pass").await.unwrap();
+        wilful.put("in", times * 10..times * 10 + 10);
+        let there = usize::try_from(times * 10).unwrap();
+        eventually("it goes on", async || wilful.count("out") == there).await;
+        assert_eq!(wilful.will.put_back.load(SeqCst), told);
+    }
     running.drain().await;
 }
 

@@ -8,9 +8,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use brigade_core::CauseKind;
 use brigade_core::connector::{
-    Acked, Connector, ConnectorEnv, ConnectorError, Consumer, Defect, Failed, Features, Format,
-    Formats, Incoming, Lag, Outgoing, Problem, Produced, Producer, QueueAdmin, QueuePlace,
-    QueueSpec, Reader, Receipt, Rejected, Staged, Used, Want,
+    Acked, Connector, ConnectorEnv, ConnectorError, Consumer, Defect, Failed, FailedReason,
+    Features, Format, Formats, Incoming, Lag, Outgoing, Problem, Produced, Producer, QueueAdmin,
+    QueuePlace, QueueSpec, Reader, Receipt, Rejected, Staged, Used, Want,
 };
 use brigade_core::state::{StoreId, StoreOp};
 use parking_lot::Mutex;
@@ -63,7 +63,8 @@ impl Connector for Formatted {
         let inner = self.inner.consumer(queue, reader, env).await?;
         let Some(registry) = &queue.registry else { return Ok(inner) };
         let format = self.formats.open(queue, registry, false).await?;
-        Ok(Arc::new(FormattedConsumer { inner, format, unread: Mutex::default() }))
+        let (unread, returning) = <(Mutex<_>, Mutex<_>)>::default();
+        Ok(Arc::new(FormattedConsumer { inner, format, unread, returning }))
     }
 
     async fn producer(
@@ -101,9 +102,20 @@ struct FormattedConsumer {
     /// Taken from the queue but not handed out: the registry was away, or the caller had stopped
     /// waiting.
     unread: Mutex<VecDeque<Incoming>>,
+    /// Those of them that are to be given back, until it is known that they have been.
+    returning: Mutex<Vec<Failed>>,
 }
 
 impl FormattedConsumer {
+    async fn give_back(&self) -> Result<(), ConnectorError> {
+        let failed = self.returning.lock().clone();
+        if !failed.is_empty() {
+            self.inner.on_fail(failed).await?;
+            self.returning.lock().clear();
+        }
+        Ok(())
+    }
+
     /// The first of the unread messages, as many as are wanted.
     fn peek(&self, want: Want) -> Vec<Incoming> {
         let (mut peeked, mut bytes) = (Vec::new(), 0);
@@ -140,6 +152,8 @@ impl Consumer for FormattedConsumer {
     }
 
     async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
+        // Left by a `put_back` that was dropped.
+        self.give_back().await?;
         if self.unread.lock().is_empty() {
             let taken = self.inner.consume(want).await?;
             if taken.is_empty() {
@@ -166,6 +180,17 @@ impl Consumer for FormattedConsumer {
 
     async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
         self.inner.on_fail(failed).await
+    }
+
+    async fn put_back(&self) -> Result<(), ConnectorError> {
+        let released = |incoming: Incoming| Failed {
+            receipt: incoming.receipt,
+            reason: FailedReason::Released,
+            delay: Duration::ZERO,
+        };
+        self.returning.lock().extend(self.unread.lock().drain(..).map(released));
+        self.give_back().await?;
+        self.inner.put_back().await
     }
 
     async fn broken(&self) -> ConnectorError {

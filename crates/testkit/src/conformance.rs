@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use crate::fixture::{
     Fixture, PATIENCE, ack, consume, expect_nothing, fail, number, numbered, patiently, take,
-    take_all,
+    take_all, take_wanted,
 };
 
 mod bounds;
@@ -256,6 +256,37 @@ pub async fn a_consume_that_is_dropped_loses_nothing(fixture: &Fixture) {
         ack(&consumer, &taken).await;
     }
     expect_nothing(&consumer).await;
+}
+
+/// `competing`: what a consumer has taken and nobody asks it for any more goes to others once it
+/// puts that back; what it has handed out stays its own, and it goes on.
+pub async fn what_is_put_back_goes_to_another(fixture: &Fixture) {
+    if !fixture.features().competing {
+        return;
+    }
+    let [one, other] =
+        [fixture.consumer("", Order::None).await, fixture.consumer("", Order::None).await];
+    // A call that has waited and is dropped may have left a request under way.
+    expect_nothing(&one).await;
+    fixture.put((0..20).map(numbered).collect()).await;
+    patiently(async || one.put_back().await).await;
+    let taken = take_all(&other, 20).await;
+    assert!(taken.iter().all(|incoming| incoming.attempts == 0), "no attempt has failed");
+    ack(&other, &taken).await;
+    // More may have come than was handed out.
+    fixture.put((20..40).map(numbered).collect()).await;
+    let kept: Vec<Incoming> = take_wanted(&one, Want { messages: 10, bytes: 1 }).await.into();
+    patiently(async || one.put_back().await).await;
+    let taken = take_all(&other, 20 - kept.len()).await;
+    let numbers: BTreeSet<u64> = kept.iter().chain(&taken).map(number).collect();
+    assert!(numbers.into_iter().eq(20..40), "each is with one of them");
+    ack(&one, &kept).await;
+    ack(&other, &taken).await;
+    other.shutdown().await.expect("it closes");
+    patiently(async || one.put_back().await).await;
+    fixture.put(vec![numbered(40)]).await;
+    ack(&one, &take_all(&one, 1).await).await;
+    expect_nothing(&one).await;
 }
 
 /// Shutdown while a `consume` waits, and a second shutdown.

@@ -54,6 +54,7 @@ macro_rules! conformance {
             what_is_extended_stays_with_its_holder,
             what_only_a_late_holder_extends_comes_again,
             a_consume_that_is_dropped_loses_nothing,
+            what_is_put_back_goes_to_another,
             closing_in_the_middle_neither_hangs_nor_loses,
             empty_batches_are_harmless,
             ten_thousand_messages_survive_random_failures,

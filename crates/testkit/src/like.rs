@@ -174,6 +174,14 @@ pub trait LikeConsumer: Send + Sync {
         self.inner().on_fail(failed).await
     }
 
+    /// See [`Consumer::put_back`].
+    ///
+    /// # Errors
+    /// See there.
+    async fn put_back(&self) -> Result<(), ConnectorError> {
+        self.inner().put_back().await
+    }
+
     /// See [`Consumer::broken`].
     async fn broken(&self) -> ConnectorError {
         self.inner().broken().await
@@ -229,6 +237,10 @@ impl<T: LikeConsumer> Consumer for Like<T> {
 
     async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError> {
         self.0.on_fail(failed).await
+    }
+
+    async fn put_back(&self) -> Result<(), ConnectorError> {
+        self.0.put_back().await
     }
 
     async fn broken(&self) -> ConnectorError {

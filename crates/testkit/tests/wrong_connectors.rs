@@ -6,8 +6,9 @@
     reason = "a test that stops says where"
 )]
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -36,6 +37,7 @@ enum Fault {
     LiesAboutItsLag,
     ReversesTheOrder,
     IgnoresTheBytesWanted,
+    KeepsWhatItFetches,
     LosesWhenDisturbed,
     ForgetsAcksWhenDisturbed,
     GivesOneIdToAll,
@@ -55,6 +57,8 @@ struct WrongConsumer {
     inner: Arc<dyn Consumer>,
     fault: Fault,
     blow: Blow,
+    /// What it fetched and nobody has asked for yet.
+    ahead: Mutex<VecDeque<Incoming>>,
 }
 
 struct WrongProducer {
@@ -76,7 +80,8 @@ impl LikeConnector for Wrong {
     ) -> Result<Arc<dyn Consumer>, ConnectorError> {
         let inner = self.memory.consumer(queue, reader, env).await?;
         let blow = Arc::clone(&self.blow);
-        Ok(Arc::new(Like(WrongConsumer { inner, fault: self.fault, blow })))
+        let ahead = Mutex::default();
+        Ok(Arc::new(Like(WrongConsumer { inner, fault: self.fault, blow, ahead })))
     }
 
     async fn producer(
@@ -100,6 +105,13 @@ impl LikeConsumer for WrongConsumer {
     }
 
     async fn consume(&self, want: Want) -> Result<Vec<Incoming>, ConnectorError> {
+        if self.fault == Fault::KeepsWhatItFetches {
+            let all = Want { messages: usize::MAX, bytes: usize::MAX };
+            let fetched = self.inner.consume(all).await?;
+            let mut ahead = self.ahead.lock().unwrap();
+            ahead.extend(fetched);
+            return Ok(want.fill(|| ahead.pop_front()));
+        }
         let bytes = match self.fault {
             Fault::IgnoresTheBytesWanted => usize::MAX,
             _ => want.bytes,
@@ -251,6 +263,7 @@ found! {
 found! {
     NEVER:
     acks_before_the_work: AcksBeforeTheWork by what_a_dropped_consumer_held_comes_again, "Elapsed";
+    messages_kept_from_others: KeepsWhatItFetches by what_is_put_back_goes_to_another, "Elapsed";
     lost_messages: LosesEveryHundredth by ten_thousand_messages_survive_random_failures, "Elapsed";
     what_a_blow_loses: LosesWhenDisturbed by a_disturbed_backend_loses_nothing, "Elapsed";
 }

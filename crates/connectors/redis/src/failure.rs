@@ -198,7 +198,7 @@ const CODES: [(&str, &str); 5] = [
 ];
 
 /// What to do, by a part of the text.
-const TEXTS: [(&str, &str); 7] = [
+const TEXTS: [(&str, &str); 8] = [
     (
         "sentinel node",
         "no Sentinel answers at `url`: with `sentinel` it is a Sentinel's address; for a server \
@@ -222,6 +222,10 @@ const TEXTS: [(&str, &str); 7] = [
         "certificate",
         "check `tls`: `ca` is who signed the server's certificate, `certificate` and `key` are \
          shown to it",
+    ),
+    (
+        "hash value is not an integer",
+        "the field `totalrecv` at the key `NAMESPACE:QUEUE:Q` is no count: set it to 0",
     ),
     (
         "unknown command",

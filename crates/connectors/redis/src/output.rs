@@ -161,8 +161,12 @@ local function rsmq_queue(key, channel)
   local hash = key .. ':Q'
   local wrong = is('zset', key) or is('hash', hash)
   if wrong then return wrong end
-  local own = redis.call('HMGET', hash, 'vt', 'delay')
+  local own = redis.call('HMGET', hash, 'vt', 'delay', 'totalsent')
   if not own[1] then return {err = 'NOQUEUE `' .. key .. '`'} end
+  -- Counting would fail after everything else is there.
+  if own[3] and not (#own[3] < 19 and string.match(own[3], '^%-?%d+$')) then
+    return {err = 'ERR the field `totalsent` at the key `' .. hash .. '` is no count: set it to 0'}
+  end
   may({{'ZADD', key, '0', 'm'}, {'HSET', hash, 'f', 'v'}, {'HINCRBY', hash, 'f', '1'}})
   if channel ~= '' then may({{'PUBLISH', channel, '1'}}) end
   return {delay = tonumber(own[2] or 0) * 1000, channel = channel, scores = {}, bodies = {}}

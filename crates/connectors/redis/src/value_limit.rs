@@ -99,22 +99,37 @@ async fn find(wire: &Arc<Wire>, mut lengths: Vec<u64>) -> Result<u64, ConnectorE
     Ok(good.checked_sub(1).map_or(SURE, |last| lengths[last]))
 }
 
-/// Whether the server accepts a value of this length. It is asked for a key that long, on a
-/// connection of its own so that no other request's breaks; any answer means that the value was
-/// accepted.
+/// Whether the server accepts a value of this length.
 async fn takes(wire: &Arc<Wire>, length: u64) -> Result<bool, ConnectorError> {
-    let Ok(length) = usize::try_from(length) else { return Ok(false) };
     for _ in 0..BREAKS {
-        let mut exists = cmd("EXISTS");
-        exists.arg(vec![b'x'; length]);
-        match wire.query_alone::<redis::Value>(exists, length).await {
-            Err(failure) if failure.is_of_protocol() => return Ok(false),
-            Err(failure) if failure.connecting || failure.error.is_timeout() => {
-                return Err(wire.told(&failure));
-            }
-            Err(Failure { error, .. }) if error.is_io_error() => {}
-            _ => return Ok(true),
+        match try_out(wire, length).await {
+            Ok(taken) => return Ok(taken),
+            Err(failure) if is_broken(&failure) => {}
+            Err(failure) => return Err(wire.told(&failure)),
         }
     }
-    Ok(false)
+    // Unless the connection breaks whatever is written.
+    match try_out(wire, SURE).await {
+        Ok(_) => Ok(false),
+        Err(failure) => Err(wire.told(&failure)),
+    }
+}
+
+/// Asks the server for a key of this length, on a connection of its own so that no other request's
+/// breaks; any answer means that the value was accepted.
+async fn try_out(wire: &Arc<Wire>, length: u64) -> Result<bool, Failure> {
+    let Ok(length) = usize::try_from(length) else { return Ok(false) };
+    let mut exists = cmd("EXISTS");
+    exists.arg(vec![b'x'; length]);
+    match wire.query_alone::<redis::Value>(exists, length).await {
+        Err(failure) if failure.is_of_protocol() => Ok(false),
+        Err(failure) if failure.connecting || failure.error.is_timeout() => Err(failure),
+        Err(failure) if is_broken(&failure) => Err(failure),
+        _ => Ok(true),
+    }
+}
+
+/// Whether a connection broke after it had been made.
+fn is_broken(failure: &Failure) -> bool {
+    !failure.connecting && !failure.error.is_timeout() && failure.error.is_io_error()
 }

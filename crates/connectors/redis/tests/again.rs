@@ -342,3 +342,27 @@ async fn a_stale_receipt_does_not_fence_the_one_that_stands() {
         assert_eq!(length(&mut beside, key), 0, "{name}: it is acked");
     }
 }
+
+/// Until it is there, what others have acked goes, as it is the only one's that they know of.
+#[tokio::test]
+async fn a_stage_that_does_not_read_makes_its_group_again() {
+    const MESSAGES: usize = 20;
+    let server = Redis::start();
+    let mut beside = connect(&server);
+    // Two files.
+    let of = |pipeline: &str| QueueSpec::new(pipeline, "shop", json!({ "url": server.url() }));
+    let (one, other) = (of("one"), of("other"));
+    let (producer, waits) = open(&RedisStreams, &one).await;
+    ask::<()>(&mut beside, "DEL shop");
+    let mut tick = tokio::time::interval(Duration::from_millis(20));
+    let made = tokio::time::timeout(PATIENCE, async {
+        while ask::<u64>(&mut beside, "EXISTS shop") == 0 {
+            tick.tick().await;
+        }
+    });
+    made.await.expect("its group is made again, and the stream with it");
+    let acks = RedisStreams.consumer(&other, &reader(), &env()).await.unwrap();
+    put(&*producer, &(0..MESSAGES).map(numbered).collect::<Vec<_>>()).await.unwrap();
+    drain(&*acks, MESSAGES).await;
+    drain(&*waits, MESSAGES).await;
+}

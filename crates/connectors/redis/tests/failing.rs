@@ -169,3 +169,21 @@ async fn a_renewal_overrides_no_back_off() {
     let waiting = due.iter().filter(|(_, at)| at / 1000.0 - seconds > 300.0).count();
     assert_eq!(waiting + receipts.len() + fenced.len() + 1, 1000);
 }
+
+/// Somebody tidies keys, or the server evicts them.
+#[tokio::test]
+async fn what_waits_comes_though_the_times_are_gone() {
+    let server = Redis::start();
+    let mut beside = connect(&server);
+    let queue = queue("shop", json!({ "url": server.url() }));
+    let (producer, consumer) = open(&RedisStreams, &queue).await;
+    put(&*producer, &[numbered(1), numbered(2)]).await.unwrap();
+    let taken = take(&*consumer, 2).await;
+    let later = |(receipt, _): &(Receipt, u32)| failed(*receipt, Duration::from_secs(600));
+    assert_eq!(consumer.on_fail(taken.iter().map(later).collect()).await.unwrap().fenced, []);
+    assert_eq!(ask::<u64>(&mut beside, "DEL {shop}:brigade:shop:delayed"), 1);
+    let again = take(&*consumer, 2).await;
+    assert!(again.iter().all(|(_, attempts)| *attempts == 1), "{again:?}");
+    let receipts = again.iter().map(|(receipt, _)| *receipt).collect();
+    assert_eq!(consumer.ack(receipts, Vec::new()).await.unwrap().fenced, []);
+}

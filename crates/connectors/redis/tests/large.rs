@@ -1,4 +1,4 @@
-//! Messages so long that a thousand of them are too many.
+//! Messages so long that a thousand of them are too many, or one for a link.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stdout,
@@ -8,12 +8,14 @@
 
 mod common;
 
-use brigade_core::connector::{Connector, Outgoing, Receipt, Want};
+use brigade_core::connector::{Connector, Outgoing, Produced, Receipt, Want};
 use brigade_core::{Message, MessageId};
 use brigade_redis::{RedisStreams, Rsmq};
 use brigade_testkit::servers::Redis;
-use common::{open, queue};
+use common::{again, ask, connect, env, numbered, open, put, queue};
 use serde_json::json;
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
 
 const MESSAGES: usize = 60;
 /// What is asked for before it is known how long they are.
@@ -44,4 +46,46 @@ async fn no_more_is_read_than_there_is_room_for() {
         assert!(consumer.ack(receipts, Vec::new()).await.unwrap().fenced.is_empty(), "{name}");
         consumer.shutdown().await.unwrap();
     }
+}
+
+/// The way to a server, which breaks whenever so much has been sent over a connection.
+async fn breaking(server: u16, after: u64) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        loop {
+            let (client, _) = listener.accept().await.unwrap();
+            let server = TcpStream::connect(("127.0.0.1", server)).await.unwrap();
+            tokio::spawn(async move {
+                let ((from, mut back), (mut answers, mut to)) =
+                    (client.into_split(), server.into_split());
+                let mut from = from.take(after);
+                tokio::select! {
+                    _ = tokio::io::copy(&mut from, &mut to) => {}
+                    _ = tokio::io::copy(&mut answers, &mut back) => {}
+                }
+            });
+        }
+    });
+    port
+}
+
+/// The server may not be asked how long a value may be: it is tried out.
+#[tokio::test]
+async fn a_link_that_breaks_makes_no_message_too_long() {
+    let server = Redis::start();
+    ask::<()>(&mut connect(&server), "ACL SETUSER bob on >secret ~* &* +@all -config");
+    let port = breaking(server.port(), 1 << 19).await;
+    let queue = queue("s", json!({ "url": format!("redis://bob:secret@127.0.0.1:{port}") }));
+    let producer = again(async || RedisStreams.producer(&queue, &env()).await).await;
+    let long: Outgoing = Message::new(vec![b'x'; 2 << 20]).with_id(MessageId(1)).into();
+    let error = match producer.produce(&[long]).await {
+        Err(error) => error,
+        Ok(outcomes) => match outcomes.into_iter().next() {
+            Some(Produced::Failed(error)) => error,
+            outcome => panic!("it may go through later: {outcome:?}"),
+        },
+    };
+    assert!(error.is_transient(), "{error}");
+    put(&*producer, &[numbered(2)]).await.unwrap();
 }

@@ -136,3 +136,43 @@ async fn what_waits_is_counted_though_some_was_deleted_unread() {
         }
     }
 }
+
+/// How many bytes a server has sent.
+fn sent(beside: &mut redis::Connection) -> u64 {
+    let stats: String = ask(beside, "INFO stats");
+    let line = stats.lines().find_map(|line| line.strip_prefix("total_net_output_bytes:"));
+    line.unwrap().parse().unwrap()
+}
+
+/// Over a slow link the others would not come in time.
+#[tokio::test]
+async fn of_long_messages_only_those_are_brought_that_are_looked_at() {
+    const MESSAGES: usize = 40;
+    const MIB: u64 = 1 << 20;
+    let server = Redis::start();
+    let mut other = connect(&server);
+    // The last has an id that is searched for from the beginning.
+    let ids = (1..MESSAGES).map(|n| format!("{n}-0")).chain(["18446744073709551615-7".into()]);
+    for id in ids {
+        let mut add = redis::cmd("XADD");
+        add.arg("s").arg(id).arg("payload").arg(vec![b'x'; 1 << 20]).exec(&mut other).unwrap();
+    }
+    let queue = queue("s", json!({ "url": server.url() }));
+    let (_, consumer) = open(&RedisStreams, &queue).await;
+    let admin = again(async || RedisStreams.admin(&queue, &env()).await).await;
+    let before = sent(&mut other);
+    assert_eq!(admin.peek(0, 1).await.unwrap().len(), 1);
+    let last = admin.peek(MESSAGES as u64 - 1, 5).await.unwrap();
+    assert_eq!(last.len(), 1);
+    let last = last[0].position;
+    assert_eq!(admin.get(last).await.unwrap().unwrap().message.size() as u64 / MIB, 1);
+    let brought = sent(&mut other) - before;
+    assert!((3 * MIB..4 * MIB).contains(&brought), "three were looked at: {brought} bytes");
+    let before = sent(&mut other);
+    assert_eq!(admin.delete(&[last]).await.unwrap(), 1);
+    assert_eq!(admin.purge().await.unwrap(), MESSAGES as u64 - 1);
+    let brought = sent(&mut other) - before;
+    assert!(brought < MIB, "none was looked at: {brought} bytes");
+    assert_eq!(ask::<u64>(&mut other, "XLEN s"), 0);
+    drop(consumer);
+}

@@ -11,11 +11,11 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
-use brigade_core::connector::{Connector, Consumer};
+use brigade_core::connector::{Connector, Consumer, Want};
 use brigade_redis::RedisStreams;
 use brigade_testkit::servers::Redis;
 use common::{
-    PATIENCE, WANT, again, ask, calls, connect, env, nobody_is_blocked, numbered, open, queue,
+    PATIENCE, WANT, again, ask, calls, connect, env, nobody_is_blocked, numbered, open, put, queue,
     reader, told,
 };
 use serde_json::json;
@@ -120,15 +120,19 @@ async fn a_dead_member_is_taken_over_from_though_there_is_no_room() {
 /// nobody, and who could claim them lives.
 #[tokio::test]
 async fn what_was_handed_out_and_never_came_is_found() {
+    // More than the server names at once.
+    const HELD: usize = 10_001;
     let server = Redis::start();
     let mut beside = connect(&server);
     let queue = queue("shop", json!({ "url": server.url() }));
     let (producer, consumer) = open(&RedisStreams, &queue).await;
-    producer.produce(&[numbered(1)]).await.unwrap();
-    let held = consumer.consume(WANT).await.unwrap();
-    assert_eq!(held.len(), 1);
+    put(&*producer, &(3..HELD + 3).map(numbered).collect::<Vec<_>>()).await.unwrap();
+    let (mut held, want) = (Vec::new(), Want { messages: HELD, ..WANT });
+    while held.len() < HELD {
+        held.extend(consumer.consume(want).await.unwrap());
+    }
     // Nobody reads now: the next is not this consumer's own.
-    producer.produce(&[numbered(2)]).await.unwrap();
+    put(&*producer, &[numbered(2)]).await.unwrap();
     let members: Vec<Vec<redis::Value>> = ask(&mut beside, "XINFO CONSUMERS shop shop");
     let member: String = redis::from_redis_value(members[0][1].clone()).unwrap();
     let read = format!("XREADGROUP GROUP shop {member} COUNT 1 STREAMS shop >");

@@ -8,13 +8,16 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use brigade_core::connector::{Connector, ConnectorError, Outgoing, Produced, Producer};
+use brigade_core::connector::{
+    Connector, ConnectorError, Failed, FailedReason, Outgoing, Produced, Producer,
+};
 use brigade_core::{Message, MessageId};
 use brigade_redis::{RedisStreams, Rsmq};
 use brigade_testkit::servers::Redis;
-use common::{WANT, again, ask, connect, env, numbered, open, queue};
+use common::{PATIENCE, WANT, again, ask, connect, env, next, numbered, open, queue, reader};
 use redis::Connection;
 use serde_json::json;
 
@@ -148,4 +151,60 @@ async fn of_a_batch_whose_answers_are_lost_only_the_error_is_told() {
         let error = producer.produce(&batch).await.expect_err("nobody knows");
         assert!(error.is_transient(), "{}: {error}", connector.type_name());
     }
+}
+
+/// Otherwise one that fails would hold up the acks, which alone make room.
+#[tokio::test]
+async fn without_room_what_fails_is_put_back_and_the_rest_is_acked_and_given_back() {
+    let streams = (&RedisStreams as &dyn Connector, "XLEN shop");
+    for (connector, length) in [streams, (&Rsmq, "ZCARD rsmq:shop")] {
+        let (server, name) = (Redis::start(), connector.type_name());
+        let mut beside = connect(&server);
+        let queue = queue("shop", json!({ "url": server.url() }));
+        let (producer, consumer) = open(connector, &queue).await;
+        assert!(put(&*producer, (0..4).map(numbered).collect()).await.0.is_empty());
+        let mut taken = Vec::new();
+        while taken.len() < 4 {
+            taken.extend(next(&*consumer).await.into_iter().map(|one| one.receipt));
+        }
+        ask::<()>(&mut beside, "CONFIG SET maxmemory 1");
+        let attempt = FailedReason::Attempt { attempts: 1, error: "no".into() };
+        for (receipt, reason) in [(taken[0], attempt), (taken[1], FailedReason::Released)] {
+            let failed = Failed { receipt, reason, delay: Duration::from_secs(600) };
+            let failed = consumer.on_fail(vec![failed]).await;
+            assert_eq!(failed.unwrap_or_else(|e| panic!("{name}: {e}")).fenced, [], "{name}");
+        }
+        assert_eq!(consumer.ack(vec![taken[2]], Vec::new()).await.unwrap().fenced, [], "{name}");
+        assert_eq!(ask::<usize>(&mut beside, length), 3, "{name}");
+        consumer.shutdown().await.unwrap_or_else(|error| panic!("{name}: {error}"));
+        ask::<()>(&mut beside, "CONFIG SET maxmemory 0");
+        let after = again(async || connector.consumer(&queue, &reader(), &env()).await).await;
+        let came = next(&*after).await;
+        assert_eq!((came.len(), came[0].redeliveries), (1, 1), "{name}: it was given back");
+    }
+}
+
+/// Else what is worked on would be handed out to others as well.
+#[tokio::test]
+async fn without_room_what_is_received_of_rsmq_is_renewed() {
+    let server = Redis::start();
+    let mut beside = connect(&server);
+    let (producer, consumer) =
+        open(&Rsmq, &queue("shop", json!({ "url": server.url(), "vt": "3s" }))).await;
+    assert!(put(&*producer, vec![numbered(1)]).await.0.is_empty());
+    let taken = next(&*consumer).await;
+    ask::<()>(&mut beside, "CONFIG SET maxmemory 1");
+    let mut seen = BTreeSet::new();
+    let mut tick = tokio::time::interval(Duration::from_millis(20));
+    let renewed = tokio::time::timeout(PATIENCE, async {
+        while seen.len() < 4 {
+            seen.insert(
+                ask::<Vec<String>>(&mut beside, "ZRANGE rsmq:shop 0 0 WITHSCORES").remove(1),
+            );
+            tick.tick().await;
+        }
+    });
+    renewed.await.expect("it is renewed");
+    let receipts = vec![taken[0].receipt];
+    assert_eq!(consumer.ack(receipts, Vec::new()).await.unwrap().fenced, []);
 }

@@ -45,6 +45,21 @@ pub trait Consumer: Send + Sync {
     /// See [`ack`](Consumer::ack). If it cannot be done, the stage stops.
     async fn on_fail(&self, failed: Vec<Failed>) -> Result<Acked, ConnectorError>;
 
+    /// Puts back what was taken from the queue and not handed out, so that other consumers get it
+    /// now; what was handed out stays. The runtime calls this when its stage is paused or drained:
+    /// it has dropped [`consume`](Consumer::consume), which may have left a request under way, and
+    /// does not call it for a while. After this, and also if this is dropped at any time, `consume`
+    /// goes on as before.
+    ///
+    /// The default implementation does nothing: for a consumer that has nothing that it does not
+    /// hand out, or whose messages no other consumer could get.
+    ///
+    /// # Errors
+    /// Transient errors are retried with back-off; after any other, what is left stays here.
+    async fn put_back(&self) -> Result<(), ConnectorError> {
+        Ok(())
+    }
+
     /// Waits until the consumer cannot go on, and returns why. The runtime waits for this all the
     /// time: a stage whose credit is used up does not call [`consume`](Consumer::consume), and its
     /// acks may not end. [`Stalled`](crate::connector::ErrorKind::Stalled) has the consumer closed

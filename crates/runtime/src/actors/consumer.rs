@@ -24,7 +24,7 @@ use tokio::time::MissedTickBehavior;
 
 use super::Crash;
 use super::control::{Control, Mode};
-use super::pull::{Pull, Pulled, is_in_full};
+use super::pull::{BACK_OFF, Pull, Pulled, is_in_full, put_back};
 use super::settler::{SettleError, Settled, Settler};
 use crate::plan::{QueueKeeper, QueuePlan, StagePlan};
 use crate::pool::{CHUNK_MAX, Pool, Port};
@@ -47,8 +47,6 @@ const SETTLEMENTS_MAX: usize = 2;
 const LAST_SETTLEMENTS: Duration = Duration::from_secs(2);
 /// How long a pull waits for more credit than there is, if there is little.
 const GATHER: Duration = Duration::from_millis(10);
-/// Back-off after a consumer could not be queried.
-const BACK_OFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
 /// Everything a consumer actor works with.
 pub(crate) struct ConsumerSite {
@@ -168,6 +166,8 @@ struct PullLoop {
     /// What is being settled writes to a stage's state.
     writing: bool,
     pulling: Option<LocalBoxFuture<'static, Pulled>>,
+    /// While nothing is to be pulled: others get what the consumer has taken and not returned.
+    putting_back: Option<LocalBoxFuture<'static, ()>>,
     /// Until when the next pull waits for more credit, if there is little.
     gathering: Option<tokio::time::Instant>,
     /// What was asked for last, and whether as much came: then there may be more.
@@ -207,6 +207,7 @@ impl PullLoop {
             settling: FuturesUnordered::new(),
             writing: false,
             pulling: None,
+            putting_back: None,
             gathering: None,
             asked: Want { messages: 0, bytes: 0 },
             came_in_full: true,
@@ -253,6 +254,7 @@ impl PullLoop {
             let due = extend.as_mut().filter(|_| self.extending.is_none());
             let tick = OptionFuture::from(due.map(tokio::time::Interval::tick));
             let extending = OptionFuture::from(self.extending.as_mut());
+            let putting_back = OptionFuture::from(self.putting_back.as_mut());
             let gathered = OptionFuture::from(self.gathering.map(tokio::time::sleep_until));
             tokio::select! {
                 Some(pulled) = pulled => {
@@ -278,6 +280,7 @@ impl PullLoop {
                     self.extending = Some(Box::pin(async move { consumer.extend(&held).await }));
                 }
                 Some(()) = gathered => {}
+                Some(()) = putting_back => {}
                 () = self.site.control.notify.notified() => {}
             }
         }
@@ -381,12 +384,15 @@ impl PullLoop {
         let control = &self.site.control;
         let idle = self.pulling.is_none() && !control.ended.load(Relaxed);
         if control.mode() != Mode::Running {
-            // The consumer hands out again what it has taken but not returned.
             self.pulling = None;
+            let (consumer, input) = (&self.site.consumer, &self.site.input);
+            let back = || Box::pin(put_back(Arc::clone(consumer), Arc::clone(input))) as _;
+            self.putting_back.get_or_insert_with(back);
             // A consumer at its end has no more to come, so it holds nobody up.
             control.set_waiting(control.ended.load(Relaxed));
             return;
         }
+        self.putting_back = None;
         if let Some(lines) = &mut self.lines
             && lines.wait(self.site.pool.ports().iter().map(|port| port.life()))
         {
@@ -554,7 +560,7 @@ impl PullLoop {
 
     /// The connector gives back what is not settled.
     async fn close(mut self) {
-        (self.pulling, self.extending) = (None, None);
+        (self.pulling, self.putting_back, self.extending) = (None, None, None);
         // Outputs may already be on their queues: finishing a pending ack saves doing them again. A
         // settlement that is blocked by a queue taking nothing is not waited for.
         let site = Rc::clone(&self.site);

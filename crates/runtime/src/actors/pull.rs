@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use brigade_core::connector::{ConnectorError, Consumer, Incoming, Want};
+use brigade_core::retry::doubled;
 
 use super::control::Control;
 use crate::plan::QueuePlan;
@@ -13,6 +14,10 @@ const ANSWER: Duration = Duration::from_millis(20);
 /// How long a pull may take before its queue counts as empty, whatever it says: its messages may
 /// wait for something else, such as others of their keys.
 const ANSWER_MAX: Duration = Duration::from_secs(1);
+
+/// Back-off after a consumer could not be queried.
+pub(super) const BACK_OFF: (Duration, Duration) =
+    (Duration::from_millis(100), Duration::from_secs(10));
 
 pub(super) type Pulled = Result<Vec<Incoming>, ConnectorError>;
 
@@ -70,6 +75,22 @@ impl Pull {
         self.control.set_waiting(true);
         consume.await
     }
+}
+
+/// Has a consumer put back what it has taken and not returned, and never ends: until it is dropped,
+/// nothing is pulled.
+pub(super) async fn put_back(consumer: Arc<dyn Consumer>, input: Arc<QueuePlan>) {
+    let mut failures = 0;
+    while let Err(error) = consumer.put_back().await {
+        let queue = &input.spec.name;
+        tracing::warn!(%queue, %error, failures, "what was not handed out is not put back yet");
+        if !error.is_transient() {
+            break;
+        }
+        failures += 1;
+        tokio::time::sleep(doubled(BACK_OFF.0, BACK_OFF.1, failures)).await;
+    }
+    std::future::pending().await
 }
 
 /// Whether a queue gave all that was asked for, as far as can be seen: there may be more.

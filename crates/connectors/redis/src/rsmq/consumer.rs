@@ -175,6 +175,16 @@ impl Consumer for RsmqConsumer {
         Ok(fenced.into())
     }
 
+    async fn put_back(&self) -> Result<(), ConnectorError> {
+        let mut fetch = self.fetch.lock().await;
+        if let Some(fetching) = &mut *fetch {
+            let fetched = fetching.await;
+            *fetch = None;
+            fetched?;
+        }
+        self.site().wire.spawn(Arc::clone(&self.received).put_back()).await
+    }
+
     async fn lag(&self) -> Result<Lag, ConnectorError> {
         let lag = LAG.key(&self.site().messages);
         let (ready, hidden): (u64, u64) = self.site().wire.script(lag).await?;

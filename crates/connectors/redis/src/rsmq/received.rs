@@ -221,6 +221,24 @@ impl Received {
         all.map(|(_, Hidden { id, fence, .. })| (id, fence, Duration::ZERO, -1)).collect()
     }
 
+    /// Makes visible again what is not handed out. If nobody waits for the end of this any more,
+    /// that becomes visible when the visibility timeout is over.
+    pub(super) async fn put_back(self: Arc<Self>) -> Result<(), ConnectorError> {
+        let _turn = self.hiding.lock().await;
+        let mut ready = std::mem::take(&mut self.held.lock().ready);
+        let receipts: Vec<Receipt> = ready.iter().map(|one| one.receipt).collect();
+        // Forgotten before the script is sent, so that nothing renews it.
+        let forgotten = self.forget(&receipts);
+        let back = |(_, one): &(u64, Hidden)| (one.id.clone(), one.fence, Duration::ZERO, -1);
+        let back: Vec<Hide> = forgotten.iter().map(back).collect();
+        let hidden = self.hide_in_turn(&back).await;
+        if hidden.is_err() {
+            self.remember(forgotten);
+            self.held.lock().ready.append(&mut ready);
+        }
+        hidden.map(drop)
+    }
+
     /// Waits for a receive under way, at most as long as an answer may take; what a slower one
     /// brings is visible again when the visibility timeout is over.
     pub(super) async fn ended(&self) {

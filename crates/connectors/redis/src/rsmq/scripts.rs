@@ -98,9 +98,10 @@ pub(crate) static RECEIVE: LazyLock<Script> = LazyLock::new(|| {
             scores[#scores + 1] = id
             received[i] = {id, values[3 * i - 2], rc, fr, attempts[i] or false}
           end
+          -- First: of something that is no number it fails, and then nothing is hidden.
+          redis.call('HINCRBY', KEYS[2], 'totalrecv', #due)
           many('ZADD', KEYS[1], scores)
           many('HSET', KEYS[2], counts)
-          redis.call('HINCRBY', KEYS[2], 'totalrecv', #due)
         end
         local next = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
         return {received, next[2] and math.max(tonumber(next[2]) - now, 0) or -1}",
@@ -151,6 +152,9 @@ pub(crate) static HIDE: LazyLock<Script> = LazyLock::new(|| {
         &[NOW, STANDS],
         "
         local fenced = {}
+        -- A full server refuses a script what takes room, but not once it has removed something. What fails has
+        -- to go back all the same, and what is renewed takes none: the deletions that make room wait for it.
+        redis.call('HDEL', KEYS[3], 'f')
         for i = 1, #ARGV, 4 do
           local id = ARGV[i]
           if stands(id, ARGV[i + 1]) then

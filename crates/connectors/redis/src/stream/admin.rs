@@ -7,20 +7,30 @@ use brigade_core::IncarnationId;
 use brigade_core::connector::{
     ConnectorError, Outgoing, Peeked, Produced, Producer, QueueAdmin, QueueSpec, QueueStatus,
 };
-use redis::{Value, cmd};
+use redis::Value;
 use tokio::sync::OnceCell;
 
+use super::admin_scripts::{DELETE, KNOWN, LIST, PURGE_LATER};
 use super::connector::{Keys, producer};
 use super::entry::{EntryId, incoming};
 use super::groups;
 use super::lag::lag;
 use super::producer::StreamProducer;
 use super::retention::Retention;
-use super::scripts::{DELETE, KNOWN, PURGE_LATER, WAITING};
+use crate::server::answer_max;
 use crate::wire::Wire;
 
 /// How many entries are looked at or deleted in one go.
 const BATCH: usize = 500;
+
+/// An entry, or none; who works on it; how often it was handed out; what is kept of its attempts.
+type Known = (Option<Value>, Option<Vec<u8>>, u64, Option<String>);
+
+/// An entry, and how long it is.
+struct Listed {
+    id: EntryId,
+    bytes: usize,
+}
 
 /// A stream as administrators see it.
 pub(crate) struct StreamAdmin {
@@ -47,28 +57,33 @@ impl StreamAdmin {
         &self.groups[0].1
     }
 
-    /// Those of some entries that wait for one of the groups, and the last entry that was looked
-    /// at.
+    /// Which of some entries wait for one of the groups, and the last entry that was looked at, of
+    /// `max` at most.
     async fn waiting(
         &self,
         from: &str,
         to: &str,
         max: usize,
-    ) -> Result<(Vec<Value>, Option<EntryId>), ConnectorError> {
-        let mut waiting = WAITING.key(&self.keys().stream);
-        waiting.arg(from).arg(to).arg(max);
-        for (_, keys) in &self.groups {
-            waiting.arg(&keys.group);
-        }
-        let (entries, last): (Vec<Value>, String) = self.wire.script(waiting).await?;
-        Ok((entries, last.parse().ok()))
+    ) -> Result<(Vec<Listed>, Option<EntryId>), ConnectorError> {
+        self.list(&self.groups, from, to, max).await
     }
 
-    /// Entries from one id to another.
-    async fn range(&self, from: &str, to: &str, max: usize) -> Result<Vec<Value>, ConnectorError> {
-        let mut range = cmd("XRANGE");
-        range.arg(&self.keys().stream).arg(from).arg(to).arg("COUNT").arg(max);
-        self.wire.command(&range).await
+    /// The same for these groups; without groups all entries.
+    async fn list(
+        &self,
+        groups: &[(String, Keys)],
+        from: &str,
+        to: &str,
+        max: usize,
+    ) -> Result<(Vec<Listed>, Option<EntryId>), ConnectorError> {
+        let mut list = LIST.key(&self.keys().stream);
+        list.arg(from).arg(to).arg(max);
+        for (_, keys) in groups {
+            list.arg(&keys.group);
+        }
+        let (all, last): (Vec<(String, usize)>, String) = self.wire.script(list).await?;
+        let listed = |(id, bytes): (String, usize)| Some(Listed { id: id.parse().ok()?, bytes });
+        Ok((all.into_iter().filter_map(listed).collect(), last.parse().ok()))
     }
 
     /// The entries at these positions. Odd ones are searched for from the beginning.
@@ -77,9 +92,9 @@ impl StreamAdmin {
         let mut found: Vec<EntryId> = found.collect();
         let mut from = "-".to_owned();
         while found.len() < positions.len() {
-            let entries = self.range(&from, "+", BATCH).await?;
-            let Some(last) = entries.last().and_then(id_of) else { break };
-            let ids = entries.iter().filter_map(id_of);
+            let (listed, last) = self.list(&[], &from, "+", BATCH).await?;
+            let Some(last) = last else { break };
+            let ids = listed.into_iter().map(|listed| listed.id);
             let is_odd = |id: &EntryId| EntryId::unpack(id.position()).is_none();
             found.extend(ids.filter(|id| is_odd(id) && positions.contains(&id.position())));
             from = after(last);
@@ -97,21 +112,21 @@ impl StreamAdmin {
     /// An entry, with what its first group knows about it, and who works on it in any group.
     async fn peeked(
         &self,
-        entry: Value,
+        Listed { id, bytes }: Listed,
         incarnation: IncarnationId,
     ) -> Result<Option<Peeked>, ConnectorError> {
         let (name, keys) = &self.groups[0];
-        let Some((id, incoming)) = incoming(keys, entry, incarnation)? else {
-            return Ok(None);
-        };
-        let id = id.to_string();
         let mut known = KNOWN.key(&keys.stream);
-        known.key(&keys.attempts).arg(&id);
+        known.key(&keys.attempts).arg(id.to_string());
         for (_, keys) in &self.groups {
             known.arg(&keys.group);
         }
-        let (holder, handed_out, kept): (Option<Vec<u8>>, u64, Option<String>) =
-            self.wire.script(known).await?;
+        let known = self.wire.try_script_for(known, answer_max(bytes)).await;
+        let (entry, holder, handed_out, kept): Known =
+            known.map_err(|failure| self.wire.told(&failure))?;
+        // It may be gone by now.
+        let Some(entry) = entry else { return Ok(None) };
+        let Some((_, incoming)) = incoming(keys, entry, incarnation)? else { return Ok(None) };
         let attempts = kept.as_deref().and_then(|kept| kept.split(':').next()?.parse().ok());
         let attempts: u32 = attempts.unwrap_or(0);
         let handed_out = u32::try_from(handed_out).unwrap_or(u32::MAX);
@@ -149,16 +164,6 @@ fn after(id: EntryId) -> String {
     format!("({id}")
 }
 
-fn id_of(entry: &Value) -> Option<EntryId> {
-    match entry {
-        Value::Array(parts) => match parts.first()? {
-            Value::BulkString(id) => String::from_utf8_lossy(id).parse().ok(),
-            _ => None,
-        },
-        _ => None,
-    }
-}
-
 #[async_trait]
 impl QueueAdmin for StreamAdmin {
     async fn status(&self) -> Result<Vec<QueueStatus>, ConnectorError> {
@@ -174,13 +179,15 @@ impl QueueAdmin for StreamAdmin {
         let (mut skip, mut from, mut peeked) = (skip, String::new(), Vec::new());
         let incarnation = self.incarnation().await?;
         while (peeked.len() as u64) < limit {
-            let (entries, last) = self.waiting(&from, "+", BATCH).await?;
+            let left = skip.saturating_add(limit - peeked.len() as u64);
+            let max = usize::try_from(left).unwrap_or(BATCH).min(BATCH);
+            let (waiting, last) = self.waiting(&from, "+", max).await?;
             let Some(last) = last else { break };
-            for entry in entries {
+            for one in waiting {
                 if skip > 0 {
                     skip -= 1;
-                } else if (peeked.len() as u64) < limit {
-                    peeked.extend(self.peeked(entry, incarnation).await?);
+                } else {
+                    peeked.extend(self.peeked(one, incarnation).await?);
                 }
             }
             from = after(last);
@@ -193,7 +200,7 @@ impl QueueAdmin for StreamAdmin {
             return Ok(None);
         };
         match self.waiting(&id, &id, 1).await?.0.pop() {
-            Some(entry) => self.peeked(entry, self.incarnation().await?).await,
+            Some(waiting) => self.peeked(waiting, self.incarnation().await?).await,
             None => Ok(None),
         }
     }
@@ -210,9 +217,9 @@ impl QueueAdmin for StreamAdmin {
     async fn purge(&self) -> Result<u64, ConnectorError> {
         let (mut from, mut gone) = (String::new(), 0);
         loop {
-            let (entries, last) = self.waiting(&from, "+", BATCH).await?;
+            let (waiting, last) = self.waiting(&from, "+", BATCH).await?;
             let Some(last) = last else { break };
-            let ids: Vec<EntryId> = entries.iter().filter_map(id_of).collect();
+            let ids: Vec<EntryId> = waiting.into_iter().map(|waiting| waiting.id).collect();
             gone += self.delete_ids(&ids).await?;
             from = after(last);
         }

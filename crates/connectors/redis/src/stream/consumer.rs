@@ -22,7 +22,7 @@ use super::lag::lag;
 use super::members::{HEARTBEAT, HEARTBEAT_AGAIN, LOOK, OURS};
 use super::process::Process;
 use super::retention::Retention;
-use super::scripts::{ACK, CLAIM_DUE, CLAIM_OWN, FAIL, FIND_TIMELESS, GIVE_BACK, HELD};
+use super::scripts::{ACK, CLAIM_DUE, CLAIM_OWN, FIND_TIMELESS, HELD};
 use crate::failure::is_no_group;
 use crate::output::{self, Settled};
 use crate::pace::Paced;
@@ -34,7 +34,9 @@ use crate::wire::Wire;
 /// How long a read waits for new entries.
 const BLOCK: Duration = Duration::from_millis(500);
 /// The most entries that are read at once.
-const READ_MAX: usize = 1000;
+pub(super) const READ_MAX: usize = 1000;
+/// How many entries the server names at once that it believes this member to hold.
+const HELD_MAX: usize = 10_000;
 /// How often to check for due entries while new ones keep coming: a check before each read would
 /// wait behind the acks.
 const LOOK_DUE: Duration = Duration::from_millis(20);
@@ -46,6 +48,9 @@ pub(crate) struct Bounds {
     pub(crate) claim_idle: Duration,
     pub(crate) retention: Option<Retention>,
 }
+
+/// What a script has claimed: entries, and how many are not there any more.
+pub(super) type Claimed = (Vec<Value>, u64);
 
 /// Takes messages from a stream, as one member of its group.
 pub(crate) struct StreamConsumer {
@@ -78,13 +83,15 @@ pub(super) struct Site {
     /// here.
     pub(super) lost: AtomicBool,
     /// What is read from now on is neither handed out nor resolved.
-    closed: AtomicBool,
+    pub(super) closed: AtomicBool,
     /// Held during a read: closing waits for its end, even if the consumer's lane stalls.
-    reads: Mutex<()>,
+    pub(super) reads: Mutex<()>,
     /// When due entries were last checked for, if new entries have come since.
-    looked: parking_lot::Mutex<Option<Instant>>,
+    pub(super) looked: parking_lot::Mutex<Option<Instant>>,
     /// When it was last found that others had left nothing behind.
     looked_after: parking_lot::Mutex<Option<Instant>>,
+    /// When entries that wait without a time were last looked for.
+    pub(super) looked_timeless: parking_lot::Mutex<Instant>,
     /// For members without a key that have done nothing meanwhile: since when.
     pub(super) missing: parking_lot::Mutex<HashMap<Vec<u8>, Instant>>,
 }
@@ -127,6 +134,7 @@ impl StreamConsumer {
             reads: Mutex::default(),
             looked: parking_lot::Mutex::default(),
             looked_after: parking_lot::Mutex::default(),
+            looked_timeless: parking_lot::Mutex::new(Instant::now()),
             missing: parking_lot::Mutex::default(),
         });
         site.find_timeless().await?;
@@ -141,7 +149,7 @@ impl StreamConsumer {
             loop {
                 tokio::time::sleep(pause).await;
                 pause = HEARTBEAT;
-                if let Err(error) = beating.say_alive().await {
+                if let Err(error) = beating.beat().await {
                     tracing::warn!(queue = %beating.keys.queue, %error, "no heartbeat");
                     pause = HEARTBEAT_AGAIN;
                 }
@@ -195,12 +203,19 @@ impl Site {
     /// not, nothing that is held belongs to the new stream, and what was read is looked for as if
     /// it had never arrived: what is found then does.
     async fn is_still(&self, of: IncarnationId) -> Result<bool, ConnectorError> {
-        let now = match groups::incarnation(&self.wire, &self.keys).await? {
+        let noted = groups::incarnation(&self.wire, &self.keys).await?;
+        let now = match noted {
             Some(now) => now,
-            // Someone deleted only this hash, or the server evicted it.
             None => make_groups(&self.wire, &self.keys, &self.groups).await?,
         };
         if now != of {
+            if noted.is_none() {
+                tracing::warn!(
+                    queue = %self.keys.queue, key = %self.keys.incarnation,
+                    "somebody has deleted this key, or the server has evicted it: what is in flight is handed out \
+                     again, and what comes without an id gets other ids"
+                );
+            }
             *self.incarnation.lock() = now;
             *self.held() = Held::default();
             self.lost.store(true, Ordering::Relaxed);
@@ -213,7 +228,7 @@ impl Site {
     }
 
     /// Makes entries that wait without a time come now.
-    async fn find_timeless(&self) -> Result<(), ConnectorError> {
+    pub(super) async fn find_timeless(&self) -> Result<(), ConnectorError> {
         let keys = &self.keys;
         let mut find = FIND_TIMELESS.key(&keys.stream);
         find.key(&keys.delayed).arg(&keys.group);
@@ -232,14 +247,17 @@ impl Site {
     /// Claims what the server believes it handed to this member, but never arrived.
     pub(super) async fn find_lost(&self, max: usize) -> Result<Vec<Incoming>, ConnectorError> {
         let keys = &self.keys;
-        let mut held = HELD.key(&keys.stream);
-        held.arg(&keys.group).arg(&self.member);
-        let ids: Vec<String> = self.wire.script(held).await?;
-        let unknown: Vec<String> = {
+        let (mut unknown, mut from) = (Vec::new(), Some("-".to_owned()));
+        while let Some(first) = from.take().filter(|_| unknown.len() < max) {
+            let mut held = HELD.key(&keys.stream);
+            held.arg(&keys.group).arg(&self.member).arg(first).arg(HELD_MAX);
+            let ids: Vec<String> = self.wire.script(held).await?;
+            from = ids.last().filter(|_| ids.len() == HELD_MAX).map(|last| format!("({last}"));
             let known = self.held();
             let is_unknown = |id: &String| id.parse().is_ok_and(|id| !known.knows(id));
-            ids.into_iter().filter(is_unknown).take(max).collect()
-        };
+            let room = max - unknown.len();
+            unknown.extend(ids.into_iter().filter(is_unknown).take(room));
+        }
         if unknown.is_empty() {
             self.lost.store(false, Ordering::Relaxed);
             return Ok(Vec::new());
@@ -249,7 +267,21 @@ impl Site {
         for id in &unknown {
             claim.arg(id);
         }
-        self.incoming(self.bring(claim).await?).await
+        let claimed = self.bring(claim).await?;
+        self.incoming(self.there_of(claimed)).await
+    }
+
+    /// The entries among what was claimed.
+    pub(super) fn there_of(&self, (entries, gone): Claimed) -> Vec<Value> {
+        if gone > 0 {
+            let (queue, key) = (&self.keys.queue, &self.keys.stream);
+            tracing::warn!(
+                %queue, %key, count = gone,
+                "somebody has deleted messages from the stream, or trimmed it, while they waited for their time \
+                 or for another member: they are lost"
+            );
+        }
+        entries
     }
 
     /// Runs a script that returns entries, which may be long.
@@ -284,7 +316,7 @@ impl Site {
 
     /// Makes the groups again if an answer says that this one is gone, for example because someone
     /// deleted the stream: all groups read what is put from now on. Returns whether it did.
-    async fn mend<T: Sync>(
+    pub(super) async fn mend<T: Sync>(
         &self,
         answer: &Result<T, ConnectorError>,
     ) -> Result<bool, ConnectorError> {
@@ -297,13 +329,15 @@ impl Site {
         Ok(true)
     }
 
-    /// The script that gives back everything that this member holds, and forgets the member.
-    fn give_back(&self) -> ScriptInvocation<'static> {
-        let keys = &self.keys;
-        let mut back = GIVE_BACK.key(&keys.stream);
-        back.key(&keys.delayed).key(keys.alive(self.member.as_bytes()));
-        back.arg(&keys.group).arg(&self.member);
-        back
+    /// Shows that this member is alive, and makes the groups again if they are gone. Who backs off,
+    /// is paused or has no credit reads nothing, and would not hear of it; until the groups are there,
+    /// whoever else reads the stream knows of none that has not had what it removes.
+    async fn beat(&self) -> Result<(), ConnectorError> {
+        let alive = self.say_alive().await;
+        match self.mend(&alive).await? {
+            true => self.say_alive().await,
+            false => alive,
+        }
     }
 
     /// The script that acks these, without outputs.
@@ -377,7 +411,8 @@ impl Site {
         due.key(&keys.delayed).key(&keys.attempts).key(&keys.later);
         due.arg(&keys.group).arg(&self.member).arg(max);
         *self.looked.lock() = Some(Instant::now());
-        let (entries, next_ms): (Vec<Value>, i64) = self.bring(due).await?;
+        let (claimed, next_ms): (Claimed, i64) = self.bring(due).await?;
+        let entries = self.there_of(claimed);
         if !entries.is_empty() {
             // There may be more.
             *self.looked.lock() = None;
@@ -462,27 +497,27 @@ impl Consumer for StreamConsumer {
         if failed.is_empty() {
             return Ok(Acked::default());
         }
-        let receipts: Vec<Receipt> = failed.iter().map(|failed| failed.receipt).collect();
-        let (entries, gone) = self.site.held().ids(&receipts);
-        let standing = failed.iter().filter(|failed| !gone.contains(&failed.receipt));
-        let keys = &self.site.keys;
-        let mut fail = FAIL.key(&keys.stream);
-        fail.key(&keys.delayed).key(&keys.attempts).arg(&keys.group).arg(&self.site.member);
-        for (Failed { receipt, reason, delay }, (_, id)) in standing.zip(&entries) {
-            let attempts = reason.attempts().map_or(-1, i64::from);
-            fail.arg(id.to_string()).arg(receipt.fence);
-            fail.arg(delay.as_millis().to_string()).arg(attempts);
-        }
-        let fail = Arc::new(fail);
-        let mut fenced: Result<Vec<usize>, _> = self.site.wire.script(Arc::clone(&fail)).await;
-        if self.site.mend(&fenced).await? {
-            fenced = self.site.wire.script(Arc::clone(&fail)).await;
-        }
-        let fenced = fenced?;
-        self.site.held().forget(&receipts);
-        // The next read checks for due entries; one that is already waiting ends first.
-        *self.site.looked.lock() = None;
+        let (fail, entries, gone) = self.site.failing(&failed);
+        let fenced = self.site.fail(fail).await?;
+        self.site.held().forget(failed.iter().map(|failed| &failed.receipt));
         Ok([those(&entries, &fenced), gone].concat().into())
+    }
+
+    async fn put_back(&self) -> Result<(), ConnectorError> {
+        let fetch = &mut *self.fetch.lock().await;
+        if let Some(reading) = &mut fetch.reading {
+            let read = reading.await;
+            fetch.reading = None;
+            fetch.ready.extend(read?);
+        }
+        if fetch.ready.is_empty() && !self.site.lost.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        // Instead of a read: if nobody waits for its end, the next read does.
+        let back = Arc::clone(&self.site).put_back(fetch.ready.drain(..).collect());
+        let put_back = fetch.reading.insert(self.site.wire.spawn(back)).await;
+        fetch.reading = None;
+        put_back.map(drop)
     }
 
     async fn lag(&self) -> Result<Lag, ConnectorError> {

@@ -8,7 +8,7 @@ use brigade_core::connector::ConnectorError;
 use redis::cmd;
 
 use super::connector::Keys;
-use super::scripts::NEEDS;
+use super::lua::NEEDS;
 use crate::failure::Failure;
 use crate::output::MAY;
 use crate::script::Script;

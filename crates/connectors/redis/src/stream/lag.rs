@@ -5,8 +5,8 @@ use std::sync::{Arc, LazyLock};
 use brigade_core::connector::{ConnectorError, Lag};
 
 use super::connector::Keys;
+use super::lua::{NEEDS, NOW};
 use super::retention::Retention;
-use super::scripts::{NEEDS, NOW};
 use crate::script::Script;
 use crate::wire::Wire;
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use brigade_core::connector::{ConnectorError, Incoming};
 use redis::{Value, cmd};
 
-use super::consumer::Site;
+use super::consumer::{Claimed, Site};
 use super::process::{self, Process};
 use super::scripts::{ALIVE_KEYS, CLAIM_DEAD, CLAIM_IDLE};
 
@@ -26,6 +26,8 @@ const MISSING: Duration = ALIVE;
 const SLACK: Duration = Duration::from_secs(1);
 /// How often to check what others left behind.
 pub(super) const LOOK: Duration = Duration::from_secs(1);
+/// How often to check that what waits for its time has one.
+const LOOK_TIMELESS: Duration = Duration::from_secs(5);
 
 /// What the server says about a member.
 struct Member {
@@ -125,6 +127,9 @@ impl Site {
                 return Ok(found);
             }
         }
+        if members.iter().any(|member| member.name == DELAYED.as_bytes() && member.pending > 0) {
+            self.look_for_timeless().await?;
+        }
         self.missing.lock().retain(|name, _| members.iter().any(|member| member.name == *name));
         let others = |member: &Member| {
             member.name != self.member.as_bytes() && member.name != DELAYED.as_bytes()
@@ -133,18 +138,33 @@ impl Site {
         let (ours, strangers): (Vec<Member>, Vec<Member>) =
             members.into_iter().filter(others).partition(is_ours);
         for (name, sign) in self.dead(ours).await? {
-            let entries = self.claim_dead(&name, sign.as_deref(), max).await?;
+            let claimed = self.claim_dead(&name, sign.as_deref(), max).await?;
+            let entries = self.there_of(claimed);
             if !entries.is_empty() {
                 return self.taken_over(&name, "is dead", entries).await;
             }
         }
         for Member { name, .. } in strangers.into_iter().filter(|member| member.pending > 0) {
-            let entries = self.claim_idle(&name, max).await?;
+            let claimed = self.claim_idle(&name, max).await?;
+            let entries = self.there_of(claimed);
             if !entries.is_empty() {
                 return self.taken_over(&name, "held it for too long", entries).await;
             }
         }
         Ok(Vec::new())
+    }
+
+    /// Now and then makes what waits without a time come: somebody has deleted the times, or the
+    /// server evicted them.
+    async fn look_for_timeless(&self) -> Result<(), ConnectorError> {
+        {
+            let mut looked = self.looked_timeless.lock();
+            if looked.elapsed() < LOOK_TIMELESS {
+                return Ok(());
+            }
+            *looked = Instant::now();
+        }
+        self.find_timeless().await
     }
 
     async fn taken_over(
@@ -202,7 +222,7 @@ impl Site {
         name: &[u8],
         sign: Option<&str>,
         max: usize,
-    ) -> Result<Vec<Value>, ConnectorError> {
+    ) -> Result<Claimed, ConnectorError> {
         let keys = &self.keys;
         let mut claim = CLAIM_DEAD.key(&keys.stream);
         claim.key(&keys.attempts).key(keys.alive(name));
@@ -210,7 +230,7 @@ impl Site {
         self.bring(claim).await
     }
 
-    async fn claim_idle(&self, name: &[u8], max: usize) -> Result<Vec<Value>, ConnectorError> {
+    async fn claim_idle(&self, name: &[u8], max: usize) -> Result<Claimed, ConnectorError> {
         let keys = &self.keys;
         let mut claim = CLAIM_IDLE.key(&keys.stream);
         claim.key(&keys.attempts).arg(&keys.group).arg(&self.member).arg(name).arg(max);

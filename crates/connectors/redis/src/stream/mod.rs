@@ -26,12 +26,15 @@
 //! one too many.
 
 mod admin;
+mod admin_scripts;
+mod back;
 mod connector;
 mod consumer;
 mod entry;
 mod groups;
 mod held;
 mod lag;
+mod lua;
 mod members;
 mod process;
 mod producer;

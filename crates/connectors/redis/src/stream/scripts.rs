@@ -2,140 +2,9 @@
 
 use std::sync::LazyLock;
 
+use super::lua::{CLAIM, DELAY, FORGET, NEEDS, NOW, PAST, STANDS};
 use crate::output::{MANY, MAY, PUT};
 use crate::script::Script;
-
-/// Shared by scripts that claim: entries with how often they were handed out and their attempts. An
-/// entry that was deleted while it was pending is forgotten: nobody could resolve it.
-const CLAIM: &str = "
-local function claim(stream, attempts, group, me, ids)
-  local claimed = {}
-  for _, id in ipairs(ids) do
-    local got = redis.call('XCLAIM', stream, group, me, 0, id)
-    if got[1] then
-      local pending = redis.call('XPENDING', stream, group, id, id, 1)
-      local kept = redis.call('HGET', attempts, id)
-      claimed[#claimed + 1] = {id, got[1][2], pending[1][4], kept or ''}
-    else
-      -- Before Redis 7 it is pending with who claimed it.
-      redis.call('XACK', stream, group, id)
-      redis.call('HDEL', attempts, id)
-    end
-  end
-  return claimed
-end
-";
-
-/// Forgets a member that holds nothing, along with its alive key.
-const FORGET: &str = "
-local function forget(stream, group, member, alive)
-  redis.call('DEL', alive)
-  local gone = redis.pcall('XGROUP', 'DELCONSUMER', stream, group, member)
-  -- Before Redis 7 it is refused where there is no room: the member stays, and does no harm.
-  if type(gone) == 'table' and gone.err and not string.find(gone.err, '^%-?OOM ') then
-    redis.call('XGROUP', 'DELCONSUMER', stream, group, member)
-  end
-end
-";
-
-/// What scripts check: whether a delivery still stands.
-const STANDS: &str = "
-local function stands(stream, group, me, id, fence)
-  local pending = redis.call('XPENDING', stream, group, id, id, 1)
-  return pending[1] and pending[1][2] == me and pending[1][4] == tonumber(fence)
-end
-";
-
-/// Makes an entry wait for its time, with the member `~delayed`. Needs [`MAY`].
-const DELAY: &str = "
--- What would fail if the key had another type, or a right were missing, fails here.
-local function may_delay(stream, delayed, group)
-  redis.call('ZCARD', delayed)
-  may({{'XCLAIM', stream, group, '~delayed', '0', '0-0', 'JUSTID'}, {'ZADD', delayed, '0', 'm'}})
-end
--- The time first: an entry of `~delayed` without one nobody would claim.
-local function delay(stream, delayed, group, id, due)
-  redis.call('ZADD', delayed, due, id)
-  redis.call('XCLAIM', stream, group, '~delayed', 0, id, 'JUSTID')
-end
-";
-
-/// The server's time in milliseconds.
-pub(super) const NOW: &str = "
-local function now()
-  local time = redis.call('TIME')
-  return tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
-end
-";
-
-/// Which id comes first, and which entries a group still needs.
-pub(super) const NEEDS: &str = "
--- As texts: a number here has 53 bits, of an id's 64.
-local function less(a, b)
-  if #a ~= #b then return #a < #b end
-  return a < b
-end
-local function before(a, b)
-  local ams, an = string.match(a, '(%d+)-(%d+)')
-  local bms, bn = string.match(b, '(%d+)-(%d+)')
-  return less(ams, bms) or (ams == bms and less(an, bn))
-end
-local function groups_of(stream)
-  local groups = {}
-  if redis.call('TYPE', stream).ok == 'none' then return groups end
-  for _, group in ipairs(redis.call('XINFO', 'GROUPS', stream)) do
-    local kept = {}
-    for i = 1, #group, 2 do kept[group[i]] = group[i + 1] end
-    groups[#groups + 1] = kept
-  end
-  return groups
-end
--- No entry before this one is pending or not delivered.
-local function needs(stream, group)
-  local first = group['last-delivered-id']
-  if group['pending'] > 0 then
-    -- A group that was set back has both.
-    local pending = redis.call('XPENDING', stream, group['name'])[2]
-    if before(pending, first) then first = pending end
-  end
-  return first
-end
-";
-
-/// Removes entries that every group is past, a bounded number each time: all of them or, for a
-/// stream with a retention, those that are too many or too old. `ARGV[from]` to `ARGV[to]` are
-/// groups that must exist: one that is missing, for example because someone deleted the stream, has
-/// received nothing yet, so nothing is removed and the result is 0; otherwise it is 1. Needs
-/// [`NOW`] and [`NEEDS`].
-const PAST: &str = "
-local function trim(stream, messages, age, from, to)
-  local first, there = nil, {}
-  for _, group in ipairs(groups_of(stream)) do
-    there[group['name']] = true
-    local needed = needs(stream, group)
-    if not first or before(needed, first) then first = needed end
-  end
-  for i = from, to do
-    if not there[ARGV[i]] then return 0 end
-  end
-  if messages < 0 and age < 0 then
-    if first then redis.call('XTRIM', stream, 'MINID', '~', first) end
-    return 1
-  end
-  first = first or '18446744073709551615-18446744073709551615'
-  if messages >= 0 then
-    -- The limit is the number that may go.
-    local more = math.min(redis.call('XLEN', stream) - messages, 10000)
-    if more > 0 then redis.call('XTRIM', stream, 'MINID', '~', first, 'LIMIT', more) end
-  end
-  if age >= 0 then
-    local oldest = string.format('%.0f', math.max(now() - age, 0)) .. '-0'
-    if before(first, oldest) then oldest = first end
-    redis.call('XTRIM', stream, 'MINID', '~', oldest, 'LIMIT', 10000)
-  end
-  return 1
-end
-";
 
 /// Trims a stream to its retention. KEYS: stream. ARGV: the most entries and the greatest age in
 /// milliseconds, each or -1; with neither there is no retention; then the groups that must exist.
@@ -150,7 +19,7 @@ pub(crate) static TRIM: LazyLock<Script> = LazyLock::new(|| {
 /// Claims what was put back and is due. First moves messages that were put with a delay and are due
 /// to the stream, if the server has room for them: at most a thousand, and no further one once
 /// these have 4 MiB. KEYS: stream, delayed, attempts, later. ARGV: group, member, count. Returns
-/// the entries, and in how many milliseconds the next is due, or -1.
+/// what [`CLAIM`] does, and in how many milliseconds the next is due, or -1.
 pub(crate) static CLAIM_DUE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{CLAIM}{NOW}{MAY}
@@ -184,15 +53,15 @@ pub(crate) static CLAIM_DUE: LazyLock<Script> = LazyLock::new(|| {
           }})
           for _, id in ipairs(due) do
             local pending = redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1)[1]
-            if pending and pending[2] ~= '~delayed' then
-              -- Handed out as new by a group that was made again, or claimed by another program.
-              redis.call('HDEL', KEYS[3], id)
-            else
+            if pending and pending[2] == '~delayed' then
               waiting[#waiting + 1] = id
+            else
+              -- Handed out as new by a group that was made again, or claimed or acked by another program.
+              redis.call('HDEL', KEYS[3], id)
             end
           end
         end
-        local claimed = claim(KEYS[1], KEYS[3], ARGV[1], ARGV[2], waiting)
+        local claimed, gone = claim(KEYS[1], KEYS[3], ARGV[1], ARGV[2], waiting)
         -- Last: what is neither claimed nor here nobody would find.
         if #due > 0 then redis.call('ZREM', KEYS[2], unpack(due)) end
         local wait = -1
@@ -204,7 +73,7 @@ pub(crate) static CLAIM_DUE: LazyLock<Script> = LazyLock::new(|| {
             if wait < 0 or left < wait then wait = left end
           end
         end
-        return {{claimed, wait}}"
+        return {{{{claimed, gone}}, wait}}"
     ))
 });
 
@@ -220,21 +89,21 @@ pub(crate) static ALIVE_KEYS: LazyLock<Script> = LazyLock::new(|| {
 
 /// Claims what a member held that is no longer alive, and forgets it when it holds nothing. KEYS:
 /// stream, attempts, the member's alive key. ARGV: group, member, the dead one, count, the value of
-/// its alive key that is no sign of life, or nothing if it has none. Returns nothing if that value
-/// has changed.
+/// its alive key that is no sign of life, or nothing if it has none. Claims nothing if that value has
+/// changed. Like those below it returns what [`CLAIM`] does.
 pub(crate) static CLAIM_DEAD: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{CLAIM}{FORGET}
         local alive = redis.call('GET', KEYS[3])
-        if (alive or '') ~= ARGV[5] then return {{}} end
+        if (alive or '') ~= ARGV[5] then return {{{{}}, 0}} end
         local held = redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', ARGV[4], ARGV[3])
         if #held == 0 then
           forget(KEYS[1], ARGV[1], ARGV[3], KEYS[3])
-          return {{}}
+          return {{{{}}, 0}}
         end
         local ids = {{}}
         for _, entry in ipairs(held) do ids[#ids + 1] = entry[1] end
-        return claim(KEYS[1], KEYS[2], ARGV[1], ARGV[2], ids)"
+        return {{claim(KEYS[1], KEYS[2], ARGV[1], ARGV[2], ids)}}"
     ))
 });
 
@@ -248,16 +117,16 @@ pub(crate) static CLAIM_IDLE: LazyLock<Script> = LazyLock::new(|| {
           redis.call('XPENDING', KEYS[1], ARGV[1], 'IDLE', ARGV[5], '-', '+', ARGV[4], ARGV[3])
         local ids = {{}}
         for _, entry in ipairs(held) do ids[#ids + 1] = entry[1] end
-        return claim(KEYS[1], KEYS[2], ARGV[1], ARGV[2], ids)"
+        return {{claim(KEYS[1], KEYS[2], ARGV[1], ARGV[2], ids)}}"
     ))
 });
 
-/// Which entries a member holds. KEYS: stream. ARGV: group, member.
+/// Which entries a member holds. KEYS: stream. ARGV: group, member, from which on, how many at most.
 pub(crate) static HELD: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "
         local ids = {}
-        for _, entry in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], '-', '+', 100000, ARGV[2])) do
+        for _, entry in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], '+', ARGV[4], ARGV[2])) do
           ids[#ids + 1] = entry[1]
         end
         return ids",
@@ -275,7 +144,7 @@ pub(crate) static CLAIM_OWN: LazyLock<Script> = LazyLock::new(|| {
           local own = redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1, ARGV[2])
           if own[1] then ids[#ids + 1] = id end
         end
-        return claim(KEYS[1], KEYS[2], ARGV[1], ARGV[2], ids)"
+        return {{claim(KEYS[1], KEYS[2], ARGV[1], ARGV[2], ids)}}"
     ))
 });
 
@@ -339,6 +208,9 @@ pub(crate) static FAIL: LazyLock<Script> = LazyLock::new(|| {
         may_delay(KEYS[1], KEYS[2], ARGV[1])
         redis.call('HGET', KEYS[3], 'f')
         may({{{{'HSET', KEYS[3], 'f', 'v'}}}})
+        -- A full server refuses a script what takes room, but not once it has removed something. What fails has
+        -- to go back all the same: the acks that make room wait for it.
+        redis.call('HDEL', KEYS[3], 'f')
         for i = 3, #ARGV, 4 do
           local id, attempts = ARGV[i], tonumber(ARGV[i + 3])
           if stands(KEYS[1], ARGV[1], ARGV[2], id, ARGV[i + 1]) then
@@ -362,6 +234,8 @@ pub(crate) static GIVE_BACK: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{FORGET}{MAY}{DELAY}
         may_delay(KEYS[1], KEYS[2], ARGV[1])
+        -- A full server refuses a script what takes room, but not once it has removed something.
+        redis.call('XACK', KEYS[1], ARGV[1], '0-0')
         -- All are due, and come in their order on the stream: equal times go by the ids as texts.
         local due = 0
         while true do
@@ -400,72 +274,6 @@ pub(crate) static FIND_TIMELESS: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// The member that works on an entry, in any group. In a group that is not in `own`, entries that
-/// wait for their time count as worked on too.
-const HOLDER: &str = "
-local function holder(stream, groups, own, id)
-  for _, group in ipairs(groups) do
-    local name = group['name']
-    local pending = redis.call('XPENDING', stream, name, id, id, 1)[1]
-    if pending and not (own[name] and pending[2] == '~delayed') then return pending[2] end
-  end
-  return false
-end
-";
-
-/// What is known about an entry apart from its contents. KEYS: stream, attempts of the first group.
-/// ARGV: id, the groups. Returns the member that works on it, if any, how often the first group has
-/// handed it out, and what is kept of its attempts.
-pub(crate) static KNOWN: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(&format!(
-        "{NEEDS}{HOLDER}
-        local there, own, count = groups_of(KEYS[1]), {{}}, 0
-        for g = 2, #ARGV do own[ARGV[g]] = true end
-        for _, group in ipairs(there) do
-          if group['name'] == ARGV[2] then
-            local pending = redis.call('XPENDING', KEYS[1], ARGV[2], ARGV[1], ARGV[1], 1)[1]
-            if pending then count = pending[4] end
-          end
-        end
-        local held = holder(KEYS[1], there, own, ARGV[1])
-        return {{held, count, redis.call('HGET', KEYS[2], ARGV[1])}}"
-    ))
-});
-
-/// Deletes entries that no member of any group works on; in groups other than these, entries that
-/// wait for their time count as worked on too. KEYS: stream, then for each group delayed and
-/// attempts. ARGV: how many groups, their names, then the ids. Returns how many were deleted.
-pub(crate) static DELETE: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(&format!(
-        "{NEEDS}{HOLDER}
-        local there, own = groups_of(KEYS[1]), {{}}
-        local groups, gone = tonumber(ARGV[1]), 0
-        for g = 1, groups do own[ARGV[g + 1]] = true end
-        for i = groups + 2, #ARGV do
-          local id = ARGV[i]
-          if not holder(KEYS[1], there, own, id) then
-            for g = 1, groups do
-              redis.call('XACK', KEYS[1], ARGV[g + 1], id)
-              redis.call('ZREM', KEYS[2 * g], id)
-              redis.call('HDEL', KEYS[2 * g + 1], id)
-            end
-            gone = gone + redis.call('XDEL', KEYS[1], id)
-          end
-        end
-        return gone"
-    ))
-});
-
-/// Forgets messages that were put with a delay. KEYS: later. Returns how many there were.
-pub(crate) static PURGE_LATER: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        "
-        local there = redis.call('ZCARD', KEYS[1])
-        redis.call('DEL', KEYS[1])
-        return there",
-    )
-});
-
 /// Keeps a message for later. KEYS: later. ARGV: delay in milliseconds, something that
 /// distinguishes it from others, then names and values.
 pub(crate) static LATER: LazyLock<Script> = LazyLock::new(|| {
@@ -478,47 +286,15 @@ pub(crate) static LATER: LazyLock<Script> = LazyLock::new(|| {
     ))
 });
 
-/// Entries that at least one of these groups has not acked. KEYS: stream. ARGV: the first id, or
-/// nothing to begin with the first that a group needs; the last id; how many to look at; the
-/// groups. Returns them, and the last id that was looked at.
-pub(crate) static WAITING: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(&format!(
-        "{NEEDS}
-        local first, last, there = nil, {{}}, 0
-        for _, group in ipairs(groups_of(KEYS[1])) do
-          for g = 4, #ARGV do
-            if group['name'] == ARGV[g] then
-              last[ARGV[g]], there = group['last-delivered-id'], there + 1
-              local needed = needs(KEYS[1], group)
-              if not first or before(needed, first) then first = needed end
-            end
-          end
-        end
-        -- A group that is not there has acked nothing.
-        if there < #ARGV - 3 then first = nil end
-        local from = ARGV[1] ~= '' and ARGV[1] or first or '-'
-        local entries = redis.call('XRANGE', KEYS[1], from, ARGV[2], 'COUNT', ARGV[3])
-        local waiting, at = {{}}, ''
-        for _, entry in ipairs(entries) do
-          at = entry[1]
-          local waits = false
-          for g = 4, #ARGV do
-            local group = ARGV[g]
-            waits = waits or not last[group] or before(last[group], at)
-              or redis.call('XPENDING', KEYS[1], group, at, at, 1)[1] ~= nil
-          end
-          if waits then waiting[#waiting + 1] = entry end
-        end
-        return {{waiting, at}}"
-    ))
-});
-
 #[cfg(all(test, feature = "real-redis"))]
 mod tests {
     use brigade_testkit::servers::Redis;
     use redis::Value;
 
     use super::*;
+
+    /// What a script that claims returns.
+    type Claimed = (Vec<(String, Value, u64, String)>, u64);
 
     /// Runs a command as it is typed into `redis-cli`.
     fn ask(server: &mut redis::Connection, command: &str) -> Value {
@@ -543,10 +319,9 @@ mod tests {
         ask("XCLAIM s g other 0 2-1 JUSTID");
         let mut claim = CLAIM_OWN.key("s");
         claim.key("attempts").arg("g").arg("me").arg("1-1").arg("2-1").arg("3-1").arg("4-1");
-        let claimed: Vec<(String, Value, u64, String)> =
-            claim.invoke(&mut server).expect("it runs");
+        let (claimed, gone): Claimed = claim.invoke(&mut server).expect("it runs");
         let ids: Vec<&str> = claimed.iter().map(|(id, ..)| &**id).collect();
-        assert_eq!((ids, claimed[0].2), (vec!["3-1"], 2));
+        assert_eq!((ids, claimed[0].2, gone), (vec!["3-1"], 2, 0));
     }
 
     /// Otherwise nobody else would be answered meanwhile, and the script would hold them all in
@@ -565,36 +340,47 @@ mod tests {
         for moved in [4, 8, 10] {
             let mut due = CLAIM_DUE.key("s");
             due.key("delayed").key("attempts").key("later").arg("g").arg("me").arg(10);
-            let (_, wait): (Vec<Value>, i64) = due.invoke(&mut server).expect("it runs");
+            let (_, wait): (Value, i64) = due.invoke(&mut server).expect("it runs");
             assert_eq!(ask(&mut server, "XLEN s"), Value::Int(moved));
             assert_eq!(wait, if moved < 10 { 0 } else { -1 });
         }
     }
 
-    /// Deleted by someone who knows nothing about attempts.
+    /// Deleted, or trimmed, by someone who knows nothing about attempts.
     #[test]
-    fn of_a_deleted_entry_nothing_is_left_when_it_is_claimed() {
+    fn of_deleted_entries_nothing_is_left_when_they_are_claimed_and_they_are_counted() {
         let server = Redis::start();
         let client = redis::Client::open(server.url()).expect("it is an address");
         let mut server = client.get_connection().expect("it answers");
         for command in [
             "XADD s 1-1 payload x",
             "XADD s 2-1 payload x",
+            "XADD s 3-1 payload x",
+            "XADD s 4-1 payload x",
             "XGROUP CREATE s g 0",
             "XREADGROUP GROUP g other STREAMS s >",
-            "HSET attempts 1-1 1:5 2-1 2:6",
-            "XDEL s 1-1",
+            "HSET attempts 1-1 1:5 2-1 2:6 3-1 1:7 4-1 1:8",
+            "XCLAIM s g ~delayed 0 3-1 4-1 JUSTID",
+            // What is not pending has been resolved.
+            "ZADD delayed 0 3-1 0 4-1 0 0-7",
+            "XTRIM s MINID 2",
+            "XDEL s 3-1",
         ] {
             ask(&mut server, command);
         }
-        let mut claim = CLAIM_IDLE.key("s");
-        claim.key("attempts").arg("g").arg("me").arg("other").arg(10).arg(0);
-        let claimed: Vec<(String, Value, u64, String)> =
-            claim.invoke(&mut server).expect("it runs");
+        let mut idle = CLAIM_IDLE.key("s");
+        idle.key("attempts").arg("g").arg("me").arg("other").arg(10).arg(0);
+        let (claimed, gone): Claimed = idle.invoke(&mut server).expect("it runs");
         let claimed: Vec<_> = claimed.iter().map(|one| (&*one.0, &*one.3)).collect();
-        assert_eq!(claimed, [("2-1", "2:6")]);
-        assert_eq!(ask(&mut server, "HLEN attempts"), Value::Int(1));
-        assert_eq!(ask(&mut server, "XPENDING s g - + 10 other"), Value::Array(Vec::new()));
-        assert_eq!(ask(&mut server, "XPENDING s g 1-1 1-1 10"), Value::Array(Vec::new()));
+        assert_eq!((claimed, gone), (vec![("2-1", "2:6")], 1));
+        let mut due = CLAIM_DUE.key("s");
+        due.key("delayed").key("attempts").key("later").arg("g").arg("me").arg(10);
+        let ((claimed, gone), _): (Claimed, i64) = due.invoke(&mut server).expect("it runs");
+        let claimed: Vec<_> = claimed.iter().map(|one| (&*one.0, &*one.3)).collect();
+        assert_eq!((claimed, gone), (vec![("4-1", "1:8")], 1));
+        assert_eq!(ask(&mut server, "HLEN attempts"), Value::Int(2));
+        for command in ["XPENDING s g - + 10 other", "XPENDING s g - + 10 ~delayed"] {
+            assert_eq!(ask(&mut server, command), Value::Array(Vec::new()));
+        }
     }
 }
