@@ -120,6 +120,9 @@ stages:
     assert_eq!(count("twice"), (None, 100, (80, 10, 10)), "with all that they became");
     assert_eq!(count("sort"), (Some("twice"), 200, (160, 20, 20)));
     assert_eq!(count("last"), (Some("sort"), 160, (160, 0, 0)));
+    let from_queues = |name: &str| stopped.status.stage(name).unwrap().from_queues;
+    let all = brigade::Counts { received: 100, done: 100 };
+    assert_eq!((from_queues("twice"), from_queues("sort")), (all, brigade::Counts::default()));
 }
 
 #[tokio::test]

@@ -228,3 +228,25 @@ async fn a_supervisor_without_a_pipeline_says_what_it_misses() {
     let error = Supervisor::new().start().await.unwrap_err();
     assert_eq!(error.to_string(), "no pipeline to start: `add` one before `start`");
 }
+
+#[tokio::test]
+async fn what_a_stage_cannot_do_now_is_refused_and_changes_nothing() {
+    let world = World::new();
+    let registry = world.registry().component("pass", pass);
+    let running = world.start(YAML, &registry).await;
+    ready(&running).await;
+    let is_refused = |answer: Result<(), CommandError>, why: &str| {
+        let told = answer.unwrap_err().to_string();
+        assert!(told.contains(why), "{told}");
+    };
+    is_refused(running.pause("pas").await, "no stage `pas` here; there are: pass");
+    is_refused(running.scale("pass", 0).await, "stage `pass` may have ");
+    running.stop_stage("pass", None).await.unwrap();
+    let stopped = "stage `pass` is stopped; for this it has to be running";
+    is_refused(running.pause("pass").await, stopped);
+    is_refused(running.drain_stage("pass").await, stopped);
+    is_refused(running.scale("pass", 3).await, stopped);
+    assert_eq!(stage(&running).await.state, StageState::Stopped);
+    running.resume("pass").await.unwrap();
+    ready(&running).await;
+}

@@ -272,7 +272,7 @@ fn a_function_with_the_name_of_a_built_in_component_is_told() {
     let python = "e = Engine(input_queue='a')\n@e.stream_app\ndef log(m): ...";
     let (file, notes) = imported(queues, python);
     assert_eq!(file["stages"]["log"]["component"], "log");
-    assert!(notes.contains("stage `log`: `log` is a component of Brigade's own"), "{notes}");
+    assert!(notes.contains("stage `log`: `log` is made from settings"), "{notes}");
     assert!(!imported(queues, &python.replace("log", "logs")).1.contains("Brigade's own"));
 }
 
@@ -293,6 +293,10 @@ fn a_list_or_a_mapping_alone_is_read_too() {
         assert_eq!(file["queues"], json!({ "main_queue": queue }), "{notes}");
         assert_eq!(notes.contains("`example.plugins.my_plugin.MyPGConsumer`"), queues == list);
     }
+    let named = "queues: { value: { value: main_rsmq_queue, type: rsmq } }";
+    let (file, notes) = imported(named, "e = Engine(input_queue='value')");
+    let queue = json!({ "type": "rsmq", "queue": "main_rsmq_queue" });
+    assert_eq!(file["queues"], json!({ "value": queue }), "{notes}");
 }
 
 /// Volley reads YAML 1.1.

@@ -43,9 +43,9 @@ pub use brigade_macros::Output;
 pub use brigade_memory::{Memory, MemoryState};
 pub use brigade_pipeline as pipeline_file;
 pub use brigade_runtime::{
-    CommandError, Entry, Event, Events, LoadError, OpenState, Outputs, Pipeline, PipelineStatus,
-    PlaceKind, QueueDepth, QueueTimes, Registry, Running, StageState, StageStatus, StartError,
-    Stopped, Supervisor, Times, Unaccounted, Watcher,
+    CommandError, Counts, Entry, Event, Events, LoadError, OpenState, Outputs, Pipeline,
+    PipelineStatus, PlaceKind, QueueDepth, QueueTimes, Registry, Running, StageState, StageStatus,
+    StartError, Stopped, Supervisor, Times, Unaccounted, Watcher,
 };
 
 /// What programs with components usually need.

@@ -61,8 +61,7 @@ impl Progress {
 /// Messages from queues that have come to an outcome, summed over all stages that read them.
 fn done(pipelines: &[PipelineStatus]) -> u64 {
     let stages = pipelines.iter().flat_map(|pipeline| &pipeline.stages);
-    let stages = stages.filter(|stage| stage.fed_by.is_none());
-    stages.map(|s| s.acked + s.filtered + s.dead_lettered + s.discarded).sum()
+    stages.map(|stage| stage.from_queues.done).sum()
 }
 
 /// Outcomes per second.

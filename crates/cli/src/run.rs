@@ -246,8 +246,7 @@ fn summary(pipelines: &[Stopped]) {
     // Standard output may be an output of the pipeline.
     say(&rows.to_string());
     if pipelines.iter().all(|stopped| stopped.status.closes()) {
-        let received = stages().filter(|stage| stage.fed_by.is_none()).map(|stage| stage.received);
-        let received: u64 = received.sum();
+        let received: u64 = stages().map(|stage| stage.from_queues.received).sum();
         say(&format!("the books close: {received} messages received, each has an outcome"));
     }
 }

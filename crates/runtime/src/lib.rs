@@ -38,7 +38,7 @@ pub use events::{Event, Events};
 pub use pipeline::{LoadError, Pipeline, StartError, dead_letter_queue, redrive_queue};
 pub use registry::{OpenState, Registry};
 pub use status::{
-    Outputs, PipelineStatus, PlaceKind, QueueDepth, QueueTimes, StageState, StageStatus, Stopped,
-    Times, Unaccounted,
+    Counts, Outputs, PipelineStatus, PlaceKind, QueueDepth, QueueTimes, StageState, StageStatus,
+    Stopped, Times, Unaccounted,
 };
 pub use supervisor::{CommandError, Running, Supervisor, Watcher};

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use brigade_core::Timestamp;
 use brigade_core::connector::Lag;
-use brigade_core::outcome::Outcome;
+use brigade_core::outcome::{Ledger, Outcome};
 use serde::Serialize;
 
 use crate::clock::now;
@@ -194,6 +194,22 @@ impl PipelineStatus {
     }
 }
 
+/// How many messages came, and how many are done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// Messages that came.
+    pub received: u64,
+    /// Messages that are done, one way or the other: acked, filtered, dead-lettered or discarded.
+    pub done: u64,
+}
+
+impl Counts {
+    fn of(ledger: &Ledger) -> Self {
+        let done = Outcome::DONE.iter().map(|outcome| ledger.get(*outcome)).sum();
+        Self { received: ledger.received(), done }
+    }
+}
+
 /// A stage at one moment. Counts are since the start of this process.
 #[derive(Debug, Clone, Serialize)]
 pub struct StageStatus {
@@ -206,12 +222,14 @@ pub struct StageStatus {
     /// Its workers.
     pub workers: usize,
     /// The stage that feeds it directly, if one does. What came over the direct edge has an outcome
-    /// here as soon as the component is done with it; what came from a queue, when everything that
-    /// became of it is settled.
+    /// here as soon as the component is done with it, whatever becomes of its outputs; what came from
+    /// a queue, when everything that became of it is settled. The counts have both.
     pub fed_by: Option<String>,
+    /// What of the counts is of messages that came from its queues.
+    pub from_queues: Counts,
     /// Messages handed to it.
     pub received: u64,
-    /// Messages done: their outputs are confirmed, or went on over direct edges.
+    /// Messages done.
     pub acked: u64,
     /// Messages done without output, on purpose.
     pub filtered: u64,
@@ -280,6 +298,9 @@ impl StageStatus {
         in_flight: usize,
     ) -> Self {
         let stats = &stage.stats;
+        let count = |outcome| stats.count(outcome);
+        let [acked, filtered, dead_lettered, discarded, requeued, released] =
+            Outcome::ALL.map(count);
         let last = stats.last_message.get();
         let ago = |at: u64| Timestamp(i64::try_from(at).unwrap_or(i64::MAX));
         Self {
@@ -288,14 +309,16 @@ impl StageStatus {
             error,
             workers,
             fed_by: stage.upstream.map(|up| plan.stages[usize::from(up)].name.to_string()),
+            from_queues: Counts::of(&stats.from_queues),
+            // After the outcomes: what has one has been received.
             received: stats.received(),
-            acked: stats.count(Outcome::Acked),
-            filtered: stats.count(Outcome::Filtered),
-            requeued: stats.count(Outcome::Requeued),
-            dead_lettered: stats.count(Outcome::DeadLettered),
+            acked,
+            filtered,
+            requeued,
+            dead_lettered,
             causes: stats.causes.lock().clone(),
-            discarded: stats.count(Outcome::Discarded),
-            released: stats.count(Outcome::Released),
+            discarded,
+            released,
             in_flight: in_flight as u64,
             outputs: outputs(stage, &plan.queues),
             calls: stats.calls.get(),

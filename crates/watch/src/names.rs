@@ -15,7 +15,7 @@ type Count = (&'static str, &'static str, fn(&StageStatus) -> u64);
 /// The counters of a stage.
 const COUNTERS: [Count; 12] = [
     ("brigade_messages_received_total", "Messages handed to the stage.", |s| s.received),
-    ("brigade_messages_acked_total", "Messages done, their outputs confirmed.", |s| s.acked),
+    ("brigade_messages_acked_total", "Messages done.", |s| s.acked),
     ("brigade_messages_filtered_total", "Messages that became nothing on purpose.", |s| s.filtered),
     ("brigade_messages_requeued_total", "Messages put back after a failed attempt.", |s| {
         s.requeued

@@ -117,7 +117,8 @@ fn entries(place: &str, config: &Value) -> anyhow::Result<Vec<(String, Map<Strin
         Value::Object(keys) => Ok(keys.clone()),
         _ => anyhow::bail!("{place}: queue `{alias}`: expected a mapping"),
     };
-    let is_queue = |queue: &Value| queue.get("value").is_some();
+    // A mapping of queues has one that is called `value`, perhaps; what a queue's `value` is, is a text.
+    let is_queue = |queue: &Value| queue.get("value").is_some_and(|value| !value.is_object());
     let alone = match config {
         Value::Array(_) => true,
         Value::Object(queues) => !queues.is_empty() && queues.values().all(is_queue),
@@ -156,12 +157,16 @@ fn stages(
 ) -> anyhow::Result<BTreeMap<String, Value>> {
     let mut stages = BTreeMap::new();
     for engine in &program.engines {
+        let component = name(&engine.name);
+        let key = match queues.contains_key(&component) {
+            true => format!("{component}-stage"),
+            false => component.clone(),
+        };
         let mut known = |alias: &String, role: &str| {
             let queue = queue_of(alias);
             if queue.is_none() {
                 notes.push(format!(
-                    "stage `{}`: its {role} `{alias}` is no queue of the file, or was left out",
-                    engine.name
+                    "stage `{key}`: its {role} `{alias}` is no queue of the file, or was left out"
                 ));
             }
             queue
@@ -175,13 +180,11 @@ fn stages(
             .collect();
         let dead = engine.dead_letters.as_ref();
         let dead = dead.and_then(|dead| known(dead, "dead-letter queue"));
-        let component = name(&engine.name);
-        let own = engine.notes.iter().map(|note| format!("stage `{}`: {note}", engine.name));
-        notes.extend(own);
+        notes.extend(engine.notes.iter().map(|note| format!("stage `{key}`: {note}")));
         if rules.is_built_in(&component) {
             notes.push(format!(
-                "stage `{component}`: `{component}` is a component of Brigade's own, which is taken until \
-                 the program has one of this name, or the stage names another"
+                "stage `{key}`: there is a component `{component}` that is made from settings, which is taken \
+                 until the program has one of this name, or the stage names another"
             ));
         }
         let mut stage = json!({ "component": component, "input": input });
@@ -190,10 +193,6 @@ fn stages(
         }
         if let Some(dead) = dead {
             stage["dead_letter"] = dead.into();
-        }
-        let mut key = name(&engine.name);
-        if queues.contains_key(&key) {
-            key += "-stage";
         }
         anyhow::ensure!(
             stages.insert(key.clone(), stage).is_none(),

@@ -81,12 +81,20 @@ fn whole(number: &Number) -> Option<i128> {
     }
 }
 
-/// A number in a value that is, or was written as, one of more than 64 bits.
+/// The digits that a float keeps, whatever they are.
+const DIGITS: usize = f64::DIGITS as usize;
+
+/// A number in a value that was, as far as can still be seen, written as an integer of more than 64 bits: it
+/// has more digits than a float surely keeps.
 pub(super) fn beyond_64_bits(value: &Value) -> Option<&Number> {
     match value {
         Value::Number(number) => {
             let float = number.as_f64().filter(|_| number.is_f64())?;
-            (float.abs() >= 2_f64.powi(64) || float <= -(2_f64.powi(63))).then_some(number)
+            let beyond = float >= 2_f64.powi(64) || float < -(2_f64.powi(63));
+            let shortest = format!("{float:e}");
+            let digits = shortest.split('e').next().unwrap_or_default();
+            let digits = digits.chars().filter(char::is_ascii_digit).count();
+            (beyond && digits > DIGITS).then_some(number)
         }
         Value::Array(items) => items.iter().find_map(beyond_64_bits),
         Value::Object(keys) => keys.values().find_map(beyond_64_bits),
@@ -160,10 +168,12 @@ mod tests {
     #[test]
     fn a_number_of_more_than_64_bits_is_found() {
         let found = |text: &str| beyond_64_bits(&serde_json::from_str(text).unwrap()).is_some();
-        for text in ["18446744073709551616", "[1,{\"a\":-9223372036854775809}]", "1e25"] {
+        for text in ["18446744073709551616", "[1,{\"a\":-12345678901234567890}]"] {
             assert!(found(text), "{text}");
         }
-        for text in ["18446744073709551615", "-9223372036854775808", "0.5", "1e18", "\"1e25\""] {
+        for text in
+            ["18446744073709551615", "-9223372036854775808", "0.5", "1e18", "6.02e23", "-1.5e300"]
+        {
             assert!(!found(text), "{text}");
         }
     }

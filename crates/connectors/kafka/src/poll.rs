@@ -298,7 +298,10 @@ impl Shared {
     /// Waits a while for room; returns whether there is some.
     fn wait_for_room(&self) -> bool {
         let full = |state: &mut State| Self::is_full(state) && !self.stopping();
-        !self.room.wait_while_for(&mut self.state(), full, NO_ROOM).timed_out()
+        let mut state = self.state();
+        // That the time is over does not say that there is still none.
+        self.room.wait_while_for(&mut state, full, NO_ROOM);
+        !full(&mut state)
     }
 }
 
