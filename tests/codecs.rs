@@ -296,7 +296,7 @@ stages:
 #[tokio::test]
 async fn formats_of_a_schema_are_held_to_in_every_draft() {
     let fits = r#"{"at":"2024-02-29T12:00:00Z","mail":"a@b.example","size":-1}"#;
-    let wrong = [r#"{"at":"yesterday"}"#, r#"{"at":"2024-02-29T12:00:00"}"#, r#"{"mail":"no"}"#];
+    let wrong = [r#"{"at":"yesterday"}"#, r#"{"at":"2024-02-30T12:00:00"}"#, r#"{"mail":"no"}"#];
     for draft in ["draft-07/schema#", "draft/2019-09/schema", "draft/2020-12/schema", ""] {
         let memory = Memory::new();
         let all = [fits].into_iter().chain(wrong);

@@ -272,8 +272,11 @@ fn a_function_with_the_name_of_a_built_in_component_is_told() {
     let python = "e = Engine(input_queue='a')\n@e.stream_app\ndef log(m): ...";
     let (file, notes) = imported(queues, python);
     assert_eq!(file["stages"]["log"]["component"], "log");
-    assert!(notes.contains("stage `log`: `log` is made from settings"), "{notes}");
-    assert!(!imported(queues, &python.replace("log", "logs")).1.contains("Brigade's own"));
+    assert!(
+        notes.contains("stage `log`: there is a component `log` that is made from settings"),
+        "{notes}"
+    );
+    assert!(!imported(queues, &python.replace("log", "logs")).1.contains("made from settings"));
 }
 
 #[test]

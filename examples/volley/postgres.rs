@@ -235,6 +235,10 @@ fn pairs(receipts: impl Iterator<Item = Receipt>) -> (Vec<i64>, Vec<i64>) {
     receipts.map(|receipt| (receipt.position as i64, receipt.fence as i64)).unzip()
 }
 
+fn released(receipt: Receipt) -> Failed {
+    Failed { receipt, reason: FailedReason::Released, delay: Duration::ZERO }
+}
+
 fn incoming(table: &str, row: &Row) -> Incoming {
     let bytes = |name: &str| row.get::<_, Option<Vec<u8>>>(name).map(Into::into);
     let (position, handed_out): (i64, i64) = (row.get("position"), row.get("handed_out"));
@@ -290,6 +294,14 @@ impl TableConsumer {
         for one in taken {
             rows.held.insert(one.receipt.position, one.receipt.fence);
             rows.ready.push_back(one);
+        }
+        Ok(())
+    }
+
+    /// Waits for the rows of a statement that is under way, if one is.
+    async fn end_fetch(&self) -> Result<(), ConnectorError> {
+        if self.fetch.lock().await.is_some() {
+            self.fetch(Want { messages: 1, bytes: 1 }).await?;
         }
         Ok(())
     }
@@ -361,6 +373,14 @@ impl Consumer for TableConsumer {
         Ok(self.fenced(failed.iter().map(|failed| failed.receipt), &done).into())
     }
 
+    async fn put_back(&self) -> Result<(), ConnectorError> {
+        self.end_fetch().await?;
+        // If this is dropped now, or fails, they are visible again when their time is over.
+        let ready = std::mem::take(&mut self.rows().ready);
+        let receipts = ready.into_iter().map(|one| one.receipt);
+        self.on_fail(receipts.map(released).collect()).await.map(drop)
+    }
+
     fn lease(&self) -> Option<Duration> {
         Some(LEASE)
     }
@@ -390,14 +410,9 @@ impl Consumer for TableConsumer {
         if self.closed.swap(true, Ordering::Relaxed) {
             return Ok(());
         }
-        if self.fetch.lock().await.is_some() {
-            self.fetch(Want { messages: 1, bytes: 1 }).await?;
-        }
+        self.end_fetch().await?;
         let rows = std::mem::take(&mut *self.rows());
-        let held = rows.held.into_iter().map(|(position, fence)| {
-            let receipt = Receipt { position, fence };
-            Failed { receipt, reason: FailedReason::Released, delay: Duration::ZERO }
-        });
-        self.on_fail(held.collect()).await.map(drop)
+        let receipts = rows.held.into_iter().map(|(position, fence)| Receipt { position, fence });
+        self.on_fail(receipts.map(released).collect()).await.map(drop)
     }
 }

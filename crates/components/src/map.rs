@@ -80,6 +80,16 @@ impl ComponentFactory for Map {
     }
 }
 
+/// A number with a fraction or an exponent as a queue's `key` has it, in whichever way it was written.
+fn by_value(text: String) -> String {
+    match text.parse::<f64>() {
+        Ok(float) if float.is_finite() && text.contains(['.', 'e', 'E']) => {
+            serde_json::Value::from(float).to_string()
+        }
+        _ => text,
+    }
+}
+
 impl Inline for Mapping {
     fn handle(&mut self, parsed: Option<Parsed>, cx: &Context) -> Result<Emit, HandleError> {
         let (mut emit, mut bytes) = (Emit::none(), 0);
@@ -95,7 +105,7 @@ impl Inline for Mapping {
                 let key = key.run(value)?.into_iter().next().and_then(|key| match key {
                     jaq_json::Val::Null => None,
                     jaq_json::Val::TStr(text) => Some(text.to_vec().into()),
-                    other => Some(other.to_string().into()),
+                    other => Some(by_value(other.to_string()).into()),
                 });
                 output = output.with_key(key);
             }

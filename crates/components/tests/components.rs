@@ -107,6 +107,15 @@ async fn map_writes_what_it_computes_as_jq_and_what_passes_as_it_came() {
     let input = Message::new("{\"n\":10}");
     let emit = run(map.as_mut(), input.clone()).await.unwrap();
     assert_eq!(emit.outputs()[0].message(&input, None).key.as_deref(), Some(&b"5"[..]));
+    let mut keyed = build(json!({ "map": { "jq": ".", "key": ".n" } }), &["o"]).unwrap();
+    for (written, key) in
+        [("1.50", "1.5"), ("1.5", "1.5"), ("1e3", "1000.0"), ("1000.0", "1000.0"), ("7", "7")]
+    {
+        let input = Message::new(format!("{{\"n\":{written}}}"));
+        let emit = run(keyed.as_mut(), input.clone()).await.unwrap();
+        let made = emit.outputs()[0].message(&input, None).key;
+        assert_eq!(made.as_deref(), Some(key.as_bytes()), "{written}");
+    }
     let told = answers(json!({ "filter": ".n / 2" }), &["o"], "{\"n\":10}").await.unwrap_err();
     assert!(told.ends_with("expected true or false, found 5"), "{told}");
 }

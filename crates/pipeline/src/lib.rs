@@ -22,6 +22,7 @@ mod layers;
 mod lint;
 mod load;
 mod node;
+mod payload_schema;
 mod schema;
 mod topology;
 
@@ -33,7 +34,8 @@ pub use format::Format;
 pub use graph::GraphFormat;
 pub use load::{Catalog, CatalogComponent, Loaded, Overrides, load_str, read};
 pub use node::Origin;
-pub use schema::{json_schema, payload_validator};
+pub use payload_schema::payload_validator;
+pub use schema::json_schema;
 pub use topology::{
     Batch, ComponentChoice, Expire, Inputs, MaxInFlight, Queue, Stage, Throttle, Topology,
 };

@@ -1,8 +1,8 @@
 //! The JSON Schema of pipeline files, generated from the Rust types, and validation of files
 //! against it.
 
+use jsonschema::ValidationError;
 use jsonschema::error::{TypeKind, ValidationErrorKind};
-use jsonschema::{ValidationError, Validator};
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
@@ -38,17 +38,6 @@ pub fn json_schema(catalog: &dyn Catalog) -> Value {
     let stage = &mut schema["properties"]["stages"]["additionalProperties"]["properties"];
     stage["component"]["anyOf"] = json!([names, settings]);
     schema
-}
-
-/// Checks payloads against a queue's `schema`. It asserts formats in all drafts, also in those where
-/// they are only notes by default: a type's generated schema has them because the type refuses what
-/// does not fit. Formats that the draft does not know say nothing.
-///
-/// # Errors
-/// It is no JSON Schema.
-#[doc(hidden)]
-pub fn payload_validator(schema: &Value) -> Result<Validator, ValidationError<'static>> {
-    jsonschema::options().should_validate_formats(true).build(schema)
 }
 
 /// The schema of the file as a whole; queues are validated against schemas of their own.

@@ -16,7 +16,8 @@ use crate::diagnostic::{Findings, Severity, did_you_mean};
 use crate::file::{QueueKeys, SchemaChoice};
 use crate::load::{Catalog, beside};
 use crate::node::Node;
-use crate::schema::{newly_named, payload_validator, queue_schema, validate};
+use crate::payload_schema::payload_validator;
+use crate::schema::{newly_named, queue_schema, validate};
 use crate::topology::Queue;
 
 /// The common keys, which are not the connector's.
