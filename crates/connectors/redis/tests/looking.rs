@@ -11,7 +11,7 @@ mod common;
 use brigade_core::connector::{Connector, QueueSpec};
 use brigade_redis::{RedisStreams, Rsmq};
 use brigade_testkit::servers::Redis;
-use common::{again, ask, calls, connect, env, numbered, open, queue};
+use common::{again, ask, calls, connect, env, numbered, open, queue, sent};
 use serde_json::json;
 
 #[tokio::test]
@@ -135,13 +135,6 @@ async fn what_waits_is_counted_though_some_was_deleted_unread() {
             assert_eq!(status.lag.ready, Some(4), "{}", status.group);
         }
     }
-}
-
-/// How many bytes a server has sent.
-fn sent(beside: &mut redis::Connection) -> u64 {
-    let stats: String = ask(beside, "INFO stats");
-    let line = stats.lines().find_map(|line| line.strip_prefix("total_net_output_bytes:"));
-    line.unwrap().parse().unwrap()
 }
 
 /// Over a slow link the others would not come in time.
