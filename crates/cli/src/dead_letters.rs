@@ -76,6 +76,8 @@ struct Letters {
 
 /// How many are inspected and sent back at once.
 const BATCH: u64 = 500;
+/// How many dead letters to fetch at once where only some of them are listed.
+const FEW: u64 = 50;
 /// How often it is checked whether another command is done.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -250,7 +252,9 @@ async fn list(letters: &[Letters], limit: u64) -> anyhow::Result<()> {
     for letters in letters {
         let (mut looked_at, mut listed) = (0, 0);
         while listed < limit {
-            let batch = letters.queue.peek(looked_at, BATCH).await?;
+            // Whole letters, which may be long: no more of them than it takes, unless few are meant.
+            let more = (limit - listed).max(looked_at.min(FEW));
+            let batch = letters.queue.peek(looked_at, more.min(BATCH)).await?;
             if batch.is_empty() {
                 break;
             }

@@ -11,7 +11,7 @@ mod common;
 use brigade_core::connector::{Connector, QueueSpec};
 use brigade_redis::{RedisStreams, Rsmq};
 use brigade_testkit::servers::Redis;
-use common::{again, ask, connect, env, numbered, open, queue};
+use common::{again, ask, calls, connect, env, numbered, open, queue, sent};
 use serde_json::json;
 
 #[tokio::test]
@@ -137,13 +137,6 @@ async fn what_waits_is_counted_though_some_was_deleted_unread() {
     }
 }
 
-/// How many bytes a server has sent.
-fn sent(beside: &mut redis::Connection) -> u64 {
-    let stats: String = ask(beside, "INFO stats");
-    let line = stats.lines().find_map(|line| line.strip_prefix("total_net_output_bytes:"));
-    line.unwrap().parse().unwrap()
-}
-
 /// Over a slow link the others would not come in time.
 #[tokio::test]
 async fn of_long_messages_only_those_are_brought_that_are_looked_at() {
@@ -175,4 +168,25 @@ async fn of_long_messages_only_those_are_brought_that_are_looked_at() {
     assert!(brought < MIB, "none was looked at: {brought} bytes");
     assert_eq!(ask::<u64>(&mut other, "XLEN s"), 0);
     drop(consumer);
+}
+
+/// With a retention, or where several groups read a stream, what is done stays.
+#[tokio::test]
+async fn few_requests_pass_over_many_messages_that_are_done() {
+    let server = Redis::start();
+    let mut other = connect(&server);
+    ask::<()>(&mut other, "XGROUP CREATE s shop 0 MKSTREAM");
+    for n in 1..=2000 {
+        ask::<String>(&mut other, &format!("XADD s {n}-0 payload {n}"));
+    }
+    ask::<redis::Value>(&mut other, "XREADGROUP GROUP shop m COUNT 2000 STREAMS s >");
+    let done: Vec<String> = (2..=2000).map(|n| format!("{n}-0")).collect();
+    ask::<u64>(&mut other, &format!("XACK s shop {}", done.join(" ")));
+    let settings = json!({ "url": server.url(), "retention": { "messages": 5000 } });
+    let queue = QueueSpec { groups: vec!["".into()], ..queue("s", settings) };
+    let admin = again(async || RedisStreams.admin(&queue, &env()).await).await;
+    let before = calls(&mut other, "evalsha");
+    assert_eq!(admin.peek(0, 2).await.unwrap().len(), 1);
+    let asked = calls(&mut other, "evalsha") - before;
+    assert!(asked < 15, "{asked} scripts for 2000 messages");
 }

@@ -63,8 +63,8 @@ pub(crate) struct Settings {
     #[serde(default)]
     realtime: bool,
     /// A message that is handed out again more often than this without an outcome becomes a dead
-    /// letter of the kind `crash`: it may be what crashes the process that handles it. Stops and
-    /// lost connections count too.
+    /// letter of the kind `crash`: it may be what crashes the process that handles it. Stops,
+    /// lost connections and pauses count too.
     #[serde(default = "crate::redeliveries::default_max")]
     max_redeliveries: u32,
 }

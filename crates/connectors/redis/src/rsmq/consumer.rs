@@ -28,7 +28,7 @@ const LISTEN_AGAIN: Duration = Duration::from_secs(1);
 /// Receives messages of an RSMQ queue.
 pub(crate) struct RsmqConsumer {
     received: Arc<Received>,
-    /// A receive that outlives the call that started it.
+    /// A receive, or a putting back, that outlives the call that started it.
     fetch: tokio::sync::Mutex<Option<Task<Fetched>>>,
     woken: Arc<Notify>,
     /// Keeps what is received hidden from others, until this is taken away.
@@ -182,7 +182,11 @@ impl Consumer for RsmqConsumer {
             *fetch = None;
             fetched?;
         }
-        self.site().wire.spawn(Arc::clone(&self.received).put_back()).await
+        // Instead of a receive: if nobody waits for its end, the next receive does.
+        let back = self.site().wire.spawn(Arc::clone(&self.received).put_back());
+        let put_back = fetch.insert(back).await;
+        *fetch = None;
+        put_back.map(drop)
     }
 
     async fn lag(&self) -> Result<Lag, ConnectorError> {

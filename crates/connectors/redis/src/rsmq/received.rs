@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use redis::ScriptInvocation;
 
 use super::connector::Site;
-use super::scripts::{FORGET, HIDE, RECEIVE};
+use super::scripts::{FORGET, HIDE, PUT_BACK, RECEIVE};
 use crate::failure::Failure;
 use crate::pace::Paced;
 use crate::server::ANSWER_MAX;
@@ -221,22 +221,31 @@ impl Received {
         all.map(|(_, Hidden { id, fence, .. })| (id, fence, Duration::ZERO, -1)).collect()
     }
 
-    /// Makes visible again what is not handed out. If nobody waits for the end of this any more,
-    /// that becomes visible when the visibility timeout is over.
-    pub(super) async fn put_back(self: Arc<Self>) -> Result<(), ConnectorError> {
+    /// Makes visible again what is not handed out. Like a receive, but it brings nothing.
+    pub(super) async fn put_back(self: Arc<Self>) -> Fetched {
         let _turn = self.hiding.lock().await;
         let mut ready = std::mem::take(&mut self.held.lock().ready);
-        let receipts: Vec<Receipt> = ready.iter().map(|one| one.receipt).collect();
         // Forgotten before the script is sent, so that nothing renews it.
-        let forgotten = self.forget(&receipts);
-        let back = |(_, one): &(u64, Hidden)| (one.id.clone(), one.fence, Duration::ZERO, -1);
-        let back: Vec<Hide> = forgotten.iter().map(back).collect();
-        let hidden = self.hide_in_turn(&back).await;
-        if hidden.is_err() {
+        let forgotten = self.forget(ready.iter().map(|one| &one.receipt));
+        let sent = |one: &Incoming| Some((one.receipt.position, one.enqueued_at?.0.to_string()));
+        let sent: HashMap<u64, String> = ready.iter().filter_map(sent).collect();
+        let mut done = Ok(0);
+        for part in forgotten.chunks(SCRIPT_MAX) {
+            let mut back = PUT_BACK.key(&self.site.messages);
+            back.key(&self.site.hash).key(&self.site.attempts);
+            for (position, Hidden { id, fence, .. }) in part {
+                back.arg(id).arg(fence).arg(sent.get(position).map_or("", String::as_str));
+            }
+            done = self.site.wire.script::<u64>(back).await;
+            if done.is_err() {
+                break;
+            }
+        }
+        if done.is_err() {
             self.remember(forgotten);
             self.held.lock().ready.append(&mut ready);
         }
-        hidden.map(drop)
+        done.map(|_| None)
     }
 
     /// Waits for a receive under way, at most as long as an answer may take; what a slower one

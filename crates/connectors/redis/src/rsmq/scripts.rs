@@ -169,6 +169,27 @@ pub(crate) static HIDE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
+/// Makes visible again what still stands and nobody was handed. The receive count stays: it is what
+/// tells this receiver from the next. KEYS: messages, hash, attempts. ARGV: for each message id,
+/// receive count, when it was sent in milliseconds, or nothing if its id does not tell.
+pub(crate) static PUT_BACK: LazyLock<Script> = LazyLock::new(|| {
+    script(
+        &[NOW, STANDS],
+        "
+        -- A full server refuses a script what takes room, but not once it has removed something.
+        redis.call('HDEL', KEYS[3], 'f')
+        for i = 1, #ARGV, 3 do
+          local id = ARGV[i]
+          if stands(id, ARGV[i + 1]) then
+            -- Not behind what was sent later.
+            local from = math.min(tonumber(ARGV[i + 2]) or now, now)
+            redis.call('ZADD', KEYS[1], string.format('%.0f', from), id)
+          end
+        end
+        return 1",
+    )
+});
+
 /// Forgets the attempts of messages that other clients have deleted, checking a few each time.
 /// KEYS: messages, attempts. ARGV: where to begin: what the last call returned, at first 0.
 pub(crate) static FORGET: LazyLock<Script> = LazyLock::new(|| {

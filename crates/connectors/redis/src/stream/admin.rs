@@ -57,8 +57,8 @@ impl StreamAdmin {
         &self.groups[0].1
     }
 
-    /// Which of some entries wait for one of the groups, and the last entry that was looked at, of
-    /// `max` at most.
+    /// Which of some entries wait for one of the groups, `max` at most, and the last entry that was
+    /// looked at.
     async fn waiting(
         &self,
         from: &str,
@@ -77,7 +77,7 @@ impl StreamAdmin {
         max: usize,
     ) -> Result<(Vec<Listed>, Option<EntryId>), ConnectorError> {
         let mut list = LIST.key(&self.keys().stream);
-        list.arg(from).arg(to).arg(max);
+        list.arg(from).arg(to).arg(BATCH).arg(max);
         for (_, keys) in groups {
             list.arg(&keys.group);
         }

@@ -74,14 +74,14 @@ pub(crate) static PURGE_LATER: LazyLock<Script> = LazyLock::new(|| {
 
 /// Which entries at least one of these groups has not acked; without groups all entries. KEYS:
 /// stream. ARGV: the first id, or nothing to begin with the first that a group needs; the last id;
-/// how many to look at, if they have no more than 4 MiB before the last of them; the groups. Returns
-/// the id of each and its length in bytes, and the last id that was looked at.
+/// how many to look at, if they have no more than 4 MiB before the last of them; how many to return;
+/// the groups. Returns the id of each and its length in bytes, and the last id that was looked at.
 pub(crate) static LIST: LazyLock<Script> = LazyLock::new(|| {
     Script::new(&format!(
         "{NEEDS}
         local first, last, there = nil, {{}}, 0
         for _, group in ipairs(groups_of(KEYS[1])) do
-          for g = 4, #ARGV do
+          for g = 5, #ARGV do
             if group['name'] == ARGV[g] then
               last[ARGV[g]], there = group['last-delivered-id'], there + 1
               local needed = needs(KEYS[1], group)
@@ -90,18 +90,18 @@ pub(crate) static LIST: LazyLock<Script> = LazyLock::new(|| {
           end
         end
         -- A group that is not there has acked nothing.
-        if there < #ARGV - 3 then first = nil end
+        if there < #ARGV - 4 then first = nil end
         local from = ARGV[1] ~= '' and ARGV[1] or first or '-'
         local waiting, at, count, bytes = {{}}, '', 0, 0
-        while count < tonumber(ARGV[3]) and bytes < 4194304 do
+        while count < tonumber(ARGV[3]) and #waiting < tonumber(ARGV[4]) and bytes < 4194304 do
           -- One by one: they may be long, and here they take memory that is beyond `maxmemory`.
           local entry = redis.call('XRANGE', KEYS[1], from, ARGV[2], 'COUNT', 1)[1]
           if not entry then break end
-          local length, waits = 0, #ARGV == 3
+          local length, waits = 0, #ARGV == 4
           for _, text in ipairs(entry[2]) do length = length + #text end
           at, count, bytes = entry[1], count + 1, bytes + length
           from = '(' .. at
-          for g = 4, #ARGV do
+          for g = 5, #ARGV do
             local group = ARGV[g]
             waits = waits or not last[group] or before(last[group], at)
               or redis.call('XPENDING', KEYS[1], group, at, at, 1)[1] ~= nil

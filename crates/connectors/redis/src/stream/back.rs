@@ -1,40 +1,63 @@
 //! Putting back what was read: it failed, was not handed out, or is left when its member stops.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use brigade_core::connector::{ConnectorError, Failed, FailedReason, Incoming, Receipt};
+use brigade_core::connector::{ConnectorError, Failed, Incoming, Receipt};
 use redis::ScriptInvocation;
 
 use super::consumer::{READ_MAX, Site};
 use super::entry::EntryId;
-use super::scripts::{FAIL, GIVE_BACK};
+use super::scripts::{FAIL, GIVE_BACK, PUT_BACK};
 
 impl Site {
     /// Puts back what was read and is not handed out, and what the server believes it has handed to
     /// this member. Like a read, but it brings nothing.
     pub(super) async fn put_back(
         self: Arc<Self>,
-        mut ready: Vec<Incoming>,
+        ready: Vec<Receipt>,
     ) -> Result<Vec<Incoming>, ConnectorError> {
         let _ends = self.reads.lock().await;
-        // Closing gives back everything.
-        while !self.closed.load(Ordering::Relaxed) {
-            if !ready.is_empty() {
-                let failed: Vec<Failed> = ready.iter().map(released).collect();
-                let (fail, _, _) = self.failing(&failed);
-                // What this member still has after an error is found as if it had never arrived.
-                self.held().forget(failed.iter().map(|failed| &failed.receipt));
-                self.lost.store(true, Ordering::Relaxed);
-                self.fail(fail).await?;
-            }
-            if !self.lost.load(Ordering::Relaxed) {
-                break;
-            }
-            ready = self.find_lost(READ_MAX).await?;
+        let mut fresh = HashSet::new();
+        if !ready.is_empty() {
+            let mut held = self.held();
+            let (entries, _) = held.ids(&ready);
+            fresh.extend(entries.into_iter().map(|(receipt, id)| (id, receipt.fence)));
+            // From now on it is found as what never arrived, also by the next read after an error.
+            held.forget(&ready);
+            self.lost.store(true, Ordering::Relaxed);
         }
+        // Closing gives back everything.
+        while self.lost.load(Ordering::Relaxed) && !self.closed.load(Ordering::Relaxed) {
+            let moved = self.move_lost(&fresh).await;
+            // Of a group that was made again this member has nothing.
+            if !self.mend(&moved).await? {
+                moved?;
+            }
+        }
+        // The next read checks for due entries.
+        *self.looked.lock() = None;
         Ok(Vec::new())
+    }
+
+    /// Puts back some of what is not known here, by the ids alone: the entries may be too long to
+    /// come in time. For what came here and nobody was handed it does not count as handing out.
+    async fn move_lost(&self, fresh: &HashSet<(EntryId, u64)>) -> Result<(), ConnectorError> {
+        let lost = self.unknown(READ_MAX).await?;
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let keys = &self.keys;
+        let mut back = PUT_BACK.key(&keys.stream);
+        back.key(&keys.delayed).key(&keys.attempts).arg(&keys.group).arg(&self.member);
+        for (id, fence) in lost {
+            let before = fresh.contains(&(id, fence)).then(|| fence.saturating_sub(1).to_string());
+            back.arg(id.to_string()).arg(fence).arg(before.unwrap_or_default());
+        }
+        let gone = self.wire.script(back).await?;
+        self.tell_gone(gone);
+        Ok(())
     }
 
     /// The script that puts these back, those among them that are known here with their entries,
@@ -80,10 +103,4 @@ impl Site {
         back.arg(&keys.group).arg(&self.member);
         back
     }
-}
-
-/// A message that was not handed out, as one that is given back.
-fn released(incoming: &Incoming) -> Failed {
-    let (receipt, reason) = (incoming.receipt, FailedReason::Released);
-    Failed { receipt, reason, delay: Duration::ZERO }
 }

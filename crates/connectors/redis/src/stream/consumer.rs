@@ -244,28 +244,37 @@ impl Site {
         Ok(())
     }
 
-    /// Claims what the server believes it handed to this member, but never arrived.
-    pub(super) async fn find_lost(&self, max: usize) -> Result<Vec<Incoming>, ConnectorError> {
+    /// What the server believes it handed to this member, but is not known here, with its fences;
+    /// if nothing, nothing is looked for any more.
+    pub(super) async fn unknown(&self, max: usize) -> Result<Vec<(EntryId, u64)>, ConnectorError> {
         let keys = &self.keys;
         let (mut unknown, mut from) = (Vec::new(), Some("-".to_owned()));
         while let Some(first) = from.take().filter(|_| unknown.len() < max) {
             let mut held = HELD.key(&keys.stream);
             held.arg(&keys.group).arg(&self.member).arg(first).arg(HELD_MAX);
-            let ids: Vec<String> = self.wire.script(held).await?;
-            from = ids.last().filter(|_| ids.len() == HELD_MAX).map(|last| format!("({last}"));
+            let all: Vec<(String, u64)> = self.wire.script(held).await?;
+            from = all.last().filter(|_| all.len() == HELD_MAX).map(|(last, _)| format!("({last}"));
             let known = self.held();
-            let is_unknown = |id: &String| id.parse().is_ok_and(|id| !known.knows(id));
+            let all = all.iter().filter_map(|(id, fence)| Some((id.parse().ok()?, *fence)));
             let room = max - unknown.len();
-            unknown.extend(ids.into_iter().filter(is_unknown).take(room));
+            unknown.extend(all.filter(|(id, _)| !known.knows(*id)).take(room));
         }
         if unknown.is_empty() {
             self.lost.store(false, Ordering::Relaxed);
+        }
+        Ok(unknown)
+    }
+
+    /// Claims what the server believes it handed to this member, but never arrived.
+    pub(super) async fn find_lost(&self, max: usize) -> Result<Vec<Incoming>, ConnectorError> {
+        let (keys, unknown) = (&self.keys, self.unknown(max).await?);
+        if unknown.is_empty() {
             return Ok(Vec::new());
         }
         let mut claim = CLAIM_OWN.key(&keys.stream);
         claim.key(&keys.attempts).arg(&keys.group).arg(&self.member);
-        for id in &unknown {
-            claim.arg(id);
+        for (id, _) in &unknown {
+            claim.arg(id.to_string());
         }
         let claimed = self.bring(claim).await?;
         self.incoming(self.there_of(claimed)).await
@@ -273,6 +282,12 @@ impl Site {
 
     /// The entries among what was claimed.
     pub(super) fn there_of(&self, (entries, gone): Claimed) -> Vec<Value> {
+        self.tell_gone(gone);
+        entries
+    }
+
+    /// Tells how many were found to be deleted.
+    pub(super) fn tell_gone(&self, gone: u64) {
         if gone > 0 {
             let (queue, key) = (&self.keys.queue, &self.keys.stream);
             tracing::warn!(
@@ -281,7 +296,6 @@ impl Site {
                  or for another member: they are lost"
             );
         }
-        entries
     }
 
     /// Runs a script that returns entries, which may be long.
@@ -514,7 +528,8 @@ impl Consumer for StreamConsumer {
             return Ok(());
         }
         // Instead of a read: if nobody waits for its end, the next read does.
-        let back = Arc::clone(&self.site).put_back(fetch.ready.drain(..).collect());
+        let ready = fetch.ready.drain(..).map(|incoming| incoming.receipt).collect();
+        let back = Arc::clone(&self.site).put_back(ready);
         let put_back = fetch.reading.insert(self.site.wire.spawn(back)).await;
         fetch.reading = None;
         put_back.map(drop)

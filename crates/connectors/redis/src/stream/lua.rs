@@ -43,7 +43,9 @@ local function stands(stream, group, me, id, fence)
 end
 ";
 
-/// Makes an entry wait for its time, with the member `~delayed`. Needs [`MAY`](crate::output::MAY).
+/// Makes an entry wait for its time, with the member `~delayed`; `count` may be what sets how often
+/// it was handed out. Returns nothing if it was deleted, which servers before Redis 7 do not tell.
+/// Needs [`MAY`](crate::output::MAY).
 pub(super) const DELAY: &str = "
 -- What would fail if the key had another type, or a right were missing, fails here.
 local function may_delay(stream, delayed, group)
@@ -51,9 +53,9 @@ local function may_delay(stream, delayed, group)
   may({{'XCLAIM', stream, group, '~delayed', '0', '0-0', 'JUSTID'}, {'ZADD', delayed, '0', 'm'}})
 end
 -- The time first: an entry of `~delayed` without one nobody would claim.
-local function delay(stream, delayed, group, id, due)
+local function delay(stream, delayed, group, id, due, count)
   redis.call('ZADD', delayed, due, id)
-  redis.call('XCLAIM', stream, group, '~delayed', 0, id, 'JUSTID')
+  return redis.call('XCLAIM', stream, group, '~delayed', 0, id, 'JUSTID', unpack(count or {}))[1]
 end
 ";
 

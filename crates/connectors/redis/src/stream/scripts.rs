@@ -121,13 +121,14 @@ pub(crate) static CLAIM_IDLE: LazyLock<Script> = LazyLock::new(|| {
     ))
 });
 
-/// Which entries a member holds. KEYS: stream. ARGV: group, member, from which on, how many at most.
+/// Which entries a member holds, with their fences. KEYS: stream. ARGV: group, member, from which on,
+/// how many at most.
 pub(crate) static HELD: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "
         local ids = {}
         for _, entry in ipairs(redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], '+', ARGV[4], ARGV[2])) do
-          ids[#ids + 1] = entry[1]
+          ids[#ids + 1] = {entry[1], entry[4]}
         end
         return ids",
     )
@@ -225,6 +226,34 @@ pub(crate) static FAIL: LazyLock<Script> = LazyLock::new(|| {
           end
         end
         return fenced"
+    ))
+});
+
+/// Puts back what this member has and nobody was handed, in its order: by its own time, which its
+/// id tells. KEYS: stream, delayed, attempts. ARGV: group, member, then of each id, fence, and how
+/// often it was handed out before, or nothing to leave that. Returns how many were deleted.
+pub(crate) static PUT_BACK: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(&format!(
+        "{NOW}{STANDS}{MAY}{DELAY}
+        local time, gone = now(), 0
+        may_delay(KEYS[1], KEYS[2], ARGV[1])
+        -- A full server refuses a script what takes room, but not once it has removed something.
+        redis.call('HDEL', KEYS[3], 'f')
+        for i = 3, #ARGV, 3 do
+          local id, before = ARGV[i], ARGV[i + 2]
+          if stands(KEYS[1], ARGV[1], ARGV[2], id, ARGV[i + 1]) then
+            local count = before ~= '' and {{'RETRYCOUNT', before}} or {{}}
+            -- Of one millisecond as many as a number can tell apart.
+            local ms, number = string.match(id, '(%d+)-(%d+)')
+            local own = tonumber(ms) + math.min(tonumber(number), 4095) / 4096
+            if not delay(KEYS[1], KEYS[2], ARGV[1], id, math.min(own, time), count) then
+              redis.call('ZREM', KEYS[2], id)
+              redis.call('HDEL', KEYS[3], id)
+              gone = gone + 1
+            end
+          end
+        end
+        return gone"
     ))
 });
 

@@ -134,3 +134,10 @@ pub(crate) fn calls(connection: &mut Connection, command: &str) -> u64 {
         stats.lines().find_map(|line| line.strip_prefix(&format!("cmdstat_{command}:calls=")));
     line.map_or(0, |rest| rest.split(',').next().unwrap().parse().unwrap())
 }
+
+/// How many bytes a server has sent.
+pub(crate) fn sent(beside: &mut Connection) -> u64 {
+    let stats: String = ask(beside, "INFO stats");
+    let line = stats.lines().find_map(|line| line.strip_prefix("total_net_output_bytes:"));
+    line.unwrap().parse().unwrap()
+}
