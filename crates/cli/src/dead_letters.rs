@@ -76,8 +76,6 @@ struct Letters {
 
 /// How many are inspected and sent back at once.
 const BATCH: u64 = 500;
-/// How many dead letters to fetch at once where only some of them are listed.
-const FEW: u64 = 50;
 /// How often it is checked whether another command is done.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -253,8 +251,8 @@ async fn list(letters: &[Letters], limit: u64) -> anyhow::Result<()> {
         let (mut looked_at, mut listed) = (0, 0);
         while listed < limit {
             // Whole letters, which may be long: no more of them than it takes, unless few are meant.
-            let more = (limit - listed).max(looked_at.min(FEW));
-            let batch = letters.queue.peek(looked_at, more.min(BATCH)).await?;
+            let more = (limit - listed).max(looked_at).min(BATCH);
+            let batch = letters.queue.peek(looked_at, more).await?;
             if batch.is_empty() {
                 break;
             }

@@ -273,12 +273,12 @@ impl Tree {
         }
     }
 
-    /// The status once nothing runs any more. Where something `was_left`, what came to a stage over a
-    /// direct edge may still be in a call that does not end: it has been given back with the message
-    /// that it came from.
-    fn last_status(&self, was_left: bool) -> PipelineStatus {
+    /// The status once nothing runs any more. What came to a stage over a direct edge may still be in
+    /// a call that does not end: it has been given back with the message that it came from. (That
+    /// nothing vanishes on the way, the books of the workers show.)
+    fn last_status(&self) -> PipelineStatus {
         let mut status = self.status();
-        for stage in status.stages.iter_mut().filter(|stage| was_left && stage.fed_by.is_some()) {
+        for stage in status.stages.iter_mut().filter(|stage| stage.fed_by.is_some()) {
             let left = stage.without_outcome();
             stage.released += u64::try_from(left).unwrap_or_default();
         }

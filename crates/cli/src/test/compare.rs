@@ -90,7 +90,7 @@ pub(super) fn beyond_64_bits(value: &Value) -> Option<&Number> {
     match value {
         Value::Number(number) => {
             let float = number.as_f64().filter(|_| number.is_f64())?;
-            let beyond = float >= 2_f64.powi(64) || float < -(2_f64.powi(63));
+            let beyond = float >= 2_f64.powi(64) || float <= -(2_f64.powi(63));
             let shortest = format!("{float:e}");
             let digits = shortest.split('e').next().unwrap_or_default();
             let digits = digits.chars().filter(char::is_ascii_digit).count();

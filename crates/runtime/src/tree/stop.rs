@@ -104,9 +104,7 @@ impl Tree {
 
     /// Last: the lanes end.
     fn end(&mut self, mut stop: Stop) {
-        let mut was_left = stop.given_back > 0;
         for entry in self.open() {
-            was_left = true;
             // Its lane is stuck in a call, or its queue does not answer.
             let (stage, held) =
                 (&self.plan.stages[usize::from(entry.stage)], entry.control.page().held);
@@ -128,14 +126,13 @@ impl Tree {
             if entry.state == StageState::Failed {
                 let name = self.plan.stages[stage].name.to_string();
                 failed.push((name, entry.error.clone().unwrap_or_default()));
-                was_left = true;
             } else {
                 let stage = u16::try_from(stage).expect("stages are numbered with 16 bits");
                 self.set_state(stage, StageState::Stopped, None);
             }
         }
         let stopped = Stopped {
-            status: self.last_status(was_left),
+            status: self.last_status(),
             failed,
             dead_letters: self.plan.dead_letters(),
             given_back: stop.given_back,
